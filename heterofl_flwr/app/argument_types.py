@@ -10,7 +10,7 @@ TABLE_FORMATS = ("table", "csv", "markdown", "latex")
 
 
 def read_path(text: str) -> Path:
-    """Return a path with ``~`` expanded, which shells do not do in ``--out=~/runs``."""
+    """Return the path in which ``~`` is expanded. Shells do not expand it in ``--out=~/runs``."""
     return Path(os.path.expanduser(text))
 
 
@@ -22,7 +22,7 @@ def read_count(text: str) -> int:
 
 
 def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
-    """Return a function that reads positive integers with a separator; its error has the example."""
+    """Return a type of arguments: text such as ``example``, positive integers with ``separator`` between them."""
 
     def read(text: str) -> tuple[int, ...]:
         parts = text.split(separator)

@@ -28,9 +28,9 @@ NAMES = ("tensorboard", "wandb", "mlflow")
 def evaluate_global(
     strategy: FederationStrategy, workload: Workload, folder: RunFolder | None, server_round: int, arrays: ArrayRecord
 ) -> MetricRecord | None:
-    """Return the global model's metrics on the whole test set, without masks; None before the first round.
+    """Return the global model's metrics on the whole test set; None before the first round.
 
-    Its predictions are counted by class in the run's folder.
+    No logits are masked. With a folder, the numbers of predictions by true and predicted class are written there.
     """
     if not server_round:
         return None
@@ -50,7 +50,10 @@ def evaluate_global(
 
 
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
-    """Return the monitor, the recorder of the run's folder, and the callbacks in ``run.callbacks``."""
+    """Return the callbacks of a run: a monitor, a recorder, and those that ``run.callbacks`` names.
+
+    The monitor needs an address in the settings, and the recorder a folder.
+    """
     settings, run = workload.settings, workload.settings.run
     check_names(run.callbacks)
     callbacks: list[RoundCallback] = []
@@ -76,7 +79,6 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _build_callback(name: str, workload: Workload, folder: RunFolder | None) -> RoundCallback:
-    """Return a callback of this package, or a user's callback ``module:name``."""
     if ":" in name:
         return cast("RoundCallback", load_function(name, "run.callbacks")())
     if name == "tensorboard" and folder is not None:

@@ -1,7 +1,7 @@
 """Certificates of a SuperLink and keys of its nodes.
 
-A certificate authority, made for this deployment, signs the SuperLink's certificate, and nodes trust only this
-authority. The authority stays when the SuperLink's certificate is renewed, so nodes need no new file.
+The SuperLink's certificate is signed by a certificate authority that is made for this deployment. Nodes trust only this
+authority. It stays when the SuperLink's certificate is renewed, so nodes need no new file.
 """
 
 import ipaddress
@@ -30,9 +30,10 @@ _BEFORE = timedelta(hours=1)  # validity begins in the past, because clocks of n
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
-    """Write the SuperLink's certificate and key, and the authority's if they do not exist; return the paths.
+    """Write the SuperLink's certificate and key; return the paths of all written files.
 
-    ``hosts`` are the names and addresses by which nodes reach the SuperLink; ``LOOPBACK`` is added.
+    The certificate authority is created if it does not exist. ``hosts`` are the names and addresses by which nodes
+    reach the SuperLink; ``LOOPBACK`` is added.
     """
     ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
     new = not ca_key.exists() and not ca_certificate.exists()
@@ -65,7 +66,10 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Return the paths of a node's two keys; raise ``ConfigError`` for an invalid name or existing keys."""
+    """Return the paths for a new node's private and public key.
+
+    Raise ``ConfigError`` if the name is invalid or a file exists.
+    """
     if not _NAME.fullmatch(name):
         expected = "letters, digits, '.', '_' and '-', which does not end in .key, .crt or .pub"
         raise ConfigError(f"node {name!r}: expected a name of {expected}")

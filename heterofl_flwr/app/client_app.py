@@ -25,7 +25,7 @@ from heterofl_flwr.transport.arrays import read_tensors
 
 
 class CohortApp(ClientApp):
-    """A ClientApp with ``train_cohort``, which a ``LocalGrid`` or ``RayGrid`` calls with several messages."""
+    """A ClientApp whose ``train_cohort`` trains several clients at once; a ``LocalGrid`` or ``RayGrid`` calls it."""
 
     @staticmethod
     def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
@@ -43,7 +43,7 @@ app.query("stages")(answer_stages)
 
 @app.query("moments")
 def moments_query(message: Message, context: Context) -> Message:
-    """Measure the static batch norm moments of this client's training data."""
+    """Measure static batch norm moments on this client's training data, and reply with them."""
     task = AppTask(message, context)
     workload = task.workload
     batches: Iterable[Tensor] = workload.moments_batches(task.data.train, task.seed)
@@ -55,12 +55,11 @@ def moments_query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
-    """Train the slice in the message on this client's data."""
+    """Train the slice in the message on this client's data, and reply with it."""
     return _answer([AppTask(message, context)])[0]
 
 
 def _answer(tasks: Sequence[AppTask]) -> list[Message]:
-    """Train clients, and return their replies."""
     return [
         task.reply(
             model,
@@ -73,7 +72,10 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 
 
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
-    """Train clients, of one rate unless the engine can mix rates; return their models and training results."""
+    """Train clients together; return their models and training results.
+
+    All clients have the same rate, unless the engine can train several rates at once.
+    """
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
@@ -92,7 +94,10 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
 
 
 def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
-    """Return the model of each task on the device. An equal slice in consecutive messages is read once."""
+    """Return the model of each task on the device.
+
+    A slice that consecutive messages share is read once, and its model is copied.
+    """
     models: list[nn.Module] = []
     previous: Mapping[str, Array] = {}
     for task in tasks:
@@ -108,7 +113,7 @@ def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
 
 @app.evaluate()
 def evaluate_message(message: Message, context: Context) -> Message:
-    """Evaluate the models in the message, or this client's personal model."""
+    """Evaluate the models in the message, or this client's personal model, and reply with metrics."""
     task = AppTask(message, context)
     examples = len(task.data.test)
     measure = _evaluate_personal_model if task.workload.personal else _evaluate_sent_models
@@ -118,7 +123,7 @@ def evaluate_message(message: Message, context: Context) -> Message:
 
 
 def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
-    """Evaluate the model of each rate on this client's test data, with and without a mask of absent classes."""
+    """Return the metrics of each rate's model on this client's test data."""
     sent = task.config.get(messages.CLASSES)
     classes = sent if isinstance(sent, list) else task.data.classes
     metrics: dict[str, float] = {}
@@ -130,7 +135,10 @@ def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
 
 
 def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
-    """Evaluate this client's personal model on its own test data, and on the whole test set if the node has it."""
+    """Return the metrics of this client's personal model on the client's test data.
+
+    If the node has the run's data set, the model is evaluated on the whole test set too.
+    """
     workload = task.workload
     model = task.with_own_moments(task.load_model())
     metrics = _evaluate(task, model, task.data.classes)
@@ -145,7 +153,10 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 
 
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
-    """Return the metrics of a model on the test data of a task's client."""
+    """Return the metrics of a model on a client's test data, with and without a mask.
+
+    The mask keeps only the logits of ``classes``.
+    """
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
     kind = workload.settings.fidelity
@@ -161,9 +172,9 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
 
 
 def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics that ``evaluate.metric`` computed.
+    """Return the metrics in ``result``, which the user's function ``evaluate.metric`` returned.
 
-    Raise ``ConfigError`` if ``result`` is not a mapping of names to numbers, or has the name of a metric of this app.
+    Raise ``ConfigError`` if ``result`` is not a mapping from names to numbers, or has the name of a metric in ``ours``.
     """
     try:
         metrics = {str(name): float(value) for name, value in result.items()}  # type: ignore[attr-defined]
@@ -178,7 +189,7 @@ def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, 
 
 @app.train("publish")
 def publish_message(message: Message, context: Context) -> Message:
-    """Train on this client's data, and reply with posteriors on the round's seed examples (FedH2L)."""
+    """Train on this client's data, and reply with class probabilities for the round's seed examples (FedH2L)."""
     task = AppTask(message, context)
     ((model, result),) = _train([task])
     task.keep(model)
@@ -191,7 +202,7 @@ def publish_message(message: Message, context: Context) -> Message:
 
 @app.train("learn")
 def learn_message(message: Message, context: Context) -> Message:
-    """Train on the posteriors of the other clients (FedH2L)."""
+    """Train on the class probabilities that the other clients have sent, and reply with the model (FedH2L)."""
     task = AppTask(message, context)
     workload = task.workload
     record = reading.array_records(message.content).get(messages.POSTERIORS)
@@ -207,7 +218,6 @@ def learn_message(message: Message, context: Context) -> Message:
 
 
 def _load_seed_examples(task: AppTask) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the inputs and labels of the round's seed examples."""
     rows, seeds = task.config.get(messages.SEED_ROWS), task.workload.seeds
     size = len(seeds)
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < size for row in rows):

@@ -1,6 +1,6 @@
 """Write each model of a run into a folder in RUN/exports, in formats that run without this package.
 
-  model.safetensors  the tensors, for the model's own code; batch norm has the statistics that were measured
+  model.safetensors  the tensors, for the model's code; batch norm has measured statistics
   model.pt2          a program of torch.export: runs wherever torch does
   model.onnx         a program for onnxruntime and similar runtimes, without torch; needs heterofl-flwr[export]
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Source(NamedTuple):
-    """The build function, inputs and scores of a run's models."""
+    """Parts of a run that the export needs: functions that build and score a model, its inputs, and a text."""
 
     build: "Build"
     inputs: "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
-    """Return the source of a run of this package's app, from the model and data in its settings."""
+    """Return the ``Source`` for a run of this package's app; its settings name the model and the data."""
     from heterofl_flwr.app.workload import load_workload
     from heterofl_flwr.export.export import BATCH
     from heterofl_flwr.settings.flat import from_stored, to_flat
@@ -131,7 +131,7 @@ def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
-    """Return the source of a run of a user's app, from the functions in ``--model`` and ``--inputs``."""
+    """Return the ``Source`` for a run of a user's app, from the functions in ``--model`` and ``--inputs``."""
     from heterofl_flwr.common.user_code import load_function
     from heterofl_flwr.export.export import BATCH
 
@@ -141,7 +141,10 @@ def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return rate, parameters and metrics of the final models of ``levels``; of all levels if it is empty."""
+    """Return a mapping from level to the facts of its final model: rate, parameters, metrics.
+
+    ``levels`` selects levels; if it is empty, all are returned.
+    """
     from heterofl_flwr.runs.models import model_facts
 
     models = model_facts(folder)
@@ -156,7 +159,7 @@ def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str,
 
 
 def inputs_of(test: "Split", seed: int) -> "Tensor":
-    """Return test examples in the form of the model's inputs."""
+    """Return up to ``COMPARED`` test examples as the model's input; in text some words are hidden."""
     import torch
 
     from heterofl_flwr.core.randomness import derive
@@ -169,7 +172,7 @@ def inputs_of(test: "Split", seed: int) -> "Tensor":
 
 
 def preparation(dataset: "Dataset") -> str:
-    """Return a text on the preparation of a model's inputs, with the names of its classes."""
+    """Return sentences for users of the exported files: how to prepare inputs, and the names of the classes."""
     if dataset.test.reading is not None:
         hidden = dataset.test.reading.hides_as
         return f"Inputs are words by number (the `names` of the data set); {hidden} is a hidden word to predict."

@@ -1,7 +1,6 @@
-"""The command ``heterofl``: parsing its arguments, calling a subcommand, and the exit codes.
+"""The command ``heterofl``: parsing of arguments, calls of subcommands, and exit codes.
 
-All subcommands use the exit codes. The programs in ``simulations`` use ``status_of`` too. Subcommands load torch only
-when they run.
+Subcommands load torch only when they run.
 """
 
 import argparse
@@ -41,11 +40,11 @@ INTERRUPTED = 130
 
 
 def status_of(program: str, work: Callable[[], int | None]) -> int:
-    """Call ``work``, print its error, and return the exit code of the process.
+    """Call ``work``; print its error if it raises one; return an exit code.
 
-    The exit code is that of ``work`` (None counts as 0), or ``MISUSED`` for an error of this package. The name of the
-    program begins each message. Call it around the parsing of arguments too. The text of a ``KeyboardInterrupt``, such
-    as the command to resume, is printed.
+    The exit code is the result of ``work`` (None counts as 0). After an error of this package it is ``MISUSED``, and
+    after a ``KeyboardInterrupt`` it is ``INTERRUPTED``. Each message begins with ``program``. ``work`` should parse the
+    arguments too, so that errors in them are printed in the same way.
     """
     try:
         try:
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the parsed arguments; in commands with ``--set``, words such as ``train.lr=0.05`` count as settings."""
+    """Return the parsed arguments. In commands with ``--set``, words such as ``train.lr=0.05`` are settings."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["sweep"], ["supernode"]):  # the others are Hydra's or Flower's, and --help too
         return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])

@@ -1,4 +1,4 @@
-"""``AppTask``: the task of this package's ClientApp, with data, model and training of a node."""
+"""``AppTask``: a message that this package's ClientApp has to answer, with the node's data and the model."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -33,7 +33,7 @@ Value = TypeVar("Value", int, float, str)
 
 
 class AppTask(Task):
-    """A task of this package's ClientApp, with the data of its node and the model of the run."""
+    """A message that this package's ClientApp has to answer, with the node's data and the run's model."""
 
     def __init__(self, message: Message, context: Context) -> None:
         self.workload = load_workload(context.run_config)
@@ -51,7 +51,7 @@ class AppTask(Task):
 
     @property
     def options(self) -> TrainOptions:
-        """Training options of the settings, with the learning rate and ``proximal_mu`` of the message."""
+        """Training options: those of the settings, with learning rate and ``proximal_mu`` of the message."""
         return replace(
             self.workload.settings.train,
             learning_rate=self.value(messages.LEARNING_RATE, float),
@@ -66,12 +66,15 @@ class AppTask(Task):
 
     @property
     def clients(self) -> int:
-        """Number of clients among which the data are split, from the node config; 0 if it is unknown."""
+        """Number of clients that share the data set, from the node config; 0 if it is unknown."""
         number = read_capability(self.context).get(messages.NUM_PARTITIONS)
         return number if isinstance(number, int) and not self.has_own_data else 0
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield each rate with its model on the device; consecutive messages with equal parameters share the models."""
+        """Yield each rate in the message with its model on the device.
+
+        Consecutive messages with equal parameters share the models.
+        """
         if self.workload.personal:
             yield from ((rate, model.to(self.workload.device)) for rate, model in super().models())
             return
@@ -80,7 +83,7 @@ class AppTask(Task):
             yield rate, model
 
     def build_models(self) -> list[tuple[float, nn.Module]]:
-        """Return all rates of the instruction, each with a new model on the device."""
+        """Return pairs of a rate in the message and a new model of this rate on the device."""
         return [(rate, model.to(self.workload.device)) for rate, model in super().models()]
 
     def load_model(self, like: nn.Module | None = None) -> nn.Module:
@@ -88,7 +91,10 @@ class AppTask(Task):
         return self.model(like).to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the training job of a model on this client's data, masked to its classes if the run masks losses."""
+        """Return the training job of a model on this client's data.
+
+        The loss is masked to the client's classes if the settings say so.
+        """
         data = self.data
         self.penalty_used = True  # the engines add FedProx's penalty (``options``) and the stages' (the job)
         quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
@@ -104,14 +110,21 @@ class AppTask(Task):
         )
 
     def note_steps(self, steps: int) -> None:
-        """Set ``total_step``: the sum of step sizes, with momentum, over ``steps`` steps along a constant gradient."""
+        """Set ``total_step``: how far ``steps`` steps move a parameter with a constant gradient of 1.
+
+        Momentum is included.
+        """
         options, length = self.options, float(steps)
         if beta := options.momentum:
             length = (steps - beta * (1 - beta**steps) / (1 - beta)) / (1 - beta)
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return this client's personal model with static batch norm moments of its training inputs."""
+        """Return a copy of this client's personal model with static batch norm moments.
+
+        The moments are measured on the inputs that the model is trained on. A model without batch norm is returned
+        itself.
+        """
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
@@ -119,7 +132,10 @@ class AppTask(Task):
         return with_static_norm(model, moments)
 
     def trained_batches(self) -> Iterable[Tensor]:
-        """Return batches of the inputs that the personal model is trained on: its data and, in FedH2L, the seed set."""
+        """Return batches of the inputs that the personal model is trained on.
+
+        These are the client's training data and, in FedH2L, also the seed set.
+        """
         workload = self.workload
         batches = workload.moments_batches(self.data.train, self.seed)
         if workload.settings.server.strategy != "fedh2l":
@@ -128,9 +144,9 @@ class AppTask(Task):
 
 
 class _LastModels:
-    """Cache of the models of the latest evaluation message in this process.
+    """Cache of the models in the latest evaluation message of this process.
 
-    It helps because all clients of a round get the same parameters.
+    All clients of a round get the same parameters, so one client's models serve for the next.
     """
 
     def __init__(self) -> None:
@@ -138,7 +154,7 @@ class _LastModels:
         self._models: list[tuple[float, nn.Module]] = []
 
     def of(self, task: AppTask) -> list[tuple[float, nn.Module]]:
-        """Return the models of a task's message, built unless the cache has them."""
+        """Return the models of a task's message, from the cache if the previous message had the same."""
         instruction = task.instruction
         fields = (instruction.kind, instruction.rates, instruction.slice_rule, instruction.window)
         records = reading.array_records(task.message.content)
@@ -159,7 +175,10 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's examples and classes, from the folder ``data-path`` or the node's part of ``data.name``."""
+    """Return a node's examples and classes.
+
+    They are in the folder ``data-path`` of the node config, or else are the node's part of the data set ``data.name``.
+    """
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

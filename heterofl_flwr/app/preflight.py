@@ -16,7 +16,10 @@ from heterofl_flwr.report import RunFolder
 
 
 def check_run(request: Request) -> str:
-    """Check a run of this package's app before it starts; return a sentence if the run has finished already."""
+    """Check a run of this package's app before it starts.
+
+    Return a sentence if the run has finished already, else an empty text.
+    """
     workload, folder = load_workload(request.config), RunFolder(request.out)
     start = find_start(folder, workload.settings)
     if not start.finished:
@@ -56,7 +59,7 @@ def check_task(workload: Workload, clients: int) -> None:
 
 
 def _say_size(workload: Workload, clients: int) -> None:
-    """Print the number of clients in a round, and their mean number of steps."""
+    """Print the number of clients that train in a round, and their mean number of steps."""
     number = workload.settings.asynchronous.size or workload.settings.sample.number(clients, "train")
     steps = workload.steps_each(clients)
     print(f"{number} of {clients} clients train in each round{f', about {steps:.0f} steps each' if steps else ''}")

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_name(text: str) -> str:
-    """Return the name of a data set, a model or a user's function; the function is loaded later."""
+    """Return ``text`` if it is the name of a data set or model, or can be that of a user's function."""
     if text not in PROFILED and ":" not in text:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected 'module:function' or one of {', '.join(PROFILED)}")
     return text
@@ -118,7 +118,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
-    """Return sentences on the price of a mix, with and without training of smaller levels inside a client's model."""
+    """Return sentences with the price of a mix, relative to one federation for each level.
+
+    Multiplications are also stated for clients that train the smaller levels inside their model too.
+    """
     from heterofl_flwr.runs.costs import price
 
     rates = [rate for rate in mix.parts if rate]
@@ -132,7 +135,7 @@ def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]
 
 
 def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
-    """Return the table's row of a mix."""
+    """Return the row of a mix in a table of this style."""
     from heterofl_flwr.core.formatting import count
 
     if style == "csv":
@@ -141,13 +144,19 @@ def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
 
 
 def all_mixes(levels: str) -> list[str]:
-    """Return all mixes of equal shares of some of ``levels``, in the order of the paper's tables."""
+    """Return the names of all mixes in which some of ``levels`` have equal shares.
+
+    They are in the order of the paper's tables.
+    """
     subsets = (subset for size in range(1, len(levels) + 1) for subset in combinations(levels, size))
     return ["-".join(subset) for subset in sorted(subsets, key=lambda subset: (subset[0], len(subset), subset))]
 
 
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
-    """Return the paper's set-up of a data set, or a set-up of a model, with the user's options."""
+    """Return the model for ``name``, a data set or a model, with the shape of its inputs.
+
+    A data set has the model of the paper. ``shape`` and ``options`` are the user's and override the usual values.
+    """
     from heterofl_flwr.nn.models import PAPER, Setup
     from heterofl_flwr.settings.defaults import options_of
     from heterofl_flwr.settings.flat import from_flat
@@ -168,7 +177,7 @@ def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, obj
 
 
 def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) -> "tuple[Build, Tensor]":
-    """Return a user's build function, and a batch of one input."""
+    """Return a user's build function, and a batch of one input of zeros."""
     import torch
 
     from heterofl_flwr.nn.build import called_with_rate, check_build
@@ -183,7 +192,7 @@ def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) 
 def profile_rates(
     name: str, build: "Build", example: "Tensor", rates: Collection[float], device: str
 ) -> "dict[float, Profile]":
-    """Return the profile of the model of each rate."""
+    """Return a mapping from rate to the profile of the model of this rate."""
     import torch
 
     from heterofl_flwr.nn.profile import profile

@@ -1,7 +1,7 @@
 """Train one global model over virtual clients of unequal size, through Flower.
 
-'heterofl settings' lists the keys of all settings. The exit code is 0 only if every round was done, and clients replied
-to the final evaluation, if there was one.
+'heterofl settings' lists the keys of all settings. The exit code is 0 only if every round was done, and if clients
+replied to the final evaluation. A run without evaluation needs only the rounds.
 """
 
 import argparse
@@ -73,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the app; return the exit code: ``FAILED`` if a round was not done, or no client evaluated at the end."""
+    """Run the app and return the exit code.
+
+    It is ``FAILED`` if a round was not done, or if no client replied to the final evaluation.
+    """
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.app import preflight, simulation
     from heterofl_flwr.app.main import FAILED
@@ -109,7 +112,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _resume_command(args: argparse.Namespace, folder: Path, config: Mapping[str, object]) -> str:
-    """Return the command that resumes a run with the same grid and resources."""
     options = [f"--{name}={value}" for name, default in HOW.items() if (value := getattr(args, name)) != default]
     trust = ["--trust"] if named_modules(config.values()) else []
     return shlex.join(["heterofl", "run", "--resume", str(folder), *options, *trust])

@@ -1,4 +1,4 @@
-"""``Request``: the run that a command line describes, with settings, folder, clients and their resources."""
+"""``Request``: a run to start, with settings, folder, clients and their resources, as a command line describes."""
 
 import argparse
 import math
@@ -39,7 +39,7 @@ CLIENT_APP = "heterofl_flwr.app.client_app:app"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A requested run. ``cpus``, ``gpus`` and ``parallel`` apply to clients on Ray."""
+    """A run to start. ``cpus``, ``gpus`` and ``parallel`` only have an effect with ``grid="ray"``."""
 
     config: Mapping[str, Flat]  # all settings of the app
     out: Path  # the run's folder
@@ -54,7 +54,11 @@ class Request:
 
     @property
     def gpu_share(self) -> float:
-        """Fraction of a GPU for each client; by default 1, or less if more clients may run at once than GPUs exist."""
+        """Fraction of a GPU for each client.
+
+        By default it is 1 on a machine with GPUs, or less if ``parallel`` allows more clients at once than there are
+        GPUs.
+        """
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
             return self.gpus or 0.0
@@ -62,9 +66,10 @@ class Request:
 
 
 def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
-    """Return the request for another Flower app, from its ``pyproject.toml``.
+    """Return the request to run another Flower app, as its ``pyproject.toml`` describes it.
 
-    Raise ``ConfigError`` for settings in ``changes`` that the app does not have.
+    ``changes`` are settings that override those of the app, and ``how`` are more fields of the request. Raise
+    ``ConfigError`` if ``changes`` has settings that the app does not have.
     """
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]
@@ -82,9 +87,9 @@ def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
 
 
 def build_request(args: argparse.Namespace) -> Request:
-    """Return the request of a command line; raise ``ConfigError`` if this machine cannot run it.
+    """Return the request that a command line describes; nothing is started or written.
 
-    Nothing is started or written.
+    Raise ``ConfigError`` if the arguments or settings are invalid or contradict each other.
     """
     if args.resume and args.app:
         raise ConfigError(
@@ -126,7 +131,10 @@ def build_request(args: argparse.Namespace) -> Request:
 
 
 def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) -> int:
-    """Return the number of clients: the stored number if the run is resumed, else ``requested``, else ``usual``."""
+    """Return the number of clients.
+
+    A resumed run has the stored number. A new run has ``requested`` clients, by default ``usual``.
+    """
     if not resumes:
         return requested or usual
     has = RunFolder(out).about().get("clients") or requested

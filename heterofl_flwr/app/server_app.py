@@ -1,4 +1,4 @@
-"""The ServerApp for ``flwr run``: a run as the settings describe, with records, checkpoints and a report."""
+"""The ServerApp for ``flwr run``: it runs the strategy that the settings describe, and writes the run's folder."""
 
 import logging
 import math
@@ -70,7 +70,10 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
-    """Run the strategy of a workload's settings on a grid, and return it; with ``run.dir``, write the run's folder."""
+    """Run on a grid the strategy that a workload's settings describe, and return the strategy.
+
+    With the setting ``run.dir``, write the run's folder.
+    """
     give_back_freed_memory()
     folder = RunFolder(workload.settings.run.dir) if workload.settings.run.dir else None
     with nullcontext() if folder is None else folder.lock():
@@ -177,16 +180,17 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The state from which a run starts (None: a new run), or a sentence if the run has finished."""
+    """Start of a run: a checkpoint to resume, or None for a new run. ``finished`` says so if the run has finished."""
 
     state: RunState | None = None
     finished: str = ""
 
 
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:
-    """Return the start of a run in a folder: new, resumed from a checkpoint, or finished. Nothing is written.
+    """Return the start of a run in a folder: a new run, a checkpoint to resume, or a finished run.
 
-    Raise ``ConfigError`` if the run cannot start in the folder, or cannot be resumed with these settings.
+    Nothing is written. Raise ``ConfigError`` if the run cannot start in the folder, or cannot be resumed with these
+    settings.
     """
     if folder is None:
         return Start()
@@ -218,7 +222,10 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
 
 
 def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start, *, simulated: bool) -> None:
-    """Print an upper bound on epsilon after the final round, including earlier releases."""
+    """Print an upper bound on the epsilon of differential privacy after the final round.
+
+    It includes the rounds that a resumed run did earlier.
+    """
     rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
     final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
@@ -227,7 +234,10 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
 def _start_folder(
     folder: RunFolder, workload: Workload, start: Start, strategy: FederationStrategy, clients: int | None
 ) -> None:
-    """Write a run's settings and its clients' class counts into the folder; let the accountant write there too."""
+    """Write the settings and the clients' class counts into the run's folder.
+
+    The privacy accountant stores its releases there too.
+    """
     settings = workload.settings
     about = {
         "title": f"{method_name(settings)} on {settings.data.name}, {settings.mix}",

@@ -1,7 +1,7 @@
 """Print every setting of a run, its value and what it means.
 
-Set them with 'heterofl run --set key=value', or with 'flwr run . --run-config "key=value"'. A value that
-follows from the data set is shown with the word that it replaces, such as 'auto'.
+Set them with 'heterofl run --set key=value', or with 'flwr run . --run-config "key=value"'. The
+default 'auto' is replaced by a value that fits the data set, and both are shown.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_settings(texts: Sequence[str]) -> list[Setting]:
-    """Return all settings; ``texts`` are changed values such as ``train.lr=0.05``."""
+    """Return all settings after changing some; ``texts`` are changes such as ``train.lr=0.05``."""
     # Imported here, because it loads torch, which takes seconds.
     from heterofl_flwr.settings.flat import SPECS, from_flat, read_assignments, to_flat
 

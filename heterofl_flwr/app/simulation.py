@@ -1,4 +1,4 @@
-"""``run_request``: running a ServerApp on a ``LocalGrid`` or ``RayGrid`` from this process."""
+"""``run_request``: run a ServerApp in this process, with its clients on a ``LocalGrid`` or ``RayGrid``."""
 
 import logging
 import math
@@ -50,7 +50,7 @@ class RunError(HeteroFLError):
 def run_request(request: Request, *, log: bool = False) -> None:
     """Run an app until it is finished; raise ``RunError`` if it fails.
 
-    Flower's log is written into the run's folder, and with ``log`` also shown.
+    Flower's log is written into the run's folder. With ``log`` it is also shown.
     """
     path = request.out / LOG
     RunFolder(request.out).refuse_links()
@@ -67,7 +67,6 @@ def run_request(request: Request, *, log: bool = False) -> None:
 
 
 def _load_server(request: Request) -> ServerApp:
-    """Return the ServerApp; for another Flower app, its folder is added to ``sys.path``."""
     if request.app is None:
         return cast("ServerApp", load_function(request.server, "the ServerApp"))
     return cast("ServerApp", load_app(request.server, ConfigError, request.app))
@@ -88,10 +87,10 @@ def _serve(request: Request) -> None:
 
 
 class Checked(Relay):
-    """Grid proxy that checks replies.
+    """Proxy for a grid that checks the replies.
 
     An error reply about lack of memory ends the run, so that the user can resume it with fewer clients at once. The
-    proxy also finds rounds in which all clients failed, because Flower's strategies ignore such failures.
+    proxy also records rounds in which all clients failed, because Flower's strategies ignore such failures.
     """
 
     def __init__(self, grid: QueuedGrid) -> None:
@@ -117,13 +116,17 @@ class Checked(Relay):
         return [self._check(reply, f"call {self._calls}") for reply in replies]
 
     def raise_for_rounds_without_a_result(self) -> None:
-        """Raise ``HeteroFLError`` if in some round all clients failed to train, or all failed to evaluate."""
+        """Raise ``HeteroFLError`` if all clients of a round failed to train, or all failed to evaluate."""
         for call, reasons in self._bad.items():
             if not self._good[call]:
                 raise HeteroFLError(f"in a round all {len(reasons)} clients that were asked failed; {reasons[-1]}")
 
     def _check(self, reply: Message, group: str) -> Message:
-        """Count a reply as a success or failure among the messages of its group and type; return the reply."""
+        """Return a reply after recording whether it is an error.
+
+        Records are kept for each group of messages and each message type. Raise ``OutOfMemoryError`` for lack of
+        memory.
+        """
         call = group, reply.metadata.message_type
         if not reply.has_error():
             self._good[call] += 1
@@ -141,7 +144,7 @@ class Checked(Relay):
 
 
 def _describe(error: Exception) -> str:
-    """Return the text of an error; if another package raised it, with its class and the stack frames."""
+    """Return an error's text; for an error of another package, add its class and the innermost stack frames."""
     if isinstance(error, HeteroFLError):
         return str(error)
     frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:]))
@@ -166,7 +169,7 @@ def open_grid(request: Request) -> QueuedGrid:
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
-    """Return a function of a message that returns the maximum number of clients that train together."""
+    """Return a function from a message to the maximum number of clients that may train together with its client."""
     if request.app is not None:
         return lambda message: 1
     workload = load_workload(request.config)
@@ -181,7 +184,10 @@ def cost(message: Message) -> float:
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings on standard error, except warnings of a round, which the line of the round has."""
+    """Handler that prints warnings on standard error.
+
+    Warnings about a round are left out, because the line that is printed for each round has them.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning."""
@@ -192,7 +198,10 @@ class Warnings(logging.Handler):
 
 @contextmanager
 def _flower_log(file: logging.FileHandler, *, shown: bool) -> Iterator[None]:
-    """Within this context, log Flower and this package to a file; show warnings too, or with ``shown`` all lines."""
+    """Within this context, write the log of Flower and of this package to a file.
+
+    Also show the log on the terminal: everything if ``shown``, else warnings.
+    """
     flower, ours = logging.getLogger("flwr"), logging.getLogger("heterofl_flwr")
     handlers, level, propagate = (flower.handlers, ours.handlers), ours.level, ours.propagate
     flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file, Warnings()]

@@ -19,7 +19,10 @@ SCRIPT = "flower-supernode"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the SuperNode. Its regular end raises ``SystemExit``; if an error ends it, end the process with 1."""
+    """Start the SuperNode in this process.
+
+    It raises ``SystemExit`` when it is stopped. If it ends because of an error, exit with code 1.
+    """
     sys.argv = [SCRIPT, *args.arguments]
     (script,) = entry_points(group="console_scripts", name=SCRIPT)
     script.load()()

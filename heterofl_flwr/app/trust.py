@@ -1,4 +1,4 @@
-"""The option ``--trust``: whether code named in the settings of a run's folder may run.
+"""The option ``--trust``: permission to run code that the settings of an existing run name.
 
 Importing this module does not load torch.
 """
@@ -20,9 +20,9 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Raise ``ConfigError`` if settings of a folder name code, unless ``named`` has it too or ``trusted`` is True.
+    """Raise ``ConfigError`` if stored settings name a user's code that may not run.
 
-    ``named`` are the values in the command line.
+    Code may run if ``trusted`` is True, or if the command line names its module too.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

@@ -1,6 +1,6 @@
-"""``Workload``: data set, partitions and models of a run of this package's app, for the server and the clients.
+"""``Workload``: data set, partitions and models of a run of this package's app.
 
-Each process makes a workload once and caches it, so that a simulation loads data and builds models once.
+The server and the clients use it. It is cached in each process, so a simulation loads data and builds models once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +44,7 @@ AT_ONCE = {"cpu": 50, "cuda": 1000}
 
 
 class NodeData:
-    """Training and test examples of a node, gathered on first use, and the node's classes."""
+    """Training and test examples of a node, which are gathered on first use, and the node's classes."""
 
     def __init__(self, train: Callable[[], Split], test: Callable[[], Split], classes: tuple[int, ...]) -> None:
         self._gather_train, self._gather_test, self.classes = train, test, classes
@@ -61,7 +61,7 @@ class NodeData:
 
 
 class Workload:
-    """The data set, the models and the training of a run, as the settings describe."""
+    """Data set, models and training of a run, as the settings describe them."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.mix = settings, settings.mix
@@ -74,12 +74,18 @@ class Workload:
 
     @cached_property
     def facts(self) -> Facts:
-        """Facts of the data set that determine the model's shape; an unlisted data set is loaded for them."""
+        """Facts of the data set that determine the model's shape.
+
+        For most data sets they are listed in this package; any other data set is loaded to find them.
+        """
         return Facts.find(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
 
     @cached_property
     def terms(self) -> Terms:
-        """Meaning of the data set's values (classes, normalisation), to which a node's own data are aligned."""
+        """Names of the classes and columns, and normalisation of the data set.
+
+        A node's own data are converted so that their values mean the same.
+        """
         name, label = self.settings.data.name, self.settings.data.label
         facts = Facts.find(name, label)
         return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
@@ -90,7 +96,7 @@ class Workload:
         return resolve_device(self.settings.engine.device)
 
     def arithmetic(self, *, training: bool = False) -> AbstractContextManager[None]:
-        """Return the context manager of ``engine.precision``; bfloat16 is used in training only."""
+        """Return a context manager that sets the precision ``engine.precision``. ``bf16`` only affects training."""
         precision = self.settings.engine.precision
         return arithmetic("tf32" if precision == "bf16" and not training else precision, self.device)
 
@@ -106,7 +112,7 @@ class Workload:
 
     @cached_property
     def build(self) -> Build:
-        """Function of a rate that returns the model."""
+        """Function from a rate to a new model."""
         model = self.settings.model.name
         if ":" in model:
             return load_function(model, "model.name")
@@ -117,12 +123,11 @@ class Workload:
 
     @cached_property
     def metric(self) -> Callable[..., Mapping[str, float]] | None:
-        """Function for further metrics on clients (``evaluate.metric``)."""
+        """User's function for more metrics on clients (``evaluate.metric``); None without one."""
         name = self.settings.evaluate.metric
         return load_function(name, "evaluate.metric") if name else None
 
     def _with_depth(self, build: Build) -> Build:
-        """Return a build function that also shrinks the depth, if ``model.shrink`` says so."""
         model, train = self.settings.model, self.settings.train
         levels = read_levels(model.shrink)
         if levels is None:
@@ -138,17 +143,20 @@ class Workload:
 
     @cached_property
     def builds(self) -> Mapping[str, Build]:
-        """Build functions by architecture: a single one, or in FedH2L those of ``distill.models``."""
+        """Dictionary from the name of an architecture to its build function.
+
+        It has one entry, except in FedH2L with ``distill.models``.
+        """
         builds = {name: Workload(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
         return builds or {self.settings.model.name: self.build}
 
     def architecture(self, partition: int) -> str:
-        """Return the name of a client's architecture; architectures are assigned in turn."""
+        """Return the name of the architecture of the client with this partition."""
         return list(self.builds)[partition % len(self.builds)]
 
     @property
     def personal(self) -> bool:
-        """Whether clients have personal parameters (``server.shared``, or FedH2L)."""
+        """Whether clients have personal parameters: with ``server.shared``, and in FedH2L."""
         return self.settings.server.shared != ALL or self.settings.server.strategy == "fedh2l"
 
     @property
@@ -158,12 +166,12 @@ class Workload:
 
     @property
     def counts_labels(self) -> bool:
-        """Whether each classifier row is averaged only over clients that have its class (``Fidelity.label_rows``)."""
+        """Whether a row of the classifier is averaged only over clients that have examples of its class."""
         return self.masked or self.settings.fidelity == "paper"
 
     @property
     def sends_labels(self) -> bool:
-        """Whether clients send the names of their classes to the server."""
+        """Whether clients tell the server which classes they have."""
         return self.counts_labels and self.settings.train.labels == "sent"
 
     @property
@@ -178,25 +186,27 @@ class Workload:
         return mixes_rates(self.settings.engine.name, self.device)
 
     def _deal(self, number: int) -> Partitions:
-        """Return the split of the data among ``number`` clients."""
         settings = self.settings
         return split_dataset(self.dataset, settings.data.split, number, settings.seed, settings.fidelity)
 
     def count_classes(self, number: int) -> Matrix:
-        """Return the number of training examples of each of ``number`` clients, by class."""
+        """Return a matrix of numbers of training examples, with a row for each client and a column for each class."""
         rows = self.partitions(number).train
         clients = torch.arange(number).repeat_interleave(torch.tensor([len(part) for part in rows]))
         return count_pairs(clients, self.dataset.train.targets[torch.cat(rows)], (number, self.dataset.classes))
 
     def steps_each(self, number: int) -> float | None:
-        """Return the mean number of steps of ``number`` clients in a round; None for text."""
+        """Return the mean number of steps of a client in a round, if there are ``number`` clients.
+
+        Return None for text.
+        """
         if self.dataset.train.reading is not None:
             return None
         train = self.settings.train
         return max(train.epochs * sum(map(len, self.partitions(number).train)) / number / train.batch_size, 1)
 
     def part(self, partition: int, num_partitions: int) -> NodeData:
-        """Return a client's part of the data set."""
+        """Return the data of the client with number ``partition`` among ``num_partitions`` clients."""
         parts = self.partitions(num_partitions)
         if not 0 <= partition < num_partitions:
             raise ConfigError(f"partition-id is {partition}; expected 0 to {num_partitions - 1}, num-partitions less 1")
@@ -208,30 +218,37 @@ class Workload:
 
     @cached_property
     def seeds(self) -> Split:
-        """The seed set that clients share, on the device."""
+        """The seed set of FedH2L, examples that all clients share, on the device."""
         settings, train = self.settings, self.dataset.train
         rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
         return train.select(rows).to(self.device)
 
     def _join_tests(self, number: int) -> Split:
-        """Return the test examples of all of ``number`` clients, on the device."""
+        """Return the test examples of all clients together, on the device."""
         if not number or not (parts := self.partitions(number)).partial:
             return self.test
         return self.dataset.test.select(torch.cat(parts.test).sort().values).to(self.device)
 
     def example(self) -> torch.Tensor:
-        """Return a batch of one input."""
+        """Return a training input as a batch of size 1."""
         train = self.dataset.train
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return the module to train: ``model``, or with ``train.distill`` one with the smaller models inside it."""
+        """Return the module that a client trains.
+
+        With ``train.distill`` this is a ``Nested`` of ``model`` and the smaller models inside it, else ``model``
+        itself.
+        """
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)
 
     def joint_loss(self, server_round: int) -> JointLoss | None:
-        """Return the joint loss of a model's exits or inner widths in a round; None if a model has one output."""
+        """Return the loss of a model with several outputs (exits or inner widths) in a round.
+
+        Return None if only one output is trained.
+        """
         kind, distill = self.settings.train.exits, self.settings.distill
         if self.settings.train.distill != "none":
             return partial(
@@ -243,7 +260,10 @@ class Workload:
         return partial(EXIT_LOSSES[kind], weight=weight, temperature=distill.temperature)
 
     def evaluate_centrally(self, model: nn.Module, test: Split, server_round: int) -> EvaluateResult:
-        """Evaluate a model on the server's test examples; random draws depend only on the seed and the round."""
+        """Evaluate a model on the server's test examples.
+
+        Random numbers depend only on the run's seed and the round.
+        """
         settings = self.settings
         seed = derive(settings.seed, "central", server_round)
         with self.arithmetic():
@@ -257,7 +277,10 @@ class Workload:
 
     @property
     def moments_together(self) -> int:
-        """Number of moments batches in a forward pass; 1 for a user's model, which may mix the examples of a batch."""
+        """Number of batches in a forward pass when moments are measured.
+
+        It is 1 for a user's model, which may compute an example's output from other examples of the batch.
+        """
         ours = all(name in MODELS for name in self.builds)
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
@@ -278,7 +301,7 @@ def load_data(data: DataSettings) -> Dataset:
 
 
 def shared_data(data: DataSettings) -> AbstractContextManager[None]:
-    """Return a context in which processes that start on this machine share the data set of a run."""
+    """Return a context in which processes that start on this machine share the memory of the data set."""
     return shared_dataset(**_arguments(data))
 
 

@@ -1,7 +1,7 @@
-"""Classes with Flower's ``Grid`` interface: two that run clients, and one that bounds memory.
+"""Classes with the interface of Flower's ``Grid``.
 
-``LocalGrid`` runs a ClientApp in this process, and ``RayGrid`` in Ray actors. ``Windowed`` is a proxy that limits the
-number of unanswered messages of any grid.
+``LocalGrid`` runs clients in this process, and ``RayGrid`` in Ray actors. ``Windowed`` is a proxy for any grid that
+limits the number of unanswered messages.
 """
 
 from heterofl_flwr.grids.local import LocalGrid

@@ -22,7 +22,10 @@ Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
 
 class Envelope(NamedTuple):
-    """A message or reply, the context of its node (None: unchanged), and the traceback of an error."""
+    """A message or reply with its node's context.
+
+    In an error reply, ``context`` is None because it stays unchanged, and ``trouble`` is the traceback.
+    """
 
     message: Message
     context: Context | None = None
@@ -30,7 +33,7 @@ class Envelope(NamedTuple):
 
 
 class Identity:
-    """Flower's task identity of this process while it is the server of a run.
+    """The identity of a run's server in Flower's process-wide state, set while an instance exists.
 
     The earlier identity is restored when the last instance is released.
     """
@@ -45,14 +48,14 @@ class Identity:
         set_identity(run_id, SUPERLINK_NODE_ID)
 
     def release(self) -> None:
-        """Release the identity; call it once."""
+        """End the use of this instance; call it once."""
         Identity._count -= 1
         if Identity._count == 0:
             set_identity(*Identity._before)
 
 
 def load(client_app: ClientApp | str) -> ClientApp:
-    """Return the ClientApp; a text ``"module:attribute"`` is imported."""
+    """Return a ClientApp; if ``client_app`` is a text ``"module:attribute"``, import it."""
     app: object = load_function(client_app, "client_app") if isinstance(client_app, str) else client_app
     if not isinstance(app, ClientApp):
         raise ConfigError(
@@ -70,8 +73,9 @@ def answer(
 ) -> list[Envelope]:
     """Call the app with messages, and return its replies.
 
-    Several messages go to the app's ``train_cohort`` together, if it has one. If that raises an error, they are
-    answered one by one, so only the client that fails gets an error reply. ``begin`` is called with each context first.
+    Several messages are passed together to the app's ``train_cohort``, if it has one. If ``train_cohort`` raises an
+    error, the app is called with each message alone, so only the client that fails gets an error reply. ``begin`` is
+    called with each context before its client runs.
     """
     cohort: Cohort | None = getattr(app, "train_cohort", None)
     if cohort is not None and len(messages) > 1:
@@ -89,7 +93,10 @@ def answer(
 
 
 def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Envelope]:
-    """Call ``cohort`` with copies of the messages; an error that it raises becomes the error reply of each message."""
+    """Call ``cohort`` with copies of the messages and contexts, and return its replies.
+
+    If it raises an error, each message gets an error reply.
+    """
     # Copies, because a node's context may change only if its client succeeds, and messages share their records.
     contexts = [_copy(context, context.state) for context in contexts]
     received = [_copy(message, message.content if message.has_content() else RecordDict()) for message in messages]
@@ -110,13 +117,16 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
 
 
 def failure(message: Message, code: int, reason: str | BaseException, trouble: str = "") -> Envelope:
-    """Return the error reply to a message, with the text that Flower uses; the node's context stays unchanged."""
+    """Return the error reply to a message, with the text that Flower uses.
+
+    The node's context stays unchanged. ``trouble`` is the traceback, by default the text.
+    """
     text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
     return Envelope(Message(Error(code, text), reply_to=message), None, trouble or text)
 
 
 def _copy(value: Copied, records: RecordDict) -> Copied:
-    """Return a copy of a message or context that a client may change; its records are copied, their arrays shared."""
+    """Return a copy of a message or context. Array records are copied too, but the copies share their arrays."""
     return deepcopy(
         value, {id(record): record.copy() for record in records.values() if isinstance(record, ArrayRecord)}
     )

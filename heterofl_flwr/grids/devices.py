@@ -1,6 +1,6 @@
-"""Simulated devices: speed, availability and power of a client's device, and random draws for it in a round.
+"""Simulated devices: speed, availability and power of the clients' devices.
 
-All draws are functions of (seed, round, partition, rate); there is no state between rounds.
+Random draws are functions of (seed, round, partition, rate), so there is no state between rounds.
 """
 
 import math
@@ -53,7 +53,7 @@ Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A client in a round: the values that its random draws depend on."""
+    """One client in one round: the values that determine the random draws for its device."""
 
     seed: int
     server_round: int
@@ -61,12 +61,12 @@ class Turn:
     rate: float
 
     def draws(self, purpose: str) -> random.Random:
-        """Return the random generator for ``purpose``."""
+        """Return a random generator for one kind of draw, ``purpose``."""
         return generator(self.seed, f"device-{purpose}", self.server_round, self.partition)
 
     @property
     def progress(self) -> float:
-        """Fraction of the work that is done when the client drops out."""
+        """Random fraction of the work that a client has done when its device drops out."""
         return self.draws("reached").random()
 
 
@@ -76,9 +76,9 @@ class Devices:
     Parameters
     ----------
     profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
-        Profiles by level or rate. A rate without a profile gets that of the next larger rate, or else of the largest.
+        Profiles by level or rate. A rate without a profile has the profile of the next larger rate, or of the largest.
     work : Workload
-        Number of multiplications of a client; ``heterofl_flwr.grids.devices.TrainingCost`` measures it.
+        Function that returns the number of multiplications of a client, such as a ``TrainingCost`` of this module.
     deadline : float
         Simulated seconds that a round waits for replies; by default without limit.
     """
@@ -96,15 +96,15 @@ class Devices:
         self._profiles = {rate_of(level): profile for level, profile in profiles.items()}
 
     def profile(self, rate: float) -> DeviceProfile:
-        """Return the profile of a rate."""
+        """Return the profile of the device of a client with this rate."""
         return self._profiles[min((level for level in self._profiles if level >= rate), default=max(self._profiles))]
 
     def is_away(self, turn: Turn) -> bool:
-        """Whether a client's device is not available in the round."""
+        """Whether the client's device is unavailable in the round."""
         return turn.draws("away").random() >= self.profile(turn.rate).available
 
     def drops_out(self, turn: Turn) -> bool:
-        """Whether a client's device drops out before the end of the round."""
+        """Whether the client's device drops out before it has sent its reply."""
         return turn.draws("drop-out").random() < self.profile(turn.rate).drop_out
 
     def step_share(self, turn: Turn) -> float:
@@ -112,7 +112,7 @@ class Devices:
         return turn.draws("work").uniform(self.profile(turn.rate).least_work, 1.0)
 
     def costs(self, turn: Turn, macs: float, down: int, up: int) -> tuple[float, float]:
-        """Return the seconds and joules to receive ``down`` bytes, compute ``macs`` and send ``up`` bytes."""
+        """Return seconds and joules to receive ``down`` bytes, do ``macs`` multiplications and send ``up`` bytes."""
         profile = self.profile(turn.rate)
         pace = turn.draws("pace").lognormvariate(0.0, profile.jitter)
         computing = macs / (profile.macs_per_second * pace)
@@ -143,20 +143,22 @@ PASSES = 3
 
 
 class TrainingCost:
-    """Workload of training, measured on the model of each rate once.
+    """Function that returns the multiplications of a client's training.
+
+    The model of each rate is measured once.
 
     Parameters
     ----------
     build : Callable[[float], nn.Module]
-        Function of a rate that returns the model.
+        Function from a rate to a new model.
     example : torch.Tensor
         A batch of one input.
     epochs : int
         Passes over a client's examples in a round.
     inputs : float
-        Number of inputs in a training example; a row of text is split into several inputs.
+        Number of model inputs in a training example: a row of text is split into several.
     widths, rates : InnerWidths, Sequence[float]
-        The smaller models inside the client's model that a step trains too, and the rates to choose them from.
+        Which smaller models inside the client's model a step trains too, and all rates of the mix.
     """
 
     def __init__(
@@ -173,7 +175,10 @@ class TrainingCost:
         self._macs = cache(lambda rate: build_and_profile(build, rate, example)[1].macs)
 
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
-        """Return the number of multiplications of a client's training."""
+        """Return the number of multiplications of a client's training in one round.
+
+        It depends on the rate and the number of examples, and not on ``kind`` and ``partition``.
+        """
         passes = mean_passes(self._widths, rate, self._rates)
         forward = math.fsum(number * self._macs(inner) for inner, number in passes.items())
         return PASSES * self._epochs * examples * (self._inputs * forward)

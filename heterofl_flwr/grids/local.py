@@ -19,8 +19,8 @@ class LocalGrid(QueuedGrid):
     backends. Messages do not expire: ``ttl`` is ignored. ``RayGrid`` gives the same results, bit for bit, in many
     processes.
 
-    Use it as a context manager, or call ``close``. ``Context.state`` of each node lasts until then, or until
-    ``set_run`` begins another run.
+    Use the grid as a context manager, or call ``close``. Each node keeps its ``Context.state`` until the grid is closed
+    or ``set_run`` begins another run.
 
     Parameters
     ----------
@@ -29,20 +29,20 @@ class LocalGrid(QueuedGrid):
     num_nodes : int
         Number of nodes. Node ``i`` has ``partition-id`` i; its id depends only on ``seed`` and i.
     cohort : int or callable
-        Maximum number of clients that train together, or a function of a message that returns it. It has an effect if
-        the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This function gets groups of
-        ``train`` messages that were pushed together, go to different nodes and have an equal ``rate`` in their config
-        record. Groups have nearly equal sizes and keep the order of messages. Any other message goes to the ClientApp
-        itself. If ``train_cohort`` raises an error, each message of the group does too: only the client at fault fails.
+        Maximum number of clients that train together, or a function from a message to this number. It has an effect if
+        the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This function is called with
+        groups of ``train`` messages that were pushed together, go to different nodes and have the same ``rate`` in
+        their config record. Groups have nearly equal sizes and keep the order of messages. The ClientApp itself is
+        called with each other message, and with each message of a group for which ``train_cohort`` raised an error.
     by_rate : bool
-        Whether clients that train together need an equal rate.
+        Whether only clients of the same rate may train together.
     node_config : callable, optional
-        Function of a partition that returns further entries of its node's ``Context.node_config``.
+        Function from a partition to more entries of its node's ``Context.node_config``.
     run_config : mapping, optional
         ``Context.run_config`` of every node.
     cost : callable, optional
-        Function of a message that returns the expected time of its client, in any unit. The actors of a ``RayGrid``
-        begin with the longest of the messages that were pushed together; a group costs the sum over its messages.
+        Function from a message to the expected time of its client, in any unit. Of the messages that were pushed
+        together, the actors of a ``RayGrid`` begin with the longest. The time of a group is the sum over its messages.
     seed : int
         Random seed for the ids of the run and of its nodes.
 
@@ -57,7 +57,7 @@ class LocalGrid(QueuedGrid):
 
 
 class Inline(Runner):
-    """Runner of clients in this process. A client runs when the reply of any message in its group is pulled."""
+    """Runner of clients in this process. Clients run when a reply to a message of their group is pulled."""
 
     poll_until = None
 
@@ -72,7 +72,10 @@ class Inline(Runner):
         self._groups.update({id_: group for group in groups for id_ in group.ids})
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Run the clients of these messages in the order of sending. No client is started after the deadline."""
+        """Run the clients of these messages in the order of sending; return the ids of answered messages.
+
+        No client is started after the deadline.
+        """
         with self._lock:
             groups = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
             for _, group in sorted(groups.items()):

@@ -1,4 +1,4 @@
-"""Base classes of the grids that run clients: nodes and contexts, groups of messages, and the order of replies."""
+"""Base classes of the grids that run clients: they group messages, store contexts of nodes and order replies."""
 
 import itertools
 import logging
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(order=True, slots=True)
 class Group:
-    """Messages to different nodes that are answered together; often a single message.
+    """Messages to different nodes that a ClientApp answers in one call; often a single message.
 
-    Groups are sorted by push, then by urgency, then in the order of sending, so no message waits for a later push.
+    Groups are sorted by their call of ``push_messages``, then by urgency, then in the order of sending.
     """
 
     push: int
@@ -41,24 +41,24 @@ class Group:
 
     @property
     def ids(self) -> list[str]:
-        """The messages' ids."""
+        """Ids of the messages."""
         return [message.metadata.message_id for message in self.messages]
 
     @property
     def nodes(self) -> list[int]:
-        """The nodes that the messages go to."""
+        """Ids of the nodes that the messages go to."""
         return [message.metadata.dst_node_id for message in self.messages]
 
 
 def together(
     messages: Sequence[Message], most: Callable[[Message], int], *, by_rate: bool = True
 ) -> list[list[Message]]:
-    """Return the messages in groups of equal rate and different nodes, in the order of sending.
+    """Return training messages in groups whose clients may train together.
 
-    ``most`` returns the maximum size of a message's group. Groups of a rate have nearly equal sizes: six messages
-    become three and three, not five and one. If a node has several messages, they keep their order: groups of first
-    messages precede groups of second ones. A message without a rate is a group of its own. Unless ``by_rate``, all
-    rates count as equal.
+    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. ``most`` returns the maximum
+    size of a message's group. Groups have nearly equal sizes: six messages become three and three, not five and one.
+    Messages keep their order within a group. If a node has several messages, the group of the first precedes that of
+    the second. A message without a rate is a group alone.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}
@@ -84,7 +84,7 @@ def _rate(message: Message) -> float | None:
 
 
 class Runner(ABC):
-    """Base class of runners of groups of messages, which store each node's context between messages."""
+    """Base class of objects that run groups of messages and store each node's context between messages."""
 
     poll_until: float | None = 0.0
     """Deadline for ``collect``, in seconds of ``time.monotonic``; None for no deadline."""
@@ -106,29 +106,32 @@ class Runner(ABC):
 
     @abstractmethod
     def submit(self, groups: Sequence[Group]) -> None:
-        """Queue the groups of one push."""
+        """Queue groups, those of one call of ``push_messages``."""
 
     @abstractmethod
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait for the replies to these messages until ``deadline`` (``time.monotonic``); return the ids answered."""
+        """Wait until these messages are answered, or until ``deadline``, a value of ``time.monotonic``.
+
+        Return the ids of answered messages.
+        """
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
-        """Return the replies to these messages in their order, and remove them from the runner."""
+        """Remove the replies to these messages from the runner, and return them in the order of ``ids``."""
         return [reply for id_ in self.wait(ids, self.poll_until) if (reply := self._done.pop(id_, None))]
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Drop these messages and their replies."""
+        """Drop these messages, and the replies to them."""
         for id_ in ids:
             self._groups.pop(id_, None)
             self._done.pop(id_, None)
 
     def close(self) -> None:
-        """End everything that the runner started; more calls do nothing."""
+        """End everything that the runner has started. More calls do nothing."""
         self._groups.clear()
         self._done.clear()
 
     def _keep(self, group: Group, answers: Sequence[Envelope]) -> None:
-        """Store the new contexts of nodes, and the replies to messages that were not cancelled."""
+        """Store the replies to a group's messages and the nodes' new contexts, except for cancelled messages."""
         for message, (reply, context, trouble) in zip(group.messages, answers, strict=True):
             node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
             if self._groups.pop(id_, None) is None:
@@ -143,7 +146,7 @@ class Runner(ABC):
 
 
 class QueuedGrid(Grid):
-    """Base class of the grids that run clients; ``LocalGrid`` documents the arguments."""
+    """Base class of the grids that run clients. For the parameters see ``LocalGrid``."""
 
     def __init__(
         self,
@@ -182,10 +185,10 @@ class QueuedGrid(Grid):
 
     @abstractmethod
     def _open(self, client_app: ClientApp | str) -> None:
-        """Start the runner of the clients (``_run_clients``)."""
+        """Make the runner of the clients, and pass it to ``_run_clients``."""
 
     def _run_clients(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
-        """Set the runner; when the grid closes, close the runner and then call ``afterwards``."""
+        """Use a runner. When the grid is closed, close the runner, then call ``afterwards``."""
         self._runner = runner
         ending = ExitStack()
         for call in (Identity(self._run.run_id).release, *afterwards):
@@ -202,17 +205,17 @@ class QueuedGrid(Grid):
         self.close()
 
     def close(self) -> None:
-        """End the runner, also while clients run, and restore Flower's task identity. More calls do nothing."""
+        """End the runner, even if clients still run, and restore Flower's task identity. More calls do nothing."""
         self._finalizer()
 
     @property
     def run(self) -> Run:
-        """A copy of the run."""
+        """Copy of the run's record in Flower."""
         return Run(**vars(self._run))
 
     @property
     def deaths(self) -> tuple[str, ...]:
-        """A sentence about each actor of a ``RayGrid`` that died while it ran clients."""
+        """Sentences, one for each actor of a ``RayGrid`` that died while it ran clients."""
         return tuple(self._runner.deaths)
 
     def set_run(self, run: Run) -> None:
@@ -231,7 +234,7 @@ class QueuedGrid(Grid):
         return list(self._node_configs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids. Actors of a ``RayGrid`` begin at once."""
+        """Send messages and return their ids. A ``RayGrid`` starts to run the clients at once."""
         if not self._finalizer.alive:
             raise HeteroFLError(f"this {type(self).__name__} is closed; messages need an open one")
         messages = list(messages)
@@ -246,23 +249,23 @@ class QueuedGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that are ready. A ``LocalGrid`` first runs the clients."""
+        """Return the replies to these messages that are ready. A ``LocalGrid`` runs the clients first."""
         return self._runner.collect(list(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Return the replies in the order of the messages.
+        """Send messages, wait for the replies, and return them in the order of the messages.
 
-        After ``timeout`` seconds the missing replies are left out: no more clients are started, and actors that still
-        run one are ended. A ``LocalGrid`` cannot interrupt a client.
+        After ``timeout`` seconds, missing replies are left out. No more clients are started, and Ray actors that still
+        run a client are ended. A ``LocalGrid`` cannot interrupt a client.
         """
         return list(exchange(self, messages, timeout=timeout))
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait until these messages are answered, or ``timeout`` seconds; return the ids of answered messages."""
+        """Wait until these messages are answered, at most ``timeout`` seconds. Return the ids of answered messages."""
         return self._runner.wait(list(message_ids), None if timeout is None else time.monotonic() + timeout)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages, also those that clients work on, and their replies."""
+        """Drop messages, even if clients work on them, and the replies to them."""
         self._runner.cancel(list(message_ids))
 
     def _renew(self, run: Run) -> None:
@@ -272,13 +275,15 @@ class QueuedGrid(Grid):
             self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))
 
     def _most_together(self, message: Message) -> int:
-        """Return the maximum size of a message's group."""
         most = self._cohort(message) if callable(self._cohort) else self._cohort
         check_count("cohort", most, 1)
         return most
 
     def _set_id(self, message: Message) -> str:
-        """Set a message's id, and its run and sender, which Flower before 1.38 does not set."""
+        """Set a message's id, run and sender, and return the id.
+
+        Flower before 1.38 does not set the run and the sender.
+        """
         node_id = message.metadata.dst_node_id
         if node_id not in self._node_configs:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""A Ray actor: its resources, the class that it runs, and pickling of its messages."""
+"""A Ray actor that runs clients: its resources, its class, and pickling of messages."""
 
 import io
 import os
@@ -27,7 +27,7 @@ Actor = Any
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """The ClientApp of a grid's actors, the resources that Ray reserves for each, and extra environment variables."""
+    """Options of a grid's actors: ClientApp, resources that Ray reserves, and added environment variables."""
 
     client_app: ClientApp | str
     num_cpus: float
@@ -45,12 +45,15 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return the number of actors that the cluster's total resources allow; an actor that fits no machine waits."""
+        """Return the number of actors for which the cluster has resources in total.
+
+        An actor that fits on no single machine waits.
+        """
         has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
         return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 
     def lack(self) -> str:
-        """Return a text with the resources that an actor needs, and those that the cluster has."""
+        """Return a text: the resources that an actor needs, and those that the cluster has."""
         has, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
@@ -60,7 +63,7 @@ class ActorOptions:
 
 
 class Clients:
-    """Class of the actors: it loads the ClientApp and runs its clients, one call at a time."""
+    """Class of the Ray actors. An actor loads the ClientApp and runs clients, one call at a time."""
 
     def __init__(self, client_app: ClientApp | str, folder: str) -> None:
         with suppress(OSError):  # another machine may not have the folder
@@ -77,15 +80,19 @@ class Clients:
             )
 
     def ready(self) -> tuple[str, bool, str]:
-        """Return an error of loading the ClientApp, whether it has ``train_cohort``, and the path of stderr.
+        """Return whether and how this actor can work, as a tuple of three.
 
-        The error is an empty text if the ClientApp is loaded.
+        These are the error of loading the ClientApp as text (empty if it is loaded), whether the ClientApp has
+        ``train_cohort``, and the path of the file to which stderr is written.
         """
         trouble = f"on {socket.gethostname()}: {self._trouble}" if self._trouble else ""
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
-        """Answer the messages of a group, and pickle each reply; one that cannot be pickled becomes an error reply."""
+        """Answer the messages of a group; return the pickled replies.
+
+        A reply that cannot be pickled is replaced by an error reply.
+        """
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]
         contexts = [cast(Context, envelope.context) for envelope in envelopes]
@@ -103,7 +110,10 @@ class Clients:
 
 
 def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -> PickleBuffer:
-    """Pickle an envelope; ``stored`` maps the ``id()`` of records in Ray to numbers that stand for them."""
+    """Pickle an envelope.
+
+    Records that are stored in Ray are not pickled: ``stored`` maps the ``id()`` of each to a number in its place.
+    """
     pickled = io.BytesIO()
     pickler = pickle.Pickler(pickled, protocol=5)
     pickler.persistent_id = lambda value: stored.get(id(value))  # type: ignore[method-assign]
@@ -112,7 +122,7 @@ def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -
 
 
 def unpack(pickled: bytes, records: Sequence[ArrayRecord] = ()) -> Envelope:
-    """Unpickle an envelope; ``records`` replace the numbers that ``pack`` wrote."""
+    """Unpickle an envelope. ``records`` are those for which ``pack`` wrote a number, in order."""
     unpickler = pickle.Unpickler(io.BytesIO(pickled))  # noqa: S301  # pickled by this grid or by its actor
     unpickler.persistent_load = lambda number: records[number]  # type: ignore[method-assign]
     return cast(Envelope, unpickler.load())

@@ -1,4 +1,4 @@
-"""The pool of Ray actors of a ``RayGrid``: giving groups of messages to actors, and replacing dead actors."""
+"""The Ray actors of a ``RayGrid``: they are given groups of messages, and replaced if they die."""
 
 import logging
 import math
@@ -44,9 +44,9 @@ Reference = Any
 class ActorPool(Runner):
     """Pool of Ray actors, each of which runs one group of messages at a time.
 
-    A dead actor is replaced, and its group runs again in another one. The pool has no thread: this happens when
-    messages are pushed, waited for or pulled. The messages of a node are answered in the order of sending, never two at
-    the same time, because each needs the context that the one before it left.
+    If an actor dies, it is replaced, and its group runs again in another actor. The pool has no thread. It works while
+    messages are pushed, waited for or pulled. The messages of a node are answered one after the other, in the order of
+    sending, because each needs the context that the previous one left.
     """
 
     def __init__(self, options: ActorOptions, number: int, contexts: dict[int, Context]) -> None:
@@ -70,7 +70,7 @@ class ActorPool(Runner):
             raise
 
     def submit(self, groups: Sequence[Group]) -> None:
-        """Queue groups; idle actors begin at once."""
+        """Queue groups of messages. Idle actors start to run them at once."""
         with self._lock:
             stored: dict[int, Reference] = {}
             urgency: dict[int, float] = {}
@@ -87,7 +87,7 @@ class ActorPool(Runner):
             self._step(0.0)
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait until all these messages are answered, or until the deadline; return the ids of answered messages."""
+        """Wait until all these messages are answered, or until the deadline. Return the ids of answered messages."""
         seconds = math.inf
         while seconds > 0 and not self._groups.keys().isdisjoint(ids):
             seconds = math.inf if deadline is None else deadline - time.monotonic()
@@ -96,7 +96,7 @@ class ActorPool(Runner):
         return [id_ for id_ in ids if id_ in self._done]
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Drop these messages, and end the actors that work on nothing else."""
+        """Drop these messages. End actors that are running a group of which all messages are dropped."""
         with self._lock:
             super().cancel(ids)
             self._waiting = [group for group in self._waiting if self._is_awaited(group)]
@@ -114,9 +114,9 @@ class ActorPool(Runner):
             self._waiting, self._idle, self._running = [], [], {}
 
     def _step(self, seconds: float) -> None:
-        """Give waiting groups to idle actors, and process the results of running ones.
+        """Give waiting groups to idle actors, and process the results of running actors.
 
-        Wait up to ``seconds`` for the first result.
+        If there is no result, wait for the first one up to ``seconds``.
         """
         self._hand_out()
         running = list(self._running)
@@ -143,7 +143,10 @@ class ActorPool(Runner):
                 self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
     def _take_next(self) -> Group | None:
-        """Remove and return the first waiting group whose nodes have no running message and no earlier waiting one."""
+        """Remove the first waiting group that may run now, and return it; None without one.
+
+        A group may not run while a message to one of its nodes is running, or is waiting in an earlier group.
+        """
         busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
         for place, group in enumerate(self._waiting):
             if busy.isdisjoint(group.nodes):
@@ -152,7 +155,10 @@ class ActorPool(Runner):
         return None
 
     def _send(self, actor: Actor, group: Group) -> Reference:
-        """Start an actor's call that answers a group; records stored in Ray are passed as references."""
+        """Start a call of an actor that answers a group, and return Ray's reference to the result.
+
+        Records that are stored in Ray are passed as references.
+        """
         references = {id_: group.stored[id_] for id_ in map(id, _records(group)) if id_ in group.stored}
         numbers = {id_: number for number, id_ in enumerate(references)}
         pairs = zip(group.messages, group.nodes, strict=True)
@@ -160,7 +166,10 @@ class ActorPool(Runner):
         return actor.answer.remote(pickled, *references.values())
 
     def _accept(self, reference: Reference, actor: Actor, group: Group | None) -> None:
-        """Process the result of an actor's call, or its death."""
+        """Process the end of an actor's call: its result, or the death of the actor.
+
+        ``group`` is None if the call was ``ready``.
+        """
         try:
             result = ray.get(reference)
             answers = [] if group is None else list(map(unpack, result))
@@ -177,7 +186,10 @@ class ActorPool(Runner):
             self._idle.append(actor)
 
     def _accept_start(self, actor: Actor, trouble: str, takes_groups: bool, log: str) -> None:
-        """Process the result of ``Clients.ready``; ``trouble`` is the reason why the ClientApp cannot be loaded."""
+        """Process the result of ``Clients.ready``.
+
+        ``trouble`` is the error of loading the ClientApp, an empty text without one, and ``log`` the path of stderr.
+        """
         if trouble:
             self._accept_failed_start(actor, trouble)
             return
@@ -186,10 +198,10 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Replace an actor that could not start, unless no actor ever started or ``STARTS`` have failed in a row.
+        """Replace an actor that could not start, if some actor has started before.
 
-        Raise ``ConfigError`` if no actor ever started, or none is left. Several attempts are needed because Ray may
-        start an actor on a machine that has just failed.
+        After ``STARTS`` failures in a row it is not replaced. Ray may start an actor on a machine that has just failed,
+        hence several attempts. Raise ``ConfigError`` if no actor ever started, or none is left.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:
@@ -199,9 +211,9 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace a dead actor, and queue its group again; after ``RETRIES``, the group's messages get error replies.
+        """Replace a dead actor, and queue its group again, up to ``RETRIES`` times.
 
-        The contexts of the nodes stay as they were before the group ran.
+        After that the group's messages get error replies. The nodes' contexts stay as they were before the group ran.
         """
         death = self._describe_end(actor, error)
         if group is None:
@@ -223,7 +235,7 @@ class ActorPool(Runner):
             )
 
     def _ask(self, actor: Actor) -> None:
-        """Call ``ready`` of an actor; its result shows that the actor is alive."""
+        """Call ``ready`` of an actor. A result will show that the actor is alive."""
         self._running[actor.ready.remote()] = actor, None
 
     def _replace(self, actor: Actor) -> None:
@@ -234,11 +246,14 @@ class ActorPool(Runner):
         self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
-        """Whether any message of a group is not cancelled. The whole group then runs, so replies stay the same."""
+        """Whether any message of a group is not cancelled.
+
+        Then the whole group runs, because the replies of clients that train together could depend on the group.
+        """
         return any(id_ in self._groups for id_ in group.ids)
 
     def _describe(self, message: Message, group: Group, death: str) -> str:
-        """Return a sentence on the death of an actor: the node that it ran, and the number of other nodes."""
+        """Return a sentence on the death of the actor that ran a message and the other messages of its group."""
         node_id, number = message.metadata.dst_node_id, len(group.messages) - 1
         partition = self._contexts[node_id].node_config.get("partition-id")
         among = f" and {number} others" if number else ""
@@ -246,9 +261,9 @@ class ActorPool(Runner):
         return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
 
     def _describe_end(self, actor: Actor, error: Exception) -> str:
-        """Return how an actor ended: Ray's text without guesses at causes, and the last lines of its stderr.
+        """Return how an actor ended: Ray's text without guesses at causes, and the end of its stderr.
 
-        The lines are missing if the actor ran on another machine.
+        Without stderr if the actor ran on another machine.
         """
         text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
@@ -259,9 +274,10 @@ class ActorPool(Runner):
         return f"died: {text.strip().rstrip('.')}{end}"
 
     def _warn_if_none_starts(self) -> None:
-        """Warn if no actor has become ready for ``PATIENCE`` seconds, as when others use the cluster.
+        """Warn if no actor has become ready for ``PATIENCE`` seconds.
 
-        The wait has no time limit, because an actor without room cannot be told from one that imports torch slowly.
+        For example, others use the cluster. The wait goes on, because an actor that waits for resources looks the same
+        as one that imports torch slowly.
         """
         none_is_ready = not self._idle and all(group is None for _, group in self._running.values())
         if time.monotonic() > self._warn_at and none_is_ready:
@@ -270,12 +286,10 @@ class ActorPool(Runner):
 
 
 def _records(group: Group) -> list[ArrayRecord]:
-    """Return the array records in a group's messages."""
     contents = [message.content for message in group.messages if message.has_content()]
     return [record for content in contents for record in content.array_records.values()]
 
 
 def _kill(actor: Actor) -> None:
-    """End an actor at once."""
     with suppress(Exception):  # the actor or Ray has ended already
         ray.kill(actor)

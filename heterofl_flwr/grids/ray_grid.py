@@ -14,10 +14,10 @@ from heterofl_flwr.grids.queued import QueuedGrid
 class RayGrid(QueuedGrid):
     """Run any ClientApp in Ray actors, for any Flower strategy.
 
-    Results equal those of a ``LocalGrid`` bit for bit, and replies are in the order of the messages, with any number of
-    actors. Actors last until ``close``, so caches of modules persist. They may share GPUs and run on other machines. If
-    an actor dies (killed, out of memory, machine lost), it is replaced, and its messages are given to another one, at
-    most twice; after that they get error replies. ``deaths`` lists such actors.
+    With any number of actors, results equal those of a ``LocalGrid`` bit for bit, and replies are in the order of the
+    messages. Actors last until ``close``, so caches in modules persist. They may share GPUs and run on other machines.
+    If an actor dies (killed, out of memory, machine lost), it is replaced, and its messages are given to another actor.
+    A message whose actor dies three times gets an error reply. ``deaths`` lists the dead actors.
 
     The grid uses the Ray cluster that this process is connected to, or else the one in the environment variable
     ``RAY_ADDRESS``, whose machines need the same packages and paths. Without either it starts Ray on this machine, and

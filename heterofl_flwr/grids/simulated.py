@@ -1,4 +1,4 @@
-"""``SimulatedDevices``: proxy for a grid whose clients run on simulated devices that are slow, late or unavailable."""
+"""``SimulatedDevices``: proxy for a grid that simulates slow, late and unavailable devices."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,10 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 
 @dataclass(slots=True)
 class _Flight:
-    """A message to a device; its reply and the time that it takes are set when the client has trained."""
+    """A training message that was sent to a device.
+
+    ``takes`` and ``reply`` are set when the client has trained in the grid; the reply arrives later in simulated time.
+    """
 
     turn: Turn
     kind: str
@@ -48,16 +51,17 @@ class _Flight:
 class SimulatedDevices(Relay):
     """Proxy for a grid whose clients train on simulated devices.
 
-    A device that is not available, drops out or misses the deadline gives an error reply. The simulated time and energy
-    of a round are in its ``RoundRecord``. Only training is simulated: other messages pass unchanged and take no time.
+    A client gives an error reply if its device is unavailable, drops out or misses the deadline. The simulated time and
+    energy of a round are in its ``RoundRecord``. Only training is simulated: other messages pass unchanged and take no
+    time.
 
-    In a round that waits for all devices, replies are in the order of the grid, and the simulated time advances at the
-    end to the last reply, dropout or deadline. If the server does not wait for all (``HeteroFL(asynchronous=...)``,
-    ``spare``), the time advances when replies are pulled, to the arrival of the first one. A reply is stored from the
-    end of its client's training until its simulated arrival.
+    In a round that waits for all devices, replies are in the order of the grid. At the end of the round the simulated
+    time advances to the last reply, dropout or deadline. Other rounds do not wait for all devices
+    (``HeteroFL(asynchronous=...)``, ``spare``). There, the time advances when replies are pulled, to the arrival of the
+    first one. A reply is stored from the end of its client's training until its simulated arrival.
 
-    Seed, round, partition and rate of a client are read from HeteroFL's messages. Use it outside of a ``Windowed`` grid
-    (see the example).
+    Seed, round, partition and rate of a client are read from HeteroFL's messages. A ``Windowed`` grid must be inside of
+    this proxy, not around it (see the example).
 
     Parameters
     ----------
@@ -84,13 +88,16 @@ class SimulatedDevices(Relay):
         self._spent = self._joules = 0.0  # costs since the previous take_costs
 
     def take_costs(self) -> dict[str, float]:
-        """Return the simulated seconds and joules since the previous call, including those of failed devices."""
+        """Return the simulated seconds and joules since the previous call of this method. Failed devices count too."""
         costs = {"simulated_seconds": self._spent, "joules": self._joules}
         self._spent = self._joules = 0.0
         return costs
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages; return first the error replies of unavailable devices, then the replies of the grid."""
+        """Send messages and return an iterable of their replies.
+
+        For training messages, the error replies of unavailable devices come first.
+        """
         messages = list(messages)
         if not messages or not is_training(messages[0]):
             return super().send_and_receive(messages, timeout=timeout)
@@ -105,7 +112,7 @@ class SimulatedDevices(Relay):
         return chain(faults, self._wait_for(flights, super().send_and_receive(sent, timeout=timeout)))
 
     def _wait_for(self, flights: Mapping[int, _Flight], replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies of a round, then advance the time by that of the slowest device."""
+        """Yield the replies of a round. Then advance the simulated time to the end of the slowest device."""
 
         def land(reply: Message) -> Message:
             flight = flights.get(reply.metadata.src_node_id)
@@ -119,7 +126,7 @@ class SimulatedDevices(Relay):
             self._spent += longest
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, and record when training messages were sent."""
+        """Send messages and return their ids; record at which simulated time training messages are sent."""
         messages = list(messages)
         flights = [self._start(message) if is_training(message) else None for message in messages]
         ids = list(super().push_messages(messages))
@@ -127,9 +134,10 @@ class SimulatedDevices(Relay):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Advance the simulated time to the first arrival of these replies, and return those that have arrived.
+        """Advance the simulated time to the first arrival of these replies.
 
-        The result is empty while any client still trains in the grid, because its simulated reply may be the first.
+        Return the replies that have arrived by then. The result is empty while any client still trains in the grid,
+        because that client's reply may be the first in simulated time.
         """
         ids = set(message_ids)
         training = [id_ for id_ in self._out if id_ in ids]
@@ -155,7 +163,10 @@ class SimulatedDevices(Relay):
         super().cancel(message_ids)
 
     def _start(self, message: Message) -> _Flight:
-        """Return the record of a training message; write the fraction of steps to run into the message's config."""
+        """Return the record of a training message that is about to be sent.
+
+        The fraction of steps that the device can run is written into the message's config.
+        """
         config = read_config(message)
         seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
         turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
@@ -164,7 +175,10 @@ class SimulatedDevices(Relay):
         return _Flight(turn, message.metadata.message_type, self.seconds, array_bytes(message))
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
-        """Add the costs of a reply; return it, or an error reply if its device is away, drops out or is late."""
+        """Add the seconds and joules of a reply to its record and the round's costs.
+
+        Return the reply, or an error reply if the device is away, drops out or is late.
+        """
         examples, turn, devices = examples_of(reply), flight.turn, self._devices
         if examples is None:  # the strategy raises the error for such a reply
             return reply

@@ -1,4 +1,4 @@
-"""``Windowed``: grid proxy that bounds the number of unanswered messages."""
+"""``Windowed``: proxy for a grid that limits the number of unanswered messages."""
 
 from collections.abc import Iterable
 
@@ -11,15 +11,15 @@ from heterofl_flwr.transport.relay import Relay
 
 
 class Windowed(Relay):
-    """Grid proxy that bounds the number of messages in flight, and so the memory for replies.
+    """Proxy for a grid that limits the number of messages in flight, and so the memory for replies.
 
-    ``send_and_receive`` returns a generator of replies in the order of the messages. At most ``window`` messages are
-    unanswered, or have a reply that is not yet yielded. So a round with any number of clients needs memory for
-    ``window`` replies, if the strategy aggregates replies one by one. More messages are sent when half of the window is
-    free, so that a ``LocalGrid`` can group them.
+    A message is in flight until its reply is yielded by the generator that ``send_and_receive`` returns. Replies are in
+    the order of the messages. If the strategy aggregates replies one by one, a round with any number of clients needs
+    memory for ``window`` replies. More messages are sent when half of the window is free, so that a ``LocalGrid`` can
+    group them.
 
-    All other methods are those of ``grid``, which the caller must close. ``push_messages`` is not bounded; rounds with
-    spare clients use it.
+    All other methods are those of ``grid``, which the caller must close. ``push_messages``, which rounds with spare
+    clients use, is not limited.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class Windowed(Relay):
         self._window = window
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send the first messages and return a generator of the replies, which sends the other messages.
+        """Send the first messages, and return a generator of replies that sends the other messages.
 
-        After ``timeout`` seconds from this call, missing replies are left out and no more messages are sent. The time
-        in which the strategy works on replies counts too.
+        ``timeout`` seconds after this call, missing replies are left out and no more messages are sent. The time in
+        which the strategy works on replies counts too.
         """
         return exchange(self._grid, messages, window=self._window, timeout=timeout)

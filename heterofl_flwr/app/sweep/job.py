@@ -1,6 +1,7 @@
-"""``Job``: one run of a sweep. Its settings determine its name; its folder shows whether it is new or finished.
+"""``Job``: one run of a sweep.
 
-A finished job is not run again in any sweep, because equal settings give an equal name, and so the same folder.
+The settings determine the name of a job's folder, and the folder shows whether the job is finished. So a finished job
+is not run again in any sweep that has a job with equal settings.
 """
 
 import os
@@ -99,7 +100,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of the job's folder: equal for settings that give equal results."""
+        """Name of the job's folder. It is the same for all settings that give the same results."""
         flat, changes = to_flat(self.settings), self.changes
         always = {key: flat[key] for key in (*IN_NAME, "model.name", "num-rounds")}
         identity = {**always, **changes, "engine.clients": self.clients}
@@ -110,9 +111,10 @@ class Job:
 
     @property
     def changes(self) -> dict[str, Flat]:
-        """Settings other than those in ``IN_NAME`` that differ from the defaults of the data set.
+        """Settings that differ from the defaults for the job's data set, as a mapping from key to value.
 
-        A new setting with its default is not among them, so later versions give the same name.
+        ``IN_NAME`` and settings without effect on results are left out. A later version may have more settings; with
+        their default values they are left out too, so the job's name stays.
         """
         flat = to_flat(self.settings) | {"engine.clients": self.clients}
         data, split, model = (str(flat[key]) for key in ("data.name", "data.split", "model.name"))
@@ -121,18 +123,18 @@ class Job:
         return {key: value for key, value in flat.items() if key not in (*IN_NAME, *INCIDENTAL) and value != usual[key]}
 
     def describe_changes(self) -> str:
-        """Return ``changes`` as text."""
+        """Return ``changes`` as text such as ``train.lr=0.05 num-rounds=20``."""
         return " ".join(f"{key}={value}" for key, value in self.changes.items())
 
     @property
     def clients(self) -> int:
-        """The number of virtual clients."""
+        """Number of virtual clients."""
         number = self.engine.clients
         return CLIENTS.get(self.settings.data.name, 100) if number == "auto" else number
 
     @property
     def config(self) -> dict[str, Flat]:
-        """The run config."""
+        """Run config of the job for Flower: all settings, with the job's folder as ``run.dir``."""
         name, root = absolute_paths(self.settings.data.name, self.settings.data.root)
         flat = {**to_flat(self.settings), "data.name": name, "data.root": root}
         if self.engine.gpus == 0 and flat["engine.device"] == AUTO:
@@ -143,7 +145,7 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """Stage of the job by its folder: ``new``, ``begun``, ``done``, ``diverged``, or ``blocked`` if unusable."""
+        """Stage of the job: ``new``, ``begun``, ``done``, ``diverged``, or ``blocked`` for an unusable folder."""
         try:
             if is_done(self):
                 return DONE
@@ -154,13 +156,13 @@ class Job:
 
 
 def flat(config: DictConfig) -> dict[str, object]:
-    """Return a composed configuration as a flat mapping with dotted keys, without Hydra's own options."""
+    """Return Hydra's composed configuration as a mapping with dotted keys, without Hydra's own options."""
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return flatten(cast("dict[str, object]", OmegaConf.to_container(settings, resolve=True)))
 
 
 def build_job(config: Mapping[str, object]) -> Job:
-    """Return the job of a flat configuration; raise one ``ConfigError`` with all its faults."""
+    """Return the job of a flat configuration; raise one ``ConfigError`` that names all faults."""
     # Hydra reads -inf, a value of train.mask-fill, as a number.
     config = {key: str(value) if value in (float("inf"), float("-inf")) else value for key, value in config.items()}
     assigned = {key: value for key, value in config.items() if key not in LAUNCH}
@@ -179,7 +181,7 @@ def build_job(config: Mapping[str, object]) -> Job:
 
 
 def _canonical(settings: Settings) -> Settings:
-    """Return settings in a canonical form, so that equivalent settings give the same job."""
+    """Return settings in a canonical form: settings with the same meaning become equal."""
     name = short_name(absolute_paths(settings.data.name, settings.data.root)[0])
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": name})})
     if len(settings.mix.rates) > 1 or settings.mix.idle:
@@ -194,7 +196,10 @@ OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
 
 
 def is_done(job: Job) -> bool:
-    """Whether the job's run in its folder is finished; raise ``ConfigError`` if the folder has another run."""
+    """Whether the run in the job's folder is finished.
+
+    Raise ``ConfigError`` if the folder has a run with other settings.
+    """
     folder = RunFolder(job.path)
     if not folder.started:
         return False
@@ -203,7 +208,7 @@ def is_done(job: Job) -> bool:
 
 
 def check_jobs(jobs: Iterable[Job]) -> None:
-    """Check the data and the model of jobs, and raise the error that would end a job before its first round.
+    """Raise an error if a job's data set or model cannot be used, before any job is run.
 
     Jobs that differ only in mix, assignment, seed and rounds are checked once.
     """
@@ -244,7 +249,10 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the score of the job's metric (``run.metric``, or the headline metric); None if it has no value."""
+    """Return the final and best value of the job's metric, ``run.metric`` or the headline metric.
+
+    Return None if no evaluation has the metric.
+    """
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)

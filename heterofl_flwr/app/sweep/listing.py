@@ -1,4 +1,4 @@
-"""The tables of a sweep: progress and remaining time of each job; results over seeds."""
+"""Two tables of a sweep: jobs with progress and remaining time, and results over seeds."""
 
 import math
 from collections import defaultdict
@@ -17,9 +17,10 @@ RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean o
 
 
 def list_jobs(jobs: Sequence[Job]) -> str:
-    """Return a table of jobs with stage, changed settings, and estimated remaining time (if finished: time taken).
+    """Return a table of jobs: name, time, stage, and settings that differ from the published ones.
 
-    The estimate uses the mean time of the job's rounds so far, or of all jobs with the same data.
+    The time of a finished job is the time taken. For others it is an estimate of the remaining time, from the mean time
+    of the job's rounds so far or of all jobs with the same data.
     """
     seconds, by_data, to_come, rows = [], defaultdict[str, list[float]](list), [], []
     for job in jobs:
@@ -42,10 +43,11 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> str:
-    """Return a table of the finished jobs, with means over seeds. The varying values of ``rows`` name its rows.
+    """Return a table of the results of finished jobs: mean, minimum and maximum over seeds.
 
-    ``metrics`` are more columns: means of final values. The price is client-rounds, bytes and multiplications,
-    relative to separate federations, one for each level.
+    ``rows`` has for each job the texts of its settings. Those that are not the same in all jobs name the job's row;
+    jobs that differ only in the seed share a row. ``metrics`` are more columns with the mean of final values. The price
+    is client-rounds, bytes and multiplications, relative to separate federations, one for each level.
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)
@@ -76,6 +78,5 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Se
 
 
 def _price(job: Job) -> str:
-    """Return the price of a finished job as text."""
     folder = RunFolder(job.path)
     return price_text(job.settings.mix, folder.history(), folder.costs(), job.settings.train.distill)
