@@ -22,7 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from heterofl_flwr.app.sweep.job import Job
@@ -63,7 +63,9 @@ class BlockSweeper(Sweeper):
         folder = Path(self._master.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._master, folder / "multirun.yaml")
-        print(f"{len(jobs)} jobs in {folder}, {sum(job.stage == DONE for job in jobs)} done before", flush=True)
+        print(
+            f"{counted(len(jobs), 'job')} in {folder}, {sum(job.stage == DONE for job in jobs)} done before", flush=True
+        )
         try:
             results: list[JobReturn] = list(self._launcher.launch(rows, initial_job_idx=0))
         except Exception as error:
@@ -72,7 +74,7 @@ class BlockSweeper(Sweeper):
         stages = [job.stage for job in jobs]
         metrics = [name.strip() for name in self._master.metrics.split(",") if name.strip()]
         diverged = f", {stages.count(DIVERGED)} diverged" if DIVERGED in stages else ""
-        ends = f"{stages.count(DONE)} of {len(jobs)} jobs done{diverged}; the runs are in {folder}"
+        ends = f"{stages.count(DONE)} of {counted(len(jobs), 'job')} done{diverged}; the runs are in {folder}"
         print(*filter(None, [list_results(jobs, rows, metrics), ends]), sep="\n")
         failed = {
             job.path.name: shorten(str(result._return_value), LONGEST_CAUSE, placeholder=" ...")
@@ -81,7 +83,7 @@ class BlockSweeper(Sweeper):
         }
         if failed:
             causes = (f"  {name}: {cause}" for name, cause in failed.items())
-            raise RunError("\n".join([f"{len(failed)} of {len(jobs)} jobs failed:", *causes]))
+            raise RunError("\n".join([f"{len(failed)} of {counted(len(jobs), 'job')} failed:", *causes]))
         return results
 
     def rows(self, parser: OverridesParser, arguments: Iterable[str]) -> list[list[str]]:

@@ -91,7 +91,7 @@ def test_a_sweep_is_planned_from_the_installed_wheel(installed, tmp_path):
     )
     given = ("experiment=table4", "data=mnist", "mix=a-e", "model.norm=sbn", "dry=true")
     printed = run(*command, *given, cwd=tmp_path, env=environment)
-    assert "\n2 jobs, 0 of them done" in printed
+    assert "\n2 jobs, 0 done" in printed
     shown = run(*command, "--info", "searchpath", cwd=tmp_path, env=environment)
     assert str(installed / "heterofl_flwr" / "conf") in shown
 

@@ -14,17 +14,14 @@ from heterofl_flwr.app.workload import NodeData, Workload, load_workload
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.task import Task
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.align import align
-from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.transport import messages, reading
-from heterofl_flwr.transport.compat import runs_on_node
 
 NODE_DATA = "data-path"
 """Node config key for the folder with the node's own data."""
@@ -41,9 +38,6 @@ class AppTask(Task):
         partition = reading.read_value(reading.read_config(message), messages.PARTITION, int)
         self.architecture = self.workload.architecture(partition)
         super().__init__(message, context, self.workload.builds[self.architecture], seed_torch=True)
-        if runs_on_node():  # not in simulations, which would log this for each client
-            kind, level = message.metadata.message_type, level_name(self.rate)
-            host_log.info("round %d: %s at level %s", self.instruction.server_round, kind, level)
 
     def value(self, key: str, kind: type[Value]) -> Value:
         """Return a value of the message's config; raise ``ReplyError`` if it is missing or of another type."""

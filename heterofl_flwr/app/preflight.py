@@ -8,7 +8,7 @@ from heterofl_flwr.app.run_request import Request
 from heterofl_flwr.app.server_app import build_devices, find_start, make_strategy
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.client.load_model import for_evaluation
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError, first_line
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, counted, first_line
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
@@ -62,7 +62,8 @@ def _say_size(workload: Workload, clients: int) -> None:
     """Print the number of clients that train in a round, and their mean number of steps."""
     number = workload.settings.asynchronous.size or workload.settings.sample.number(clients, "train")
     steps = workload.steps_each(clients)
-    print(f"{number} of {clients} clients train in each round{f', about {steps:.0f} steps each' if steps else ''}")
+    each = f", about {counted(round(steps), 'step')} each" if steps else ""
+    print(f"each round trains {number} of {counted(clients, 'client')}{each}")
 
 
 def _check_fit(workload: Workload, name: str, build: Build) -> None:

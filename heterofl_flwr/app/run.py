@@ -16,7 +16,7 @@ from typing import Any
 from heterofl_flwr.app.argument_types import read_count, read_path
 from heterofl_flwr.app.report import show_results
 from heterofl_flwr.app.trust import add_trust
-from heterofl_flwr.common.errors import extra, name_faults, printable
+from heterofl_flwr.common.errors import counted, extra, name_faults, printable
 from heterofl_flwr.common.user_code import named_modules
 
 SUMMARY = "train, and leave a folder with everything about it"
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         print(finished)
         return 0
     where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
-    print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
+    print(f"{counted(request.clients, 'client')} {where}; folder {request.out}", flush=True)
     if args.app is None:
         print(f"resume with: {_resume_command(args, request.out, request.config)}", flush=True)
     try:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr.app.callbacks import build_callbacks, evaluate_global
 from heterofl_flwr.app.workload import Workload, load_workload
-from heterofl_flwr.common.errors import ConfigError, extra
+from heterofl_flwr.common.errors import ConfigError, counted, extra
 from heterofl_flwr.common.options import pick, values
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.fidelity import Fidelity
@@ -198,18 +198,21 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     folder.check(to_flat(settings), resume=resume, **RESUMED)
     if not resume or not folder.has_checkpoint:
         if resume and (records := folder.history()):
-            logger.warning("%s has no checkpoint: its %d rounds are done again", folder.path, len(records))
+            logger.warning(
+                "%s has no checkpoint: the run starts anew, without its %s", folder.path, counted(len(records), "round")
+            )
         return Start()
     checkpoint, about = folder.load_checkpoint(), folder.about()
     done = checkpoint.server_round
     # A run that died after its final round must still write its models. A run may also have been stopped early.
     recorded = max((record.server_round for record in folder.history()), default=done)  # more where one is damaged
     if about.get("finished") and recorded == done and rounds in (done, about.get("num_rounds")):
-        text = f"the run in {folder.path} is finished: {done} rounds; to go on, ask for more (num-rounds)"
+        text = f"the run in {folder.path} is finished: {counted(done, 'round')}; to go on, ask for more (num-rounds)"
         return Start(finished=text)
     if done > rounds:
         raise ConfigError(
-            f"the run in {folder.path} has done {done} rounds, and num-rounds is {rounds}: ask for {done} or more"
+            f"the run in {folder.path} has done {counted(done, 'round')}, and num-rounds is {rounds}: ask for {done} "
+            f"or more"
         )
     if settings.train.exits != "last" and settings.distill.ramp and rounds != about.get("num_rounds"):
         raise ConfigError(

@@ -119,7 +119,7 @@ class Checked(Relay):
         """Raise ``HeteroFLError`` if all clients of a round failed to train, or all failed to evaluate."""
         for call, reasons in self._bad.items():
             if not self._good[call]:
-                raise HeteroFLError(f"in a round all {len(reasons)} clients that were asked failed; {reasons[-1]}")
+                raise HeteroFLError(f"in a round all clients ({len(reasons)}) failed; {reasons[-1]}")
 
     def _check(self, reply: Message, group: str) -> Message:
         """Return a reply after recording whether it is an error.

@@ -30,14 +30,16 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.checked_aggregation import Labels
 from heterofl_flwr.core.exchanged import copy_exchanged
-from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.core.randomness import seed_torch
+from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
 from heterofl_flwr.training.distilled_loss import Criterion, distilled_loss
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import pack_trained
+from heterofl_flwr.transport.compat import runs_on_node
 
 
 class Task:
@@ -79,6 +81,9 @@ class Task:
         self._is_open = True
         # No reference to the task: a cycle would keep the message alive until the garbage collector runs.
         self._received = cache(partial(read_received, message))
+        if runs_on_node():  # not in simulations, which would log this for each client
+            server_round, kind, level = self.instruction.server_round, self.instruction.kind, level_name(self.rate)
+            host_log.info("round %d: %s at level %s (rate %g)", server_round, kind, level, self.rate)
 
     @cached_property
     def _saved(self) -> dict[str, Tensor]:

@@ -116,8 +116,13 @@ def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str
         clients.setdefault(fault, []).append(client)
     counts = {fault: f" and {len(ids) - 1} more" if len(ids) > 1 else "" for fault, ids in clients.items()}
     named = [f"{what} {ids[0]}{counts[fault]}: {fault}".lstrip() for fault, ids in clients.items()]
-    rest = [f"{len(named) - SHOWN_FAULTS} other errors"] if len(named) > SHOWN_FAULTS else []
+    rest = [counted(len(named) - SHOWN_FAULTS, "other error")] if len(named) > SHOWN_FAULTS else []
     return "; ".join([*named[:SHOWN_FAULTS], *rest])
+
+
+def counted(number: int | str, noun: str) -> str:
+    """Return a number with its noun, in the singular for 1."""
+    return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

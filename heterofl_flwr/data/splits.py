@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, DataError, check_count, extra
+from heterofl_flwr.common.errors import ConfigError, DataError, check_count, counted, extra
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset
@@ -109,7 +109,7 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
     check_count("the number of clients", clients, 1)
     size = len(targets) // clients
     if not size:
-        raise DataError(f"{len(targets)} examples are too few for {clients} clients: use fewer clients")
+        raise DataError(f"{len(targets)} examples are too few for {counted(clients, 'client')}: use fewer clients")
     order = torch.randperm(len(targets), generator=_generator(seed, "iid"))
     return order[: size * clients].view(clients, size).unbind()
 
@@ -154,7 +154,7 @@ def noniid(
     rows = matching_test(targets, deal, seed, fidelity=fidelity)
     if empty := [client for client, mine in enumerate(rows) if not len(mine)]:
         raise DataError(
-            f"{len(empty)} of {clients} clients have no examples, the first is client {empty[0]}: "
+            f"no examples for {len(empty)} of {counted(clients, 'client')}, the first is client {empty[0]}: "
             f"{len(targets)} examples are too few for {draws} shards; use fewer clients"
         )
     return rows, deal
@@ -220,7 +220,7 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
     rows = train.argsort(stable=True).split(sizes.tolist())[:clients]
     tested = tuple(torch.nonzero(test == name).flatten() for name in names[:clients])
     if not any(map(len, tested)):
-        raise DataError(f"none of the {clients} clients has test examples: use more clients, or data with a test split")
+        raise DataError(f"no client of {clients} has test examples: use more clients, or data with a test split")
     return rows, tested
 
 

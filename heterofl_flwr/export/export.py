@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, first_line, short
+from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, counted, first_line, short
 from heterofl_flwr.common.files import writing
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
 from heterofl_flwr.nn.execution import call
@@ -133,9 +133,9 @@ def _check_statistics(model: nn.Module) -> None:
     without = [name for name, layer in batch_norms(model).items() if not is_measured(layer)]
     if without:
         raise ConfigError(
-            f"batch norm has no statistics in {len(without)} layers ({', '.join(without[:3])}), so its outputs "
-            f"would be wrong or depend on the batch: pass moments=, measured by heterofl_flwr.nn.collect_moments or by "
-            f"the run (strategy.moments[rate])"
+            f"batch norm has no statistics in {counted(len(without), 'layer')} ({', '.join(without[:3])}), so its "
+            f"outputs would be wrong or depend on the batch: pass moments=, measured by "
+            f"heterofl_flwr.nn.collect_moments or by the run (strategy.moments[rate])"
         )
 
 

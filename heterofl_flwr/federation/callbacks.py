@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from reprlib import repr as shown
 from typing import ClassVar
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, counted
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.stages.privacy_accountant import Releases
@@ -96,8 +96,8 @@ class RoundCallback:
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Run before the first round; ``first_round`` is above 1 if the run is resumed."""
 
-    def on_reply(self, what: str, done: int, total: int) -> None:
-        """Run after each reply of a round; ``done`` of ``total`` clients have replied.
+    def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
+        """Run after each reply of a round; ``done`` of ``total`` clients have replied, ``failed`` of them by an error.
 
         ``what`` is ``trained`` or ``evaluated``.
         """
@@ -115,6 +115,11 @@ class RoundCallback:
 
     def load(self, state: Mapping[str, object]) -> None:
         """Restore the value that ``state`` returned; called before ``on_start`` if the run is resumed."""
+
+
+def progress_text(what: str, done: int, total: int, failed: int) -> str:
+    """Return the arguments of ``RoundCallback.on_reply`` as text."""
+    return f"{done - failed} of {counted(total, 'client')} {what}" + (f", {failed} failed" if failed else "")
 
 
 def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError, counted
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, grown_rate, joining_rates
 from heterofl_flwr.core.moving_slices import NESTED_RULES
@@ -99,8 +99,8 @@ class Levels:
         trainable = [node_id for node_id in node_ids if node_id not in idle] if idle else list(node_ids)
         if not trainable:
             raise RoundError(
-                f"none of {len(node_ids)} clients can train, as they can hold no rate of the mix {self._mix}: add a "
-                f"smaller rate to it"
+                f"none of {counted(len(node_ids), 'client')} can train, as they can hold no rate of the mix "
+                f"{self._mix}: add a smaller rate to it"
             )
         return trainable
 

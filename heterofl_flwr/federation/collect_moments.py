@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 
-from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, ReplyError, RoundError, name_faults
+from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, ReplyError, RoundError, counted, name_faults
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.measure_moments import batch_norms
@@ -83,7 +83,7 @@ class CollectedMoments:
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy
-        message = f"none of {len(self.norms)} nodes gave usable static batch norm moments"
+        message = f"none of {counted(len(self.norms), 'node')} gave usable static batch norm moments"
         if faults and not moments and needed:
             advice = MORE_TIME if {*faults.values()} == {SILENT} else ANSWER_MOMENTS
             raise RoundError(f"{message}: {advice}; {name_faults('', faults)}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median, quantiles
 
-from heterofl_flwr.common.errors import Fault, listed
+from heterofl_flwr.common.errors import Fault, counted, listed
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.client_metrics import (
     HEADLINE_KINDS,
@@ -64,7 +64,9 @@ class EvaluationRound:
         if sampled:
             self._log.evaluate["coverage"] = 0.0
         if sampled and not self.rates:
-            logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(sampled))
+            logger.warning(
+                "round %d: none of %s can hold a model to evaluate", server_round, counted(len(sampled), "client")
+            )
 
     def _pick_rates(self, node_id: int, *, levels: bool) -> Rates:
         """Return the rates that a client evaluates: the largest rate that it can hold, or with ``levels`` all of them.
@@ -135,11 +137,11 @@ class EvaluationRound:
         if self._note_coverage():
             log.partial = tuple(scores)
             logger.warning(
-                "round %d: only %d of %d clients that were asked evaluated; its metrics are never the best (the "
+                "round %d: only %d of %s evaluated; its metrics are never the best (the "
                 "server evaluates alone with fraction_evaluate=0.0)",
                 self._server_round,
                 log.evaluate_answers,
-                log.evaluate_asked,
+                counted(log.evaluate_asked, "client"),
             )
         log.evaluate = {**scores, **log.evaluate}  # a client's metric "coverage" cannot replace the server's
         return dict(log.evaluate)

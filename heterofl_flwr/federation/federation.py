@@ -106,7 +106,7 @@ class Federation:
         admitted, faults = admit(
             answers, names, self.options.limits, unusable, lambda answer: self.levels.check_capacity(answer.holds)
         )
-        self.nodes.register(admitted)
+        self.nodes.register(admitted, faults.keys())
         named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}
         min_replies = self.options.sampling.min_replies
         check_faults(named, new=len(answers), total=len(self.nodes), min_replies=min_replies, mix=self.mix)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, Strict
 
-from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError, RoundError, name_faults
+from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError, RoundError, counted, name_faults
 from heterofl_flwr.common.options import Natural, NotNegative, check, group
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
 from heterofl_flwr.federation.nodes import Capability
@@ -149,16 +149,16 @@ def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies
     least = min(least_replies(min_replies, total), total)
     if usable < least and smallest < mix.global_rate:
         raise RoundError(
-            f"{name_faults('', faults)}; so the rate that a node can hold is known for {usable} of {total} nodes, "
-            f"expected at least {least} (min_replies or sample.min-replies, which is {min_replies}): correct these "
-            f"errors, because all other nodes would train at the smallest rate, {smallest:g}"
+            f"{name_faults('', faults)}; so the rate that a node can hold is known for {usable} of "
+            f"{counted(total, 'node')}, expected at least {least} (min_replies or sample.min-replies, which "
+            f"is {min_replies}): correct these errors, because all other nodes would train at the smallest "
+            f"rate, {smallest:g}"
         )
     if faults:
         logger.warning(
-            "%d of %d new nodes gave no usable answer as to what they can hold; without one the rate is the "
-            "smallest, %g: %s",
+            "%d of %s gave no usable answer as to what they can hold; without one the rate is the smallest, %g: %s",
             len(faults),
-            new,
+            counted(new, "new node"),
             smallest,
             name_faults("", faults),
         )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import count, filterfalse
 from typing import Annotated
 
-from heterofl_flwr.common.errors import RoundError, listed
+from heterofl_flwr.common.errors import RoundError, counted, listed
 from heterofl_flwr.common.options import Count, Natural, check, group
 from heterofl_flwr.core.levels import exact_rate
 
@@ -124,8 +124,8 @@ class Nodes:
             self.away |= {name: since or server_round for name, since in before.items() if name not in names_now}
         return True
 
-    def register(self, answers: Mapping[int, Capability]) -> None:
-        """Register the answers of nodes to the capability query.
+    def register(self, answers: Mapping[int, Capability], faulty: Collection[int] = ()) -> None:
+        """Register the answers of nodes to the capability query; ``faulty`` nodes gave no usable answer.
 
         A client with no or a taken partition gets the number of its seat, or else the lowest free number. Seats of
         nodes without registered names follow from random node ids, so such a run cannot be repeated exactly.
@@ -135,7 +135,7 @@ class Nodes:
                 del self._partitions[node_id]
         self._capabilities.update(answers)
         self.unanswered -= answers.keys()
-        self._number_partitions(answers)
+        self._number_partitions(answers, faulty)
         self._greet(answers)
         # A partition that follows from a random node id may be another client's in the run that is resumed.
         sure = {
@@ -154,8 +154,8 @@ class Nodes:
             )
         if (dealt := self.dealt()) and self._dealt_before not in (0, dealt):
             raise RoundError(
-                f"the clients have the data in {dealt} parts, and those of the run that is resumed had them in "
-                f"{self._dealt_before}: start as many (flwr run . --federation-config 'num-supernodes="
+                f"the clients have the data in {counted(dealt, 'part')}, and those of the run that is resumed had "
+                f"them in {self._dealt_before}: start as many (flwr run . --federation-config 'num-supernodes="
                 f"{self._dealt_before}'; on real nodes num-partitions), or begin a new run"
             )
 
@@ -168,7 +168,7 @@ class Nodes:
             since = self.away.pop(name := self.name(node_id), None)
             self.changes.append(f"joined: {name}" if since is None else f"back: {name}, away since round {since}")
 
-    def _number_partitions(self, answers: Mapping[int, Capability]) -> None:
+    def _number_partitions(self, answers: Mapping[int, Capability], faulty: Collection[int]) -> None:
         """Assign a partition to each new or returning client."""
         claimed = {partition: node for node, partition in self._partitions.items() if node not in answers}
         unnumbered = []
@@ -186,12 +186,13 @@ class Nodes:
             if node_id in self._partitions and claimed.setdefault(self._partitions[node_id], node_id) != node_id:
                 del self._partitions[node_id]
         unnumbered = [node_id for node_id in unnumbered if node_id not in self._partitions]
-        if unnamed := sum(node_id not in self._names for node_id in unnumbered):
+        # The fault of a faulty node is reported elsewhere, and may be the reason why it has no partition.
+        if unnamed := sum(node_id not in self._names and node_id not in faulty for node_id in unnumbered):
             logger.warning(
-                "%d nodes have no registered name, and reported no partition-id or that of another node: they are "
-                "numbered by their random ids, so this run cannot be repeated exactly. A ClientApp that calls "
-                "answer_queries reports the partition-id of its node config; give each node its own",
-                unnamed,
+                "%s without a registered name, and with no partition-id or that of another node, numbered by random "
+                "node id: this run cannot be repeated exactly. A ClientApp that calls answer_queries reports the "
+                "partition-id of its node config; give each node its own",
+                counted(unnamed, "node"),
             )
         if self.all_named:  # some nodes may not have answered yet; the number must not depend on which ones have
             taken = {*self._partitions.values(), *self._reserved}

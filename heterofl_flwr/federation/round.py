@@ -1,6 +1,7 @@
 """A round of training: sampled clients and their slices, adding or refusing replies, the new global model."""
 
 import logging
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, RoundError, listed, name_faults
+from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, RoundError, counted, listed, name_faults
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
@@ -96,6 +97,7 @@ class Round:
         self._sent_bytes: dict[int, int] = {}
         self._remarks: dict[str, list[int]] = defaultdict(list)  # clients by a remark on their replies
         self.silent: set[int] = set()
+        self._errors: dict[int, str] = {}  # errors of client apps by node id
         self._late: list[str] = []  # names of nodes that answer one message late
         self._lost = 0  # number of clients whose simulated device failed
         for node_id in sampled:
@@ -134,7 +136,7 @@ class Round:
         number, min_replies = len(self.slices), self._options.sampling.min_replies
         if number and isinstance(min_replies, int) and min_replies > number:
             raise RoundError(
-                f"round {self.server_round}: {number} clients take part, and it needs replies of {min_replies} "
+                f"round {self.server_round}: {counted(number, 'client')}, and replies of {min_replies} are needed "
                 f"(min_replies or sample.min-replies): let more take part, or ask for fewer replies"
             )
 
@@ -236,6 +238,8 @@ class Round:
         """Record the reason of a client's failure, and log it unless the failure is simulated."""
         nodes = self._federation.nodes
         partition = nodes.partition(node_id)
+        if fault.kind == "failed":
+            self._errors[node_id] = fault.reason
         if fault.kind == "late":
             self._late.append(nodes.name(node_id))
         self.log.failures[partition] = fault.reason
@@ -259,6 +263,9 @@ class Round:
         if self._late:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
+        for level, hint in self._failed_levels().items():
+            self.log.notes = (*self.log.notes, f"no client of level {level} could train")
+            logger.warning("round %d: %s", self.server_round, hint)
         for remark, node_ids in self._remarks.items():
             if names := [nodes.name(node_id) for node_id in node_ids if (remark, node_id) not in nodes.remarks]:
                 logger.warning("round %d: %s %s", self.server_round, listed(names), remark)
@@ -287,14 +294,28 @@ class Round:
         if replies >= least:
             if self.answers and not any(number for number, _ in self.answers.values()):
                 raise RoundError(
-                    f"round {self.server_round}: all {len(self.answers)} clients count 0 examples, so none of them "
+                    f"round {self.server_round}: all replies ({len(self.answers)}) count 0 examples, so none of them "
                     f"counts: let reply have the number of examples that a client trained on (num_examples)"
                 )
             return
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
         advice = MORE_TIME if {*faults.values()} == {SILENT} else "correct the errors of the others"
+        clients = counted(len(self.slices), "client")
         raise RoundError(
-            f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
-            f"least {least}: {advice}, or let rounds go on with fewer (min_replies or sample.min-replies, which is "
-            f"{min_replies}); {name_faults('', faults)}"
+            f"round {self.server_round}: {replies} of {clients} gave a usable reply, expected at least {least}: "
+            f"{advice}, or let rounds go on with fewer (min_replies or sample.min-replies, which is {min_replies}); "
+            f"{'; '.join([*self._failed_levels().values(), name_faults('', faults)])}"
         )
+
+    def _failed_levels(self) -> dict[str, str]:
+        """Return a hint for each level whose clients all failed by one error while clients of other levels trained."""
+        errors: dict[float, set[str]] = defaultdict(set)
+        for node_id, sampled in self.slices.items():
+            # Without numbers, because a shape in an error may have the size of the client's batch.
+            errors[sampled.rate].add(re.sub(r"\d+", "", self._errors.get(node_id, "")))
+        failed = {level_name(rate): rate for rate, texts in errors.items() if len(texts) == 1 and "" not in texts}
+        return {
+            level: f"no client of level {level} could train: try its model alone, build({rate:g})(inputs)"
+            for level, rate in failed.items()
+            if self.answers
+        }

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Sequence
 
+from heterofl_flwr.common.errors import counted
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.federation.federation import Federation
@@ -102,19 +103,18 @@ def warn_of_mix(federation: Federation, node_ids: Sequence[int]) -> None:
     mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
     if privacy.noise and privacy.delta * clients >= 1:
         logger.warning(
-            "delta is %g and there are %d clients: epsilon at a delta of 1 / %d or more promises nothing; choose a "
-            "smaller one",
+            "delta is %g with %s: epsilon at a delta of 1 / %d or more promises nothing; choose a smaller one",
             privacy.delta,
-            clients,
+            counted(clients, "client"),
             clients,
         )
     nodes = federation.nodes
     from_mix = any(node_id not in nodes or nodes[node_id].holds is None for node_id in node_ids)
     if federation.assignment == "fix" and from_mix and clients < len(mix.parts):
         logger.warning(
-            "%d clients share the %d parts of the mix %s, so some level has none; start more nodes (simulated: "
+            "%s for the %d parts of the mix %s, so some level has none; start more nodes (simulated: "
             "heterofl run --clients 20, or flwr run . --federation-config 'num-supernodes=20')",
-            clients,
+            counted(clients, "client"),
             len(mix.parts),
             mix,
         )

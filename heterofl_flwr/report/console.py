@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from rich import console as rich_console
 
-from heterofl_flwr.common.errors import listed, printable
+from heterofl_flwr.common.errors import counted, listed, printable
 from heterofl_flwr.core import formatting
-from heterofl_flwr.federation.callbacks import Progress, RoundCallback
+from heterofl_flwr.federation.callbacks import Progress, RoundCallback, progress_text
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.runs.metrics import SCOPES, pick_metric
@@ -66,7 +66,7 @@ class Console(RoundCallback):
         self._num_rounds = num_rounds
         self._begin_round(first_round)
 
-    def on_reply(self, what: str, done: int, total: int) -> None:
+    def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
         """Print the progress of a round if nothing was printed for half a minute.
 
         In the first round the line has an estimate for all rounds.
@@ -74,7 +74,7 @@ class Console(RoundCallback):
         now = time.monotonic()
         if done == 1:
             self._began = self._last_reply
-        so_far = f"{done} of {total} clients have {what}"
+        so_far = progress_text(what, done, total, failed)
         # After the last reply the server aggregates, or evaluates the global model, which may take long.
         self._last_reply, self._so_far = now, so_far + ("; the server is at work" if done == total else "")
         if now - self._last_line < QUIET_SECONDS:
@@ -86,7 +86,7 @@ class Console(RoundCallback):
         line += f", {formatting.duration(each * (total - done))} to go"
         if what == "trained" and not self._seconds:
             rounds = self._num_rounds - self._round + 1
-            line += f"; training of all {rounds} rounds takes about {formatting.duration(each * total * rounds)}"
+            line += f"; training of {counted(rounds, 'round')} takes about {formatting.duration(each * total * rounds)}"
         self._print(line)
 
     def on_round_end(self, progress: Progress) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.federation.callbacks import Progress, RoundCallback
+from heterofl_flwr.federation.callbacks import Progress, RoundCallback, progress_text
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord, State
 
@@ -82,9 +82,9 @@ class Monitor(RoundCallback):
         Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
         log.info("Metrics: http://%s/metrics, health: http://%s/health", self.address, self.address)
 
-    def on_reply(self, what: str, done: int, total: int) -> None:
+    def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
         """Store the progress of the round."""
-        self._replies = f"{done} of {total} clients have {what}"
+        self._replies = progress_text(what, done, total, failed)
 
     def on_round_end(self, progress: Progress) -> bool:
         """Store the record of the round."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from heterofl_flwr.common.errors import counted
 from heterofl_flwr.common.files import to_json, write_atomic
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import summary
@@ -100,7 +101,7 @@ def write_page(folder: RunFolder) -> Path:
     counts = read_counts(folder)
     figures = [(drawing, to_png(drawing.figure, drawing.title)) for drawing in draw_run(records, costs, counts)]
     done, planned = records[-1].server_round if records else 0, about.get("num_rounds")
-    rounds = f"{done} rounds" if planned in (None, done) else f"{done} of {planned} rounds"
+    rounds = counted(done, "round") if planned in (None, done) else f"{done} of {counted(planned, 'round')}"
     started = [str(start)[:16].replace("T", " ") for start in about.get("starts", [])[:1]]
     page = render_page(
         title=str(about.get("title") or folder.path.resolve().name),

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from heterofl_flwr.common.errors import printable, short
+from heterofl_flwr.common.errors import counted, printable, short
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.federation.round_record import RoundRecord
@@ -124,8 +124,9 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
     trainings, failed = sum(len(record.rates) for record in records), sum(len(record.failures) for record in records)
     if records:
         seconds = math.fsum(record.seconds for record in records)
-        each = f"{trainings / len(records):.4g} clients and {formatting.duration(seconds / len(records))}"
-        yield f"{formatting.duration(seconds)}, {each} a round; {failed} of {trainings} trainings failed"
+        clients, mean = counted(f"{trainings / len(records):.4g}", "client"), seconds / len(records)
+        each = f"{clients} and {formatting.duration(mean)}"
+        yield f"{formatting.duration(seconds)}, {each} a round; {failed} of {counted(trainings, 'training')} failed"
     if saved := savings(records, costs):
         sent, full_size = formatting.size(saved.bytes_sent), formatting.size(saved.bytes_full)
         share, macs = formatting.percent(saved.bytes_share), formatting.percent(saved.macs_share)

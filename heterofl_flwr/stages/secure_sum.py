@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ReplyError, RoundError
+from heterofl_flwr.common.errors import ReplyError, RoundError, counted
 from heterofl_flwr.common.options import Positive, with_options
 from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.slice_plan import Plan
@@ -94,7 +94,7 @@ class SecureSum(Conversation):
                 keys[client] = pair
         self._nodes = list(keys)
         if self.excluded and len(keys) < self.holders:
-            self._skip(f"{len(keys)} clients may take part", context)
+            self._skip(f"{counted(len(keys), 'client')} may take part", context)
             return {}
         roster = self._roster([clients[client] for client in keys], list(keys.values()), context)
         answers = yield {client: {KEY: "shares", ROSTER: roster.to_bytes()} for client in keys}
@@ -118,8 +118,8 @@ class SecureSum(Conversation):
     def _roster(self, clients: Sequence[Update], keys: Sequence[Sequence[bytes]], context: RoundContext) -> Roster:
         if len(clients) < self.holders:
             raise RoundError(
-                f"round {context.server_round}: {len(clients)} clients sent keys for SecureSum, expected at least "
-                f"{self.holders} (holders): let more take part"
+                f"round {context.server_round}: {counted(len(clients), 'client')} sent keys for SecureSum, expected at "
+                f"least {self.holders} (holders): let more take part"
             )
         sum_ = len(clients) * context.grid[0] / context.grid[1] if context.grid else 0
         if sum_ > LARGEST_SUM:
@@ -159,7 +159,7 @@ class SecureSum(Conversation):
         if not current.survivors:  # the round fails because it has no replies
             return
         if not current.can_open:
-            self._skip(f"{len(current.survivors)} of {len(current.roster.clients)} clients are left", context)
+            self._skip(f"{len(current.survivors)} of {counted(len(current.roster.clients), 'client')} left", context)
             return
         questions: dict[int, Fields] = {}
         for member in current.survivors:

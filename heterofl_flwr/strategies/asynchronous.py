@@ -143,7 +143,7 @@ class Steps:
                 current.refuse(turn.node_id, result)
                 continue
             for callback in self._strategy.callbacks:
-                callback.on_reply("trained", len(current.answers), self._stage.options.size)
+                callback.on_reply("trained", len(current.answers), self._stage.options.size, 0)
 
     def _too_stale(self, sampled: Sampled) -> Fault | None:
         """Return a fault if all entries of a reply are staler than the bound."""

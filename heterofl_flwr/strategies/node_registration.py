@@ -7,7 +7,7 @@ from typing import NoReturn
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from heterofl_flwr.common.errors import Fault, RoundError, listed
+from heterofl_flwr.common.errors import Fault, RoundError, counted, listed
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round_record import host_log
@@ -88,7 +88,7 @@ class NodeRegistration:
                 enough = len(usable) >= sampling.available
             if not (enough or announced):
                 announced, least = True, f"expected at least {sampling.available}"
-                state = "are there" if len(present) < sampling.available else "have answered the capability query"
+                state = "connected" if len(present) < sampling.available else "answered the capability query"
                 host_log.info("waiting up to %g s for nodes: %d %s, %s", sampling.wait, len(usable), state, least)
             waits_for_more = not enough or (newcomers and self._nodes.most_said() > len(present))
             if not waits_for_more or time.monotonic() >= deadline:
@@ -98,7 +98,7 @@ class NodeRegistration:
                 self._budget.extend(time.monotonic() - began)
                 self._queried -= self._nodes.unanswered
         if not enough and len(present) >= sampling.available:
-            self._fail(len(present), "nodes that are there", len(usable), sampling.available)
+            self._fail(counted(len(present), "connected node"), len(usable), sampling.available)
         if not enough:
             raise RoundError(self._too_few(len(present)))
         return usable
@@ -111,8 +111,8 @@ class NodeRegistration:
         if not self._nodes.have_names:
             more += ", simulate more (flwr run . --federation-config 'num-supernodes=20')"
         return (
-            f"{number} nodes are there after {sampling.wait:g} s, expected at least {sampling.available}{missing}: "
-            f"{more}, wait longer (sample.wait), or ask for fewer (min_available_nodes or sample.min-nodes)"
+            f"{counted(number, 'node')} connected after {sampling.wait:g} s, expected at least {sampling.available}"
+            f"{missing}: {more}, wait longer (sample.wait), or ask for fewer (min_available_nodes or sample.min-nodes)"
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
@@ -145,7 +145,7 @@ class NodeRegistration:
     def _ask_again(self, drawn: int) -> None:
         """Allow another query of silent nodes in this round; raise ``RoundError`` after ``sample.wait`` seconds."""
         if time.monotonic() >= self._began + self._federation.options.sampling.wait:
-            self._fail(drawn, "nodes that were drawn")
+            self._fail(counted(drawn, "sampled node"))
         self._queried -= self._nodes.unanswered
         time.sleep(POLL_SECONDS)
         self._budget.extend(time.monotonic() - self._queried_at)
@@ -190,11 +190,11 @@ class NodeRegistration:
             answers |= query(self._grid, messages.QUERY_CAPABILITY, dict.fromkeys(window, config), share, read)
         return answers
 
-    def _fail(self, queried: int, which: str, usable: int = 0, least: int = 1) -> NoReturn:
+    def _fail(self, queried: str, usable: int = 0, least: int = 1) -> NoReturn:
         """Raise ``RoundError`` for too few answers to the capability query."""
         names = listed(map(self._nodes.name, self._nodes.unanswered))
         raise RoundError(
-            f"{usable} of {queried} {which} answered the capability query, expected at least {least}; no answer of "
+            f"{usable} of {queried} answered the capability query, expected at least {least}; no answer of "
             f"{names}: see the logs of these SuperNodes, restart them, or give them more time (engine.timeout, "
             f"start(timeout=...))"
         )

@@ -115,14 +115,15 @@ class RoundMessages:
     def _watched(
         self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]
     ) -> Iterator[Message]:
-        done = 0
+        done = failed = 0
         # Clients may train on all cores meanwhile; the threads of a sum would then spin while they wait for each other.
         with torch_threads(1):
             for reply in replies:
                 self._received[reply.metadata.reply_to_message_id] = _size_or_fault(reply)
                 done += 1
+                failed += reply.has_error()
                 for callback in callbacks:
-                    callback.on_reply(what, done, number)
+                    callback.on_reply(what, done, number, failed)
                 yield reply
                 del reply  # keep no reference, so that the consumer can free it
 
@@ -135,7 +136,7 @@ class RoundMessages:
         """
         if self._received and isinstance(replies, Replies) and replies.are_read:
             raise ConfigError(
-                f"round {self.server_round}: all {len(self._received)} replies were read before this strategy got "
+                f"round {self.server_round}: all replies ({len(self._received)}) were read before this strategy got "
                 f"them, and they can be read once: let an overriding method begin with replies = list(replies)"
             )
         ids = {message.metadata.dst_node_id: message.metadata for message in self.sent}

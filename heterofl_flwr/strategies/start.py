@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError
+from heterofl_flwr.common.errors import ConfigError, ShapeError, counted
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, name_callbacks
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.round_record import check_metrics, host_log
@@ -157,9 +157,9 @@ class FederationStrategy(EvaluationHooks):
         self.spent.merge(state.releases)
         if self.options.privacy.noise and state.server_round and not self.spent.releases:
             host_log.warning(
-                "resume has no releases, so epsilon counts from here on: what the clients gave away in the %d rounds "
-                "before, without noise or in an older version, comes on top",
-                state.server_round,
+                "resume has no releases, so epsilon counts from here on: what the clients gave away in %s before, "
+                "without noise or in an older version, comes on top",
+                counted(state.server_round, "round"),
             )
         self.end_round()
         self.moments = moments_by_rate(state.moments)

@@ -81,7 +81,7 @@ def test_what_an_app_raises_is_how_its_run_ends(tmp_path):
 
 
 def test_clients_that_all_raise_fail_the_run(tmp_path):
-    with pytest.raises(RunError, match=r"in a round all 2 clients that were asked failed; .*the client's own fault"):
+    with pytest.raises(RunError, match=r"in a round all clients \(2\) failed; .*the client's own fault"):
         run_request(sample(tmp_path, fault="client"))
 
 
@@ -101,7 +101,7 @@ def test_a_good_round_hides_no_bad_one():
         checked.raise_for_rounds_without_a_result()
         fails[0] = True
         checked.send_and_receive([Message(RecordDict(), node_id, "train") for node_id in grid.get_node_ids()])
-        with pytest.raises(HeteroFLError, match="in a round all 2 clients that were asked failed"):
+        with pytest.raises(HeteroFLError, match=r"in a round all clients \(2\) failed"):
             checked.raise_for_rounds_without_a_result()
 
 

@@ -49,7 +49,7 @@ def test_warnings_of_a_run_are_on_the_terminal_too(folder, capsys):
     small = ("--mix", "a1-b1-c1", "evaluate.levels=false", "train.epochs=1", "num-rounds=1")
     assert main(["run", "--clients", "2", *small, "--set", "model.name=user_net:build", "--out", "run"]) == 0
     mix, seed = sorted(capsys.readouterr().err.splitlines())
-    assert mix.startswith("warning: 2 clients share the 3 parts of the mix a1-b1-c1, so some level has none")
+    assert mix.startswith("warning: 2 clients for the 3 parts of the mix a1-b1-c1, so some level has none")
     assert seed.startswith("warning: build returns equal parameters for each seed, so seed=0 does not draw")
     assert seed.removeprefix("warning: ") in (folder / "run" / "logs" / "flower.log").read_text()
 

@@ -59,6 +59,14 @@ def trained(task, partition=2):
     return model
 
 
+@pytest.mark.parametrize(("program", "lines"), [("/bin/flwr-clientapp", 1), ("/bin/flwr-simulation", 0)])
+def test_a_nodes_log_has_the_level_of_each_message(monkeypatch, caplog, program, lines):
+    monkeypatch.setattr("sys.argv", [program])
+    with caplog.at_level("INFO", "flwr"):
+        task_of(instruction(0.25))
+    assert caplog.messages == ["round 1: train at level c (rate 0.25)"] * lines
+
+
 class TestSubmodel:
     @pytest.mark.parametrize("rate", [1.0, 0.5, 0.3, 0.0625])
     def test_it_has_the_rate_and_the_parameters_of_the_message(self, rate):

@@ -135,7 +135,7 @@ def test_batch_norm_of_a_new_model_is_not_exported(tmp_path):
     """The statistics do not travel, so a fresh model's were exported: 11 % in place of 76.7 %."""
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
     inputs = images(1) + 3
-    with pytest.raises(ConfigError, match=r"no statistics in 1 layers \(1\).*moments="):
+    with pytest.raises(ConfigError, match=r"no statistics in 1 layer \(1\).*moments="):
         export_model(model, inputs, tmp_path / "a", formats=["safetensors"])
     moments = collect_moments(model, [inputs])
     export_model(model, inputs, tmp_path / "a", formats=["pt2"], moments=moments)

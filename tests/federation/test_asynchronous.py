@@ -153,7 +153,7 @@ class Kill(RoundCallback):
     def __init__(self, moment):
         self.moment, self.rounds, self.saved = moment, 0, []
 
-    def on_reply(self, what, done, asked):
+    def on_reply(self, what, done, asked, failed):
         if self.moment == "within" and self.rounds == 3 and done == 1:
             raise Killed
 
@@ -217,7 +217,7 @@ class TestWhoIsLost:
         counted = []
 
         class Count(RoundCallback):
-            def on_reply(self, what, done, asked):
+            def on_reply(self, what, done, asked, failed):
                 counted.append((done, asked))
 
         app = make_app(odd={0: crash, 4: crash})

@@ -97,7 +97,7 @@ def test_a_round_where_all_fail_names_the_causes(kind):
 def test_a_floor_above_the_clients_fails_before_they_train():
     asked = []
     app = make_app(lambda message, context: asked.append(message))
-    with pytest.raises(RoundError, match=r"round 1: 3 clients take part, and it needs replies of 4 \(min_replies or"):
+    with pytest.raises(RoundError, match=r"round 1: 3 clients, and replies of 4 are needed \(min_replies or"):
         play(app, min_replies=4)
     assert asked == []
 

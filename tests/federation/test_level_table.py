@@ -107,7 +107,7 @@ def test_a_node_id_may_be_a_number_as_flower_has_it():
 @pytest.mark.parametrize(("said", "warns"), [(("c", "a", "a"), False), (("c", "a", None), True)])
 def test_only_nodes_that_get_their_level_from_the_mix_are_too_few_for_it(caplog, said, warns):
     rates(Limits(), said, mix="a1-b1-c1-d1", assignment="fix")
-    assert ("3 clients share the 4 parts of the mix" in caplog.text) == warns
+    assert ("3 clients for the 4 parts of the mix" in caplog.text) == warns
 
 
 def test_dynamic_draws_among_what_the_table_and_the_bound_allow():

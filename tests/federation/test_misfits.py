@@ -1,17 +1,20 @@
 """Apps and models that do not fit the server: the run's error names the remedy."""
 
+import contextlib
+
 import pytest
 import torch
 from flwr.client.mod import secagg_mod, secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.server import Server, SimpleClientManager
+from torch import nn
 
-from heterofl_flwr import HeteroFL, LocalGrid
+from heterofl_flwr import HeteroFL, LocalGrid, RoundCallback
 from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from tests.classic.numpy_clients import classic_app
-from tests.federation.tiny import add_one, build, build_normed, play
+from tests.federation.tiny import Tiny, add_one, build, build_normed, crash, make_app, play
 
 
 @pytest.mark.parametrize("mod", [secagg_mod, secaggplus_mod])
@@ -40,6 +43,51 @@ def test_a_build_without_values():
 def test_a_build_in_half_precision():
     with pytest.raises(RoundError, match=r"must have the same dtype.*let build make them in float32"):
         play(build=lambda rate: build(rate).half())
+
+
+class Unscaled(Tiny):
+    """A model whose last layer expects the width of the full model."""
+
+    def __init__(self, rate):
+        super().__init__(rate)
+        self.classifier = nn.Linear(8, 4)
+
+
+def test_a_width_that_build_forgot_is_an_error_that_names_the_levels(caplog):
+    app, hint = make_app(build=Unscaled), "no client of level {} could train: try its model alone, build({})(inputs)"
+    with pytest.raises(RoundError) as info:
+        play(app, "a1-c1-e1", 3, build=Unscaled)
+    assert all(hint.format(*level) in str(info.value) for level in (("c", 0.25), ("e", 0.0625)))
+    assert "level a " not in str(info.value)
+    goes_on = play(app, "a1-c1", 4, build=Unscaled, min_replies=1)
+    assert "no client of level c could train" in goes_on.log.notes
+    assert f"round 1: {hint.format('c', 0.25)}" in caplog.text
+
+
+@pytest.mark.parametrize("failing", [{1}, {0, 1}, {0, 1, 2, 3}])
+def test_no_level_is_blamed_for_clients_that_fail_at_all_levels_or_in_part(failing):
+    found = []
+
+    class Note(RoundCallback):
+        def on_round_end(self, progress):
+            found.extend(progress.record.notes)
+
+    app = make_app(odd=dict.fromkeys(failing, crash))
+    with contextlib.suppress(RoundError):
+        play(app, "a1-c1", 4, min_replies=1, callbacks=[Note()])
+    assert ("no client of level a could train" in found) == (failing == {0, 1})
+    assert not any("level c" in note for note in found)
+
+
+def test_progress_counts_clients_that_fail_apart():
+    counts = []
+
+    class Count(RoundCallback):
+        def on_reply(self, what, done, total, failed):
+            counts.append((what, done, total, failed))
+
+    play(make_app(odd={1: crash}), "a1", 3, callbacks=[Count()])
+    assert counts == [("trained", 1, 3, 0), ("trained", 2, 3, 1), ("trained", 3, 3, 1)]
 
 
 def test_a_build_that_defines_its_class_itself():

@@ -210,9 +210,9 @@ def test_a_schedule_that_gives_no_learning_rate_is_named(found):
 
 
 def test_a_run_says_that_it_waits_for_nodes(caplog):
-    with caplog.at_level("INFO", "flwr"), pytest.raises(RoundError, match=r"1 nodes are there after 0\.01 s"):
+    with caplog.at_level("INFO", "flwr"), pytest.raises(RoundError, match=r"1 node connected after 0\.01 s"):
         play(nodes=1, wait=0.01)
-    assert caplog.text.count("waiting up to 0.01 s for nodes: 1 are there, expected at least 2") == 1
+    assert caplog.text.count("waiting up to 0.01 s for nodes: 1 connected, expected at least 2") == 1
 
 
 def zero(message, context, number=0):
@@ -228,7 +228,7 @@ def test_clients_that_count_no_example_do_not_count(options):
     found, others = (play(make_app(odd=odd), nodes=nodes, **options) for odd, nodes in (({3: zero}, 4), ({}, 3)))
     assert equal(found.state, others.state)
     assert found.log.answered == 4
-    with pytest.raises(RoundError, match="round 1: all 3 clients count 0 examples"):
+    with pytest.raises(RoundError, match=r"round 1: all replies \(3\) count 0 examples"):
         play(make_app(zero), **options)
 
 

@@ -133,9 +133,9 @@ def test_a_long_round_says_how_far_it_is(monkeypatch):
     shown.on_start(1, 20, {})
     for done in (1, 2, 3):
         now[0] += 20
-        shown.on_reply("trained", done, 10)
+        shown.on_reply("trained", done, 10, int(done > 1))
     (line,) = stream.getvalue().splitlines()[1:]
-    told = "round 1/20: 2 of 10 clients have trained, 2.5 steps/s, 2 min 40 s to go; training of all 20 rounds takes"
+    told = "round 1/20: 1 of 10 clients trained, 1 failed, 2.5 steps/s, 2 min 40 s to go; training of 20 rounds takes"
     assert line.startswith(told)
 
 
@@ -146,13 +146,13 @@ def test_a_client_or_a_server_that_works_long_is_no_silence(monkeypatch):
     with shown.by_time():
         shown.on_start(1, 2, {})
         time.sleep(0.3)
-        shown.on_reply("trained", 1, 3)
+        shown.on_reply("trained", 1, 3, 0)
         time.sleep(0.3)
-        shown.on_reply("evaluated", 3, 3)
+        shown.on_reply("evaluated", 3, 3, 0)
         time.sleep(0.3)
     lines = stream.getvalue().splitlines()
     assert re.fullmatch(r"round 1/2: no client has trained yet, [\d.]+ s so far", lines[1])
-    assert any(re.fullmatch(r"round 1/2: 1 of 3 clients have trained, [\d.]+ s so far", line) for line in lines)
-    assert re.fullmatch(r"round 1/2: 3 of 3 clients have evaluated; the server is at work, [\d.]+ s so far", lines[-1])
+    assert any(re.fullmatch(r"round 1/2: 1 of 3 clients trained, [\d.]+ s so far", line) for line in lines)
+    assert re.fullmatch(r"round 1/2: 3 of 3 clients evaluated; the server is at work, [\d.]+ s so far", lines[-1])
     time.sleep(0.2)
     assert stream.getvalue().splitlines() == lines

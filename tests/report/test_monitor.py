@@ -87,10 +87,10 @@ def test_health_names_who_is_missing_and_since_when(served, fake):
     assert json.loads(get(served.address, "/health")[1])["round"] == 3
     served.on_round_end(fake.progress(4, 9, failures={5: "no reply in time"}, names={5: "camera"}, away={"phone": 4}))
     first = served.health()
-    served.on_reply("trained", 2, 5)
+    served.on_reply("trained", 2, 5, 0)
     changes = {"failures": {5: "busy"}, "rates": {5: 1.0, 7: 1.0}, "names": {5: "camera"}, "answered": 1, "expected": 3}
     served.on_round_end(fake.progress(5, 9, away={"phone": 4, "watch": 5}, notes=("away: phone, watch",), **changes))
-    served.on_reply("trained", 1, 3)
+    served.on_reply("trained", 2, 3, 1)
     status, text = get(served.address, "/health")
     health = json.loads(text)
     assert (status, health["status"], health["round"], health["clients"]) == (200, "ok", 5, "1/3")
@@ -98,7 +98,7 @@ def test_health_names_who_is_missing_and_since_when(served, fake):
     assert health["failing"][0]["name"] == "camera"
     assert health["away"].keys() == {"phone", "watch"}
     assert health["away"]["phone"] == first["away"]["phone"] == first["failing"][0]["since"]
-    assert (health["replies"], health["notes"]) == ("1 of 3 clients have trained", ["away: phone, watch"])
+    assert (health["replies"], health["notes"]) == ("1 of 3 clients trained, 1 failed", ["away: phone, watch"])
     served.on_round_end(fake.progress(6, 9, failures={}, rates={5: 1.0}))
     assert (served.health()["failing"], served.health()["away"]) == ([], {})
 

@@ -133,7 +133,7 @@ def test_time_follows_from_rounds_that_were_run(tmp_path):
     times = [[cell.strip() for cell in row if cell.strip()][1:3] for row in rows if row[0] in ("e", "d", "c")]
     # Its own rounds say it; of the last, which has none, those of the others: 24 seconds for 6 rounds.
     assert times == [["30 s", "round 5 of 20"], ["4 min 26 s", "round 1 of 20"], ["1 min 20 s", "new"]]
-    assert list_jobs([jobs[2]]).endswith("1 jobs, 0 of them done; the time of the others is known after a round")
+    assert list_jobs([jobs[2]]).endswith("1 job, 0 done; the time of the others is known after a round")
 
 
 def test_a_mix_has_its_price_in_the_results(tmp_path):

@@ -7,6 +7,7 @@ from itertools import chain
 from statistics import fmean
 
 from heterofl_flwr.app.sweep.job import BEGUN, DONE, ENDED, Job, read_score
+from heterofl_flwr.common.errors import counted
 from heterofl_flwr.core.formatting import duration, render, score
 from heterofl_flwr.report.summary import price_text
 from heterofl_flwr.runs.folder import RunFolder
@@ -39,7 +40,7 @@ def list_jobs(jobs: Sequence[Job]) -> str:
     forecast = (
         "the time of the others is known after a round" if math.isnan(still) else f"the others take {duration(still)}"
     )
-    return f"{render(HEADER, rows, 'table')}\n\n{len(jobs)} jobs, {done} of them done; {forecast}"
+    return f"{render(HEADER, rows, 'table')}\n\n{counted(len(jobs), 'job')}, {done} done; {forecast}"
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> str:
