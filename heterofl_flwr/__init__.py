@@ -122,5 +122,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List the public names, including those that are not loaded yet."""
+    """List all public names, including those that are not loaded yet."""
     return sorted({*globals(), *__all__})

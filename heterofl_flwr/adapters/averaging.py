@@ -1,12 +1,12 @@
 """Averaging of LoRA adapters of unequal rank by their products.
 
 An adapter adds ``scaling * B @ A`` to a layer's weight, with ``A`` (rank, inputs) and ``B`` (outputs, rank). A client
-of a smaller rank holds the first rows of ``A`` and the first columns of ``B``, and its scaling is the same. The
-counting mean averages ``A`` and ``B`` separately, but mean(B) @ mean(A) is not the mean of the products B @ A.
+of a smaller rank holds the first rows of ``A`` and the first columns of ``B``, with the same scaling. The counting mean
+averages ``A`` and ``B`` separately, but mean(B) @ mean(A) is not the mean of the products B @ A.
 
 ``ProductMean`` averages the products and truncates the mean to the server's rank (FlexLoRA, Bai et al., 2024).
 
-Parameter names are those of peft. Other exchanged parameters, such as biases, are averaged by the counting mean.
+Parameter names are those of peft. The counting mean averages all other exchanged parameters, such as biases.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,14 +26,14 @@ FACTORS = ("lora_", "lora_embedding_")
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """Parameter names of an adapter's factors; the rank is axis 0 of ``a`` and axis 1 of ``b``."""
+    """Parameter names of an adapter's factors A and B; the rank is axis 0 of ``a`` and axis 1 of ``b``."""
 
     a: str
     b: str
 
 
 def find_adapters(names: Iterable[str]) -> list[Adapter]:
-    """Return the adapters whose two factors are both among these names."""
+    """Return the adapters for which ``names`` contains both factors, A and B."""
     all_names, adapters = set(names), []
     for name in names:
         for prefix in FACTORS:
@@ -47,8 +47,9 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
 class ProductMean:
     """Mean of the adapters' products B @ A, truncated to the server's rank; counting mean of all other parameters.
 
-    Directions are sorted by singular value, so that the prefix of a level is the best approximation of its rank. All
-    replies' factors are in memory until ``result``; the mean product itself is never computed.
+    The new factors are sorted by singular value. So the first r rows of A and columns of B, which a client of rank r
+    gets, are the best approximation of rank r. The factors of all replies stay in memory until ``result`` is called.
+    The mean product itself is never computed.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ class ProductMean:
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
-        """Add a reply."""
+        """Add a client's reply to the mean."""
         plan, weight = reply.plan, reply.weight
         if plan not in self._other_plans:
             self._other_plans[plan] = self._without_adapters(plan)
@@ -88,7 +89,13 @@ class ProductMean:
                 factors.append((b * weights.unsqueeze(1), a, weights))
 
     def _without_adapters(self, plan: Plan) -> Plan:
-        """Return the part of a plan that the counting mean averages; raise ``ConfigError`` for unsuitable adapters."""
+        """Return the part of a plan that the counting mean averages: all parameters except adapters.
+
+        Raises
+        ------
+        ConfigError
+            If the plan has only one factor of an adapter, or slices another axis than the rank.
+        """
         for adapter in self._factors:
             for name, rank_axis in ((adapter.a, 0), (adapter.b, 1)):
                 axes = plan.axes.get(name, ())
@@ -128,10 +135,10 @@ class ProductMean:
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return B and A of the best approximation of ``b_all @ a_all`` of this rank, the largest direction first.
+    """Return factors B and A of the best approximation of ``b_all @ a_all`` with this rank, sorted by singular value.
 
     B contains the singular values, and A has orthonormal rows. So a direction with singular value 0 can still learn,
-    like a new adapter. Ranks beyond the number of outputs or inputs are 0.
+    like a new adapter. If the rank exceeds the number of outputs or inputs, the factors are padded with zeros.
     """
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
     u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
@@ -141,5 +148,5 @@ def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """Return a parameter as a double-precision matrix; a convolution's kernel is flattened into its inputs."""
+    """Return a parameter as a double-precision matrix; all axes but the first are flattened."""
     return tensor.detach().to(torch.float64, copy=True).flatten(1)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, kw_only=True)
 class LoraLevels:
-    """Function from a rate to a model whose adapters have this fraction of their rank; made by ``lora``.
+    """Callable from a rate to a model whose adapters have this fraction of their full rank; made by ``lora``.
 
     Attributes
     ----------
     model : peft.PeftModel
         The model at full rank, with the initial adapters of all levels.
     rank_axes : Mapping[str, int]
-        For each adapter parameter, the axis that is the rank.
+        Index of the rank axis, by name of the adapter parameter.
     frozen : tuple[str, ...]
         Names of the parameters that all levels share and that are not exchanged.
     """
@@ -39,7 +39,10 @@ class LoraLevels:
     device: torch.device  # device of the frozen parameters when ``lora`` was called
 
     def __call__(self, rate: float) -> "PeftModel":
-        """Return a new model of this rate; its adapters are copies of the first rows or columns of the full ones."""
+        """Return a new model of this rate.
+
+        Its adapters are copies of the first rows or columns of the full-rank adapters.
+        """
         exact_rate(rate)
         # deepcopy reuses the objects in its memo.
         memo: dict[int, object] = {id(parameter): parameter for parameter in map(self.model.get_parameter, self.frozen)}
@@ -58,12 +61,11 @@ class LoraLevels:
 
 
 def _find_device(model: nn.Module, frozen: Sequence[str]) -> torch.device:
-    """Return the device of the frozen parameters."""
     return next((model.get_parameter(name).device for name in frozen), torch.device("cpu"))
 
 
 def lora(peft_model: "PeftModel") -> LoraLevels:
-    """Return ``build``, a function from a rate to a model whose adapters have this fraction of their rank.
+    """Return a callable from a rate to a model whose adapters have this fraction of their full rank.
 
     All models share the frozen parameters of ``peft_model``: they are in memory once, and are not exchanged, averaged
     or stored. Clients and server exchange the adapters. Other trained parameters (``modules_to_save``, biases) are

@@ -1,4 +1,4 @@
-"""Layers of peft: their parameters that have a rank, and their attributes that depend on the rank."""
+"""peft's adapter layers: their parameters with a rank axis, and their attributes that depend on the rank."""
 
 import math
 import re
@@ -30,7 +30,15 @@ BASE = "base_model.model"
 
 
 def check_model(model: object) -> None:
-    """Raise an error that lists all faults unless a model has one LoRA adapter whose rank can be reduced."""
+    """Check that a model has exactly one LoRA adapter and that the rank of the adapter can be reduced.
+
+    Raises
+    ------
+    ConfigError
+        If the model is no ``PeftModel``, or its adapter is unsuitable.
+    UnsupportedLayerError
+        If the rank cannot be reduced in some layers. The message lists these layers.
+    """
     with extra("lora"):  # imported here because it takes seconds to load
         from peft import LoraConfig, PeftModel
     if not isinstance(model, PeftModel):
@@ -69,7 +77,7 @@ def check_model(model: object) -> None:
 
 
 def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
-    """Yield the layers with an adapter and their names in the adapted model."""
+    """Yield the name and the module of each layer with an adapter; names are those in the adapted model."""
     from peft.tuners.lora import LoraLayer
 
     named = model.get_submodule(BASE).named_modules()
@@ -78,19 +86,19 @@ def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
 
 
 def adapter_parameters(layer: Layer) -> dict[str, nn.Parameter]:
-    """Return the parameters of a layer's adapter, by their names in the layer."""
+    """Return the adapter parameters of a layer, by their names in the layer."""
     parts = tuple(layer.adapter_layer_names)
     return {name: parameter for name, parameter in layer.named_parameters() if name.partition(".")[0] in parts}
 
 
 def rank_axes(layer: Layer) -> dict[str, int]:
-    """Return, for each adapter parameter of a layer that has a rank, the axis that is the rank."""
+    """Return the index of the rank axis for each adapter parameter of a layer that has this axis."""
     parts = {name: name.partition(".")[0] for name in adapter_parameters(layer) if not name.endswith(".bias")}
     return {name: RANK_AXES[part] for name, part in parts.items() if part in RANK_AXES}
 
 
 def find_fault(layer: Layer) -> str:
-    """Return why the rank of a layer's adapter cannot be reduced; '' if it can."""
+    """Return the reason why the rank of a layer's adapter cannot be reduced; '' if it can."""
     ((name, rank),) = layer.r.items()
     variant = type(getattr(layer, "lora_variant", {}).get(name)).__name__
     parameters = dict(layer.named_parameters())
@@ -109,10 +117,10 @@ def find_fault(layer: Layer) -> str:
 
 
 def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
-    """Set the ranks in a model's layers and config to those of its weights; adapt ``alpha`` to keep the scaling.
+    """Set the ranks stored in a model's layers and config to the actual sizes of its adapter weights.
 
-    An adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA). With an equal alpha, a level would have
-    another scaling than the full model.
+    An adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA). This function also changes ``alpha``, so that
+    the scaling factor is that of ``full_model``.
     """
     adjust_layers(full_model, model)
     (name,) = model.peft_config
@@ -132,7 +140,7 @@ def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
 
 
 def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
-    """Return the axes of an adapter's parameters: a prefix of the rank, and all entries of the other axes."""
+    """Return the slice of each adapter parameter: the first entries of the rank axis, and all entries of other axes."""
     if full_layer.r and (fault := find_fault(full_layer)):
         raise ShapeError(fault)
     local_parameters = dict(local.named_parameters())
@@ -143,6 +151,6 @@ def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
 
 
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
-    """Return the parameters of the last linear layer if it is trained in full (``modules_to_save``); else ()."""
+    """Return the parameter names of the last linear layer if ``modules_to_save`` trains it in full; else ()."""
     (name,) = model.peft_config
     return tuple(name_of_rows for name_of_rows in last_linear(model) if f".modules_to_save.{name}." in name_of_rows)

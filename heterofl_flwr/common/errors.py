@@ -54,7 +54,10 @@ class ReplyError(HeteroFLError, ValueError):
 
 
 class RoundError(HeteroFLError):
-    """Too few clients are connected, or too few replied; in strategies also an ``AggregationError`` of Flower."""
+    """Too few clients are connected, or too few replied.
+
+    Strategies raise a subclass that is also Flower's ``AggregationError``.
+    """
 
 
 class OutOfMemoryError(HeteroFLError, MemoryError):
@@ -97,7 +100,7 @@ class Fault:
 def short(fault: str, longest: int = LONGEST_FAULT) -> str:
     """Return a client's error as text that is safe to log: shortened, without control characters, with indented lines.
 
-    Lines are indented, because a line break in a client's error could otherwise forge a line of the log.
+    Without the indentation, a client could forge a line of the log by a line break in its error.
     """
     if len(fault) > longest:
         fault = f"{fault[: longest // 2]} ... {fault[-longest // 2 :]}"
@@ -105,12 +108,15 @@ def short(fault: str, longest: int = LONGEST_FAULT) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace all control characters but line breaks, so that a terminal shows text and does not obey it."""
+    """Replace all control characters except line breaks, so that a terminal does not obey them."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:
-    """List the clients' errors, each once, with the first client that had it and the number of other clients."""
+    """Return a text that lists each distinct error once, with the first client that had it and how many others had it.
+
+    ``faults`` maps a client's id or name to its error. ``what`` is the word before the first client, such as ``node``.
+    """
     clients: dict[str, list[object]] = {}
     for client, fault in faults.items():
         clients.setdefault(fault, []).append(client)
@@ -126,7 +132,7 @@ def counted(number: int | str, noun: str) -> str:
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """Return the first ``most`` names in sorted order, and the number of the others."""
+    """Return the first ``most`` names in sorted order as text, followed by the number of remaining names."""
     ordered = sorted(names)
     rest = [f"{len(ordered) - most} more"] if len(ordered) > most else []
     return ", ".join([*ordered[:most], *rest])
@@ -134,7 +140,7 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 
 @contextmanager
 def extra(name: str, otherwise: str = "") -> Iterator[None]:
-    """Context for imports of an extra's packages; ``MissingExtraError`` names the extra if a package is missing.
+    """Context manager for imports from an optional extra; a missing package raises ``MissingExtraError``.
 
     Parameters
     ----------
@@ -165,7 +171,7 @@ def check_count(name: str, value: object, least: int) -> None:
 
 
 def unknown_settings(keys: Iterable[str], settings: Collection[str]) -> list[str]:
-    """Return an error for each key that is not a setting, with suggestions."""
+    """Return an error message for each key that is not in ``settings``, with suggestions of similar names."""
     faults = []
     for key in (key for key in keys if key not in settings):
         # A key with a missing or wrong group may differ from the right key in many letters.
@@ -178,6 +184,6 @@ def unknown_settings(keys: Iterable[str], settings: Collection[str]) -> list[str
 
 
 def not_usable(faults: Sequence[str]) -> ConfigError:
-    """Return one error that lists all invalid settings."""
+    """Return one ``ConfigError`` that lists all faults of settings."""
     several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
     return ConfigError(several + "\n  ".join(faults))

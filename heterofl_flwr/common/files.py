@@ -1,4 +1,4 @@
-"""Atomic writes, strict JSON, and errors that name a file which cannot be read."""
+"""Atomic writes, strict JSON, and errors that name the file that cannot be read."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file, but refuse a symbolic link, which another user of the folder could have made.
+    """Open a file, but refuse a symbolic link, because another user of the folder could have made it.
 
     Windows has no flag for this, and only few of its users can make links.
     """
@@ -69,7 +69,10 @@ def _open_no_link(path: str, flags: int) -> int:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Create the folder of a file to write, and sync it on exit, so that the file's name survives a power failure."""
+    """Context manager for writing a file: create the folder, and sync the folder on exit.
+
+    Without the sync, a power failure could lose the name of a new file. An ``OSError`` becomes a ``HeteroFLError``.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -88,7 +91,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Raise ``ConfigError`` with the file's name and a remedy if reading the file fails."""
+    """Context manager for reading a file; a failure becomes a ``ConfigError`` with the file's name and ``remedy``."""
     try:
         yield
     except DAMAGED as error:
@@ -96,7 +99,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file."""
+    """Remove a file; a failure raises a ``HeteroFLError`` with the file's name."""
     try:
         path.unlink()
     except OSError as error:
@@ -104,14 +107,14 @@ def remove(path: Path) -> None:
 
 
 def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
-    """Return the files that match a pattern such as ``round-*.json``, by round, ascending; the star is the round."""
+    """Return the files that match a pattern, by round, ascending. In ``round-*.json``, the star is the round."""
     before, after = pattern.split("*")
     numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
     return dict(sorted((int(number), path) for path, number in numbers.items() if number.isdecimal()))
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """Return a value as strict JSON; nan and inf become text that ``float`` parses."""
+    """Return a value as strict JSON. NaN and infinity become strings that ``float`` can parse."""
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

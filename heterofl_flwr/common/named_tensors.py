@@ -1,4 +1,7 @@
-"""Tensors by name: selection by prefix, comparison, serialisation. This module imports torch; ``files`` does not."""
+"""Tensors by name: selection by prefix, comparison and serialisation.
+
+These functions are not in ``files``, which must not import torch.
+"""
 
 import math
 from collections.abc import Mapping
@@ -12,12 +15,12 @@ Value = TypeVar("Value")
 
 
 def entries_under(prefix: str, named: Mapping[str, Value]) -> dict[str, Value]:
-    """Return the entries whose names begin with a prefix, with the prefix removed."""
+    """Return the entries whose names begin with a prefix; the prefix is removed from the names."""
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors as the content of a safetensors file."""
+    """Return tensors as the bytes of a safetensors file."""
     # safetensors refuses tensors that share memory, as tied weights do, so each tensor is copied.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -26,7 +29,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return, as text, up to three names whose tensor is missing, unexpected or of a wrong shape; '' if all match."""
+    """Return a text on up to three tensors that are missing, unexpected or of a wrong shape; '' if all shapes match."""
     shapes, expected_shapes = (
         {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, expected)
     )

@@ -1,8 +1,8 @@
-"""Groups of options: dataclasses that define name, type, default, bounds and description of each option once.
+"""Groups of options: dataclasses that define the name, type, default, bounds and description of each option.
 
-Strategies, clients and the settings of a run share them. An option's key in a run config is its name in kebab-case, or
-its alias; an option with ``exclude`` is not a setting. The string below an option is its description. Types are strict,
-so text is not converted to numbers.
+Strategies, clients and the settings of a run use the same groups. In a run config, the key of an option is its alias,
+or its name in kebab-case. An option with ``exclude`` is not a setting. The string below an option is its description.
+Types are strict: text is not converted to numbers.
 """
 
 import re
@@ -31,7 +31,7 @@ KEYS = ConfigDict(
 
 
 def check(test: Callable[[Any], object]) -> AfterValidator:
-    """Return a validator that rejects values for which ``test`` is false.
+    """Return a pydantic validator that rejects values for which ``test`` is false.
 
     If ``test`` raises an error, this error is reported.
     """
@@ -56,7 +56,7 @@ Decay = Annotated[float, Strict(), Field(ge=0, lt=1), "a number of 0 or more, an
 
 
 def is_interval(value: object) -> bool:
-    """Whether a value is a number of rounds, such as 10, or of seconds as text, such as '30s'."""
+    """Whether a value is a valid interval: a number of rounds, such as 10, or seconds as text, such as '30s'."""
     if isinstance(value, str):
         return re.fullmatch(r"[1-9][0-9]*s", value) is not None
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -64,18 +64,21 @@ def is_interval(value: object) -> bool:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def group(kind: type[Kind]) -> type[Kind]:
-    """Turn a class into a frozen group of keyword-only options; a ``ConfigError`` lists all invalid options."""
+    """Class decorator for a frozen group of keyword-only options.
+
+    Invalid values raise one ``ConfigError`` that lists all of them.
+    """
     return _checked(dataclass(frozen=True, slots=True, kw_only=True, config=KEYS)(kind))
 
 
 @dataclass_transform()
 def with_options(kind: type[Kind]) -> type[Kind]:
-    """Turn a class into a group of options that can be passed by position too; the class may have other attributes."""
+    """Class decorator like ``group``, but for classes that are not frozen and also accept their options by position."""
     return _checked(dataclass(config=KEYS)(kind), ordered=True)
 
 
 def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
-    """Make a pydantic dataclass raise our errors, and give its options the descriptions of its base classes."""
+    """Make a pydantic dataclass raise our errors; options without a description inherit one from the base classes."""
     construct = kind.__init__
     for name, option in kind.__pydantic_fields__.items():  # pydantic reads only descriptions in the class itself
         inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__[1:])
@@ -98,33 +101,33 @@ def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
 
 
 def specs(kind: Any) -> dict[str, FieldInfo]:
-    """Return the pydantic fields of a group's options, by name."""
+    """Return the pydantic field of each option of a group class, by name."""
     return {field.name: kind.__pydantic_fields__[field.name] for field in fields(kind)}
 
 
 def values(of: Any) -> dict[str, Any]:
-    """Return the values of a group's options, by name."""
+    """Return the values of the options of a group, by name."""
     return {name: getattr(of, name) for name in specs(of)}
 
 
 def is_group(value: object) -> bool:
-    """Whether a value is a group of options."""
+    """Whether a value is an instance of a group of options."""
     return hasattr(type(value), "__pydantic_fields__")
 
 
 def same(kind: Any, name: str) -> Any:
-    """Return a field with the default and the description of another group's option."""
+    """Return a pydantic field with the default and the description of option ``name`` of the group class ``kind``."""
     option = specs(kind)[name]
     return Field(default=option.default, description=option.description)
 
 
 def pick(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
-    """Return a group made from those ``arguments`` that are its options; ignore the others."""
+    """Return a group of class ``kind`` with those ``arguments`` that are its options; ignore the others."""
     return kind(**{name: arguments[name] for name in specs(kind) if name in arguments})
 
 
 def _explain(kind: Any, error: ValidationError) -> Exception:
-    """Return the error that lists each invalid option with its value and the values that are expected."""
+    """Return an error that lists each invalid option with its value and the expected values."""
     options = {key: field for name, field in specs(kind).items() for key in (name, str(field.alias))}
     faults: dict[str, str] = {}
     for entry in error.errors(include_url=False):
@@ -142,7 +145,7 @@ _BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}", "lt"
 
 
 def expected(field: FieldInfo) -> str:
-    """Return the valid values of an option as text that follows "expected"."""
+    """Return a description of an option's valid values, such as "true or false"."""
     words = next((entry for entry in field.metadata if isinstance(entry, str)), None)
     if words is not None:
         return words

@@ -1,8 +1,8 @@
-"""Functions that a user names as ``module:function``, and the folder that their modules may be in.
+"""Loading of functions that a user names as ``module:function``.
 
-A module can be installed. It can also be in the current folder of a command, if the command line names it. Modules that
-it imports from this folder are found too. No other import looks there, because the folder may belong to somebody else.
-Code that only a run's folder names needs ``--trust``: see ``app/trust.py``.
+The module can be installed. It can also be in the current folder, if a command line names the module. Then the modules
+that it imports from this folder are found too. All other imports ignore the current folder, because it may belong to
+somebody else. If only the settings of a stored run name the module, the user must pass ``--trust`` (``app/trust.py``).
 """
 
 import json
@@ -25,19 +25,22 @@ _NAMED = re.compile(r"(?<![\w.])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]\w*(?![\w/])")
 
 
 def named_modules(texts: Iterable[object]) -> set[str]:
-    """Return the top-level modules of all functions that texts name as ``module:function``."""
+    """Return the top-level modules of all references ``module:function`` that occur in ``texts``."""
     return {module for text in texts if isinstance(text, str) for module in _NAMED.findall(text)}
 
 
 def allow_modules(modules: Iterable[str]) -> None:
-    """Make these modules of the current folder importable, and also the modules that they import from this folder."""
+    """Make modules of the current folder importable, together with the modules of this folder that they import."""
     folder, allowed = _allowed()
     if names := sorted({*modules, *(allowed if folder == os.getcwd() else ())}):
         os.environ[VARIABLE] = json.dumps([os.getcwd(), names])
 
 
 def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigError) -> Callable[..., Any]:
-    """Return the function named ``module:function``; errors begin with ``what``, such as a setting's name."""
+    """Return the function that ``reference``, a text ``module:function``, names.
+
+    Error messages begin with ``what``, such as the name of a setting. ``kind`` is the class of the errors.
+    """
     try:
         function = resolve_name(reference)
     except (ImportError, AttributeError, ValueError) as error:
@@ -51,13 +54,13 @@ def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigE
 
 
 def _allowed() -> tuple[str, list[str]]:
-    """Return the folder and its importable modules from the environment."""
+    """Return the folder of user code and the importable modules in it, from the environment variable."""
     folder, modules = json.loads(os.environ.get(VARIABLE, '["", []]'))
     return folder, modules
 
 
 class _FolderFinder(MetaPathFinder):
-    """Import finder for allowed modules in the user's folder; it comes after all other finders."""
+    """Import finder for allowed modules in the folder of user code; it is asked after all other finders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -69,7 +72,7 @@ class _FolderFinder(MetaPathFinder):
 
 
 def _importer_is_in(folder: str) -> bool:
-    """Whether the running import statement is in a folder, but not in a virtual environment inside it."""
+    """Whether the running import statement is in a file of a folder, but not of a virtual environment inside it."""
     frame = sys._getframe(2)
     while frame.f_back and frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back

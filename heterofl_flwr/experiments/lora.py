@@ -25,7 +25,7 @@ PASSES = TrainOptions(learning_rate=0.01, epochs=2, batch_size=20)
 
 @cache
 def read_images() -> tuple[Dataset, Split]:
-    """Return the data set of the clients, and the training images of the base model."""
+    """Return the clients' data set and the training images of the base model."""
     dataset = load_dataset("mnist")
     base, clients = (dataset.train.select(rows) for rows in torch.arange(len(dataset.train)).chunk(2))
     return replace(dataset, name="turned-mnist", train=_turned(clients), test=_turned(dataset.test)), base
@@ -36,13 +36,13 @@ def _turned(split: Split) -> Split:
 
 
 def load() -> Dataset:
-    """Return the data set of the clients, for ``data.name``."""
+    """Return the clients' data set. The setting ``data.name`` names this function."""
     return read_images()[0]
 
 
 @cache
 def base_model() -> nn.Module:
-    """Return the trained base model."""
+    """Train the base model and return it."""
     with kept_random_state(0):
         model = build_model("mlp", inputs=(1, 28, 28))(1.0)
     train(model, read_images()[1], PASSES, seed=derive(0, "base"))
@@ -51,7 +51,7 @@ def base_model() -> nn.Module:
 
 @cache
 def levels(rank: int) -> Build:
-    """Return the function from a rate to the base model with adapters of rank ``rate * rank`` and scaling 2."""
+    """Return a function from a rate to the base model with adapters of rank ``rate * rank``. Their scaling is 2."""
     with extra("lora"):
         from peft import LoraConfig, get_peft_model
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LAYERS)
@@ -60,10 +60,10 @@ def levels(rank: int) -> Build:
 
 
 def rank_16(rate: float) -> nn.Module:
-    """Return the base model with adapters of rank ``16 * rate``, for ``model.name``."""
+    """Return the base model with adapters of rank ``16 * rate``. The setting ``model.name`` names this function."""
     return levels(16)(rate)
 
 
 def rank_2(rate: float) -> nn.Module:
-    """Return the base model with adapters of rank ``2 * rate``, for ``model.name``."""
+    """Return the base model with adapters of rank ``2 * rate``. The setting ``model.name`` names this function."""
     return levels(2)(rate)

@@ -1,7 +1,7 @@
-"""MNIST with 14 x 14 pixels and 10,000 training images, for experiments of a minute.
+"""Small MNIST with 14 x 14 pixels and 10,000 training images, for experiments of a minute.
 
-Use ``load`` to tune hyperparameters: it evaluates on 5,000 other training images. Use ``with_test_images`` for reported
-results: it has the same training images, and evaluates on MNIST's test set.
+The test set of ``load`` consists of 5,000 other training images. Use it to tune hyperparameters. For reported results
+use ``with_test_images``, which has the same training images and MNIST's test set.
 """
 
 import torch
@@ -13,14 +13,14 @@ TRAIN, HELD_OUT = 10_000, 5_000
 
 
 def load() -> Dataset:
-    """Return 10,000 training images of MNIST, and 5,000 other training images as the test set."""
+    """Return a data set of 10,000 training images of MNIST; its test set is 5,000 other training images."""
     mnist = load_dataset("mnist").train
     drawn = _drawn(mnist)
     return _dataset("small-mnist", _part(mnist, drawn[:TRAIN]), _part(mnist, drawn[TRAIN : TRAIN + HELD_OUT]))
 
 
 def with_test_images() -> Dataset:
-    """Return the same 10,000 training images, and MNIST's test set."""
+    """Return a data set with the training images of ``load`` and with MNIST's test set."""
     mnist = load_dataset("mnist")
     train = _part(mnist.train, _drawn(mnist.train)[:TRAIN])
     return _dataset("small-mnist-tested", train, _part(mnist.test, torch.arange(len(mnist.test))))

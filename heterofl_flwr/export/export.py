@@ -1,4 +1,4 @@
-"""Export a model in several formats, and compare each file with the model."""
+"""Export of a model in several formats; the outputs of each file are compared with the model's."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -105,7 +105,7 @@ def export_model(
 
 
 def _replace(target: Path, new: Path) -> None:
-    """Move the new files into the folder, and remove all files of an earlier export."""
+    """Replace all files of an earlier export in the folder ``target`` by the files of the folder ``new``."""
     target.mkdir(exist_ok=True)
     for kind in FORMATS.values():
         for end in ("", ".data"):
@@ -115,7 +115,7 @@ def _replace(target: Path, new: Path) -> None:
 
 
 def read_inputs(inputs: object) -> Inputs:
-    """Return a tensor, a tuple of tensors or a mapping of named tensors as a model's inputs on the CPU."""
+    """Check a model's inputs, and return them on the CPU as a tuple or dictionary of tensors."""
     arguments = dict(inputs) if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
     leaves = (
         list(arguments.values()) if isinstance(arguments, dict) else arguments if isinstance(arguments, tuple) else ()
@@ -140,7 +140,7 @@ def _check_statistics(model: nn.Module) -> None:
 
 
 def _describe(error: Exception) -> str:
-    """Return a whole error as one line, because its informative line is not always the first."""
+    """Return the type and the full message of an error as one line, at most 600 characters long."""
     return short(" ".join(f"{type(error).__name__}: {error}".split()), 600)
 
 
@@ -152,7 +152,7 @@ _REMEDY = (
 
 
 def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
-    """Return the model's exported program, without the inputs and without paths of this machine.
+    """Return the model's exported program, without data of ``inputs`` and without file paths of this machine.
 
     Raises
     ------
@@ -176,7 +176,13 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 
 
 def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
-    """Raise ``HeteroFLError`` if a file's outputs differ by more than ``TOLERANCE`` or have other shapes."""
+    """Compare the outputs of an exported file with the model's.
+
+    Raises
+    ------
+    HeteroFLError
+        If shapes or dtypes differ, an output differs by more than ``TOLERANCE``, or the file cannot be run.
+    """
     try:
         outputs = _compute(run, inputs)
     except Exception as error:  # raised by a guard of torch or by the runtime
@@ -201,7 +207,7 @@ def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected
 
 
 def _name_outputs(returned: object, names: Sequence[str]) -> Sequence[str]:
-    """Return the names of the output tensors in order; the keys if the model returns a dict."""
+    """Return the names of the output tensors: the keys if the model returns a dict, else ``names`` or ``logits``."""
     if not isinstance(returned, Mapping) or not all(isinstance(value, Tensor) for value in returned.values()):
         return names or ("logits",)
     keys = [str(key) for key in tree_leaves({key: key for key in returned})]
@@ -218,7 +224,6 @@ def _compute(run: Callable[[Inputs], object], inputs: Inputs) -> list[Tensor]:
 
 
 def _read_outputs(output: object) -> list[Tensor]:
-    """Return all output tensors in order."""
     tensors = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     if not tensors:
         raise DataError(f"the model returned {type(output).__name__}, in which no tensor was found")

@@ -1,4 +1,4 @@
-"""Export formats: functions that write and open a file, and the packages that they need."""
+"""Export formats. Each has a function to write a file, a function to open it, and a list of required packages."""
 
 import copy
 import warnings
@@ -34,7 +34,7 @@ Run = Callable[[Inputs], object]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Traced:
-    """A model on the CPU in evaluation mode, with its exported program."""
+    """A model on the CPU in evaluation mode, its exported program, and its example inputs."""
 
     model: nn.Module
     program: ExportedProgram
@@ -44,14 +44,17 @@ class Traced:
 
 
 def write_state(traced: Traced, path: Path) -> None:
-    """Write a model's parameters and buffers; a tied parameter is written once, under its first name."""
+    """Write a model's parameters and buffers as safetensors; a tied parameter is written only under its first name."""
     names = first_names(traced.model)
     state = {name: tensor for name, tensor in traced.model.state_dict().items() if names.get(name, name) == name}
     path.write_bytes(pack(state))
 
 
 def open_state(traced: Traced, path: Path) -> Run:
-    """Return a function that runs a copy of the model with the file's tensors and zeros in all others."""
+    """Return a function that runs a copy of the model with the tensors of the file.
+
+    All other tensors of the copy in its state dict are zero. So a tensor that the file lacks changes the outputs.
+    """
     bare = copy.deepcopy(traced.model)
     for tensor in bare.state_dict().values():  # other buffers, such as position tables, are made by the model's code
         tensor.zero_()
@@ -59,16 +62,16 @@ def open_state(traced: Traced, path: Path) -> Run:
 
 
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
-    """Return a copy of a model in evaluation mode with the tensors of an exported ``model.safetensors``.
+    """Return a copy of a model with the tensors of an exported ``model.safetensors``, in evaluation mode.
 
-    Batch norm layers get the statistics of the file, even if they had none before.
+    Batch norm layers without running statistics get those in the file.
 
     Parameters
     ----------
     model : nn.Module
         A model of the exported level, such as ``build(0.5)``.
     path : str | Path
-        The file.
+        Path of the file.
     """
     try:
         state: Mapping[str, Tensor] = load(Path(path).read_bytes())
@@ -93,7 +96,10 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
 
 
 def write_onnx(traced: Traced, path: Path) -> None:
-    """Write the program as ONNX. Torch folds batch norm, and writes the tensors of a large model to a second file."""
+    """Write the exported program as an ONNX file.
+
+    Torch folds batch norm into other layers. For a large model, it writes the tensors to a second file.
+    """
     axes = tree_map(lambda leaf: {axis: name for axis, name in traced.axes.items() if axis < leaf.dim()}, traced.inputs)
     names = list(traced.outputs)
     with warnings.catch_warnings():
@@ -120,7 +126,7 @@ def open_onnx(traced: Traced, path: Path) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An export format: its file's name, functions that write and open the file, and the packages they need."""
+    """An export format: its file name, functions that write and open the file, and the packages they require."""
 
     file: str
     write: Callable[[Traced, Path], None]
@@ -143,7 +149,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 
 def formats_named(names: Sequence[str]) -> dict[str, Format]:
-    """Return the formats with these names; raise an error for unknown names and missing packages."""
+    """Return export formats by name; raise an error for unknown names and for missing packages."""
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         raise ConfigError(f"formats are {', '.join(unknown) or 'none'}; expected some of {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""Values of ``auto``: the paper's settings for its data sets, and this package's for other data."""
+"""Values that ``auto`` stands for: the paper's for its data sets, and this package's for other data sets."""
 
 import inspect
 from collections.abc import Mapping
@@ -48,9 +48,9 @@ CLIENTS: Mapping[str, int] = MappingProxyType({"digits": 20})
 
 
 def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
-    """Return the value of each setting that can be ``auto``, for a data set, a split and a model.
+    """Return, by key, the value that ``auto`` stands for, for a data set, a split and a model.
 
-    A model other than the preset's has its own default widths and norm.
+    With another model than the preset's, ``model.hidden`` and ``model.norm`` are the defaults of that model.
     """
     data = short_name(data)
     values = {**PRESETS.get(data, OTHER), **({} if split == "iid" else NOT_IID.get(data, {}))}
@@ -61,19 +61,19 @@ def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
 
 
 def model_has(model: str, option: str) -> bool:
-    """Whether ``model`` is a model of this package with this option."""
+    """Whether ``model`` is the name of a model of this package that has this option."""
     return model in MODELS and option in inspect.signature(MODELS[model]).parameters
 
 
 def options_of(model: str, values: Mapping[str, object]) -> dict[str, object]:
-    """Return the values whose names are options of ``model``; none for a user's model."""
+    """Return the entries of ``values`` that are options of ``model``; none if ``model`` is a user's function."""
     return {name: value for name, value in values.items() if model_has(model, name)}
 
 
 def model_options(settings: Settings) -> dict[str, object]:
-    """Return the options for ``build_model`` that settings determine; the caller adds those that depend on the data.
+    """Return the arguments of ``build_model`` that follow from the settings; those that depend on the data are missing.
 
-    A user's model, ``module:function``, gets none.
+    The result is empty for a user's model, ``module:function``.
     """
     model = settings.model
     options = {name: getattr(model, name) for name in ("hidden", "norm", "scaler")}
@@ -82,20 +82,24 @@ def model_options(settings: Settings) -> dict[str, object]:
 
 
 def global_width(settings: Settings) -> float:
-    """Return the width rate of the global model; the Scaler divides by a model's rate relative to it."""
+    """Return the width of the global model as a fraction of the full width.
+
+    A Scaler divides by the ratio of a model's width rate to this number.
+    """
     levels, rate = read_levels(settings.model.shrink), settings.mix.global_rate
     return rate if levels is None else levels[rate][0] if levels else 1.0
 
 
 def architectures(settings: Settings) -> tuple[str, ...]:
-    """Return the names of the clients' models in FedH2L (``distill.models``); empty for other strategies."""
+    """Return the model names that FedH2L assigns to clients (``distill.models``); empty for other strategies."""
     return settings.distill.models if settings.server.strategy == "fedh2l" else ()
 
 
 def with_architecture(settings: Settings, name: str) -> Settings:
-    """Return settings with another model at its default widths.
+    """Return the settings with ``model.name`` set to ``name``, at that model's default widths.
 
-    The norm stays if both models have this option. If only the new one has it, the norm is ``sbn``; else ``none``.
+    If both models have the option ``norm``, its value is unchanged. If only the new model has it, the norm is ``sbn``.
+    If the new model lacks it, the norm is ``none``.
     """
     requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
     norm = requested if model_has(name, "norm") else "none"

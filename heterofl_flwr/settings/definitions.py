@@ -1,7 +1,8 @@
-"""Definitions of all settings of a run: the option groups of strategies and clients, and further groups of a run.
+"""Definitions of all settings of a run.
 
-The key of a field in a run config is the name of its group and of the field, in kebab-case: ``batch_size`` in the group
-``train`` is ``train.batch-size``. The fields of ``Settings`` itself have no prefix.
+The key of a setting in a run config is the name of its group and of its field, in kebab-case: field ``batch_size`` of
+the group ``train`` is ``train.batch-size``. Fields of ``Settings`` that are no groups have no prefix. Some groups
+extend the options of strategies and clients.
 """
 
 from collections.abc import Mapping
@@ -137,7 +138,7 @@ class ServerSettings(Limits):
     """mean of the replies: counting-mean, or product (FlexLoRA) for LoRA adapters of unequal rank"""
 
     def build_robust_mean(self) -> Robust | None:
-        """Return the options of the robust mean; None for the counting mean."""
+        """Return the options of the robust mean; None if ``robust`` is ``none``."""
         return None if self.robust == "none" else Robust(mean=self.robust, trim=self.robust_trim, few=self.robust_few)
 
 
@@ -222,7 +223,7 @@ class RunSettings(Group):
 
 
 class Settings(Group):
-    """All settings of a run, parsed and checked, with ``auto`` resolved where possible."""
+    """All settings of a run after parsing and validation."""
 
     mix: value_types.MixText = Mix.parse("a1-b1-c1-d1-e1")
     """levels of the clients and their proportions; x3: three parts of the clients never take part"""

@@ -26,13 +26,13 @@ AUTOS = {*OTHER, "train.mask-fill"}
 
 
 def fields_of(group: Any) -> Mapping[str, FieldInfo]:
-    """Return the fields of a group of settings; empty if ``group`` is any other type."""
+    """Return the pydantic fields of a group class by name; empty if ``group`` is anything else."""
     found = getattr(group, "__pydantic_fields__", {}) if isinstance(group, type) else {}
     return {name: field for name, field in found.items() if not field.exclude}
 
 
 def read_specs(group: Any, prefix: str = "") -> dict[str, Setting]:
-    """Return all settings of a group, and of the groups inside it, by key."""
+    """Return all settings of a group class and of the groups inside it, by dotted key."""
     specs: dict[str, Setting] = {}
     for field in fields_of(group).values():
         if fields_of(field.annotation):
@@ -54,7 +54,7 @@ DEFAULTS: Mapping[str, Flat] = MappingProxyType({key: spec.default for key, spec
 
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as a flat one with dotted keys."""
+    """Return a nested mapping as a flat dictionary with dotted keys."""
     flat: dict[str, object] = {}
     for name, value in nested.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -62,9 +62,9 @@ def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
 
 
 def from_flat(mapping: Mapping[str, object]) -> Settings:
-    """Return the settings of a run config; missing keys have their defaults.
+    """Return the settings that a run config describes; missing keys have their defaults.
 
-    All faults are collected, and raised in one ``ConfigError``.
+    All faults are collected and raised in one ``ConfigError``.
     """
     assigned = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
     settings, faults = validate(Settings, _resolve(assigned), SPECS)
@@ -94,18 +94,21 @@ REMOVED: Mapping[str, tuple[Flat, ...]] = {
 
 
 def first_names(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return settings by their keys in the first version; digests in job names are computed from these keys."""
+    """Return the mapping with each renamed key replaced by its oldest name.
+
+    Digests in job names are computed from these names, so that they do not change when a setting is renamed.
+    """
     names = {new: old for old, new in RENAMED.items()}
     return {names.get(key, key): value for key, value in settings.items()}
 
 
 def current_names(stored: Mapping[str, object]) -> dict[str, object]:
-    """Return stored settings by their current keys, without settings in ``REMOVED`` that change nothing."""
+    """Return stored settings under their current keys, without removed settings that have no effect (``REMOVED``)."""
     return {RENAMED.get(key, key): value for key, value in stored.items() if value not in REMOVED.get(key, ())}
 
 
 def from_stored(mapping: Mapping[str, object]) -> Settings:
-    """Return the settings stored in a run's folder; raise ``ConfigError`` for keys that this version does not have."""
+    """Return the settings of a stored run; raise ``ConfigError`` for keys that this version does not know."""
     mapping = current_names(mapping)
     if unknown := [key for key in mapping if key not in SPECS]:
         raise ConfigError(
@@ -116,17 +119,17 @@ def from_stored(mapping: Mapping[str, object]) -> Settings:
 
 
 def to_flat(settings: Settings) -> dict[str, Flat]:
-    """Return the run config of settings; the inverse of ``from_flat``."""
+    """Return settings as a run config, a flat mapping with dotted keys; the inverse of ``from_flat``."""
     return flatten(settings.model_dump(by_alias=True))
 
 
 def accepts(key: str, value: object) -> bool:
-    """Whether a value is valid for a setting, apart from contradictions with other settings."""
+    """Whether a value is valid for a setting. Contradictions with other settings are not checked."""
     return not validate(Settings, _resolve({**DEFAULTS, key: value}), SPECS)[1]
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file by dotted key."""
+    """Return the settings in a TOML file as a flat dictionary with dotted keys."""
     try:
         return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -134,7 +137,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
-    """Return settings from ``key=value`` texts. Values are parsed as TOML, or taken as text if only that is valid."""
+    """Return the settings in texts of the form ``key=value``.
+
+    A value is parsed as TOML. It stays a text if it is not valid TOML, or if the setting accepts only the text.
+    """
     assigned: dict[str, Flat] = {}
     for text in texts:
         key, equals, written = text.partition("=")
@@ -150,7 +156,10 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
 def validate(
     group: type[GroupType], flat: Mapping[str, object], specs: Mapping[str, Setting]
 ) -> tuple[GroupType | None, list[str]]:
-    """Return the group of a flat mapping and an empty list, or None and a line for each fault."""
+    """Make a group from a flat mapping with dotted keys.
+
+    Return the group and an empty list. If values are invalid, return None and a list with an error message for each.
+    """
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         table, _, name = key.rpartition(".")
@@ -170,7 +179,7 @@ def validate(
 
 
 def _resolve(assigned: Mapping[str, object]) -> dict[str, object]:
-    """Return the values with each ``auto`` replaced by its value for the data set, split and model."""
+    """Return the settings with each ``auto`` replaced by the default for the data set, the split and the model."""
     autos = dict(preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"])))
     autos["train.mask-fill"] = "-inf" if assigned["fidelity"] == "fixed" else "zero"
     return {key: autos.get(key, value) if value == AUTO else value for key, value in assigned.items()}

@@ -1,4 +1,4 @@
-"""The stages that ``server.stages`` names: those of this package, and classes of users."""
+"""Parser of the setting ``server.stages``, which names stages of this package and users' classes."""
 
 import re
 from collections.abc import Mapping
@@ -31,10 +31,10 @@ STAGES: Mapping[str, type[ServerStage]] = MappingProxyType(
 
 
 def parse_stages(text: str, *, load: bool = True) -> tuple[ServerStage, ...]:
-    """Return the stages named in a text, in order, such as ``momentum(0.9), moving-average(decay=0.99)``.
+    """Return the server stages that a text names, such as ``momentum(0.9), moving-average(decay=0.99)``, in this order.
 
-    A stage can be a user's own class, ``module:Class``. Arguments that are left out have their defaults. With
-    ``load=False`` users' modules are not imported, and their stages are left out.
+    A stage can be a user's class, ``module:Class``. Missing arguments have their defaults. With ``load=False``, users'
+    modules are not imported, and the result lacks their stages.
     """
     parts = re.findall(r"[^,()]+(?:\([^()]*\))?", text)
     if ", ".join(part.strip() for part in parts) != re.sub(r"\s*,\s*(?![^(]*\))", ", ", text.strip()):

@@ -1,4 +1,4 @@
-"""The list of all settings, read from a JSON file so that commands which need only this list do not load torch."""
+"""The list of all settings, stored as a JSON file. Commands that need only this list load without torch."""
 
 import json
 import tomllib
@@ -17,7 +17,7 @@ KINDS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (in
 
 
 class Setting(NamedTuple):
-    """A setting with its default and its value in a run."""
+    """Key, default, value in a run, description and expected values of a setting."""
 
     key: str
     default: Value
@@ -27,7 +27,10 @@ class Setting(NamedTuple):
     expected: str
 
     def fault(self, text: str) -> str:
-        """Return the fault of a value given as text, judged by its type or its choices; empty if it may be valid."""
+        """Return an error message if a text is not a valid value of the setting; '' if it may be valid.
+
+        Only the type or the list of choices is checked.
+        """
         value, choices = read_value(text), self.expected.removeprefix("one of ")
         if choices != self.expected:
             fits = not {text, str(value)}.isdisjoint(choices.split(", "))
@@ -37,13 +40,13 @@ class Setting(NamedTuple):
         return "" if fits or value == self.default else self.not_expected(value)
 
     def not_expected(self, value: object) -> str:
-        """Return the text of the error for a value that is not valid."""
+        """Return the error message for an invalid value."""
         auto = ", or 'auto'" if self.default == "auto" and "'auto'" not in self.expected else ""
         return f"{self.key}: found {value!r} ({type(value).__name__}), expected {self.expected}{auto}"
 
 
 def read_value(text: str) -> object:
-    """Return the value of a text in TOML, such as a number; the text itself if it is not valid TOML."""
+    """Parse a text as a TOML value, such as a number; return the text itself if it is not valid TOML."""
     try:
         (value,) = tomllib.loads(f"value = {text}").values()  # ValueError for a text with a second assignment
     except ValueError:
@@ -52,7 +55,7 @@ def read_value(text: str) -> object:
 
 
 def stored_settings() -> list[Setting]:
-    """Return all settings from the file."""
+    """Return all settings in the order of the file."""
     return [Setting(*row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
 
 

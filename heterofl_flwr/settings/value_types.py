@@ -1,4 +1,4 @@
-"""Types of settings for pydantic, each with a text of the expected values for errors."""
+"""Types of settings for pydantic. Each type has a text that describes valid values in error messages."""
 
 from typing import Annotated
 
@@ -18,13 +18,13 @@ AUTO = "auto"
 
 
 class Group(BaseModel):
-    """Base class of groups of settings. Keys are in kebab-case, and types are strict: an int is not a valid text."""
+    """Base class of groups of settings. Keys are in kebab-case. Types are strict: an integer is not a valid text."""
 
     model_config = ConfigDict(strict=True, frozen=True, **KEYS)
 
 
 def _split(value: object) -> tuple[str, ...]:
-    """Return the entries of a text with commas, because a run config has no lists."""
+    """Split a text at its commas, because a run config cannot contain lists."""
     if isinstance(value, tuple):  # parsed already
         return value
     if not isinstance(value, str):
@@ -36,7 +36,7 @@ def _split(value: object) -> tuple[str, ...]:
 
 
 def _split_integers(value: object) -> tuple[int, ...]:
-    """Return the integers in a text with commas, or a single integer as a tuple."""
+    """Return the integers in a text with commas. A single integer is valid too."""
     parts = _split(str(value) if isinstance(value, int) else value)
     if not all(str(part).isdecimal() for part in parts):
         raise ValueError
