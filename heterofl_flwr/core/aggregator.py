@@ -14,18 +14,18 @@ Rows = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """The slice that was sent to a client, and the global model's number of steps at that time.
+    """Slice of the global model as sent to a client, with counts of the steps that the model had made by then.
 
-    Only the slice is stored, so that an asynchronous server does not keep a full model for each step.
+    An asynchronous server computes the staleness of the client's reply from these counts.
 
     Attributes
     ----------
     number
         Number of steps of the global model.
     plan, tensors
-        The slice: its entries and their values.
+        The entries in the slice, and their values.
     moved
-        For each plan, the number of steps in which it was the largest plan (``Clocks``).
+        For each plan, the number of steps in which it was the largest plan among the replies (``Clocks``).
     """
 
     number: int
@@ -35,7 +35,7 @@ class Version:
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        """The slice as tensors of the global model's shapes, with zeros in all other entries."""
+        """The slice in tensors of the full shapes of its parameters; all other entries are zero."""
         state = {}
         for name, axes in self.plan.axes.items():
             state[name] = self.tensors[name].new_zeros([axis.size for axis in axes])
@@ -45,7 +45,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedReply:
-    """A client's reply that has passed the checks.
+    """A client's reply that has passed all checks.
 
     Attributes
     ----------
@@ -54,11 +54,11 @@ class CheckedReply:
     tensors
         The client's parameters, in the shapes of the plan and the dtypes of the global state.
     rows
-        The rows to average; see ``Rows``.
+        Indices of the rows to average, by parameter. All rows of other parameters are averaged.
     weight
         The client's weight in the mean.
     sent
-        The version of the global model that the client trained; None for the current one.
+        The version of the global model from which the client started; None for the current one.
     """
 
     plan: Plan
@@ -69,21 +69,24 @@ class CheckedReply:
 
 
 class Aggregator(Protocol):
-    """Combination of the replies of a round: call ``add`` for each reply, then ``result`` once.
+    """Protocol of a mean of replies. Call ``add`` for each reply of a round, and then ``result`` once.
 
-    A new aggregator is made from the global state in each round, and never changes that state. A class sets ``by_entry
-    = False`` if an entry of the result depends on other entries of the replies. Server optimisers cannot be used with
-    such a class.
+    In each round, a new aggregator is made from the global state. It must not change that state. If an entry of the
+    result can depend on other entries of the replies, the class sets ``by_entry = False``. Server optimisers reject
+    such classes.
     """
 
     def add(self, reply: CheckedReply) -> None:
-        """Add a reply."""
+        """Add a client's reply."""
 
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state in new tensors; entries that no client held are unchanged."""
+        """Return the new global state in new tensors. Entries that no client held are unchanged."""
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of its holders. May be called after ``result``."""
+        """Return, for each entry of a parameter, the total weight of its holders.
+
+        It can also be called after ``result``.
+        """
 
 
 OpenAggregator = Callable[[Mapping[str, Tensor]], Aggregator]

@@ -1,4 +1,4 @@
-"""Axes: which entries of one axis of a parameter a client keeps."""
+"""Axes of a parameter, and the entries of each axis that a client keeps."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a parameter: its ``size`` in the global model and the ``local_size`` entries that a client keeps.
+    """One axis of a parameter: ``size`` entries in the global model, of which a client keeps ``local_size``.
 
     The axis consists of ``parts`` equal parts, such as the heads of an attention layer or the gates of an LSTM. Most
     axes have one part. Each part keeps ``local_size / parts`` entries: those at the ascending positions ``index``, or
@@ -24,7 +24,7 @@ class Axis:
     index: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ``ShapeError`` if sizes, parts and positions are inconsistent."""
+        """Raise ``ShapeError`` unless sizes, parts and positions are consistent."""
         if not 0 <= self.local_size <= self.size:
             raise ShapeError(f"an axis of {self.size} entries cannot keep {self.local_size}")
         if self.parts < 1 or self.size % self.parts or self.local_size % self.parts:
@@ -42,7 +42,7 @@ class Axis:
 
     @property
     def part(self) -> tuple[int, int]:
-        """The full and the local length of one part."""
+        """The number of entries of one part in the global model, and the number that the client keeps of it."""
         return self.size // self.parts, self.local_size // self.parts
 
     def contains(self, axis: "Axis") -> bool:
@@ -50,7 +50,7 @@ class Axis:
         return self.size == axis.size and positions(axis) <= positions(self)
 
     def sliced(self, function: SliceFunction) -> "Axis":
-        """Return this axis with the positions that ``function`` selects in each part."""
+        """Return the same axis, but with the entries that ``function`` selects in each part."""
         # A full axis and a prefix each have one canonical form, so that plans with the same entries are equal.
         if self.local_size == self.size:
             return Axis(self.size, self.size)
@@ -67,14 +67,14 @@ Axes = tuple[Axis, ...]
 
 
 def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mapping[int, int] | None = None) -> Axes:
-    """Return the axes of a parameter from its global and its local shape.
+    """Return the axes of a parameter from its shapes in the global model and in the client's model.
 
     Parameters
     ----------
     shape, local_shape : Sequence[int]
         The parameter's shape in the global model and in the client's.
     parts : Mapping[int, int] | None
-        Number of equal parts of an axis, by the axis' number; 1 where it is missing.
+        Number of equal parts, such as heads, by the number of the axis. Other axes have one part.
 
     Raises
     ------
@@ -95,27 +95,30 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
 
 @dataclass(frozen=True, slots=True)
 class PrefixAxis(Axis):
-    """An axis whose slices drop the layer's last groups or heads. Other slices would mix channels of several groups."""
+    """An axis that can only keep its first entries, because the smaller layer lacks the last groups or heads.
+
+    Other entries would come from several groups, and be mixed in one group of the smaller layer.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
     """An axis whose entries are channels of one or more groups, as after a concatenation.
 
-    A group is a set of channels that are sliced in the same way throughout the model. Entries of group -1 are always
-    kept.
+    A group is a set of channels that are sliced in the same way throughout the model. Entries in no group have the
+    number -1, and are always kept.
     """
 
     groups: tuple[tuple[int, int], ...] = ()  # for each group: number of channels, number of channels kept
     places: tuple[tuple[int, int], ...] = ()  # for each entry: its group, its channel in the group
 
     def __hash__(self) -> int:
-        """Hash without ``index`` and ``places``, which are long; few axes differ in them alone."""
+        # ``index`` and ``places`` are left out: they are long, and few axes differ only in them.
         return hash((self.size, self.local_size, self.groups))
 
     @property
     def is_even(self) -> bool:
-        """Whether all channels of each sliced group have equally many entries on this axis."""
+        """Whether, in each sliced group, all channels have equally many entries on this axis."""
         numbers = Counter(self.places)
         return all(
             width == channels or len({numbers[group, channel] for channel in range(channels)}) == 1
@@ -133,7 +136,11 @@ class CoupledAxis(Axis):
 
 
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
-    """Return the axis that keeps the first channels of each group, as a plain ``Axis`` if possible."""
+    """Return the axis that keeps the first channels of each group, as a plain ``Axis`` if possible.
+
+    ``places`` has the group and the channel of each entry. ``groups`` has, for each group, the number of channels and
+    the number of channels to keep.
+    """
     length = len(places)
     used = sorted({group for group, _ in places if group >= 0})
     local_size = sum(group < 0 or channel < groups[group][1] for group, channel in places)
@@ -147,7 +154,7 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return the overlap of two slices of a parameter, as axes relative to the first slice."""
+    """Return the entries that two slices of a parameter share, as axes of the first slice."""
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):
         members = positions(second)
@@ -157,7 +164,7 @@ def within(axes: Axes, second_axes: Axes) -> Axes:
 
 
 def positions(axis: Axis) -> set[int]:
-    """Return all positions that an axis keeps."""
+    """Return the positions of all entries that an axis keeps."""
     length, part_kept = axis.part
     within = range(part_kept) if axis.index is None else axis.index
     return {part * length + place for part in range(axis.parts) for place in within}

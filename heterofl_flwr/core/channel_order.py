@@ -1,7 +1,8 @@
-"""Channel order by importance: channels of large norm come first, so that small clients hold them.
+"""Order of channels by importance: channels of large norm come first, so that small clients hold them.
 
-The channels of the global model itself are permuted. So every slice stays a prefix, and the model computes the same
-function. This is a structured form of FIARSE (Wu et al., NeurIPS 2024), which masks single entries by magnitude.
+The channels of the global model itself are permuted, in a way that does not change the model's function. So every slice
+still consists of the first channels. This is like FIARSE (Wu et al., NeurIPS 2024), but with channels instead of masks
+of single entries.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,17 +19,19 @@ Places = Sequence[tuple[int, int]]
 
 
 class ChannelOrder:
-    """Groups of tied channels, for example in a residual stream, and their order by importance.
+    """Groups of channels in the global model, and the order of the channels in each group by importance.
+
+    A group has the same channels in several parameters, for example the channels of a residual stream.
 
     Parameters
     ----------
     model : nn.Module
-        The global model. A model made by ``elastic`` knows its groups; in other models, all axes of one length are one
-        group.
+        The global model. For a model made by ``elastic``, groups are those that ``elastic`` found. In other models, all
+        axes of equal length form one group.
     plans : Sequence[Plan]
         The prefix slice of each rate, from the largest to the smallest.
     margin : float
-        A channel enters a slice only if its norm exceeds that of the channel it replaces by this fraction.
+        A channel replaces another channel of a slice only if its norm is larger by more than this fraction.
     """
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan], margin: float = 0.0) -> None:
@@ -67,7 +70,7 @@ class ChannelOrder:
             self._factors[channels_held[channels_held >= 0]] *= 1 + margin
 
     def _check_groups(self, model: nn.Module, *, traced: bool) -> None:
-        """Raise ``ConfigError`` if a group's channels cannot be permuted without changing the model's function."""
+        """Raise ``ConfigError`` if channels of a group cannot be permuted without a change of the model's function."""
         norms = [f"{name}.weight" for name, layer in model.named_modules()
                  if isinstance(layer, nn.GroupNorm) and 1 < layer.num_groups < layer.num_channels]  # fmt: skip
         embeddings = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
@@ -108,7 +111,10 @@ class ChannelOrder:
         return [squares[group].sqrt() for group in self._groups]
 
     def find(self, state: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the channels in stable order of importance; None if they are in this order already."""
+        """Return the new order of channels, as indices of the current channels; None if no channel moves.
+
+        Channels of equal importance keep their order.
+        """
         order = [
             group.start + (norms * self._factors[group]).argsort(descending=True, stable=True)
             for group, norms in zip(self._groups, self.importance(state), strict=True)
@@ -117,7 +123,10 @@ class ChannelOrder:
         return None if torch.equal(joined, torch.arange(len(joined))) else joined
 
     def apply(self, order: Tensor, name: str, tensor: Tensor) -> Tensor:
-        """Return a parameter, or another tensor of its shape, with its channels permuted by ``order``."""
+        """Return a parameter with its channels permuted by ``order``, a result of ``find``.
+
+        ``tensor`` can also be another tensor of the parameter's shape.
+        """
         for axis, channels in self._channels.get(name, {}).items():
             new = torch.where(channels < 0, channels, order[channels])
             # Entries of one channel, such as those of several heads or pixels, keep their order.
@@ -128,12 +137,12 @@ class ChannelOrder:
 
 
 def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, int]]:
-    """Return the (group, channel) pairs of all entries, sorted."""
+    """Return the different (group, channel) pairs of all entries, sorted."""
     return sorted({entry for axes in places.values() for rows in axes.values() for entry in rows if entry[0] >= 0})
 
 
 def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:
-    """Return the places of all axes that are sliced; axes whose parts have equal lengths are one group."""
+    """Return, for each sliced axis, the group and channel of each entry; parts of equal length form one group."""
     return {
         name: {number: _places(axis) for number, axis in enumerate(axes) if axis.local_size < axis.size}
         for name, axes in plan.axes.items()

@@ -1,4 +1,4 @@
-"""Aggregation of one round: each reply and its labels are checked, then passed to an aggregator."""
+"""Aggregation of one round: replies and their labels are checked and then passed to an aggregator."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Aggregation:
-    """Aggregation of one round: checks each reply, adds it to an aggregator and returns the result once.
+    """Aggregation of one round: checks each reply, adds it to an aggregator, and returns the aggregator's result.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class Aggregation:
         return self._aggregator.holders(name)
 
     def _check_plan(self, plan: Plan) -> None:
-        """Raise an error unless the plan fits the global state and all of the plan's parameters are floating point."""
+        """Raise an error unless the plan fits the global state and contains only floating-point parameters."""
         if plan in self._plans:
             return
         plan.check_state(self._state)
@@ -153,7 +153,7 @@ class Aggregation:
 
 
 class LabelRows:
-    """Parameters whose rows belong to classes, and their numbers of rows. Selects the rows of a reply to average."""
+    """Selection of the rows of a reply to average, in parameters with one row for each class."""
 
     def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
         if missing := [name for name in names if name not in state or state[name].dim() == 0]:
@@ -162,9 +162,9 @@ class LabelRows:
         self._extra_rows = extra_rows
 
     def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
-        """Return, for each parameter, the indices of the client's rows to average.
+        """Return, by parameter, the indices of the rows of a client's reply to average.
 
-        A parameter that is missing in the result counts with all its rows.
+        Parameters that the result lacks are averaged in all their rows.
         """
         rows: dict[str, Tensor] = {}
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
@@ -180,7 +180,11 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the ascending indices of the client's rows to average; None for all rows."""
+        """Return the indices of the rows to average for these labels, ascending; None for all rows.
+
+        ``sizes`` has the numbers of rows of the parameters to which the labels refer. By default, these are all
+        parameters with a row for each class.
+        """
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None
@@ -204,7 +208,10 @@ class LabelRows:
 def class_numbers(
     labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
 ) -> Tensor:
-    """Return labels as a tensor of distinct, ascending numbers; raise ``unusable`` if they are invalid."""
+    """Return labels as a tensor of distinct class numbers in ascending order.
+
+    Raise an error of the type ``unusable`` if a label is no whole number from 0 to ``classes - 1``.
+    """
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
         numbers = torch.as_tensor(labels)
@@ -231,9 +238,11 @@ def check_reply(
     *,
     norm_bound: float = 0.0,
 ) -> None:
-    """Raise ``ReplyError`` with the list of a reply's faults, if it has any.
+    """Raise ``ReplyError`` with a list of all faults unless a client's reply is valid.
 
-    ``norm_bound`` is an upper bound on the L2 norm of the difference between the reply and ``state``; 0 for no bound.
+    ``sub`` contains the client's parameters, and ``state`` the global state from which it started. ``largest`` is an
+    upper bound on the magnitude of an entry. ``norm_bound`` is an upper bound on the L2 norm of the difference between
+    ``sub`` and ``state``; 0 for no bound.
     """
     # Sums may be in single precision, where a weight outside its range would become 0 or infinity.
     single = torch.finfo(torch.float32)
@@ -252,7 +261,7 @@ def check_reply(
 
 
 def check_names(plan: Plan, names: Iterable[str]) -> None:
-    """Raise ``ReplyError`` unless ``names`` are exactly the parameters of the plan."""
+    """Raise ``ReplyError`` unless ``names`` are exactly the names of the plan's parameters."""
     _raise_if_any(list(_name_faults(plan, dict.fromkeys(names))))
 
 
@@ -281,7 +290,7 @@ def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.
 
 
 def value_faults(sub: Mapping[str, Tensor], largest: float = math.inf) -> Iterator[str]:
-    """Yield a message for each tensor with NaN, infinity or an entry larger than ``largest`` in magnitude."""
+    """Yield an error message for each tensor that contains NaN, infinity or a magnitude above ``largest``."""
     for name, tensor in sub.items():
         flat = tensor.reshape(-1)
         # The norm bounds every entry, is not finite if any entry is not, and is much cheaper than comparing each entry.

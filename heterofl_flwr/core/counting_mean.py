@@ -1,4 +1,4 @@
-"""The counting mean: the mean of each entry over the clients that hold it (section 3.1 of the paper)."""
+"""The counting mean: each entry is averaged over the clients that hold it (section 3.1 of the paper)."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -21,12 +21,12 @@ Weights = Literal["equal", "examples"]
 
 
 def sum_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype for sums of a parameter: at least float32."""
+    """Return the dtype in which a parameter is summed: float32, or the parameter's dtype if it is wider."""
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def empty_sum(parameter: Tensor) -> Tensor:
-    """Return an uninitialised tensor for the sum of a parameter."""
+    """Return an uninitialised tensor of a parameter's shape, for its sum."""
     dtype = sum_dtype(parameter)
     if parameter.device.type != "cpu":
         return torch.empty_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
@@ -36,7 +36,10 @@ def empty_sum(parameter: Tensor) -> Tensor:
 
 
 class Nested(NamedTuple):
-    """Slices that each contain the next one. In two dimensions, the difference of two slices is an L-shaped shell."""
+    """Slices of one parameter, sorted so that each contains the next, and the shells between them.
+
+    A shell consists of the entries of a slice that the next slice lacks. In two dimensions, it has the shape of an L.
+    """
 
     slices: tuple[Axes, ...]  # from the largest to the smallest
     opened: tuple[int, ...]  # the tensor's shape, with parts as separate dimensions
@@ -45,7 +48,7 @@ class Nested(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
-    """Return prefix slices of one parameter sorted by size, or None if they are not nested."""
+    """Sort prefix slices of one parameter by size; return None if a slice does not contain the next smaller one."""
     ordered = sorted(slices, key=lambda axes: [axis.local_size for axis in axes], reverse=True)
     parts: list[int] = []
     bounds: list[tuple[int, ...]] = []
@@ -64,7 +67,7 @@ def nest(slices: tuple[Axes, ...]) -> Nested | None:
 
 
 def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
-    """Return disjoint boxes that cover the box ``outer`` except the box ``inner``."""
+    """Return disjoint boxes that cover the box ``outer`` except the box ``inner``; both begin at the origin."""
     return tuple(
         (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))
         for number in range(len(outer))
@@ -73,7 +76,10 @@ def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, .
 
 
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
-    """Divide a sum by its counts in place; entries without a holder get the old value."""
+    """Divide the sum of a parameter in place by the number of holders of each entry.
+
+    ``counts`` has the total weight of the holders of each slice. Entries without a holder get the value in ``old``.
+    """
     nested = nest(tuple(counts)) if all(map(is_prefix, counts)) else None
     # Shells do not work if some slices are counted by row and others drop rows.
     if nested is None or len(set(map(type, counts.values()))) > 1:
@@ -88,7 +94,7 @@ def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> N
 
 
 def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
-    """Return the total weight of the clients that hold each entry."""
+    """Return the total weight of the clients that hold each entry, as a tensor of the shape of ``total``."""
     weights = torch.zeros_like(total)
     for axes, count in counts.items():
         number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
@@ -98,7 +104,7 @@ def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
 
 
 def _divide(total: Tensor, old: Tensor, count: Count) -> None:
-    """Divide a tensor by its count in place; where the count is 0, write the old value."""
+    """Divide a tensor in place by ``count``; entries whose count is 0 get the value in ``old``."""
     if isinstance(count, Tensor):
         count = count.view(-1, *[1] * (total.dim() - 1)) if count.dim() == 1 else count
         divisor = count.to(total)
@@ -112,7 +118,7 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 
 
 class Holders:
-    """Total weight of the clients that hold each slice; one number for each row if some rows do not count."""
+    """Total weight of the clients that hold each slice. Rows that do not count for all clients have separate totals."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -121,11 +127,14 @@ class Holders:
 
     @property
     def plans(self) -> Iterable[Plan]:
-        """The slices that clients hold."""
+        """The different plans of the clients."""
         return self._weights.keys()
 
     def add(self, plan: Plan, rows: Mapping[str, Tensor], weight: float) -> None:
-        """Add a client's weight to the slice that it holds."""
+        """Add a client's weight to the total of its plan.
+
+        ``rows`` maps a parameter to the rows that count for this client. All rows of other parameters count.
+        """
         before = self._weights.get(plan, 0.0)
         by_row = self._by_row.setdefault(plan, {})
         for name in rows.keys() & plan.axes.keys() - by_row.keys():
@@ -137,7 +146,7 @@ class Holders:
         self._weights[plan] = before + weight
 
     def counts(self, name: str) -> dict[Axes, Count]:
-        """Return the total weight of the clients that hold each slice of a parameter."""
+        """Return, for each slice of a parameter, the total weight of the clients that hold it."""
         counts: dict[Axes, Count] = {}
         for plan, weight in self._weights.items():
             if name in plan.axes:
@@ -147,13 +156,13 @@ class Holders:
 
     @torch.no_grad()
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that hold each entry of a parameter."""
+        """Return, for each entry of a parameter, the total weight of the clients that hold it."""
         old = self._state[name]
         return held_by(torch.empty_like(old, dtype=sum_dtype(old)), self.counts(name))
 
 
 class Sums:
-    """Weighted sums of replies: one tensor for each parameter that occurs in a reply."""
+    """Weighted sum of the replies, for each parameter that occurs in a reply."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -161,7 +170,10 @@ class Sums:
 
     @torch.no_grad()
     def add(self, plan: Plan, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor], weight: float) -> None:
-        """Add ``weight`` times a client's parameters; for a parameter in ``rows``, only these rows."""
+        """Add a client's parameters, multiplied by ``weight``, to the sums.
+
+        Of a parameter in ``rows``, only the rows with these indices are added.
+        """
         for name, axes in plan.axes.items():
             old = self._state[name]
             local, is_first = tensors[name].to(old.device), name not in self._sums
@@ -179,7 +191,10 @@ class Sums:
 
     @torch.no_grad()
     def means(self, holders: Holders) -> dict[str, Tensor]:
-        """Return the state with each sum divided by the weight of its holders. Divide in place and drop the sums."""
+        """Return the new global state: each sum divided by the total weight of its holders.
+
+        Entries without a holder keep their value. The sums are divided in place and then released, so call this once.
+        """
         new = {}
         for name, old in self._state.items():
             total = self._sums.pop(name, None)
@@ -190,7 +205,7 @@ class Sums:
 
 
 class CountingMean:
-    """Weighted mean of each entry over the clients that hold it; the aggregator of HeteroFL.
+    """Weighted mean of each entry over the clients that hold it. This is the aggregator of HeteroFL.
 
     Parameters
     ----------
@@ -202,12 +217,12 @@ class CountingMean:
         self._sums, self._holders = Sums(state), Holders(state)
 
     def add(self, reply: CheckedReply) -> None:
-        """Add a reply."""
+        """Add a client's reply to the mean."""
         self._sums.add(reply.plan, reply.tensors, reply.rows, reply.weight)
         self._holders.add(reply.plan, reply.rows, reply.weight)
 
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state."""
+        """Return the new global state; call this once."""
         return self._sums.means(self._holders)
 
     def holders(self, name: str) -> Tensor:

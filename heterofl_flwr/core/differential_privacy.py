@@ -1,13 +1,13 @@
 """Clipping and noise for the counting mean.
 
-If one client can change an entry by up to C, it can move the mean over the entry's m holders by up to C/m. So the noise
-of the mean is the noise of the sum divided by m: entries with few holders get more noise. An entry without a holder
-keeps its value and gets no noise.
+Suppose that one client can change the sum of an entry by up to C. Then it can change the mean over the entry's m
+holders by up to C/m. So the noise of the mean is the noise of the sum divided by m, and entries with few holders get
+more noise. An entry without a holder keeps its value and gets no noise.
 
-Changes are counted in whole steps of a fixed size, in double precision, so sums are exact. Each change is first clipped
-to an L2 norm of C and then rounded towards zero. Rounding thus makes no change longer than C, and one client moves the
-sum by at most C exactly, not only up to rounding errors. Discrete Gaussian noise on the sum is also in whole steps.
-Everything after that, including rounding to the model's precision, is post-processing.
+A client's change is clipped to an L2 norm of C, and then rounded towards zero to whole multiples of a fixed step.
+Rounding towards zero never lengthens a change. Sums of whole steps are exact in double precision. So one client moves
+the sum by at most C exactly, without rounding errors. Discrete Gaussian noise, also in whole steps, is added to the
+sum. Everything after that, including rounding to the model's precision, is post-processing.
 """
 
 import math
@@ -38,12 +38,12 @@ BLOCK = 2**15
 
 
 class Keystream:
-    """Random bits that cannot be computed without the key: AES-256 in counter mode.
+    """Random bits from AES-256 in counter mode, which cannot be predicted without the key.
 
     Parameters
     ----------
     key : bytes | None
-        32 bytes, for tests only. By default a new key from the operating system, which is never stored.
+        32 bytes, for tests only. By default, a new key from the operating system, which is never stored.
     """
 
     def __init__(self, key: bytes | None = None) -> None:
@@ -52,13 +52,13 @@ class Keystream:
         self._encryptor = Cipher(cipher, modes.CTR(bytes(16))).encryptor()
 
     def words(self, number: int) -> NDArray[np.uint64]:
-        """Return the next ``number`` words of 64 bits."""
+        """Return the next ``number`` words of the stream; a word has 64 bits."""
         return np.frombuffer(self._encryptor.update(bytes(8 * number)), dtype="<u8")
 
 
 @torch.no_grad()
 def draw(stream: Keystream, shape: torch.Size) -> Tensor:
-    """Return discrete Gaussian noise: whole numbers, which double precision represents exactly."""
+    """Return discrete Gaussian noise with standard deviation ``DEVIATION``, as whole numbers in double precision."""
     noise = np.empty(shape.numel())
     for start in range(0, len(noise), BLOCK):
         part = noise[start : start + BLOCK]
@@ -75,7 +75,7 @@ def _values(stream: Keystream, number: int) -> NDArray[np.int64]:
 
 
 def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return proposed values and the mask of those that rejection sampling accepts."""
+    """Return ``number`` proposed values of rejection sampling, and a mask of those that are accepted."""
     # Bits from the top: cell of the table, sign, ``fine``, first bits of the uniform number that decides on acceptance.
     word = stream.words(number)
     cell = (word >> np.uint64(64 - _CELL_BITS)).view(np.int64)
@@ -100,17 +100,17 @@ def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArra
 
 
 def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
-    """Return uniform random numbers between 0 and 1."""
+    """Return ``number`` uniform random numbers between 0 and 1."""
     return stream.words(number).astype(np.float64) * 2.0**-64
 
 
 @cache
 def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the tail probabilities of the coarse part, and the coarse part for each cell.
+    """Return a lookup table for the coarse part of a value, which is drawn by inverting its distribution function.
 
-    Tail probabilities are those of k or more, from the largest k down to 1. Cells divide the interval from 0 to 1
-    evenly. A cell that contains a tail probability has no single coarse part: it is ``_SPLIT``, and the part is
-    searched for.
+    The first result contains the probabilities of a coarse part of k or more, from the largest k down to 1. The second
+    divides the interval from 0 to 1 into equal cells. It contains the coarse part for each cell, or ``_SPLIT`` if one
+    of these probabilities lies inside the cell. The coarse part then follows from the exact number.
     """
     # The probability of larger values is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]
@@ -130,7 +130,7 @@ _ROUNDING = 1 - 1e-6
 
 @torch.no_grad()
 def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
-    """Return ``after`` with its change from ``before`` clipped to an L2 norm of ``clip``."""
+    """Return ``after``, moved towards ``before`` so that the L2 norm of their difference is at most ``clip``."""
     length = norm_between(after, before)
     if length <= clip:
         return dict(after)
@@ -140,7 +140,10 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
 
 @torch.no_grad()
 def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
-    """Clip a double-precision vector to an L2 norm of ``clip``; return it in whole steps, rounded towards zero."""
+    """Clip a vector to an L2 norm of ``clip``; return it as whole multiples of ``step``, rounded towards zero.
+
+    The vector is in double precision.
+    """
     length = math.hypot(*(part.norm().item() for part in vector.values()))
     share = min(1.0, _ROUNDING * clip / length) if length else 1.0
     return {name: (part * share / step).trunc_() for name, part in vector.items()}
@@ -148,7 +151,7 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Add noise of deviation ``DEVIATION`` to a sum of ``in_steps``; return the sum in the parameter's units."""
+    """Add noise to a sum of results of ``in_steps``, and convert the sum from steps to the unit of the parameter."""
     return (total + draw(stream, total.shape).to(total.device)).mul_(step)
 
 
@@ -162,9 +165,18 @@ def released(
 ) -> dict[str, Tensor]:
     """Return the noisy global state after a round.
 
-    ``old`` is the state before the round. ``mean`` is the counting mean of the clients' changes, in steps and in double
-    precision. ``holders`` returns the number of holders of each entry of a parameter (``Aggregation.holders``).
-    ``step`` is the size of a step. ``stream`` is for tests only.
+    Parameters
+    ----------
+    old : Mapping[str, Tensor]
+        The global state before the round.
+    mean : Mapping[str, Tensor]
+        The counting mean of the clients' changes, in steps and in double precision.
+    holders : Callable[[str], Tensor]
+        Function from a parameter's name to the number of holders of each entry (``Aggregation.holders``).
+    step : float
+        The size of a step.
+    stream : Keystream | None
+        For tests only.
     """
     stream = stream or Keystream()
     new = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in old.items()}
@@ -183,12 +195,18 @@ ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
 
 
 def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
-    """Return, for each order, the total Rényi divergence of ``releases`` noisy sums."""
+    """Return, for each Rényi order, the total divergence of ``releases`` noisy sums.
+
+    ``noise`` is the noise multiplier: the standard deviation divided by the clipping norm.
+    """
     return [releases * order / (2 * noise**2) for order in orders]
 
 
 def epsilon(spent: Sequence[float], delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """Return epsilon; ``spent`` is the divergence at each order (Canonne, Kamath and Steinke, 2020, proposition 12)."""
+    """Return epsilon for a ``delta``, from the Rényi divergence at each order.
+
+    The conversion is proposition 12 of Canonne, Kamath and Steinke (2020).
+    """
     return min(
         max(divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1), 0.0)
         for divergence, order in zip(spent, orders, strict=True)

@@ -1,4 +1,4 @@
-"""The parameters that server and clients exchange: by default, those that are trained."""
+"""Selection of the parameters that server and clients exchange. By default, these are the trained parameters."""
 
 import copy
 import hashlib
@@ -18,9 +18,9 @@ SAMPLES = 256
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude from the exchange parameters that copies of the model share, such as the base under adapters.
+    """Exclude parameters that all copies of a model share, such as the base model under adapters, from the exchange.
 
-    Excluded parameters are in no plan: they are not sent, averaged or stored. Copies of the model exclude them too.
+    Excluded parameters are in no plan. They are not sent, averaged or stored. Copies of the model exclude them too.
     """
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:
@@ -28,18 +28,18 @@ def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def exchange_frozen(model: nn.Module) -> nn.Module:
-    """Mark a model so that its frozen parameters (``requires_grad=False``) are exchanged too, and return it.
+    """Mark a model so that its frozen parameters (``requires_grad=False``) are exchanged too, and return the model.
 
-    This is needed for frozen values that differ between processes, such as random ones, and for slices that move.
+    This is needed if frozen values differ between processes, for example because they are random, and if slices move.
     """
     vars(model)[_WITH_FROZEN] = True
     return model
 
 
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that server and clients exchange; a tied parameter has its first name.
+    """Return the parameters that server and clients exchange. A tied parameter occurs only under its first name.
 
-    Frozen parameters are left out: every node builds the same values, and ``fingerprint`` checks this.
+    Frozen parameters are left out by default, because every node builds the same values. ``fingerprint`` checks this.
     """
     excluded = _excluded(model)
     with_frozen = {
@@ -53,38 +53,37 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Map each name of each parameter to the parameter's first name, in the model's order."""
+    """Return the first name of each parameter, by each of its names; a tied parameter has several names."""
     names: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
     return {name: names.setdefault(id(parameter), name) for name, parameter in named}
 
 
 def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state with each of the model's parameters under its first name only.
+    """Return a state dict in which each tied parameter occurs only under its first name.
 
-    A ``state_dict`` lists a tied parameter under all its names. If its values differ, the last one counts, as in
-    ``load_state_dict``.
+    If its tensors under several names differ, the last one counts, as in ``load_state_dict``.
     """
     names = first_names(model)
     return {names.get(name, name): tensor for name, tensor in state.items()}
 
 
 def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model that are never exchanged."""
+    """Return the parameters of a model that are not exchanged, by name."""
     exchanged = exchanged_parameters(model)
     return {name: parameter for name, parameter in model.named_parameters() if name not in exchanged}
 
 
 def shares_parameters(model: nn.Module) -> bool:
-    """Whether copies of the model share excluded parameters with it."""
+    """Whether a model has excluded parameters, which its copies share."""
     return bool(_excluded(model))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of samples of the parameters that are never exchanged; '' if there are none.
+    """Return a digest of the parameters that are not exchanged; '' if there are none.
 
-    Samples are converted to bfloat16 first. So a device may hold the base of adapters in bfloat16 and the server in
-    float32.
+    Of a large parameter, only a sample of entries is used. Entries are converted to bfloat16 first, so that models in
+    bfloat16 and in float32 have the same digest.
     """
     digest, frozen = hashlib.sha256(), frozen_parameters(model)
     for name, parameter in frozen.items():
@@ -95,12 +94,15 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def exchanged_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype in which a parameter is sent and averaged: float32 for bfloat16, which numpy lacks."""
+    """Return the dtype in which a parameter is exchanged and averaged.
+
+    This is the parameter's dtype, but float32 for bfloat16, because numpy lacks bfloat16.
+    """
     return torch.float32 if parameter.dtype == torch.bfloat16 else parameter.dtype
 
 
 def copy_exchanged(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model that shares the model's excluded parameters."""
+    """Return a deep copy of a model, except that excluded parameters are not copied but shared."""
     shared = _excluded(model)
     return copy.deepcopy(
         model, {id(parameter): parameter for parameter in model.parameters() if id(parameter) in shared}
@@ -108,7 +110,6 @@ def copy_exchanged(model: nn.Module) -> nn.Module:
 
 
 def _excluded(model: nn.Module) -> set[int]:
-    """Return the ids (``id``) of the excluded parameters."""
     excluded: set[int] = set()
     for layer in model.modules():
         if names := vars(layer).get(_EXCLUDED, ()):
@@ -119,7 +120,7 @@ def _excluded(model: nn.Module) -> set[int]:
 
 
 def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ``ConfigError`` if a pattern matches no name."""
+    """Raise ``ConfigError`` if a pattern matches no parameter name; ``what`` is the option that has the patterns."""
     if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
         raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
 
@@ -131,5 +132,5 @@ LG-FedAvg; without any pattern, all do (Standalone).
 
 
 def is_shared(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a parameter's name matches one of the patterns, in the syntax of ``fnmatch``."""
+    """Whether a parameter's name matches one of the patterns (``fnmatch``)."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""Settings for the places where the authors' code differs from the correct behaviour."""
+"""Options for reproducing errors of the authors' code, or for correcting them."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ Variant = Literal["paper", "fixed"]
 
 @group
 class Fidelity:
-    """One setting for each quirk of the authors' code that affects the published numbers.
+    """Options for errors of the authors' code that affect the published numbers.
 
-    ``paper`` reproduces the published numbers, ``fixed`` is the correct behaviour. ``Fidelity.of("paper")`` and
-    ``Fidelity.of("fixed")`` set all of them. Each can also be set alone: ``Fidelity.of("paper", moments="fixed")``.
+    ``paper`` reproduces an error, and ``fixed`` corrects it. ``Fidelity.of("paper")`` and ``Fidelity.of("fixed")`` set
+    all options. ``Fidelity.of("paper", moments="fixed")`` sets one option differently.
     """
 
     encoder_init: Variant = "paper"
@@ -34,5 +34,5 @@ class Fidelity:
 
     @classmethod
     def of(cls, default: Variant, **single: Variant) -> "Fidelity":
-        """Return ``default`` for every quirk except those named in ``single``."""
+        """Return options that are all ``default``, except those in ``single``."""
         return cls(**{**dict.fromkeys(specs(cls), default), **single})

@@ -1,4 +1,4 @@
-"""Numbers and tables as text for people."""
+"""Formatting of numbers and tables as text."""
 
 import csv
 import io
@@ -43,12 +43,12 @@ def energy(joules: float) -> str:
 
 
 def tick(label: str) -> str:
-    """Return the label of an axis tick; a round number loses its decimals."""
+    """Shorten the label of an axis tick: remove decimals that are zero."""
     return label.replace(".00 ", " ").replace(".0 ", " ")
 
 
 def duration(seconds: float) -> str:
-    """Format a time in its two largest units."""
+    """Format a time in its two largest units, such as ``2 h 5 min``."""
     if not 60 <= seconds < math.inf:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def numbers(values: Sequence[int], limit: int = 12) -> str:
-    """Format ascending numbers as ranges, such as ``1-4, 7``; a long list is cut."""
+    """Format ascending integers as ranges, such as ``1-4, 7``. At most ``limit`` ranges are listed."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:
@@ -88,7 +88,7 @@ _LATEX = str.maketrans(
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
-    """Format a table as ``table``, ``csv``, ``markdown`` or ``latex``; the first column is left-aligned."""
+    """Return a table as text; ``style`` is ``table`` (aligned plain text), ``csv``, ``markdown`` or ``latex``."""
     if style == "csv":
         file = io.StringIO()
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
@@ -114,7 +114,7 @@ def latex(text: str) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
-    """Format a table in Markdown; ``rule`` sets the alignment of all columns but the first."""
+    """Return a table in Markdown. ``rule`` is the separator that aligns all columns except the first."""
     lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
     texts = (" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines)
     return "\n".join(f"| {text} |" for text in texts)

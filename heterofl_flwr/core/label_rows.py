@@ -1,4 +1,4 @@
-"""Label rows: the parameters of a model that have one row for each class; the classes of a client."""
+"""Label rows: the parameters of a classifier that have one row for each class."""
 
 from collections.abc import Callable, Iterable, Mapping
 from operator import index
@@ -13,7 +13,7 @@ from heterofl_flwr.core.levels import Mix
 
 
 def whole_numbers(labels: Iterable[int]) -> list[int]:
-    """Return the distinct labels, ascending; raise ``ConfigError`` if they are not whole numbers."""
+    """Return distinct labels in ascending order; raise ``ConfigError`` if they are not whole numbers."""
     try:
         numbers = list(labels)
         # Booleans of Python, numpy and torch would be read as 0 and 1.
@@ -31,17 +31,20 @@ LabelRule = Literal["sent", "none"]
 
 
 def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
-    """Return the parameter names of a model's last linear layer, with a prefix; [] if there is no linear layer."""
+    """Return the names of the parameters of a model's last linear layer; an empty list if there is none.
+
+    ``prefix`` is the path of the model in a larger model.
+    """
     layers = [(name, layer) for name, layer in model.named_modules(prefix=prefix) if isinstance(layer, nn.Linear)]
     return [parameter for name, layer in layers[-1:] for parameter, _ in layer.named_parameters(prefix=name)]
 
 
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
-    """Return the names of the parameters whose rows belong to classes; () if they are uncertain.
+    """Return the names of the parameters that have one row for each class; () if they cannot be determined.
 
-    A model may name them in its attribute ``label_rows``. Otherwise they are those of the linear layer whose number of
-    outputs is the same at every rate. If no layer's outputs shrink, they are those of the last linear layer. They are
-    uncertain if there are several such layers, or if the layer belongs to a decoder.
+    A model can name them in its attribute ``label_rows``. Otherwise they belong to the only linear layer that has the
+    same number of outputs at every rate. If all linear layers have, they belong to the last one. The result is () if
+    several layers are candidates, or if the layer belongs to a decoder.
     """
     model, smaller = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(model, "label_rows", None)
@@ -67,10 +70,11 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
 
 
 def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str]:
-    """Return the names of those ``unshrunk`` layers that may be classifiers.
+    """Return the names of those layers in ``unshrunk`` that may be classifiers.
 
-    A layer is not a classifier if its number of outputs is the number of inputs of a later layer. If no layer shrinks,
-    only the last candidate and its siblings with as many inputs remain; the others are hidden layers.
+    Layers in ``unshrunk`` have the same number of outputs at every rate. A layer is not a classifier if a later layer
+    has as many inputs as it has outputs. If all layers of the model are unshrunk, the only candidates are the last one
+    and the other layers of its parent module with the same number of inputs.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)
@@ -84,9 +88,9 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
 
 
 def _is_decoder(model: nn.Module, head: str) -> bool:
-    """Whether a convolution follows the layer ``head``, or the model is an autoencoder.
+    """Whether a convolution follows the linear layer ``head``, or the model is an autoencoder.
 
-    In an autoencoder ``head`` has as many outputs as the model has inputs, and a narrower layer comes before it.
+    In an autoencoder, ``head`` has as many outputs as the model has inputs, and a narrower layer comes before it.
     """
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)]
     place = [name for name, _ in named].index(head)

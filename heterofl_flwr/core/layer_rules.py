@@ -1,4 +1,4 @@
-"""Slicing rules by layer type, and the axes by which a local model slices each global parameter."""
+"""Rules by layer type: which entries of a layer's parameters belong to a smaller layer."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -25,9 +25,9 @@ _rules = Registry("register")
 def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the decorated function as the slicing rule of these layer types and their subclasses.
 
-    A rule takes the global and the local layer and returns the axes of the layer's parameters, by name. Names may
-    include those of children (``"linear_q.weight"``). A child needs no rule if the axes of all its parameters are
-    returned. A rule replaces an earlier one for the same type::
+    A rule takes the global layer and the local layer. It returns the axes of the layer's parameters, by name. It can
+    include parameters of child layers (``"linear_q.weight"``). A child needs no rule if all of its parameters are
+    included. A rule replaces an earlier rule of the same type::
 
         @register(MyLayer)
         def my_layer(full: MyLayer, local: MyLayer) -> dict[str, Axes]:
@@ -39,7 +39,11 @@ def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
 def axes_by_name(
     full_layer: nn.Module, local: nn.Module, parts: Callable[[str], Mapping[int, int]], *, recurse: bool = True
 ) -> dict[str, Axes]:
-    """Return the axes of each parameter of a layer. ``parts`` maps a parameter's name to the parts of its axes."""
+    """Return the axes of each parameter of a layer, for a rule.
+
+    ``parts`` is a function of a parameter's name. It returns, for each axis with equal parts such as heads, their
+    number.
+    """
     full_parameters, parameters = (dict(layer.named_parameters(recurse=recurse)) for layer in (full_layer, local))
     is_cut = any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
     if recurse and is_cut and any(isinstance(child, ParametrizationList) for child in full_layer.modules()):
@@ -57,16 +61,16 @@ def axes_by_name(
 @register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @register(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _InstanceNorm)
 def prefix_of_every_axis(full_layer: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Keep a prefix of every axis."""
+    """Slicing rule: keep the first entries of every axis."""
     return axes_by_name(full_layer, local, lambda name: {}, recurse=False)
 
 
 @register(_ConvNd)
 def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
-    """Keep a prefix of the input and output channels, and the full kernel.
+    """Slicing rule of convolutions: keep the first input and output channels, and the full kernel.
 
-    The number of groups may shrink, but not their size, as in a depthwise convolution: otherwise a prefix of the
-    channels would move to other groups.
+    A smaller grouped convolution has fewer groups of the same size, as in a depthwise convolution. With narrower
+    groups, the first channels of the full layer would be assigned to other groups.
     """
     if full_layer.kernel_size != local.kernel_size:
         raise ShapeError(f"kernel sizes {full_layer.kernel_size} and {local.kernel_size} differ; kernels are never cut")
@@ -83,7 +87,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes for a layer that drops its last groups or heads; these axes can only keep prefixes."""
+    """Replace all sliced axes by ``PrefixAxis``, for a layer that drops its last groups or heads."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
@@ -95,7 +99,7 @@ def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
 
 @register(ParametrizationList)
 def parametrized_tensor(full_layer: ParametrizationList, local: ParametrizationList) -> dict[str, Axes]:
-    """Keep a prefix of every axis of the tensors under a parametrization, such as weight norm or spectral norm."""
+    """Slicing rule of parametrizations, such as weight norm: keep the first entries of every axis of their tensors."""
     # Spectral norm recomputes its vectors, but other buffers, such as a random basis, are not sent.
     if any(not isinstance(step, _SpectralNorm) and list(step.buffers()) for step in full_layer):
         raise ShapeError(f"{full_layer[0]} has a buffer, which is not sent: clients would compute another tensor")
@@ -117,7 +121,10 @@ _HEADED = {
 
 @register(nn.MultiheadAttention)
 def multihead_attention(full_layer: nn.MultiheadAttention, local: nn.MultiheadAttention) -> dict[str, Axes]:
-    """Keep all heads and a prefix of each. If the local layer has fewer heads, keep the first heads in full."""
+    """Slicing rule of attention: keep all heads, and the first entries of each head.
+
+    If the local layer has fewer heads, keep the first heads in full instead.
+    """
     dropped = full_layer.num_heads != local.num_heads
     if dropped and full_layer.head_dim != local.head_dim:
         raise ShapeError(
@@ -135,9 +142,9 @@ _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.
 
 @register(*_GATES)
 def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellBase) -> dict[str, Axes]:
-    """Keep a prefix of each gate's rows.
+    """Slicing rule of recurrent layers: keep the first rows of each gate.
 
-    The later layers of a bidirectional network also keep a prefix of each direction's inputs.
+    Later layers of a bidirectional network also keep the first inputs of each direction.
     """
     gates = next(number for kind, number in _GATES.items() if isinstance(full_layer, kind))
     directions = 2 if getattr(full_layer, "bidirectional", False) else 1
@@ -151,7 +158,7 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 
 
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of every exchanged parameter of ``local``; a tied parameter has its first name."""
+    """Return the axes of every exchanged parameter of ``local``. A tied parameter occurs only under its first name."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
@@ -202,7 +209,7 @@ def _outputs(layer: nn.Linear | _ConvNd) -> int:
 
 
 def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter, under each of its names in the state dict."""
+    """Return the shape of every parameter by name. A tied parameter occurs under all its names."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if lazy := [name for name, parameter in named.items() if is_lazy(parameter)]:
         raise ShapeError(f"parameters {', '.join(lazy[:5])} have no shape yet: run one batch through the model first")
@@ -247,7 +254,7 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
 
 
 def _without_tied(full_model: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes without duplicates of tied parameters; raise ``ShapeError`` if the two models tie differently."""
+    """Return the axes with each tied parameter only once; raise ``ShapeError`` if the two models tie differently."""
     full_names, local_names = first_names(full_model), first_names(local)
     for name, tied_to in local_names.items():
         if full_names[name] != tied_to:

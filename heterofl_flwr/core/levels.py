@@ -1,4 +1,4 @@
-"""Rates, the levels a to e, mixes of levels such as ``a1-b1-e8``, and the rate of each client: Fix or Dynamic."""
+"""Rates, levels from a to e, mixes of levels such as ``a1-b1-e8``, and the assignment of rates to clients."""
 
 import math
 import re
@@ -19,9 +19,9 @@ _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3
 
 
 def exact_rate(rate: float | str | Fraction) -> Fraction:
-    """Return a rate, which lies in (0, 1], as the exact fraction of its decimal form.
+    """Return a rate as the exact fraction of its decimal form; raise ``ConfigError`` if it is not in (0, 1].
 
-    Text may come from a client. So a number that takes long to compute, such as ``1e999999999``, is refused.
+    Text may come from a client. So a number that takes long to compute, such as ``1e999999999``, is rejected.
     """
     text = str(rate).strip()
     try:
@@ -38,7 +38,7 @@ LEVELS: Mapping[str, float] = MappingProxyType({"a": 1.0, "b": 0.5, "c": 0.25, "
 
 
 def rate_of(level: str | float) -> float:
-    """Return the rate of ``level``: a letter, or a rate as a number or text."""
+    """Return the rate of a level: a letter from a to e, or the rate itself as a number or text."""
     if isinstance(level, str) and level in LEVELS:
         return LEVELS[level]
     try:
@@ -51,20 +51,22 @@ def rate_of(level: str | float) -> float:
 
 
 def level_name(rate: float) -> str:
-    """Return the letter of a rate, or the rate as text if it has no letter."""
+    """Return the letter of the level with this rate, or the rate as text if no level has it."""
     return next((letter for letter, value in LEVELS.items() if value == rate), format(Decimal(str(rate)), "f"))
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Rates of the clients and the proportion of clients at each, from the largest rate to the smallest.
+    """Rates of the clients and the proportion of clients at each rate, from the largest rate to the smallest.
 
-    Two mixes that differ only in the order or the grouping of their parts are equal. Proportions are not reduced:
-    ``a2-e2`` has four parts, ``a1-e1`` two. ``global_rate`` is the width of the global model. By default it is the
-    largest rate; ``with_global_rate`` makes the server's model larger than any client's, as in FedRolex.
+    A mix consists of parts: ``a2-e2`` has two parts at level ``a`` and two at level ``e``. Two mixes are equal if they
+    differ only in the order or the grouping of their parts. Proportions are not reduced, so ``a2-e2`` is not ``a1-e1``.
 
-    ``idle`` is the number of parts, the last ones, whose clients do not train. In ``a1-x3`` a quarter of the clients
-    train, at level ``a``. This is the baseline of ``a1-b1-c1-d1`` ("exclusive" learning).
+    ``global_rate`` is the width of the global model. By default, it is the largest rate. ``with_global_rate`` makes the
+    global model larger than any client's model, as in FedRolex.
+
+    ``idle`` is the number of further parts, whose clients do not train. In ``a1-x3``, a quarter of the clients train,
+    at level ``a``. This is a baseline for ``a1-b1-c1-d1`` ("exclusive" learning).
     """
 
     rates: tuple[float, ...]
@@ -73,7 +75,7 @@ class Mix:
     idle: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ``ConfigError`` if the global model is smaller than a client's."""
+        """Set the default of ``global_rate``; raise ``ConfigError`` if the global model is smaller than a client's."""
         if not self.global_rate:
             object.__setattr__(self, "global_rate", self.rates[0])
         elif exact_rate(self.global_rate) < exact_rate(self.rates[0]):
@@ -84,7 +86,7 @@ class Mix:
 
     @classmethod
     def parse(cls, text: "str | Mix") -> "Mix":
-        """Read a mix such as ``a1-b1-c1``, ``a1-e9``, ``a-e`` (one part each), ``1.0x1-0.3x9`` or ``a1-x3``."""
+        """Parse a mix such as ``a1-b1-c1``, ``a1-e9``, ``a-e`` (one part each), ``1.0x1-0.3x9`` or ``a1-x3``."""
         if isinstance(text, Mix):
             return text
         if not isinstance(text, str):
@@ -115,47 +117,49 @@ class Mix:
         return cls(rates, tuple(counts[rate] for rate in rates), idle=idle)
 
     def with_global_rate(self, level: str | float | None) -> "Mix":
-        """Return the mix with a global model of this level or rate; '' and None change nothing."""
+        """Return a copy of the mix whose global model has this level or rate; '' and None change nothing."""
         return self if level is None or level == "" else replace(self, global_rate=rate_of(level))
 
     @property
     def all_rates(self) -> tuple[float, ...]:
-        """The rates of all models, descending: first the global model's, then the clients'."""
+        """The different rates of all models, descending, including the global model."""
         return tuple(dict.fromkeys((self.global_rate, *self.rates)))
 
     def rates_inside(self, rate: float) -> tuple[float, ...]:
-        """Return the clients' rates below ``rate``, descending."""
+        """Return the rates of the mix that are smaller than ``rate``, descending."""
         return tuple(smaller for smaller in self.rates if smaller < rate)
 
     @property
     def parts(self) -> tuple[float, ...]:
-        """The rate of each part, descending; 0 for idle parts."""
+        """The rate of each part of the mix, descending; idle parts have rate 0."""
         named = zip((*self.rates, 0.0), (*self.counts, self.idle), strict=True)
         return tuple(rate for rate, count in named for _ in range(count))
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The fraction of training clients at each rate; the fractions add up to 1."""
+        """The fraction of the training clients at each rate; the sum is 1."""
         return tuple(count / sum(self.counts) for count in self.counts)
 
     def mean(self, values: Mapping[float, float]) -> float:
-        """Return the mean over clients of a value that depends on the rate."""
+        """Return the mean over the training clients of a quantity that depends only on a client's rate.
+
+        ``values`` has the quantity for each rate.
+        """
         return math.fsum(share * values[rate] for rate, share in zip(self.rates, self.shares, strict=True))
 
     def __str__(self) -> str:
-        """Return the canonical text, which ``parse`` reads back."""
         named = zip(map(level_name, self.rates), self.counts, strict=True)
         text = "-".join(f"{name}{'' if name in LEVELS else 'x'}{count}" for name, count in named)
         return f"{text}-x{self.idle}" if self.idle else text
 
 
 def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float | None = None) -> float:
-    """Return a client's rate under *Fix*: blocks of partitions in the mix's proportions.
+    """Return a client's rate under the assignment *Fix*, where a client has the same rate in all rounds.
 
-    A client with a ``capacity`` trains at that rate, but at most at the global rate. Other clients are assigned by
-    ``partition`` in blocks, the largest rate first. Partitions that remain after the division get the smallest rate. If
-    there are fewer partitions than parts of the mix, the rates are spread evenly from the largest to the smallest.
-    Clients of idle parts have rate 0.
+    A client with a ``capacity`` trains at that rate, but at most at the global rate. For other clients, the partitions
+    are divided into equal blocks, one for each part of the mix, the largest rate first. A remainder of the division
+    belongs to the last block. If there are fewer partitions than parts, the rates are spread evenly from the largest to
+    the smallest. Clients of idle parts have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
@@ -169,9 +173,10 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 
 
 def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capacity: float | None = None) -> float:
-    """Return a client's rate under *Dynamic*: a new draw each round, in the mix's proportions.
+    """Return a client's rate under the assignment *Dynamic*, where a client draws a rate of the mix in each round.
 
-    A client with a ``capacity`` draws among the rates up to it. ``ConfigError`` is raised if the mix has none.
+    Rates are drawn in the proportions of the mix. A client with a ``capacity`` draws only among the rates up to it.
+    ``ConfigError`` is raised if all rates of the mix are larger.
     """
     limit = 1.0 if capacity is None else float(exact_rate(capacity))
     allowed = [(rate, count) for rate, count in zip(mix.rates, mix.counts, strict=True) if rate <= limit]
@@ -185,10 +190,10 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
 
 
 def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
-    """Return a client's rate when slices grow from the mix's smallest rate by one level every ``growth`` rounds.
+    """Return a client's rate if slices grow from the mix's smallest rate by one level every ``growth`` rounds.
 
-    The result never exceeds ``rate``, the rate of the client's level. With ``growth=0`` it is always ``rate``. This is
-    a structured form of the gradual model restoration of FedGMR, which makes masks of single entries denser.
+    The result never exceeds ``rate``, the rate of the client's level. With ``growth=0``, it is always ``rate``. This is
+    like the gradual model restoration of FedGMR, but slices grow instead of masks of single entries.
     """
     if not growth:
         return rate
@@ -196,10 +201,11 @@ def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
 
 
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
-    """Return the rates of ``number`` new clients under *Fix*; earlier clients keep the rates ``taken``.
+    """Return the rates of ``number`` new clients under the assignment *Fix*.
 
-    Without earlier clients these are the rates of ``fixed_rate``. Otherwise each new client in turn gets the rate that
-    is furthest below its proportion in the mix, or the largest of such rates.
+    ``taken`` contains the rates of earlier clients, which do not change. Without earlier clients, the result is that of
+    ``fixed_rate``. Otherwise each new client in turn gets the rate whose number of clients is furthest below its
+    proportion in the mix. Ties are resolved in favour of the largest rate.
     """
     if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]

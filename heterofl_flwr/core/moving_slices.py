@@ -1,8 +1,8 @@
 """Slice rules: which entries of an axis a client keeps.
 
-HeteroFL keeps a prefix, FedRolex a moving window, Federated Dropout a random subset. A slice function receives only the
-length of one part of an axis and the number of entries to keep. Coupled axes, for example in a residual stream, have
-equal lengths, so every slice function keeps them aligned.
+HeteroFL keeps the first entries, FedRolex a moving window, and Federated Dropout a random subset. A slice function
+takes only the length of an axis (or of a part of it) and the number of entries to keep. So axes of equal length that
+belong together, for example in a residual stream, keep the same entries.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,21 +26,21 @@ NESTED_RULES: tuple[SliceRule, ...] = ("prefix", "important")
 
 
 def prefix(length: int, number: int) -> None:
-    """Keep the first ``number`` of ``length`` entries: HeteroFL's slices (section 3.1)."""
+    """Slice function of HeteroFL: keep the first ``number`` of ``length`` entries (section 3.1)."""
 
 
 def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> SliceFunction:
-    """Return a client's slice function in a round; only prefixes are the same in every round.
+    """Return the slice function of a client in a round.
 
     Parameters
     ----------
     rule : SliceRule
-        ``prefix`` and ``important``; ``rolling``: FedRolex's window, which moves by one entry each round;
-        ``random-level``: Federated Dropout, where clients of equal rate share a random subset; ``random-client``: each
-        client has another random subset.
+        ``prefix`` and ``important``: the first entries. ``rolling``: FedRolex's window, which moves by one entry in each
+        round. ``random-level``: a random subset for each rate and round (Federated Dropout). ``random-client``: a random
+        subset for each client and round.
     seed, server_round, rate, partition : int, int, float, int
-        Inputs of the random draws; the first round is 1. For a window that moves by more than one entry, see
-        ``window_number``.
+        Inputs of the random draws. The first round is 1. For a window that moves by more than one entry, pass
+        ``window_number(...)`` as the round.
     """
     if rule in NESTED_RULES:
         return prefix
@@ -54,5 +54,5 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
 
 
 def window_number(server_round: int, roll_by: int) -> int:
-    """Return the round in which a window with step 1 is where one with step ``roll_by`` is in ``server_round``."""
+    """Return the round to pass to ``make_slice_function`` if a window moves by ``roll_by`` entries in each round."""
     return 1 + roll_by * (server_round - 1)

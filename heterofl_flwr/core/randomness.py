@@ -1,7 +1,7 @@
-"""Random numbers as pure functions of their purpose.
+"""Random numbers as pure functions of a seed and a purpose.
 
-Nothing in this package draws from a global random state. A draw is identified by its seed and its purpose, for example
-``generator(seed, "level", server_round, partition)``. So it does not depend on earlier draws.
+Nothing in this package draws from a global random state. Each draw has a purpose, for example in ``generator(seed,
+"level", server_round, partition)``. So it does not depend on earlier draws.
 """
 
 import hashlib
@@ -18,22 +18,23 @@ from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 
 
 def derive(seed: int, *purpose: int | str) -> int:
-    """Return a 63-bit seed that depends on all arguments, the same on every platform and Python version."""
+    """Return a 63-bit seed derived from all arguments. It is the same on every platform and Python version."""
     # repr quotes text, so ("a", "b") differs from ("a/b",), and 1 from "1".
     text = repr([part if isinstance(part, str) else int(part) for part in (seed, *purpose)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *purpose: int | str) -> random.Random:
-    """Return a new generator for one purpose."""
+    """Return a new random generator, seeded by ``derive`` with the same arguments."""
     return random.Random(derive(seed, *purpose))
 
 
 @contextmanager
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the global generators of torch, NumPy and Python on exit; on entry, seed torch's with ``seed``.
+    """Context manager: restore the states of the global generators of torch, NumPy and Python on exit.
 
-    Later draws from them, for example of privacy noise, must not start from a state that others can compute.
+    If ``seed`` is not None, torch's generators are seeded with it on entry. Without the restoration, later draws, for
+    example of privacy noise, would start from a state that others can compute from the seed.
     """
     cuda = torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - a builder may seed or read the old generator
@@ -51,7 +52,7 @@ def kept_random_state(seed: int | None = None) -> Iterator[None]:
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch's global generators of all devices on this machine."""
+    """Seed torch's global generators on all devices of this machine."""
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         torch.manual_seed(seed)
     else:
@@ -59,7 +60,7 @@ def seed_torch(seed: int) -> None:
 
 
 def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -> dict[str, Tensor]:
-    """Return the exchanged parameters of a new model; equal seeds give equal parameters."""
+    """Build a model with torch's generators seeded, and return a copy of its exchanged parameters."""
     with kept_random_state(seed):
         model = build(rate)
     named = exchanged_parameters(model).items()

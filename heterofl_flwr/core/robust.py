@@ -1,14 +1,14 @@
-"""Robust means of each entry over the clients that held it: trimmed mean and median.
+"""Robust means of each entry over the clients that hold it: trimmed mean and median.
 
-A minority of an entry's holders cannot move it far, whatever values they send. In HeteroFL entries have different
-holders, so the mean is computed entry by entry.
+A minority of an entry's holders cannot move it far, whatever values they send. In HeteroFL, entries have different
+holders, so each entry has its own mean.
 
-- **Three holders or more.** ``trimmed``: the largest and the smallest changes are dropped, and the others averaged
+- **Three holders or more.** ``trimmed``: the largest and the smallest changes are dropped, and the others are averaged
   (Yin et al., 2018). ``median``: the middle change, or the mean of the middle two.
 - **One or two holders** have no majority: the entry moves by their plain mean, or keeps its value.
 
-Both means need all replies at once. They use memory for the slices of all clients in single precision, and in
-``result`` for a few copies of one parameter of all clients.
+Both means need all replies at once. They store the slices of all clients in single precision. ``result`` also needs
+memory for a few copies of one parameter of all clients.
 """
 
 import math
@@ -38,7 +38,7 @@ MANY = 3
 
 @group
 class Robust:
-    """Options of a robust mean, which a minority of hostile clients cannot move far."""
+    """Options of a robust mean."""
 
     mean: RobustKind = "trimmed"
     """Robust mean of an entry with three holders or more."""
@@ -49,7 +49,7 @@ class Robust:
 
     @property
     def fewest(self) -> int:
-        """The smallest number of holders that can move an entry."""
+        """The smallest number of holders for which an entry is changed."""
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
@@ -59,7 +59,7 @@ class Robust:
 
 
 class RobustMean:
-    """Robust mean of each entry: a minority of its holders cannot move it far. Each client counts once.
+    """Robust mean of each entry, which a minority of its holders cannot move far. All clients have equal weight.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class RobustMean:
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
-        """Store a client's change, with NaN in rows that do not count."""
+        """Store a client's change. Rows that do not count for this client are NaN."""
         if reply.weight != 1:
             raise ConfigError(f"a robust mean counts each client once; found the weight {reply.weight:g}, expected 1")
         changes = {}
@@ -93,7 +93,7 @@ class RobustMean:
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state."""
+        """Return the new global state; call this once."""
         new = {}
         for name, old in self._state.items():
             stack = self._stack(name)
@@ -103,12 +103,12 @@ class RobustMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of holders of each entry; 0 if they are too few to move it."""
+        """Return the number of holders of each entry of a parameter; 0 where they are too few to change the entry."""
         holders = self._holders.holders(name)
         return holders.where(holders >= self._robust.fewest, 0.0)
 
     def _stack(self, name: str) -> Tensor:
-        """Return the changes of a parameter, (holders, entries), with NaN in entries that a client does not hold."""
+        """Return all clients' changes of a parameter, (clients, entries), with NaN for entries that a client lacks."""
         holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]
         stack = old.new_full((len(holders), *old.shape), math.nan, dtype=sum_dtype(old))
@@ -118,7 +118,7 @@ class RobustMean:
 
 
 def combine(stack: Tensor, robust: Robust) -> Tensor:
-    """Return the robust mean of each column, ignoring NaN; 0 for a column with too few values."""
+    """Return the robust mean of each column of ``stack``, ignoring NaN; 0 if a column has too few values."""
     counts = (~stack.isnan()).sum(0)
     change = stack.new_zeros(stack.shape[1])
     for number in counts.unique().tolist():

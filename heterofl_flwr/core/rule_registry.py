@@ -1,4 +1,4 @@
-"""Registries of rules, by layer type, operator or function."""
+"""Registries that map layer types, operators or functions to rules."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,14 +18,14 @@ def is_layer_type(value: object) -> bool:
 
 
 class Registry(dict[Any, Callable[..., Any]]):
-    """Rules by layer type, operator or function.
+    """Dictionary from layer types, operators or functions to their rules.
 
     Parameters
     ----------
     name : str
-        Name of the decorator, for errors.
+        Name of the decorator that registers rules, for error messages.
     expected : str
-        Description of valid keys, for errors.
+        Description of valid keys, for error messages.
     accepts : Callable[[object], bool]
         Whether a key is valid.
     """
@@ -37,7 +37,7 @@ class Registry(dict[Any, Callable[..., Any]]):
         self.name, self.expected, self.accepts = name, expected, accepts
 
     def add(self, *keys: object) -> Callable[[Rule], Rule]:
-        """Return a decorator that registers a function as the rule of ``keys`` and replaces earlier rules."""
+        """Return a decorator that registers a function as the rule of each key; it replaces earlier rules."""
         wrong = [key for key in keys if not self.accepts(key)]
         if wrong or not keys:
             raise ConfigError(f"{self.name} takes {self.expected}, got {wrong or 'nothing'}")
@@ -49,5 +49,5 @@ class Registry(dict[Any, Callable[..., Any]]):
         return add
 
     def find(self, layer: nn.Module) -> Callable[..., Any] | None:
-        """Return the rule of the layer's type, or of its nearest base class with a rule; None without one."""
+        """Return the rule of the layer's type, or else of its nearest base class with a rule; None if there is none."""
         return next((self[kind] for kind in type(layer).__mro__ if kind in self), None)

@@ -1,7 +1,8 @@
-"""Plans: which entries of each parameter a client holds. Regions: access to these entries in one tensor.
+"""Plans, which say what entries of each parameter a client holds, and regions, which give access to the entries.
 
-If all axes of a slice keep a prefix, it is a view, so HeteroFL's slices need no index tensors. Inside a region, an axis
-of several parts is two dimensions, (parts, entries of a part); in the client's shape it is one.
+A region is a view if each axis keeps its first entries, so HeteroFL's slices need no index tensors. If an axis has
+several parts, such as heads, it is two dimensions in a region, (parts, entries of a part), but one in the client's
+shape.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +31,13 @@ Place = tuple[slice, ...]
 class Plan:
     """Entries of the global model's parameters that a client holds.
 
-    A plan is immutable and holds no tensors. Two plans with the same entries are equal. Make one with ``Plan.of`` from
-    two modules or with ``Plan.between`` from two sets of shapes.
+    A plan is immutable and contains no tensors. Plans with the same entries are equal. Make a plan with ``Plan.of``
+    from two modules, or with ``Plan.between`` from two sets of shapes.
 
     Attributes
     ----------
     axes : Mapping[str, Axes]
-        The axes of each parameter that the client holds.
+        The axes of each parameter, by name. Each axis knows which of its entries the client holds.
     """
 
     axes: Mapping[str, Axes]
@@ -50,7 +51,7 @@ class Plan:
         heads: Heads | None = None,
         slice_function: SliceFunction = prefix,
     ) -> "Plan":
-        """Return the plan between a global and a local module, by the rules of their layers' types.
+        """Return the plan of a local model inside a global model, by the rules of their layers' types.
 
         The plan is computed from layers and shapes; the models are not run. So it cannot detect that an axis consists
         of parts, as behind a concatenation or a bidirectional LSTM, where the first entries of the axis are not the
@@ -86,10 +87,10 @@ class Plan:
         heads: Heads | None = None,
         slice_function: SliceFunction = prefix,
     ) -> "Plan":
-        """Return the plan between two sets of parameters: mappings from name to shape, tensor or array.
+        """Return the plan of a local model inside a global model, from the shapes of their parameters.
 
-        The local model may lack parameters of the global model, but cannot have others. For the options see
-        ``Plan.of``.
+        Both arguments map names to shapes, tensors or arrays. The local model may lack parameters of the global model,
+        but cannot have others. For the options see ``Plan.of``.
         """
         if unknown := set(local_shapes) - set(full_shapes):
             raise ShapeError(f"the global model has no parameter {listed(unknown)}; it has {listed(full_shapes)}")
@@ -107,12 +108,12 @@ class Plan:
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of each of the client's parameters."""
+        """The shapes of the client's parameters, by name."""
         return {name: tuple(axis.local_size for axis in axes) for name, axes in self.axes.items()}
 
     @cached_property
     def parameters(self) -> int:
-        """The number of entries that the client holds."""
+        """The total number of entries that the client holds."""
         return sum(map(prod, self.shapes.values()))
 
     @cached_property
@@ -120,21 +121,20 @@ class Plan:
         return hash(frozenset(self.axes.items()))
 
     def __hash__(self) -> int:
-        """Return the cached hash; plans with the same entries have the same hash."""
         return self._hash
 
     def __reduce__(self) -> tuple[type["Plan"], tuple[Mapping[str, Axes]]]:
-        """Pickle without cached values, because hashes of strings differ between processes."""
+        # Without cached values, because hashes of strings differ between processes.
         return type(self), (self.axes,)
 
     def sliced(self, function: SliceFunction) -> "Plan":
-        """Return a plan with the same shapes and the entries that ``function`` selects."""
+        """Return a plan with the same shapes, but with the entries that ``function`` selects."""
         if function is not prefix:
             self.check_groups()
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def check_groups(self) -> None:
-        """Raise ``ConfigError`` if a layer's groups or heads allow only prefix slices."""
+        """Raise ``ConfigError`` if the plan has axes, of groups or heads, that can only keep their first entries."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
                 f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
@@ -156,17 +156,17 @@ class Plan:
         )
 
     def extract(self, global_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return copies of the client's entries of the global state, contiguous and in the client's shapes."""
+        """Return contiguous copies of the client's entries of the global state, in the client's shapes."""
         self.check_state(global_state)
         return {name: Region(global_state[name].detach(), axes).read() for name, axes in self.axes.items()}
 
     def parts(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the client's entries of ``state`` as differentiable slices: gradients flow back to ``state``."""
+        """Return the client's entries of ``state``, in the client's shapes. Gradients flow back to ``state``."""
         self.check_state(state)
         return {name: Region(state[name], axes).part() for name, axes in self.axes.items()}
 
     def check_state(self, global_state: Mapping[str, Tensor]) -> None:
-        """Raise ``ShapeError`` unless the global state has the shapes that this plan was made for."""
+        """Raise ``ShapeError`` unless the global state has the parameters and the full shapes of this plan."""
         for name, axes in self.axes.items():
             expected = tuple(axis.size for axis in axes)
             if name not in global_state:
@@ -178,7 +178,7 @@ class Plan:
 
 
 def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFunction) -> Plan:
-    """Return the plan of these axes with the parts in ``heads``; a pattern that matches no parameter is an error."""
+    """Return a plan with these axes, divided into the parts in ``heads``; each pattern must match a parameter."""
     heads = heads or {}
     check_patterns("heads", heads, axes)
     headed = {}
@@ -193,7 +193,7 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
 
 
 def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
-    """Return the plan of the parameters that are shared; a pattern that matches no parameter is an error."""
+    """Return the part of a plan with the parameters that match ``patterns``; each pattern must match a parameter."""
     if tuple(patterns) == ALL:
         return plan
     check_patterns("shared", patterns, plan.axes)
@@ -201,7 +201,7 @@ def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
 
 
 class Region:
-    """The entries of one tensor that a slice holds."""
+    """Access to the entries of a global tensor that a slice holds."""
 
     __slots__ = ("_index", "_local_shape", "_shape", "is_whole", "view")
 
@@ -214,29 +214,30 @@ class Region:
         self._index = None if prefix else _build_index(axes, tensor.device)
 
     def part(self) -> Tensor:
-        """Return the region in the client's shape, as a view of the tensor if possible."""
+        """Return the entries in the client's shape, as a view of the tensor if possible."""
         return (self.view if self._index is None else self.view[self._index]).reshape(self._local_shape)
 
     def read(self) -> Tensor:
-        """Return a contiguous copy of the region in the client's shape."""
+        """Return a contiguous copy of the entries in the client's shape."""
         tensor = self.view if self._index is None else self.view[self._index]
         return tensor.clone(memory_format=torch.contiguous_format).view(self._local_shape)
 
     def write(self, local: Tensor) -> None:
-        """Copy a client's tensor into the region."""
+        """Copy a client's tensor into the entries."""
         self.view[... if self._index is None else self._index] = local.view(self._shape)
 
     def scale(self, factor: float) -> None:
-        """Multiply the region by a number."""
+        """Multiply the entries by a number, in place."""
         if self._index is None:
             self.view.mul_(factor)
         else:
             self.view[self._index] *= factor
 
     def add(self, local: Tensor, weight: float, rows: Tensor | None = None) -> None:
-        """Add ``weight`` times a client's tensor to the region.
+        """Add ``weight`` times a client's tensor to the entries, in place.
 
-        With ``rows``, only these rows are added; the slice must then keep the full first axis.
+        ``rows`` limits the addition to the rows with these indices. It requires a slice with all entries of the first
+        axis.
         """
         if rows is not None:
             added = local.reshape(self._shape)[rows].to(self.view.dtype)
@@ -253,7 +254,7 @@ class Region:
 
 
 def is_prefix(axes: Axes) -> bool:
-    """Whether every axis keeps a prefix of itself or of each of its parts, so that slicing needs no copy."""
+    """Whether every axis keeps its first entries, or the first entries of each of its parts. Such slices are views."""
     return all(axis.index is None for axis in axes)
 
 
@@ -263,9 +264,10 @@ def is_prefix(axes: Axes) -> bool:
 def _find_geometry(
     axes: tuple[tuple[int, int, int, bool], ...],
 ) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
-    """Return the geometry of a region, from (full length, local length, parts, is a prefix) of each axis.
+    """Return how to view a tensor as a region.
 
-    The results: the tensor's shape with parts as dimensions; the box of the region in it; whether all axes keep a
+    Each axis is a tuple: full length, local length, number of parts, and whether it keeps a prefix. The results are, in
+    order: the tensor's shape with parts as separate dimensions; the box of the region in it; whether all axes keep a
     prefix; the region's shape; the client's shape; whether the region is the full tensor.
     """
     # If an axis of 6 entries in 2 parts keeps 4 entries, it becomes two dimensions, (2, 3), with the region [:, :2].
@@ -287,7 +289,7 @@ def _find_geometry(
 
 
 def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
-    """Return one index tensor for each dimension of the region; together they broadcast to the region's shape."""
+    """Return one index tensor for each dimension of a region. Together they broadcast to the region's shape."""
     lists: list[Tensor] = []
     for axis in axes:
         if axis.parts > 1:

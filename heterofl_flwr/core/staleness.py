@@ -1,4 +1,4 @@
-"""Asynchronous aggregation: the staleness of each entry of a reply, and a mean that discounts stale changes."""
+"""Asynchronous aggregation: the staleness of a client's changes, and a mean in which stale changes count less."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,10 +19,10 @@ LEAST = 1e-3
 
 
 class Clocks:
-    """Vector clock of the global model: the number of steps that moved each region.
+    """Counters of the global model's steps, one for each region of the model.
 
-    A region is the set of entries that clients of the same levels hold. The staleness of a reply in a region is the
-    number of steps that moved the region after the client was sent its slice.
+    A region is a set of entries that are held by clients of the same levels. The staleness of a reply in a region is
+    the number of steps that changed the region after the client was sent its slice.
     """
 
     def __init__(self, version: int = 0) -> None:
@@ -30,11 +30,17 @@ class Clocks:
         self._moved: dict[Plan, int] = {}  # by plan, the number of steps of which it was the largest; descending
 
     def snapshot(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
-        """Return a ``Version``: the number of the current model, and the slice of it that is sent to a client."""
+        """Return the ``Version`` of a slice that is now sent to a client: the slice and the current counts of steps."""
         return Version(self.version, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:
-        """Count a step that moved the entries of ``plans``; each plan must contain the next smaller one."""
+        """Count a step of the global model. ``plans`` are the plans of the replies that changed it.
+
+        Raises
+        ------
+        ConfigError
+            If of two plans, including those of earlier steps, neither contains the other.
+        """
         current = set(plans)
         ordered = sorted({*current, *self._moved}, key=lambda plan: plan.parameters, reverse=True)
         if not all(starmap(_contains, pairwise(ordered))):
@@ -47,7 +53,11 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return a reply's staleness by plan: for ``plan``, then for each staler plan inside it."""
+        """Return the staleness of a reply, from a client with this plan that was sent this version.
+
+        Keys of the result are ``plan`` and smaller plans inside it, each inside the previous one and staler. An entry
+        has the staleness of the smallest of these plans that contains the entry.
+        """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
         staleness = {plan: total}
@@ -66,21 +76,21 @@ def _contains(outer: Plan, inner: Plan) -> bool:
 class StaleMean:
     """Mean of the clients' changes of each entry over its holders; stale changes count less.
 
-    Clients may have started from different versions of the model. Let ``change`` be the difference between a reply and
-    the version that its client was sent. An entry moves by ``sum of w * change / sum of w`` over its holders. Here
-    ``w`` is ``weight * (1 + staleness) ** -exponent``, with the staleness of the entry. If all replies started from the
-    current version, the result equals the counting mean bit for bit.
+    Clients may have started from different versions of the model. A client's change is the difference between its reply
+    and the version that it was sent. Each entry is changed by the weighted mean of its holders' changes. The weights
+    are ``weight * (1 + staleness) ** -exponent``. If all clients started from the current version, the result equals
+    the counting mean bit for bit.
 
     Parameters
     ----------
     state : Mapping[str, Tensor]
         The global state.
     clocks : Clocks
-        Counts of the steps that moved each region; ``result`` counts this step.
+        Counters of the steps. ``result`` counts one more step.
     exponent : float
         Exponent of the staleness discount; 0 switches it off. The discount is never below ``LEAST``.
     one_clock : bool
-        Whether every step counts as a step that moved the whole model, as in FedBuff.
+        Whether every step counts for the whole model, as in FedBuff.
     """
 
     def __init__(
@@ -92,7 +102,7 @@ class StaleMean:
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
-        """Add a reply, which may have started from an earlier version."""
+        """Add a client's reply; the client may have started from an earlier version."""
         plan, tensors = reply.plan, reply.tensors
         staleness = {plan: 0} if reply.sent is None else self._clocks.staleness(plan, reply.sent)
         shares = {inner: max(math.pow(1.0 + steps, -self._exponent), LEAST) for inner, steps in staleness.items()}
@@ -106,7 +116,10 @@ class StaleMean:
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return the sum of the current model and a client's change, each entry multiplied by its share."""
+        """Return the current slice plus the client's change, where each entry is multiplied by its staleness discount.
+
+        ``shares`` has the discount for each plan of ``Clocks.staleness``.
+        """
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))
@@ -118,7 +131,7 @@ class StaleMean:
         return local
 
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state, and count this step for the regions that it moved."""
+        """Return the new global state, and count a step. Call this once."""
         new = self._sums.means(self._holders)
         full_plan = Plan({name: tuple(Axis(size, size) for size in old.shape) for name, old in self._state.items()})
         self._clocks.step({full_plan} if self._one_clock else self._holders.plans)

@@ -1,4 +1,4 @@
-"""Widths: the number of channels that a layer keeps at a rate."""
+"""Rounding of layer widths."""
 
 import math
 from fractions import Fraction
@@ -8,17 +8,17 @@ from heterofl_flwr.core.levels import exact_rate
 
 
 def width(size: int, rate: float | Fraction, heads: int = 1) -> int:
-    """Return the number of channels that a model of ``rate`` keeps of a layer with ``size`` channels.
+    """Return the number of channels that remain at a rate in a layer with ``size`` channels, rounded up.
 
     Parameters
     ----------
     size : int
         The layer's width at rate 1.
     rate : float | Fraction
-        The model's rate, 0 < rate <= 1. A float means the decimal number it prints as.
+        The model's rate, 0 < rate <= 1. A float stands for the decimal number that Python prints.
     heads : int
-        Number of equal parts of the width. Each part is cut separately, so the result is a multiple of ``heads``. Use
-        it for the embedding of an attention model.
+        Number of equal parts of the width, such as heads in the embedding of an attention model. Each part is rounded
+        separately, so the result is a multiple of ``heads``.
     """
     if size < 1 or heads < 1 or size % heads:
         raise ConfigError(
