@@ -101,7 +101,7 @@ class ChannelOrder:
 
     @torch.no_grad()
     def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return, by group, the L2 norm of all parameters that produce or read each channel."""
+        """Return the importance of each channel, by group: the L2 norm of the weights that produce or read it."""
         squares = torch.zeros_like(self._factors)
         for name, axes in self._channels.items():
             entries = state[name].double().cpu().square()

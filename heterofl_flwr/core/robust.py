@@ -53,7 +53,7 @@ class Robust:
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return how many of an entry's holders to drop at each end."""
+        """Return how many of the smallest values to drop, and as many of the largest, for this number of holders."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 

@@ -1,4 +1,4 @@
-"""Alignment of a node's data with the run's data set: same class numbers, columns and normalisation."""
+"""Alignment of a node's data with the data set of the run: class numbers, order of columns, and normalisation."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,10 @@ from heterofl_flwr.data.known import SOURCES, Facts, short_name
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Meaning of a data set's numbers; unknown attributes are empty or None."""
+    """Meaning of the numbers in a data set: its classes, columns and normalisation.
+
+    Attributes that are unknown are empty or None.
+    """
 
     name: str
     classes: int
@@ -25,7 +28,7 @@ class Terms:
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Terms":
-        """Return the terms of a loaded data set."""
+        """Return the meaning of the numbers in a loaded data set."""
         inputs = dataset.train.inputs
         return cls(
             name=dataset.name,
@@ -40,13 +43,13 @@ class Terms:
 
     @classmethod
     def of_source(cls, name: str, facts: Facts) -> "Terms":
-        """Return the terms of a data set with a short name, without reading it."""
+        """Return the meaning of the numbers in a data set with a short name, such as ``mnist``, without loading it."""
         source = SOURCES[short_name(name)]
         return cls(name, facts.classes, facts.shape, names=source.names, normal=source.normal or source.measured)
 
 
 def align(dataset: Dataset, terms: Terms) -> Dataset:
-    """Convert a node's data to the terms of the run's data set.
+    """Convert a node's data to the class numbers, columns and normalisation of the run's data set.
 
     Raises
     ------
@@ -75,7 +78,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
 
 
 def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
-    """Return the node's column numbers in the order of the run's columns; None if the order is the same."""
+    """Return the indices of the node's columns in the order of the run's columns; None if the order is the same."""
     if dataset.columns == terms.columns or not (dataset.columns and terms.columns):
         return None
     missing = [name for name in terms.columns if name not in dataset.columns]
@@ -90,7 +93,7 @@ def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
 
 
 def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
-    """Return the run's class number for each of the node's classes; None if they are the same."""
+    """Return the run's class number of each class of the node's data; None if the numbers are the same."""
     if dataset.names and terms.names:
         if strange := [name for name in dataset.names if name not in terms.names]:
             raise DataError(
@@ -113,7 +116,6 @@ def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
 def _align_split(
     split: Split, order: list[int] | None, lookup: Tensor | None, before: Normal | None, after: Normal | None
 ) -> Split:
-    """Return a split with other class numbers, reordered columns and another normalisation."""
     targets, black = split.targets, split.black
     inputs = split.inputs if order is None else split.inputs[:, order]
     if before is not None and after is not None and before != after:
@@ -128,7 +130,7 @@ def _align_split(
 
 
 def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
-    """Return a text in the run's vocabulary; unknown words become token 0."""
+    """Return a text with the tokens of the run's vocabulary. Words that this vocabulary lacks become token 0."""
     numbers = {name: number for number, name in enumerate(terms.names)}
     lookup = torch.tensor([numbers.get(name, 0) for name in dataset.names])
     train, test = (

@@ -1,4 +1,4 @@
-"""Data augmentation: random changes of a batch of training images."""
+"""Data augmentation: random changes of training images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -16,10 +16,10 @@ PADDING = 4
 def crop_flip(
     inputs: Tensor, generator: torch.Generator, black: Tensor | None = None, sizes: Sequence[int] | None = None
 ) -> Tensor:
-    """Shift each image by up to 4 pixels and mirror it with probability 1/2.
+    """Shift each image by up to 4 pixels in each direction, and mirror it with probability 1/2.
 
-    The draws have the distribution of torchvision's ``RandomCrop(size, padding=4)`` and ``RandomHorizontalFlip()``
-    applied image by image.
+    The draws have the same distribution as torchvision's ``RandomCrop(size, padding=4)`` and
+    ``RandomHorizontalFlip()``, applied to each image.
 
     Parameters
     ----------
@@ -28,11 +28,11 @@ def crop_flip(
     generator : torch.Generator
         Generator of the draws, on the CPU.
     black : Tensor | None
-        Padding value for each channel: that of a black pixel, because torchvision pads before it normalises. None pads
-        with 0.
+        Padding value for each channel. It should be that of a black pixel, because torchvision pads before it
+        normalises. None pads with 0.
     sizes : Sequence[int] | None
-        Sizes of the batches that ``inputs`` consists of. Each batch gets the draws that it would get alone. None: one
-        batch.
+        Sizes of the batches in ``inputs``, if several batches are concatenated. Each batch gets the same draws as if it
+        were alone. None stands for one batch.
     """
     if inputs.dim() != 4:
         raise DataError(

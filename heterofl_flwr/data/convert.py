@@ -1,4 +1,4 @@
-"""Conversion of raw splits to a ``Dataset``: number classes, hold out test examples, normalise inputs."""
+"""Conversion of raw splits to a ``Dataset``: class numbers, test examples, and normalisation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ Values = Sequence[int | str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Raw:
-    """One split as read: images in uint8 (number, channels, height, width) or a table in float32 (number, columns)."""
+    """One split before conversion.
+
+    Inputs are images in uint8 (number, channels, height, width), or a table in float32 (number, columns).
+    """
 
     inputs: Tensor
     labels: Values
@@ -32,9 +35,10 @@ class Raw:
 def to_dataset(
     name: str, train: Raw, test: Raw | None, normal: Normal | None = None, augment: AugmentName = "none"
 ) -> Dataset:
-    """Make a data set from its raw splits; without a test split, part of the train split is held out.
+    """Make a data set from raw splits. Without a test split, every fifth example becomes a test example.
 
-    Without ``normal``, inputs are normalised by mean and deviation of the train split, for each channel or column.
+    Without ``normal``, inputs are normalised by the mean and the deviation of the train split, for each channel or
+    column.
     """
     raws = [train] if test is None else [train, test]
     targets, classes, names = _number_labels(raws)
@@ -64,14 +68,14 @@ def _to_floats(inputs: Tensor) -> Tensor:
 
 
 def _measure(inputs: Tensor) -> Normal:
-    """Return the mean and the deviation of each channel or column; a deviation of 0 becomes 1."""
+    """Return the mean and the standard deviation of each channel or column; a deviation of 0 becomes 1."""
     axes = [dim for dim in range(inputs.dim()) if dim != 1]
     deviation, mean = torch.std_mean(inputs, axes, correction=0)
     return Normal(tuple(mean.tolist()), tuple(torch.where(deviation > 0, deviation, 1.0).tolist()))
 
 
 def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, ...]]:
-    """Return the class numbers of each split, the number of classes, and the names of the classes if there are any."""
+    """Return the class numbers of each split, the number of classes, and the class names if the source has names."""
     train, test = raws[0], raws[-1]
     if isinstance(train.labels[0], str):  # number the names in alphabetical order
         names = tuple(sorted(map(str, set(train.labels))))
@@ -94,22 +98,24 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
 
 
 def number_owners(*splits: Values | None) -> list[Tensor]:
-    """Return each example's owner as a number, for each split; owners are numbered in alphabetical order.
+    """Return the owner of each example as a number, for each split; an empty list without owners.
 
-    Without owners, the result is an empty list.
+    Owners are numbered in alphabetical order.
     """
     owners = [values for values in splits if values is not None]
     return _number(owners, sorted(set().union(*owners)))
 
 
 def _number(splits: Sequence[Values], names: Sequence[int | str]) -> list[Tensor]:
-    """Replace values by their positions in ``names``, for each split."""
+    """Return, for each split, the index in ``names`` of each value."""
     numbers = {name: number for number, name in enumerate(names)}
     return [torch.tensor([numbers[name] for name in values]) for values in splits]
 
 
 def hold_out(place: str, groups: Tensor) -> Tensor:
-    """Return the mask of test examples: every fifth of each group, in the order of the data.
+    """Return a mask that selects test examples: every fifth example of each group, such as a class.
+
+    ``place`` is the source of the data, for error messages.
 
     Raises
     ------

@@ -11,14 +11,14 @@ from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Options for reading rows of text in pieces, with some words hidden and all words as targets.
+    """Options for reading rows of text in pieces, where some words are masked and all words are targets.
 
     Attributes
     ----------
     hides_as
-        The token that replaces a hidden word.
+        The token that replaces a masked word.
     share
-        The fraction of words that are hidden, drawn anew at each reading.
+        The fraction of words that are masked. They are drawn anew whenever the text is read.
     length
         Number of words in a piece; the last piece of a row may be shorter.
     """
@@ -30,7 +30,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """Mean and standard deviation for normalisation, for each channel of images (pixels from 0 to 1) or each column."""
+    """Mean and standard deviation of the inputs, for normalisation.
+
+    Each has one number for each channel of images, whose pixels are from 0 to 1, or for each column of a table.
+    """
 
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
@@ -38,18 +41,18 @@ class Normal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Inputs and targets; the i-th target belongs to the i-th input.
+    """Inputs and targets of a train or test split.
 
     Attributes
     ----------
     inputs
-        Normalised inputs in float32; images are (number, channels, height, width). Models of tokens get int64.
+        Normalised inputs in float32, or tokens in int64. Images have the shape (number, channels, height, width).
     targets
-        Class numbers from 0, in int64; for text the inputs themselves.
+        Class number of each input, from 0, in int64. For text, the inputs themselves.
     black
         The normalised value of a black pixel, for each channel. Random crops pad with it; None pads with 0.
     reading
-        For text, how its rows are read.
+        Options for reading a text; None for other data.
     """
 
     inputs: Tensor
@@ -58,7 +61,7 @@ class Split:
     reading: Reading | None = None
 
     def __post_init__(self) -> None:
-        """Raise ``DataError`` if dtypes or shapes of the tensors do not match."""
+        """Raise ``DataError`` unless dtypes and shapes of the tensors match."""
         inputs, targets, kind = self.inputs, self.targets, self.inputs.dtype
         if kind not in (torch.float32, torch.int64) or inputs.dim() < 1:
             what, wrong, expected = "inputs have", inputs, "one float32 row (or int64, for tokens) for each example"
@@ -72,16 +75,15 @@ class Split:
         raise DataError(f"{what} type {wrong.dtype} and shape {tuple(wrong.shape)}; expected {expected}")
 
     def __len__(self) -> int:
-        """Return the number of examples."""
         return len(self.targets)
 
     def select(self, rows: Tensor) -> "Split":
-        """Return a copy of the examples in these rows."""
+        """Return a copy of the split with only the examples at these indices."""
         inputs = self.inputs[rows]
         return replace(self, inputs=inputs, targets=inputs if self.reading else self.targets[rows])
 
     def to(self, device: torch.device | str) -> "Split":
-        """Return the split on a device; return itself if it is on that device."""
+        """Return the split on a device; the result is the same object if it is on that device already."""
         inputs = self.inputs.to(device)
         targets = inputs if self.reading else self.targets.to(device)
         if inputs is self.inputs and targets is self.targets:
@@ -93,7 +95,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """A data set. All clients in a process share one object, so do not change it.
+    """A data set. All clients in a process use the same object, so do not change it.
 
     Attributes
     ----------
@@ -106,11 +108,11 @@ class Dataset:
     augment
         Augmentation of training images: a name in ``AUGMENTS``.
     normal
-        Normalisation of the inputs; None if they are not normalised here.
+        Mean and deviation by which the inputs were normalised; None if this package has not normalised them.
     names
         Names of the classes, or words of a text's vocabulary, in numerical order; () if the source has none.
     columns
-        Names of a table's columns, in the order in which models get them.
+        Names of a table's columns, in the order of the inputs.
     owners
         The number of each example's owner, for the train and the test split; None if owners were not read.
     """
@@ -127,11 +129,11 @@ class Dataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes; their numbers if the source has none."""
+        """The names of the classes, or their numbers as text if the source has no names."""
         return self.names or tuple(map(str, range(self.classes)))
 
     def __post_init__(self) -> None:
-        """Raise ``DataError`` if a split is empty, shapes differ, or targets are not classes."""
+        """Raise ``DataError`` if a split is empty, shapes differ, or targets are not class numbers."""
         if self.augment not in AUGMENTS:
             raise DataError(f"augment is {self.augment!r}; expected one of {', '.join(AUGMENTS)}")
         for part, split in (("train", self.train), ("test", self.test)):

@@ -1,6 +1,6 @@
-"""Reading a folder or a data set of the hub with Hugging Face's ``datasets``.
+"""Reading of a folder, or of a data set of the hub, with Hugging Face's ``datasets``.
 
-The roles of a table's columns follow from their types and from the features that ``datasets`` knows.
+The label and the inputs are found from the types of the columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 
 
 def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Dataset:
-    """Return the data set in a folder, or that of the hub if ``folder`` is None.
+    """Return the data set in a folder. If ``folder`` is None, return the data set ``source.path`` of the hub.
 
     ``datasets`` ensures that all splits have the same columns.
     """
@@ -45,10 +45,10 @@ def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Da
 
 
 def _read_folder(folder: Path) -> Any:
-    """Return the splits that ``datasets`` reads from a folder.
+    """Return the splits that ``datasets`` finds in a folder.
 
-    The folder holds images as ``train/<class>/*.png`` and ``test/<class>/*.png``, or parquet or CSV files. ``datasets``
-    infers the split of each file. Hidden files and folders are not read.
+    The folder contains images as ``train/<class>/*.png`` and ``test/<class>/*.png``, or parquet or CSV files.
+    ``datasets`` infers the split of each file. Hidden files and folders are not read.
     """
     datasets.disable_progress_bars()
     # Otherwise ``datasets`` drops the label of a folder with a single class.
@@ -70,7 +70,7 @@ def _read_folder(folder: Path) -> Any:
 
 
 def _has_classes_of_images(folder: Path) -> bool:
-    """Whether a folder holds only images, each in a subfolder named after its class."""
+    """Whether all files in a folder are images in subfolders that are named after their classes."""
     below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     folders = [path for path in below if not any(part.startswith(".") for part in path.parts)]
     return bool(folders) and all(
@@ -79,7 +79,7 @@ def _has_classes_of_images(folder: Path) -> bool:
 
 
 def _read_hub(path: str) -> Any:
-    """Return the splits of a data set of the hub: ``user/set`` or ``user/set/configuration``."""
+    """Return the splits of a data set of the hub; ``path`` is ``user/set`` or ``user/set/configuration``."""
     owner, name, *configuration = path.split("/", 2)
     try:
         return datasets.load_dataset(f"{owner}/{name}", *configuration)
@@ -92,7 +92,7 @@ def _read_hub(path: str) -> Any:
 
 
 class _Table:
-    """The columns of a split, and the source of the split for messages."""
+    """The columns of a split, with checks. Error messages name the source of the split."""
 
     def __init__(self, split: datasets.Dataset, place: str) -> None:
         self.table, self.place = split.with_format("arrow")[:], place
@@ -100,7 +100,7 @@ class _Table:
             raise DataError(f"{place}: there are no examples")
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return a column; raise ``DataError`` if it does not exist or has missing values."""
+        """Return the column with this name; raise ``DataError`` if it does not exist or has missing values."""
         if name not in self.table.column_names:
             matches = ", ".join(self.table.column_names)
             raise DataError(f"{self.place}: found the columns {matches}; expected one named {name}: name one found")
@@ -111,7 +111,7 @@ class _Table:
         return column
 
     def values(self, name: str, what: str) -> Values:
-        """Return a column of classes or owners as integers or strings."""
+        """Return the column with this name as integers or strings; ``what`` it contains is named in error messages."""
         column = self.column(name)
         values = column.to_pylist()
         if not all(isinstance(value, int | str) for value in values):
@@ -122,7 +122,7 @@ class _Table:
         return [int(value) if isinstance(value, bool) else value for value in values]
 
     def numbers(self, names: Sequence[str]) -> torch.Tensor:
-        """Return columns of numbers as one tensor (examples, columns)."""
+        """Return numeric columns as one tensor (examples, columns)."""
         expected, types = "an image column or columns of numbers", pa.types
         if not names:
             raise self.error("no column beside the label", expected)
@@ -137,7 +137,7 @@ class _Table:
         return torch.stack(numbers, dim=1)
 
     def error(self, actual: str, expected: str) -> DataError:
-        """Return an error for columns that are not as expected."""
+        """Return an error whose message names the actual columns and those expected."""
         return DataError(
             f"{self.place}: found {actual} among the columns {', '.join(self.table.column_names)}; expected "
             f"{expected}: rename or drop columns, or write a function and name it as module:function"
@@ -145,11 +145,11 @@ class _Table:
 
 
 def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | Texts:
-    """Return the tensors of a split.
+    """Return the inputs, labels and owners of a split.
 
-    The label is the column named in ``columns``. Without one, it is the column ``label``, or the only column of type
-    ``ClassLabel``, or the last column of a table of numbers, in this order. Inputs are the only image column, or all
-    other columns. A table without label and image is a text if it has a string column ``text``.
+    The label is the column named in ``columns``. If it names none, the label is, in this order: the column ``label``,
+    the only column of type ``ClassLabel``, or the last column of a table of numbers. Inputs are the only image column,
+    or else all other columns. A split with a text column ``text``, but without a label or an image, is a text.
     """
     table, features = _Table(split, place), split.features
     if columns.owner == "":
@@ -186,9 +186,9 @@ def _is_image(feature: object) -> bool:
 
 
 def _read_images(split: datasets.Dataset, name: str, place: str) -> torch.Tensor:
-    """Return images of equal size as uint8 (number, channels, height, width).
+    """Return images of equal size as one uint8 tensor (number, channels, height, width).
 
-    Grey images have one channel; all others are converted to red, green and blue.
+    Grey images have one channel. All others are converted to red, green and blue.
     """
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
     try:

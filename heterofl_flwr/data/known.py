@@ -1,4 +1,4 @@
-"""Data sets with short names: their paths on the hub, and facts that are needed before they are read."""
+"""Data sets with short names: their paths on the hub, and facts that are needed before the data are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from heterofl_flwr.data.dataset import Dataset, Normal
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns to read; empty names are inferred from the columns' types."""
+    """Names of a table's columns with labels, owners and text. An empty name stands for the default column."""
 
     label: str = ""
     owner: str | None = None  # column with each example's owner; None if owners are not read
@@ -21,7 +21,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data set of the hub."""
+    """A data set of the Hugging Face hub: its path, and what is known without reading it."""
 
     path: str  # path on the hub, with the configuration
     shape: tuple[int, ...] = ()  # shape of one input
@@ -34,7 +34,7 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: all full rows
 
     def fill(self, named: Columns) -> Columns:
-        """Return ``named`` with its empty names replaced by this source's defaults."""
+        """Return a copy of ``named`` in which this source's defaults replace empty names."""
         usual = self.columns
         if usual.text and named.label:
             raise DataError(f"{self.path} is a text, without classes: found data.label={named.label!r}, expected ''")
@@ -74,13 +74,13 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 
 def short_name(name: str) -> str:
-    """Return the short name of a data set from its path on the hub; return any other name unchanged."""
+    """Return the short name of a data set if ``name`` is its path on the hub; otherwise return ``name``."""
     return next((short for short, source in SOURCES.items() if source.path == name), name)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Input shape, number of classes and augmentation of a data set."""
+    """Shape of an input, number of classes, and augmentation of a data set. A model can be built from them."""
 
     shape: tuple[int, ...]
     classes: int
@@ -93,7 +93,10 @@ class Facts:
 
     @classmethod
     def find(cls, name: str, label: str = "") -> Self | None:
-        """Return the facts of a data set with this label column, without reading it; None if they are unknown."""
+        """Return the facts of a data set without reading it; None if they are unknown.
+
+        ``label`` is the label column; by default, the usual one of the data set.
+        """
         source = SOURCES.get(short_name(name), Source(name))
         number = source.classes.get(label) if label else next(iter(source.classes.values()), None)
         return cls(source.shape, number, source.augment) if number else None

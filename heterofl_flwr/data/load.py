@@ -1,6 +1,6 @@
-"""Loading a data set by name: bundled, from a folder, from a user's function, or from the hub.
+"""Loading of data sets by name: bundled, from a folder, from a user's function, or from the Hugging Face hub.
 
-Modules that read files are imported when needed: a client with other data does not need their libraries.
+Modules that read files are imported only when needed, so that clients with other data do not need their libraries.
 """
 
 import os
@@ -33,25 +33,25 @@ _lock = threading.RLock()  # a user's function may load another data set
 def load_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> Dataset:
-    """Return a data set; later calls in a process return the same object.
+    """Return the data set with this name. Later calls in the same process return the same object.
 
     Parameters
     ----------
     name : str
         One of four forms:
         ``digits``, ``mnist``, ``cifar10``, ``cifar100``, ``femnist`` or ``wikitext2``;
-        ``user/set`` on the hub, with an image and a label column, or a column ``text``;
+        ``user/set`` on the Hugging Face hub, with an image and a label column, or with a column ``text``;
         a folder with ``train/<class>/*.png``, ``train.csv`` or ``train*.parquet``, and the same for ``test``;
         ``module:function``, which returns a ``Dataset`` or ``((x, y), (x, y))`` for train and test.
         See ``docs/howto/data.md``.
     root : str | os.PathLike[str] | None
-        A folder laid out like the hub, ``<root>/ylecun/mnist/...``, that is read instead of the hub. Default: the
+        A folder laid out like the hub, ``<root>/ylecun/mnist/...``, which is read instead of the hub. Default: the
         environment variable ``HETEROFL_DATA``; if it is not set, the hub.
     label : str
-        The column of a table with the classes; inferred by default.
+        The name of a table's column with the classes; inferred by default.
     owner : str | None
-        The column with each example's owner. ``""`` is the default column of a data set with a short name. None reads
-        no owners.
+        The name of the column with each example's owner. ``""`` is the default column of a data set with a short name,
+        such as ``femnist``. None reads no owners.
 
     Raises
     ------
@@ -65,9 +65,10 @@ def load_dataset(
 def shared_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> AbstractContextManager[None]:
-    """Return a context in which ``load_dataset`` shares a data set with processes that start in it on this machine.
+    """Return a context manager that shares a data set with processes of this machine that start inside the context.
 
-    The arguments are those of ``load_dataset``. A user's function is called in each process.
+    There, ``load_dataset`` returns it without reading it again. The arguments are those of ``load_dataset``. The data
+    of a user's function are not shared: each process calls the function.
     """
     if _is_function(name):
         return nullcontext()
@@ -77,10 +78,10 @@ def shared_dataset(
 
 
 def absolute_paths(name: str, root: str | os.PathLike[str] | None) -> tuple[str, str]:
-    """Return name and root with folders as absolute paths; ``""`` if there is no root.
+    """Return ``name`` and ``root`` as text, with folders as absolute paths; a missing root is ``""``.
 
-    The name of a data set with a short name, or of one below the root, is returned unchanged, even if a folder of this
-    name exists.
+    A short name, or the name of a data set below the root, is returned unchanged, even if there is a folder with this
+    name.
     """
     root, folder = root or os.environ.get(ROOT_VARIABLE) or "", os.path.realpath(os.path.expanduser(name))
     root = os.path.realpath(os.path.expanduser(root)) if root else ""
@@ -117,7 +118,7 @@ def _load(name: str, root: str, columns: Columns) -> Dataset:
 
 
 def _find_folder(root: str, hub_name: str) -> Path | None:
-    """Return the folder to read, or None to use the hub."""
+    """Return the folder to read; None if the data set must be read from the hub."""
     path, remedy = Path(hub_name), "name another one"
     if not path.is_absolute():
         if not root:
@@ -130,9 +131,9 @@ def _find_folder(root: str, hub_name: str) -> Path | None:
 
 
 def _from_function(name: str) -> Dataset:
-    """Call ``module:function`` and return its data set.
+    """Call the user's function ``module:function``, and return its data set.
 
-    The function returns a ``Dataset`` or two pairs of arrays or tensors. Arrays are not normalised; floats and bytes
+    The function returns a ``Dataset`` or two pairs of arrays or tensors. Inputs are not normalised; floats and bytes
     become float32. The number of classes is the largest target plus one.
     """
     made = load_function(name, "the data set", DataError)()
@@ -164,7 +165,7 @@ def _to_split(pair: Sequence[object], place: str) -> Split:
 
 
 def _digits() -> Raw:
-    """Return scikit-learn's handwritten digits, 1,797 images of 8x8 pixels."""
+    """Return scikit-learn's handwritten digits: 1,797 images of 8x8 pixels."""
     # Not load_digits(), which does the same: importing scikit-learn takes more than a second in each process.
     with extra("data"):
         digits = find_spec("sklearn")

@@ -1,7 +1,8 @@
-"""One copy of a data set in memory for all processes of a run on a machine.
+"""Shared memory for a data set: all processes of a run on a machine use one copy.
 
-The first process writes it into memory without a file's name (``memfd_create``), which ends with the processes that use
-it, however they end. The others map its pages; one that changes a tensor in place gets its own copy of these pages.
+The first process writes the data set into an anonymous file in memory (``memfd_create``). The system frees it as soon
+as no process uses it. Other processes map its pages. If a process changes a tensor in place, it gets a private copy of
+the changed pages.
 """
 
 import json
@@ -33,10 +34,11 @@ _KINDS = {kind.__name__: kind for kind in (Dataset, Split, Reading, Normal)}
 
 @contextmanager
 def share(dataset: Dataset, key: object) -> Iterator[None]:
-    """Within this context, processes that inherit the environment get the data set from ``find``.
+    """Context manager: share a data set with other processes, which get it from ``find`` with the same key.
 
-    The tensors of ``dataset`` are moved to the shared pages. If that fails, for example because the system is not
-    Linux, a warning is logged, and each process loads the data set.
+    The other processes must inherit the environment. The tensors of ``dataset`` move to the shared pages. If sharing
+    fails, for example because the system is not Linux, a warning is logged. Then ``find`` returns None in all
+    processes.
     """
     with ExitStack() as opened:
         try:
@@ -59,7 +61,7 @@ def share(dataset: Dataset, key: object) -> Iterator[None]:
 
 
 def find(key: object) -> Dataset | None:
-    """Return the data set that another process of this machine shares under this key, or None."""
+    """Return the data set that another process of this machine shares under this key; None if there is none."""
     path, _, token = os.environ.get(VARIABLE, "").partition(" ")
     with suppress(OSError):  # the other process runs on another machine, or may not be looked into
         if path and os.readlink(path) == f"/memfd:{_name(token, key)} (deleted)":
@@ -72,7 +74,7 @@ def _name(token: str, key: object) -> str:
 
 
 def _write(file: BinaryIO, dataset: Dataset) -> None:
-    """Write a line of JSON with all values, and then the tensors, each at a multiple of ``PAGE``."""
+    """Write a data set to a file: a line of JSON with all values, then the tensors at multiples of ``PAGE``."""
     places: dict[int, tuple[int, Tensor]] = {}  # by id: a text's targets are its inputs
     size = 0
 
@@ -93,7 +95,7 @@ def _write(file: BinaryIO, dataset: Dataset) -> None:
 
 
 def _read(path: str) -> Dataset:
-    """Return a data set whose tensors are maps of what ``_write`` wrote."""
+    """Return the data set in a file of ``_write``. Its tensors are maps of the file."""
     with open(path, "rb") as file:
         header = file.readline()
     tensors: dict[int, Tensor] = {}

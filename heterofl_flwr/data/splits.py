@@ -1,7 +1,7 @@
-"""Partitions of examples among clients (section 4, "data"): pure functions of the targets and a seed.
+"""Partitions of examples among clients (section 4, "data"), as pure functions of the targets and a seed.
 
-They use only class numbers and return row numbers. So splitting 60,000 examples among 100 clients takes milliseconds,
-and no image is copied.
+These functions use only class numbers and return row numbers. So no image is copied, and splitting 60,000 examples
+among 100 clients takes milliseconds.
 """
 
 import re
@@ -31,7 +31,7 @@ Deal = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Partitions:
-    """For each client, its rows of the train split, its rows of the test split, and its classes."""
+    """Partitions of a data set: for each client, the indices of its train and test examples, and its classes."""
 
     train: tuple[Tensor, ...]
     test: tuple[Tensor, ...]
@@ -45,25 +45,25 @@ class Partitions:
 
 
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Variant = "paper") -> Partitions:
-    """Split both parts of a data set among clients.
+    """Split the train and the test split of a data set among clients.
+
+    The rows of a text are split by owner or evenly. If a text has fewer test rows than clients, each of the first
+    clients gets one of them. The classes of a client with text are its words.
 
     Parameters
     ----------
     dataset : Dataset
         The data set to split.
     kind : str
-        ``iid``. ``non-iid-2``: at most 2 classes for each client; any number is possible. ``dirichlet-0.3``: Dirichlet
-        with this concentration. ``natural``: the i-th client has the examples of the i-th owner. ``natural-<column>``
-        also names the column of owners.
+        ``iid``. ``non-iid-2``: at most 2 classes for each client; any other number is possible. ``dirichlet-0.3``:
+        Dirichlet with this concentration. ``natural``: the i-th client has the examples of the i-th owner.
+        ``natural-<column>``: the same, with the name of the column of owners.
     clients : int
         Number of clients.
     seed : int
         Seed of the random draws.
     fidelity : Variant
         For ``non-iid``: treatment of a class that a client draws twice; see ``noniid``.
-
-    The rows of a text are split by owner or evenly. It may have fewer test rows than clients; then each of the first
-    clients gets one row. A client's classes are its words.
     """
     match = check_kind(kind)
     train, test = dataset.train.targets, dataset.test.targets
@@ -89,7 +89,7 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
 
 
 def check_kind(kind: str) -> re.Match[str]:
-    """Parse the name of a kind of split; raise ``ConfigError`` if it is invalid."""
+    """Parse a kind of split, such as ``non-iid-2``; raise ``ConfigError`` if it is invalid."""
     match = _KIND.fullmatch(kind)
     if match is None or float(match["alpha"] or 1) == 0:
         raise ConfigError(
@@ -100,12 +100,15 @@ def check_kind(kind: str) -> re.Match[str]:
 
 
 def owner_column(kind: str) -> str | None:
-    """Return the ``owner`` argument of ``load_dataset``: the column in ``kind``, ``''`` for the default, or None."""
+    """Return the argument ``owner`` of ``load_dataset`` for a kind of split.
+
+    This is the column that ``kind`` names, ``''`` for the default column of ``natural``, or None for other kinds.
+    """
     return (check_kind(kind)["owner"] or "") if kind.startswith("natural") else None
 
 
 def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows: equally many, drawn without replacement. The remainder of the division is unused."""
+    """Return the rows of each client, equally many and drawn without replacement; a remainder is unused."""
     check_count("the number of clients", clients, 1)
     size = len(targets) // clients
     if not size:
@@ -117,11 +120,11 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 def noniid(
     targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
-    """Return each client's rows, of at most ``classes_per_client`` classes, and the deal for ``matching_test``.
+    """Return the rows of each client, with at most ``classes_per_client`` classes, and the classes drawn for it.
 
-    Each class is cut into ``clients * classes_per_client / classes`` shards, which are dealt at random. If this number
-    is not whole, some classes, drawn at random, have one shard more. (The authors' code supports only whole numbers;
-    for these the two agree.)
+    Each class is cut into ``clients * classes_per_client / classes`` shards, which are assigned to clients at random.
+    If this number is not whole, some random classes have one shard more. (The authors' code supports only whole
+    numbers, and then the results agree.) ``matching_test`` takes the second result.
 
     Parameters
     ----------
@@ -134,7 +137,8 @@ def noniid(
     seed : int
         Seed of the random draws.
     fidelity : Variant
-        A client that draws one class twice gets one shard of it, and the other is lost (paper), or both (fixed).
+        For a client that draws two shards of one class. ``paper``: it gets only one of them, and the other is lost.
+        ``fixed``: it gets both.
     """
     check_count("the number of clients", clients, 1)
     present = targets.unique()  # (classes,), sorted
@@ -161,9 +165,10 @@ def noniid(
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
-    """Return each client's rows of a second split, with examples of the classes that ``deal`` gave the client.
+    """Return the rows of each client in another split, of the same classes as in the train split.
 
-    A class with fewer examples than shards leaves some clients without an example of it.
+    ``deal`` has the classes of each client, from ``noniid``. If a class has fewer examples than shards, some of its
+    clients get no example of it.
     """
     Fidelity.of(fidelity)
     generator = _generator(seed, "shards")
@@ -182,7 +187,7 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
 
 
 def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows from flwr-datasets' ``DirichletPartitioner``."""
+    """Return the rows of each client, drawn by the ``DirichletPartitioner`` of flwr-datasets."""
     with extra("data"):  # imported here because they load slowly
         from datasets import Dataset as Table  # type: ignore[import-untyped]
         from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
@@ -203,10 +208,9 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
 
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return each client's rows of both splits: the examples of one owner.
+    """Return the rows of each client in the train and in the test split, where each client is one owner.
 
-    The result equals that of flwr-datasets' ``NaturalIdPartitioner``, which is slower because it loops over rows in
-    Python.
+    The result is that of flwr-datasets' ``NaturalIdPartitioner``, which is slower because it loops over rows in Python.
     """
     check_count("the number of clients", clients, 1)
     if dataset.owners is None:
@@ -225,7 +229,7 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's test rows: the same fraction of each class as it has of the training rows."""
+    """Return the test rows of each client. Its fraction of the test rows of each class is that of the training rows."""
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]
     for name in targets.unique().tolist():
