@@ -1,4 +1,4 @@
-"""Channels (positions of axes that are sliced together) and groups of channels that share one width."""
+"""Channels, which are sets of entries that are kept or dropped together, and groups of channels with one width."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Places = NDArray[np.int64]
 
 
 class Positions:
-    """Sets of positions that are united during a trace: a union-find on arrays.
+    """Union-find data structure on position numbers, vectorised for axes with thousands of entries.
 
-    A position is a number; a row of positions represents an axis. Position 0 is kept at every rate, so every position
-    that is united with it is kept too. Uniting two axes of thousands of channels is one call.
+    A position number identifies an entry of an axis. Entries with united positions are kept or dropped together.
+    Position 0 is always kept, and so is every position that is united with it.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Positions:
         self.number = 1  # number of positions
 
     def new(self, number: int) -> Row:
-        """Return a row of ``number`` new positions."""
+        """Return new position numbers for an axis with ``number`` entries."""
         start, self.number = self.number, self.number + number
         if self.number > len(self._parents):
             self._parents = np.pad(self._parents[:start], (0, 2 * self.number - start))
@@ -38,7 +38,7 @@ class Positions:
         return row
 
     def roots(self, row: Row) -> Row:
-        """Return the smallest position in the set of each position."""
+        """Return, for each position, the smallest position that is united with it."""
         roots = self._parents[row]
         while not np.array_equal(above := self._parents[roots], roots):
             roots = above
@@ -46,7 +46,7 @@ class Positions:
         return roots
 
     def unite(self, row: Row, partners: Row) -> None:
-        """Unite each position of ``row`` with its partner in ``partners``; shapes broadcast."""
+        """Unite each position of ``row`` with the position of ``partners`` at the same index; shapes are broadcast."""
         while True:
             roots, partner_roots = np.broadcast_arrays(self.roots(row), self.roots(partners))
             differ = roots != partner_roots
@@ -61,15 +61,15 @@ class Positions:
 class Channels:
     """The channels and groups of a model.
 
-    A channel is a set of positions, of any axes of any parameters, that are kept or dropped together. A group is a
-    sequence of channels with one width: a slice keeps the first channels of the group.
+    A channel is a set of entries, on any axes of any parameters, that are kept or dropped together. A group is a
+    sequence of channels. A slice keeps the first channels of each group, and their number is the width of the group.
     """
 
     sizes: Sequence[int]  # number of channels of each group
     axes: Mapping[str, Sequence[Places | None]]  # by parameter or buffer; None for an axis that is kept in full
 
     def equal(self, channels: "Channels") -> bool:
-        """Whether ``channels``, possibly from another process, has the same groups and axes."""
+        """Whether another object, possibly from another process, has the same groups and axes."""
         if self is channels:
             return True
         return self.sizes == channels.sizes and all(
@@ -83,10 +83,10 @@ def _same(places: Places | None, others_places: Places | None) -> bool:
 
 
 class Grouping:
-    """Sorts the positions of a trace into channels and groups.
+    """Grouping of the positions of a trace into channels and groups.
 
-    Channels that occur in the same axes of parameters form a group, for example in a residual stream or in one part of
-    a concatenation. They are ordered as in the first of these axes.
+    Channels that occur on the same axes form a group, for example in a residual stream or in one part of a
+    concatenation. Their order is that on the first of these axes.
     """
 
     def __init__(self, positions: Positions, axes: Sequence[Row]) -> None:
@@ -108,7 +108,10 @@ class Grouping:
             self.sizes.append(len(members))
 
     def places(self, row: Row | None) -> Places | None:
-        """Return group and channel of each entry of an axis; None if it is kept in full. Equal axes share one array."""
+        """Return the group and the channel of each entry of an axis; None if the axis is never sliced.
+
+        Axes with equal positions share one array.
+        """
         if row is None:
             return None
         roots = self._positions.roots(row)
@@ -116,7 +119,10 @@ class Grouping:
         return self._places.setdefault(roots.tobytes(), places) if (places[:, 0] >= 0).any() else None
 
     def length(self, row: Row) -> Places | int | None:
-        """Return the places that determine an axis' length, or its constant length; None if neither is known."""
+        """Return the length of an axis in a slice: a constant, or the places from which ``kept_positions`` computes it.
+
+        Return None if the length is unknown.
+        """
         roots = self._positions.roots(row)
         places = self.places(row)
         if places is None:
@@ -125,6 +131,6 @@ class Grouping:
 
 
 def kept_positions(places: Places, widths: Sequence[int]) -> Row:
-    """Return, in ascending order, the positions on an axis that a slice keeps."""
+    """Return the indices on an axis that a slice keeps, in ascending order; ``widths`` are the widths of all groups."""
     # The last entry, 1, is the width of group -1, whose entries all have number 0: they are always kept.
     return np.flatnonzero(places[:, 1] < np.array([*widths, 1])[places[:, 0]])

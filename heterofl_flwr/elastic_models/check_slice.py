@@ -1,4 +1,4 @@
-"""Checks of a smaller model against the recorded steps of the full model: both must call the same operators."""
+"""Check of a slice: it must call the same operators, with matching shapes, as the full model did in its trace."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -29,9 +29,10 @@ _POWERS = (-1, -1 / 2, -1 / 4, 1 / 4, 1 / 2, 1)
 
 
 class Step(NamedTuple):
-    """An operator call that is the same at every rate.
+    """An operator call in the trace of the full model. Each slice must make the same calls.
 
-    A length in an output's shape is constant, or the number of kept positions of an axis, or None for any length.
+    A length in an output's shape is a constant, or the places of an axis that can be sliced, or None if any length is
+    valid.
     """
 
     operator: str
@@ -42,11 +43,14 @@ class Step(NamedTuple):
 
 
 class DifferentStepError(Exception):
-    """A step of a slice differs from that of the full model. Not a TypeError, which Python's binary operators catch."""
+    """An operator call of a slice differs from that of the full model.
+
+    It is not a ``TypeError``, because Python's binary operators catch that.
+    """
 
 
 class Findings(NamedTuple):
-    """Layers whose code is right only at full width although all shapes match."""
+    """Layers with numbers that should shrink with the width but do not, although all shapes are right."""
 
     literal: set[str]  # layers that divide a sum by the full length
     factors: set[str]  # layers that multiply by a number that changes with the rate, but not like a width
@@ -60,9 +64,22 @@ def check_slice(
     example_inputs: object,
     rate: float,
 ) -> Findings:
-    """Run a slice and compare it with the steps of the trace; raise an error at the first difference.
+    """Run a slice, and compare its operator calls with ``steps``, those of the full model.
 
-    Without ``steps``, the slice only has to run.
+    Raise ``UnsupportedLayerError`` at the first difference. If ``steps`` is None, the slice must only run.
+
+    Parameters
+    ----------
+    steps : Sequence[Step] | None
+        The calls of the full model.
+    widths, sizes : Sequence[int]
+        The number of channels in each group of the slice, and of the full model.
+    skeleton : Skeleton
+        The slice without values.
+    example_inputs : object
+        Inputs of the model.
+    rate : float
+        The rate of the slice, for error messages.
     """
     expected, findings = _expected(steps or (), widths), Findings(set(), set())
     powers = [1.0, *((few / size) ** power for few, size in set(zip(widths, sizes, strict=True)) for power in _POWERS)]
@@ -96,7 +113,7 @@ _END = Step("nothing more", [], [])
 
 
 def _expected(steps: Sequence[Step], widths: Sequence[int]) -> Iterator[Step]:
-    """Yield the steps with the lengths of a slice; ``widths`` are the numbers of channels kept in each group."""
+    """Yield the steps of the full model with the lengths that a slice with these widths must have."""
     arrays = {id(x): x for step in steps for shape in step.outputs for x in shape if isinstance(x, np.ndarray)}
     counts = {key: len(kept_positions(array, widths)) for key, array in arrays.items()}  # steps share few arrays
     for step in steps:
@@ -104,7 +121,7 @@ def _expected(steps: Sequence[Step], widths: Sequence[int]) -> Iterator[Step]:
 
 
 def _compare(step: Step, expected: Step) -> None:
-    """Raise ``DifferentStepError`` if a step differs from the expected one."""
+    """Raise ``DifferentStepError`` if a step of the slice differs from the expected one."""
     fit = all(
         len(shape) == len(expected_shape)
         and all(length in (few, None) for few, length in zip(shape, expected_shape, strict=True))
@@ -124,7 +141,7 @@ def _compare(step: Step, expected: Step) -> None:
 
 
 def _follow_widths(numbers: Sequence[float], full_numbers: Sequence[float], powers: Sequence[float]) -> bool:
-    """Whether each changed number changed in proportion to a width or to a root of a width."""
+    """Whether each number that differs from the full model's differs by one of the factors in ``powers``."""
     pairs = [
         (number, full_number)
         for number, full_number in zip(numbers, full_numbers, strict=True)

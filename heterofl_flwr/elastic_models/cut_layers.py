@@ -1,4 +1,4 @@
-"""Slices of a model. Each sliced model stores its own rule for ``Plan.of``."""
+"""Slices of a traced model. Each sliced model stores the rule by which ``Plan.of`` finds its plan."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,17 +20,16 @@ from heterofl_flwr.nn.layers import Scaler
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """A slice of a model: the model's channels and the number of channels kept in each group."""
+    """A slice of a model: the channels of the model, and how many channels of each group are kept."""
 
     channels: Channels
     widths: tuple[int, ...]
 
     def __deepcopy__(self, memo: object) -> "Slice":
-        """Return the same object, which is immutable."""
         return self
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a copy of the slice's entries of one of the model's tensors."""
+        """Return a copy of the slice's part of a full tensor, which has this name in the model."""
         whole_tensor = tensor
         for axis, places in enumerate(self.channels.axes.get(name, ())):
             indices = None if places is None else kept_positions(places, self.widths)
@@ -39,7 +38,10 @@ class Slice:
         return tensor.clone() if tensor is whole_tensor else tensor
 
     def places(self, names: Iterable[str]) -> dict[str, dict[int, list[tuple[int, int]]]]:
-        """Return group and channel of each entry, by parameter and axis, for all axes that can be sliced."""
+        """Return the group and the channel of each entry that the slice keeps, by parameter and axis.
+
+        Axes that cannot be sliced are left out.
+        """
         axes = {name: enumerate(self.channels.axes.get(name, ())) for name in names}
         return {
             name: {
@@ -51,11 +53,14 @@ class Slice:
         }
 
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-        """Return the axes by which the local model slices each parameter of the full model, like a layer's rule."""
+        """Return the axes of each parameter of ``full_model`` that ``local`` keeps: the rule for ``Plan.of``."""
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
-        """Return, for each parameter, the axes that cut a smaller slice out of this one."""
+        """Return, by parameter, the axes of a smaller slice within this slice.
+
+        ``named`` are the names and tensors of this slice's parameters.
+        """
         if not self.channels.equal(smaller.channels):
             raise ShapeError("the two models are slices of different models, or of one that was traced differently")
         if any(its > mine for mine, its in zip(self.widths, smaller.widths, strict=True)):
@@ -91,7 +96,10 @@ Add a layer type whose output is a product with its parameters: ``SCALED[Conv1D]
 
 
 def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> None:
-    """Add a Scaler after each layer that has fewer outputs in the slice than in the full model (``SCALED``)."""
+    """Add a Scaler after each layer that has fewer outputs in the sliced model than in the full model.
+
+    ``SCALED`` lists the layer types. ``ratio`` is the rate of the model divided by the global rate.
+    """
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
     hook = partial(_scale, Scaler(ratio))
@@ -103,15 +111,15 @@ def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> N
 
 
 def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:
-    """Scale a layer's output; if the output is a tuple, scale its first tensor."""
+    """Forward hook that scales a layer's output. If the output is a tuple, only its first tensor is scaled."""
     scale = scaler.train(layer.training)
     return (scale(output[0]), *output[1:]) if isinstance(output, tuple) else scale(output)
 
 
 def _outputs(layer: nn.Module) -> int | None:
-    """Return a layer's number of outputs if a Scaler may follow it, else None.
+    """Return the number of outputs of a layer that a Scaler can follow; None for other layers.
 
-    The attribute is read, because the weight may be parametrised.
+    The number is read from an attribute, because the weight may be parametrised.
     """
     if isinstance(layer, nn.MultiheadAttention):
         layer = layer.out_proj
@@ -119,10 +127,10 @@ def _outputs(layer: nn.Module) -> int | None:
 
 
 def adjust_layers(full_model: nn.Module, model: nn.Module) -> None:
-    """Update the widths that layers store as attributes, in all layers with sliced tensors.
+    """Update the attributes of sliced layers that are widths, such as ``in_features``.
 
-    The trace finds the numbers that a model's code uses. This function updates the others: torch's layers store their
-    widths, but compute with the shapes of their weights.
+    The trace finds attributes that a model's code reads. This function updates other attributes: torch's layers store
+    their widths, but compute with the shapes of their weights.
     """
     before = dict(full_model.named_modules())
     with evaluating(model):  # in training, reading a weight with spectral norm would update its vectors

@@ -1,4 +1,4 @@
-"""``elastic``: turn a model into a function from a rate to a slice of the model."""
+"""``elastic``: make any model sliceable, as a function from a rate to a slice of the model."""
 
 import math
 import warnings
@@ -44,7 +44,7 @@ _NOT_SMALLER = 0.6
 
 @dataclass(eq=False, kw_only=True)
 class Elastic:
-    """Function from a rate to a slice of one model; made by ``elastic``."""
+    """Callable from a rate to a slice of one model; made by ``elastic``."""
 
     model: nn.Module  # copy of the full model
     traced: Traced
@@ -56,14 +56,15 @@ class Elastic:
     checked_widths: set[tuple[int, ...]]  # widths of slices that have passed the check
 
     def __call__(self, rate: float) -> nn.Module:
-        """Return a new model of this rate with a slice of the full model's weights; at rate 1, all of them.
+        """Return a new model of this rate with a slice of the full model's weights. At rate 1, it has all of them.
 
-        When a rate is first built, the slice is run without values and compared with the steps of the trace.
+        When a rate is used for the first time, the slice is run without values. It must call the same operators as the
+        full model.
 
         Raises
         ------
         UnsupportedLayerError
-            If the slice's steps differ from the full model's.
+            If the slice cannot be run, or does not call the same operators as the full model.
         """
         model = self.checked(rate)
         if self.scaler:
@@ -74,7 +75,7 @@ class Elastic:
         return model
 
     def checked(self, rate: float) -> nn.Module:
-        """Return the slice of a rate without Scalers; check it against the full model if its widths are new."""
+        """Return the slice of a rate, without Scalers; if its widths are new, compare it with the full model first."""
         part = self.part(rate)
         model = self._cut(part)
         if part.widths not in self.checked_widths:
@@ -91,7 +92,7 @@ class Elastic:
         return model
 
     def _cut(self, part: Slice) -> nn.Module:
-        """Return a slice of the model, with the numbers in its layers set to the slice's widths."""
+        """Return the sliced model, with its layers' attributes set to the widths of the slice."""
         model = copy_with(self.model, part.cut)
         layers = dict(model.named_modules(remove_duplicate=False))
         for number, places in self.traced.numbers.items():
@@ -107,7 +108,7 @@ class Elastic:
         return model
 
     def _check(self, model: nn.Module, part: Slice, rate: float, steps: Sequence[Step] | None) -> None:
-        """Compare a slice with the full model's steps; warn about numbers that are right only at full width."""
+        """Compare the operators that a slice calls with the full model's; warn about numbers that should shrink."""
         skeleton = Skeleton(model, self.traced.says_tracing)
         findings = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
         for layers, text in zip(findings, (_LITERAL, _FACTORS), strict=True):
@@ -115,11 +116,11 @@ class Elastic:
                 warnings.warn(text.format(", ".join(sorted(layers))), stacklevel=4)
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan of this rate's model inside the full model, as ``Plan.of`` does."""
+        """Return the plan of this rate's model inside the full model. It equals the result of ``Plan.of``."""
         return Plan(self.part(1.0).axes(self.model.named_parameters(), self.part(rate))).sliced(prefix)
 
     def part(self, rate: float) -> Slice:
-        """Return the slice of a rate."""
+        """Return the ``Slice`` of this rate, which has the number of channels in each group."""
         exact_rate(rate)
         channels = self.traced.channels
         few = {size: width(size, rate) for size in channels.sizes}
@@ -233,7 +234,7 @@ def elastic(
 
 
 def _warn_if_large(build: Elastic, fixed: Sequence[str]) -> None:
-    """Warn with reasons if a slice is not much smaller than the model."""
+    """Warn if a slice of rate 0.5 is not much smaller than the model, and list the reasons."""
     number, half = build.plan(1.0).parameters, replace(build, multiple_of=1).plan(0.5).parameters
     reasons = "".join(f"\n- {reason}" for reason in build.traced.reasons[:5])
     if half <= _NOT_SMALLER * number or (not reasons and (fixed or build.traced.unused)):

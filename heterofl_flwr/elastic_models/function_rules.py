@@ -1,7 +1,8 @@
-"""Rules for torch functions with lengths as arguments: they link a length in the model's code to axes.
+"""Trace rules of torch functions that take lengths as arguments.
 
-A linked axis shrinks with the axis that the length was read from. If the length is a literal in the code, the axis is
-kept in full. A rule takes the trace, the function's own parameters, and ``run``, which calls the function.
+A length in the model's code is linked to an axis. If the code has read the length from another axis, both axes shrink
+in proportion. If the length is a literal, the axis is never sliced. A rule takes the trace, ``run``, which calls the
+function, and the function's arguments.
 """
 
 import inspect
@@ -29,13 +30,16 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 def layer_norm(
     trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: object, **__: object
 ) -> object:
-    """Link the last axes of the input to the lengths in the code."""
+    """Trace rule of layer norm: link the last axes of the input to the lengths in ``normalized_shape``."""
     return _use_shape(trace, run(), normalized_shape)
 
 
 @function(F.group_norm, torch.group_norm)
 def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: object, **__: object) -> object:
-    """Couple the channels by group; link the number of groups to them if groups are dropped."""
+    """Trace rule of group norm: channels are sliced in whole groups, or alike in all groups.
+
+    If a slice drops groups, ``num_groups`` is linked to the groups that it keeps.
+    """
     output = run()
     channels = trace.rows(output)[1]
     _use_groups(trace, num_groups, couple_groups(trace, channels, num_groups), channels)
@@ -45,7 +49,7 @@ def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: objec
 @function(torch.conv1d, torch.conv2d, torch.conv3d)
 @function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> object:
-    """Link the number of groups to the output's channels if groups are dropped."""
+    """Trace rule of grouped convolutions: if a slice drops groups, link ``groups`` to the groups that it keeps."""
     output = run()
     groups = named.get("groups", options[4] if len(options) > 4 else 1)
     if groups > 1:
@@ -56,7 +60,7 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Link ``number``, a count of groups, to the kept groups. If the count is a literal, no group can be dropped."""
+    """Link the number of groups in the code to the groups that a slice keeps; a literal means that none is dropped."""
     if groups is None or is_length(number):
         trace.use(number, groups)
     else:
@@ -65,7 +69,10 @@ def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | N
 
 @function(F.multi_head_attention_forward)
 def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
-    """Tie the embedding's width to the total width of all heads; this function requires them to be equal."""
+    """Trace rule of ``multi_head_attention_forward``: the embedding shrinks in proportion to the heads' total width.
+
+    The function requires both widths to be equal.
+    """
     output = run()
     arguments = _ATTENTION.bind(*args, **named).arguments
     outer = trace.rows(arguments["query"])[-1]
@@ -77,7 +84,7 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
-    """Link each bound of a slice to the entries before it."""
+    """Trace rule of indexing with square brackets: link each bound of a slice to the entries before it."""
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
     if not any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index_tuple):
@@ -92,7 +99,10 @@ def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> 
 
 @function(Tensor.select, torch.select)
 def select(trace: Trace, run: Run, input: Tensor, dim: int, index: int) -> object:
-    """Keep the selected entry and all entries before it; for a negative index, all entries after it."""
+    """Trace rule of ``select``: every slice keeps the selected entry and the entries before it.
+
+    So the index selects the same entry at every rate. For a negative index, it is the entries after it.
+    """
     _index(trace, index, trace.rows(input)[dim])
     return run()
 
@@ -114,9 +124,9 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 
 
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
-    """Keep or drop the entries of one step together, for example the pairs of rotary embeddings.
+    """Link a slice with a step to an axis: entries within one step are kept or dropped together.
 
-    If the slice does not take one entry of each step, keep the axis in full.
+    An example are the pairs of rotary embeddings. If the axis is not divided evenly, it is never sliced.
     """
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)
@@ -126,7 +136,7 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Link a bound to the entries before it; if the bound is negative, keep the entries from it on."""
+    """Link the bound of a slice to the entries before it. If it is negative, the entries after it are always kept."""
     if end < 0:
         trace.pin(row[end:])
         trace.sliced.append(row)
@@ -142,7 +152,7 @@ def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
 
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
 def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
-    """Make all chunks keep the same number of entries."""
+    """Trace rule of ``chunk`` and ``tensor_split``: all chunks keep the same number of entries."""
     if isinstance(chunks, SupportsIndex) and not isinstance(chunks, Tensor):
         return split(trace, run, input, trace.lengths(input)[dim] // operator.index(chunks), dim=dim)
     trace.pin(trace.rows(input)[dim])
@@ -151,7 +161,7 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
 
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
-    """Link each size to the entries of its part."""
+    """Trace rule of ``split``: link each size to the entries of its part."""
     # The parameter of sizes has another name in each of these functions.
     size_or_sizes, dim = (*sizes, *named.values(), dim)[:2]
     row = trace.rows(tensor)[dim]
@@ -165,7 +175,7 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 
 @function(Tensor.narrow, torch.narrow)
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
-    """Trace ``narrow``: link ``length`` to the entries that it selects, and ``start`` to the entries before them."""
+    """Trace rule of ``narrow``: link ``length`` to the selected entries, and ``start`` to the entries before them."""
     row = trace.rows(input)[dim]
     if row is not None:
         _use_before(trace, start, row)
@@ -175,19 +185,22 @@ def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: 
 
 @function(Tensor.size, Tensor.shape.__get__)  # type: ignore[attr-defined]  # a property of C
 def size(trace: Trace, run: Run, tensor: Tensor, dim: int | None = None) -> object:
-    """Return the shape, or one length of it, as ``Length`` objects that remember their axes."""
+    """Trace rule of ``size`` and ``shape``: return lengths that remember from which axis they were read."""
     lengths = torch.Size(trace.lengths(tensor))
     return lengths if dim is None else lengths[dim]
 
 
 @function(Tensor.numel, Tensor.nelement, torch.numel)
 def numel(trace: Trace, run: Run, tensor: Tensor) -> int:
-    """Return the product of all lengths."""
+    """Trace rule of ``numel``: return the product of all lengths."""
     return math.prod(trace.lengths(tensor))
 
 
 def shaped(shape: slice, trace: Trace, run: Run, /, *args: Any, **named: Any) -> object:
-    """Run a function and link the result's axes to the lengths in the arguments selected by ``shape``."""
+    """Trace rule of functions that take a shape, such as ``view``: link the result's axes to the lengths in the shape.
+
+    ``shape`` selects the positional arguments that are the shape.
+    """
     return _run_with_shape(trace, run, named.get("size", named.get("shape", args[shape])))
 
 
@@ -200,13 +213,13 @@ function(Tensor.new_full)(partial(shaped, slice(1, 2)))
 
 @function(Tensor.unflatten, torch.unflatten)
 def unflatten(trace: Trace, run: Run, input: Tensor, dim: int, sizes: Sequence[int]) -> object:
-    """Link each axis into which ``dim`` is split to its length in ``sizes``, which the model's code passed."""
+    """Trace rule of ``unflatten``: link the new axes to the lengths in ``sizes``."""
     before = dim % input.dim()
     return _run_with_shape(trace, run, [*[-1] * before, *sizes, *[-1] * (input.dim() - before - 1)])
 
 
 def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
-    """Run the function; link each axis of the result to its length in ``shape``."""
+    """Run the function, and link each axis of its result to the length in ``shape``."""
     sizes: Sequence[Any] = shape if isinstance(shape, Sequence) else ()
     if len(sizes) == 1 and isinstance(sizes[0], Sequence):
         sizes = sizes[0]  # a shape is either one sequence argument or several integer arguments
@@ -219,7 +232,7 @@ def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
 
 
 def _use_shape(trace: Trace, output: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Link a tensor's last axes to the lengths in the code; -1 leaves an axis free."""
+    """Link the last axes of a tensor to lengths in the code; a length of -1 links nothing."""
     for length, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
         if length != -1:
             trace.use(length, row)

@@ -1,6 +1,7 @@
-"""State of a trace: the positions of every axis of every tensor.
+"""State of a trace: the positions of all axes of all tensors, and lengths that remember their axes.
 
-A length that the model's code reads is an integer that remembers its axis.
+A position is a number that identifies entries which are kept or dropped together. If the model's code reads a length,
+it gets an integer that remembers its axis.
 """
 
 import math
@@ -17,7 +18,7 @@ from heterofl_flwr.elastic_models.channels import Positions, Row, Rows
 
 
 class Source:
-    """An axis, or a number stored in a layer, from which a length was read."""
+    """The source of a length: an axis of a tensor, or an integer stored in a layer."""
 
     def __init__(self, trace: "Trace", make: Callable[[], Row]) -> None:
         self.trace = trace
@@ -25,12 +26,12 @@ class Source:
 
     @cached_property
     def row(self) -> Row:
-        """The positions of the axis; for a layer's number, they are made when the number is first used as a length."""
+        """The positions of the axis. For an integer of a layer, they are created at its first use as a length."""
         return self._make()
 
 
 def _computed(name: str) -> Callable[..., Any]:
-    """Return an arithmetic method of ``Length`` whose result remembers the sources of its operands."""
+    """Return an arithmetic method of ``Length`` whose result remembers the sources of both operands."""
     plain = getattr(int, name)
 
     def compute(self: "Length", *operands: Any) -> object:
@@ -50,10 +51,10 @@ def _computed(name: str) -> Callable[..., Any]:
 
 
 def _compared(name: str) -> Callable[..., Any]:
-    """Return a comparison method of ``Length`` that informs the trace.
+    """Return a comparison method of ``Length`` that records the comparison in the trace.
 
-    Numbers of different traces are never equal. So cached functions (``functools.lru_cache``) compute their results
-    anew in each trace.
+    Lengths of different traces are never equal. So a cached function (``functools.lru_cache``) is called anew in each
+    trace.
     """
     plain = getattr(int, name)
 
@@ -68,10 +69,10 @@ def _compared(name: str) -> Callable[..., Any]:
 
 
 class Length(int):
-    """An integer computed from lengths that code has read.
+    """An integer that the model's code computes from lengths of axes. It remembers these axes.
 
-    An exact ``Length`` is itself a length: the product of some sources' lengths, possibly multiplied or divided by
-    constants and by other sources' lengths. A sum is not exact, nor is a quotient with a remainder.
+    An exact ``Length`` is a product of lengths, possibly multiplied or divided by constants and by other lengths. A sum
+    is not exact, nor is a quotient with a remainder.
     """
 
     sources: tuple[Source, ...]
@@ -82,19 +83,19 @@ class Length(int):
     def of(
         cls, value: int, sources: tuple[Source, ...], divisors: tuple[Source, ...] = (), *, exact: bool = True
     ) -> "Length":
-        """Return a number with its sources."""
+        """Return a ``Length`` with this value, computed from these sources."""
         number = cls(value)
         number.sources, number.divisors, number.exact = sources, divisors, exact
         return number
 
     @property
     def trace(self) -> "Trace":
-        """The trace in which the number was read."""
+        """The trace in which the lengths were read."""
         return self.sources[0].trace
 
     @property
     def rows(self) -> list[Row]:
-        """All axes that the number was computed from."""
+        """The positions of all axes from which the number was computed."""
         return [source.row for source in self.sources + self.divisors]
 
     __add__ = __radd__ = _computed("__add__")
@@ -107,21 +108,19 @@ class Length(int):
     __hash__ = int.__hash__
 
     def __bool__(self) -> bool:
-        """Return whether the number is not 0."""
         return bool(self != 0)
 
     def __deepcopy__(self, memo: object) -> "Length":
-        """Return the same object, which is immutable."""
         return self
 
 
 def is_length(number: object) -> bool:
-    """Whether a number is an exact ``Length``: that of an axis, which may shrink with the rate."""
+    """Whether a number is an exact ``Length``, so that it can be the length of an axis that shrinks with the rate."""
     return isinstance(number, Length) and number.exact
 
 
 class Trace:
-    """The positions of all tensors of a run, and the constraints that the code puts on them."""
+    """State of a trace: the positions of all axes, and which of them must be kept or sliced alike."""
 
     def __init__(self, place: Callable[[], str] = str) -> None:
         self.positions = Positions()
@@ -135,29 +134,35 @@ class Trace:
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # by id; the tensor is stored too, or its id could be reused
 
     def rows(self, tensor: Tensor) -> tuple[Row | None, ...]:
-        """Return the positions of a tensor's axes; None for an axis that is kept in full, as in unknown tensors."""
+        """Return the positions of each axis of a tensor; None for an axis that is never sliced, or is unknown."""
         return tuple(map(self.open, self.marked_rows(tensor) or [None] * tensor.dim()))
 
     def marked_rows(self, tensor: Tensor) -> Rows | None:
-        """Return the rows that ``mark`` has set for a tensor, or None."""
+        """Return the positions that ``mark`` has stored for a tensor; None if there are none."""
         return self._rows[id(tensor)][1] if id(tensor) in self._rows else None
 
     def mark(self, rows: Rows, *tensors: Tensor) -> None:
-        """Set the positions of tensors."""
+        """Store the positions of the axes of tensors."""
         for tensor in tensors:
             self._rows[id(tensor)] = tensor, tuple(rows)
 
     def fresh(self, *tensors: Tensor) -> None:
-        """Give tensors new positions. An axis of one entry is never sliced, so it gets none."""
+        """Give tensors new positions, so that their axes are not tied to other axes.
+
+        An axis of one entry is never sliced, so it gets no positions.
+        """
         for tensor in tensors:
             self.mark([self.positions.new(length) if length > 1 else None for length in tensor.shape], tensor)
 
     def open(self, row: Row | None) -> Row | None:
-        """Return the row, or None if all its positions are always kept."""
+        """Return the positions of an axis, or None if all of them are always kept."""
         return row if row is not None and self.positions.roots(row).any() else None
 
     def pin(self, *rows: Row | None, why: str = "") -> None:
-        """Keep these positions at every rate; ``why`` is the reason to report if they could be sliced otherwise."""
+        """Keep all entries with these positions at every rate.
+
+        ``why`` is the reason to report to the user if they could have been sliced otherwise.
+        """
         for row in rows:
             channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
             if channels and why:
@@ -166,7 +171,7 @@ class Trace:
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
-        """Unite axes of equal length, so that they are sliced alike; if one is kept in full, all are."""
+        """Slice axes of equal length alike, and return their positions. If one of them is never sliced, none is."""
         row, *rest = rows
         present = [partner for partner in rest if partner is not None]
         if row is None or len(present) < len(rest):
@@ -177,7 +182,7 @@ class Trace:
         return row
 
     def tie(self, row_a: Row | None, row_b: Row | None) -> None:
-        """Make two axes keep numbers of entries in the same proportion at every rate."""
+        """Require that two axes shrink in proportion at every rate."""
         if row_a is None or row_b is None:
             self.pin(row_a, row_b)
             return
@@ -190,7 +195,10 @@ class Trace:
             self.positions.unite(row.reshape(-1, part), row_a[:part])
 
     def use(self, length: object, row: Row | None) -> None:
-        """Record that code uses this length for an axis; a plain number keeps the axis in full."""
+        """Record that the model's code uses a number as the length of an axis.
+
+        If the number is a ``Length``, the axis shrinks with it. If it is a plain number, the axis is never sliced.
+        """
         if isinstance(length, Length) and any(source.trace is not self for source in length.sources + length.divisors):
             raise UnsupportedLayerError(
                 f"the code uses the length {int(length)} that it has kept from an earlier call (functools.lru_cache?), "
@@ -202,15 +210,15 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the axes over which a tensor was summed and whose full length equals ``divisor``."""
+        """Return the axes over which a tensor is a sum, and whose full length equals ``divisor``."""
         _, summed = self.sums.get(id(tensor), (None, []))
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
     def compare(self, length: Length, operand: float) -> None:
-        """Record a comparison in the model's code, whose result must be the same at every rate.
+        """Record that the model's code compares a length. The result must be the same at every rate.
 
-        Two lengths keep their proportion. A length that is compared with a literal is kept in full. Literals below 1
-        are ignored, because no length is below 1.
+        So two lengths that are compared shrink in proportion, and a length that is compared with a literal never
+        shrinks. Literals below 1 are ignored, because no length is below 1.
         """
         if not self.listening:
             return
@@ -223,14 +231,14 @@ class Trace:
             self.pin(*rows, why=f"the code compares a length with {int(operand)}")
 
     def lengths(self, tensor: Tensor) -> tuple[int, ...]:
-        """Return a tensor's shape; the lengths of axes that may shrink are ``Length`` objects."""
+        """Return a tensor's shape; lengths of axes that may be sliced are ``Length`` objects."""
         return tuple(
             length if row is None else Length.of(length, (Source(self, lambda row=row: row),))  # type: ignore[misc]
             for length, row in zip(tensor.shape, self.rows(tensor), strict=True)
         )
 
     def _variable(self, length: Length) -> Row | None:
-        """Return the axis by which a length shrinks, if any; keep its other sources in full."""
+        """Return the positions of the one axis with which a length shrinks; its other sources are never sliced."""
         self.pin(*(source.row for source in length.divisors))
         variable = next((s for s in reversed(length.sources) if self.open(s.row) is not None), None)
         self.pin(*(source.row for source in length.sources if source is not variable))

@@ -1,8 +1,8 @@
-"""Rules for operators that only move entries: permutations, slices, joins, pads, indices and views.
+"""Trace rules of operators that only move entries: permutations, slices, joins, pads, indices and views.
 
-Most rules run the operator on position numbers: the positions of an axis are written into an integer tensor, and the
-operator moves them like the entries. The result contains the position of each of its entries. So one axis can become
-several, or several can become one.
+A position is a number that identifies entries which are kept or dropped together. Most rules run the operator on an
+integer tensor that has the positions of an axis as values. So the result has, in each entry, the position that was
+moved there. An axis can thus become several axes, or several axes can become one.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
 @operator(*_VIEWS, *_SHUFFLES, "permute", "transpose", "t", "flip", "repeat", "constant_pad_nd", "select", "unbind")
 @operator("slice", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
 def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Move the positions of each axis like the entries; entries that padding adds are kept at every rate."""
+    """Trace rule of operators that move entries: positions move like the entries. Padding is kept at every rate."""
     args, space = call.args[1:], [*[False] * (len(rows) - 3), True, False, False]  # only channels shrink
     name, shape = call.name.removesuffix("_"), call.shape
     if name == "constant_pad_nd":
@@ -42,7 +42,10 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
-    """Find the axis of a result along which positions change, and set its row in ``rows``."""
+    """Find the axis of ``result`` along which the positions of one input axis are, and set this axis in ``rows``.
+
+    ``result`` has the positions as values. ``flexible`` says which of its axes may shrink.
+    """
     # An axis of stride 0 repeats one entry, so only its first entry is used. The other axes along which the numbers
     # change are parts of the old axis: (2, 4) after an axis of 8 is viewed as two axes.
     lines = result[tuple(slice(None if step else 1) for step in result.stride())]
@@ -62,7 +65,7 @@ def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Seque
 
 @operator("expand")
 def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Give repeated entries new positions, so that their axis is sliced like the axis it is combined with."""
+    """Trace rule of ``expand``: a repeated axis is sliced like the axis that it is combined with later."""
     shape = call.outputs[0].shape
     added = len(shape) - len(rows)
     before = zip([*[0] * added, *call.args[0].shape], [*[None] * added, *rows], shape, strict=True)
@@ -71,14 +74,14 @@ def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("roll")
 def rolled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep rolled axes in full: the shift is a number in the code."""
+    """Trace rule of ``roll``: rolled axes are never sliced, because the shift is a constant in the code."""
     trace.pin(*(rows[dim] for dim in call.named_arguments["dims"] or range(len(rows))))
     return rows
 
 
 @operator("cat")
 def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Concatenate the positions along the joined axis; unite those of all other axes."""
+    """Trace rule of ``cat``: all inputs are sliced alike along all axes but the joined one."""
     parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch ignores these
     axis = call.named_arguments["dim"] % call.outputs[0].dim()
     joined = []
@@ -93,26 +96,26 @@ def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @stand_in(aten.stack)
 def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Stack tensors by concatenation along a new axis."""
+    """Stand-in for ``stack``: concatenate the tensors along a new axis."""
     return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
 
 
 @stand_in(aten.glu)
 def gated(x: Tensor, dim: int = -1) -> Tensor:
-    """Multiply the first half by the sigmoid of the second half."""
+    """Stand-in for ``glu``: multiply the first half by the sigmoid of the second half."""
     values, gates = torch.chunk(x, 2, dim)
     return values * gates.sigmoid()
 
 
 @stand_in(aten.channel_shuffle, aten.native_channel_shuffle)
 def shuffled(x: Tensor, groups: int) -> Tensor:
-    """Transpose groups and the channels of a group; every group keeps the same channels."""
+    """Stand-in for a channel shuffle: transpose the axis of groups and the axis of channels in a group."""
     return torch.flatten(x.unflatten(1, (groups, -1)).transpose(1, 2), 1, 2)
 
 
 @operator("embedding", "_embedding_bag", "_embedding_bag_forward_only")
 def embedding(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Return the axes of the indices (or one axis of bags) and the table's columns; keep all rows of the table."""
+    """Trace rule of embeddings: the rows of the table are never sliced, but its columns can be."""
     words, columns = rows
     trace.pin(words)
     return [*(trace.rows(call.args[1]) if call.name == "embedding" else [None]), columns]
@@ -120,7 +123,7 @@ def embedding(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index", "_unsafe_index")
 def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep indexed axes in full; the axes of the indices take the place of the first indexed axis."""
+    """Trace rule of indexing by tensors: indexed axes are never sliced, but the others can be."""
     indices = {axis: index for axis, index in enumerate(call.args[1]) if index is not None}
     trace.pin(*(rows[axis] for axis in indices), *(row for index in indices.values() for row in trace.rows(index)))
     rest = [row for axis, row in enumerate(rows) if axis not in indices]
@@ -131,7 +134,10 @@ def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_add", "index_copy")
 def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the indexed axis in full; unite the other axes with those of the source."""
+    """Trace rule of ``index_add`` and ``index_copy``: the indexed axis is never sliced.
+
+    Along all other axes, the tensor and the source are sliced alike.
+    """
     _, _, index, source = (call.args[place] for place in range(4))
     axis, source_rows = call.args[1] % len(rows), trace.rows(source)
     trace.pin(rows[axis], source_rows[axis], *trace.rows(index))
@@ -142,7 +148,10 @@ def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_put", "_index_put_impl", "_unsafe_index_put")
 def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the indexed axes, and those before them, in full; unite the other axes with those of the values."""
+    """Trace rule of assignment to indexed entries: indexed axes, and the axes before them, are never sliced.
+
+    Along all other axes, the tensor and the values are sliced alike.
+    """
     indices, values = call.args[1:3]
     trace.pin(*(row for index in indices if index is not None for row in trace.rows(index)))
     # A boolean index of n dimensions indexes n axes.
@@ -158,7 +167,7 @@ def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("view_as_real", "view_as_complex")
 def complex_or_real(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Add or remove the axis of real and imaginary parts, which is always full."""
+    """Trace rule of ``view_as_real`` and ``view_as_complex``: the axis of real and imaginary parts is never sliced."""
     if call.name == "view_as_real":
         return [*rows, None]
     trace.pin(rows[-1])
@@ -167,7 +176,7 @@ def complex_or_real(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_select", "unfold")
 def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep in full the axis that is indexed or divided into windows; a window is a new axis."""
+    """Trace rule of ``index_select`` and ``unfold``: the axis that is indexed or cut into windows is never sliced."""
     axis = call.args[1] % max(len(rows), 1)
     trace.pin(rows[axis], *(row for index in call.inputs[1:] for row in trace.rows(index)))
     rows[axis] = None
@@ -176,7 +185,7 @@ def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("im2col")
 def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Repeat each channel's position for every entry of the kernel."""
+    """Trace rule of ``im2col``: the entries of a channel under the kernel are kept or dropped with the channel."""
     *batch, channels, height, width = rows
     trace.pin(height, width)
     taps = call.args[1][0] * call.args[1][1]
@@ -185,7 +194,7 @@ def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("col2im")
 def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep or drop together the kernel entries that are added to one channel."""
+    """Trace rule of ``col2im``: entries that are added to one channel are kept or dropped together."""
     *batch, channels, windows = rows
     trace.pin(windows)
     if channels is not None:
@@ -197,7 +206,7 @@ def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("as_strided")
 def strided(trace: Trace, call: Call, rows: list[Row | None]) -> Rows | None:
-    """Ignore a change of memory layout; for any other use, keep all axes in full."""
+    """Trace rule of ``as_strided``: ignore it if it only changes the memory layout; otherwise no axis is sliced."""
     source, output = call.args[0], call.outputs[0]
     if source is output and all(row is None or len(row) == n for row, n in zip(rows, output.shape, strict=False)):
         return None

@@ -1,8 +1,8 @@
-"""Rules for operators that compute: elementwise operators, reductions, products, convolutions and norms.
+"""Trace rules of operators that compute: elementwise operators, reductions, products, convolutions and norms.
 
-In grouped convolutions and norms, a slice either drops groups or makes every group narrower, whichever offers more
-widths. A depthwise convolution drops groups; a convolution with two wide groups keeps both. A prefix of all channels
-would move some channels to other groups.
+For grouped convolutions and norms, a slice either drops groups or makes every group narrower, whichever allows more
+widths. So a depthwise convolution loses groups, and a convolution with two wide groups has two narrower groups. If a
+slice kept the first of all channels instead, some channels would move to other groups.
 """
 
 from collections.abc import Sequence
@@ -50,13 +50,16 @@ _POOLS = (
 
 @operator("add", *_ENTRYWISE)
 def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Unite the axes of all inputs that are broadcast to each other."""
+    """Trace rule of elementwise operators: all inputs are sliced alike, along each axis in which they are broadcast."""
     for output in call.outputs:
         trace.mark(broadcast(trace, call.inputs, output.shape), output)
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
-    """Return the united axes of tensors that are broadcast to a shape, without its last ``inner`` axes."""
+    """Slice tensors alike that are broadcast to a shape, and return the positions of the resulting axes.
+
+    The last ``inner`` axes of the shape are left out.
+    """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
     for axis in range(-len(shape), -inner):
@@ -68,22 +71,23 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
 @operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Give a new tensor new positions, so that it is sliced like the tensors it is combined with."""
+    """Trace rule of new tensors such as zeros: they are sliced like the tensors that they are combined with later."""
     trace.fresh(*call.outputs)
 
 
 @operator("tril", "triu")
 def triangle(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Keep the last two axes in full: a triangle depends on the positions in them."""
+    """Trace rule of ``tril`` and ``triu``: the last two axes are never sliced, since their indices have a meaning."""
     trace.pin(*rows[-2:])
     trace.mark(rows, *call.outputs)
 
 
 @operator(*_SUMS, *_SEARCHES)
 def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Remove the axes that are reduced; a slice reduces over the entries that it keeps.
+    """Trace rule of reductions and searches over axes.
 
-    An axis that is searched (argmax, sort and others) is kept in full, because its indices have a meaning.
+    A slice reduces over the entries that it keeps. An axis that is searched, as by ``argmax`` or ``sort``, is never
+    sliced, because its indices have a meaning.
     """
     dim = call.named_arguments.get("dim")
     dims = range(len(rows)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
@@ -99,7 +103,7 @@ def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))
 def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Keep the channels' positions; spatial axes are never sliced."""
+    """Trace rule of pooling, resizing and padding of images: spatial axes are never sliced, but channels can be."""
     space = next(int(letter) for letter in call.name if letter.isdigit())
     trace.pin(*rows[len(rows) - space :])
     trace.mark([*rows[: len(rows) - space], *[None] * space], *call.outputs)
@@ -107,9 +111,9 @@ def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Rule of matrix products: unite the two axes that are summed over.
+    """Trace rule of matrix products: the two axes that are summed over are sliced alike.
 
-    The axes of a tensor that is added, as in ``addmm``, are those of the product.
+    A tensor that is added to the product, as in ``addmm``, is sliced like the product.
     """
     *added, a, b = call.inputs
     a_rows, b_rows = trace.rows(a), trace.rows(b)
@@ -128,7 +132,10 @@ def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 def grouped_product(
     tokens: Tensor, experts: Tensor, offsets: object = None, bias: Tensor | None = None, out_dtype: object = None
 ) -> Tensor:
-    """Multiply as a single expert does; a slice keeps all experts and makes each narrower."""
+    """Stand-in for a product with a matrix for each expert: multiply by the matrix of the first expert.
+
+    The trace thus finds that a slice keeps all experts and makes each of them narrower.
+    """
     entries = 16 // tokens.element_size()
     if any(length % entries for length in (tokens.shape[-1], *experts.shape[-2:])):
         raise UnsupportedLayerError(
@@ -141,7 +148,7 @@ def grouped_product(
 
 @operator("linalg_solve_triangular")
 def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the axes of the equations in full; the columns of the right-hand side are independent problems."""
+    """Trace rule of linear equations: the equations and unknowns are never sliced, but the right-hand sides can be."""
     right_rows = trace.rows(call.inputs[1])
     trace.pin(*rows[-2:], right_rows[-2])
     return [*broadcast(trace, call.inputs, call.outputs[0].shape, inner=2), None, right_rows[-1]]
@@ -149,7 +156,7 @@ def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("_fft_c2c", "_fft_r2c", "_fft_c2r")
 def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep transformed axes in full: every frequency depends on all entries and on their number."""
+    """Trace rule of Fourier transforms: transformed axes are never sliced, since a frequency depends on all entries."""
     for axis in call.named_arguments["dim"]:
         trace.pin(rows[axis])
         rows[axis] = None
@@ -157,12 +164,15 @@ def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 
 def drops_groups(groups: int, channels: int) -> bool:
-    """Whether a slice drops groups instead of making them narrower."""
+    """Whether a slice drops whole groups of channels; otherwise it makes every group narrower."""
     return groups >= channels // groups
 
 
 def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None:
-    """Unite channels across or within groups; return one position for each group if groups are dropped, else None."""
+    """Tie the channels of a layer with groups, so that a slice either drops whole groups or slices all groups alike.
+
+    Return one position for each group if groups are dropped, else None.
+    """
     if channels is None:
         return None
     parts = channels.reshape(groups, -1)  # (groups, channels of a group)
@@ -172,7 +182,7 @@ def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None
 
 
 def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *, transposed: bool) -> Row | None:
-    """Unite the axes of a grouped convolution's input and weight; return the positions of its outputs."""
+    """Tie the channels of a grouped convolution's input to its weight; return the positions of the output channels."""
     first_row, second_row, *_ = trace.rows(weight)
     inputs = weight.shape[0] if transposed else weight.shape[1] * groups
     if transposed:
@@ -195,7 +205,10 @@ def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *,
 
 @operator("convolution", "_convolution")
 def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Unite the input's channels with the weight's input axis, and the weight's output axis with the bias."""
+    """Trace rule of convolutions: the input's channels are sliced like the weight's inputs.
+
+    The bias is sliced like the weight's outputs. The kernel is never sliced.
+    """
     weight, bias, transposed, groups = (call.args[place] for place in (1, 2, 6, 8))
     batch, channels, *space = rows
     first_row, second_row, *kernel = trace.rows(weight)
@@ -214,7 +227,7 @@ def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 @operator("_native_batch_norm_legit_functional", "_batch_norm_with_update", "_batch_norm_no_update")
 @operator("cudnn_batch_norm", "native_group_norm")
 def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Unite the input's channels with those of weight, bias and running statistics; couple groups."""
+    """Trace rule of batch and group norm: weight, bias and statistics are sliced like the input's channels."""
     rows[1] = trace.meet(rows[1], *(trace.rows(tensor)[0] for tensor in call.inputs[1:]))
     if "group" in call.named_arguments:
         couple_groups(trace, rows[1], call.named_arguments["group"])
@@ -223,7 +236,10 @@ def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("_weight_norm_interface")
 def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Unite the axes of directions and magnitudes. A slice computes norms over the entries that it keeps."""
+    """Trace rule of weight norm: directions and magnitudes are sliced alike.
+
+    A slice computes norms over the entries that it keeps.
+    """
     directions, lengths = call.inputs
     joined = broadcast(trace, [directions, lengths], directions.shape)
     trace.mark(joined, call.outputs[0])
@@ -234,9 +250,9 @@ def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator("native_layer_norm", "_fused_rms_norm")
 def layer_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Unite the last axes of the input with those of weight and bias.
+    """Trace rule of layer norm: weight and bias are sliced like the last axes of the input.
 
-    A slice computes moments over the entries that it keeps.
+    A slice computes mean and variance over the entries that it keeps.
     """
     for axis in range(-len(call.named_arguments["normalized_shape"]), 0):
         rows[axis] = trace.meet(rows[axis], *(trace.rows(tensor)[axis] for tensor in call.inputs[1:]))

@@ -1,4 +1,4 @@
-"""Registries of the rules of a trace, and the torch modes that apply these rules to operators and functions."""
+"""Registries of trace rules, and the torch modes that apply the rules to operators and functions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
@@ -36,7 +36,10 @@ attention.
 
 
 class Call:
-    """Call of an operator: its name without overload, its tensors, and the first tensor's shape before the call."""
+    """A call of an operator in a trace: its name, its arguments, its input and output tensors.
+
+    ``shape`` is the shape of the first argument before the call, which an in-place operator may change.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class Call:
 
     @cached_property
     def named_arguments(self) -> Mapping[str, Any]:
-        """The arguments by the names in the operator's schema, with defaults."""
+        """The arguments by the names in the operator's schema, including defaults."""
         arguments = self.function._schema.arguments
         defaults = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
         return {
@@ -64,13 +67,13 @@ class Call:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """Numbers among the arguments, without lengths."""
+        """All numbers among the arguments, except lengths."""
         values = {name: value for name, value in self.named_arguments.items() if name not in _LENGTHS}
         return tuple(leaf for leaf in tree_leaves(values) if isinstance(leaf, int | float))
 
     @property
     def divisor(self) -> float | None:
-        """The number by which a tensor is divided; None for other operators."""
+        """The number by which the call divides a tensor; None if the call is no division by a number."""
         number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
         if not isinstance(number, int | float) or not number:
             return None
@@ -90,20 +93,20 @@ OperatorRule = Callable[[Trace, Call, list[Row | None]], Rows | None]
 
 
 def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
-    """Register the decorated function as the rule of these ATen operators and of their in-place forms.
+    """Register the decorated function as the trace rule of these ATen operators and of their in-place forms.
 
-    A rule takes the trace, the call, and the positions of the first input's axes. It returns the positions of the first
-    output's axes, or marks the outputs itself and returns None.
+    A rule takes the trace, the call, and the positions of the first input's axes. It either returns the positions of
+    the first output's axes, or sets the positions of all outputs itself and returns None.
     """
     existing = [name for plain in names for name in (plain, f"{plain}_") if hasattr(aten, name)]
     return OPERATORS.add(*(getattr(aten, name) for name in existing))
 
 
 def function(*called: object) -> Callable[[_Rule], _Rule]:
-    """Register the decorated function as the rule of these torch functions.
+    """Register the decorated function as the trace rule of these torch functions.
 
-    A rule takes the trace, a callable that runs the function, and the function's arguments. It records the lengths
-    among the arguments and returns the function's result.
+    A rule takes the trace, a callable that runs the torch function, and the function's arguments. It records how
+    lengths in the arguments are used, and returns the function's result.
     """
     return FUNCTIONS.add(*called)
 
@@ -111,9 +114,10 @@ def function(*called: object) -> Callable[[_Rule], _Rule]:
 def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
     """Register the decorated function to replace layers or operators while ``elastic`` traces a model.
 
-    A trace follows torch's own operators. It cannot follow a layer that calls other operators, or whose computation
-    depends on values. For such a layer, a stand-in computes an output by torch's operators. Its axes must depend
-    on the inputs and parameters in the same way; its values do not matter. The models that are built run the layer::
+    A trace runs torch's operators on tensors without values. So it cannot follow a layer that calls other operators, or
+    whose computation depends on values. A stand-in computes an output of such a layer with torch's operators. The
+    output's axes must depend on inputs and parameters as in the layer, but its values do not matter. The models that
+    ``build`` returns run the layer itself::
 
         @stand_in(MyLayer)
         def my_layer(layer: MyLayer, x: Tensor) -> Tensor:
@@ -133,9 +137,9 @@ def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
 
 
 def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
-    """Register the decorated function to update attributes of these layer types after slicing.
+    """Register the decorated function to update attributes of sliced layers of these types.
 
-    It is called with each such layer of a model that ``elastic`` has sliced, and changes only this layer::
+    ``elastic`` calls it with each such layer of a sliced model. It may change only this layer::
 
         @adjust(MyLayer)
         def my_layer(layer: MyLayer) -> None:
@@ -146,7 +150,7 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
 @cache
 def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
-    """Return the rule of an operator, or None; all elementwise operators share one rule."""
+    """Return the rule of an operator, or None. All elementwise operators have the same rule."""
     packet = called.overloadpacket
     if packet in OPERATORS:
         return OPERATORS[packet]
@@ -157,7 +161,7 @@ def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
 
 
 def follow(trace: Trace, call: Call) -> None:
-    """Mark an operator's outputs by its rule. Without a rule, keep all inputs in full."""
+    """Apply the trace rule of an operator to a call. If the operator has no rule, its inputs are never sliced."""
     rule = _find_operator(call.function)
     if rule is not None:
         rows = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])
@@ -175,7 +179,7 @@ def follow(trace: Trace, call: Call) -> None:
 
 
 class Operators(TorchDispatchMode):
-    """Calls each operator and passes the call to a listener; a stand-in replaces an operator by others."""
+    """Torch mode that calls each operator, or its stand-in, and then passes the call to ``listener``."""
 
     def __init__(self, listener: Callable[[Call], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -184,7 +188,6 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
-        """Call the operator."""
         named = dict(kwargs or {})
         replacement = STAND_INS.get(func) or STAND_INS.get(func.overloadpacket)
         if replacement is not None:
@@ -200,7 +203,10 @@ class Operators(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """Applies the rules of torch functions. Between calls, the trace records comparisons in the model's own code."""
+    """Torch mode that applies the trace rules of torch functions.
+
+    Outside of torch functions, the trace records comparisons of lengths, because they are in the model's own code.
+    """
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -210,7 +216,6 @@ class Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
-        """Call the function, by its rule if it has one. Comparisons in torch's own code are ignored."""
         rule, run = FUNCTIONS.get(func), partial(func, *args, **(kwargs or {}))
         self._trace.listening, self._trace.arguments = False, (args, kwargs)
         try:
@@ -220,10 +225,11 @@ class Functions(TorchFunctionMode):
 
 
 class Alike(TorchFunctionMode):
-    """Makes code call the same operators for all widths and random draws, and only on tensors of the copied model.
+    """Torch mode in which code calls the same operators at all widths and for all random draws.
 
     Inputs of products are made contiguous, because torch selects operators by strides, which depend on widths. A single
-    random number is always 1, so that stochastic depth drops no layer.
+    random number is always 1, so that stochastic depth drops no layer. A use of the original model's tensors is an
+    error.
     """
 
     def __init__(self, tensors: Mapping[int, str]) -> None:
@@ -233,7 +239,6 @@ class Alike(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
-        """Call the function."""
         names = [self._originals[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._originals]
         if names:
             raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"uses {', '.join(names)}"))

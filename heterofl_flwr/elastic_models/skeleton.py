@@ -1,4 +1,4 @@
-"""A copy of a model on the meta device, in which integers in layers' attributes become ``Length`` objects."""
+"""A copy of a model without values, in which integers that layers store become ``Length`` objects."""
 
 import copy
 import random
@@ -25,7 +25,7 @@ _LARGEST_WIDTH = 1 << 20
 
 
 class Number(NamedTuple):
-    """An integer in a layer: an attribute, or an item of a sequence that is an attribute."""
+    """Place of an integer in a layer: an attribute, or an item of a sequence that is an attribute."""
 
     layer: str
     name: str
@@ -33,7 +33,10 @@ class Number(NamedTuple):
 
 
 def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
-    """Return, by name, the dicts and lists in which layers store values: the layers' attributes, then nested ones."""
+    """Return all dicts and lists in which a model's layers store values, by name.
+
+    These are the attributes of each layer, and dicts and lists nested in them.
+    """
     containers = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
     names, seen = list(containers), set(map(id, containers.values()))
     for name in names:  # the loop appends to it
@@ -46,12 +49,15 @@ def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
 
 
 def entries(container: dict[Any, Any] | list[Any]) -> dict[Any, Any]:
-    """Return a container's values by key or index."""
+    """Return the values of a dict by key, or of a list by index."""
     return container if isinstance(container, dict) else dict(enumerate(container))
 
 
 def other_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return tensors in layers' attributes that are neither parameters nor buffers, such as from an earlier call."""
+    """Return, by name, the tensors in layers' attributes that are neither parameters nor buffers.
+
+    They may, for example, be left from an earlier call.
+    """
     registered = set(map(id, named_tensors(model).values()))
     values = {
         f"{name}{key}": value
@@ -62,7 +68,10 @@ def other_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """Return a copy of a model with the tensors that ``new`` returns; tensors that are shared stay shared."""
+    """Return a copy of a model in which ``new`` replaces each tensor, from its name and values.
+
+    A tensor that occurs several times in the model is also shared in the copy.
+    """
     memo: dict[int, object] = {}
     for name, tensor in (named_tensors(model) | other_tensors(model)).items():
         if id(tensor) not in memo:
@@ -78,10 +87,10 @@ def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Modu
 
 
 class Skeleton:
-    """A copy of a model on torch's meta device that tracks which layer runs.
+    """A copy of a model on torch's meta device that knows which layer is running.
 
-    With ``says_tracing``, ``torch.jit.is_tracing()`` returns True during a run. Some code then skips checks of values,
-    such as whether a mask masks anything. Other code then computes lengths as tensors, so this does not always help.
+    With ``says_tracing``, ``torch.jit.is_tracing()`` returns True while the copy runs. Some models then skip checks of
+    values, such as whether a mask is all True. Other models then compute lengths as tensors, which cannot be traced.
     """
 
     def __init__(self, model: nn.Module, says_tracing: bool) -> None:
@@ -103,22 +112,25 @@ class Skeleton:
 
     @property
     def at_work(self) -> tuple[str, nn.Module]:
-        """Name and module of the layer that runs."""
+        """The name and the module of the layer that is running."""
         name = (self._path or [""])[-1]
         return name, self._layers[name]
 
     @property
     def place(self) -> str:
-        """Description of the layer that runs, for messages."""
+        """A description of the layer that is running, for messages."""
         name, layer = self.at_work
         return f"layer {name or '(the model itself)'} of type {type(layer).__name__}"
 
     def names_in(self, called: Call) -> list[str]:
-        """Return the names of the model's parameters and buffers among the inputs of a call."""
+        """Return the names of the parameters and buffers that are inputs of an operator call."""
         return [self._names[id(tensor)] for tensor in called.inputs if id(tensor) in self._names]
 
     def remember(self, trace: Trace) -> dict[Number, Source]:
-        """Give every tensor new positions and every integer attribute of a layer a ``Source``; return the sources."""
+        """Give each tensor new positions, and replace each integer that a layer stores by a ``Length``.
+
+        Return the sources of these lengths.
+        """
         trace.fresh(*named_tensors(self.model).values())
         for name, tensor in other_tensors(self.model).items():
             trace.fresh(tensor)
@@ -142,10 +154,10 @@ class Skeleton:
         return sources
 
     def run(self, example_inputs: object, mode: bool, *watching: AbstractContextManager[object]) -> object:
-        """Run the model without values and return its output.
+        """Run the model without values, in training mode if ``mode`` is True, and return its output.
 
-        Batch norm stays in evaluation mode: in training mode it raises an error for small batches. All runs make the
-        same random draws, for example for stochastic depth, and einsum multiplies from left to right.
+        Batch norm stays in evaluation mode, because it raises an error for small batches in training mode. All runs
+        have the same random draws, for example for stochastic depth. Einsum multiplies from left to right.
         """
         self._path.clear()
         _clear_einops()
@@ -171,7 +183,7 @@ class Skeleton:
 
 
 def _clear_einops() -> None:
-    """Clear the caches of einops: with a cached shape the trace could not tell which axes its lengths come from."""
+    """Clear the caches of einops. With a cached shape, the trace could not tell from which axes its lengths come."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "einops":
             for function in vars(module).values():
@@ -179,5 +191,5 @@ def _clear_einops() -> None:
 
 
 def without_values(example_inputs: object) -> object:
-    """Return the inputs with their tensors on torch's meta device."""
+    """Return the inputs with all tensors on torch's meta device."""
     return tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, example_inputs)

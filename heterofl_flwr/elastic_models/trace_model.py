@@ -1,8 +1,8 @@
-"""Trace a model in training and in evaluation mode, and find its channels.
+"""Trace a model in training and in evaluation mode, to find the channels that must be kept or dropped together.
 
-Alternatives do not work: ``torch.fx`` and ``torch.export`` give a graph in which computed lengths have become
-constants, so it is right at one width only. Rules by layer type do not see operations between layers. Here the model's
-own code runs on tensors without values, and every operation on an axis is recorded. A smaller model runs the same code.
+The model's code runs on tensors without values, and every operation on an axis is recorded. Smaller models run the same
+code. Two alternatives do not work. In the graphs of ``torch.fx`` and ``torch.export``, computed lengths are constants,
+so a graph is right at one width only. Rules by layer type do not see operations between layers.
 """
 
 import copy
@@ -50,7 +50,7 @@ def trace_model(
     fixed: Sequence[str] = (),
     outputs: Sequence[str] = (),
 ) -> Traced:
-    """Trace a model; the arguments are those of ``elastic``."""
+    """Trace a model. The arguments are those of ``elastic``."""
     _check_model(model)
     _check_inputs(example_inputs)
     containers = [(name, container, copy.copy(container)) for name, container in find_containers(model).items()]
@@ -66,7 +66,7 @@ def trace_model(
 
 
 def _check_model(model: nn.Module) -> None:
-    """Raise ``UnsupportedLayerError`` for layers and parameters that cannot be traced."""
+    """Raise ``UnsupportedLayerError`` if the model has a compiled layer or a sparse tensor."""
     for name, layer in model.named_modules():
         if isinstance(layer, torch.jit.ScriptModule | torch.fx.GraphModule):
             raise UnsupportedLayerError(
@@ -79,7 +79,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_inputs(example_inputs: object) -> None:
-    """Raise ``UnsupportedLayerError`` for inputs whose tensors cannot be moved to the meta device."""
+    """Raise ``UnsupportedLayerError`` if a tensor of the inputs cannot be replaced by a tensor without values."""
     replaced = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
     if any(tensor.layout != torch.strided for tensor in replaced):
         raise UnsupportedLayerError("example_inputs has a sparse tensor, and a trace follows dense ones: give it dense")
@@ -105,7 +105,7 @@ _CAUSES = {
 
 
 def _explain(error: Exception, layer: nn.Module) -> str:
-    """Return why a model cannot run without values, and a remedy."""
+    """Return the reason why a model cannot run without values, and a remedy."""
     text = first_line(error).rstrip(".")
     match, cause = next((match, cause) for pattern, cause in _CAUSES.items() if (match := re.search(pattern, text)))
     remedy = (
@@ -116,7 +116,10 @@ def _explain(error: Exception, layer: nn.Module) -> str:
 
 
 def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
-    """Restore the containers of the original model; raise ``UnsupportedLayerError`` if the trace changed them."""
+    """Undo changes to the original model; raise ``UnsupportedLayerError`` if the trace has changed it.
+
+    ``containers`` has the name, the dict or list, and a copy from before the trace.
+    """
     changed = []
     for name, container, before in containers:
         old = entries(before)
@@ -132,7 +135,7 @@ def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
 
 
 class Tracer:
-    """One trace of a model and its records."""
+    """One trace of a model, with all records."""
 
     def __init__(self, skeleton: Skeleton, fixed: Sequence[str]) -> None:
         self._skeleton = skeleton
@@ -152,7 +155,7 @@ class Tracer:
         self._normalises = False
 
     def trace(self, example_inputs: object, outputs: Sequence[str]) -> Traced:
-        """Run the model in training and in evaluation mode, keep its outputs in full, and return the result."""
+        """Run the model in training and in evaluation mode. Its outputs are never sliced."""
         # Outputs after the first may be hidden states that no code reads.
         why = "that tensor is one of the model's outputs (outputs=[...] names those that matter)"
         for mode in MODES:
@@ -161,7 +164,10 @@ class Tracer:
         return self._find()
 
     def _outputs(self, example_inputs: object, mode: bool, names: Sequence[str]) -> list[Tensor]:
-        """Return the model's output tensors, or only those in ``names``; errors name the layer that failed."""
+        """Run the model in training mode or not; return all output tensors, or those in ``names``.
+
+        Errors name the layer that failed.
+        """
         skeleton = self._skeleton
         try:
             output = skeleton.run(example_inputs, mode, Functions(self._trace), Operators(self._record))
@@ -233,7 +239,7 @@ class Tracer:
 
 
 def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
-    """Keep unused parameters in full; return the outermost layers whose parameters are all unused.
+    """Never slice parameters that were not used; return the outermost layers that have only such parameters.
 
     The code that uses these parameters was not run, so it is unknown which of their axes belong together.
     """
@@ -252,10 +258,10 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Keep a table, such as position embeddings, in full if code reads a part of it: a longer input may read more.
+    """Never slice a table, such as position embeddings, of which the code reads a part. A longer input may read more.
 
-    A table is an axis that the code slices at a plain number and that has positions that are always kept. Positions
-    that occur in another axis of the parameters too, as in a part of packed weights, do not belong to a table.
+    A table is recognised as an axis that the code slices at a plain number and that has entries that are always kept.
+    Entries whose positions occur on another axis too, as in a part of packed weights, do not belong to a table.
     """
     roots = trace.positions.roots
     numbers = np.zeros(trace.positions.number, np.int64)  # by root, the number of axes with this position
@@ -267,7 +273,7 @@ def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
 
 
 def _names_fixed(model: nn.Module, fixed: Sequence[str]) -> Iterator[str]:
-    """Yield the names of parameters and buffers that match a pattern or belong to a layer that matches it."""
+    """Yield the names of parameters and buffers that match a pattern in ``fixed``, or whose layer does."""
     tensors = named_tensors(model)
     names = [name for name in (*dict(model.named_modules()), *tensors) if name]
     for pattern in fixed:

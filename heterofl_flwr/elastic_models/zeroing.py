@@ -1,9 +1,9 @@
-"""Comparison of a slice with the full model after all entries outside the slice are set to zero: outputs must be equal.
+"""Comparison of a slice with the full model, in which all entries outside the slice are zero: outputs must be equal.
 
-The zeros do not change sums and products. Three kinds of numbers are taken from a recorded run of the slice: the count
-that a mean or a norm divides by, the entries over which a softmax or a maximum runs, and factors that depend on a
-width, such as attention's. If a dropped channel's output is not zero, as after ``exp``, and a mean runs over it, the
-comparison gives a false alarm. So a difference is only a warning.
+Zeros do not change sums and products. Three kinds of numbers are taken from a recorded run of the slice: the count by
+which a mean or a norm divides, the entries over which a softmax or a maximum runs, and factors that depend on a width,
+such as attention's. A dropped channel may have an output that is not zero, as after ``exp``. If a mean runs over it,
+the comparison gives a false alarm. So a difference is only a warning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ _FILLS = {
 
 
 class _Record(NamedTuple):
-    """An operator call of the slice: name, shape of the first input, and arguments."""
+    """An operator call of a slice: name, shape of the first input, and arguments."""
 
     name: str
     shape: torch.Size
@@ -43,7 +43,7 @@ class _Record(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Records the operator calls of a slice."""
+    """Torch mode that records the operator calls of a slice."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Replayer(TorchDispatchMode):
-    """Runs the full model's operators on tensors with zeros, with the counts and factors of the slice."""
+    """Torch mode that runs the full model with zeros, but with the counts and factors of the recorded slice."""
 
     def __init__(self, records: Sequence[_Record]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -96,7 +96,7 @@ def _shape(args: Sequence[Any]) -> torch.Size:
 
 
 def _dims(x: Tensor, arguments: Mapping[str, Any]) -> list[int]:
-    """Return the axes that an operator reduces."""
+    """Return the axes over which an operator reduces a tensor."""
     dims = arguments.get("dim")
     return [
         axis % x.dim() for axis in (range(x.dim()) if dims in (None, []) else [dims] if isinstance(dims, int) else dims)
@@ -104,9 +104,9 @@ def _dims(x: Tensor, arguments: Mapping[str, Any]) -> list[int]:
 
 
 def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) -> Tensor:
-    """Return the mask of entries that the slice lacks.
+    """Return a mask of the entries of ``x`` that the slice, whose tensor has the shape ``shape``, lacks.
 
-    An entry along a shorter axis of the slice is missing if all entries at its index are zero.
+    On an axis that is shorter in the slice, the slice lacks each index at which all entries are zero.
     """
     dropped = torch.zeros_like(x, dtype=torch.bool)
     for axis, (length, slice_length) in enumerate(zip(x.shape, shape, strict=True)):
@@ -117,7 +117,7 @@ def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) ->
 
 
 def _moments(name: str, x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> object:
-    """Return mean, variance or both over the slice's entries; the other entries are zero and do not change the sums."""
+    """Return the mean, the variance or both over the entries of the slice; all other entries are zero."""
     axes = _dims(x, arguments)
     count, keep = float(np.prod([shape[axis] for axis in axes])), bool(arguments.get("keepdim"))
     mean = x.sum(axes, keepdim=keep) / count
@@ -129,7 +129,7 @@ def _moments(name: str, x: Tensor, shape: torch.Size, arguments: Mapping[str, An
 
 
 def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return layer or group norm, computed over the slice's entries."""
+    """Return the results of layer or group norm, computed over the entries of the slice."""
     groups, dropped = arguments.get("group"), _dropped(x, shape)
     if groups is None:
         axes, parts, alive = list(range(-len(arguments["normalized_shape"]), 0)), x, ~dropped
@@ -147,9 +147,9 @@ def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[T
 
 
 def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, example_inputs: object) -> str:
-    """Return, as text, the difference between the outputs of a slice and of the full model with zeros; '' if equal.
+    """Return a text on the difference between the outputs of a slice and of the full model with zeros; '' if equal.
 
-    Both run once in evaluation mode, in double precision.
+    Both models run once in evaluation mode and in double precision.
     """
     inputs = tree_map(lambda leaf: _double(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
     models = [copy_with(model, lambda name, tensor: _double(tensor)) for model in (slice_, full_model)]
@@ -183,7 +183,7 @@ def _double(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _run(model: nn.Module, inputs: object, mode: TorchDispatchMode) -> tuple[list[Tensor], dict[str, float]]:
-    """Return a model's outputs, and the sum of each layer's output in the order in which layers finish."""
+    """Run a model; return its output tensors, and the sum of each layer's output in the order in which layers end."""
     sums: dict[str, float] = {}
 
     def note(name: str, output: object) -> None:
