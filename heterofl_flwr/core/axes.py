@@ -11,7 +11,7 @@ from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a parameter: ``size`` entries in the global model, of which a client keeps ``local_size``.
+    """One axis of a parameter with ``size`` entries in the global model; a client keeps ``local_size`` of them.
 
     The axis consists of ``parts`` equal parts, such as the heads of an attention layer or the gates of an LSTM. Most
     axes have one part. Each part keeps ``local_size / parts`` entries: those at the ascending positions ``index``, or

@@ -180,11 +180,7 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the indices of the rows to average for these labels, ascending; None for all rows.
-
-        ``sizes`` has the numbers of rows of the parameters to which the labels refer. By default, these are all
-        parameters with a row for each class.
-        """
+        """Return the indices of the rows to average for these labels, ascending; None for all rows."""
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None
@@ -208,10 +204,7 @@ class LabelRows:
 def class_numbers(
     labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
 ) -> Tensor:
-    """Return labels as a tensor of distinct class numbers in ascending order.
-
-    Raise an error of the type ``unusable`` if a label is no whole number from 0 to ``classes - 1``.
-    """
+    """Return labels as a tensor of distinct class numbers, ascending; raise ``unusable`` if a label is invalid."""
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
         numbers = torch.as_tensor(labels)

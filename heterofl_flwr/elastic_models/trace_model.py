@@ -258,7 +258,7 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Never slice a table, such as position embeddings, of which the code reads a part. A longer input may read more.
+    """Never slice a table, such as position embeddings, if the code reads a part of it: a longer input may read more.
 
     A table is recognised as an axis that the code slices at a plain number and that has entries that are always kept.
     Entries whose positions occur on another axis too, as in a part of packed weights, do not belong to a table.
