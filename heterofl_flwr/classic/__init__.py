@@ -1,6 +1,6 @@
 """HeteroFL for Flower's classic API: ``flwr.server.strategy.Strategy`` and ``NumPyClient``.
 
-The strategy translates to ``heterofl_flwr.HeteroFL``, so its behaviour is the same. On the client, make a ``Task`` in
+The strategy passes each call to ``heterofl_flwr.HeteroFL`` and behaves like it. On the client, make a ``Task`` in
 ``fit`` and ``evaluate``. Labels are sent as text in ``metrics["labels"]``::
 
     class Client(NumPyClient):

@@ -54,7 +54,10 @@ class Task(client.Task):
 
     @property
     def asks_for_moments(self) -> bool:
-        """Whether the server queries static batch norm moments; ``fit`` must then return ``moments(batches)``."""
+        """Whether this call of ``fit`` is a query for static batch norm moments.
+
+        If so, return ``moments(batches)`` from ``fit``.
+        """
         return self.instruction.kind == messages.QUERY_MOMENTS
 
     def moments(self, batches: Callable[[], Batches], *, device: torch.device | str = "cpu") -> FitResult:
@@ -80,7 +83,10 @@ class Task(client.Task):
         metrics: Mapping[str, Scalar] | None = None,
         capacity: str | float | None = None,
     ) -> FitResult:
-        """Return the result of ``fit``, and close the task; the arguments are those of ``client.Task.reply``."""
+        """Return the result of ``fit``; call it once for each task.
+
+        Its arguments are those of ``client.Task.reply``.
+        """
         if isinstance(labels, Mapping):
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")
         contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
@@ -97,14 +103,14 @@ def parameters_of(model: nn.Module) -> NDArrays:
 
 
 def labels_text(labels: Iterable[int]) -> str:
-    """Return a client's classes as text for ``metrics["labels"]``."""
+    """Return class numbers as comma-separated text for ``metrics["labels"]``."""
     return ",".join(map(str, labels))
 
 
 def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scalar]:
-    """Return the result of ``get_properties``: the rate and the partition in the node config.
+    """Return the rate and the partition in the node config, as the result of ``NumPyClient.get_properties``.
 
-    Use ``moments=True`` if ``fit`` returns static batch norm moments when ``task.asks_for_moments``.
+    Set ``moments=True`` if ``fit`` returns ``task.moments(...)`` when ``task.asks_for_moments`` is True.
     """
     properties = cast("dict[str, Scalar]", read_capability(context))
     return {**properties, messages.MOMENTS: True} if moments else properties

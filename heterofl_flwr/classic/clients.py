@@ -1,4 +1,4 @@
-"""``Clients``: the clients of a ``ClientManager`` with methods of a grid; replies made from Flower's results."""
+"""``Clients``, an adapter from a ``ClientManager`` to a ``Grid``; conversion of classic results to reply messages."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ def node_of(proxy: ClientProxy) -> int:
 
 @dataclass
 class Clients:
-    """The clients of a ``ClientManager``, with methods of Flower's ``Grid``."""
+    """Adapter that gives the clients of a ``ClientManager`` the methods of Flower's ``Grid``."""
 
     federation: Federation
     manager: ClientManager | None = None
@@ -52,14 +52,17 @@ class Clients:
         return list(self.proxies)
 
     def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Call all clients at the same time; return their replies in the order of the messages."""
+        """Call the client of each message, in parallel; return the replies in the order of the messages."""
         with ThreadPoolExecutor(_THREADS) as pool:
             calls = [(message, pool.submit(self._ask, message, timeout)) for message in sent]
         # Not in the threads: numpy parses array headers here, which fails in Python 3.11.7 in two threads at once.
         return [to_reply(message, *call.result()) for message, call in calls]
 
     def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
-        """Call a client; return its answer, and the names of its arrays if they differ from those of the message."""
+        """Call the client of a message.
+
+        Return its answer and, for batch norm moments, the names of the answer's arrays.
+        """
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # the id that the reply refers to
         try:
@@ -84,7 +87,7 @@ class Clients:
 def collect_answers(
     sent: Mapping[int, Message], results: Sequence[tuple[ClientProxy, Answer] | BaseException]
 ) -> dict[int, Answer]:
-    """Return the first answer of each client in ``sent``."""
+    """Return the first answer of each client that was sent a message, by client id."""
     answers = {node_of(result[0]): result[1] for result in reversed(results) if not isinstance(result, BaseException)}
     return {number: answers[number] for number in sent if number in answers}
 
@@ -94,9 +97,9 @@ def to_replies(
     answers: Mapping[int, Answer],
     failures: Sequence[tuple[ClientProxy, Answer] | BaseException],
 ) -> Iterator[Message]:
-    """Yield a reply for each message; a client without an answer gets an error reply.
+    """Yield a reply for each sent message; a missing answer becomes an error reply.
 
-    Flower does not tell which client raised an error, so the error reply has the errors of all such clients.
+    Flower does not tell which client raised an error, so such an error reply lists the errors of all these clients.
     """
     unnamed = [failure for failure in failures if isinstance(failure, BaseException)]
     errors: list[str] = sorted({f"{type(error).__name__}: {error}"[:300] for error in unnamed})

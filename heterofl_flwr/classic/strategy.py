@@ -1,4 +1,4 @@
-"""HeteroFL as a strategy of Flower's classic API, around the strategy of the Message API."""
+"""``HeteroFL`` for Flower's classic API, an adapter to the strategy of the Message API."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, cast
@@ -59,7 +59,7 @@ LACKS = frozenset({"asynchronous", "callbacks"})
 
 
 class _Strategy(heterofl.HeteroFL):
-    """The strategy of the Message API, with ``Clients`` as its grid."""
+    """``heterofl_flwr.HeteroFL`` whose grid is the adapter ``Clients``."""
 
     clients: Clients
 
@@ -74,7 +74,7 @@ class HeteroFL(Strategy):
 
     Some options of ``heterofl_flwr.HeteroFL`` are not available. There are no ``callbacks``, because the classic API
     does not tell a strategy the end of a round. There is no ``training.upload``, because the result of a
-    ``NumPyClient`` has no field for the form. There are neither ``sampling.spare`` nor ``asynchronous``, because the
+    ``NumPyClient`` has no field for an encoding. There are neither ``sampling.spare`` nor ``asynchronous``, because the
     server waits for all clients.
 
     Parameters
@@ -82,8 +82,8 @@ class HeteroFL(Strategy):
     build, mix
         As in ``heterofl_flwr.HeteroFL``.
     evaluate_fn : Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None] | None
-        Function that evaluates the global model on the server; gets the round, the parameters (no buffers) and an empty
-        config, and returns loss and metrics.
+        Function that evaluates the global model on the server. Its arguments are the round, the parameters (no buffers)
+        and an empty config. It returns loss and metrics.
     on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]] | None
         As in ``FedAvg``: function of the round that returns a config for clients.
     initial_parameters : Parameters | None
@@ -93,8 +93,8 @@ class HeteroFL(Strategy):
         As in ``FedAvg``: function of a list of (number of examples, metrics) that returns metrics. None: means weighted
         by examples.
     num_rounds : int
-        Number of rounds of the run, which the classic API does not tell a strategy. Needed if clients should evaluate
-        after the final round with ``evaluation.every`` above 1.
+        Number of rounds of the run. The classic API does not tell it to a strategy. Needed only if ``evaluation.every``
+        is above 1 and clients should evaluate after the final round.
     **options : Any
         All other arguments of ``heterofl_flwr.HeteroFL``. Four of them may have the names of the classic ``FedAvg``:
         ``fraction_fit``, ``min_fit_clients``, ``min_evaluate_clients`` and ``min_available_clients``.
@@ -140,7 +140,10 @@ class HeteroFL(Strategy):
         self._sent: dict[int, Message] = {}
 
     def start(self, *arguments: object, **keywords: object) -> NoReturn:
-        """Raise ``ConfigError``: Flower's Message API, whose apps call this method, needs another class."""
+        """Raise ``ConfigError``.
+
+        Only apps of Flower's Message API call this method; they need ``heterofl_flwr.HeteroFL``.
+        """
         raise ConfigError(
             "HeteroFL of heterofl_flwr.classic is for ServerAppComponents(strategy=...); for start(grid) import "
             "HeteroFL from heterofl_flwr"
@@ -172,7 +175,7 @@ class HeteroFL(Strategy):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Return an instruction for each sampled client, with its slice and its rate."""
+        """Return the ``FitIns`` of each sampled client, with the client's slice of the model and its rate."""
         config, grid = _config(self._fit_config_fn, server_round), self._grid(client_manager)
         with some_identity():
             sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
@@ -196,7 +199,7 @@ class HeteroFL(Strategy):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Return an instruction for each sampled client, with the model and its static batch norm moments."""
+        """Return the ``EvaluateIns`` of each sampled client, with the model and its static batch norm moments."""
         config, grid = _config(self._evaluate_config_fn, server_round), self._grid(client_manager)
         with some_identity():
             sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
@@ -222,7 +225,7 @@ class HeteroFL(Strategy):
         return loss, {key: value for key, value in metrics.items() if self._evaluate_metrics_fn or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
-        """Evaluate the global model on the server with ``evaluate_fn``; None without it."""
+        """Evaluate the global model on the server with ``evaluate_fn``; return None if there is no such function."""
         if self._evaluate_fn is None:
             return None
         evaluated = record_parameters(self._inner.evaluated_arrays(self._record(parameters)))
@@ -243,7 +246,10 @@ class HeteroFL(Strategy):
     def _instructions(
         self, sent: Sequence[Message], task: str, kind: Callable[[Parameters, dict[str, Scalar]], Instruction]
     ) -> list[tuple[ClientProxy, Instruction]]:
-        """Return messages as instructions of the classic API; messages with the same records share parameters."""
+        """Convert messages to instructions of the classic API.
+
+        Messages with the same records share one ``Parameters``.
+        """
         self._sent = {message.metadata.dst_node_id: message for message in sent}
         packets: dict[tuple[int, ...], Parameters] = {}
         instructions = []
@@ -261,7 +267,7 @@ class HeteroFL(Strategy):
         answers: Sequence[FitRes | EvaluateRes],
         means: dict[str, float],
     ) -> dict[str, Scalar]:
-        """Return and record the metrics that the user's function computes; without a function, return ``means``."""
+        """Return and record the metrics of the user's ``function``; without a function, return ``means``."""
         if function is None or not answers:
             return dict(means)
         metrics = function([(answer.num_examples, answer.metrics) for answer in answers])

@@ -1,7 +1,7 @@
-"""Translation between messages and the classic API, which has scalars, and arrays without names.
+"""Conversion between messages and the types of Flower's classic API: scalars, and arrays without names.
 
-Arrays are in the order of the plan's parameters; batch norm moments follow, by rate and layer. Both sides build the
-model, so they know the names from the order. Lists in a config are sent as text with commas.
+Parameters come first, in the order of the plan. Batch norm moments follow, ordered by rate and layer. Server and client
+both build the model, so they know the name at each position. Lists in a config are sent as comma-separated text.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -54,7 +54,10 @@ def record_parameters(*records: ArrayRecord) -> Parameters:
 def name_arrays(
     names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER, remedy: str = messages.NOT_CONVERTED
 ) -> ArrayRecord:
-    """Return a record of arrays by name; raise ``ReplyError`` if the numbers of names and arrays differ."""
+    """Return a record of these arrays under these names; raise ``ReplyError`` if their numbers differ.
+
+    If the sender is a client, the error ends with ``remedy``.
+    """
     if len(arrays) != len(names):
         cause = "" if sender == SERVER else f"; {remedy}"
         raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}{cause}")
@@ -62,13 +65,19 @@ def name_arrays(
 
 
 def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
-    """Return the names of moments, in the order in which they are sent."""
+    """Return the array names of batch norm moments, in the order in which the arrays are sent.
+
+    ``kind`` is the variant of the moments; ``layers`` has the names of the batch norm layers by rate.
+    """
     parts = ("count", "first", "second")
     return [f"{rate}/{kind}.{name}.{part}" for rate, names in layers.items() for name in names for part in parts]
 
 
 def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
-    """Return the config of a message as scalars, with ``task`` and the ``kind`` of its moments."""
+    """Return a message's config as scalars of the classic API, with the name of the task added.
+
+    If the message has batch norm moments, their ``kind`` is added too.
+    """
     config = reading.read_config(message)
     scalars: dict[str, Scalar] = {
         key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in config.items()
@@ -82,7 +91,7 @@ def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
 
 
 def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
-    """Return the config in scalars; the inverse of ``to_scalars``."""
+    """Return the config record from scalars of the classic API; the inverse of ``to_scalars``."""
     reading.check_schema(scalars)
     config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(scalars)))
     if messages.RATES in scalars:
@@ -95,7 +104,7 @@ def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
 
 
 def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], moments: Sequence[str]) -> Message:
-    """Return a client's instruction as a message, with names for its arrays."""
+    """Return an instruction of the classic API as a message. ``names``, then ``moments``, name its arrays in order."""
     records = name_arrays([*names, *moments], [Array(array) for array in arrays])
     content = RecordDict(
         {messages.CONFIG: config, messages.ARRAYS: ArrayRecord({name: records[name] for name in names})}
@@ -107,7 +116,10 @@ def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], mom
 
 
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
-    """Return a client's answer as a reply; ``names`` are those of its arrays, by default the names in the message."""
+    """Return a client's answer, or the error of its call, as a reply message.
+
+    ``names`` are the names of the answer's arrays. Without them, these are the names in the message.
+    """
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")
     if (code := answer.status.code) != Code.OK:
@@ -124,7 +136,7 @@ def fail(message: Message, reason: str) -> Message:
 
 
 def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) -> RecordDict:
-    """Return the content of a reply from a client's answer."""
+    """Convert a client's answer to the content of a reply message."""
     if isinstance(answer, GetPropertiesRes):
         return RecordDict({messages.CONFIG: _read_config(answer.properties, _PROPERTIES, sender)})
     content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
@@ -143,7 +155,7 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
 
 
 def _read_config(scalars: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
-    """Return a config record with the scalars under ``keys``, and with the client's capacity."""
+    """Return a config record with the entries ``keys`` of ``scalars``, and the reported capacity, if any."""
     fields: dict[str, object] = {key: scalars[key] for key in keys & scalars.keys()}
     if messages.LABELS in fields:
         text = str(fields[messages.LABELS])

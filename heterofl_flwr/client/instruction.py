@@ -36,7 +36,8 @@ class Instruction:
     server_round, partition
         Round, counted from 1, and index of the client's part of the data.
     slice_rule, window
-        Rule that selects the entries of a smaller model from the model of ``rate``, and the round number for this rule.
+        Rule that selects the entries of a smaller model from the model of ``rate``, and the round number that this rule
+        uses.
     shared
         Patterns of the parameters that are exchanged; the others stay with the client.
     has_trained
@@ -76,7 +77,7 @@ class Instruction:
 
     @classmethod
     def of(cls, message: Message) -> "Instruction":
-        """Return the instruction in a message; raise ``ReplyError`` for a missing value or one of another type."""
+        """Parse the instruction in a message; raise ``ReplyError`` for a missing value or one of another type."""
         config = reading.read_config(message)
         rules: tuple[SliceRule, ...] = get_args(SliceRule)
         rate = reading.read_value(config, messages.RATE, float)
@@ -104,7 +105,7 @@ class Instruction:
 
     @property
     def seed(self) -> int:
-        """Seed that is a function of the run's seed, the round and the client."""
+        """Random seed, a function of the run's seed, the round and the client."""
         start = reading.read_optional(self.config, messages.SECURE_START, int)
         return derive(self.run_seed, "client", self.server_round, self.partition, *([start] if start else []))
 
@@ -120,12 +121,12 @@ class Instruction:
 
     @property
     def starts_round(self) -> bool:
-        """Whether this message is the first of its round, so the client must load the state of an earlier round."""
+        """Whether this message is the first of its round. If so, the client loads the state of an earlier round."""
         return self.kind in FIRST_OF_ROUND
 
     @property
     def is_partial(self) -> bool:
-        """Whether some parameters stay with the client."""
+        """Whether some parameters stay with the client and are not sent to the server."""
         return self.shared != ALL
 
     def travels(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Models of an instruction: building them at a rate, loading parameters, and reading the trained parameters."""
+"""Models of an instruction: building them at a rate, loading their parameters, and reading the trained parameters."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_record(message: Message, name: str) -> dict[str, Tensor]:
-    """Return the tensors of a record; {} without it."""
+    """Return the tensors of the message's record ``name``; empty if there is no such record."""
     record = reading.array_records(message.content).get(name)
     return {} if record is None else read_tensors(record)
 
@@ -48,7 +48,7 @@ def load_models(
     state: Mapping[str, Tensor],
     message: Message,
 ) -> Iterator[tuple[float, nn.Module]]:
-    """Yield each rate of an instruction with its model, the largest first.
+    """Build and load the model of each rate in an instruction; yield pairs (rate, model), the largest first.
 
     Parameters
     ----------
@@ -59,8 +59,9 @@ def load_models(
     state : Mapping[str, Tensor]
         Parameters of the largest model.
     message : Message
-        The message, which may have static batch norm moments for an evaluation (without them batch norm normalises by
-        batch), and parameters of smaller models that are not slices of the largest model, named ``rate/parameter``.
+        The message. For an evaluation it may have static batch norm moments; without them batch norm normalises by
+        batch. It may also have parameters of smaller models that are not slices of the largest model, named
+        ``rate/parameter``.
     """
     moments = reading.array_records(message.content).get(messages.MOMENTS)
     level_tensors = read_record(message, messages.LEVELS)
@@ -82,7 +83,7 @@ def load_models(
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy ``state`` into the model's exchanged parameters, and recompute its spectral norm vectors.
+    """Copy ``state`` into the model's exchanged parameters, and recompute the buffers of spectral norms.
 
     Other buffers stay unchanged.
     """
@@ -107,7 +108,7 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
 
 
 def sent_tensor(parameter: Tensor) -> Tensor:
-    """Return a copy of a parameter on the CPU in the dtype of messages."""
+    """Return a CPU copy of a parameter, in the dtype in which parameters are sent."""
     return torch.empty(parameter.shape, dtype=exchanged_dtype(parameter)).copy_(parameter.detach())
 
 
@@ -146,7 +147,10 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise ``ReplyError`` if the client has trained in this run: its saved state, ``tensors``, is then lost."""
+    """Raise ``ReplyError`` if this client has trained in this run, although it has no saved state.
+
+    Its state was then lost. ``tensors`` describes the state in the error.
+    """
     if instruction.has_trained:
         raise ReplyError(
             f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run. "
@@ -161,7 +165,7 @@ def _slice(
     state: Mapping[str, Tensor],
     level_tensors: Mapping[str, Tensor],
 ) -> Mapping[str, Tensor]:
-    """Return the parameters of a smaller model: a slice of the largest model's, and ``level_tensors`` of its rate."""
+    """Return the parameters of a smaller model: a slice of ``state``, with the ``level_tensors`` of its rate."""
     function = make_slice_function(
         instruction.slice_rule, seed=instruction.run_seed, server_round=instruction.window, rate=rate, partition=0
     )
@@ -170,19 +174,19 @@ def _slice(
 
 
 class IssuedModels:
-    """Registry of the models that a task has returned; it accepts no other model as a trained one."""
+    """Registry of the models that a task has returned. A reply with any other model is rejected."""
 
     def __init__(self) -> None:
         self._inner = WeakKeyDictionary[nn.Module, list[InnerWidth] | None]()
         self._names: tuple[str, ...] = ()
 
     def add(self, model: nn.Module) -> None:
-        """Add a new model; the names of its exchanged parameters are recorded now, before a user can freeze some."""
+        """Register a new model, and record the names of its exchanged parameters before a user can freeze some."""
         self._names = tuple(exchanged_parameters(model))
         self._inner[model] = None
 
     def check(self, model: nn.Module, call: str) -> None:
-        """Raise ``ConfigError`` for a model that the task has not returned; ``call`` is the method for the error."""
+        """Raise ``ConfigError`` if the task has not returned this model; the error names ``call``, the user's call."""
         if model not in self._inner:
             raise ConfigError(
                 f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned; "
@@ -191,7 +195,7 @@ class IssuedModels:
             )
 
     def parameters_of(self, model: object) -> dict[str, nn.Parameter]:
-        """Return the parameters of a trained model by name: the exchanged ones and those that stay with the client."""
+        """Return the parameters of a trained model by name, both those to send and those that stay with the client."""
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 "a reply to training carries no model: give task.reply what task.model() returned, trained"
@@ -214,7 +218,10 @@ class IssuedModels:
         return {name: parameters[name] for name in self._names}
 
     def inner_widths(self, model: nn.Module, build: Build, rates: Iterable[float]) -> Sequence[InnerWidth]:
-        """Return the smaller models inside ``model``, the smallest first, on its device; the first call builds them."""
+        """Return the smaller models that are slices of ``model``, the smallest first.
+
+        The first call for a model builds them, on the device of ``model``.
+        """
         widths = self._inner[model]
         if widths is None:
             device = device_of(model)
@@ -225,5 +232,5 @@ class IssuedModels:
 
 @cache
 def warn_once(text: str) -> None:
-    """Log a warning; the same text is logged once in a process."""
+    """Log a warning; in one process each text is logged only once."""
     logger.warning("%s", text)

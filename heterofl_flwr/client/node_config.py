@@ -11,7 +11,7 @@ _SYNONYMS = {messages.CAPACITY: messages.NODE_LEVEL}
 
 
 def read_capability(context: Context) -> dict[str, object]:
-    """Return the capability in a node config as fields of a message: rate, partition and number of partitions."""
+    """Return the rate, the partition and the number of partitions in a node config, as fields of a message."""
     node = context.node_config
     for key in node:
         plain = key.lower().replace("_", "-")
@@ -39,7 +39,7 @@ def read_capability(context: Context) -> dict[str, object]:
 
 
 def partition_of(context: Context) -> tuple[int, int]:
-    """Return a node's partition, counted from 0, and the number of partitions; raise ``ConfigError`` without them."""
+    """Return a node's partition, from 0, and the number of partitions; raise ``ConfigError`` if one is missing."""
     fields = read_capability(context)
     partition, parts = fields.get(messages.PARTITION), fields.get(messages.NUM_PARTITIONS)
     if not isinstance(partition, int) or not isinstance(parts, int):

@@ -1,4 +1,4 @@
-"""Checks of the arguments that a user's training loop passes to its task, and the tensors and classes of the reply."""
+"""Checks of the arguments that a user passes to a task, and conversion of tensors and classes for the reply."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Contents(NamedTuple):
 
 
 def check_arguments(message: object, context: object, build: object) -> None:
-    """Raise ``ConfigError`` if arguments of a task are of wrong types, as after swapping two of them."""
+    """Raise ``ConfigError`` if an argument of a task is of a wrong type, for example if two are swapped."""
     for name, value, expected in (("message", message, Message), ("context", context, Context)):
         if not isinstance(value, expected):
             raise ConfigError(
@@ -40,14 +40,14 @@ def check_arguments(message: object, context: object, build: object) -> None:
 
 
 def read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:
-    """Return the classes of a reply, by head if ``labels`` is a mapping; raise an error unless all are integers."""
+    """Return a client's classes as integers, by head if ``labels`` is a mapping; raise an error for other values."""
     if isinstance(labels, Mapping):
         return {head: whole_numbers(classes) for head, classes in labels.items()}
     return None if labels is None else whole_numbers(labels)
 
 
 def labels_config(classes: Labels | None) -> dict[str, list[int]]:
-    """Return the config entries with the classes of a reply."""
+    """Return the config entries of a reply that carry a client's classes."""
     if isinstance(classes, Mapping):
         return {f"{messages.HEAD_LABELS}{head}": list(numbers) for head, numbers in classes.items()}
     return {} if classes is None else {messages.LABELS: list(classes)}
@@ -56,7 +56,7 @@ def labels_config(classes: Labels | None) -> dict[str, list[int]]:
 def trained_tensors(
     parameters: Mapping[str, Tensor], received: Received, travels: Callable[[str], bool]
 ) -> dict[str, Tensor]:
-    """Return copies of the exchanged parameters, each in the dtype in which it was received."""
+    """Return copies of the parameters for which ``travels(name)`` is True, each in the dtype that was received."""
     tensors = {}
     for name in filter(travels, parameters):
         dtype, expected = parameters[name].dtype, received()[name].dtype
@@ -67,7 +67,7 @@ def trained_tensors(
 
 
 def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None:
-    """Warn if training has changed no tensor. Comparing stops at the first tensor that differs."""
+    """Warn if all tensors equal the received ones. Comparing stops at the first tensor that differs."""
     if tensors and all(torch.equal(tensor, received()[name]) for name, tensor in tensors.items()):
         warn_once(
             "this client's parameters are those that it received: nothing was trained. Make a new optimizer for each "
@@ -76,9 +76,9 @@ def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None
 
 
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
-    """Check a loop that added no penalty to its loss.
+    """Raise an error or warn if there is a penalty; called if the user's loop has added none to its loss.
 
-    Raise ``ConfigError`` for the penalty of a stage, and warn for that of FedProx.
+    A missing penalty of a stage is a ``ConfigError``; for that of FedProx there is a warning.
     """
     if stages.penalty is None:
         return

@@ -27,7 +27,8 @@ class ClientChain:
     stages : Sequence[ClientStage]
         The stages that the instruction names.
     context : ClientContext
-        Their common context. ``state`` and ``broadcast`` have the tensors of all stages, named ``stage/name``.
+        Context that all stages share. Its ``state`` and ``broadcast`` have the tensors of all stages, named
+        ``stage/name``.
     """
 
     def __init__(self, stages: Sequence[ClientStage], context: ClientContext) -> None:
@@ -69,9 +70,9 @@ class ClientChain:
         return [stage.registered_name for stage in self.stages if stage.stateful]
 
     def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
-        """Return the update after all stages, and store the new state of the stages.
+        """Pass an update through all stages, and store their new state; return the changed update.
 
-        If the client trained on no examples, stages with state are left out, so their state does not change.
+        If the client trained on no examples, stages with state are skipped, so their state does not change.
         """
         for stage in self.stages:
             if stage.stateful and not update.num_examples:
@@ -99,7 +100,7 @@ def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) ->
 
 
 class StageRunner(ClientChain):
-    """The client stages of one instruction, looked up by name in this process, and FedProx's penalty.
+    """The client stages that an instruction names, and the penalty of FedProx.
 
     Parameters
     ----------
@@ -162,7 +163,7 @@ class StageRunner(ClientChain):
 
 
 def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]) -> dict[str, object]:
-    """Return the answers of client stages to a query before or after training.
+    """Return the answers of client stages to a query that the server sends before or after training.
 
     ``notes`` is the stages' state within the round; this function changes it.
     """

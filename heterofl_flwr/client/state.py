@@ -1,7 +1,7 @@
 """State of a client between messages: its personal parameters and the tensors of stages.
 
-By default it is in the client's context, which Flower deletes when the node stops or the run ends. With ``states-path``
-in the node config it is in a file for each client and round, so a run can be resumed.
+By default the state is in the client's context, which Flower deletes when the node stops or the run ends. With
+``states-path`` in the node config, the state is written to a file for each client and round, so a run can be resumed.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _NOTES = "heterofl-round"
 
 
 def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the tensors that this client saved before this message; None without any."""
+    """Return the tensors that this client saved before this message; None if there are none."""
     if folder := _folder(context, instruction):
         return _read_file(folder, instruction)
     record = context.state.get(_record_name(instruction))
@@ -41,7 +41,10 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
 
 
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    """Save a client's tensors after training; saving in a context deletes the tensors of other runs."""
+    """Save a client's tensors after training, in a file or in its context.
+
+    The context keeps no tensors of other runs.
+    """
     if folder := _folder(context, instruction):
         _write_file(folder, instruction, tensors)
         return
@@ -58,9 +61,9 @@ class NodeFiles:
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> "NodeFiles | None":
-        """Return the files of a node; None if its config has no folder.
+        """Return the files of a node; None if its config has no ``states-path``.
 
-        Simulated nodes have a common folder, so each gets a subfolder.
+        Simulated nodes have one common folder, so each partition has its subfolder.
         """
         folder = node_config.get(NODE_STATES)
         return cls(Path(str(folder)) / f"node-{node_config.get('partition-id', 'alone')}") if folder else None
@@ -79,13 +82,13 @@ class NodeFiles:
 
 
 def load_notes(context: Context) -> dict[str, bytes]:
-    """Return the state of stages within the round."""
+    """Return the per-round state of stages from the context."""
     record = context.state.get(_NOTES)
     return cast("dict[str, bytes]", dict(record)) if isinstance(record, ConfigRecord) else {}
 
 
 def save_notes(context: Context, notes: Mapping[str, bytes]) -> None:
-    """Save the state of stages within the round in the context; it is never written to disk."""
+    """Save the per-round state of stages in the context; it is never written to disk."""
     context.state[_NOTES] = ConfigRecord(dict(notes))
 
 
@@ -101,7 +104,7 @@ def _folder(context: Context, instruction: Instruction) -> Path | None:
 
 
 def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the newest state saved before this round; for a later message of the round, also one saved in it."""
+    """Return the newest state saved in an earlier round, or in this round if the message is not its first."""
     end = instruction.server_round + (not instruction.starts_round)
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < end]
     if not paths:
@@ -116,7 +119,7 @@ def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | No
 
 
 def _write_file(folder: Path, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    """Write the state of a round, and remove files of rounds before the oldest checkpoint, except the newest."""
+    """Write the state of a round. Remove the files up to round ``oldest_checkpoint``, except the newest of them."""
     write_atomic(folder / CLIENT_STATES.replace("*", f"{instruction.server_round:06d}"), pack(tensors))
     oldest, paths = instruction.oldest_checkpoint, files_by_round(folder, CLIENT_STATES)
     unneeded = [path for server_round, path in paths.items() if server_round <= oldest]

@@ -104,7 +104,7 @@ class Task:
 
     @property
     def seed(self) -> int:
-        """Seed that is a function of the run's seed, the round and the client."""
+        """Random seed, a function of the run's seed, the round and the client."""
         return self.instruction.seed
 
     @property
@@ -125,7 +125,8 @@ class Task:
         Parameters
         ----------
         like : nn.Module | None
-            The untrained model of another task with equal parameters. It is copied, which is faster than loading.
+            Untrained model of another task whose message has equal parameters. It is copied, which is faster than
+            loading.
         """
         self._check_open()
         model = next(self._load())[1] if like is None else copy_exchanged(like)
@@ -133,7 +134,7 @@ class Task:
         return model
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield each rate to evaluate with its model, the largest first."""
+        """Yield pairs (rate, model) for each rate to evaluate, the largest first."""
         self._check_open()
         yield from self._load()
 
@@ -165,10 +166,10 @@ class Task:
     ) -> Tensor:
         """Return the loss of a batch with in-place distillation and the penalty.
 
-        In-place distillation trains the smaller models inside the client's model on its posterior. Without smaller
-        models (at the smallest level, or for slices that move) the loss is
-        ``criterion(model(inputs), targets) + penalty(model)``. With four levels, a step of the largest takes about
-        twice as long.
+        In-place distillation also trains the smaller models inside the client's model, to match its output
+        probabilities. Without smaller models (at the smallest level, or for slices that move) the loss is
+        ``criterion(model(inputs), targets) + penalty(model)``. With four levels, a step of the largest model takes
+        about twice as long.
 
         Parameters
         ----------
@@ -182,7 +183,8 @@ class Task:
             Classes of this client's data. Logits of other classes are set to 0, also for ``criterion``. None: all
             classes.
         label_share : float
-            Weight of the criterion in the loss of a smaller model; the rest is the divergence from the posterior.
+            Weight of the criterion in the loss of a smaller model. The rest is the divergence from the probabilities of
+            the client's model.
         weight : float
             Weight of the smaller models' losses; 0 leaves them out.
         temperature : float
@@ -211,7 +213,7 @@ class Task:
         metrics: Mapping[str, float | Sequence[float]] | None = None,
         capacity: str | float | None = None,
     ) -> Message:
-        """Return the reply, and close the task.
+        """Return the reply message; call it once for each task.
 
         Parameters
         ----------
@@ -240,7 +242,7 @@ class Task:
         metrics: Mapping[str, float | Sequence[float]],
         capacity: str | float | None,
     ) -> Contents:
-        """Return the contents of the reply, before ``reply`` packs them, and close the task."""
+        """Return the contents of the reply, before ``reply`` packs them into a message."""
         self._check_open()
         classes = read_classes(labels)
         config: dict[str, object] = {} if capacity is None else {messages.CAPACITY: rate_of(capacity)}
@@ -266,7 +268,7 @@ class Task:
             save_tensors(self.context, self.instruction, personal | stages)
 
     def _load(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield each rate of the instruction with its model, the largest first."""
+        """Yield pairs (rate, model) for each rate of the instruction, the largest first."""
         instruction, state = self.instruction, self._received()
         if instruction.is_partial:
             saved = {name: tensor for name, tensor in self._saved.items() if not name.startswith(STAGES)}
@@ -284,7 +286,7 @@ class Task:
         num_examples: int,
         metrics: Mapping[str, float | Sequence[float]],
     ) -> Outgoing:
-        """Return the update to send after the client stages; save the personal parameters and the stages' state."""
+        """Run the client stages; return the update to send. Save the personal parameters and the stages' state."""
         parameters = self._issued.parameters_of(model)
         if num_examples and not self.penalty_used:
             check_penalty(self._stages, self.instruction.proximal_mu)
