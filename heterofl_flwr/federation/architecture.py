@@ -47,9 +47,9 @@ Value = TypeVar("Value")
 
 
 class Architecture:
-    """The parameters of a federation and their slices by rate.
+    """The shared parameters of a federation, and the slice of each rate.
 
-    This base class has no parameters: each client has a model of its own and sends none of it.
+    In this base class there are none: each client has its own model and sends no parameters.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Architecture:
     model
         The global model; its values are arbitrary.
     global_plan
-        The plan of the whole global model.
+        The plan (``Plan``) with all entries of the global model.
     dtypes
         The dtype of each parameter in messages.
     rows
@@ -98,27 +98,27 @@ class Architecture:
         return True
 
     def plan(self, rate: float) -> Plan:
-        """Return the prefix slice of a rate, reduced to the shared parameters."""
+        """Return the plan of a rate: the first channels of each layer, in the shared parameters only."""
         return self.global_plan
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the slice that the client of a partition trains in a round."""
+        """Return the slice that a client trains in a round; ``partition`` is the client's number."""
         return self.plan(rate)
 
     def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the batch norm layers of a rate, each with its number of channels."""
+        """Return the number of channels of each batch norm layer in the model of a rate, by layer name."""
         return {}
 
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the parameters that clients of a rate hold and do not train."""
+        """Return the names of the parameters that clients of a rate hold but do not train."""
         return frozenset()
 
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return the fingerprint of a model's frozen base, such as LoRA's; empty without one."""
+        """Return a hash of the frozen parameters of a rate's model, which are not sent; empty if there are none."""
         return ""
 
     def slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
-        """Return the function that selects the entries of a slice."""
+        """Return the function that selects the entries of a slice in a round, under the slice rule ``rule``."""
         number = window_number(server_round, self.options.slicing.roll_by)
         return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
 
@@ -134,7 +134,7 @@ class Architecture:
         return {}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Return the shared parameters of ``state``, without buffers, in the dtypes of messages."""
+        """Check a global state; return its shared parameters, without buffers, in the dtypes of messages."""
         return {}
 
 
@@ -152,7 +152,7 @@ def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["Globa
 
 
 class GlobalModel(Architecture):
-    """The architecture whose model at each rate is ``build(rate)``."""
+    """Architecture with one global model; clients of a rate get slices with the shapes of ``build(rate)``."""
 
     personal = False
 
@@ -183,7 +183,7 @@ class GlobalModel(Architecture):
 
     @_cached
     def plan(self, rate: float) -> Plan:
-        """Return the prefix slice of a rate, reduced to the shared parameters."""
+        """Return the plan of a rate: the first channels of each layer, in the shared parameters only."""
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":
@@ -193,20 +193,20 @@ class GlobalModel(Architecture):
         return shared_part(plan, self.shared)
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the slice that the client of a partition trains in a round."""
+        """Return the slice that a client trains in a round; ``partition`` is the client's number."""
         rule = self.options.slicing.slice_rule
         if rule in NESTED_RULES:
             return self.plan(rate)
         return self._cached_moved_plan(server_round, rate, partition if rule == "random-client" else 0)
 
     def _moved_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the slice of a round under a rule that moves slices."""
+        """Return a client's slice in a round, under a slice rule that moves slices."""
         function = self.slice_function(self.options.slicing.slice_rule, server_round, rate, partition)
         return self.plan(rate).sliced(function)
 
     @_cached
     def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the batch norm layers of a rate, each with its number of channels."""
+        """Return the number of channels of each batch norm layer in the model of a rate, by layer name."""
         return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
 
     @property
@@ -216,13 +216,13 @@ class GlobalModel(Architecture):
 
     @property
     def _frozen(self) -> set[str]:
-        """Names of frozen parameters; empty without privacy noise, because only noise could change them."""
+        """Names of frozen parameters if the run has privacy noise, which could change them; otherwise empty."""
         parameters = self.model.named_parameters() if self.options.privacy.noise else ()
         return {name for name, parameter in parameters if not parameter.requires_grad}
 
     @_cached
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the parameters that clients of a rate hold and do not train.
+        """Return the names of the parameters that clients of a rate hold but do not train.
 
         These are the frozen parameters, and parameters that match the patterns in the model's attribute ``untrained``.
         """
@@ -234,7 +234,7 @@ class GlobalModel(Architecture):
 
     @_cached
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return the fingerprint of a model's frozen base, such as LoRA's; empty without one."""
+        """Return a hash of the frozen parameters of a rate's model, which are not sent; empty if there are none."""
         return fingerprint(self.build(rate))
 
     def initial_state(self) -> State:
@@ -252,7 +252,7 @@ class GlobalModel(Architecture):
         return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Return the shared parameters of ``state``, without buffers, in the dtypes of messages."""
+        """Check a global state; return its shared parameters, without buffers, in the dtypes of messages."""
         # A ``state_dict`` lists a tied parameter under each of its names. The last entry counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
@@ -279,7 +279,7 @@ class GlobalModel(Architecture):
 
 
 def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise ``ConfigError`` if frozen parameters in ``state`` differ from those that ``build`` makes on nodes."""
+    """Raise ``ConfigError`` if frozen parameters in ``state`` differ from the values that ``build`` gives them."""
     for name, parameter in frozen.items():
         if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
             raise ConfigError(

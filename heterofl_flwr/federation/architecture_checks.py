@@ -1,4 +1,4 @@
-"""Checks of an architecture: whether buffers and frozen parameters allow moving slices; equality of values."""
+"""Checks of an architecture: buffers and frozen parameters under slices that move, and equality of parameters."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,10 @@ from heterofl_flwr.nn.buffers import find_channel_tables
 
 
 def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if a buffer has an entry for each channel; a client has only its prefix slice."""
+    """Raise ``ConfigError`` if a buffer has an entry for each channel, which slices that move do not allow.
+
+    Buffers are not sent, so a client always has the entries of the first channels.
+    """
     if tables := find_channel_tables(model, local):
         raise ConfigError(
             f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
@@ -25,7 +28,7 @@ def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
 def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
     """Raise ``ConfigError`` if a client's frozen parameters are smaller than the global model's.
 
-    Frozen parameters are always a prefix slice, which does not fit the moved slices of the other parameters.
+    A client has the first channels of frozen parameters, which do not fit slices of other channels.
     """
     parameters, part = frozen_parameters(model), frozen_parameters(local)
     if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:

@@ -34,7 +34,7 @@ class RunState:
     dealt
         The number of partitions of the data, if all clients report the same number; else 0.
     nodes
-        The registered names of the nodes, each with the round since which the node is away, or 0.
+        Mapping from each node's registered name to the round since which the node is away; 0 if it is present.
     releases
         The noisy releases on which the model depends, including the releases of models from which training started.
     setup
@@ -69,7 +69,7 @@ class Progress(RunState):
     num_rounds
         The number of the run's final round.
     evaluated_slice
-        Function of an evaluation's round and of a rate; returns the slice that was evaluated as the model of this rate.
+        Function of a round and a rate; returns the slice that was evaluated in this round as the model of this rate.
     level_tensors
         Function of a rate; returns the parameters with separate values for the rate's level (``Slicing.by_level``).
     """
@@ -86,7 +86,7 @@ class RoundCallback:
 
     A callback that prints each round itself sets ``prints_rounds = True``; the strategy then prints no lines of rounds.
 
-    A callback that saves the run's state sets ``oldest_checkpoint``: the earlier of the two rounds that it saved most
+    A callback that saves the run's state sets ``oldest_checkpoint`` to the earlier of the two rounds that it saved most
     recently. Clients that store their state in files (``states-path``) keep the files of the rounds since then.
     """
 
@@ -103,7 +103,7 @@ class RoundCallback:
         """
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Run after each round; return True to stop the run after it."""
+        """Run after each round; return True to stop the run."""
         return False
 
     def on_end(self, state: State) -> None:
@@ -114,7 +114,7 @@ class RoundCallback:
         return {}
 
     def load(self, state: Mapping[str, object]) -> None:
-        """Restore the value that ``state`` returned; called before ``on_start`` if the run is resumed."""
+        """Restore the state that ``state()`` returned; called before ``on_start`` if the run is resumed."""
 
 
 def progress_text(what: str, done: int, total: int, failed: int) -> str:

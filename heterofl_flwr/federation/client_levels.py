@@ -29,9 +29,10 @@ class Levels:
         self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
-        """Raise ``ReplyError`` if a reported capacity is no rate or, under *Fix*, ``build`` has no model for that rate.
+        """Raise ``ReplyError`` if a reported capacity is not a valid rate, or if ``build`` has no model for it.
 
-        Under *Dynamic* clients train at rates of the mix only, so no model of the capacity is built.
+        ``limit`` is the largest rate that the server allows this client. Under *Dynamic*, ``build`` is not checked,
+        because clients train only at rates of the mix.
         """
         if capacity is None:
             return
@@ -43,9 +44,10 @@ class Levels:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
-        """Set the present nodes and the names of new ones; each new node gets a seat number.
+        """Set the ids of the present nodes, and the registered names of new ones.
 
-        Under *Fix* each seat also gets a rate, so no node's report changes the rate of another node.
+        Each new node gets a seat, a number from the sorted names and ids (see ``Nodes``). Under *Fix* it also gets the
+        rate of its seat, so no node's report changes the rate of another node.
         """
         if not self._nodes.update(present, names, server_round) or self._assignment != "fix":
             return
@@ -55,13 +57,16 @@ class Levels:
             rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
 
     def rate(self, server_round: int, node_id: int) -> float:
-        """Return the rate at which a client trains in a round; with personal parameters the client's first rate."""
+        """Return the rate at which a client trains in a round.
+
+        A client with personal parameters keeps the first rate that this method returned for it.
+        """
         growth = self._options.slicing.growth
         rate = grown_rate(self._mix, self._find_rate(server_round, node_id), server_round, growth)
         return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
 
     def _find_rate(self, server_round: int, node_id: int) -> float:
-        """Return the rate that the mix and the client's current capacity give, before ``growth``."""
+        """Return a client's rate by the mix and its current capacity, without ``Slicing.growth``."""
         node = self._nodes[node_id]
         place = self._nodes.seat(node_id) if node.partition is None else node.partition
         if self._assignment == "dynamic":
@@ -85,7 +90,7 @@ class Levels:
         return min(self._nodes[node_id].holds or 1.0, self._mix.rates[0])
 
     def can_train(self, node_id: int) -> bool:
-        """Whether the mix has a rate for a client; True for a client that has not answered yet."""
+        """Whether a client can train at a rate of the mix; True if its capacity is not known yet."""
         if node_id not in self._nodes:
             return True
         if self._assignment == "fix":
@@ -121,14 +126,15 @@ class Levels:
         return sampled + draw(self._in_order(rest), number, purpose, server_round, seed=self._seed)
 
     def _in_order(self, node_ids: Sequence[int]) -> Sequence[int]:
-        """Return clients in the order of their partitions; in the order of ``node_ids`` if some were not queried."""
+        """Return clients in the order of their partitions; unchanged if not all of them are queried before sampling."""
         return sorted(node_ids, key=self._nodes.partition) if self.asks_all else node_ids
 
     @property
     def asks_all(self) -> bool:
         """Whether all nodes must report their capability before clients are sampled.
 
-        Sampling needs a repeatable order of the nodes: by registered name, or by the partitions that they report.
+        One reason is nodes without registered names: clients are then sampled in the order of their reported
+        partitions, so that a run can be repeated.
         """
         options = self._options
         return (

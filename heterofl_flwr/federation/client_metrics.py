@@ -47,9 +47,9 @@ def split_metrics(
 
 
 def minority_headlines(answers: Sequence[Answer]) -> set[str]:
-    """Return the names of headline metrics that fewer than half of the clients with examples report.
+    """Return the headline metrics (accuracy, loss, perplexity) that under half of the clients with examples report.
 
-    If these counted, a single client could choose the metric by which models are compared. A metric of one
+    Models are compared by a headline metric, and a single client must not be able to choose it. A metric of one
     architecture among several, such as ``mlp-global-accuracy``, is not a headline metric.
     """
     reported = Counter(name for number, metrics in answers if number > 0 for name in metrics)
@@ -59,7 +59,7 @@ def minority_headlines(answers: Sequence[Answer]) -> set[str]:
 
 
 def is_share(key: str) -> bool:
-    """Whether a metric is one of ``SHARES``; ``key`` may have a prefix and a rate."""
+    """Whether a metric is an accuracy between 0 and 1 (``SHARES``); ``key`` may have a prefix and a rate."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
 
 

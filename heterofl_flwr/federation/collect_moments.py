@@ -1,4 +1,4 @@
-"""Collection of static batch norm moments from clients' answers: which layers to measure, checks, and sums by rate."""
+"""Collection of static batch norm moments from clients: the layers to measure, checks, and sums by rate."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ ANSWER_MOMENTS = (
 
 
 class CollectedMoments:
-    """Moments of one evaluation round by rate: ``add`` or ``refuse`` each client's answer, then ``result``.
+    """Batch norm moments from clients: call ``add`` or ``refuse`` for each answer of the round, then ``result``.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class CollectedMoments:
     Attributes
     ----------
     norms : dict[int, Norms]
-        The batch norm layers of each client to query; empty if the model needs no moments.
+        For each client to query, its batch norm layers by rate; empty if the model needs no moments.
     faults : dict[str, str]
-        The reason why a client's moments are not used, by the client's name.
+        For each client whose moments are not used, the reason, by the client's name.
     """
 
     def __init__(self, federation: Federation, rates: Mapping[int, Sequence[float]], *, remote: bool) -> None:
@@ -79,7 +79,8 @@ class CollectedMoments:
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
         """Return the sum of all clients' moments by rate, with privacy noise if the run has it.
 
-        ``needed`` is True if the run has no moments yet; then an error is raised if all moments were refused.
+        Set ``needed`` if the run has no earlier moments: ``RoundError`` is then raised if answers were refused and none
+        is usable.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy

@@ -29,7 +29,7 @@ SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, floa
 
 
 class EvaluationRound:
-    """An evaluation round: first batch norm moments, if the model needs them (``CollectedMoments``), then metrics.
+    """A round of evaluation. Call ``refuse``, or add to ``answers``, for each client, then ``close``.
 
     Clients that did not answer in time in training (``silent``) or to the query for moments are left out. Results are
     written into ``log``, the round's record.
@@ -69,7 +69,7 @@ class EvaluationRound:
             )
 
     def _pick_rates(self, node_id: int, *, levels: bool) -> Rates:
-        """Return the rates that a client evaluates: the largest rate that it can hold, or with ``levels`` all of them.
+        """Return the rates that a client evaluates: all that it can hold or, without ``levels``, the largest of them.
 
         With personal parameters, the only rate is the one at which the client trains.
         """
@@ -80,17 +80,20 @@ class EvaluationRound:
         return rates if levels else rates[:1]
 
     def _has_global_model(self, rates: Sequence[float]) -> bool:
-        """Whether a client with these rates evaluates the global model or a personal model."""
+        """Whether a client that evaluates these rates has the global model; also True for a personal model."""
         return self._federation.architecture.personal or rates[0] == self._federation.mix.global_rate
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
-        """Record the reason why a client's moments are not used; a silent client is not asked to evaluate."""
+        """Record the reason why a client's moments are not used.
+
+        If it did not answer in time, it is not asked to evaluate.
+        """
         if fault.kind == "silent":
             del self.rates[node_id]
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
     def restrict_rates(self, moments: Collection[float]) -> None:
-        """Remove the rates without moments from the evaluation."""
+        """Evaluate only the rates in ``moments``, those for which moments were collected."""
         rates = {node_id: tuple(rate for rate in rates if rate in moments) for node_id, rates in self.rates.items()}
         rates = {node_id: client_rates for node_id, client_rates in rates.items() if client_rates}
         if rates != self.rates:
@@ -105,7 +108,10 @@ class EvaluationRound:
         logger.warning("round %d: %s did not evaluate: %s", self._server_round, nodes.name(node_id), fault.reason)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
-        """Remove a client whose message or reply a subclass of the strategy dropped; it does not count as failed."""
+        """Remove a client from the round without counting it as failed.
+
+        This is called if a subclass of the strategy dropped the client's message or reply.
+        """
         del self.rates[node_id], self._is_global[node_id]
 
     def close(self) -> dict[str, float]:
@@ -147,7 +153,7 @@ class EvaluationRound:
         return dict(log.evaluate)
 
     def global_answers(self) -> list[int]:
-        """Return the clients that evaluated the global model or a personal model, not only models of smaller rates."""
+        """Return the ids of the clients that evaluated the global model or a personal model."""
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:
@@ -198,12 +204,12 @@ class EvaluationRound:
 
 
 def means_and_worst(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means of all metrics, and the lowest accuracy of a client."""
+    """Return the weighted means of all metrics, and as ``worst-accuracy`` the lowest local accuracy of a client."""
     accuracies = [metrics[LOCAL_ACCURACY] for number, metrics in answers if number and LOCAL_ACCURACY in metrics]
     accuracies = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
     return weighted_means(answers) | ({WORST_ACCURACY: min(accuracies)} if accuracies else {})
 
 
 def medians(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the median of each metric over the clients with examples, without weights."""
+    """Return the unweighted median of each metric, over the clients with examples."""
     return {key: median(value for _, value in pairs) for key, pairs in values_by_metric(answers).items()}

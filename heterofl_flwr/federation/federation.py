@@ -71,13 +71,13 @@ class Federation:
 
     @property
     def setup(self) -> dict[str, str]:
-        """Mix, seed and stages as text; a run can resume from a checkpoint only if these are equal."""
+        """Dictionary of mix, seed and stages as text. A run can resume only from a checkpoint with equal values."""
         rates = f"{self.mix}, {self.assignment}, global rate {self.mix.global_rate:g}"
         stages = ", ".join(map(stage_name, self.options.stages))
         return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
 
     def load(self, state: RunState) -> None:
-        """Resume a run from ``state``; clients are queried again, because they may be different ones."""
+        """Resume a run from ``state``. Clients are queried again, because other clients may be connected now."""
         setup = self.setup
         if changes := [
             f"{name} was {value} and is {setup.get(name)}"
@@ -95,10 +95,10 @@ class Federation:
     def register(
         self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
     ) -> None:
-        """Register new clients by their answers to the capability query; a fault stands for an unusable answer.
+        """Register new clients by their answers to the capability query. An unusable answer is a ``Fault``.
 
-        A client without a usable answer gets the mix's smallest rate. Too many of them raise ``RoundError``
-        (``check_faults``).
+        A client without a usable answer gets the mix's smallest rate. If there are too many such clients,
+        ``RoundError`` is raised (``check_faults``).
         """
         self.levels.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
         names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
@@ -114,12 +114,18 @@ class Federation:
 
     @property
     def evaluated_rule(self) -> SliceRule:
-        """Slice rule of evaluated models: a moving rule only if every client gets the global model, else ``prefix``."""
+        """Slice rule of the models that clients evaluate.
+
+        A rule that moves slices is used only if every client evaluates the global model; otherwise this is ``prefix``.
+        """
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
         rule = self.options.slicing.slice_rule
         return rule if rule not in NESTED_RULES and (all_hold or self.options.evaluation.nodes == "all") else "prefix"
 
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
-        """Return the slice that is evaluated as the model of ``rate``; under ``random-client`` that of client 0."""
+        """Return the function that selects the slice evaluated as the model of ``rate``.
+
+        Under the rule ``random-client`` this is the slice of client 0.
+        """
         return self.architecture.slice_function(self.evaluated_rule, server_round, rate)

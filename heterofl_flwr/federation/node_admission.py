@@ -1,6 +1,6 @@
-"""Admission of new nodes: the rate that each one may train at, and nodes whose capability answer is not usable.
+"""Admission of new nodes: the largest rate of each node, and nodes without a usable answer to the capability query.
 
-``Limits`` also has the bounds on replies; ``Round`` and the chain of stages apply those.
+``Limits`` also has bounds on replies, which ``Round`` and the chain of stages apply.
 """
 
 import logging
@@ -23,7 +23,7 @@ Answers = Mapping[int, Capability | Fault]
 
 
 def _read_named(value: object) -> dict[str, Any]:
-    """Return a mapping by node name; ``value`` is a mapping, or a run config's text such as ``phone=c,camera=a``."""
+    """Return a mapping by node name from a mapping, or from text such as ``phone=c,camera=a``."""
     if isinstance(value, str):
         pairs = [pair.split("=", 1) for pair in value.split(",")] if value.strip() else []
         named = {name.strip(): level.strip() for name, level in pairs}  # a part without "=" raises ValueError
@@ -82,7 +82,7 @@ class Limits:
     """partitions of nodes by registered name or node id; no other node gets one of these numbers"""
 
     def check_levels(self, mix: Mix, assignment: str) -> None:
-        """Raise ``ConfigError`` if a level in the table is outside the levels of ``mix``."""
+        """Raise ``ConfigError`` if a level in the table of levels is outside the levels of ``mix``."""
         wide = [who for who, level in self.levels.items() if rate_of(level) > mix.global_rate]
         faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
         if assignment == "dynamic":
@@ -93,7 +93,7 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return a client's reported capability, changed by the tables' entries for its name or id."""
+        """Return a client's capability: its report, changed by the tables' entries for its name or id."""
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
         bound = self.partitions.get(name, self.partitions.get(node_id))
@@ -120,7 +120,7 @@ def admit(
     unusable: Capability,
     check: Callable[[Capability], None],
 ) -> tuple[dict[int, Capability], dict[int, str]]:
-    """Return the capabilities of new clients after ``limits`` is applied, and the reasons of unusable answers, by node.
+    """Return, by node id, the capabilities of new clients under ``limits``, and the reasons of unusable answers.
 
     A client without a usable answer gets the capability ``unusable``. ``check`` raises ``ReplyError`` for an invalid
     capability.
@@ -141,9 +141,10 @@ def admit(
 
 
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
-    """Warn of new clients whose capability is unknown; fail if too few have a known capability.
+    """Warn of new clients without a usable answer; raise ``RoundError`` if too few clients have a known capability.
 
-    Too few means fewer clients than the replies that a round needs: the run would train only small models, unnoticed.
+    Too few are fewer than the replies that a round needs. Without this error, most clients would train only the
+    smallest model, unnoticed.
     """
     usable, smallest = total - len(faults), mix.rates[-1]
     least = min(least_replies(min_replies, total), total)

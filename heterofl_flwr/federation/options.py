@@ -1,4 +1,4 @@
-"""The server's options in groups, checks between groups, and the chain of stages that the options give.
+"""The server's options in groups, checks between groups, and the chain of stages that follows from the options.
 
 Four groups are in other modules: ``Sampling``, ``Limits``, ``Privacy`` and ``Buffered``.
 """
@@ -122,7 +122,7 @@ class Training:
 
     @property
     def schedule(self) -> Schedule | None:
-        """The learning rate by round."""
+        """Function from the round to the learning rate; None if clients choose their own."""
         if self.learning_rate is None or callable(self.learning_rate):
             return self.learning_rate
         return multi_step(self.learning_rate, self.milestones, decay=self.lr_decay)
@@ -155,7 +155,7 @@ class Averaging:
 
     @property
     def kind(self) -> Kind:
-        """The kind of mean."""
+        """Kind of the mean: ``counting``, ``robust`` or ``other``."""
         return "robust" if self.robust else "counting" if self.aggregator is CountingMean else "other"
 
 
@@ -233,7 +233,10 @@ class Options:
 def build_chain(
     options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None = None
 ) -> Chain:
-    """Return the chain of a run: the mean, and the stages that the options switch on, in their order."""
+    """Return the chain of a run: the mean of replies, and around it the stages that the options switch on.
+
+    ``all_is_trained`` is False if clients hold parameters that they do not train.
+    """
     privacy, upload, averaging = options.privacy, options.training.upload, options.averaging
     open_mean, kind = averaging.aggregator, averaging.kind
     if averaging.robust:

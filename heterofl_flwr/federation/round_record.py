@@ -49,7 +49,7 @@ class RoundRecord:
     notes
         Remarks at the end of the round's line, such as on nodes that are away, do not answer or answer late.
     refused
-        The partitions in ``failures`` of clients that replied, but whose reply was not usable.
+        The partitions of clients whose reply was refused; they are in ``failures`` too.
     train
         Means of the clients' training metrics, weighted by examples. In asynchronous runs also the mean ``staleness``:
         the number of steps since a client was sent its slice.
@@ -71,8 +71,8 @@ class RoundRecord:
     evaluate_failures
         The reason for each client whose evaluation or moments failed or were refused, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of them that did. They count either all sampled
-        clients or only those with the global model, whichever fraction is smaller. 0 without evaluation, and in
+        The number of clients sampled to evaluate, and the number of them that did. Both count all sampled clients, or
+        only those with the global model: whichever gives the smaller fraction of answers. 0 without evaluation, and in
         histories of older versions.
     partial
         The metrics of ``evaluate`` that fewer than half of the sampled clients reported; such values are never chosen
@@ -161,7 +161,7 @@ class RoundRecord:
         )
 
     def metrics_line(self) -> str:
-        """Return the metrics as text; those from clients show the coverage if it is below 100 %."""
+        """Return the metrics as text. If not all clients evaluated, metrics from clients show the coverage."""
         coverage = self.evaluate.get("coverage", 1.0)
         clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
         return ", ".join(
@@ -170,10 +170,10 @@ class RoundRecord:
         )
 
     def note_central(self, metrics: Mapping[str, object]) -> None:
-        """Record the server's metrics.
+        """Record the metrics of an evaluation on the server.
 
-        A metric named ``global-...`` replaces that of the clients. Any other metric with the name of a client's metric
-        gets the prefix ``server-``.
+        A metric named ``global-...`` replaces the clients' metric of this name. Any other metric with the name of a
+        client's metric gets the prefix ``server-``.
         """
         clients = {name for name in (*self.train, *self.evaluate) if not name.startswith("global-")}
         named = {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
@@ -185,9 +185,9 @@ class RoundRecord:
         self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
-        """Add the numbers that a user's function computed to ``means``, and return them.
+        """Update ``means`` by the numbers in ``computed``, which a user's function returned; return these numbers.
 
-        The record's medians of metrics with the same names are deleted: they belong to the clients' values.
+        The record's medians of metrics with these names are deleted, because they do not belong to the new numbers.
         """
         numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers
@@ -196,6 +196,9 @@ class RoundRecord:
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise ``ConfigError`` if the value returned by a user's function is neither a mapping of metrics nor None."""
+    """Raise ``ConfigError`` if the value returned by a user's function is neither a mapping of metrics nor None.
+
+    ``whose`` names the function in the error.
+    """
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")

@@ -34,7 +34,7 @@ def log_summary(federation: Federation) -> None:
 
 
 def find_equal_levels(federation: Federation) -> list[str]:
-    """Return a warning for each group of levels whose models are the same."""
+    """Return a warning for each group of levels whose models have equal shapes."""
     plans = {rate: federation.architecture.plan(rate) for rate in federation.mix.all_rates}
     largest, smallest = federation.mix.global_rate, federation.mix.rates[-1]
     if len(plans) == 1 or federation.architecture.personal:  # models of all rates may share equal parameters
@@ -50,8 +50,8 @@ def find_equal_levels(federation: Federation) -> list[str]:
 def count_releases(federation: Federation, rounds: range, *, simulated: bool) -> int:
     """Return an upper bound on the number of noisy releases (models and moments) in ``rounds``.
 
-    Clients on other machines (``simulated=False``) may report a capacity; an evaluation may then need the moments of
-    every level.
+    Clients on other machines (``simulated=False``) may report their capacity. An evaluation may then need the moments
+    of every level.
     """
     options, final_round = federation.options, rounds.stop - 1
     evaluation, levels = options.evaluation, len(federation.mix.all_rates)
