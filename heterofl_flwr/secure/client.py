@@ -1,8 +1,8 @@
-"""A client's side of a round of secure aggregation: five answers, each sent at most once for each key.
+"""A client's side of a round of secure aggregation: its answers to five questions of the server.
 
-The answers are, in order: public keys; shares of the private key; the masked change; shares that unmask the sum; shares
-that unmask its classifier rows. Between answers the client stores a text with its secrets and the next question. A
-question that is out of turn, repeated or for other keys is rejected. A new round begins with new keys.
+The answers are, in order: its public keys; shares of its private key; its masked change; shares that unmask the sum;
+shares that unmask the classifier rows of the sum. Between answers the client stores a text with its secrets and the
+name of the next question. It rejects a question that is repeated or out of turn. A new round begins with new keys.
 """
 
 import json
@@ -22,14 +22,14 @@ Fill = Callable[[Roster, Plan, int], crypto.Words]
 
 
 class Dealt(NamedTuple):
-    """Sealed shares for each receiver, and the joined hashes of the shares for each receiver."""
+    """Encrypted secret shares for each receiving client, and the joined hashes of each receiver's shares."""
 
     sealed: list[bytes]
     hashes: list[bytes]
 
 
 class Masked(NamedTuple):
-    """A masked change, shares of its seeds, and a hash of each seed."""
+    """A client's masked change, encrypted shares of the seeds of its masks, and a hash of each seed."""
 
     vector: crypto.Words
     shares: Dealt
@@ -37,13 +37,13 @@ class Masked(NamedTuple):
 
 
 def make_keys() -> tuple[list[bytes], bytes]:
-    """Return two new public keys, for masks and for sealing shares, and a text to store with the private keys."""
+    """Return two new public keys, for masks and for encrypting shares, and a text with the private keys to store."""
     (mask, public), (box, box_public) = crypto.new_pair(), crypto.new_pair()
     return [public, box_public], json.dumps({"next": "shares", "mask": mask.hex(), "box": box.hex()}).encode()
 
 
 class NodeRecords(Protocol):
-    """Named records of a node that outlive its process and the run."""
+    """Storage of a node for named records, which outlive its process and the run."""
 
     def read(self, name: str) -> bytes | None:
         """Return a record; None if there is none."""
@@ -53,10 +53,10 @@ class NodeRecords(Protocol):
 
 
 class MaskedRounds:
-    """For each run, the last round in which this client masked its change, so that no round is masked twice.
+    """For each run, the last round in which this client masked a change. It masks only one change in a round.
 
-    If the same changes were summed twice, with and without a client, the difference would be the client's change.
-    ``memory`` ends with the node's context; ``records`` outlive it.
+    If a round were summed twice, once without a client, the difference would be the change of this client. ``memory``
+    is deleted with the node's Flower context; ``records`` outlive it.
     """
 
     KEY = "masked-rounds"
@@ -65,7 +65,7 @@ class MaskedRounds:
         self._memory, self._records = memory, records
 
     def last(self, run: int) -> int:
-        """Return the last round in which a change was masked in this run; 0 if there is none."""
+        """Return the last round of a run in which this client masked a change; 0 if there is none."""
         rounds = [json.loads(self._memory.get(self.KEY, b"{}")).get(str(run), 0)]
         if self._records is not None and (record := self._records.read(f"{self.KEY}-{run:016x}")) is not None:
             if not record.isdigit():
@@ -77,7 +77,7 @@ class MaskedRounds:
         return int(max(rounds))
 
     def check(self, run: int, server_round: int) -> None:
-        """Raise ``ReplyError`` unless a round is later than the last one."""
+        """Raise ``ReplyError`` unless ``server_round`` is later than the last round with a masked change."""
         if server_round <= (masked_round := self.last(run)):
             raise ReplyError(
                 f"round {server_round} of this run asks for a masked change a second time, which two sums could tell "
@@ -85,7 +85,7 @@ class MaskedRounds:
             )
 
     def note(self, run: int, server_round: int) -> None:
-        """Record a round, before its masked change leaves this node."""
+        """Record a round; call this before its masked change leaves the node."""
         self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
         self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()
@@ -94,19 +94,23 @@ class MaskedRounds:
 
 
 class ClientRound:
-    """A client in a round: its secrets, and the roster, which is passed or stored with the secrets."""
+    """One client in a round of secure aggregation.
+
+    ``secrets`` is the text that the client stored after its previous answer. ``roster`` describes the clients of the
+    round; None if ``secrets`` already contains it.
+    """
 
     def __init__(self, secrets: bytes, roster: Roster | None = None) -> None:
         self._secrets = json.loads(secrets)
         self.roster = roster or Roster.from_bytes(self._secrets.get("roster"))
 
     def private(self, use: str) -> bytes:
-        """Return one of the client's private keys: ``mask`` or ``box``."""
+        """Return a private key of this client: ``mask`` for masks, or ``box`` for encrypting shares."""
         return bytes.fromhex(self._secrets[use])
 
     @cached_property
     def number(self) -> int:
-        """The client's number in the roster, by its public keys."""
+        """Index of this client in the roster, found by its public keys."""
         keys = [crypto.public_of(self.private(use)).hex() for use in ("mask", "box")]
         numbers = [number for number, (_, *pair) in enumerate(self.roster.clients) if pair == keys]
         if not numbers:
@@ -114,9 +118,9 @@ class ClientRound:
         return numbers[0]
 
     def share_keys(self, holders: int = 2) -> tuple[Dealt, bytes]:
-        """Return shares of the private mask key for each client of the roster, and the text to store.
+        """Split the private mask key into a share for each client; return the encrypted shares and the text to store.
 
-        ``holders`` is the minimum number of clients in a sum that this client takes part in.
+        If the server would unmask sums of fewer than ``holders`` clients, raise ``ReplyError``.
         """
         self._turn("shares")
         roster = self.roster
@@ -130,9 +134,10 @@ class ClientRound:
         return dealt, self._keep(next="train", roster=roster.to_bytes().decode())
 
     def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
-        """Return the masked change and the text to store; ``keys`` are the members' shares of their keys.
+        """Mask this client's change, which ``fill`` returns; return the masked change and the text to store.
 
-        The round is recorded in ``rounds``, which must not contain it yet.
+        ``members`` are the clients that sent shares of their private keys; ``keys`` are the shares for this client. The
+        round is recorded in ``rounds``, and ``ReplyError`` is raised if it is there already.
         """
         self._turn("train")
         roster, view = self.roster, self.roster.view(members)
@@ -152,11 +157,13 @@ class ClientRound:
         return Masked(vector, self._deal(members, view, shares), [crypto.digest(seed) for seed in seeds]), secrets_saved
 
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
-        """Return shares of each member's secrets, and the text to store.
+        """Return, for each member, the shares of its secrets that this client received; and the text to store.
 
-        If a member's change is in the sum, these are shares of its seeds, otherwise of its key. The server gets one
-        answer in a round, so it never gets both for one client. Only seeds of rings that may be unmasked are shared,
-        without those of classifier rows. If a member's shares do not match their hashes, its entry is empty.
+        ``survivors`` are the members whose masked change arrived; ``seeds`` are the encrypted shares of the seeds of
+        their masks. For a survivor the result has shares of its seeds, and for any other member shares of its private
+        key. The server gets only one answer in a round, so it never gets both for the same client. Seeds for classifier
+        rows, and for entries that too few survivors hold, are left out. If a member's shares do not match their hashes,
+        its entry is empty.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -174,10 +181,10 @@ class ClientRound:
         return answer, self._keep(next="rows", survivors=list(survivors), seeds=_as_text(seeds), keys=[[], []])
 
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
-        """Return, for each survivor, shares of its seeds of classifier rows.
+        """Return, for each survivor, the shares of its seeds for classifier rows that this client received.
 
-        ``numbers`` has, for each part, the smallest number of clients in any of its rows. Parts with too few clients
-        are refused.
+        ``numbers`` has, for each part of the sum to unmask, the smallest number of clients with any of its rows. If
+        this number is too small, raise ``ReplyError``.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]
@@ -211,7 +218,7 @@ class ClientRound:
         return self.roster.parts_by_slice(self._secrets["members"])
 
     def _deal(self, receivers: Sequence[int], about: bytes, shares: Sequence[Sequence[bytes]]) -> Dealt:
-        """Return shares of several secrets for each receiver, sealed so that only the receiver can read them."""
+        """Return each receiver's shares of several secrets, encrypted so that only the receiver can read them."""
         private, sealed, hashes = self.private("box"), [], []
         for receiver in receivers:
             key = crypto.agree(private, self.roster.public(receiver, 2), about, "share", self.number, receiver)
@@ -221,19 +228,19 @@ class ClientRound:
         return Dealt(sealed, hashes)
 
     def _open(self, sender: int, about: bytes, sealed: bytes, hashes: bytes) -> list[bytes]:
-        """Return the shares that another client sealed; [] if they do not match ``hashes``."""
+        """Decrypt the shares from another client; return [] if they do not match ``hashes``."""
         public = self.roster.public(sender, 2)
         key = crypto.agree(self.private("box"), public, about, "share", sender, self.number)
         shares = crypto.cut(crypto.unseal(key, sealed))
         return shares if crypto.hash_shares(shares) == hashes else []
 
     def _shares(self, sender: int, view: bytes, sealed: bytes, hashes: bytes) -> dict[Part, bytes]:
-        """Return a survivor's shares of its seeds, by part."""
+        """Decrypt a survivor's shares of the seeds of its masks; return them by part of the sum."""
         shares, parts = self._open(sender, view, sealed, hashes), self._parts[self.roster.clients[sender][0]]
         return dict(zip(parts, shares, strict=True)) if len(shares) == len(parts) else {}
 
     def _check(self, clients: Sequence[int], members: Collection[int], dealt: Dealt) -> None:
-        """Raise ``ReplyError`` unless ``clients`` are distinct members in order, enough, and include this client."""
+        """Raise ``ReplyError`` if ``clients`` are too few, lack this client, or are not distinct members in order."""
         minimum = self.roster.threshold
         if list(clients) != sorted(set(members).intersection(clients)) or {*map(len, dealt)} != {len(clients)}:
             raise ReplyError("the server named other clients than those that take part, or not each of them once")

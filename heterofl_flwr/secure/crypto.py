@@ -1,7 +1,7 @@
 """Keys, encryption, mask streams and secret shares: X25519, HKDF, ChaCha20-Poly1305, AES-256-CTR, Shamir.
 
-Flower's SecAgg+ shares secrets in pieces of 16 bytes over GF(2^128), bit by bit in Python. In a prime field that
-contains all numbers of 32 bytes, Python's integers do the same in milliseconds.
+Secrets of 32 bytes are shared in a prime field, with Python's integers, in milliseconds. Flower's SecAgg+ computes in
+GF(2^128), bit by bit in Python, which is slower.
 """
 
 import hashlib
@@ -44,10 +44,10 @@ def public_of(private: bytes) -> bytes:
 
 
 def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
-    """Return the key that two clients derive for a purpose; keys for different purposes are independent.
+    """Return the key of two clients for a purpose, from one's private key and the other's public key.
 
-    The purpose begins with the digest of the roster. So a key is used by one pair in one round, and two clients with
-    different rosters derive different keys.
+    Keys for different purposes are independent. The purpose begins with the digest of the roster. So a key is used by
+    one pair in one round, and two clients with different rosters derive different keys.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
@@ -57,7 +57,7 @@ def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
 
 
 def are_usable(keys: Sequence[bytes]) -> bool:
-    """Whether ``keys`` are two different, valid public keys."""
+    """Whether ``keys`` are two different public keys, both valid."""
     try:
         for key in keys:
             agree(new_pair()[0], key)
@@ -67,12 +67,12 @@ def are_usable(keys: Sequence[bytes]) -> bool:
 
 
 def seal(key: bytes, plain: bytes) -> bytes:
-    """Encrypt and authenticate a text. The key must be used only once, because the nonce is always zero."""
+    """Encrypt and authenticate bytes. The key must be used only once, because the nonce is always zero."""
     return ChaCha20Poly1305(key).encrypt(bytes(12), plain, None)
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes:
-    """Decrypt a text; return b"" if it was changed, or is from another round, sender or receiver."""
+    """Decrypt bytes from ``seal``; return b"" if they were changed or encrypted with another key."""
     try:
         return ChaCha20Poly1305(key).decrypt(bytes(12), sealed, None)
     except InvalidTag:
@@ -90,7 +90,7 @@ def hash_shares(shares: Sequence[bytes]) -> bytes:
 
 
 def add_stream(total: Words, key: bytes, sign: int = 1) -> None:
-    """Add the AES-256 stream of a key to words in place; subtract it if ``sign`` is negative."""
+    """Add the AES-256 key stream of ``key`` to ``total`` in place; subtract it if ``sign`` is negative."""
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
     combine = np.add if sign > 0 else np.subtract
     for start in range(0, len(total), _BLOCK):
@@ -99,7 +99,7 @@ def add_stream(total: Words, key: bytes, sign: int = 1) -> None:
 
 
 def cut(text: bytes, size: int = SHARE_BYTES) -> list[bytes]:
-    """Split bytes into pieces of a size, for example into the shares that were joined."""
+    """Split bytes into pieces of ``size`` bytes, for example joined shares into single shares."""
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
@@ -116,14 +116,14 @@ def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
 
 
 def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """Return the secret from shares by position (from 0); b"" if they are not the shares of a secret."""
+    """Return the secret from shares by position (from 0); b"" if the result is not a number of 32 bytes."""
     points = tuple(position + 1 for position in sorted(shares))[:threshold]
     value = _interpolate(shares, points, 0)
     return value.to_bytes(KEY_BYTES, "big") if value < 2 ** (8 * KEY_BYTES) else b""
 
 
 def are_consistent(shares: Mapping[int, bytes], threshold: int) -> bool:
-    """Whether all shares, by position, are values of one polynomial of degree ``threshold - 1``."""
+    """Whether all shares, by position (from 0), lie on one polynomial of degree ``threshold - 1``."""
     points = tuple(position + 1 for position in sorted(shares))
     return all(
         _interpolate(shares, points[:threshold], point) == int.from_bytes(shares[point - 1], "big")
@@ -132,14 +132,14 @@ def are_consistent(shares: Mapping[int, bytes], threshold: int) -> bool:
 
 
 def _interpolate(shares: Mapping[int, bytes], points: tuple[int, ...], argument: int) -> int:
-    """Return the value at ``argument`` of the polynomial through these points."""
+    """Return the value at ``argument`` of the polynomial through the shares at ``points``."""
     values = (int.from_bytes(shares[point - 1], "big") for point in points)
     return sum(weight * value for weight, value in zip(_weights(points, argument), values, strict=True)) % PRIME
 
 
 @lru_cache(maxsize=1024)
 def _weights(points: tuple[int, ...], argument: int = 0) -> list[int]:
-    """Return the Lagrange weights of ``points`` at an argument."""
+    """Return the Lagrange weights of ``points`` for interpolation at ``argument``."""
     remaining: Sequence[Sequence[int]] = [[value for value in points if value != point] for point in points]
     return [
         prod(value - argument for value in row) % PRIME * pow(prod(value - point for value in row), -1, PRIME) % PRIME

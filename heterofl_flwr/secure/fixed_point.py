@@ -1,4 +1,4 @@
-"""Fixed point: changes of parameters as whole numbers of steps whose sum over all clients fits into 32 bits."""
+"""Fixed-point numbers: parameter changes as integer numbers of steps, whose sum over clients fits into 32 bits."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest change of an entry, in steps, for which the sum over ``clients`` clients fits."""
+    """Return the largest change, in steps, for which the sum over ``clients`` clients fits into 32 bits."""
     return LARGEST_SUM // clients
 
 
@@ -19,7 +19,7 @@ def largest_steps(clients: int) -> int:
 def to_steps(
     changes: Mapping[str, Tensor], bound: float, clients: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return changes in steps of ``bound / largest_steps(clients)``, clipped to the bound.
+    """Return changes in steps of ``bound / largest_steps(clients)``, clipped to ``bound``.
 
     Changes are rounded up or down at random, so that the expectation is the change. Rounding to the nearest step would
     lose changes below half a step in every round.

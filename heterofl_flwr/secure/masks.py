@@ -15,9 +15,9 @@ Place = NDArray[np.bool_] | NDArray[np.int64]
 
 
 def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, peers: set[int]) -> None:
-    """Add the masks that a client shares with its peers, on the entries that both hold, in place.
+    """Add to ``vector`` the masks that a client shares with each of its peers, at the entries that both hold.
 
-    The first client of a pair adds the mask that the second one subtracts.
+    In each pair, the client with the smaller number adds the mask, and the other one subtracts it.
     """
     plan, by_slice = roster.slices[roster.clients[client][0]], defaultdict[int, list[int]](list)
     for peer in peers:
@@ -33,7 +33,7 @@ def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, pr
 
 
 def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
-    """Return the entries of each part of a slice, in the order of the parts.
+    """Return the entries of a slice that belong to each part of the sum; ``parts`` has the part of each entry.
 
     Classifier rows have many parts of few entries each, so their positions are found in one pass over the slice.
     """
@@ -48,7 +48,7 @@ def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
 
 
 def add_private(vector: crypto.Words, place: Place, seeds: Sequence[bytes], sign: int = 1) -> None:
-    """Add the streams of seeds to these entries in place, or subtract them if ``sign`` is -1."""
+    """Add the mask of each seed to the entries ``place`` of a vector, in place; subtract it if ``sign`` is -1."""
     total = np.zeros(np.count_nonzero(place) if place.dtype == np.bool_ else len(place), np.uint32)
     for seed in seeds:
         crypto.add_stream(total, seed, sign)

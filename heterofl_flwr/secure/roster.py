@@ -1,4 +1,4 @@
-"""The roster of a round, which all its clients receive, and the parts of the sum, which are unmasked separately."""
+"""The roster of a round, which describes its clients, and the parts of the sum, which are unmasked separately."""
 
 import json
 from collections import Counter
@@ -45,8 +45,8 @@ class Roster:
     grid
         With noise, the L2 norm to which a change is clipped and the step size of the noise; otherwise empty.
     plans
-        The distinct slices. For each axis of each parameter: its length in the global model and its positions, or only
-        the number of positions if they are the first ones.
+        The distinct slices. For each axis of each parameter: its length in the global model, and the positions in the
+        slice (only their number if they are the first ones).
     clients
         For each client: the index of its slice, its public key for masks and its public key for shares, in hexadecimal.
     """
@@ -63,7 +63,10 @@ class Roster:
 
     @classmethod
     def of(cls, plans: Sequence[Plan], keys: Sequence[Sequence[bytes]], **values: Any) -> "Roster":
-        """Return the roster of clients with these slices and public keys; ``values`` are the other attributes."""
+        """Return the roster of clients with these slices and pairs of public keys, one of each for a client.
+
+        ``values`` are the other attributes.
+        """
         written = [{name: [_write(axis) for axis in axes] for name, axes in plan.axes.items()} for plan in plans]
         distinct = [plan for place, plan in enumerate(written) if plan not in written[:place]]
         pairs = zip(map(distinct.index, written), keys, strict=True)
@@ -91,18 +94,18 @@ class Roster:
 
     @cached_property
     def digest(self) -> bytes:
-        """Hash of the roster; the purpose of each key contains it."""
+        """Hash of the roster. It enters each key, so clients with different rosters derive different keys."""
         return digest(self.to_bytes())
 
     @cached_property
     def slices(self) -> Sequence[Plan]:
-        """The distinct slices, with additional entries for the number of clients in each row."""
+        """The distinct slices, with added entries that count the clients with each classifier row (``with_counts``)."""
         plans = ({name: tuple(_read(*axis) for axis in axes) for name, axes in plan.items()} for plan in self.plans)
         return with_counts(list(map(Plan, plans)), self.rows)
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """Smaller slices with one position for each class of positions (``classes_of``). They have the same parts."""
+        """The slices with only one position of each class (``classes_of``), which makes counting holders fast."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
@@ -114,40 +117,40 @@ class Roster:
 
     @property
     def row_groups(self) -> int:
-        """Number of groups of rows."""
+        """Number of groups into which classifier rows are divided; each group is unmasked separately."""
         return min(self.num_rows, ROW_GROUPS)
 
     def group_of(self, row: int) -> int:
-        """Return the group of a row, from 1."""
+        """Return the group of a classifier row, counted from 1."""
         return row * self.row_groups // self.num_rows + 1
 
     @property
     def threshold(self) -> int:
-        """Number of shares that reconstruct a secret: more than two thirds of the clients.
+        """Number of shares needed to reconstruct a secret: just above two thirds of the number of clients.
 
-        So any two groups of clients that can reconstruct secrets have more than a third of the clients in common.
+        Any two groups that can reconstruct secrets therefore have more than a third of the clients in common.
         """
         return 2 * len(self.clients) // 3 + 1
 
     @property
     def tolerated(self) -> int:
-        """Upper bound on the number of clients that may lie, at least 1. More accusers than this prove a lie."""
+        """Number of lying clients that is tolerated, at least 1. Among more accusers than this, one is honest."""
         return max(1, len(self.clients) - self.threshold)
 
     def public(self, client: int, use: int) -> bytes:
-        """Return a client's public key: 1 for masks, 2 for shares."""
+        """Return a client's public key: for masks if ``use`` is 1, for encrypting shares if it is 2."""
         return bytes.fromhex(str(self.clients[client][use]))
 
     def count(self, plan: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
         """Return the number of these clients that hold each entry of a slice.
 
-        For a slice of ``small``, pass ``slices=self.small``.
+        If the slice is one of ``small``, pass ``slices=self.small``.
         """
         numbers = Counter(self.clients[client][0] for client in set(clients))
         return count_holders(plan, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
 
     def parts(self, plan: Plan, holders: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the part of each entry of a slice, from its number of holders; 0 for entries with too few."""
+        """Return the part of the sum to which each entry of a slice belongs; 0 for entries with too few holders."""
         parts = np.where(holders >= self.least, holders * (self.row_groups + 1), 0).astype(np.int32)
         for name, tensor in as_state(parts, plan).items():
             if name not in self.rows:
@@ -157,29 +160,32 @@ class Roster:
         return parts
 
     def ring_of(self, part: Part) -> int:
-        """Return the ring of a part: the number of members that hold its entries."""
+        """Return the number of clients that hold each entry of a part, which is also the number of its ring."""
         return part // (self.row_groups + 1)
 
     def is_rows(self, part: Part) -> bool:
-        """Whether a part is a group of classifier rows."""
+        """Whether a part of the sum is a group of classifier rows."""
         return part % (self.row_groups + 1) > 0
 
     def open_rings(self, members: Collection[int], survivors: Collection[int]) -> set[int]:
-        """Return the rings that may be unmasked: all their entries still have the minimum number of holders.
+        """Return the rings that may be unmasked: those in which enough survivors hold each entry.
 
-        A ring is all entries that equally many members hold.
+        A ring is the set of entries that equally many members hold. Survivors are the members whose change has arrived.
         """
         rings, remaining = (self.count(whole(self.small), clients, self.small) for clients in (members, survivors))
         candidates = [int(ring) for ring in np.unique(rings) if ring >= self.least]
         return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
 
     def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
-        """Return, for each slice, the parts for which its clients have seeds, in order."""
+        """Return, for each slice, the parts of the sum that it contains, sorted.
+
+        Its clients have one seed for each part.
+        """
         parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
         return [[int(part) for part in parts if part] for parts in parts_by_ring]
 
     def view(self, members: Collection[int]) -> bytes:
-        """Return a hash of the roster and its remaining members, on which masks and shares of seeds depend."""
+        """Return a hash of the roster and of the clients that remain (``members``). The keys of masks depend on it."""
         return digest(self.digest, repr(sorted(members)).encode())
 
 

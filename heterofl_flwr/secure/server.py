@@ -1,4 +1,4 @@
-"""The server's side of a round of secure aggregation: add up masked vectors, and remove the masks from the sum."""
+"""The server's side of a round of secure aggregation: add masked vectors, and remove the masks from the sum."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,15 @@ KEY_PART: Part = 0
 
 
 class ServerRound:
-    """A sum of masked vectors over the entries of the global model.
+    """The server in a round of secure aggregation: a sum of masked vectors over the entries of the global model.
 
-    ``shares`` are each client's shares of its key. The clients that sent them are the members, whose changes can be
-    summed.
+    ``shares`` has, for each client, the encrypted shares of its private key. These clients are the members. Members
+    whose masked vector has arrived are the survivors.
 
     Attributes
     ----------
     liars
-        Reasons by client. A liar revealed shares that do not match their hashes, which it could check, or dealt such
-        shares.
+        For each client that lied, the reason, such as shares that do not match their hashes.
     """
 
     def __init__(self, roster: Roster, shares: Mapping[int, Dealt]) -> None:
@@ -45,7 +44,7 @@ class ServerRound:
 
     @property
     def survivors(self) -> list[int]:
-        """The clients whose masked vectors were added."""
+        """Sorted numbers of the clients whose masked vectors were added."""
         return sorted(self._seeds)
 
     @property
@@ -54,12 +53,12 @@ class ServerRound:
         return len(self._seeds) >= self.roster.threshold
 
     def keys_for(self, client: int) -> Dealt:
-        """Return the members' shares of their keys that are sealed for a client."""
+        """Return the shares of all members' private keys that are encrypted for this client."""
         pairs = ((self._keys[dealer].sealed[client], self._keys[dealer].hashes[client]) for dealer in self.members)
         return Dealt(*map(list, zip(*pairs, strict=True)))
 
     def seeds_for(self, client: int) -> Dealt:
-        """Return the survivors' shares of their seeds that are sealed for a client."""
+        """Return the shares of all survivors' seeds of masks that are encrypted for this client."""
         place = self.members.index(client)
         dealt = (self._seeds[dealer][0] for dealer in self.survivors)
         return Dealt(*map(list, zip(*((seed.sealed[place], seed.hashes[place]) for seed in dealt), strict=True)))
@@ -78,9 +77,9 @@ class ServerRound:
         self._seeds[client] = shares, dict(zip(parts, digests, strict=True))
 
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks of all entries but classifier rows, with the shares from ``ClientRound.reveal``.
+        """Remove the masks from the sum, except from classifier rows, with the shares from ``ClientRound.reveal``.
 
-        Entries whose masks cannot be removed stay closed.
+        Entries whose masks cannot be removed stay closed: ``sums`` does not count them.
         """
         roster, survivors = self.roster, self.survivors
         rings = roster.open_rings(self.members, survivors)
@@ -102,9 +101,9 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return, for each part of classifier rows that may be unmasked, the smallest number of clients in any row.
+        """Return, for each part of classifier rows, the smallest number of clients with any of its rows.
 
-        A part with a row of fewer clients than the minimum stays closed. Rows without clients are ignored.
+        Parts in which this number is below the minimum are left out, and stay closed. Rows without clients are ignored.
         """
         numbers: defaultdict[Part, list[int]] = defaultdict(list)
         for name in self._row_names:
@@ -116,12 +115,12 @@ class ServerRound:
         return {part: min(row) for part, row in sorted(numbers.items()) if min(row) >= self.roster.least}
 
     def unmask_rows(self, numbers: Mapping[Part, int], revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks of classifier rows, with the shares from ``ClientRound.reveal_rows`` for these parts."""
+        """Remove the masks from these parts of classifier rows, with the shares from ``ClientRound.reveal_rows``."""
         shares = self._collect(revealed, {client: self._of(client, set(numbers)) for client in self.survivors})
         self._take_off(set(numbers), shares)
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return, for each parameter, the sum of changes in steps and the number of clients; 0 for closed entries."""
+        """Return, by parameter, the sums of changes in steps and the numbers of clients, which are 0 if closed."""
         holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0
         counts = as_state(holders, self._union)
@@ -131,7 +130,7 @@ class ServerRound:
         return {name: (totals[name], counts[name].float()) for name in totals if not name.startswith(COUNTS)}
 
     def closed(self) -> dict[str, Tensor]:
-        """Return, for each parameter, the mask of entries that stayed closed, except rows in which no client counts."""
+        """Return a boolean tensor of the closed entries of each parameter; False for rows without clients."""
         opened = as_state(self._opened, self._union)
         closed = {name: ~tensor for name, tensor in opened.items() if not name.startswith(COUNTS)}
         for name in self._row_names:
@@ -140,7 +139,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """The parameters that have a row with an impossible number of clients. Some client lied, unknown which."""
+        """Names of parameters with a row whose number of clients is impossible. Some client lied, unknown which."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 
@@ -149,29 +148,29 @@ class ServerRound:
         return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
-        """Return the number of clients in each row and class of columns; -1 if it is closed or impossible."""
+        """Return the number of clients with each classifier row, by class of columns; -1 if closed or impossible."""
         vectors = self._total.view(np.int32), self._opened
         numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
         holders = self._holders(name, self.survivors)
         return torch.where(opened & (numbers >= 0) & (numbers <= holders), numbers, -1)
 
     def _holders(self, name: str, clients: Sequence[int]) -> Tensor:
-        """Return the number of these clients that hold each row and class of columns."""
+        """Return the number of these clients that hold each classifier row, by class of columns."""
         plan = Plan({COUNTS + name: self._union.axes[COUNTS + name]})
         return as_state(self.roster.count(plan, clients), plan)[COUNTS + name]
 
     def _expand(self, name: str, counts: Tensor) -> Tensor:
-        """Expand one number for each class of columns to one number for each column."""
+        """Repeat the number of each class of columns for all columns of the class."""
         for axis, classes in enumerate(classes_of(self.roster.slices, name)[1:], 1):
             counts = counts.index_select(axis, torch.from_numpy(classes))
         return counts
 
     def _of(self, client: int, parts: set[Part]) -> list[Part]:
-        """Return the parts among ``parts`` for which a client has seeds."""
+        """Return those of ``parts`` for which a client has seeds."""
         return [part for part in self._parts[self.roster.clients[client][0]] if part in parts]
 
     def _take_off(self, parts: set[Part], shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> None:
-        """Remove the private masks of all survivors from some parts."""
+        """Remove the private masks of all survivors from these parts of the sum."""
         roster, by_slice = self.roster, defaultdict[int, list[int]](list)
         for client in self.survivors:
             by_slice[roster.clients[client][0]].append(client)
@@ -192,9 +191,9 @@ class ServerRound:
     def _collect(
         self, revealed: Mapping[int, Sequence[bytes]], expected: Mapping[int, Sequence[Part]]
     ) -> Mapping[tuple[int, Part], Mapping[int, bytes]]:
-        """Return the valid shares of each client's secrets, by part and sender; add other senders to ``liars``.
+        """Return the valid shares of secrets, by (client, part), then by sender. Add other senders to ``liars``.
 
-        A sender knows the hashes of the shares it received, so an honest client sends no share that does not match.
+        A client can check received shares against their hashes, so an honest one sends no share that does not match.
         """
         shares: defaultdict[tuple[int, Part], dict[int, bytes]] = defaultdict(dict)
         for helper, texts in revealed.items():
@@ -219,9 +218,9 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add to ``liars`` each client that lacks too many shares, or whose shares too many other clients lack.
+        """Add to ``liars`` each client that lacks shares of too many others, or whose shares too many others lack.
 
-        More than ``roster.tolerated`` are too many, because this number of clients may lie.
+        Too many are more than ``roster.tolerated``, the number of clients that may lie.
         """
         accused = defaultdict[int, int](int)
         for helpers in self._accusers.values():
@@ -243,9 +242,9 @@ class ServerRound:
         return [digest for part, digest in zip(all_parts, hashes, strict=True) if part in set(parts)]
 
     def _secret(self, client: int, part: Part, shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> bytes | None:
-        """Return a secret from valid shares; None if there are too few, or if they do not fit one polynomial.
+        """Reconstruct a client's seed or private key from valid shares; return None if this is not possible.
 
-        A seed is accepted if its shares agree, even if its hash is wrong. A key must match the public key.
+        A key must match the client's public key. A seed may differ from its hash if its shares lie on one polynomial.
         """
         dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
         if len(dealt_shares) < threshold:

@@ -1,7 +1,7 @@
 """Slices as plans: the overlap of two slices, and the number of clients that hold each entry.
 
 The overlap of two slices is a slice too. Both clients know its entries in the same order, that of the global model. So
-word n of the stream of two clients belongs to entry n of their overlap.
+word n of the mask that two clients share belongs to entry n of their overlap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,31 +23,31 @@ COUNTS = "number of clients for "
 
 
 def whole(slices: Sequence[Plan]) -> Plan:
-    """Return the slice with all entries of the parameters of these slices."""
+    """Return the plan with all entries of each parameter that occurs in the slices."""
     parameters = [item for plan in slices for item in plan.axes.items()]
     return Plan({name: tuple(Axis(axis.size, axis.size) for axis in axes) for name, axes in parameters})
 
 
 def as_state(vector: NDArray[np.generic], plan: Plan) -> dict[str, Tensor]:
-    """Return the parameters of a slice as tensors that share the vector's memory."""
+    """Return a slice's vector as tensors by parameter name; they share the vector's memory."""
     parts = torch.from_numpy(vector).split([prod(shape) for shape in plan.shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(plan.shapes.items(), parts, strict=True)}
 
 
 def overlap(plan: Plan, second: Plan) -> Plan:
-    """Return the overlap of two slices, as a slice of the first."""
+    """Return the overlap of two slices, with positions relative to the first slice."""
     return Plan({name: within(axes, second.axes[name]) for name, axes in plan.axes.items() if name in second.axes})
 
 
 def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArray[np.generic]) -> None:
-    """Add the values of a part of a slice to the slice's vector, in place, modulo 2^32."""
+    """Add ``values`` of ``part`` to ``vector`` in place, modulo 2^32; ``part`` is a slice of the vector's ``plan``."""
     state = as_state(vector.view(np.int32), plan)
     for name, tensor in as_state(values.view(np.int32), part).items():
         Region(state[name], part.axes[name]).add(tensor, 1)
 
 
 def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) -> NDArray[np.int32]:
-    """Return the number of clients that hold each entry of ``plan``; ``clients`` has the number for each slice."""
+    """Return the number of clients that hold each entry of ``plan``; ``clients`` has their number for each slice."""
     counts = np.zeros(plan.parameters, np.int32)
     for slice_plan, number in zip(slices, clients, strict=True):
         if number:
@@ -57,7 +57,10 @@ def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) ->
 
 
 def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list[Classes]:
-    """Return the classes of the positions on each axis of a parameter; with ``rows``, each row is its own class."""
+    """Return the class of each position on each axis of a parameter. Positions in the same slices form a class.
+
+    With ``rows``, each row is its own class.
+    """
     axes = zip(*(plan.axes[name] for plan in slices if name in plan.axes), strict=True)
     members = ([np.isin(np.arange(axis.size), list(positions(axis))) for axis in column] for column in axes)
     classes = [np.unique(np.stack(member), axis=1, return_inverse=True)[1].reshape(-1) for member in members]
@@ -65,7 +68,7 @@ def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list
 
 
 def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) -> list[Plan]:
-    """Return slices, restricted to these parameters, with one position for each class of positions."""
+    """Return the slices with only one position of each class, and only with the parameters in ``classes``."""
     return [
         Plan({name: tuple(map(_reduce, plan.axes[name], axes)) for name, axes in classes.items() if name in plan.axes})
         for plan in slices
@@ -78,9 +81,9 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with additional entries for the number of clients in each row of the parameters ``rows``.
+    """Return the slices with added entries that count the clients with each row of the parameters ``rows``.
 
-    This number is the same for all columns that the same clients hold, so there is one entry for each row and class of
+    A row's number is the same for all columns in the same slices, so there is one entry for each row and class of
     columns.
     """
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}
