@@ -1,4 +1,4 @@
-"""Asynchronous rounds: their options, the seats of a step, and the state between steps."""
+"""Asynchronous training: its options, the seats for replies in a step, and the state between steps."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -15,7 +15,7 @@ from heterofl_flwr.stages.server_stage import ServerStage
 
 @group
 class Buffered:
-    """Asynchronous aggregation: the model takes a step as soon as enough clients have replied."""
+    """Options of asynchronous training: the model takes a step as soon as enough clients have replied."""
 
     size: Natural = 0
     """number of replies in a step, which replaces a round; 0: synchronous rounds"""
@@ -38,7 +38,7 @@ class Buffered:
 
 
 class Seats:
-    """The ``size`` seats for replies in one step; each level in training has ``quota`` of them reserved."""
+    """Seats for the replies that one step uses: ``size`` in total, of which ``quota`` are reserved for each level."""
 
     def __init__(self, size: int, quota: int = 0) -> None:
         self._size, self._quota = size, quota
@@ -46,11 +46,14 @@ class Seats:
 
     @property
     def all_taken(self) -> bool:
-        """True if no seat is free."""
+        """Whether no seat is free."""
         return self._taken.total() >= self._size
 
     def has_seat(self, rate: float, pending: Collection[float]) -> bool:
-        """Return whether a reply of this rate gets a seat; ``pending`` are the rates of clients that train or wait."""
+        """Whether a seat is free for a reply of this rate.
+
+        ``pending`` has the rates of clients that still train or wait.
+        """
         reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending) - {rate})
         if self._taken[rate] < self._quota:  # a reserved seat of this level
             reserved = 0
@@ -62,7 +65,7 @@ class Seats:
 
 
 class Asynchronous(ServerStage):
-    """Stage of an asynchronous run: stores the clocks, and the partitions of the clients in training.
+    """Stage that stores the state of an asynchronous run: the number of steps, and the clients in training.
 
     A resumed run sends these clients new instructions with the current model. Checkpoints are written at steps, so no
     reply of a finished step is lost or counted twice.
@@ -78,13 +81,13 @@ class Asynchronous(ServerStage):
         return StaleMean(state, clocks=self.clocks, exponent=exponent, one_clock=one_clock)
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the number of steps and the partitions of the clients in training."""
+        """Return, for a checkpoint, the number of steps and the partitions of the clients in training."""
         return {
             "version": torch.tensor(self.clocks.version),
             "training": torch.tensor(self.training, dtype=torch.int64),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Resume after a step. All clients in training start again, so no older state is needed."""
+        """Restore the state of a checkpoint. The clients in training begin again, so no older model is needed."""
         self.clocks = Clocks(int(state["version"]) if state else 0)
         self.training: list[int] = state["training"].tolist() if state else []

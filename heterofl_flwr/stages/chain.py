@@ -56,17 +56,17 @@ class Chain:
 
     @property
     def summing(self) -> Conversation | None:
-        """The stage that sums replies itself; None without such a stage."""
+        """Stage that sums replies itself, as in secure aggregation; None if there is none."""
         return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
 
     @property
     def excluded(self) -> dict[int, str]:
-        """Clients that secure aggregation excludes from this round, or has found to lie, with the reason."""
+        """Ids of clients that secure aggregation excludes or that lied to it, each with the reason."""
         return dict(self.summing.excluded) if self.summing else {}
 
     @property
     def skipped(self) -> bool:
-        """True if the model does not change in this round."""
+        """Whether the model does not change in this round."""
         return self.summing is not None and self.summing.skipped
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
@@ -93,11 +93,14 @@ class Chain:
         )
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
-        """Ask clients before training; return extra fields of the instruction for each client that may train."""
+        """Generator of queries to clients before training.
+
+        It returns extra fields of the instruction for each client that may train.
+        """
         return (yield from self.summing.before(clients, self._context)) if self.summing else {}
 
     def after(self) -> Questions[None]:
-        """Ask clients after all replies have been added."""
+        """Generator of queries to clients after all replies have been added."""
         if self.summing:
             yield from self.summing.after(self._context)
 
@@ -150,7 +153,7 @@ class Chain:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the parameters with separate values for a rate, in the shapes of this rate's model."""
+        """Return the values for a rate of the parameters that have separate values for each level."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
@@ -166,7 +169,10 @@ class Chain:
         }
 
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Permute the channels of the stages' tensors. The name of a tensor ends with that of its parameter."""
+        """Permute the channels of the stages' tensors with ``apply``, a function of a parameter's name and a tensor.
+
+        The name of a stage's tensor ends with the name of its parameter.
+        """
         for stage in self.stages:
             if tensors := {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}:
                 stage.load({
@@ -201,7 +207,7 @@ def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, 
 
 
 def _expect(kind: type[Expected], result: object, source: str) -> Expected:
-    """Return the result of a stage; raise ``ConfigError`` if its type is wrong."""
+    """Return ``result``, which a stage returned; raise ``ConfigError`` if its type is wrong."""
     if not isinstance(result, kind):
         raise ConfigError(f"{source} returned {type(result).__name__}; expected {kind.__name__}")
     return result

@@ -66,7 +66,7 @@ def _faults(
 
 
 def _faults_of_sum(stages: Sequence[ServerStage]) -> Iterator[str]:
-    """Yield conflicts of other stages with a ``Conversation``, because it hides single replies."""
+    """Yield an error for each stage that reads single replies, if a ``Conversation`` hides them."""
     summing = next((stage for stage in stages if isinstance(stage, Conversation)), None)
     if summing is None:
         return
@@ -77,7 +77,7 @@ def _faults_of_sum(stages: Sequence[ServerStage]) -> Iterator[str]:
 
 
 def overrides(stage: ServerStage, method: str) -> bool:
-    """Whether a stage overrides a method."""
+    """Whether a stage's class overrides a method of ``ServerStage``."""
     return getattr(type(stage), method) is not getattr(ServerStage, method)
 
 

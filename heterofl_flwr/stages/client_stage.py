@@ -47,7 +47,7 @@ class Outgoing:
     tensors
         The trained parameters by name, or their encoding by a stage.
     form, scales
-        Form of the encoding, and its step sizes.
+        Name of the encoding, such as ``int8``, and its step sizes.
     labels
         The classes whose rows of the classifier count; None for all rows.
     num_examples, metrics
@@ -145,7 +145,7 @@ class ClientStage:
 
 
 class RespondingStage(ClientStage):
-    """The client half of a ``Conversation``."""
+    """Client half of a ``Conversation``: a client stage that also answers queries of the server."""
 
     def answer(self, context: ClientContext) -> Fields:
         """Return the answer to the question in ``context.config``."""

@@ -59,7 +59,7 @@ class Compress(ServerStage):
         return ClientCompress(upload=self.upload)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the restored parameters, also if the client used another form than the requested one."""
+        """Return the update with parameters restored from changes, in whichever form the client sent the changes."""
         if update.form == FULL_PRECISION:
             return update
         tensors = restore(update.plan, context.state, update.tensors, update.scales)
@@ -129,7 +129,10 @@ def _quantise(change: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
 
 
 def _rows(shape: Sequence[int]) -> tuple[int, int]:
-    """Return a parameter's number of rows, and of entries in each row; rows of one entry are joined to one row."""
+    """Return a parameter's number of rows, and the number of entries in a row.
+
+    Rows of one entry are joined to one row.
+    """
     size = math.prod(shape)
     rows = shape[0] if shape and size > shape[0] else min(size, 1)
     return rows, max(size, 1) // max(rows, 1)

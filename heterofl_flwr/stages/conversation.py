@@ -23,7 +23,7 @@ class Conversation(ServerStage):
     Attributes
     ----------
     excluded
-        Clients that the stage excludes from this round, or has found to lie, with the reason.
+        Ids of clients that the stage excludes or that lied to it, each with the reason.
     skipped
         True if the model does not change in this round.
     """
@@ -32,15 +32,15 @@ class Conversation(ServerStage):
     skipped = False
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Ask clients before training; return extra fields of the instruction for each client that may train.
+        """Generator of queries to clients before training.
 
-        The updates have no tensors yet.
+        It returns extra fields of the instruction for each client that may train. The updates have no tensors yet.
         """
         yield from ()
         return {client: {} for client in clients}
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Ask clients after all replies have been added, before the mean is computed."""
+        """Generator of queries to clients after all replies have been added, before the mean is computed."""
         yield from ()
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:

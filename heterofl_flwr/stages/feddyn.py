@@ -32,7 +32,7 @@ class ClientFedDyn(ClientStage):
         )
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Store the new g; return the update unchanged."""
+        """Store the new linear term ``g`` of the client's penalty; return the update unchanged."""
         received = context.received()
         for name, trained in update.tensors.items():
             theta = received[name]
@@ -66,7 +66,7 @@ class FedDyn(StatefulStage):
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Update the drift and add it to the mean."""
+        """Update the drift, which is the server's state of FedDyn; return the mean plus the drift."""
         previous = float(self.tensors.get("learning-rate", 0.0))
         shrinkage = context.learning_rate / previous if previous else 1.0
         self.tensors["learning-rate"] = torch.tensor(context.learning_rate, dtype=torch.float64)

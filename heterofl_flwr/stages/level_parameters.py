@@ -17,7 +17,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 
 
 class LevelParameters(StatefulStage):
-    """Counting means by level, for the parameters that match any of the patterns (``fnmatch``)."""
+    """Separate mean for each level, for the parameters that match any of the patterns (``fnmatch``)."""
 
     needs = Needs(counting_mean=True)
 
@@ -27,7 +27,7 @@ class LevelParameters(StatefulStage):
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
-        """Return a smaller level's values of these parameters; {} before it has trained."""
+        """Return a smaller level's values of these parameters; empty before this level has trained."""
         return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:

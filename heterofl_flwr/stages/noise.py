@@ -12,7 +12,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 
 
 class Noise(Clip):
-    """Sum clipped changes in whole steps; add noise whose size depends on each entry's number of holders."""
+    """Differential privacy: sum clipped changes in fixed-point steps, and add noise to the sum."""
 
     needs = Needs(changes=True, counting_mean=True, equal_weights=True)
 
@@ -21,14 +21,14 @@ class Noise(Clip):
         self.step, self.spent = privacy.step, spent
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the clipped change in whole steps."""
+        """Return the update with its clipped change, in fixed-point steps."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         before = update.plan.extract(context.state)
         changes = {name: tensor.double() - before[name] for name, tensor in update.tensors.items()}
         return replace(update, tensors=in_steps(changes, self.clip, self.step))
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the previous model plus the noisy mean change; count this as a release."""
+        """Return the previous model plus the noisy mean change; count a release in the privacy accountant."""
         moved = released(context.state, new, holders, self.step)
         self.spent.add(TRAINING)
         return moved

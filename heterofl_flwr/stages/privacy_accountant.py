@@ -62,7 +62,7 @@ class Privacy:
 
 @dataclass(frozen=True, slots=True)
 class Releases:
-    """A number of releases with the same noise."""
+    """Number of noisy results that were published (*releases*) with the same noise and clip."""
 
     kind: Kind
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)]  #: Standard deviation, in multiples of ``clip``.
@@ -75,14 +75,14 @@ class Ledger(Protocol):
     """Storage of releases that outlives the run, such as a ``RunFolder``."""
 
     def releases(self) -> Sequence[Releases]:
-        """Return the releases so far."""
+        """Return the stored releases."""
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
         """Store the releases so far; when this returns, they are on disk."""
 
 
 class Spent:
-    """The privacy that a run with noise has spent, including releases of the models that it started from."""
+    """Privacy accountant: the privacy that a run has spent, with the releases of models from which it started."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -92,7 +92,7 @@ class Spent:
 
     @property
     def releases(self) -> tuple[Releases, ...]:
-        """The releases so far, one entry for each kind, noise, clip and source."""
+        """Releases so far, one entry for each combination of kind, noise, clip and source."""
         return tuple(self._releases.values())
 
     def merge(self, releases: Iterable[Releases]) -> None:
@@ -103,7 +103,7 @@ class Spent:
                 self._releases[key] = entry
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Add a ledger's releases, and write each later release to it before it is published.
+        """Add the releases in ``ledger``; from now on, write each release to the ledger before it is published.
 
         An interrupted run repeats rounds with new noise when it is resumed, so its earlier releases count too.
         """
@@ -111,7 +111,7 @@ class Spent:
         self._ledger = ledger
 
     def add(self, kind: Kind, number: int = 1) -> None:
-        """Count releases; call this before they are published."""
+        """Count ``number`` new releases; call this before they are published."""
         privacy = self._privacy
         clip = privacy.clip if kind == TRAINING else privacy.moments_clip
         before = self._releases.get((kind, privacy.noise, clip, self._source))
@@ -121,7 +121,7 @@ class Spent:
             self._ledger.write_releases(self.releases)
 
     def epsilon(self, further: int = 0) -> float:
-        """Return the epsilon of the releases so far plus ``further`` ones; releases with different noise add up."""
+        """Return the epsilon of all releases so far and ``further`` ones. Their noise may differ."""
         by_noise = Counter({self._privacy.noise: further})
         for entry in self.releases:
             by_noise[entry.noise] += entry.number
@@ -138,7 +138,7 @@ class Spent:
 
 
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
-    """Return a client's moments, clipped as one vector of means and second moments, with count 1.
+    """Clip a client's batch norm moments, means and second moments of all layers as one vector; set each count to 1.
 
     The result is in fixed-point steps, as ``noise_moments`` expects.
     """

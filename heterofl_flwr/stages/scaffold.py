@@ -29,7 +29,7 @@ class ClientScaffold(ClientStage):
         return Quadratic(direction={name: control - context.stored(name, control) for name, control in controls})
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Store ``c_i = c_i - c + (x - y_i) / (K * learning rate)``; add the step length to the reply."""
+        """Store ``c_i = c_i - c + (x - y_i) / (K * learning rate)``; add ``K * learning rate`` to the reply."""
         if context.total_step <= 0:
             raise ConfigError("scaffold: the penalty was not in the client's loss, so its steps are not known")
         received = context.received()
@@ -40,12 +40,12 @@ class ClientScaffold(ClientStage):
 
 
 class Scaffold(StatefulStage):
-    """Control variate ``c`` of each entry.
+    """SCAFFOLD with a control variate ``c`` for each entry of the model.
 
     ``c = c + (sum of the changes of c_i over the round's holders) / m``. Here m is the number of all clients that hold
     an entry, in the round or not. If all models have the same size, it is the number of clients, as in the paper. The
-    model is the mean. The change of c_i is ``(x - y_i) / (K * learning rate) - c``, so clients send K times the
-    learning rate, not c_i.
+    model is the mean. Clients do not send c_i. They send K times the learning rate, and the server computes the change
+    of c_i: ``(x - y_i) / (K * learning rate) - c``.
     """
 
     needs = Needs(counting_mean=True, equal_weights=True)
@@ -55,7 +55,7 @@ class Scaffold(StatefulStage):
         return ClientScaffold()
 
     def broadcast(self, context: RoundContext) -> State:
-        """Return c, and start the mean of the clients' gradients."""
+        """Return the control variate ``c``, which clients need; begin the mean of the round's gradients."""
         if context.learning_rate <= 0:
             raise ConfigError("Scaffold divides by the learning rate, which is 0: expected learning_rate=")
         zeros = {name: torch.zeros_like(tensor) for name, tensor in context.state.items()}
@@ -63,7 +63,7 @@ class Scaffold(StatefulStage):
         return {name: self.tensors.get(name, zero) for name, zero in zeros.items()}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Raise ``ReplyError`` if a reply has no valid step length."""
+        """Raise ``ReplyError`` if a reply has no valid ``K * learning rate``; return the update unchanged."""
         step = update.fields.get(STEP)
         is_valid = isinstance(step, float) and 0.999 * context.learning_rate <= step < math.inf
         if update.weight and not is_valid:  # a client without examples takes no step
@@ -71,13 +71,13 @@ class Scaffold(StatefulStage):
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Add the client's mean corrected gradient."""
+        """Add the client's mean gradient, ``(x - y_i) / (K * learning rate)``, to the mean of the round."""
         received, step = update.plan.extract(context.state), cast("float", update.fields[STEP])
         gradients = {name: (received[name] - tensor) / step for name, tensor in update.tensors.items()}
         self._gradients.add(update.plan, gradients, labels=update.labels)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Update c; return the mean as the model."""
+        """Update the control variate ``c``; return the mean unchanged."""
         for name, gradient in self._gradients.result().items():
             control, share = self.tensors.get(name, torch.zeros_like(gradient)), holders(name) / context.holders(name)
             self.tensors[name] = control + torch.where(holders(name) > 0, share * (gradient - control), 0).to(control)

@@ -73,7 +73,7 @@ class SecureSum(Conversation):
         self._closed: float | None = None  # fraction of the model that was not unmasked
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Start or resume a run, with new seeds and without known liars."""
+        """Begin or resume a run. Clients get new seeds, and liars of the earlier run may take part again."""
         self._nonce, self._liars = secrets.randbits(63), {}
 
     def client(self) -> RespondingStage:
@@ -81,7 +81,10 @@ class SecureSum(Conversation):
         return ClientSecureSum()
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Collect new keys, send the roster and collect shares of the keys; return the fields for each member."""
+        """Query clients for public keys, then for shares of private keys.
+
+        Return extra fields of the instruction for each client that may train.
+        """
         self._round, self._closed, self.skipped = None, None, False
         self.excluded = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
         answers = yield {client: {KEY: "keys", RUN: context.run} for client in clients if client not in self._liars}
@@ -152,7 +155,7 @@ class SecureSum(Conversation):
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Collect shares of the survivors' seeds and of lost clients' keys; unmask the sum, then classifier rows."""
+        """Query clients for the shares that unmask the sum, then for those that unmask its classifier rows."""
         if self.skipped:
             return
         current = self._current()
@@ -178,7 +181,7 @@ class SecureSum(Conversation):
         self._use(current, context)
 
     def _name_liars(self, current: ServerRound, context: RoundContext) -> None:
-        """Exclude liars from later rounds."""
+        """Exclude clients that lied from later rounds."""
         named = {self._nodes[number]: reason for number, reason in current.liars.items()}
         self.excluded = {
             **self.excluded,
@@ -209,7 +212,7 @@ class SecureSum(Conversation):
         self._mean.set_sums(sums, step)
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> "MeanOfSum":
-        """Return the mean of the unmasked sum."""
+        """Return the aggregator that computes the mean from the unmasked sum."""
         self._mean = MeanOfSum(state)
         return self._mean
 
@@ -225,7 +228,7 @@ class SecureSum(Conversation):
 
 
 class MeanOfSum:
-    """The counting mean of an unmasked sum; single replies are ignored."""
+    """Aggregator that computes the mean from an unmasked sum; single replies are ignored."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -233,15 +236,15 @@ class MeanOfSum:
         self._step = 1.0
 
     def set_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]], step: float) -> None:
-        """Set the sum of each parameter in steps with its number of holders, and the size of a step."""
+        """Set, for each parameter, the sum in steps and the number of holders; ``step`` is the size of a step."""
         self._sums, self._step = sums, step
 
     def add(self, reply: CheckedReply) -> None:
-        """Do nothing: the reply is part of the sum."""
+        """Do nothing, because the reply is part of the sum already."""
 
     @torch.no_grad()
     def result(self) -> State:
-        """Return the state plus the mean change."""
+        """Return the model at the start of the round plus the mean change."""
         new = State()
         for name, old in self._state.items():
             total, counts = self._sums.get(name, (torch.zeros(()), torch.zeros(())))
@@ -250,5 +253,5 @@ class MeanOfSum:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of holders of each entry."""
+        """Return the number of holders of each entry of a parameter."""
         return self._sums[name][1] if name in self._sums else torch.zeros(self._state[name].shape)

@@ -55,7 +55,7 @@ class ClientSecureSum(RespondingStage):
     """Mask the client's change, and answer the server's questions about keys and shares."""
 
     def answer(self, context: ClientContext) -> Fields:
-        """Return keys, shares of keys, or shares that unmask the sum."""
+        """Return public keys, shares of private keys, or shares that unmask the sum, as the server's query requests."""
         notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":
             run, server_round = context.config.get(RUN), context.config.get("server-round")
@@ -109,7 +109,7 @@ class ClientSecureSum(RespondingStage):
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
     """Return a client's change as a vector, with 0 in rows of classes that it lacks.
 
-    Entries for counts of clients are 1 in rows that count and 0 in others.
+    Entries that count clients (``with_counts``) are 1 for rows of the client's classes and 0 for other rows.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
@@ -142,16 +142,16 @@ def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientR
 
 
 def _rounds(context: ClientContext) -> MaskedRounds:
-    """Return the rounds that the client has masked, from its context and the records of its node."""
+    """Return the record of the rounds in which this client masked a change."""
     return MaskedRounds(_notes(context), context.records)
 
 
 def dealt_of(fields: Fields, key: str) -> Dealt:
-    """Return the sealed shares in a message, with their hashes."""
+    """Return the encrypted shares under ``key`` in the fields of a message, with their hashes."""
     return Dealt(list_of(bytes, fields, key), list_of(bytes, fields, HASHES))
 
 
 def list_of(kind: type, fields: Fields, key: str) -> list[Any]:
-    """Return a list of bytes or integers from a message; [] if the value is of another type."""
+    """Return the list of bytes or integers under ``key`` in the fields of a message; [] for a value of another type."""
     value = fields.get(key)
     return value if isinstance(value, list) and all(type(item) is kind for item in value) else []

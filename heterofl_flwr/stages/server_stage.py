@@ -32,7 +32,7 @@ class Update:
     weight
         The client's weight in the mean; 0 for a client without examples, whose update is checked but not averaged.
     form, scales
-        Form of the encoding, and its step sizes.
+        Name of the encoding, such as ``int8``, and its step sizes.
     client
         Id of the client in this round.
     fields
@@ -110,7 +110,7 @@ class Needs:
     Attributes
     ----------
     changes
-        The mean sums changes, from zeros in double precision.
+        The mean is of changes from the model, in double precision, not of parameters.
     counting_mean
         The mean is the counting mean.
     equal_weights
@@ -167,7 +167,7 @@ class ServerStage:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the parameters with separate values for a rate, in the shapes of this rate's model."""
+        """Return the values for a rate of the parameters that have separate values for each level."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:
@@ -183,7 +183,7 @@ class ServerStage:
 
     @property
     def keeps_client_state(self) -> bool:
-        """True if clients store tensors for this stage between rounds."""
+        """Whether clients store tensors for this stage between rounds."""
         client = self.client()
         return client is not None and client.stateful
 
@@ -197,11 +197,11 @@ class StatefulStage(ServerStage):
     __post_init__ = __init__  # for subclasses that are dataclasses
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the tensors."""
+        """Return this stage's tensors for a checkpoint."""
         return self.tensors
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Replace the tensors."""
+        """Restore the tensors of a checkpoint; an empty mapping begins a new run."""
         self.tensors = dict(state)
 
 
