@@ -93,14 +93,14 @@ class Chain:
         )
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
-        """Generator of queries to clients before training.
+        """Yield queries to clients before training, and receive the answers.
 
-        It returns extra fields of the instruction for each client that may train.
+        The generator returns extra fields of the instruction for each client that may train.
         """
         return (yield from self.summing.before(clients, self._context)) if self.summing else {}
 
     def after(self) -> Questions[None]:
-        """Generator of queries to clients after all replies have been added."""
+        """Yield queries to clients after all replies have been added, and receive the answers."""
         if self.summing:
             yield from self.summing.after(self._context)
 

@@ -32,15 +32,16 @@ class Conversation(ServerStage):
     skipped = False
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Generator of queries to clients before training.
+        """Yield queries to clients before training, and receive the answers.
 
-        It returns extra fields of the instruction for each client that may train. The updates have no tensors yet.
+        The generator returns extra fields of the instruction for each client that may train. The updates in ``clients``
+        have no tensors yet.
         """
         yield from ()
         return {client: {} for client in clients}
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Generator of queries to clients after all replies have been added, before the mean is computed."""
+        """Yield queries to clients after all replies have been added, before the mean is computed."""
         yield from ()
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:

@@ -36,7 +36,10 @@ STAGES: Mapping[str, str] = {
 
 
 def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return the code that passes each option of groups in ``parameters``, such as ``sampling=Sampling(spare=...)``."""
+    """Return, for each option of a group, the code that passes it, such as ``sampling=Sampling(spare=...)``.
+
+    ``parameters`` are a constructor's parameters; the groups are those of their defaults, such as ``Sampling()``.
+    """
     groups = {name: type(parameter.default) for name, parameter in parameters.items() if is_group(parameter.default)}
     return {option: f"{name}={kind.__name__}({option}=...)" for name, kind in groups.items() for option in specs(kind)}
 

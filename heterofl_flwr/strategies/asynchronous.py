@@ -37,11 +37,11 @@ class _Turn:
 
 
 class Steps:
-    """Asynchronous training: keeps ``concurrency`` clients busy, and takes steps of the model.
+    """Asynchronous training: keeps ``concurrency`` clients in training, and takes a step for each ``size`` replies.
 
     A step is a ``Round``. Its clients may have begun before it, and others may still train when it ends. A client whose
-    reply counts in a step trains again in the next step at the earliest, because before that the model is the same. One
-    slice is stored for each version and level from which clients train.
+    reply counts in a step trains again in the next step at the earliest, because before that the model is the same. For
+    each version of the model from which clients still train, one slice is stored for each level.
     """
 
     def __init__(self, strategy: RoundHooks, stage: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
@@ -92,18 +92,18 @@ class Steps:
         cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
-        """Mark clients without a reply for ``patience`` seconds as overdue; return seconds until the next one is."""
+        """Mark as overdue each client without a reply for ``patience`` seconds; return the seconds to the next one."""
         now = time.monotonic()
         self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
         turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
         return min((turn.sent_at + patience - now for turn in turns), default=math.inf)
 
     def _busy(self) -> list[_Turn]:
-        """Return the clients that train, and those whose replies wait for a seat."""
+        """Return the clients in training, and the clients whose replies wait for a seat in a later step."""
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
-        """Open a step; clients that left, or that began to train at ``before`` or earlier, are given up."""
+        """Open a step. Give up clients that have left, or that began to train at the time ``before`` or earlier."""
         strategy, federation = self._strategy, self._strategy.federation
         nodes = federation.nodes
         registration = NodeRegistration(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
@@ -123,7 +123,7 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add the replies that get a seat, in the order of arrival; keep the others for a later step."""
+        """Add waiting replies to the step in order of arrival; keep those without a free seat for a later step."""
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
             turn, reply = waiting.popleft()
@@ -146,7 +146,7 @@ class Steps:
                 callback.on_reply("trained", len(current.answers), self._stage.options.size, 0)
 
     def _too_stale(self, sampled: Sampled) -> Fault | None:
-        """Return a fault if all entries of a reply are staler than the bound."""
+        """Return a fault if even the least stale entry of a reply is staler than the bound; otherwise None."""
         bound = self._stage.options.bound
         if not bound or sampled.sent is None:
             return None
@@ -171,7 +171,10 @@ class Steps:
             self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
 
     def _draw(self, current: Round) -> list[int]:
-        """Sample the clients that begin now. After a resume, clients that trained when the run stopped come first."""
+        """Sample the clients that begin to train now.
+
+        After a resume, clients that trained when the run stopped come first.
+        """
         nodes, training = self._strategy.federation.nodes, [turn.node_id not in self._overdue for turn in self._busy()]
         number = self._stage.options.concurrency - sum(training)
         free = {nodes.partition(node_id): node_id for node_id in current.trainable if node_id not in current.slices}

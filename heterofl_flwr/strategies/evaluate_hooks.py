@@ -72,7 +72,10 @@ class EvaluationHooks(RoundHooks):
         grid: Grid,
         make_message: Callable[[str, int, Mapping[str, object]], Message],
     ) -> None:
-        """Query clients for static batch norm moments if the model needs them, unless no client had any before."""
+        """Query clients for static batch norm moments, if the model needs them.
+
+        If no client had moments in an earlier round, the query is not repeated.
+        """
         collected = CollectedMoments(self.federation, current.rates, remote=self.is_remote(grid))
         self.moments, norms = {}, collected.norms
         if not norms or self._have_moments is False:

@@ -1,7 +1,8 @@
 """``FedH2L``: a strategy whose rounds have two exchanges.
 
-In the first exchange each client trains, and publishes its posteriors on a seed batch. In the second it learns from the
-posteriors of the other clients. The server relays posteriors; it does not need the seed set.
+In the first exchange each client trains, and publishes its posteriors (class probabilities) for a batch of examples
+that all clients have, the seed batch. In the second it learns from the posteriors of the other clients. The server
+relays posteriors; it does not need the seed set.
 """
 
 import math
@@ -115,7 +116,7 @@ class FedH2L(FederationStrategy):
         return super().largest_reply(message) + 8 * math.prod(self._shape)
 
     def seed_rows(self, server_round: int) -> list[int]:
-        """Return the indices of the seed examples of a round, in ascending order."""
+        """Return the sorted indices of the examples of the seed set that a round uses."""
         draw = generator(self.federation.seed, "seed-batch", server_round)
         return sorted(draw.sample(range(self._seeds.seed_size), self._seeds.seed_batch))
 
@@ -125,13 +126,13 @@ class FedH2L(FederationStrategy):
         return {**super()._train_config(current, node_id, rate), **seeds}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Run both exchanges: send ``sent``, then the messages that ``relay`` returns; return the second replies."""
+        """Run both exchanges of a round: send ``sent``, then the messages from ``relay``. Return the second replies."""
         budget = Budget(timeout)
         learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)
         return grid.send_and_receive(learners, timeout=budget.remaining())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
-        """Run the first exchange; return a message for each client with the posteriors of its peers.
+        """Run the first exchange; return, for each client, a message with the posteriors of all other clients.
 
         A client that sends invalid posteriors is refused and left out of the round.
         """

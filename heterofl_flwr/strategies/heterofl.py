@@ -41,7 +41,7 @@ class HeteroFL(FederationStrategy):
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
         As in ``FedAvg``: function of the replies' records, and of the key of the number of examples, that returns
         metrics. The records have no parameters, because these are freed as soon as they are added to the mean. Replies
-        about nothing but a smaller model are left out. None: means weighted by examples.
+        of clients that evaluated only a smaller model are left out. None: means weighted by examples.
     seed : int
         Random seed. Every random draw is a function of it, the round and the client's partition.
     slicing : Slicing

@@ -69,9 +69,9 @@ class NodeRegistration:
     def wait(self) -> list[int]:
         """Wait for enough nodes; return the nodes that can be sampled.
 
-        These are the nodes with a known capability, or all present nodes if sampling uses registered names. This also
-        waits while new nodes join and report more partitions than there are nodes; otherwise a simulation could begin
-        with an arbitrary part of its clients.
+        These are the nodes with a known capability, or all present nodes if sampling uses registered names. If nodes
+        report more partitions than there are nodes, this also waits as long as new nodes join. Otherwise a simulation
+        could begin with an arbitrary part of its clients.
         """
         sampling = self._federation.options.sampling
         deadline, announced = time.monotonic() + sampling.wait, False
@@ -151,7 +151,10 @@ class NodeRegistration:
         self._budget.extend(time.monotonic() - self._queried_at)
 
     def log_changes(self) -> None:
-        """Log the nodes that joined, left or came back; in the first round, warn of nodes that do not fit."""
+        """Log the nodes that joined, left or came back.
+
+        In the first round, warn if the nodes do not fit the mix or the server's tables.
+        """
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:
             warn_of_mix(self._federation, nodes.order)
@@ -177,7 +180,7 @@ class NodeRegistration:
         return present, newcomers
 
     def _query(self, node_ids: Sequence[int], seconds: Callable[[], float]) -> dict[int, Capability | Fault]:
-        """Query nodes window by window, within ``seconds`` in total; return the answers and faults."""
+        """Query nodes in windows, within ``seconds()`` in total; return answers and faults by node id."""
 
         def read(node_id: int, reply: Message) -> Capability:
             return reading.read_capability(reply, self._nodes.name(node_id))

@@ -37,7 +37,7 @@ class Budget:
         self._deadline = time.monotonic() + seconds
 
     def extend(self, seconds: float) -> None:
-        """Make the deadline later by ``seconds`` that do not count towards the time limit."""
+        """Move the deadline by ``seconds``, for time that does not count towards the limit."""
         self._deadline += seconds
 
     def remaining(self, share: float = 1.0) -> float:
@@ -60,7 +60,7 @@ class Replies(Iterator[Message]):
             raise
 
     def __len__(self) -> int:
-        """Raise ``TypeError``: the number of replies is not known before all are read."""
+        """Raise ``TypeError``, because the number of replies is not known before all are read."""
         raise TypeError("replies come one by one and have no length: expected replies = list(replies) first")
 
 
@@ -236,7 +236,7 @@ def query(
     seconds: float,
     read: Callable[[int, Message], Result],
 ) -> dict[int, Result | Fault]:
-    """Send a query with its config to each client; return the answers that ``read`` gives, or faults, by node id."""
+    """Send a query to each client in ``configs``; return the results of ``read`` for their answers, or faults."""
     sent = [
         Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
         for node_id, config in configs.items()

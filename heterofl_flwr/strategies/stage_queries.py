@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class StageQueries:
-    """Queries of stages before and after training; ``faults`` has the clients without a usable answer."""
+    """Sender of the queries of stages; ``faults`` has the clients without a usable answer, with the reason."""
 
     grid: Grid
     nodes: Nodes
@@ -32,9 +32,9 @@ class StageQueries:
     faults: dict[int, Fault] = field(default_factory=dict)
 
     def converse(self, talk: Questions[Result]) -> Result:
-        """Run a stage's generator of queries, and return its result.
+        """Run a stage's generator, which yields queries and receives the answers; return its result.
 
-        If it raises a ``RoundError``, the faults are added to the text.
+        If the generator raises a ``RoundError``, the clients' faults are added to its text.
         """
         try:
             questions = next(talk)

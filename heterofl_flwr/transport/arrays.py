@@ -56,7 +56,7 @@ class TensorArray(Array):
         return super().numpy() if tensor is None else tensor.numpy().copy()
 
     def __eq__(self, value: object) -> bool:
-        """Whether an array of either class has equal content."""
+        """Whether another array, of this class or a plain ``Array``, has equal content."""
         if not isinstance(value, Array):
             return NotImplemented
         names = ("dtype", "shape", "stype", "data")
@@ -97,7 +97,10 @@ def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
-    """Raise ``ReplyError`` if an array is larger than its number of ``entries`` in float64; nothing is unpacked."""
+    """Raise ``ReplyError`` if an array has more bytes than its number of ``entries`` in float64.
+
+    Nothing is unpacked.
+    """
     for name, array in record.items():
         most = 8 * entries.get(name, 0) + HEADER_BYTES
         if (size := array_size(array)) > most:
@@ -161,7 +164,7 @@ def read_npy(data: bytes) -> np.ndarray:
 
 
 def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
-    """Return the array records of a reply: ``tensors`` in a form of upload, and ``scales`` if the form has them."""
+    """Return the array records of a reply by name: ``tensors``, encoded as ``form``, and ``scales`` if not None."""
     records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
     return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
 
@@ -197,10 +200,10 @@ def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Mo
 
 
 class Slices:
-    """The slices of a global state as array records: one for each plan, shared by all its messages.
+    """The slices of a global state as array records: one for each plan, shared by all messages with this plan.
 
-    Flower stores an object once, and uploads it once to a SuperLink, if several messages have it. The record of the
-    global model is the original one.
+    If several messages have the same object, Flower stores it once, and uploads it once to a SuperLink. The slice of
+    the whole model is the original record.
     """
 
     def __init__(
@@ -222,7 +225,7 @@ class Slices:
         return self._records[plan]
 
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
-        """Return the record of a slice in which the parameters of ``Slicing.by_level`` have the level's values."""
+        """Return the record of a plan's slice, with a level's values of the parameters of ``Slicing.by_level``."""
         tensors = self._level_tensors(rate)
         if not tensors:
             return self.arrays(plan)

@@ -94,13 +94,13 @@ def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:
 
 
 def set_identity(run_id: int | None, node_id: int | None, task_id: int | None = 1) -> None:
-    """Set the run, node and task that this process acts as; from Flower 1.38 on, new messages contain them."""
+    """Set the ids of this process's run, node and task, which new messages contain from Flower 1.38 on."""
     identity: Any = TaskIdentity  # the private fields, because the properties refuse None
     identity._run_id, identity._node_id, identity._task_id = run_id, node_id, task_id
 
 
 def get_identity() -> tuple[int | None, int | None, int | None]:
-    """Return the ids of the run, node and task that this process acts as."""
+    """Return the ids of this process's run, node and task."""
     return TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
 
 

@@ -49,7 +49,7 @@ def exchange(
     enough: float = math.inf,
     in_order: bool = True,
 ) -> Iterator[Message]:
-    """Send messages, and return a generator of their replies, which it does not store.
+    """Send messages; return a generator that yields the replies and does not store them.
 
     The call itself sends the first messages. The grid needs ``push_messages`` and ``pull_messages``; the methods of
     ``Waits`` and ``Cancels`` are used if it has them. Messages that are unanswered when the generator ends or is closed
@@ -70,8 +70,8 @@ def exchange(
     enough : float
         Number of replies without error after which the exchange ends.
     in_order : bool
-        Whether to yield replies in the order of the messages, or in the order of arrival. Only with True does a
-        ``LocalGrid`` run each client just when its reply is taken.
+        Whether to yield replies in the order of the messages, or in the order of arrival. With True, a ``LocalGrid``
+        runs each client only when its reply is taken.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     flight = _Flight(grid, deque(sent), window, deadline, enough)
@@ -118,7 +118,10 @@ class _Flight:
             cancel(self._grid, list(self._out))
 
     def _await(self, *, in_order: bool) -> list[str]:
-        """Wait for the next reply in the order of the messages, or for any; return message ids of replies to yield."""
+        """Wait for the next reply; with ``in_order``, for the reply to the earliest unanswered message.
+
+        Return the message ids of the replies to yield.
+        """
         now = time.monotonic()
         if not in_order:
             if now < self._deadline:
@@ -181,7 +184,7 @@ def fault_of(error: Error) -> Fault:
 
 
 def explained(fault: str) -> str:
-    """Return the reason of a client's failure, with a remedy if the reason contains words of ``_REMEDIES``."""
+    """Return the reason of a client's failure, with a remedy added if it is a common error of torch or Flower."""
     for words, remedy in _REMEDIES.items():
         if words.lower() in fault.lower():
             return f"{fault}; {remedy}"

@@ -78,7 +78,7 @@ class _Announced:
     contents: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, content: bytes) -> None:
-        """Store the content of the object at the end of ``missing``, and add the objects that it refers to.
+        """Store the content of the last object in ``missing``, and add the objects to which it refers to ``missing``.
 
         Raise ``ReplyError`` if the reply becomes too large.
         """
@@ -154,7 +154,7 @@ class Guarded(Relay):
             self._largest.pop(id_, None)
 
     def _look_for(self, about: str) -> Message | None:
-        """Ask the SuperLink for the announcement of the reply to a message; return an error if it is not usable.
+        """Ask the SuperLink for the announcement of the reply to a message; return an error reply if it is not usable.
 
         The SuperLink announces each reply once. Each request is for one message, because a node decides on the length
         of its announcement, and one that is too long is not read.

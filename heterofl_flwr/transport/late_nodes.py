@@ -55,7 +55,10 @@ class LateNodes(Relay):
         self._ready: dict[str, Message] = {}  # late replies that answer a new query, by message id
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages. First read the late replies of their nodes: they answer a new query, or are dropped."""
+        """Send messages. First read the late replies of their nodes.
+
+        A late answer to a capability query replaces a new query, which is not sent. Other late replies are dropped.
+        """
         answered, sent = dict[int, str](), list[Message]()
         for message in messages:
             node_id, kind = message.metadata.dst_node_id, message.metadata.message_type

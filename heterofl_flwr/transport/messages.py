@@ -122,7 +122,10 @@ SIMULATED = "simulated: "
 
 
 class LocalFault(Error):
-    """Error reply that this process makes itself. A client cannot forge one, because messages lose an error's class."""
+    """Error of an error reply that this process makes itself.
+
+    A client cannot forge one, because an error loses its class when it is sent.
+    """
 
     def __init__(self, reason: str, kind: FaultKind = "failed") -> None:
         super().__init__(ErrorCode.NODE_UNAVAILABLE, reason)
@@ -130,7 +133,7 @@ class LocalFault(Error):
 
 
 class SimulatedFault(LocalFault):
-    """Error reply of a simulated device that is away, drops out or is late."""
+    """Error of a simulated device that is away, drops out or is late."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, "simulated")
@@ -210,7 +213,7 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
 
 
 def error_reply(reply_to: str, run_id: int, signer: int, error: Error) -> Message:
-    """Return an error reply made by a grid; ``signer`` is the node id of its sender."""
+    """Return an error reply to the message ``reply_to``; ``signer`` is the node id of its sender."""
     metadata = Metadata(
         run_id=run_id,
         message_id="",

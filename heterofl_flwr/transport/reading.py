@@ -94,14 +94,14 @@ def read_rates(config: Mapping[str, object]) -> list[float]:
 
 
 def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the patterns of the parameters that an instruction has and its reply must have; by default all."""
+    """Return the patterns of the parameters that an instruction contains and its reply must contain; by default all."""
     return tuple(pattern for pattern in read_list(config, messages.SHARED, str, list(ALL)) if pattern)
 
 
 def read_choice(
     config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "", sender: str = SERVER
 ) -> Value:
-    """Return the value of a key if it is one of ``choices``; ``default`` replaces a missing value."""
+    """Return the value of a key, or ``default`` if it is missing; raise ``ReplyError`` if it is none of ``choices``."""
     value = config.get(key, default)
     choice = next((choice for choice in choices if choice == value), None)
     if choice is None:

@@ -12,7 +12,7 @@ from heterofl_flwr.transport.compat import Run
 
 @runtime_checkable
 class Waits(Protocol):
-    """A grid that can wait for replies, so its user need not poll."""
+    """Protocol of grids that can wait for replies, so that the caller need not poll."""
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
         """Wait until all messages are answered, at most ``timeout`` seconds; return the ids of answered messages."""
@@ -20,7 +20,7 @@ class Waits(Protocol):
 
 @runtime_checkable
 class Cancels(Protocol):
-    """A grid that can drop messages and their replies; Flower's grids cannot."""
+    """Protocol of grids that can drop messages and their replies. Flower's grids cannot."""
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Drop messages and their replies, including messages that clients work on."""
@@ -28,7 +28,7 @@ class Cancels(Protocol):
 
 @runtime_checkable
 class Costs(Protocol):
-    """A grid that counts the time and energy of simulated devices."""
+    """Protocol of grids that count the time and energy of simulated devices."""
 
     def take_costs(self) -> Mapping[str, float]:
         """Return the costs since the previous call; the keys are names of fields of ``RoundRecord``."""
