@@ -38,7 +38,7 @@ class Buffered:
 
 
 class Seats:
-    """Seats for the replies that one step uses: ``size`` in total, of which ``quota`` are reserved for each level."""
+    """Seats for the replies that one step uses: ``size`` in total, with ``quota`` reserved for each level."""
 
     def __init__(self, size: int, quota: int = 0) -> None:
         self._size, self._quota = size, quota

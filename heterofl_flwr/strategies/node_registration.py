@@ -70,7 +70,7 @@ class NodeRegistration:
         """Wait for enough nodes; return the nodes that can be sampled.
 
         These are the nodes with a known capability, or all present nodes if sampling uses registered names. If nodes
-        report more partitions than there are nodes, this also waits as long as new nodes join. Otherwise a simulation
+        report more partitions than there are nodes, this also waits until no new nodes join. Otherwise a simulation
         could begin with an arbitrary part of its clients.
         """
         sampling = self._federation.options.sampling
