@@ -1,4 +1,7 @@
-"""Buffers, which are not exchanged: spectral norms are recomputed, and buffers that differ by channel are detected."""
+"""Buffers, which clients and server do not exchange.
+
+Buffers of spectral norm are recomputed. Buffers that would have to be sliced by channel are found, to be refused.
+"""
 
 from collections.abc import Iterator
 
@@ -18,8 +21,8 @@ _STEPS = 15  # torch does as many when it creates a layer with spectral norm
 def renew_spectral_norms(model: nn.Module) -> None:
     """Recompute the largest singular vectors of each layer with spectral norm, by power iteration.
 
-    The result depends on the parameters alone, not on earlier vectors, so all processes with equal parameters get equal
-    vectors. Both ``parametrizations.spectral_norm`` and the older ``torch.nn.utils.spectral_norm`` are supported.
+    The result depends only on the parameters, so processes with equal parameters get equal vectors. Both
+    ``parametrizations.spectral_norm`` and the older ``torch.nn.utils.spectral_norm`` are supported.
     """
     for layer in model.modules():
         if isinstance(layer, ParametrizationList) and any(isinstance(step, _SpectralNorm) for step in layer):
@@ -35,7 +38,7 @@ def _older_norms(layer: nn.Module) -> Iterator[SpectralNorm]:
 
 
 def _renew(chain: ParametrizationList) -> None:
-    """Run a parametrization with spectral norm several times; each run in training mode is one power iteration."""
+    """Recompute the vectors of a spectral norm. Each call of ``chain`` in training mode is one power iteration."""
     with evaluating(chain):  # other parametrizations in the chain might use random numbers
         for parametrization in chain:
             # A one-dimensional tensor is normalised without singular vectors.
@@ -47,16 +50,17 @@ def _renew(chain: ParametrizationList) -> None:
 
 
 def _start(vector: Tensor) -> None:
-    """Set a vector to a fixed random direction."""
+    """Fill a vector with a random direction that is the same in each call."""
     fixed = torch.Generator("cpu").manual_seed(0)
     vector.copy_(nn.functional.normalize(torch.randn(len(vector), generator=fixed, device="cpu"), dim=0))
 
 
 def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
-    """Return the buffers that differ from channel to channel and are shorter in the smaller model.
+    """Return the names of buffers that have different values for each channel and are shorter in the smaller model.
 
-    Examples are the sines of a position encoding and random features. Not returned are statistics of norms and vectors
-    of spectral norm, which are measured or recomputed, and buffers with equal values for all channels.
+    Examples are the sines of a position encoding, and random features. Statistics of norm layers and vectors of
+    spectral norm are not included, because they are measured or recomputed. Nor are buffers with equal values for all
+    channels.
     """
     shapes = {name: buffer.shape for name, buffer in local.named_buffers()}
     renewed: set[int] = set()

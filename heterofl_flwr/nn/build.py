@@ -1,4 +1,4 @@
-"""New models by ``build``, and cached plans between two rates."""
+"""New models, made by a user's function ``build``, and cached slicing plans between models of two rates."""
 
 import inspect
 from collections import defaultdict
@@ -25,7 +25,7 @@ a new one for each message.
 
 
 def check_build(build: Build) -> None:
-    """Raise ``ConfigError`` unless ``build`` is a function that can be called with a rate alone."""
+    """Raise ``ConfigError`` unless ``build`` is a function that can be called with a rate as its only argument."""
     expected = "expected a function from a rate to a model"
     if isinstance(build, nn.Module):
         raise ConfigError(f"build is a model, {type(build).__name__}; {expected}, such as the class itself")
@@ -43,7 +43,10 @@ def check_build(build: Build) -> None:
 
 
 def called_with_rate(build: Build) -> Build:
-    """Wrap ``build``: raise ``ConfigError`` if it fails on a rate with ``TypeError`` or does not return a module."""
+    """Return a wrapper of ``build`` with clear errors.
+
+    It raises ``ConfigError`` if ``build`` raises ``TypeError`` or returns something other than a module.
+    """
 
     @wraps(build)
     def called(rate: float) -> nn.Module:
@@ -64,7 +67,7 @@ def called_with_rate(build: Build) -> Build:
 def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
     """Return a new model of a rate in training mode; the global random generators do not change.
 
-    With ``to_load``, all parameters will be loaded afterwards. Models of ``build_model`` then skip the initialisation,
+    Set ``to_load`` if all parameters will be loaded afterwards. Models of ``build_model`` then skip the initialisation,
     which takes most of the time. A user's model is always initialised, because its buffers may depend on its initial
     values.
     """
@@ -75,7 +78,7 @@ def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Skips functions that would fill parameters with random numbers."""
+    """Mode in which torch does not fill parameters with random numbers."""
 
     def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -90,7 +93,7 @@ _FILLS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.un
 
 
 def plan_between(build: Build, top: float, rate: float) -> Plan:
-    """Return the plan of a model of ``rate`` inside a model of rate ``top``, from the cache if possible."""
+    """Return the plan that slices a model of ``rate`` out of a model of rate ``top``; plans are cached."""
     try:
         plans = _plans.setdefault(build, {})
     except TypeError:  # the function is not hashable or has no weak references
@@ -101,7 +104,10 @@ def plan_between(build: Build, top: float, rate: float) -> Plan:
 
 
 def equal_levels(sizes: Mapping[float, Hashable]) -> list[str]:
-    """Return a warning for each group of rates with models of equal size; ``sizes`` maps a rate to its model's size."""
+    """Return a warning for each group of rates whose models have equal size.
+
+    ``sizes`` maps a rate to the size of its model, in any form that can be compared.
+    """
     rates_by_size = defaultdict[Hashable, list[float]](list)
     for rate, size in sizes.items():
         rates_by_size[size].append(rate)

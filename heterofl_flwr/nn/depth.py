@@ -1,4 +1,4 @@
-"""Models of unequal depth: each keeps the first blocks of each stack of the full model."""
+"""Models of several depths: a shallower model has the first blocks of each stack of the full model."""
 
 import copy
 import re
@@ -31,7 +31,7 @@ STACKS = nn.Sequential, nn.ModuleList
 
 @dataclass(frozen=True, eq=False)
 class Shallow:
-    """Function from a rate to a model with the first blocks of each stack; made by ``shallow``."""
+    """Function from a rate to a model with the first blocks of each stack. ``shallow`` makes it."""
 
     build: Build
     blocks: str
@@ -39,7 +39,10 @@ class Shallow:
     idle: dict[int, tuple[str, ...]] = field(default_factory=dict)  # unused parameters, by number of dropped blocks
 
     def __call__(self, rate: float) -> nn.Module:
-        """Return a new model of this rate; each stack keeps ``width(number of blocks, depth rate)`` blocks."""
+        """Return a new model of a level's rate.
+
+        Of ``n`` blocks, each stack keeps the first ``width(n, depth rate)``.
+        """
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
         dropped = _drop(model, find_stacks(model, self.blocks), depth_rate)
@@ -49,7 +52,7 @@ class Shallow:
         return model
 
     def _rates(self, rate: float) -> Rates:
-        """Return the width rate and the depth rate of a level's rate."""
+        """Return the width rate and the depth rate of the level with this rate."""
         if not self.levels:
             return 1.0, float(exact_rate(rate))
         if rate not in self.levels:
@@ -131,9 +134,10 @@ def shallow(
 
 
 def read_levels(text: str) -> Mapping[float, Rates] | None:
-    """Parse text such as ``b=0.7:0.75,c=0.7:0.5`` into width and depth rates by level.
+    """Return the width rate and depth rate of each level by the level's rate, from the setting ``model.shrink``.
 
-    ``width`` returns None, and ``depth`` an empty mapping. Level a is always the full model and need not be named.
+    An example is ``b=0.7:0.75,c=0.7:0.5``; level a is always the full model. The result is None for the text ``width``
+    (only widths shrink), and empty for ``depth`` (only depths shrink).
     """
     if text in ("width", "depth"):
         return None if text == "width" else {}
@@ -150,7 +154,6 @@ def read_levels(text: str) -> Mapping[float, Rates] | None:
 
 
 def _parse_levels(pairs: Iterable[tuple[str | float, object]]) -> dict[float, Rates]:
-    """Return the width rate and the depth rate of each level, by the level's rate."""
     parsed: dict[float, Rates] = {}
     for level, rates in pairs:
         if not isinstance(rates, tuple | list) or len(rates) != 2:
@@ -163,12 +166,11 @@ def _parse_levels(pairs: Iterable[tuple[str | float, object]]) -> dict[float, Ra
 
 
 def _copied(model: nn.Module, rate: float) -> nn.Module:
-    """Return a copy of a model; ``rate`` is always 1."""
     return copy.deepcopy(model)
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
-    """Return a mapping from the name of each stack to the names of its blocks that match a pattern."""
+    """Return a dictionary from the name of each stack to the names of its blocks that match a pattern."""
     stacks = {
         parent: [
             child
@@ -190,7 +192,7 @@ def _join(parent: str, child: str) -> str:
 
 
 def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
-    """Drop the last blocks of each stack; return the names of the newly dropped blocks."""
+    """Drop the last blocks of each stack, and return their names; blocks that were dropped before are left out."""
     dropped = []
     for parent, names in stacks.items():
         # Not del stack[...]: nn.Sequential would rename the remaining blocks.
@@ -211,7 +213,10 @@ class Findings(NamedTuple):
 
 @kept_random_state()
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
-    """Run a model at every depth, dropping its blocks one depth after the other; raise ``ShapeError`` if it fails."""
+    """Run a model at every depth, and return what was found; raise ``ShapeError`` if it fails at some depth.
+
+    The blocks are dropped from ``model`` itself, from the deepest to the shallowest depth.
+    """
     findings, stacks = Findings({}, set(), {}), find_stacks(model, blocks)
     with watching(model, stacks) as watch:
         modes, expected, every = _run_whole(model, inputs, watch)
@@ -239,7 +244,10 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Return the modes in which the full model runs, the shape of its output, and the parameter rows that it uses."""
+    """Run the full model; return the modes in which it runs, the shape of its output, and the used rows.
+
+    The modes are True for training and False for evaluation. The used rows are those of ``_run``.
+    """
     modes = [True, False]
     while True:
         try:
@@ -263,7 +271,10 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
 def _run_without(
     model: nn.Module, dropped: Sequence[str], inputs: object, modes: Sequence[bool], expected: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """Return the parameter rows that a model without the dropped blocks uses; raise ``ShapeError`` if it fails."""
+    """Run a model after ``dropped`` blocks were removed from it, and return the used rows (see ``_run``).
+
+    Raise ``ShapeError`` if it fails, or if its output's shape is not ``expected``.
+    """
     try:
         shape, used = _run(model, inputs, modes)
         fault = "" if shape == expected else f"it returns {shape}, not {expected}"
@@ -280,7 +291,10 @@ def _run_without(
 
 
 def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
-    """Return the shape of a model's first output, and for each parameter the mask of rows with a gradient."""
+    """Run a model forward and backward; return the shape of its first output, and the used rows.
+
+    The used rows are a mask for each parameter that has a gradient: True for rows in which the gradient is not zero.
+    """
     model.zero_grad()
     for mode in modes:
         for layer in model.modules():

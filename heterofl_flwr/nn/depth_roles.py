@@ -1,4 +1,7 @@
-"""Blocks whose role changes with the depth: code that counts blocks, uses the last one, or connects distant blocks."""
+"""Detection of blocks whose role changes when a model becomes shallower.
+
+This happens if code counts the blocks, uses the last block, or connects distant blocks.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +19,7 @@ Links = Mapping[str, frozenset[str]]
 
 
 class CountedError(TypeError):
-    """Raised when code asks for the number of blocks.
+    """Error that a watched stack raises when code asks for its length.
 
     It is a TypeError, because Python ignores a TypeError of ``__len__`` where the length is only a hint, as in
     ``*blocks``.
@@ -24,7 +27,7 @@ class CountedError(TypeError):
 
 
 class Watch:
-    """Observations of a model's runs: the stacks that its code counts, and the outputs of blocks in the latest run."""
+    """Observations while a model runs: the stacks whose blocks its code counts, and the outputs of blocks."""
 
     def __init__(self) -> None:
         self.counted: set[str] = set()
@@ -33,10 +36,9 @@ class Watch:
         self._inside = False  # True while the container's __getitem__ runs, which asks for the length itself
 
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
-        """Return the links between blocks since the previous call.
+        """Return the links between blocks in the runs since the previous call.
 
-        In the links, the last block of a stack is called "last of" the stack, because its own name depends on the
-        depth.
+        The last block of a stack is called "last of" the stack here, because it is a different block at each depth.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
@@ -50,7 +52,7 @@ class Watch:
         return links
 
     def note_count(self, name: str) -> None:
-        """Record that code counts a stack, and allow counting from now on."""
+        """Record that code counts the blocks of a stack. Code may ask for lengths from now on."""
         self.counted.add(name)
         self.raises = False
 
@@ -59,7 +61,10 @@ class Watch:
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a subclass of a container that records when code asks for its length or indexes from its end."""
+        """Return a subclass of ``container`` that records a stack of which code asks for the length.
+
+        Indices from the end, such as ``blocks[-1]``, are recorded too.
+        """
 
         def length(stack: Any) -> int:
             if self.raises and not self._inside:
@@ -80,7 +85,7 @@ class Watch:
 
 
 def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
-    """Return the nearest blocks whose outputs the tensors depend on, by following autograd's graph backwards."""
+    """Return the nearest blocks on whose outputs ``ends`` depend, found by following autograd's graph backwards."""
     blocks, seen = set(), set(ends)
     waiting = [node for end in ends for node, _ in end.next_functions]
     while waiting:
@@ -97,7 +102,7 @@ def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
 
 @contextmanager
 def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[Watch]:
-    """Observe the stacks of a model; remove all hooks on exit."""
+    """Within this context, observe the stacks of a model."""
     watch, classes, hooks = Watch(), [], []
     uses = Counter(block for name in stacks for block in model.get_submodule(name)._modules.values())
     for name, blocks in stacks.items():

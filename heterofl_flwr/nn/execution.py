@@ -10,25 +10,25 @@ from torch.utils._pytree import tree_leaves
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters; the CPU if it has none."""
+    """Return the device of a model's parameters. A model without parameters is on the CPU."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers, under each of their names."""
+    """Return a model's parameters and buffers by name. A shared tensor appears under each of its names."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return dict(named)
 
 
 def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return positional and keyword arguments from a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    """Return positional and keyword arguments for a model; ``inputs`` is a tensor, a tuple or a mapping of keywords."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def call(model: nn.Module, inputs: object) -> object:
-    """Call a model with a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    """Call a model; ``inputs`` is a tensor, a tuple of arguments or a mapping of keyword arguments."""
     positional, keywords = arguments(inputs)
     return model(*positional, **keywords)
 
@@ -47,10 +47,10 @@ def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator
 
 
 def bears_channels_last(model: nn.Module) -> bool:
-    """Return whether a model's convolutions can use the channels-last layout on this processor.
+    """Return whether the convolutions of a model work in the channels-last layout on this processor.
 
-    In torch 2.14, on processors with AVX2 but not AVX512, the backward pass of a strided 1x1 convolution with fewer
-    than eight input channels writes outside its memory.
+    In torch 2.14, on processors with AVX2 but not AVX512, they may not: the backward pass of a strided 1x1 convolution
+    with fewer than eight input channels writes outside its memory.
     """
     fewest = min((parameter.shape[1] for parameter in model.parameters() if parameter.shape[2:] == (1, 1)), default=8)
     return fewest >= 8 or torch.backends.cpu.get_cpu_capability() != "AVX2"
@@ -58,7 +58,7 @@ def bears_channels_last(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation mode; restore the mode of every module on exit."""
+    """Within this context, a model is in evaluation mode. On exit each module gets its previous mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -69,7 +69,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """Move convolution weights on a CPU to channels-last tensors; return each weight with its previous tensor."""
+    """Replace a model's convolution weights on a CPU by copies in channels-last layout.
+
+    Return pairs of each weight and its previous tensor.
+    """
     fit = bears_channels_last(model)
     weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
     homes = [weight.data for weight in weights]
@@ -82,9 +85,10 @@ def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
-    """Keep convolution weights on a CPU in channels-last layout; the paper's CNN trains up to a quarter faster.
+    """Within this context, convolution weights on a CPU are in channels-last layout.
 
-    On exit the values are copied back into the previous tensors, so earlier references to them remain valid.
+    The paper's CNN then trains up to a quarter faster. On exit the values are copied back into the previous tensors, so
+    earlier references to them remain valid.
     """
     homes = to_channels_last(model)
     try:
@@ -96,7 +100,7 @@ def channels_last(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Set the number of torch's threads; restore it on exit."""
+    """Within this context, torch uses ``number`` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

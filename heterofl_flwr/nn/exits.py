@@ -1,4 +1,4 @@
-"""Models with early exits: a sequence of stages, each with a head, so that a model can end after any stage."""
+"""Models with early exits: a sequence of stages with a head after each, so that a model can end after any stage."""
 
 import copy
 from collections import OrderedDict
@@ -27,7 +27,7 @@ Stage = tuple[nn.Module, nn.Module]
 
 
 class Exit(nn.Module):
-    """A stage and its head."""
+    """A stage of a model, and the head that turns the stage's output into logits."""
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class Exits(nn.Module):
     ensemble : bool
         Whether evaluation returns the mean of all exits' logits (DepthFL) instead of the logits of the deepest exit.
     deepest_only : bool
-        Whether clients train only their deepest exit. They also hold the heads of the other exits, but these are not
-        averaged.
+        Whether clients train only their deepest exit. They also have the heads of the other exits, but do not train
+        them, and the server does not average them.
     """
 
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
@@ -58,7 +58,10 @@ class Exits(nn.Module):
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the deepest exit or, in evaluation and with ``ensemble``, the mean over all exits."""
+        """Return the logits of the deepest exit.
+
+        In evaluation with ``ensemble``, return the mean of the logits of all exits.
+        """
         if not self.training:
             # All heads are run, even if only one is returned, so that their batch norm is measured too.
             logits = self.all_logits(x)
@@ -69,7 +72,7 @@ class Exits(nn.Module):
         return deepest
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of all exits, the shallowest first."""
+        """Return the logits of each exit, the shallowest first."""
         logits = []
         for stage in self.exits:
             x = stage.get_submodule("body")(x)
@@ -78,18 +81,21 @@ class Exits(nn.Module):
 
     @property
     def label_rows(self) -> tuple[str, ...]:
-        """The parameters whose rows belong to classes: those of the last linear layer of each head."""
+        """Names of parameters with a row for each class: those of the last linear layer of each head."""
         heads = {f"exits.{number}.head": stage.get_submodule("head") for number, stage in enumerate(self.exits)}
         return tuple(parameter for name, head in heads.items() for parameter in last_linear(head, name))
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Patterns of the parameters that a client holds but does not train."""
+        """Patterns for the names of parameters that a client has but does not train."""
         return tuple(f"exits.{number}.head.*" for number in range(len(self.exits) - 1)) if self.deepest_only else ()
 
 
 def with_exits(build: Build, *, ensemble: bool = False, deepest_only: bool = False) -> Build:
-    """Return a function from a width rate to a CNN or PreResNet with an exit after each stage; see ``Exits``."""
+    """Return a function from a width rate to a model with an exit after each stage (``Exits``).
+
+    ``build`` must return a ``CNN`` or ``PreResNet``, or another class for which ``split_stages`` has a rule.
+    """
     return partial(_build_exits, build, ensemble, deepest_only)
 
 
@@ -99,10 +105,7 @@ def _build_exits(build: Build, ensemble: bool, deepest_only: bool, rate: float) 
 
 @singledispatch
 def split_stages(model: nn.Module) -> Sequence[Stage]:
-    """Return the stages of a model, each with a new head.
-
-    ``split_stages.register`` adds a rule for another class.
-    """
+    """Return pairs of each stage of a model and a new head. ``split_stages.register`` adds a rule for another class."""
     raise ConfigError(
         f"no rule says after which stages a {type(model).__name__} can end: add a rule with "
         f"heterofl_flwr.nn.exits.split_stages.register, or return heterofl_flwr.nn.Exits from your own build"
@@ -133,7 +136,7 @@ def _(model: PreResNet) -> Sequence[Stage]:
 
 
 def _with_head(body: nn.Module, classes: int, **before: nn.Module) -> Stage:
-    """Return a stage and a head like that of the paper's models."""
+    """Return a pair of ``body`` and a new head: ``before``, pooling and a linear layer."""
     channels = [layer.out_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)][-1]
     linear = nn.Linear(channels, classes)
     nn.init.zeros_(linear.bias)

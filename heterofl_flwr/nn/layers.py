@@ -1,4 +1,4 @@
-"""Layers for models of several widths: the Scaler (section 3.3) and norms."""
+"""Layers for models of several widths: the Scaler (section 3.3 of the paper) and norm layers."""
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -13,10 +13,13 @@ from heterofl_flwr.core.levels import exact_rate
 
 
 class Scaler(nn.Module):
-    """Divide by ``rate`` in training; identity in evaluation.
+    """Division by ``rate`` in training; identity in evaluation.
 
-    Before a norm that removes the scale (sbn, in, gn, ln) it has almost no effect: it only changes the relative size of
-    the norm's epsilon. It matters in models without norms and in a Transformer.
+    If a norm that removes the scale follows (sbn, in, gn, ln), the Scaler only changes the relative size of the norm's
+    epsilon. It has an effect in models without norms and in a Transformer.
+
+    Parameters ---------- rate : float | Fraction The model's rate divided by the rate of the largest model, the global
+    rate.
 
     Parameters
     ----------
@@ -34,14 +37,14 @@ class Scaler(nn.Module):
         return x / self.rate if self.training and self.rate != 1 else x
 
     def extra_repr(self) -> str:
-        """Return the rate for the model's ``repr``."""
+        """Return the text in parentheses in the module's ``repr``: the rate."""
         return f"rate={self.rate:g}"
 
 
 def make_scaler(rate: float, global_rate: float, enabled: bool = True) -> nn.Module:
-    """Return the Scaler of a model, or the identity if it is disabled.
+    """Return the Scaler of a model; the identity if ``enabled`` is False.
 
-    A model may use one instance in many places, because a Scaler has no parameters and no buffers.
+    A Scaler has no parameters and no buffers, so a model may use the same one in many places.
     """
     ratio = exact_rate(rate) / exact_rate(global_rate)
     if ratio > 1:

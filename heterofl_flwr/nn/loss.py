@@ -1,4 +1,4 @@
-"""Cross entropy over the classes that a client has (section 4, "masked cross entropy"), and perplexity."""
+"""Cross entropy masked to the classes that a client has (section 4 of the paper), and perplexity."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -15,9 +15,10 @@ Fill = Literal["zero", "-inf", "none"]
 
 
 def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tensor:
-    """Return a boolean mask of ``number`` classes that is True for ``classes``; raise ``DataError`` for invalid ones.
+    """Return a boolean mask of ``number`` classes that is True for those in ``classes``.
 
-    Build it once for each client: the check reads the classes, which on a GPU waits for all queued work.
+    Raise ``DataError`` for numbers that are no classes. The check waits for all queued work of a GPU, so make a mask
+    once for each client, not for each batch.
     """
     present = class_numbers(classes, number, DataError)
     mask = torch.zeros(number, dtype=torch.bool, device=present.device)
@@ -26,7 +27,12 @@ def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tens
 
 
 def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill = "zero") -> torch.Tensor:
-    """Return the logits after filling those of absent classes.
+    """Return the logits in which those of absent classes are replaced.
+
+    Parameters ---------- logits : torch.Tensor Logits with classes in dimension 1. classes : torch.Tensor | None The
+    present classes: a mask made by ``class_mask``, or a vector of class numbers, which is checked in each call; None
+    for all classes. fill : Fill Value for absent classes. ``zero``: as in the paper's code, they stay in the softmax
+    and can win the argmax. ``-inf``: they are excluded from both. ``none``: the logits are returned unchanged.
 
     Parameters
     ----------
@@ -54,9 +60,9 @@ def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill =
 def masked_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, classes: torch.Tensor | None = None, fill: Fill = "zero"
 ) -> torch.Tensor:
-    """Return the mean cross entropy of the logits after ``mask_logits``.
+    """Return the mean cross entropy of the logits that ``mask_logits`` returns.
 
-    With ``-inf``, a target that is not among ``classes`` makes the loss infinite.
+    With ``-inf``, a target that is not in ``classes`` makes the loss infinite.
     """
     masked = mask_logits(logits, classes, fill)
     try:

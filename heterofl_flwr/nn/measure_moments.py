@@ -1,4 +1,4 @@
-"""Measuring the inputs of batch norm layers over data, for static batch norm (section 3.2)."""
+"""Measuring means and variances of the inputs of batch norm layers, for static batch norm (section 3.2)."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ JOINT = ("cuda",)
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return a model's batch norm layers by name, in the model's order."""
+    """Return a dictionary from name to layer of a model's batch norm layers, in the model's order."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
 
 
@@ -43,8 +43,8 @@ def collect_moments(
         ``BatchNorm2d(momentum=None)``. ``fixed``: moments pooled over all samples and positions. The batch size then
         only matters because earlier layers normalise by batch.
     together : int
-        Maximum number of batches of equal shape in one pass, which is faster for small batches. Each batch is still
-        normalised by its own statistics. Only for models in which nothing but batch norm mixes the examples of a batch,
+        Maximum number of batches of equal shape in one pass. More than 1 is faster for small batches. Each batch is
+        still normalised by its statistics. This needs a model in which only batch norm mixes the examples of a batch,
         and in which the first dimension is always that of the examples.
     """
     Fidelity(moments=kind)
@@ -71,7 +71,10 @@ def collect_moments(
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Restore modes, attributes and buffers of all layers on exit; copying the model would cost more than measuring."""
+    """Within this context, layers may be changed; on exit their modes, attributes and buffers are restored.
+
+    A copy of the model would cost more than measuring.
+    """
     before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -101,10 +104,11 @@ def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Te
 
 
 class _Sums:
-    """Running sums of one layer's moments; they stay on its device, so that a batch costs no synchronisation.
+    """Running sums of the moments of one batch norm layer.
 
-    Constructing it replaces the layer's ``forward`` by one that measures. The layer then writes each batch's moments,
-    which it computes anyway, into its running statistics, so measuring needs no extra pass.
+    The constructor replaces the layer's ``forward`` by a method that measures: the layer writes each batch's mean and
+    variance, which it computes anyway, into its running statistics. The sums stay on the layer's device, so that no
+    batch waits for a GPU.
     """
 
     def __init__(self, name: str, layer: _BatchNorm, kind: Variant, place: torch.Tensor) -> None:
@@ -121,13 +125,16 @@ class _Sums:
         vars(layer)["forward"] = self.forward
 
     def moments(self, batches: int) -> LayerMoments:
-        """Return the sums over ``batches`` batches; several calls of the layer in one batch are averaged."""
+        """Return the moments of ``batches`` batches.
+
+        With ``paper``, a layer that was called several times in a batch has the mean over these calls.
+        """
         count = min(self.count, batches) if self.kind == "paper" else self.count
         calls = self.count / count if count else 1
         return LayerMoments(count, (self.first_sum / calls).cpu(), (self.second_sum / calls).cpu())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # the parameter's name in torch
-        """Normalise each batch by its own statistics and add these to the sums."""
+        """Normalise each batch by its mean and variance, and add these to the sums."""
         if len(input) % self.batches:
             raise DataError(
                 f"batch norm layer {self.name} got an input of shape {tuple(input.shape)}, which is not made of "
@@ -146,13 +153,16 @@ class _Sums:
         return outputs[0] if self.batches == 1 else torch.cat(outputs)
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise one batch, (examples, channels, ...)."""
+        """Normalise one batch of shape (examples, channels, ...), and add its moments."""
         output: torch.Tensor = self.normalise(x)  # writes the batch's moments into the layer's buffers
         self._add(x, self.layer.running_mean, self.layer.running_var)
         return output
 
     def _normalise_jointly(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise several batches in one call that treats each (batch, channel) pair as a channel."""
+        """Normalise several batches in one call, and add their moments.
+
+        Each pair of a batch and a channel becomes a channel of the call.
+        """
         layer, number = self.layer, self.batches
         wide = x.reshape(number, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (examples, batches * channels, ...)
         tensors = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
@@ -162,7 +172,7 @@ class _Sums:
         return output.reshape(-1, number, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
 
     def _add(self, x: torch.Tensor, *moments: torch.Tensor | None) -> None:
-        """Add the means and variances of one batch, or of several batches concatenated along the channels."""
+        """Add the means and variances of one or several batches; ``x`` has the batches side by side in the channels."""
         # A layer in half precision computes its moments in half precision, so compute them again in float32.
         half = x.dtype in (torch.float16, torch.bfloat16)
         axes = [axis for axis in range(x.dim()) if axis != 1]

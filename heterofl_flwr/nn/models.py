@@ -1,4 +1,4 @@
-"""Models by name, the paper's three set-ups, and small models: CNN, and MLP and LeNet of the paper's baselines."""
+"""The models CNN and MLP (with LeNet), the dictionary of all models by name, and the paper's three set-ups."""
 
 import inspect
 from collections import OrderedDict
@@ -20,10 +20,10 @@ from heterofl_flwr.nn.transformer import Transformer
 
 
 class CNN(nn.Module):
-    """The paper's convolutional network (MNIST): stages of 3x3 convolution, Scaler, norm, ReLU and pooling.
+    """The paper's convolutional network (MNIST).
 
-    There is no pooling after the last stage. Its output is averaged over all positions and passed to a linear
-    classifier.
+    A stage is a 3x3 convolution, Scaler, norm, ReLU and pooling; the last stage has no pooling. The output of the last
+    stage is averaged over all positions and passed to a linear classifier.
 
     Parameters
     ----------
@@ -143,9 +143,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(name: str, **options: object) -> Build:
-    """Return a function from a rate to the named model with these options.
+    """Return a function from a rate to a new model of this name with these options.
 
-    The name and the options' names are checked at once, not when the first model is built.
+    The names are checked at once, not when the first model is built.
     """
     if name not in MODELS:
         raise ConfigError(f"{name!r} is no model; expected one of {', '.join(MODELS)}")
@@ -159,7 +159,10 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Whether ``build`` comes from ``build_model``. Such models have no state besides their parameters."""
+    """Whether ``build`` was made by ``build_model``.
+
+    The initial values of such a model only determine its parameters, and no buffers.
+    """
     return isinstance(build, partial) and build.func is _build
 
 
@@ -169,7 +172,7 @@ def _build(make: Callable[..., nn.Module], options: Mapping[str, object], rate: 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A model's name and options, and the shape and dtype of one input."""
+    """Name and options of a model, with the shape and dtype of one input."""
 
     model: str
     shape: tuple[int, ...]
@@ -177,11 +180,11 @@ class Setup:
     options: Mapping[str, object] = field(default_factory=dict)
 
     def build(self, **options: object) -> Build:
-        """Return a function from a rate to the model; ``options`` override the set-up's."""
+        """Return a function from a rate to a new model. ``options`` override those of the set-up."""
         return build_model(self.model, **{**self.options, **options})
 
     def example(self) -> torch.Tensor:
-        """Return a batch of one input filled with zeros."""
+        """Return a batch of one input of zeros."""
         return torch.zeros(1, *self.shape, dtype=self.dtype)
 
 

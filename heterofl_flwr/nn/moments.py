@@ -1,4 +1,4 @@
-"""Moments of the inputs of batch norm layers. Clients measure them; ``federation/collect_moments.py`` adds them up."""
+"""Moments of the inputs of batch norm layers: sums for means and variances, which can be added over clients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerMoments:
-    """Sums over the inputs of one layer, by channel and in float64. Moments of two data sets are added part by part."""
+    """Sums over the inputs of one batch norm layer: a count, and two float64 vectors with an entry for each channel."""
 
     count: int  # batches (paper) or values per channel (fixed)
     first_sum: torch.Tensor  # sum of batch means (paper) or of all values (fixed)
@@ -43,7 +43,8 @@ class LayerMoments:
 class Moments:
     """The moments of every batch norm layer of a model, over the data of one or more clients.
 
-    ``a + b`` combines two. Only sums are stored, so the order of clients does not matter, up to rounding in float64.
+    ``a + b`` are the moments over the data of both. Only sums are stored, so the order of clients does not matter, up
+    to rounding in float64.
 
     Attributes
     ----------
@@ -51,14 +52,14 @@ class Moments:
         ``paper``: batch means and batch variances are averaged with equal weight. ``fixed``: moments are computed over
         all samples and positions.
     layers
-        Moments by the layer's name. A layer that no data reached has count 0.
+        Moments by the layer's name. The count of a layer is 0 if no data have passed through it.
     """
 
     kind: Variant
     layers: Mapping[str, LayerMoments]
 
     def __post_init__(self) -> None:
-        """Raise an error if sums are not finite or their shapes do not match."""
+        """Raise an error if sums are not finite, or if their shapes are not those of two equal vectors."""
         Fidelity(moments=self.kind)
         for name, layer in self.layers.items():
             shapes = tuple(layer.first_sum.shape), tuple(layer.second_sum.shape)
@@ -84,11 +85,11 @@ class Moments:
         return Moments(self.kind, {name: layer + term.layers[name] for name, layer in self.layers.items()})
 
     def statistics(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean and the variance of a layer's inputs, in float64."""
+        """Return the mean and the variance of a layer's inputs by channel, in float64."""
         return self.layers[name].statistics(self.kind)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return all sums as a flat mapping for a message; ``from_tensors`` is the inverse."""
+        """Return all sums as a dictionary from name to tensor, for a message; ``from_tensors`` is the inverse."""
         return {
             f"{self.kind}.{name}.{part}": torch.as_tensor(value)
             for name, layer in self.layers.items()
@@ -97,7 +98,7 @@ class Moments:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> "Moments":
-        """Return the moments from a mapping made by ``to_tensors``; raise an error for any other mapping."""
+        """Return the moments from a dictionary of ``to_tensors``; raise an error for any other dictionary."""
         kinds = {key.split(".", 1)[0] for key in tensors}
         if len(kinds) != 1:
             raise DataError(f"expected moments of one kind, got {', '.join(sorted(kinds)) or 'none at all'}")
@@ -111,7 +112,7 @@ class Moments:
 
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
-    """Raise ``ShapeError`` unless the moments' layers and their numbers of channels match ``channels``."""
+    """Raise ``ShapeError`` unless the moments have exactly the layers and numbers of channels in ``channels``."""
     sizes = {name: len(layer.first_sum) for name, layer in moments.layers.items()}
     faults = [f"{name} is missing" for name in channels if name not in sizes]
     faults += [f"{name} is unknown" for name in sizes if name not in channels]
@@ -125,7 +126,10 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` if counts are too large for this number of examples, or if sums are inconsistent."""
+    """Raise ``DataError`` if moments cannot be those of a number of examples.
+
+    This is so if a count is too large, or if no data have these sums.
+    """
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -144,22 +148,22 @@ def check_possible(moments: Moments, examples: int) -> None:
 
 
 def build_layer_moments(kind: Variant, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:
-    """Return the sums whose statistics are this count, mean and variance."""
+    """Return the moments of a layer from its statistics; the inverse of ``LayerMoments.statistics``."""
     second = variance * count if kind == "paper" else variance * (count - 1) + mean**2 * count
     return LayerMoments(count, mean * count, second)
 
 
 def sum_robust(clients: Sequence[Moments]) -> Moments:
-    """Combine the moments of clients, a minority of which may lie, by a clipped mean.
+    """Add the moments of clients of which a minority may lie, after clipping them.
 
-    For each layer and channel, the median over clients of their means and of their variances is computed. Each client's
-    mean and variance are clipped to within a distance of the median, and its count is limited to ``WEIGHT`` times the
-    median count. Then the moments are added. The distance is the larger of two values: ``SPREAD`` times the median
-    absolute deviation of clients (MAD), or ``CLOSE`` times the median standard deviation for a mean and ``CLOSE`` times
-    the median variance for a variance. If no value needs clipping, the result is that of ``+``, bit for bit.
+    For each layer and channel, the clients' means and variances are clipped to within a distance of their median. The
+    distance is the larger of two values. One is ``SPREAD`` times the median absolute deviation over clients. The other
+    is ``CLOSE`` times the median standard deviation (for means) or ``CLOSE`` times the median variance (for variances).
+    A client's count is limited to ``WEIGHT`` times the median count. If nothing is clipped, the result is that of
+    ``+``, bit for bit.
 
-    A minority cannot move a median beyond the values of the other clients. If fewer than three clients reached a layer,
-    there is no majority, and their moments are added without clipping.
+    A minority cannot move a median beyond the values of the other clients. If fewer than three clients have data for a
+    layer, there is no majority, and nothing is clipped.
     """
     start, *rest = clients
     layers = {
@@ -191,14 +195,17 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 
 
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Return the clients' values, (clients, channels), clipped to within a distance of their median."""
+    """Return ``values``, of shape (clients, channels), clipped to within a distance of their median over clients.
+
+    ``close`` is a lower bound on the distance, for each channel.
+    """
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
     return values.clamp(middle - reach, middle + reach)
 
 
 def _median(values: torch.Tensor) -> torch.Tensor:
-    """Return the median over clients; for an even number, the mean of the middle two."""
+    """Return the median over clients (axis 0); for an even number, the mean of the middle two."""
     ordered = values.sort(0).values
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 

@@ -1,4 +1,4 @@
-"""A client's model with the smaller models inside it, which are trained together (FjORD, in-place distillation)."""
+"""A client's model and the smaller models inside it, which are trained together (FjORD, in-place distillation)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast, get_args
@@ -21,7 +21,10 @@ those in between (the sandwich rule). ``all``: all widths.
 
 
 def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> Mapping[float, float]:
-    """Return the mean number of passes through each rate's model in one step of a client of rate ``largest``."""
+    """Return how often a training step runs the model of each rate, on average, as a dictionary by rate.
+
+    ``largest`` is the rate of the client, and ``rates`` are all rates of the mix.
+    """
     smaller = sorted((rate for rate in rates if rate < largest), reverse=True)
     if widths == "none" or not smaller:
         return {largest: 1.0}
@@ -35,33 +38,34 @@ def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> 
 
 
 class InnerWidth:
-    """A smaller model inside a larger model of the same architecture: the first entries of its parameters.
+    """A smaller model that uses the first entries of the parameters of a larger model.
 
-    Only the structure and the buffers of ``smaller`` are used, not its parameters.
+    ``smaller`` provides the structure and the buffers; its parameters are not used.
     """
 
     def __init__(self, model: nn.Module, smaller: nn.Module) -> None:
         self._smaller, self._plan = smaller.train(), Plan.of(model, smaller)
 
     def output(self, model: nn.Module, inputs: object) -> object:
-        """Run the smaller model with the entries of ``model``'s parameters; return its output."""
+        """Return the output of the smaller model with the first entries of ``model``'s parameters."""
         parts = self._plan.parts(dict(model.named_parameters()))
         return functional_call(self._smaller, parts, *arguments(inputs))
 
 
 class Nested(nn.Module):
-    """A model with smaller models inside it; each consists of the first entries of the model's parameters.
+    """A model together with smaller models, which use the first entries of its parameters.
 
-    ``forward`` runs the full model. Only its parameters are trained. Draws use torch's global generator.
+    ``forward`` runs the full model. The parameters of ``model`` are the only ones that are trained. Random draws use
+    torch's global generator.
 
     Parameters
     ----------
     model : nn.Module
         The client's model.
     smaller : Sequence[nn.Module]
-        The same architecture at smaller rates, the largest first; their parameters are not used.
+        Models of the same architecture at smaller rates, the largest first. Their parameters are not used.
     widths : InnerWidths
-        Widths that ``all_logits`` computes.
+        Choice of the models that ``all_logits`` runs.
     """
 
     def __init__(self, model: nn.Module, smaller: Sequence[nn.Module], widths: InnerWidths = "all") -> None:
@@ -73,18 +77,18 @@ class Nested(nn.Module):
         self._smaller = tuple(InnerWidth(model, inner) for inner in smaller)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the client's full width."""
+        """Return the logits of the full model."""
         logits: Tensor = self.model(x)
         return logits
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of the widths that this step trains, the smallest first."""
+        """Return the logits of the models that this step trains, the smallest first. Which these are may be random."""
         inner = self._draw()
         outer = [] if self.widths == "ordered" and inner else [self(x)]
         return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + outer
 
     def _draw(self) -> list[int]:
-        """Return the indices of the smaller models that this step trains, the smallest model first."""
+        """Return the indices in ``smaller`` of the models that this step trains, the smallest model first."""
         number = len(self._smaller)
         if self.widths == "all" or number == 0:
             return [*range(number - 1, -1, -1)]

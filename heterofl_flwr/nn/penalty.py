@@ -1,4 +1,7 @@
-"""Penalties on a client's loss: quadratic forms, which training applies without autograd, and other functions."""
+"""Penalties that are added to a client's loss.
+
+They are quadratic forms, which training applies without autograd, and other functions.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +17,10 @@ Term = Callable[[nn.Module], Tensor | float]
 
 
 class AlignedQuadratic(NamedTuple):
-    """A quadratic penalty as tensors in the order of ``model.parameters()``; an absent term has an empty list."""
+    """A quadratic penalty with a tensor for each parameter, in the order of ``model.parameters()``.
+
+    A penalty without centers or without directions has an empty list in their place.
+    """
 
     strength: float
     centers: Sequence[Tensor]
@@ -57,13 +63,16 @@ class Quadratic:
         return torch.stack(terms).sum()
 
     def _moved_to(self, parameter: Tensor, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return a tensor on the device and in the dtype of its parameter; it is copied once, not in each step."""
+        """Return a tensor of ``tensors`` on the parameter's device and in its dtype. It is moved only once."""
         key = id(tensors), name
         self._moved[key] = self._moved.get(key, tensors[name]).to(parameter)
         return self._moved[key]
 
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
-        """Return the penalty for all parameters of a model; a missing center is the parameter's present value."""
+        """Return the penalty with a tensor for each parameter of a model.
+
+        The center of a parameter without one is its present value.
+        """
         named = list(model.named_parameters())
         centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]
         zero = torch.zeros(())
@@ -74,7 +83,7 @@ class Quadratic:
 
     @classmethod
     def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
-        """Return the sum of quadratic penalties, up to a constant."""
+        """Return a penalty that equals the sum of penalties except for a constant."""
         total = cls()
         for quadratic in quadratics:
             strength = total.strength + quadratic.strength
@@ -91,13 +100,13 @@ class Quadratic:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Penalty:
-    """The sum of a quadratic penalty and other terms."""
+    """The sum of a quadratic penalty and other functions of the model."""
 
     quadratic: Quadratic | None = None
     terms: Sequence[Term] = ()
 
     def __bool__(self) -> bool:
-        """Return False if the penalty is zero for every model."""
+        """Return whether there is a penalty."""
         return self.quadratic is not None or bool(self.terms)
 
     def __call__(self, model: nn.Module) -> Tensor | float:

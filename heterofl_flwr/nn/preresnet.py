@@ -17,7 +17,10 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    """Convolutions, given as (outputs, size, stride), each after Scaler, norm and ReLU; with a shortcut."""
+    """A residual block: convolutions and a shortcut around them.
+
+    A convolution is a tuple (output channels, size, stride). Scaler, norm and ReLU precede each.
+    """
 
     def __init__(
         self, inputs: int, convolutions: Sequence[tuple[int, int, int]], *, norm: str, scaler: nn.Module
@@ -34,7 +37,10 @@ class _Block(nn.Module):
         self.shortcut = _conv(inputs, channels, 1, total) if total != 1 or inputs != channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output. A shortcut convolution takes the first activation, not the block's input."""
+        """Return the block's output.
+
+        If the shortcut is a convolution, its input is the first activation, not the block's input.
+        """
         y, activation = x, x
         for number in self._numbers:
             y = F.relu(getattr(self, f"norm{number}")(self.scaler(y)))
@@ -44,9 +50,9 @@ class _Block(nn.Module):
 
 
 class PreResNet(nn.Module):
-    """A 3x3 stem, stages of pre-activation blocks (strides 1, 2, 2, 2) and a linear classifier.
+    """The paper's residual network: a 3x3 convolution, stages of pre-activation blocks, a linear classifier.
 
-    For the other parameters see ``CNN``.
+    The strides of the stages are 1, 2, 2, 2. For the other parameters see ``CNN``.
 
     Parameters
     ----------

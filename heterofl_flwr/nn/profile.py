@@ -1,4 +1,4 @@
-"""Costs of a model: parameters, multiplications and size in memory, as in the paper."""
+"""Costs of a model as in the paper: parameters, multiplications and size in memory."""
 
 import math
 import sys
@@ -44,7 +44,10 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class MixProfile:
-    """Mean cost per client of a mix; ``ratio`` is the mean number of parameters divided by the global model's."""
+    """Mean costs per client of a mix.
+
+    ``ratio`` is the mean number of parameters, divided by the number of the global model.
+    """
 
     parameters: float
     macs: float
@@ -53,17 +56,18 @@ class MixProfile:
 
 
 def _lstm_flops(x: Sequence[int], of_x: Sequence[int], of_hidden: Sequence[int], *_: object, **__: object) -> int:
-    """Return the floating point operations of one LSTM layer on a CPU; ``x`` is (time, batch, features).
+    """Return the floating point operations of a call of torch's LSTM operator, which computes one direction.
 
-    All arguments are shapes. Torch's counter does not know this operator, which computes one direction.
+    All arguments are shapes; ``x`` is (time, batch, features). Torch's counter does not know this operator.
     """
     return 2 * math.prod(x[:-1]) * (math.prod(of_x) + math.prod(of_hidden))
 
 
 def profile(model: nn.Module, example_input: object) -> Profile:
-    """Return the cost of a forward pass on ``example_input``: a tensor, a tuple of arguments or a mapping of them.
+    """Return the costs of a model; multiplications are those of a forward pass on ``example_input``.
 
-    The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
+    ``example_input`` is a tensor, a tuple of arguments or a mapping of keyword arguments. The pass runs on the model's
+    device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
     device = device_of(model)
     probe = copy_exchanged(model).eval()
@@ -80,11 +84,11 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
 @contextmanager
 def _flop_counter() -> Iterator["FlopCounterMode"]:
-    """Count floating point operations without loading torch's compiler.
+    """Within this context, count floating point operations, without loading torch's compiler.
 
-    When torch's counter first counts, torch excludes it from compilation and loads the compiler for that, which takes
-    seconds. Torch stores the excluded function in the attribute ``__dynamo_disable``; setting it meanwhile avoids the
-    load.
+    Torch excludes its counter from compilation when it first counts, and loads the compiler for that, which takes
+    seconds. It stores the excluded function in the attribute ``__dynamo_disable``. If that is set already, the compiler
+    is not loaded.
     """
     from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode  # loads triton, which no client needs
 
@@ -103,9 +107,9 @@ def _flop_counter() -> Iterator["FlopCounterMode"]:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Compute attention by matrix products, which the counter supports on every device.
+    """Within this context, attention is computed by matrix products instead of fused operators.
 
-    Torch's Transformer layers otherwise use fused operators.
+    The counter supports matrix products on every device.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -117,10 +121,10 @@ def _plain_attention() -> Iterator[None]:
 
 
 def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) -> tuple[nn.Module, Profile]:
-    """Return the model of a rate and its profile. The global random generators do not change.
+    """Return a new model of a rate, and its profile. The global random generators do not change.
 
-    The model is built on the CPU: on ``meta``, torch loads its compiler for batch norm, which takes longer than the
-    pass.
+    The model is built on the CPU. On ``meta``, torch would load its compiler for batch norm, which takes longer than
+    the pass.
     """
     with kept_random_state():
         model = build(rate)
@@ -128,7 +132,7 @@ def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) ->
 
 
 def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
-    """Return the mean over a mix's clients of ``profiles``, a mapping from rate to profile."""
+    """Return the mean costs over the clients of a mix. ``profiles`` has the costs of each rate's model."""
     means = {
         field.name: mix.mean({rate: getattr(cost, field.name) for rate, cost in profiles.items()})
         for field in fields(Profile)

@@ -18,10 +18,10 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 
 
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
-    """Return a copy of the model, in evaluation mode, with the statistics of ``moments`` in batch norm layers.
+    """Return a copy of the model in evaluation mode whose batch norm layers use ``moments``.
 
-    The model is not changed. Layers that no data reached keep their statistics. Instance norm loses its running
-    statistics, so it normalises by example.
+    A layer for which there are no data in ``moments`` keeps its statistics. Instance norm layers lose their running
+    statistics, so they normalise each example by itself.
     """
     static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)
@@ -38,10 +38,10 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
 
 
 def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:
-    """Return the model without running statistics in norm layers of type ``kind``; a copy if it has any.
+    """Return the model without running statistics in norm layers of type ``kind``.
 
-    Running statistics are not exchanged, so those of a new model are meaningless. Without them, a layer normalises by
-    batch or by example in evaluation too.
+    If it has any, the result is a copy. Running statistics are not exchanged, so those of a new model are meaningless.
+    Without them, a layer normalises by batch or by example in evaluation too.
     """
 
     def tracking_layers(module: nn.Module) -> list[_NormBase]:
@@ -62,14 +62,17 @@ def drop_statistics(layers: Iterable[_NormBase]) -> None:
 
 
 def is_measured(layer: _BatchNorm) -> bool:
-    """Whether a layer has running statistics other than the initial ones of a new layer."""
+    """Whether a layer has running statistics that differ from those of a new layer."""
     mean, variance = layer.running_mean, layer.running_var
     return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
 
 
 @contextmanager
 def refusing_unmeasured(where: str) -> Iterator[None]:
-    """Raise ``ConfigError`` if batch norm is evaluated with the initial statistics of a new layer."""
+    """Within this context, raise ``ConfigError`` if batch norm is evaluated with statistics of a new layer.
+
+    ``where`` begins the error's text.
+    """
     checked = WeakSet[nn.Module]()
 
     def check(layer: nn.Module, _: object) -> None:

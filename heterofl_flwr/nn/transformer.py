@@ -19,8 +19,8 @@ from heterofl_flwr.nn.layers import make_scaler
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention with separate projections for query, key, value and output.
 
-    The temperature is the square root of this model's head dimension, not of the global model's. Attention weights have
-    no dropout.
+    Products are divided by the square root of this model's head dimension, not of the global model's. Attention weights
+    have no dropout.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class MultiHeadAttention(nn.Module):
 
 @register(MultiHeadAttention)
 def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -> dict[str, Axes]:
-    """Slice rows of q, k, v and columns of o within each head; keep a prefix of the axes of the residual stream."""
+    """Return how axes are sliced: rows of q, k, v and columns of o within each head, other axes by prefix."""
     if full_layer.heads != local.heads:
         raise ShapeError(f"attention has {full_layer.heads} heads in the full model and {local.heads} in the local one")
     if full_layer.linear_o.out_features == local.linear_o.out_features:
@@ -68,7 +68,7 @@ def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerShape:
-    """Size of a Transformer at rate 1; the defaults are the paper's. ``sequence`` is the maximum input length."""
+    """Size of a Transformer at rate 1. The defaults are the paper's. ``sequence`` is the maximum input length."""
 
     sequence: int = 64
     embedding: int = 256
@@ -79,9 +79,10 @@ class TransformerShape:
 
 
 class Transformer(nn.Module):
-    """Token and position embedding, post-norm encoder layers with GELU, and a decoder to the vocabulary.
+    """The paper's Transformer: token and position embedding, encoder layers and a decoder to the vocabulary.
 
-    If the embedding's width at a rate is not a multiple of the number of heads, each head's width is rounded up.
+    Encoder layers have GELU, and LayerNorm after each sub-layer. If the width of the embedding at a rate is not a
+    multiple of the number of heads, the width of each head is rounded up.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The work of a client: training, moments and evaluation, in plain torch. Imports no flwr."""
+"""A client's work in plain PyTorch: training, moments and evaluation. This package does not import flwr."""
 
 from heterofl_flwr.training.batches import input_batches
 from heterofl_flwr.training.device import give_back_freed_memory, keep_freed_memory, resolve_device

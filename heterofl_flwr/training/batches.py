@@ -18,10 +18,10 @@ AT_ONCE = 1024
 
 
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
-    """Split row numbers into batches.
+    """Return row numbers split into batches.
 
-    A last batch of one row is joined to the batch before it, because batch norm cannot normalise a single value. (The
-    authors' code raises an error there, but their numbers of samples never cause it.)
+    If the last batch would have one row, this row is added to the batch before it, because batch norm cannot normalise
+    a single value. (The authors' code raises an error there, but their numbers of samples never cause it.)
     """
     pieces = list(order.split(batch_size))
     if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
@@ -31,7 +31,7 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
 
 @contextmanager
 def explained_single() -> Iterator[None]:
-    """Raise ``DataError`` with a remedy if batch norm gets a batch with one value per channel."""
+    """Within this context, raise ``DataError`` with a remedy if batch norm gets only one value per channel."""
     try:
         yield
     except ValueError as error:
@@ -44,7 +44,10 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows of text piece by piece: as inputs with some words hidden, and as targets."""
+    """Yield rows of text in pieces of ``reading.length`` words, as pairs of inputs and targets.
+
+    In the inputs, randomly drawn words are hidden.
+    """
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
     yield from zip(masked.split(reading.length, 1), tokens.split(reading.length, 1), strict=True)
@@ -53,7 +56,7 @@ def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) ->
 def training_batches(
     split: Split, options: TrainOptions, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the inputs and targets of one epoch, shuffled; all draws come from ``generator``."""
+    """Yield the inputs and targets of one epoch in random order; all random numbers come from ``generator``."""
     device, augment = split.targets.device, AUGMENTS[options.augment]
     batches = batch_rows(torch.randperm(len(split), generator=generator).to(device), options.batch_size)
     for rows, sizes in _joined(batches, 1 if split.reading else AT_ONCE // options.batch_size):
@@ -65,25 +68,28 @@ def training_batches(
 
 
 def _joined(batches: Sequence[Tensor], number: int) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield groups of batches: the rows of all batches in a group, and the size of each batch."""
+    """Yield the rows of up to ``number`` batches together, with the size of each batch."""
     for start in range(0, len(batches), max(number, 1)):
         group = list(batches[start : start + max(number, 1)])
         yield torch.cat(group), list(map(len, group))
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Return the number of batches that ``training_batches`` yields."""
+    """Return the number of training steps in an epoch, which is the number of batches."""
     groups = len(batch_rows(torch.empty(len(split)), batch_size)) if len(split) else 0
     return groups if split.reading is None else groups * -(-split.inputs.shape[1] // split.reading.length)
 
 
 def count_steps(job: TrainingJob, options: TrainOptions) -> int:
-    """Return the total number of steps that a client runs."""
+    """Return the number of steps that a client runs in a round."""
     return job.limit_steps(steps_per_epoch(job.split, options.batch_size) * options.epochs)
 
 
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Yield the batches of each epoch, up to the client's number of steps; consume each epoch before the next."""
+    """Yield the batches of each epoch, up to the client's number of steps in the round.
+
+    Iterate over all batches of an epoch before the next epoch.
+    """
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)
     for remaining in range(count_steps(job, options), 0, -steps):
@@ -93,7 +99,9 @@ def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterato
 def input_batches(
     split: Split, batch_size: int, *, seed: int | None = None, augment: AugmentName = "none"
 ) -> Iterator[Tensor]:
-    """Yield a split's inputs once, without targets, for ``heterofl_flwr.nn.collect_moments``.
+    """Yield batches of a split's inputs without targets, for ``heterofl_flwr.nn.collect_moments``.
+
+    Each input occurs once.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The device of a client's computation: its choice, random numbers, precision and memory."""
+"""The device on which a client computes: its choice, random numbers, precision and memory."""
 
 import ctypes
 import os
@@ -25,7 +25,10 @@ QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """Return an available device. ``auto`` is CUDA if available, else Apple's MPS, else the CPU."""
+    """Return the device with a name; raise ``ConfigError`` if this machine does not have it.
+
+    ``auto`` is CUDA if available, else Apple's MPS, else the CPU.
+    """
     kind, colon, number = name.partition(":")
     if kind not in KINDS or (colon and (kind != "cuda" or not number.isdecimal())):
         raise ConfigError(f"device is {name!r}; expected one of {', '.join(KINDS)}, or cuda:<number>")
@@ -49,7 +52,7 @@ def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators, which dropout uses; restore their state on exit (on CPU and CUDA)."""
+    """Within this context, torch's global generators start at ``seed``. Except on MPS, they are restored on exit."""
     with kept_random_state(seed):
         if device.type == "mps":
             torch.mps.manual_seed(seed)
@@ -57,10 +60,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Draws:
-    """Random state of one client that replaces torch's own state while the client's model is computed.
+    """Random state of a client, which replaces torch's state while the client's model is computed.
 
-    On a GPU, torch's generator then shares its state with the generator of this object. So CUDA graphs that are
-    recorded meanwhile always draw from this generator.
+    On a GPU, torch's generator uses the state of this object's generator in that time. CUDA graphs that are recorded
+    then draw from this generator in every replay.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -69,14 +72,14 @@ class Draws:
         self._generator = torch.Generator(device) if device.type == "cuda" else None
 
     def seed(self, seed: int) -> None:
-        """Start the random numbers of a client."""
+        """Set the random state for the next client."""
         self._state = torch.Generator().manual_seed(seed).get_state()
         if self._generator is not None:
             self._generator.manual_seed(seed)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make torch draw from this state."""
+        """Within this context, torch draws random numbers from this state."""
         usual = torch.default_generator.get_state()
         torch.default_generator.set_state(self._state)
         try:
@@ -89,7 +92,7 @@ class Draws:
 
 @contextmanager
 def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Make torch's generator of a GPU share the state of ``generator``; restore it on exit."""
+    """Within this context, torch's generator of a GPU shares the state of ``generator``."""
     default = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     usual = default.graphsafe_get_state()
     default.graphsafe_set_state(generator)
@@ -101,7 +104,7 @@ def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Compute in a precision; restore torch's settings on exit.
+    """Within this context, compute in a precision.
 
     ``float32``: full precision. ``tf32``: products on a GPU round their factors to ten bits; other devices use full
     precision. ``bf16``: autocast computes products in bfloat16; parameters keep their dtype.
@@ -121,46 +124,46 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Make this process keep freed memory for later allocations; return False if the C library cannot do so.
+    """Make this process keep freed memory for later allocations. Return False if the C library cannot do so.
 
     By default glibc returns large blocks to the system as soon as they are freed. A training step allocates the same
     blocks again and again, and the system provides them page by page. For the paper's largest CNN this is 2,700 pages
-    and a tenth of the time of each step. This function is called where our clients train, and affects the whole
-    process.
+    and a tenth of the time of each step. The setting affects the whole process. This package calls the function before
+    clients train.
     """
     return _set_malloc_thresholds(1 << 30)
 
 
 def give_back_freed_memory() -> bool:
-    """Make this process return large blocks to the system when they are freed; return False if it cannot do so.
+    """Make this process return large blocks to the system when they are freed.
 
-    By default glibc returns them only until the first large block is freed, and then keeps blocks of that size. The
-    messages of a server have many sizes, so few of them fit into kept blocks. With PreResNet18, two to three models'
-    worth of memory is unused. This function is called where our server runs. If clients train in the same process, they
-    call ``keep_freed_memory`` later, which then takes effect.
+    Return False if the C library cannot do so. By default glibc returns large blocks until the first one is freed, and
+    then keeps freed blocks up to that size. A server's messages have many sizes, so few of them fit into these blocks.
+    With PreResNet18, the unused memory is two to three times the size of the model. This package calls the function in
+    the server. Clients that train in the same process call ``keep_freed_memory`` later, which replaces this setting.
     """
     return _set_malloc_thresholds(1 << 20)
 
 
 def give_back_gaps() -> bool:
-    """Return free gaps between used blocks to the system; return False if the C library cannot do so.
+    """Return free gaps between used blocks of memory to the system. Return False if nothing was returned.
 
-    If small blocks enclose a freed aligned block, glibc does not reuse its place for an aligned block of the same size.
-    With ``keep_freed_memory``, each step of the paper's Transformer at level c leaks 6 MB in this way. The next steps
-    get the returned pages anew, which costs little if it is done once in many steps.
+    After ``keep_freed_memory``, memory can leak: glibc does not reuse a freed aligned block that small blocks enclose
+    for another aligned block of the same size. Each step of the paper's Transformer at level c leaks 6 MB in this way.
+    The system provides returned pages anew, which costs little if this function is called once in many steps.
     """
     trim = _of_glibc("malloc_trim")
     return bool(trim and trim(0))
 
 
 def _set_malloc_thresholds(size: int) -> bool:
-    """Set the size from which free memory is returned and blocks are mapped separately; only glibc can do so."""
+    """Set the size from which glibc returns freed blocks to the system. Return False for other C libraries."""
     mallopt, trim_threshold, mmap_threshold = _of_glibc("mallopt"), -1, -3
     return bool(mallopt and mallopt(trim_threshold, size) and mallopt(mmap_threshold, size))
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:
-    """Return a function of this process's C library; None if it does not exist."""
+    """Return a function of this process's C library; None if the library does not have it."""
     try:
         function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):

@@ -1,4 +1,4 @@
-"""Distillation among peers (FedH2L): posteriors, their divergence, seed steps and the projection of gradients."""
+"""Distillation among peers (FedH2L): class probabilities, their divergence, seed steps, projection of gradients."""
 
 from itertools import chain, count
 
@@ -20,10 +20,10 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the vector that is nearest to the sum of two gradients and opposes neither of them.
+    """Return the vector nearest to the sum of two gradients whose dot product with neither is negative.
 
-    At most one gradient opposes the sum. The result is the sum without its component along that gradient. It does not
-    oppose the other gradient either: by the Cauchy-Schwarz inequality, their product is at least 0.
+    At most one gradient has a negative product with the sum. In that case the result is the sum without its component
+    along that gradient. By the Cauchy-Schwarz inequality, its product with the other gradient is at least 0.
     """
     gradient = private + shared
     for part in (private, shared):
@@ -63,14 +63,17 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return class probabilities, (examples, classes); the model's mode does not change."""
+    """Return a model's class probabilities in evaluation mode, (examples, classes). Its mode does not change."""
     with evaluating(model):
         probabilities: Tensor = (model(inputs).float() / temperature).softmax(1)
     return probabilities
 
 
 def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
-    """Return posteriors if they are a distribution over classes for each seed example; else raise ``ReplyError``."""
+    """Return ``posterior`` if each row is a distribution over the classes; else raise ``ReplyError``.
+
+    ``shape`` is (examples, classes), and ``sender`` begins the error's text.
+    """
     if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
         what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
@@ -86,7 +89,11 @@ def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> 
 
 
 def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the mean over peers and examples of the Kullback-Leibler divergence, KL(peer, client).
+    """Return the Kullback-Leibler divergence KL(peer, client), as the mean over peers and examples.
+
+    Parameters ---------- logits : Tensor Logits of this client, (examples, classes). peers : Tensor Class probabilities
+    of its peers at the same temperature, (peers, examples, classes). temperature : float Number by which the logits are
+    divided before softmax.
 
     Parameters
     ----------
@@ -108,22 +115,22 @@ def learn_from_peers(
     options: TrainOptions,
     distill: DistillOptions,
 ) -> float:
-    """Run a client's seed steps in place; return the mean divergence from the peers before the first step.
+    """Train a client's model in place by seed steps; return its divergence from the peers before the first step.
 
-    Each step has two gradients: that of the client's own data, and that of the seed batch. The loss on the seed batch
-    is made of the divergence from the peers and, as an option, the labels. ``join_gradients`` joins the two; the result
-    is clipped and applied as in training.
+    Each step has two gradients: one of a batch of the client's data, and one of the seed batch. The loss on the seed
+    batch is the divergence from the peers and, as an option, the cross entropy of the labels. The two gradients are
+    joined by ``join_gradients``; the result is clipped and applied as in training.
 
     Parameters
     ----------
     job : TrainingJob
-        The client; its ``step_share`` applies to seed steps too.
+        The client. Its ``step_share`` limits the seed steps too.
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor
-        The peers' posteriors on the seed batch, (peers, examples, classes); there may be none.
+        The peers' class probabilities on the seed batch, (peers, examples, classes); there may be no peers.
     options, distill : TrainOptions, DistillOptions
-        Options of a step and of the distillation.
+        Options of a training step, and of the distillation.
     """
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     sgd = ParameterSGD(model.parameters(), options)
@@ -154,7 +161,7 @@ def learn_from_peers(
 
 
 def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOptions) -> tuple[Tensor, Tensor]:
-    """Return the loss on the seed batch, and the divergence from the peers, which is 0 without peers."""
+    """Return the loss on the seed batch, and its divergence from the peers (0 if there are no peers)."""
     distance = 0 * logits.sum()
     if len(peers):
         distance = divergence(logits, peers, distill.temperature)
@@ -165,7 +172,10 @@ def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOp
 
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
-    """Return the rows of a seed set: ``size`` examples, balanced over the classes.
+    """Return the row numbers of a seed set: ``size`` examples with about equally many of each class.
+
+    Parameters ---------- split : Split Images of all classes, to which every client has access. size : int Number of
+    examples. classes : int Number of classes. seed : int Seed of the random draw.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""In-place distillation: the smaller models inside a client's model learn from the posterior of the full model."""
+"""In-place distillation: the smaller models inside a client's model learn from the outputs of the full model."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -25,9 +25,10 @@ def distilled_loss(
     weight: float,
     temperature: float,
 ) -> Tensor:
-    """Return the loss of a model and of the smaller models inside it; for the arguments see ``Task.loss``.
+    """Return the loss of a model and of the smaller models inside it.
 
-    ``inner`` contains the smaller models, the smallest first. Without them, the loss is that of ``criterion``.
+    ``inner`` has the smaller models, the smallest first; without any, the loss is that of ``criterion``. For the other
+    arguments see ``Task.loss``.
     """
     inputs, targets = batch
     masking = Masking(None if labels is None else sorted(labels), "zero")
@@ -47,7 +48,10 @@ def distilled_loss(
 
 
 def _read_logits(output: object, name: str, masking: Masking) -> Tensor:
-    """Return a model's output as logits, masked to the client's classes."""
+    """Return the output of a model after masking it to the client's classes.
+
+    Raise ``ConfigError`` if the output is not a tensor (examples, classes).
+    """
     if not isinstance(output, Tensor) or output.dim() != 2:
         form = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(f"the output of {name} is {form}; expected logits, (examples, classes)")

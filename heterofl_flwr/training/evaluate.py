@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split."""
+"""Evaluation of a model on a client's or the server's examples."""
 
 from collections.abc import Iterable, Sequence
 
@@ -26,15 +26,15 @@ def evaluate(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> EvaluateResult:
-    """Return loss and accuracy of a model in evaluation mode; the model and its modes do not change.
+    """Return loss, accuracy and other results of a model in evaluation mode.
 
-    Batch norm layers without running statistics normalise by batch even here. Measure moments of the data first, and
-    evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
+    The model and its mode do not change. Batch norm layers without running statistics normalise by batch even here.
+    Measure moments of the data first, and evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
 
     Parameters
     ----------
     model : nn.Module
-        Maps a batch of inputs to logits with classes on axis 1.
+        Module from a batch of inputs to logits with classes on axis 1.
     split : Split
         The examples, possibly none. Examples on another device are moved to the model's device.
     classes : Sequence[int] | Tensor | None
@@ -61,7 +61,10 @@ def evaluate_each(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> list[EvaluateResult]:
-    """Evaluate a model with each of several masks, in one forward pass; results equal those of ``evaluate``."""
+    """Evaluate a model with several masks in one forward pass; return a result for each mask.
+
+    Each result equals that of ``evaluate`` with this mask.
+    """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):

@@ -1,4 +1,4 @@
-"""Losses of a model with several outputs: early exits, or inner widths."""
+"""Losses of a model with several outputs, which are early exits or smaller models inside it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +19,9 @@ all, which learn from the deepest.
 def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 1.0) -> Tensor:
     """Return DepthFL's loss (Kim et al., ICLR 2023): all exits learn from the labels and from each other.
 
-    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``. No gradient flows
-    through p_j. In the authors' code T is 1.
+    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``, where CE_i is the cross
+    entropy of exit i and p_i its class probabilities at temperature T. No gradient flows through p_j. In the authors'
+    code T is 1.
     """
     posteriors = [_posteriors(exit_logits, temperature) for exit_logits in logits]
     total = torch.stack([masked_cross_entropy(exit_logits, targets) for exit_logits in logits]).sum()
@@ -32,10 +33,11 @@ def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.
 
 
 def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 3.0) -> Tensor:
-    """Return ScaleFL's loss (Ilhan et al., CVPR 2023): the deepest exit teaches the others; deeper exits weigh more.
+    """Return ScaleFL's loss (Ilhan et al., CVPR 2023): the deepest exit teaches the others.
 
-    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. No gradient flows
-    through p_d. In the authors' code it does, and the divergence is divided by the number of classes.
+    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``, where CE_j is the cross
+    entropy of exit j and p_j its class probabilities at temperature T. No gradient flows through p_d. In the authors'
+    code it does, and the divergence is divided by the number of classes.
     """
     teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)
@@ -54,12 +56,13 @@ def nested_loss(
     label_share: float = 0.0,
     criterion: Callable[[Tensor, Tensor], Tensor] = masked_cross_entropy,
 ) -> Tensor:
-    """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): inner widths learn from the full width.
+    """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): smaller models learn from the full one.
 
-    The last logits are those of the full width; no gradient flows through their posterior p. The loss is ``CE_full +
-    weight * sum_i (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``, where CE is ``criterion``. FjORD's loss
-    (Horvath et al., NeurIPS 2021, section 3.2) is the case of one inner width, ``label_share`` 0 and T 1. All logits
-    must be masked: for classes that its client lacks, an unmasked teacher is no better than chance.
+    ``logits`` has those of the full model as the last. The loss is ``CE_full + weight * sum_i (label_share * CE_i + (1
+    - label_share) * T^2 KL(p, p_i))``. CE is ``criterion``, and p are class probabilities at temperature T, without an
+    index those of the full model, through which no gradient flows. FjORD's loss (Horvath et al., NeurIPS 2021, section
+    3.2) is the case of one smaller model, ``label_share`` 0 and T 1. All logits must be masked: for classes that its
+    client lacks, an unmasked teacher is no better than chance.
     """
     teacher = _posteriors(logits[-1], temperature)[None]
     total = criterion(logits[-1], targets)
@@ -77,10 +80,10 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
-    """Return the factor on the divergence's weight in a round; it grows over the first ``rounds`` rounds.
+    """Return the factor on the weight of the divergence in a round. It grows over the first ``rounds`` rounds.
 
-    DepthFL: ``exp(-5 (1 - t / rounds)^2)`` with t from 0, over 300 of the authors' 1000 rounds. ScaleFL: 0 before and 1
-    after these rounds; in the authors' code, ``rounds`` is a quarter of all rounds.
+    With ``mutual`` (DepthFL) it is ``exp(-5 (1 - t / rounds)^2)`` with t from 0; the authors use 300 of 1000 rounds.
+    With ``deepest`` (ScaleFL) it is 0 during these rounds and 1 afterwards; the authors use a quarter of all rounds.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":
@@ -93,5 +96,5 @@ def _posteriors(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _finite(logits: Tensor) -> Tensor:
-    """Replace the logits -inf of absent classes by -1e4, because 0 times infinity would be NaN."""
+    """Return logits with -1e4 instead of -inf for absent classes, because 0 times infinity would be NaN."""
     return logits.nan_to_num(neginf=-1e4)

@@ -23,10 +23,10 @@ the model's full depth and width is the last one.
 
 
 class SeveralOutputs(Protocol):
-    """A model with several outputs that a step trains together: those of early exits or of inner widths."""
+    """A model with several outputs that are trained together: early exits, or the smaller models inside it."""
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of each output; those of the model's full depth and width are the last."""
+        """Return the logits of each output. Those of the model's full depth and width are the last."""
 
 
 @group
@@ -61,11 +61,11 @@ class TrainResult:
     examples
         Number of the client's examples.
     loss, accuracy
-        Means over all examples (for a text, words) of all epochs, measured before each step and without penalties.
+        Means over all epochs and examples (in text, words). They are measured before each step, without penalties.
     steps
         Number of steps of the optimiser.
     seconds
-        Duration; ignored when results are compared.
+        Duration of the training. Two results with different durations can be equal.
     """
 
     examples: int
@@ -102,19 +102,19 @@ class EvaluateResult:
         return self.correct / self.examples if self.examples else 0.0
 
     def metrics(self, kind: str) -> dict[str, float]:
-        """Return accuracy, loss and the perplexity of a text, with the prefix ``kind``: ``global-accuracy``."""
+        """Return accuracy, loss and, for text, perplexity, named like ``global-accuracy`` for ``kind="global"``."""
         values = {"accuracy": self.accuracy, "loss": self.loss, "perplexity": self.perplexity}
         return {f"{kind}-{name}": value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TrainingJob:
-    """A client's model and data for training in one round.
+    """The training of one client in one round: model, data and seed, with options of this client.
 
     Attributes
     ----------
     model
-        Maps a batch of inputs to logits with classes on axis 1; it is trained in place.
+        Module from a batch of inputs to logits with classes on axis 1. It is trained in place.
     split
         The client's examples.
     seed
@@ -129,7 +129,7 @@ class TrainingJob:
     quadratic
         Quadratic penalty on the model's parameters, in addition to FedProx; None without one.
     penalty
-        Function that returns another term of the loss of each batch. All other engines leave such clients to ``plain``.
+        Function that returns another term of the loss of each batch. Other engines leave such clients to ``plain``.
     """
 
     model: nn.Module
@@ -147,5 +147,5 @@ class TrainingJob:
             raise ConfigError(f"step_share is {self.step_share!r}; expected a number over 0 and up to 1")
 
     def limit_steps(self, steps: int) -> int:
-        """Return the number of steps that the client runs, out of ``steps``."""
+        """Return how many of ``steps`` steps the client runs."""
         return math.ceil(Fraction(str(self.step_share)) * steps)

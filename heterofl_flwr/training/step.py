@@ -1,4 +1,4 @@
-"""A training step: forward pass, loss masked to the client's classes, and SGD with FedProx and clipping."""
+"""A training step: forward pass, masked loss, and SGD with FedProx and clipping."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -18,25 +18,28 @@ error.
 
 
 def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tensor:
-    """Return the boolean mask of a client's classes; all True for None."""
+    """Return a boolean mask over ``number`` classes, True for those in ``classes``; None stands for all."""
     return torch.ones(number, dtype=torch.bool) if classes is None else class_mask(classes, number)
 
 
 class Masking:
-    """Fills the logits of absent classes. The mask is made at the first call, from the number of logits."""
+    """Function that replaces the logits of absent classes.
+
+    The mask is made in the first call, which shows the number of classes.
+    """
 
     def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill) -> None:
         self._classes, self._fill = classes, fill
         self._mask: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return the logits after filling those of absent classes."""
+        """Return the logits in which those of absent classes are replaced."""
         if self._mask is None and self._classes is not None:
             self._mask = present_classes(self._classes, logits.shape[1]).to(logits.device)
         return mask_logits(logits, self._mask, self._fill)
 
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
-        """Use another client's classes, in the same memory. Either both clients have classes, or neither has."""
+        """Change to the classes of another client, in the same memory. Both clients must have classes, or both None."""
         self._classes = classes
         if self._mask is not None:
             self._mask.copy_(present_classes(classes, len(self._mask)))
@@ -49,7 +52,10 @@ def compute_loss(
     masking: Masking,
     joint_loss: JointLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of a batch, and for each target whether the model, or its last output, predicts it."""
+    """Return the mean loss of a batch, and a boolean tensor: for each target, whether it is predicted.
+
+    With ``joint_loss`` the model has several outputs, and the last one predicts.
+    """
     outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
     loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)
@@ -57,14 +63,14 @@ def compute_loss(
 
 
 class SGD:
-    """SGD with momentum, weight decay, quadratic penalties and gradient clipping; momentum starts at zero.
+    """SGD with momentum, weight decay, quadratic penalties and gradient clipping. Momentum starts at zero.
 
-    Clipping one client's gradients needs no extra pass, because torch's fused SGD divides them by a scale. Its kernel
-    is called directly, because the class ``torch.optim.SGD`` imports torch's compiler, which costs each process two
-    seconds and 150 MB. Values that the kernel does not support are updated by several smaller kernels.
+    It calls the kernel of torch's fused SGD, which clips gradients without an extra pass, by dividing them by a scale.
+    The class ``torch.optim.SGD`` is not used, because it imports torch's compiler, which costs each process two seconds
+    and 150 MB. Several smaller kernels update values that the fused kernel does not support.
 
-    Only the first ``trained`` values are trained, by default all. With ``by_row`` each tensor has one row for each
-    client, and each row is clipped separately. The tensors of the quadratic penalty belong to the trained values.
+    The first ``trained`` of ``values`` are trained, by default all. ``quadratic`` has tensors for these only. With
+    ``by_row``, each tensor has one row for each client, and each client's gradients are clipped separately.
     """
 
     def __init__(
@@ -86,7 +92,7 @@ class SGD:
         self.fused = by_row or all(map(_fits_the_kernel, self.values))
 
     def select(self, rows: Tensor) -> Self:
-        """Return an SGD for some clients, on copies of their rows."""
+        """Return an SGD for some of the clients, with copies of their rows."""
         part = copy.copy(self)
         part.values, part.momentum, part.received, part.centers, part.directions = (
             [tensor[rows] for tensor in tensors]
@@ -95,13 +101,13 @@ class SGD:
         return part
 
     def write(self, rows: Tensor, part: "SGD") -> None:
-        """Write back the rows that ``select`` has copied."""
+        """Write the rows of ``part``, which ``select`` has returned, back into this SGD."""
         for tensor, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
             tensor[rows] = new
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Update the values that have a gradient. The gradients are overwritten."""
+        """Update the values for which there is a gradient. The gradients are overwritten."""
         slopes = [gradient for gradient in gradients if gradient is not None]
         if not slopes:
             return
@@ -126,7 +132,7 @@ class SGD:
         self._update(values, slopes, momentum, scale)
 
     def _update(self, values: list[Tensor], slopes: list[Tensor], momentum: list[Tensor], scale: Tensor | None) -> None:
-        """Take a step of plain SGD along the gradients, divided by ``scale``."""
+        """Update values by plain SGD along the gradients ``slopes``, divided by ``scale`` (None: 1)."""
         options = self._options
         if self.fused:
             torch._fused_sgd_(
@@ -153,7 +159,7 @@ class SGD:
 
 
 class ParameterSGD(SGD):
-    """SGD on a model's parameters, for one client in one round; parameters without ``requires_grad`` do not change."""
+    """SGD on a model's parameters for one client in one round. It changes those with ``requires_grad``."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], options: TrainOptions, quadratic: AlignedQuadratic | None = None
@@ -167,7 +173,10 @@ class ParameterSGD(SGD):
         super().__init__(dense, options, quadratic=self._trained(quadratic))
 
     def _trained(self, quadratic: AlignedQuadratic | None) -> AlignedQuadratic | None:
-        """Return a penalty with copies of the tensors of the trained parameters, in the parameters' layouts."""
+        """Return a penalty for the trained parameters alone.
+
+        Its tensors are copies in the parameters' memory layouts.
+        """
 
         def select(tensors: Sequence[Tensor]) -> list[Tensor]:
             pairs = zip(self._all, tensors, strict=bool(tensors))
@@ -179,7 +188,10 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
-        """Start again in the same memory, from the present parameters and with a penalty of the same form."""
+        """Start the training of another client, whose parameters are in the model now.
+
+        All memory is reused, so the penalty must have the same form as before.
+        """
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:
             momentum.zero_()
@@ -193,7 +205,7 @@ class ParameterSGD(SGD):
             self.learning_rate = learning_rate
 
     def minimise(self, loss: Tensor) -> None:
-        """Take a step along the gradient of a loss, and clear the gradients."""
+        """Update the parameters by a step along the gradient of a loss, and clear the gradients."""
         loss.backward()
         gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
@@ -202,7 +214,7 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Take a step along one gradient for each parameter."""
+        """Update the parameters by a step; ``gradients`` has a gradient or None for each trained parameter."""
         dense: list[Tensor | None] = []
         for parameter, stride, gradient in zip(self.parameters, self._strides, gradients, strict=True):
             if gradient is not None and gradient.is_sparse:  # of an embedding; weight decay needs all rows
@@ -215,9 +227,10 @@ class ParameterSGD(SGD):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return the contiguous view of a channels-last tensor; return any other tensor itself.
+    """Return a tensor as a view without gaps in the order of its memory.
 
-    The fused kernel copies tensors that are not contiguous, and on a CPU it pairs values by their position in memory.
+    It is the contiguous view of a channels-last tensor, and any other tensor itself. The fused kernel copies tensors
+    that are not contiguous, and on a CPU it pairs values by their position in memory.
     """
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1)
@@ -225,6 +238,6 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _fits_the_kernel(value: Tensor) -> bool:
-    """Return whether the fused kernel can update a value: it must be float32, like the scale, and without gaps."""
+    """Return whether the fused kernel supports a tensor: float32 on a CPU or CUDA, without gaps in memory."""
     without_gaps = torch.empty_like(value).stride() == value.stride()
     return value.device.type in FUSED_DEVICES and value.dtype == torch.float32 and without_gaps

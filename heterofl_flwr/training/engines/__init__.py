@@ -1,4 +1,4 @@
-"""Engines, which run the training steps of one or several clients, and functions that select and call one."""
+"""Engines: functions that run the training steps of clients in different ways; selection and calls of an engine."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -46,12 +46,12 @@ ON_A_GPU = "cohort"
 
 
 def mixes_rates(engine: str, device: torch.device) -> bool:
-    """Return whether an engine, maybe ``auto``, trains models of several rates side by side."""
+    """Return whether an engine, or the one that ``auto`` selects, trains models of several rates together."""
     return (ON_A_GPU if engine == AUTO and device.type == "cuda" else engine) == "seats"
 
 
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
-    """Return the engine that is probably the fastest for clients with one kind of model."""
+    """Return the name of the engine that is probably the fastest for clients whose models have one structure."""
     model = jobs[0].model
     if mixes_rates(AUTO, device_of(model)):
         return "seats"
@@ -73,10 +73,11 @@ def train(
 ) -> TrainResult:
     """Train a model in place on one client's data.
 
-    With ``engine="plain"`` and one thread, the result is reproducible bit for bit: all draws come from ``seed``.
-    Torch's global generators do not change. The model stays in training mode.
+    With ``engine="plain"`` and one thread, the result is reproducible bit for bit, because all random numbers come from
+    ``seed``. Torch's global generators do not change. The model stays in training mode.
 
-    A last batch of a single example is joined to the batch before it, because batch norm cannot normalise one value.
+    If the last batch of an epoch would have a single example, this example is added to the batch before it, because
+    batch norm cannot normalise one value.
 
     Parameters
     ----------
@@ -97,7 +98,13 @@ def train(
 
 
 def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine: str = AUTO) -> list[TrainResult]:
-    """Train the models of several clients in place, independently of each other; return their results in order.
+    """Train the models of several clients in place, and return the results in the order of the clients.
+
+    Each client gets the result of separate training.
+
+    Parameters ---------- jobs : Sequence[TrainingJob] The clients. Their models are different objects from the same
+    build function. They have the same rate, except for the engine ``seats``. options : TrainOptions Learning rate,
+    epochs and other options of all clients. engine : str ``auto``, or a name in ``ENGINES``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The engine ``cohort``: several clients train at once, and each gets the result of separate training."""
+"""The engine ``cohort``: the models of several clients are joined into one and trained at once."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -38,13 +38,13 @@ predictions.
 
 
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients together; the result equals that of ``plain`` up to rounding. On a GPU, steps are replayed.
+    """Train clients together. Results equal those of ``plain`` up to rounding.
 
-    Clients are independent: each has its own batches, classes and clipping, and their numbers of examples may differ.
-    First a batch is used to verify that the joint model computes what each model computes alone. If this fails, or
-    anything else does, the models are unchanged and are trained by ``plain``, and the reason is logged. The same
-    applies to models with active dropout, with buffers that change in training (batch norm with running statistics), or
-    with hooks.
+    Each client has separate batches, classes and clipping, and the numbers of examples may differ. Before training, one
+    batch is used to verify that the joint model computes what each model computes alone. If verification or training
+    fails, the models are unchanged; they are trained by ``plain``, and the reason is logged. The same happens to models
+    with active dropout, with buffers that change in training (batch norm with running statistics), or with hooks. On a
+    GPU, steps are recorded once and replayed as a CUDA graph.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
 
 def find_obstacle(model: nn.Module) -> str | None:
-    """Return why clients with such a model cannot train together; None if the structure of the model allows it."""
+    """Return why clients with this model cannot train together; None if the model's structure allows it."""
     for name, layer in model.named_modules():
         what = f"layer {name or '(the model itself)'}"
         if isinstance(layer, _DropoutNd) and layer.p:
@@ -77,7 +77,7 @@ def find_obstacle(model: nn.Module) -> str | None:
 
 
 class _Client:
-    """One client's remaining batches and the results of its steps."""
+    """The remaining batches of one client, and the results of its steps."""
 
     def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
         self.job, self.remaining = job, count_steps(job, options)
@@ -96,7 +96,7 @@ class _Client:
 
 
 class Cohort:
-    """Several clients that train side by side. Their models change only when training has finished."""
+    """Several clients that train together. Their models only change when training has finished."""
 
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions) -> None:
         self._started, self._options = perf_counter(), options
@@ -118,7 +118,7 @@ class Cohort:
         self._replayed: Replayed | None = None
 
     def _join_quadratics(self, jobs: Sequence[TrainingJob]) -> AlignedQuadratic | None:
-        """Return the clients' quadratic penalties with one row for each client, in the order of the layouts."""
+        """Return the clients' quadratic penalties as one, with a row for each client, in the order of the layouts."""
         quadratics = [job.quadratic for job in jobs if job.quadratic is not None]
         if not quadratics:
             return None
@@ -140,7 +140,7 @@ class Cohort:
         )
 
     def train(self) -> list[TrainResult]:
-        """Train the clients, then write their models."""
+        """Train the clients, then write the results into their models."""
         try:
             while together := self._next():
                 self._run_steps(together)
@@ -150,9 +150,10 @@ class Cohort:
         return [self._finish(number, seconds) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
-        """Return the clients of the next step: the client with most remaining steps, and all with equal batch shapes.
+        """Return the numbers of the clients in the next step; empty at the end.
 
-        So a client with a smaller last batch soon rejoins the others.
+        These are the client with most remaining steps, and all clients whose next batch has the same shape. So a client
+        with a smaller last batch soon rejoins the others.
         """
         shapes = {number: client.pending[0][0].shape for number, client in enumerate(self._clients) if client.pending}
         if not shapes:
@@ -161,7 +162,10 @@ class Cohort:
         return [number for number, shape in shapes.items() if shape == leading]
 
     def _run_steps(self, together: list[int]) -> None:
-        """Run steps while these clients share batch shapes, at most one epoch; then check for divergence."""
+        """Run steps of these clients while they remain those of the next step, at most one epoch.
+
+        Then raise ``DivergedError`` if a loss is not finite.
+        """
         rows = torch.tensor(together, device=self._sgd.values[0].device)
         all_of_them = len(together) == len(self._clients)
         sgd = self._sgd if all_of_them else self._sgd.select(rows)
@@ -192,7 +196,7 @@ class Cohort:
             self._clients[number].correct.append(correct[:, place].sum())
 
     def _prepare(self, together: list[int], values: Sequence[Tensor]) -> Joint:
-        """Return the joint model of these clients; verify it when it is made."""
+        """Return the joint model of these clients with ``values`` as parameters. A new joint model is verified."""
         number, clients = len(together), [self._clients[client] for client in together]
         if number not in self._joints:
             models, inputs = [client.job.model for client in clients], [client.pending[0][0] for client in clients]
@@ -201,7 +205,7 @@ class Cohort:
         return self._joints[number]
 
     def _step(self, compute: Compute, together: list[int]) -> tuple[Tensor, ...]:
-        """Run one step; return the losses and the numbers of correct predictions."""
+        """Run one step of these clients; return their losses and numbers of correct predictions."""
         inputs, targets = zip(*(self._clients[number].next_batch() for number in together), strict=True)
         return compute(torch.cat(inputs, 1), torch.stack(targets, 1))  # (batch, clients * channels, ...)
 
@@ -212,7 +216,7 @@ class Cohort:
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Return logits (batch, clients, classes); fill those of each client's absent classes."""
+        """Return logits (batch, clients, classes) after masking each client's to the client's classes."""
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):
             return logits
@@ -224,7 +228,7 @@ class Cohort:
 
     @torch.no_grad()
     def _finish(self, number: int, seconds: float) -> TrainResult:
-        """Write a client's model and return its result; ``seconds`` is the time of one step."""
+        """Write the result into a client's model, and return it. ``seconds`` is the time of one step."""
         client = self._clients[number]
         parameters = dict(client.job.model.named_parameters())
         for layout, rows in zip(self._layouts, self._sgd.values, strict=True):

@@ -1,4 +1,4 @@
-"""The engine ``compile``: as ``plain``, with forward and backward passes compiled by ``torch.compile``."""
+"""The engine ``compile``: like ``plain``, but ``torch.compile`` compiles the forward and backward passes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -12,13 +12,13 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 
 
 def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients one after the other with compiled code; equal to ``plain`` up to rounding and draws of dropout.
+    """Train clients one after the other with compiled code.
 
-    Parameters are inputs of the compiled code. So it is reused for all clients and rounds of a process whose models
-    differ only in their values. Before each step, torch checks everything else that it has read from a model. Batches
-    of another than the full size run without compilation. So does everything beyond torch's limit of eight kinds of
-    model and batch shapes in a process (``torch._dynamo.config.recompile_limit``). On a CPU, torch needs a C++
-    compiler.
+    Results equal those of ``plain`` up to rounding and random numbers of dropout. The compiled code has the parameters
+    as inputs. So all clients and rounds of a process use the same code if their models differ only in the parameters'
+    values. Before each step, torch checks everything else that the code has read from a model. Batches that are smaller
+    than others run without compilation. So do further models and batch shapes when torch has compiled eight in a
+    process (``torch._dynamo.config.recompile_limit``). On a CPU, torch needs a C++ compiler.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def _forward(model: nn.Module, batch_size: int, inputs: Tensor) -> Tensor:
 
 @cache
 def _compiler() -> Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]:
-    """Return the function that compiles a model at its first call; torch's compiler is imported here."""
+    """Return the compiled form of ``_call``. Torch's compiler is imported here, when it is first needed."""
     return torch.compile(_call, dynamic=False, mode="reduce-overhead")  # on a GPU, with CUDA graphs
 
 

@@ -1,4 +1,4 @@
-"""Joint models: the models of several clients computed at once, side by side in the channels of one wide model."""
+"""Joint models: a wide model that computes the models of several clients at once, side by side in its channels."""
 
 import copy
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Storage of one parameter as a row: its name, its shape in each model, and whether it is trained.
+    """Layout of one parameter as a row of values, the same for all clients: name, shape, whether it is trained.
 
-    ``channels_last`` is True for the weight of an image convolution that is stored channels last.
+    ``channels_last`` is True if the values of a convolution's weight are stored channels last.
     """
 
     name: str
@@ -29,11 +29,11 @@ class Layout:
     channels_last: bool
 
     def rows(self, tensor: Tensor, clients: int) -> Tensor:
-        """Return a parameter or gradient of several clients as (clients, values)."""
+        """Return a parameter or gradient of a joint model as a tensor (clients, values)."""
         return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(clients, -1)
 
     def shaped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return rows as a view of ``shape``, whose last axes are those of the parameter."""
+        """Return rows of values as a view of this shape, the parameter's in a joint model or in one client's."""
         if not self.channels_last:
             return rows.view(tuple(shape))
         number, channels, height, width = shape
@@ -41,10 +41,10 @@ class Layout:
 
 
 def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
-    """Return the layouts that models share, those of trained parameters first.
+    """Return the layouts of the parameters that models have in common, those of trained parameters first.
 
-    On a CPU, the image convolutions of wide models are stored channels last, which is faster. ``IncompatibleError`` is
-    raised if the models differ in more than the values of their parameters.
+    The weights of image convolutions on a CPU are stored channels last, which is faster in wide models. Raise
+    ``IncompatibleError`` if the models differ in anything but the values of their parameters.
     """
     model, specs = models[0], tensor_specs(models[0])
     if any(tensor_specs(local) != specs for local in models[1:]):
@@ -65,7 +65,7 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
 
 
 class Joint:
-    """The models of several clients, computed at once; ``place`` sets their parameters."""
+    """A model that computes the models of several clients at once. ``place`` sets their parameters."""
 
     def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
         self.layouts, self._clients, self._twin = layouts, clients, wide_twin(model, clients)
@@ -75,23 +75,23 @@ class Joint:
         self._parameters = [parameters[layout.name] for layout in layouts]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits (batch, clients, classes) from inputs (batch, clients * channels, ...)."""
+        """Return logits (batch, clients, classes) of inputs (batch, clients * channels, ...)."""
         logits: Tensor = self._twin(inputs)
         by_client: Tensor = logits.unflatten(1, (self._clients, -1))
         return by_client
 
     def place(self, values: Sequence[Tensor]) -> None:
-        """Use these values as parameters: (clients, values) for each layout."""
+        """Set the parameters, for each layout to a tensor (clients, values)."""
         for layout, parameter, rows in zip(self.layouts, self._parameters, values, strict=True):
             parameter.data = layout.shaped(rows, parameter.shape)
 
     def release(self) -> None:
-        """Drop values and gradients until ``place`` is called again."""
+        """Free the parameters and gradients. Call ``place`` before the next use."""
         for parameter in self._parameters:
             parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Return the gradients of a loss for the trained parameters, as (clients, values); None for missing ones."""
+        """Return the gradient for each trained parameter, (clients, values); None for those without a gradient."""
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
@@ -105,12 +105,12 @@ class Joint:
 def build_verified(
     models: Sequence[nn.Module], layouts: Sequence[Layout], values: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Joint:
-    """Return the joint model after checking that its logits and gradients equal those of each separate model.
+    """Return the joint model of clients after checking its logits and gradients.
 
-    The first and the last client are compared on a batch of each client, all of one shape, in float64. In float32,
-    rounding can move a value across a kink, for example of ReLU, and change gradients by percents.
-    ``IncompatibleError`` is raised if results differ, random numbers are drawn or a buffer changes, because then
-    clients are not independent.
+    Those of the first and the last client are compared with the separate model's. ``inputs`` has a batch of each
+    client, all of the same shape. The check uses float64: in float32, rounding can move a value across a kink, for
+    example of ReLU, and change gradients by percents. Raise ``IncompatibleError`` if logits or gradients differ, or if
+    a model draws random numbers or changes a buffer, because then the clients would affect each other.
     """
     exact = [copy.deepcopy(model).double() for model in models]
     exact_inputs = [batch.double() if batch.is_floating_point() else batch for batch in inputs]
@@ -145,13 +145,16 @@ def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor],
 
 
 def _probe(logits: Tensor) -> Tensor:
-    """Return a weighted sum of logits (batch, clients, ...); weights differ between entries, not between clients."""
+    """Return a weighted sum of logits (batch, clients, ...), whose gradients are compared.
+
+    The weights are the same for each client, and differ between all other entries.
+    """
     client = logits[:, :1].detach()  # (batch, 1, ...)
     return (logits * torch.arange(client.numel(), device=client.device).cos().view_as(client)).sum()
 
 
 def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return a client's logits from its own model; raise ``IncompatibleError`` if a buffer changes."""
+    """Return the logits of a client's separate model; raise ``IncompatibleError`` if a buffer changes."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     logits: Tensor = functional_call(model, {**values, **buffers}, (inputs,))
     changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffers[name], buffer)]
@@ -161,7 +164,10 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Raise ``IncompatibleError`` unless pairs of tensors agree, within a tolerance relative to the largest norm."""
+    """Raise ``IncompatibleError`` unless pairs of tensors are nearly equal.
+
+    The tolerance is relative to the norm of a tensor, or to a tenth of the largest norm if that is more.
+    """
     if [tensor.shape for tensor in together] != [tensor.shape for tensor in alone]:
         raise IncompatibleError(f"together, {what} have another shape")
     norms = [tensor.norm() for tensor in alone]

@@ -1,4 +1,4 @@
-"""The engine ``plain``: clients train one after the other, with results that are reproducible bit for bit."""
+"""The engine ``plain``: clients train one after the other, and results are reproducible bit for bit."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -28,18 +28,18 @@ equal, as on a plain background, another of them may get the gradient.
 
 
 class DivergedError(HeteroFLError):
-    """The loss is no longer finite."""
+    """Error for a training loss that is NaN or infinite."""
 
 
 def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients one after the other (section 4: SGD with momentum, gradients clipped)."""
+    """Train clients one after the other: SGD with momentum and clipped gradients (section 4 of the paper)."""
     return [train_one(job, options) for job in jobs]
 
 
 def train_one(
     job: TrainingJob, options: TrainOptions, forward: Callable[[Tensor], Tensor] | None = None
 ) -> TrainResult:
-    """Train one client; ``forward`` computes the logits of a batch, by default by calling the model."""
+    """Train one client. ``forward`` is the function from inputs to logits, by default the model itself."""
     started, device = perf_counter(), job.split.targets.device
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -64,9 +64,9 @@ def train_one(
 
 
 def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
-    """Raise ``DivergedError`` if a loss is not finite.
+    """Raise ``DivergedError`` if a loss is not finite. ``before`` is the number of steps before these losses.
 
-    Do not call it after each step, because reading a value waits for a GPU.
+    Reading a loss waits for a GPU, so check many at once.
     """
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
@@ -80,7 +80,7 @@ def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
 def build_result(
     job: TrainingJob, losses: Sequence[Tensor], sizes: Sequence[int], correct: int, seconds: float
 ) -> TrainResult:
-    """Return a client's result from the losses and sizes of its steps and the number of correct predictions."""
+    """Return a client's result from the losses and batch sizes of all steps, and the number of correct predictions."""
     seen = sum(sizes)
     weights = torch.tensor(sizes, dtype=torch.float64)
     loss = float((torch.cat(list(losses)).cpu().double() * weights).sum() / seen)

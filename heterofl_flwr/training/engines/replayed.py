@@ -1,4 +1,4 @@
-"""Steps on a GPU that are recorded once and then replayed."""
+"""Replay of a function of GPU tensors, such as a training step, as a CUDA graph."""
 
 import random
 from collections.abc import Callable
@@ -16,10 +16,10 @@ class Replayed:
     """A function of GPU tensors whose kernels are recorded, and then launched together as a CUDA graph.
 
     A training step of a small model is hundreds of kernels, and the CPU launches each of them more slowly than the GPU
-    runs it. A graph uses the memory with which it was recorded. So everything else that the function reads and writes,
+    runs it. A graph uses the memory addresses of the recording. So everything else that the function reads and writes,
     such as parameters, must keep its address. Other effects of the function, such as counting its calls, are not
-    repeated. Inputs of other shapes than the recorded ones run without the graph. If the function cannot be recorded,
-    for example because it reads a value back, all inputs do, and ``obstacle`` has the reason.
+    repeated. Inputs with other shapes than in the recording are computed without the graph. If the function cannot be
+    recorded, for example because it reads a value back, no graph is used, and ``obstacle`` is the reason.
 
     The function is recorded on ``stream`` and replayed on the current stream. Functions with the same ``pool`` share
     memory for intermediate values, so they must not run at the same time.
@@ -36,7 +36,7 @@ class Replayed:
         self._outputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the function's result for these inputs."""
+        """Return the function's results for these inputs. The first ``WARM_UP`` calls are not recorded."""
         if self._warm_up:
             self._warm_up -= 1
             return self._run_aside(inputs)
@@ -50,7 +50,7 @@ class Replayed:
         return tuple(output.clone() for output in self._outputs)  # the next replay overwrites them
 
     def _run_aside(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Run the function on the recording stream, because autograd and libraries keep state for each stream."""
+        """Run the function on the recording stream. Autograd and libraries then set up their state for this stream."""
         usual = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(usual)
         with torch.cuda.stream(self._stream):
@@ -59,7 +59,7 @@ class Replayed:
         return outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        """Record the function without running it."""
+        """Record the function's kernels, without running them; set ``obstacle`` if this is not possible."""
         graph, self._inputs = torch.cuda.CUDAGraph(), tuple(value.clone() for value in inputs)
         draws = _host_draws()
         # cuBLAS has a workspace for each of torch's 32 streams, which graphs of one stream would share. A workspace
@@ -87,6 +87,6 @@ class Replayed:
 
 
 def _host_draws() -> tuple[object, ...]:
-    """Return the states of the CPU's random generators, to detect draws."""
+    """Return the states of the CPU's random generators. They change if a function draws random numbers."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - models may draw
     return torch.get_rng_state().tolist(), random.getstate(), np.array(keys).tobytes(), rest

@@ -1,4 +1,4 @@
-"""A seat: memory in which clients train one after another, and on a GPU the recorded steps that use it."""
+"""``Seat``: a model and its optimiser, in fixed memory, which clients of one kind use one after another."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,11 +25,14 @@ TURN = 50
 
 
 class UnfitError(HeteroFLError):
-    """A client cannot train in a seat; it can train alone."""
+    """Error for a client that cannot train in a seat, but can train alone."""
 
 
 def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
-    """Return a description that is equal for clients that can use the same seat, of a model in training mode."""
+    """Return a description of a client, which must be equal for clients that use the same seat.
+
+    It contains the structure of the model, which is in training mode, the kind of loss, and the options.
+    """
     model, form = job.model, job.quadratic
     switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     precision = *switches, torch.is_autocast_enabled(device_of(model).type)
@@ -40,7 +43,11 @@ def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
 
 
 class Seat:
-    """Memory in which clients train one after another, and on a GPU the recorded steps that use it."""
+    """A model and its optimiser, in fixed memory, which clients of one kind use one after another.
+
+    A client's parameters are copied in before training, and copied out afterwards. On a GPU, the seat has a stream and
+    recorded training steps, which need fixed memory.
+    """
 
     def __init__(self, kind: Hashable, job: TrainingJob, options: TrainOptions) -> None:
         self.kind, self.device = kind, device_of(job.model)
@@ -63,12 +70,12 @@ class Seat:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Compute on the seat's stream with the random numbers of its client."""
+        """Within this context, compute on the seat's stream, with the random numbers of its client."""
         with torch.cuda.stream(self._stream) if self._stream else nullcontext(), self._draws.current():
             yield
 
     def _await_others(self) -> None:
-        """Make the seat's stream wait for the current stream, which may still write what the seat reads next."""
+        """Make the seat's stream wait for the current stream, which may still write tensors that the seat reads."""
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
@@ -79,7 +86,7 @@ class Seat:
 
     @torch.no_grad()
     def admit(self, job: TrainingJob, options: TrainOptions) -> None:
-        """Copy a client's parameters and buffers into the seat; nothing of the previous client remains."""
+        """Start a client: copy its parameters and buffers into the seat, and reset all other state."""
         self._await_others()
         self._draws.seed(derive(job.seed, "model"))
         with self.at_work():
@@ -90,7 +97,7 @@ class Seat:
             self._correct.zero_()
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Take a step and return its loss; call it inside ``at_work``."""
+        """Run a training step on the seat's model, and return the loss. Call it inside ``at_work``."""
         if self._stream is None:
             return self._compute(inputs, targets)[0]
         shapes = inputs.shape, targets.shape
@@ -109,9 +116,10 @@ class Seat:
 
     @torch.no_grad()
     def release(self, job: TrainingJob, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Copy the parameters and buffers back; return the client's losses and number of correct predictions.
+        """End a client: copy its parameters and buffers back.
 
-        After ``join``, these tensors and the client's model no longer depend on the seat.
+        Return the losses of its steps and the number of correct predictions. After ``join``, the seat may be used again
+        without changing these results.
         """
         if not (self._stream and self._is_tried) and describe(self._model) != self._description:
             raise UnfitError("its forward pass changes attributes of the model")
@@ -124,19 +132,19 @@ class Seat:
         return results
 
     def _pairs(self, job: TrainingJob) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of the seat's and the client's tensors; leave out frozen parameters that both share."""
+        """Return pairs of a tensor of the seat and one of the client, without frozen parameters that they share."""
         theirs = named_tensors(job.model)
         pairs = {id(mine): (mine, theirs[name]) for name, mine in named_tensors(self._model).items()}
         return [(mine, other) for mine, other in pairs.values() if mine is not other]
 
     def close(self) -> None:
-        """Release the recorded steps, whose functions refer to the seat."""
+        """Free the recorded steps. They refer to the seat, so it would stay in memory with them."""
         self.join()
         self._replayed.clear()
 
 
 class Client:
-    """A client in a seat, its progress and results."""
+    """A client that trains in a seat, with its progress and results."""
 
     def __init__(self, job: TrainingJob, options: TrainOptions, seat: Seat) -> None:
         self.job, self.seat, self._options = job, seat, options
@@ -147,7 +155,7 @@ class Client:
         self.sizes: list[int] = []
 
     def advance(self) -> bool:
-        """Take the steps of one turn; return whether the client has finished."""
+        """Run up to ``TURN`` training steps; return whether the client has finished."""
         if not self.sizes:
             self.seat.admit(self.job, self._options)
         with self.seat.at_work():
@@ -163,7 +171,7 @@ class Client:
         return True
 
     def finish(self, seconds: float) -> TrainResult:
-        """Wait for the GPU and return the client's result; ``seconds`` is the time of one step."""
+        """Wait for the GPU, and return the client's result. ``seconds`` is the time of one step."""
         self.seat.join()
         check_losses(self._losses[0], 0, self._options)
         return build_result(self.job, self._losses, self.sizes, int(self._correct), seconds * len(self.sizes))

@@ -1,4 +1,4 @@
-"""The engine ``seats``: clients of any levels train side by side, each in a seat; a GPU replays their steps."""
+"""The engine ``seats``: clients of any rates train side by side, each in a seat (``engines/seat.py``)."""
 
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -22,13 +22,16 @@ RESERVE = 0.1
 
 
 def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients side by side, each in a seat; equal to ``plain`` up to rounding, and bit for bit on a CPU.
+    """Train clients side by side, each in a seat. Results equal those of ``plain`` up to rounding.
 
     A seat has a model, SGD and, on a GPU, a stream and a CUDA graph of the whole step for each batch shape. Later
     clients with the same kind of model and the same options reuse it: their parameters are copied in, and copied out
-    after training. Results do not depend on other clients. If memory is short, clients wait for a seat. Some clients
-    cannot use a seat: a hook watches their model, or it reads values back, changes its attributes or draws random
-    numbers on the CPU. They are trained by ``plain``, and the reason is logged.
+    after training. Results do not depend on other clients; on a CPU they equal those of ``plain`` bit for bit. If
+    memory is short, clients wait for a seat.
+
+    Some clients cannot use a seat. Either a hook watches the client's model, or the model's code reads values back,
+    changes attributes or draws random numbers on the CPU. Such clients are trained by ``plain``, and the reason is
+    logged.
 
     Raises
     ------
@@ -43,7 +46,7 @@ def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 
 
 class Hall:
-    """The seats of a device; creates at most ``most`` of them."""
+    """The seats of a device. It creates up to ``most`` of them."""
 
     def __init__(self, device: torch.device, most: int) -> None:
         self._device, self._most = device, most
@@ -54,7 +57,10 @@ class Hall:
         self.obstacles: dict[Hashable, str] = {}  # reasons against a seat by kind
 
     def take(self, job: TrainingJob, options: TrainOptions) -> Seat | None:
-        """Return a seat for a client; None if the client must wait."""
+        """Return a seat for a client; None if the client must wait until another client leaves a seat.
+
+        Raise ``UnfitError`` if the client cannot train in a seat.
+        """
         job.model.train()
         kind = describe_job(job, options)
         reason = "a stage adds a function to its loss" if job.penalty else find_hook(job.model)
@@ -78,7 +84,7 @@ class Hall:
         return seat
 
     def _has_room(self, kind: Hashable) -> bool:
-        """Whether another seat fits into memory."""
+        """Whether the device's memory and the upper bound on seats allow another seat."""
         if len(self._free) + len(self._taken) >= self._most:
             return False
         if self._device.type != "cuda":
@@ -87,17 +93,16 @@ class Hall:
         return self._free_before - self._sizes.get(kind, 0) > RESERVE * total
 
     def measure(self, seat: Seat) -> None:
-        """Record the memory of the first seat of a kind, after its first turn."""
+        """Record the memory of a seat if it is the first of its kind. Call it after the seat's first turn."""
         if self._device.type == "cuda" and seat.kind not in self._sizes:
             self._sizes[seat.kind] = self._free_before - self._read_memory()[0]
 
     def _read_memory(self) -> tuple[int, int]:
-        """Return the free and the total bytes of the GPU."""
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self._device)
 
     def leave(self, seat: Seat, *, stays: bool = True) -> None:
-        """Keep a seat for the next client, or close it."""
+        """Free a seat for another client, or close it if not ``stays``."""
         self._taken.remove(seat)
         if stays:
             self._free.append(seat)
@@ -105,7 +110,7 @@ class Hall:
             seat.close()
 
     def shrink(self) -> None:
-        """Limit the number of seats to those in use, because memory has run out."""
+        """Close free seats, and create no more than are in use now. Call it when memory has run out."""
         while self._free:
             self._free.pop().close()
         self._most = max(len(self._taken), 1)
@@ -113,12 +118,12 @@ class Hall:
 
 @lru_cache
 def hall_of(device: torch.device) -> Hall:
-    """Return the seats of a device in this process."""
+    """Return the seats of a device, which this process shares among all calls."""
     return Hall(device, MOST[device.type])
 
 
 class Round:
-    """Clients that train side by side until all have finished."""
+    """Clients that train side by side, in turns, until all have finished."""
 
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, hall: Hall) -> None:
         self._started, self._jobs, self._options, self._hall = perf_counter(), jobs, options, hall
@@ -126,7 +131,7 @@ class Round:
         self._alone: list[TrainingJob] = []
 
     def train(self) -> list[TrainResult]:
-        """Train the clients and return their results in order."""
+        """Train the clients, and return their results in order."""
         try:
             while self._waiting or self._seated:
                 while self._waiting and self._seat_next():
@@ -142,7 +147,7 @@ class Round:
         return [results[id(job)] for job in self._jobs]
 
     def _seat_next(self) -> bool:
-        """Give the next client a seat; return False if it must wait."""
+        """Take the first waiting client and give it a seat, or leave it for ``plain``. Return False if it must wait."""
         job = self._waiting[0]
         try:
             seat = self._hall.take(job, self._options)
@@ -164,7 +169,10 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """Run a client's turn. The client's model changes only at the end, so it can start again after an error."""
+        """Run a client's turn.
+
+        The client's model only changes at the end of its training. So after an error the client can start again.
+        """
         try:
             is_done = client.advance()
         except UnfitError as error:

@@ -1,4 +1,4 @@
-"""Structure of a model: its hooks, and a description that is equal for models that compute alike."""
+"""Structure of a model: its hooks, and a description that is equal for models that compute the same function."""
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping
@@ -21,12 +21,12 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 @lru_cache(maxsize=256)
 def log_once(message: str) -> None:
-    """Log why a model is trained more slowly than others, once in a process."""
+    """Log a message once in a process: why a model is trained more slowly than others."""
     logger.info(message)
 
 
 def find_hook(model: nn.Module) -> str | None:
-    """Return which layer or parameter has a hook, as text; None without hooks."""
+    """Return a text that names a layer or parameter with a hook; None if the model has no hooks."""
     for name, layer in model.named_modules():
         if any(getattr(layer, hooks, None) for hooks in _LAYER_HOOKS):
             return f"a hook watches layer {name or '(the model itself)'}"
@@ -37,7 +37,7 @@ def find_hook(model: nn.Module) -> str | None:
 
 
 class _Identity:
-    """A value that equals only itself."""
+    """Wrapper that equals another one only if both have the same object."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -50,9 +50,10 @@ class _Identity:
 
 
 def describe(value: object) -> Hashable:
-    """Return a description of a model or function. Two are equal only if both compute alike.
+    """Return a description of a model or function.
 
-    Parameters and buffers are described by their form, not their values. Other tensors, and objects that cannot be
+    Two descriptions are equal only if the models or functions compute the same for equal parameters and buffers. These
+    are described by shape, strides, dtype and device, not by their values. Other tensors, and objects that cannot be
     compared, equal only themselves.
     """
     return _describe(value, {})
@@ -70,7 +71,7 @@ def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
 
 @singledispatch
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
-    """Return a tag that identifies a value except for its parts, and the parts."""
+    """Return the parts of a value, after a tag that identifies everything else in it."""
     kind: Any = type(value)
     has_parts = hasattr(value, "__dict__")
     if isinstance(value, Tensor | type) or (kind.__hash__ is None and not has_parts):

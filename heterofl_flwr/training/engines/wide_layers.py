@@ -1,4 +1,4 @@
-"""Wide models: layers that compute several clients at once, and models made of them."""
+"""Wide models: models whose layers compute several clients at once."""
 
 import copy
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ Subclasses are left out, because they may compute something else.
 
 
 class IncompatibleError(HeteroFLError):
-    """These models cannot be computed together; separately they can."""
+    """Error for models that can be computed only separately, not together."""
 
 
 def _joined(layer: nn.Module, clients: int) -> nn.Module:
-    """Return a copy of a layer with the clients joined along axis 0 of each parameter."""
+    """Return a wide copy of a layer. Along axis 0, its parameters are those of the clients, one after another."""
     parameters = {
         id(value): nn.Parameter(value.new_empty(clients * value.shape[0], *value.shape[1:]), value.requires_grad)
         for value in layer.parameters()
@@ -35,7 +35,7 @@ def _joined(layer: nn.Module, clients: int) -> nn.Module:
 
 
 class _Linear(nn.Module):
-    """Linear layers of several clients, on an input (batch, clients * inputs)."""
+    """Linear layers of several clients. The input is (batch, clients * inputs)."""
 
     def __init__(self, layer: nn.Linear, clients: int) -> None:
         super().__init__()
@@ -56,11 +56,12 @@ class _Linear(nn.Module):
 
 
 def wide_twin(model: nn.Module, clients: int) -> nn.Module:
-    """Return a copy of a model with wide layers, in which the clients are side by side on axis 1.
+    """Return a wide copy of a model, which computes the model for several clients.
 
-    It maps (batch, clients * channels, ...) to (batch, clients * classes). The result is wrong if the forward pass does
-    something on axis 1 that is not possible on a wide tensor, such as reshaping it to a fixed size. So compare a twin
-    with the models before using it. Its parameters have ``clients`` times as many entries and are uninitialised.
+    The clients are side by side on axis 1: the twin maps (batch, clients * channels, ...) to (batch, clients *
+    classes). Its parameters have ``clients`` times as many entries and are uninitialised. The twin is wrong if the
+    model's code expects a certain length of axis 1, for example to reshape a tensor. So compare it with the model
+    before using it.
 
     Raises
     ------
