@@ -1,6 +1,6 @@
 """Output of a run: lines on the terminal, tables, figures, an HTML page, and callbacks for trackers.
 
-Plotting is imported on first use, because it needs the extra ``report``, and a server may be without it.
+Modules for figures are imported on first use. They need the extra ``report``, which may be missing on a server.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ __all__ = [
 def write_report(folder: RunFolder | str | Path) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into the folder of a run; return the page's path.
 
-    For a run that is not finished, the report shows the rounds so far.
+    The report of an unfinished run shows the rounds so far.
     """
     with extra("report"):
         from heterofl_flwr.report.page import write_page

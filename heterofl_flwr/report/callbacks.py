@@ -1,4 +1,4 @@
-"""Callbacks for experiment trackers: TensorBoard, Weights & Biases and MLflow, each an optional package."""
+"""Callbacks for experiment trackers: TensorBoard, Weights & Biases and MLflow. Each needs an optional package."""
 
 import logging
 from abc import abstractmethod
@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 class _Tracker(RoundCallback):
     """Base class of callbacks that send all numbers of each round to a tracker.
 
-    An error of the tracker is logged as a warning; it does not stop the run. ``_connect`` sets ``_log`` and ``_close``.
+    An error of the tracker is logged as a warning, and the run goes on. A subclass's ``_connect`` must set ``_log`` and
+    ``_close``, functions that send numbers and that end the tracker's run.
     """
 
     _log: Callable[..., object] | None = None
@@ -28,7 +29,7 @@ class _Tracker(RoundCallback):
 
     @abstractmethod
     def _connect(self, first_round: int) -> None:
-        """Open the tracker's run."""
+        """Open the tracker's run, and set ``_log`` and ``_close``."""
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Open the tracker's run."""
@@ -36,7 +37,7 @@ class _Tracker(RoundCallback):
             self._connect(first_round)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Send one round."""
+        """Send the numbers of a round."""
         server_round = progress.record.server_round
         with self._warning(f"took nothing of round {server_round}"):
             if self._log is not None:
@@ -51,7 +52,7 @@ class _Tracker(RoundCallback):
 
     @contextmanager
     def _warning(self, event: str) -> Iterator[None]:
-        """Within this context, log an error of the tracker, such as a refused metric name, as a warning."""
+        """Within this context, an error of the tracker, such as a refused metric name, becomes a warning."""
         try:
             yield
         except HeteroFLError:  # such as a missing package
@@ -63,14 +64,13 @@ class _Tracker(RoundCallback):
 class TensorBoard(_Tracker):
     """Callback that writes all numbers of each round into the run's ``events`` folder.
 
-    If a run is resumed, TensorBoard hides the earlier values of rounds that run again.
+    A resumed run may repeat rounds. TensorBoard then hides the earlier values of these rounds.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
     def _connect(self, first_round: int) -> None:
-        """Open a new file of events."""
         with extra("report", "leave tensorboard out of run.callbacks"):  # not at the top: it may load TensorFlow
             from torch.utils.tensorboard import SummaryWriter
 
@@ -85,7 +85,7 @@ class TensorBoard(_Tracker):
 
 
 class _Service(_Tracker):
-    """Base class of trackers that are services with a run id."""
+    """Base class of callbacks for trackers that are services, in which a run has an id."""
 
     _name: ClassVar[str]
 
@@ -110,7 +110,7 @@ class _Service(_Tracker):
 
     @abstractmethod
     def _open(self, earlier_id: str | None) -> str:
-        """Open the service's run, or continue the run with an earlier id; return its id."""
+        """Open a new run in the service, or continue the run with ``earlier_id``; return the run's id."""
 
 
 class WandB(_Service):
@@ -123,7 +123,7 @@ class WandB(_Service):
     settings : Mapping[str, object] | None
         The run's settings, as its configuration in the service.
     folder : RunFolder | None
-        The run's folder; it stores the service's run id, with which a resumed run continues in the service.
+        The run's folder. The run id in the service is written there, so that a resumed run continues there too.
     options : object
         More arguments of ``wandb.init``.
     """

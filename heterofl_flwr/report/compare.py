@@ -1,4 +1,4 @@
-"""Comparison of several runs in a table and on a page, with means over seeds and paired differences."""
+"""Comparison of several runs, as a table and a page: means over seeds, and differences of runs with equal seeds."""
 
 import re
 from base64 import b64encode
@@ -49,7 +49,7 @@ HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "agai
 
 
 def compare_runs(folders: Sequence[RunFolder]) -> Cells:
-    """Return the table of runs: a row for each combination of settings and metric, with means over seeds."""
+    """Return the table of runs: a row for each combination of settings and metric. Values are means over seeds."""
     rows, table = _rows(folders), []
     histories = {folder: folder.history() for folder in folders}  # read each file once
     scored = {folder: {score.label: score for score in scores(history)} for folder, history in histories.items()}
@@ -67,7 +67,10 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
 
 
 def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cells:
-    """Return the table of runs with some metrics as columns: means of final values, and paired differences."""
+    """Return the table of runs with a row for each combination of settings, and some metrics as columns.
+
+    Values are means over seeds of final values, and their differences from the first row.
+    """
     rows, histories = _rows(folders), {folder: folder.history() for folder in folders}
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
@@ -81,7 +84,10 @@ def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cel
 
 
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
-    """Return the mean difference over common seeds as text; three or more seeds give it a 95 % t interval."""
+    """Return as text the mean of ``second - reference`` over seeds that both have.
+
+    Three or more common seeds add a 95 % t interval.
+    """
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     if not differences:
         return formatting.NOTHING
@@ -97,7 +103,10 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
 
 
 def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str] = ()) -> Cells:
-    """Write the page that compares runs, by default in all metrics of evaluation; return its table."""
+    """Write the page that compares runs to ``path``; return its table.
+
+    The table has all metrics of evaluation, or ``metrics``.
+    """
     table = compare_metrics(folders, metrics) if metrics else compare_runs(folders)
     figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(folders)]
     note = (
@@ -116,9 +125,10 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 
 
 def _rows(folders: Sequence[RunFolder]) -> Rows:
-    """Return the runs by the settings that differ, and by seed.
+    """Return the rows of the table: the runs by their settings as text, and by seed.
 
-    If a run of an earlier version lacks a setting, it counts with the setting's default.
+    The text only has settings that differ between runs. A setting that a run of an earlier version lacks has its
+    default.
     """
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
@@ -137,7 +147,7 @@ def _rows(folders: Sequence[RunFolder]) -> Rows:
 def _means(
     metric: str, key: str, rows: Rows, finals: Mapping[RunFolder, Mapping[str, float]]
 ) -> dict[str, tuple[str, str]]:
-    """Return for each row the mean of a metric over seeds, and the difference from the first row, as text."""
+    """Return two texts for each row: the mean of a metric over seeds, and its difference from the first row."""
     means, reference = {}, None
     for row, runs in rows.items():
         by_seed = {seed: finals[run][key] for seed, run in runs.items() if key in finals[run]}
@@ -150,7 +160,7 @@ def _means(
 
 
 def _costs(runs: Mapping[object, RunFolder], histories: Mapping[RunFolder, Sequence[RoundRecord]]) -> tuple[str, str]:
-    """Return the mean bytes of runs with equal settings, and their price over all seeds, as text."""
+    """Return two texts on runs with equal settings: their mean bytes, and their price."""
     folders = list(runs.values())
     mix, widths = _mix(folders[0])
     sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)
@@ -159,13 +169,13 @@ def _costs(runs: Mapping[object, RunFolder], histories: Mapping[RunFolder, Seque
 
 
 def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
-    """Return the mix of a run, and the inner widths that its clients train."""
+    """Return the mix of a run, and the setting ``train.distill``."""
     settings = flatten(folder.settings())
     return Mix.parse(str(settings.get("mix", "a"))), cast("InnerWidths", settings.get("train.distill", "none"))
 
 
 def _short_names(folders: Sequence[RunFolder]) -> list[str]:
-    """Return the names of folders without the words that all names have in common."""
+    """Return short names of the folders, without words that are in all names."""
     names = [folder.path.resolve().name for folder in folders]
     parts = [re.split("[-_]", name) for name in names]
     common = set(parts[0]).intersection(*parts)
@@ -174,7 +184,7 @@ def _short_names(folders: Sequence[RunFolder]) -> list[str]:
 
 
 def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
-    """Yield figures of the headline metric of all runs, over rounds, bytes and multiplications."""
+    """Yield three figures of the headline metric of each run: over rounds, over bytes and over multiplications."""
     curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {unit: {} for unit in AXES}
     metric = next(filter(None, (headline(folder.history()) for folder in folders)), "")
     for folder, name in zip(folders, _short_names(folders), strict=True):

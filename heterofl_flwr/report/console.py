@@ -40,7 +40,7 @@ class Console(RoundCallback):
 
     @contextmanager
     def by_time(self) -> Iterator[None]:
-        """Within this context, print the progress of a round also while no client replies, by a timer."""
+        """Within this context, a timer prints the progress of a long round even if no client replies."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -59,7 +59,7 @@ class Console(RoundCallback):
             watching.join()
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Print the first and final round and the size of the model."""
+        """Print the numbers of the first and final round, and the size of the model."""
         size = sum(value.numel() for value in state.values())
         model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
         self._print(f"rounds {first_round} to {num_rounds}, {model}")
@@ -69,7 +69,7 @@ class Console(RoundCallback):
     def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
         """Print the progress of a round if nothing was printed for half a minute.
 
-        In the first round the line has an estimate for all rounds.
+        In the first round, the line estimates the time of all rounds.
         """
         now = time.monotonic()
         if done == 1:
@@ -111,9 +111,9 @@ class Console(RoundCallback):
 
 
 def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None) -> str:
-    """Return the line of a round for the terminal: names and values, with failures and notes at the end.
+    """Return the line about a round for the terminal: names and values, then failures and notes.
 
-    It is never wrapped, because programs read it too. ``RoundRecord.line`` makes the line of Flower's log.
+    Programs read it too, so it is never wrapped. ``RoundRecord.line`` returns the line for Flower's log.
     """
     line = f"round {record.server_round}/{num_rounds} took={formatting.duration(record.seconds).replace(' ', '')}"
     if seconds_left is not None:
@@ -124,7 +124,7 @@ def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None)
 
 
 def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
-    """Yield the names and values of a round, the most important first."""
+    """Yield the names and values in the line about a round, the most important first."""
     if record.expected:  # 0 in histories of older versions
         yield "clients", f"{record.answered}/{record.expected}"
     yield "failed", str(len(record.failures))

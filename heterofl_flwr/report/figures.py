@@ -93,7 +93,10 @@ def draw_run(
 
 
 def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
-    """Yield a figure for each metric that this package does not define, with its values in evaluation and training."""
+    """Yield a figure for each metric that a user's app defines.
+
+    Its curves are the values in evaluation and in training.
+    """
     usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
     names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
     names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
@@ -108,20 +111,23 @@ def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
-    """Return curves of a kind of metric over ``spent``, by scope (global, local, worst); none if ``spent`` is all 0."""
+    """Return curves of a kind of metric by scope (global, local, worst), with ``spent`` as coordinates.
+
+    There are none if ``spent`` is 0 in all rounds.
+    """
     metrics = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
     return {scope: points(spent, values) for scope, values in metrics.items()} if any(spent) else {}
 
 
 def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
-    """Return the first and ninth decile and the median of the clients' accuracies over rounds."""
+    """Return three curves over rounds: median, first and ninth decile of the clients' accuracies."""
     deciles = {"ninth decile": 8, "median": 4, "first decile": 0}
     values: list[Sequence[float | None]] = [record.accuracy_deciles or [None] * 9 for record in records]
     return {name: points(rounds, [of_round[index] for of_round in values]) for name, index in deciles.items()}
 
 
 def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
-    """Draw the number of trainings of each client, coloured by level; None without clients."""
+    """Draw for each client the number of trainings, coloured by level. Return None without clients."""
     trainings = Counter(training for record in records for training in record.rates.items())
     clients = sorted({client for client, _ in trainings})
     if not clients:
@@ -139,12 +145,12 @@ def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
 
 
 def _draw_classes(counts: ClassCounts) -> Figure | None:
-    """Draw the number of examples of each client and class; None if they are unknown."""
+    """Draw the number of training examples for each client and class. Return None if they are unknown."""
     return draw_matrix(np.array(counts.clients).T, "client", (), counts.names) if counts.clients else None
 
 
 def _draw_confusion(counts: ClassCounts) -> Figure | None:
-    """Draw the confusion matrix in percent of each class; None without one, or with too many classes."""
+    """Draw the confusion matrix in percent of each true class. Return None if it is unknown or has too many classes."""
     if not counts.confusion or len(counts.names) > MOST_NAMES:
         return None
     numbers = np.array(counts.confusion)  # (class, predicted class)
@@ -158,7 +164,7 @@ def _draw_confusion(counts: ClassCounts) -> Figure | None:
 
 
 def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
-    """Return the training loss of each level over rounds; that of all clients if the records have no levels."""
+    """Return curves of the training loss over rounds, by level, or of all clients if the records have no levels."""
     levels = sorted({level for record in records for level in record.train_by_level})
     by_level = {level: [record.train_by_level.get(level, {}) for record in records] for level in levels}
     by_level = by_level or {"all clients": [record.train for record in records]}
@@ -168,9 +174,9 @@ def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
 
 
 def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | None:
-    """Draw curves over rounds, or over another quantity; None without values.
+    """Draw curves over rounds or another quantity. Return None if no curve has a finite value.
 
-    The range of the vertical axis leaves out the steep beginning of curves.
+    The vertical axis may leave out the steep beginning of curves.
     """
     finite = {
         name: (places, [value if math.isfinite(value) else math.nan for value in values])
@@ -197,7 +203,7 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | 
 
 
 def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return the range of the vertical axis."""
+    """Return the lowest and highest value of the vertical axis, which may leave out the beginning of curves."""
     settled = [value for curve in curves for value in curve[len(curve) // CLIMB if len(curve) >= SHORT else 0 :]]
     numbers = [value for value in settled if not math.isnan(value)]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
@@ -207,7 +213,10 @@ def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _join_alike(curves: Curves, distance: float) -> Curves:
-    """Return the curves by name; curves that differ by at most ``distance`` become one with joined names."""
+    """Return the curves, after joining curves that differ by at most ``distance`` in all points.
+
+    A joined curve has the names of all, such as ``global and local``.
+    """
 
     def coincide(a: Points, b: Points) -> bool:
         return a[0] == b[0] and all(abs(y - z) <= distance for y, z in zip(a[1], b[1], strict=True))

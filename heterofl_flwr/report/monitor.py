@@ -1,4 +1,4 @@
-"""``Monitor``: the callback that serves metrics for Prometheus and the health of a run over HTTP."""
+"""``Monitor``: the callback that serves a run's metrics for Prometheus, and its health, over HTTP."""
 
 import json
 import logging
@@ -32,17 +32,17 @@ Values = Mapping[tuple[str, ...], float]
 
 
 class Monitor(RoundCallback):
-    """Callback that serves the metrics and the health of a run over HTTP during the run.
+    """Callback that serves a run's metrics and health over HTTP during the run.
 
-    ``/metrics`` has the latest round in the format of Prometheus. ``/health`` is a JSON object. Its status is 200 if
-    the latest round ended at most ``timeout + wait`` seconds and a minute ago, else 503. If a round has taken longer
-    than a minute, its time replaces the minute.
+    ``/metrics`` has the latest round in the format of Prometheus. ``/health`` is a JSON object. Its HTTP status is 200
+    if the time since the end of the latest round is within a limit, else 503. The limit is ``timeout + wait`` seconds
+    and another minute, or the duration of the longest round instead of the minute if it is longer.
 
     Parameters
     ----------
     address : str
-        Address to listen at, such as ``127.0.0.1:9090``. With port 0 the system chooses a port, which the attribute
-        ``address`` has after the run has started.
+        Address to listen at, such as ``127.0.0.1:9090``. With port 0 the system chooses a port. After the start of the
+        run, the attribute ``address`` has the port.
     timeout : float
         Seconds that clients have in a round: ``start(timeout=...)``.
     wait : float
@@ -83,7 +83,7 @@ class Monitor(RoundCallback):
         log.info("Metrics: http://%s/metrics, health: http://%s/health", self.address, self.address)
 
     def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
-        """Store the progress of the round."""
+        """Store the progress of the round for ``/health``."""
         self._replies = progress_text(what, done, total, failed)
 
     def on_round_end(self, progress: Progress) -> bool:
@@ -108,14 +108,14 @@ class Monitor(RoundCallback):
         self.close()
 
     def close(self) -> None:
-        """Stop the HTTP server; call it if the run ended with an error, before ``on_end``."""
+        """Stop the HTTP server. Call it if the run ends with an error, because ``on_end`` is not called then."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def health(self) -> dict[str, object]:
-        """Return the content of ``/health``; ``status`` is ``ok`` or ``overdue``."""
+        """Return the JSON object of ``/health``; its ``status`` is ``ok`` or ``overdue``."""
         seconds, limit, record = time.monotonic() - self._ended, self._limit + self._longest, self._record
         return {
             "status": "ok" if seconds <= limit else "overdue",
@@ -132,7 +132,7 @@ class Monitor(RoundCallback):
         }
 
     def collect(self) -> Iterator[object]:
-        """Yield the metrics; the Prometheus client calls this."""
+        """Yield the metrics in the Prometheus client's classes; the Prometheus client calls this."""
         gauge, counter, record = self._core.GaugeMetricFamily, self._core.CounterMetricFamily, self._record
         sent = Counter(level_name(rate) for rate in record.rates.values())
         answered = Counter(dict.fromkeys(sent, 0))
@@ -168,7 +168,10 @@ def _keyed(values: Mapping[str, int]) -> Values:
 
 
 def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, Mapping[str, float]]) -> Values:
-    """Return the headline metrics. Their number is bounded, because a minority of the clients cannot add any."""
+    """Return the values of headline metrics, such as accuracy, by (phase, metric, level).
+
+    Metrics with other names are left out, because clients may have any number of them.
+    """
     return {
         (phase, name, level): value
         for level, values in {"": metrics, **by_level}.items()
@@ -178,7 +181,7 @@ def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, 
 
 
 def _split(address: str) -> tuple[str, int]:
-    """Return host and port of an address."""
+    """Return host and port of an address; raise ``ConfigError`` for an invalid one."""
     host, _, port = str(address).rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ConfigError(f"the metrics address is {address!r}; expected host:port, such as 127.0.0.1:9090")
@@ -186,12 +189,12 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _text(seconds: float) -> str:
-    """Return a Unix time as text in ISO 8601."""
+    """Return a Unix time as text in ISO 8601 with the local time zone."""
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
 class _Server(ThreadingTCPServer):
-    """HTTP server whose threads end with the process."""
+    """HTTP server with threads that do not keep the process alive."""
 
     daemon_threads = allow_reuse_address = True
 
@@ -221,4 +224,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing, because each request would be a line."""
+        """Log nothing; by default each request is a line on standard error."""

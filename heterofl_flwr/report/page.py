@@ -91,12 +91,12 @@ Table = tuple[str, summary.Cells, str, Sequence[Sequence[str]]]  # title, table,
 
 
 def render_page(**content: object) -> str:
-    """Return the page's HTML, with title, status, lines, figures and tables."""
+    """Return the HTML of a page with ``title``, ``status``, ``lines``, ``figures`` and ``tables``."""
     return _ENVIRONMENT.from_string(TEMPLATE).render(**content)
 
 
 def write_page(folder: RunFolder) -> Path:
-    """Write the page and the figures; return the page's path."""
+    """Write the report of a run, ``report.html`` and figures, into its folder; return the page's path."""
     about, settings, records, costs = folder.about(), folder.settings(), folder.history(), folder.costs()
     counts = read_counts(folder)
     figures = [(drawing, to_png(drawing.figure, drawing.title)) for drawing in draw_run(records, costs, counts)]

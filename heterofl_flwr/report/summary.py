@@ -1,4 +1,4 @@
-"""Tables of a run for the terminal and the page, and the summary that is printed after a run."""
+"""Tables of a run, for the terminal and the report page, and the summary that is printed after a run."""
 
 import heapq
 import math
@@ -28,20 +28,23 @@ Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[float, str]:
-    """Return the names of the levels by rate, from the largest rate to the smallest."""
+    """Return a dictionary from rate to name of each level, from the largest rate to the smallest."""
     names = {rate: level_name(rate) for record in records for rate in record.rates.values()}
     names |= {cost.rate: cost.level for cost in (costs.levels if costs else ())}
     return dict(sorted(names.items(), reverse=True))
 
 
 def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple[list[float], list[float]]:
-    """Return the rounds in which a level's model was evaluated, and the values of a kind of metric."""
+    """Return a curve: the rounds in which a level was evaluated, and the values of its metric of a kind."""
     values = [pick_metric(record.evaluate_by_level.get(level, {}), kind) for record in records]
     return points([record.server_round for record in records], values)
 
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths = "none") -> str:
-    """Return the price of a run (``runs.costs.price``) as text; empty for a single level or unknown costs."""
+    """Return the three fractions of ``runs.costs.price`` as text, with slashes between them.
+
+    The text is empty for a mix of one level, or if a cost is unknown.
+    """
     rates = [rate for record in records for rate in record.rates.values()]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
@@ -50,7 +53,7 @@ def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | Non
 
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of failures by reason, the most frequent first."""
+    """Return the table of failures: reason, number, rounds and clients. The most frequent is first."""
     by_reason: dict[str, list[tuple[int, int]]] = {}
     for record in records:
         for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
@@ -65,7 +68,7 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
-    """Return the table of levels: cost of the model if known, fraction of the clients, and latest score."""
+    """Return the table of levels: costs of the model if known, fraction of the clients, latest score."""
     kind, by_rate = headline_kind(records), costs.by_rate if costs else {}
     drawn = Counter(rate for record in records for rate in record.rates.values())
     few = {record.server_round for record in records if record.few_answered}
@@ -83,7 +86,10 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of metrics: final value, best value and its round, with a row for each statistic of clients."""
+    """Return the table of metrics: final value, best value and the round of the best value.
+
+    A metric of clients has a row for each statistic (mean, median).
+    """
     rows = []
     for score in scores(records):
         name = score.name if score.client is None else f"{score.name} (client {score.client})"
@@ -96,7 +102,10 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def confusion_cells(counts: ClassCounts) -> Cells:
-    """Return the table of the most frequent confusions of two classes, as numbers and fractions of the true class."""
+    """Return the table of the most frequent confusions: true class, predicted class, number of test examples.
+
+    The final column is the number as a fraction of the true class.
+    """
     sizes = [sum(row) for row in counts.confusion]
     pairs = [
         (number, true, predicted)
@@ -112,12 +121,12 @@ def confusion_cells(counts: ClassCounts) -> Cells:
 
 
 def marked(value: str, partial: bool) -> str:
-    """Return a value with a mark if it comes from too few clients."""
+    """Return a value as text, with a star if ``partial``: too few clients replied."""
     return f"{value} *" if partial else value
 
 
 def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Iterator[str]:
-    """Yield lines on the run's time, failures, savings and privacy."""
+    """Yield lines on a run: time, failures, savings against FedAvg, and privacy."""
     if few := [record.server_round for record in records if record.few_answered]:
         rounds = formatting.numbers(few, 4)
         yield f"* fewer than half of the clients asked evaluated in rounds {rounds}: never the best"

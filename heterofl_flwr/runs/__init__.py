@@ -1,1 +1,1 @@
-"""Files of a run: settings, history, checkpoints and models in its folder; costs, metrics and origin of results."""
+"""Folder of a run with settings, history, checkpoints and models; costs and metrics of a run; origin of results."""

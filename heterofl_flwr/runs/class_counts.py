@@ -1,4 +1,4 @@
-"""``classes.json`` in a run's folder: examples of each client and predictions of the global model, by class."""
+"""``classes.json`` in a run's folder: numbers of training examples and of predictions by class."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,7 @@ Matrix = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class ClassCounts:
-    """Counts by class; an unknown matrix is empty.
+    """Counts by class. A matrix that is unknown is empty.
 
     Attributes
     ----------
@@ -50,7 +50,10 @@ _COUNTS = TypeAdapter(ClassCounts)
 
 
 def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
-    """Return the matrix of counts of each pair of numbers; empty if it is too large or a column exceeds ``shape``."""
+    """Return a matrix of counts: how often each pair of a row and a column number occurs.
+
+    The matrix is empty if ``shape`` is too large or a column number exceeds it.
+    """
     height, width = shape
     if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:
         return ()
@@ -59,14 +62,14 @@ def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix
 
 
 def read_counts(folder: RunFolder) -> ClassCounts:
-    """Return the counts in a run's folder; empty if there are none."""
+    """Return the class counts in a run's folder. They are empty if the folder has none."""
     path = _path(folder)
     with reading(path, "remove it: reports then show no classes"):
         return _COUNTS.validate_json(path.read_bytes()) if path.exists() else ClassCounts()
 
 
 def write_counts(folder: RunFolder, **counts: Any) -> None:
-    """Write some fields of ``ClassCounts``; the file's other fields stay."""
+    """Write some fields of ``ClassCounts`` into a run's folder. Other fields in the file stay."""
     write_atomic(_path(folder), to_json(asdict(replace(read_counts(folder), **counts))).encode())
 
 

@@ -1,4 +1,7 @@
-"""Cost of each level's model; bytes and multiplications of a run relative to full-size FedAvg and to single levels."""
+"""Costs of each level's model, and of a whole run.
+
+Bytes and multiplications of a run are relative to full-size FedAvg, or to a separate federation for each level.
+"""
 
 import math
 from collections import Counter
@@ -21,7 +24,7 @@ from heterofl_flwr.transport.arrays import npy_size
 
 @dataclass(frozen=True, slots=True)
 class LevelCost:
-    """Cost of the model of a rate."""
+    """Costs of the model of one rate."""
 
     level: str  #: Letter of the level, or the rate as text.
     rate: float  #: Rate of the model.
@@ -32,28 +35,28 @@ class LevelCost:
 
 @dataclass(frozen=True, slots=True)
 class ModelCosts:
-    """Costs of the models of a run's rates, from the largest to the smallest."""
+    """Costs of the models of all rates in a run, from the largest rate to the smallest."""
 
     global_rate: float
     levels: tuple[LevelCost, ...]
 
     @property
     def by_rate(self) -> Mapping[float, LevelCost]:
-        """Costs by rate."""
+        """Dictionary from rate to the costs of its model."""
         return {cost.rate: cost for cost in self.levels}
 
     @property
     def global_model(self) -> LevelCost:
-        """Cost of the global model."""
+        """Costs of the global model."""
         return self.by_rate[self.global_rate]
 
     def to_json(self) -> dict[str, object]:
-        """Return the costs as a dict for JSON."""
+        """Return the costs as a dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelCosts":
-        """Return costs from a dict; the inverse of ``to_json``."""
+        """Return costs from a dictionary that ``to_json`` returned."""
         costs = _COSTS.validate_python(values)
         return cls(costs.global_rate, tuple(sorted(costs.levels, key=lambda cost: -cost.rate)))
 
@@ -62,12 +65,12 @@ _COSTS = TypeAdapter(ModelCosts)
 
 
 class Costs:
-    """Measurement of a model's cost at the rates of a mix, and at other rates that clients have.
+    """Measurement of a model's costs at the rates of a mix, and at other rates that clients have.
 
     Parameters
     ----------
     build : Callable[[float], nn.Module]
-        Function of a rate that returns the model.
+        Function from a rate to a new model.
     mix : Mix
         The run's mix.
     example : torch.Tensor
@@ -81,7 +84,7 @@ class Costs:
         self.add(mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
-        """Measure the models of new rates; return True if any rate was new."""
+        """Measure the models of rates that are new. Return whether there were any."""
         new = set(rates) - self._costs.keys()
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
@@ -94,14 +97,14 @@ class Costs:
         return bool(new)
 
     def model(self) -> ModelCosts:
-        """Return the costs of all measured rates."""
+        """Return the costs for all measured rates."""
         return ModelCosts(self.mix.global_rate, tuple(self._costs[rate] for rate in sorted(self._costs, reverse=True)))
 
 
 class Savings(NamedTuple):
-    """Bytes sent and received in a run and in full-size FedAvg; bytes and multiplications as fractions of FedAvg's.
+    """Bytes sent in a run and in full-size FedAvg; bytes and multiplications as fractions of FedAvg's.
 
-    The fraction of multiplications assumes that all clients have equally many examples.
+    Bytes are those sent in both directions. For multiplications, all clients count as having equally many examples.
     """
 
     bytes_sent: int
@@ -111,12 +114,12 @@ class Savings(NamedTuple):
 
 
 def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
-    """Return the bytes sent and received in each round."""
+    """Return the bytes of each round, those to clients and from clients together."""
     return [record.bytes_down + record.bytes_up for record in records]
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
-    """Return the bytes that FedAvg with the global model would have sent and received in a round."""
+    """Return the bytes of a round, in both directions, if all its clients had the global model, as in FedAvg."""
     return costs.global_model.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
 
 
@@ -131,7 +134,7 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
 
 
 class Price(NamedTuple):
-    """Client-rounds, bytes and multiplications of a mix, relative to separate federations, one for each level."""
+    """Client-rounds, bytes and multiplications of a mix, as fractions of separate federations, one for each level."""
 
     client_rounds: float
     bytes_share: float
@@ -139,9 +142,10 @@ class Price(NamedTuple):
 
 
 def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths = "none") -> float:
-    """Return the multiplications of trainings at ``rates``, each with one example.
+    """Return the multiplications of forward passes of one example, one for each client in ``rates``.
 
-    ``macs`` are the multiplications of a model by rate. Inner widths that a step trains too are included.
+    ``macs`` are the multiplications of each rate's model. ``widths`` says which smaller models inside a client's model
+    run too.
     """
     return sum(
         number * passes * macs[inner]
@@ -153,16 +157,17 @@ def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], wi
 def price(
     mix: Mix, rates: Sequence[float], costs: Mapping[float, tuple[float, float]], widths: InnerWidths = "none"
 ) -> Price:
-    """Return the price of a mix against one federation for each of its levels.
+    """Return the price of a mix, relative to separate federations, one for each of its levels.
 
-    The federation of a level has the clients that can hold the level, and each takes part as often as in the mix.
+    The federation of a level consists of the clients that can hold a model of the level. Each of them trains as often
+    as in the mix.
 
     Parameters
     ----------
     mix : Mix
         The mix.
     rates : Sequence[float]
-        Rate of each training of a client in the run.
+        Rates of the clients, one for each time that a client trained in the run.
     costs : Mapping[float, tuple[float, float]]
         Bytes and multiplications of a training, by rate.
     widths : InnerWidths

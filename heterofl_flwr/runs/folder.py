@@ -1,4 +1,4 @@
-"""``RunFolder``: the folder of a run with its settings, history, checkpoints, models and report."""
+"""``RunFolder``: the folder of a run, with settings, history, checkpoints, models and report."""
 
 import json
 import logging
@@ -65,7 +65,7 @@ class RunFolder:
     Parameters
     ----------
     path : str | Path
-        The folder; it is created by the first write.
+        Path of the folder. A missing folder is created when something is written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -83,7 +83,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the folder within this context; raise ``ConfigError`` if another process has locked it.
+        """Within this context, the folder is locked; raise ``ConfigError`` if another process has locked it.
 
         A missing folder is created. The operating system releases the lock if this process dies.
         """
@@ -95,7 +95,7 @@ class RunFolder:
             self.unlock()
 
     def unlock(self) -> None:
-        """Release the lock, if this object has it."""
+        """Release the lock if this object has it."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -109,9 +109,10 @@ class RunFolder:
         about: Mapping[str, object] | None = None,
         complete: Complete = dict,
     ) -> None:
-        """Write the settings of a new run, or prepare the folder for resuming its run.
+        """Write the settings of a new run, or prepare the folder to resume the run in it.
 
-        The folder stays locked until ``unlock``. The ends of ``lock`` and of a recorded run call ``unlock``.
+        The folder is locked until ``unlock``. A ``Recorder`` calls ``unlock`` when the run has ended, and so does the
+        exit of ``lock``.
 
         Parameters
         ----------
@@ -124,7 +125,7 @@ class RunFolder:
         about : Mapping[str, object] | None
             More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Function that completes the stored settings with those that an earlier version did not have.
+            Function that adds settings that an earlier version did not have to the stored settings.
 
         Raises
         ------
@@ -154,7 +155,7 @@ class RunFolder:
         may_differ: Sequence[str] = (),
         complete: Complete = dict,
     ) -> None:
-        """Raise the ``ConfigError`` that ``start`` would raise, without writing anything."""
+        """Raise the ``ConfigError`` that ``start`` would raise with these arguments. Write nothing."""
         self.refuse_links()
         if not self.started:
             if resume:
@@ -196,15 +197,15 @@ class RunFolder:
         return dict(self._read()["settings"])
 
     def about(self) -> dict[str, Any]:
-        """Return facts about the run: command and versions; time, commit and machine of each start."""
+        """Return facts about the run: command, versions, and time, commit and machine of each start."""
         return dict(self._read()["about"])
 
     def note(self, **facts: object) -> None:
-        """Add facts to ``about``."""
+        """Write more facts about the run, which ``about`` returns."""
         self._write({**self._read(), "about": {**self.about(), **facts}})
 
     def write_costs(self, costs: ModelCosts) -> None:
-        """Write the costs of the models, so that a report needs no model."""
+        """Write the costs of the models. A report can then be made without the models."""
         self._write({**self._read(), "model": costs.to_json()})
 
     def costs(self) -> ModelCosts | None:
@@ -214,11 +215,14 @@ class RunFolder:
             return None if model is None else ModelCosts.from_json(model)
 
     def append(self, record: RoundRecord) -> None:
-        """Add a round to the history, and flush it to disk."""
+        """Add the record of a round to the history, and flush it to disk."""
         append_line(self._history, to_json(record.to_json()))
 
     def history(self) -> list[RoundRecord]:
-        """Return the records of all rounds; an incomplete final line, as after a power cut, gives a warning."""
+        """Return the records of all rounds.
+
+        If the final line is incomplete, for example after a power cut, it is left out with a warning.
+        """
         text = self._history.read_text(encoding="utf-8", errors="replace") if self._history.exists() else ""
         lines = [line for line in text.split("\n") if line]  # splitlines also splits at characters that texts may have
         records = []
@@ -235,7 +239,10 @@ class RunFolder:
         return records
 
     def rewind(self, last_round: int) -> None:
-        """Remove records, checkpoints and client states of rounds after ``last_round``, so the run can resume there."""
+        """Remove records, checkpoints and client states of rounds after ``last_round``.
+
+        The run can then be resumed after this round.
+        """
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
         if (final := records[-1].server_round if records else 0) != last_round:
@@ -251,32 +258,35 @@ class RunFolder:
             remove(path)
 
     def drop_models(self) -> None:
-        """Remove the final models, because the run continues."""
+        """Remove the final models; they become outdated when the run continues."""
         for path in self.models.glob("*"):
             if path.suffix in (".json", ".safetensors"):
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return the noisy releases of models and moments, at least as many as the history counts."""
+        """Return the numbers of models and moments that the run has released with noise.
+
+        They are at least as large as the history shows.
+        """
         return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
-        """Write the noisy releases of models and moments; ``rewind`` does not remove them."""
+        """Write the numbers of noisy releases. ``rewind`` does not change them."""
         write_atomic(self._privacy, f"{to_json([asdict(entry) for entry in releases], indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: RunState) -> None:
-        """Write a checkpoint atomically, and remove all but the newest two."""
+        """Write a checkpoint atomically, then remove all but the newest two."""
         checkpoints.save_checkpoint(self._checkpoints, checkpoint)
 
     def load_checkpoint(self) -> RunState:
-        """Return the newest checkpoint whose files and whose round's record are not damaged."""
+        """Return the newest checkpoint that is not damaged and whose round is in the history."""
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 
     def refuse_links(self) -> None:
-        """Raise ``ConfigError`` for links in the folder, because the run would write or remove files outside of it.
+        """Raise ``ConfigError`` if the folder has links, through which a run would change files elsewhere.
 
-        Hard links are refused for files that a run appends to: history, lock and logs.
+        These are symbolic links, and hard links of files to which a run appends: history, lock and logs.
         """
         links = [str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_symlink()]
         opened = (self._history, self.path / ".lock", *self.path.glob("logs/*"))

@@ -1,4 +1,4 @@
-"""The lock of a run's folder, which keeps a second process from running there."""
+"""Lock of a run's folder, so that a second process cannot run there."""
 
 import logging
 from pathlib import Path
@@ -11,9 +11,9 @@ log = logging.getLogger(__name__)
 
 
 def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
-    """Acquire and return the lock of a folder; raise ``ConfigError`` if another process has it.
+    """Acquire the lock of a folder, and return it; raise ``ConfigError`` if another process has it.
 
-    With ``shared``, this process can acquire the lock again, for example after an error.
+    With ``shared``, later calls in this process succeed too, for example after an error.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

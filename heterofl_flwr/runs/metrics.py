@@ -1,4 +1,4 @@
-"""Metrics of a history: the headline metric, final and best values, and names for trackers."""
+"""Metrics in a history: final and best values, the headline metric, and names of all numbers for trackers."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ UNKNOWN = "accuracy"  # the kind for a run without any headline metric
 
 
 class Score(NamedTuple):
-    """A metric over a run: its final value, its best value, and the round of the best value."""
+    """A metric over a whole run: its final value, its best value, and the round of the best value."""
 
     name: str
     statistic: str  # of clients, by which rounds are compared: ``mean`` or ``median``; empty for the server's metrics
@@ -26,29 +26,32 @@ class Score(NamedTuple):
 
     @property
     def final(self) -> float:
-        """Final value of the statistic by which rounds are compared."""
+        """Final value of the statistic by which rounds are compared: mean, median, or the server's value."""
         return self.finals[self.statistic]
 
     @property
     def label(self) -> str:
-        """The metric's name, with the statistic if it is the median."""
+        """Name of the metric, followed by ``(median)`` if rounds are compared by the median."""
         return f"{self.name} (median)" if self.statistic == "median" else self.name
 
 
 def mode_of(name: str) -> str:
-    """Return ``min`` for losses and perplexities, ``max`` for everything else."""
+    """Return whether a metric should be low (``min``: losses and perplexities) or high (``max``: all others)."""
     return "min" if name.endswith(("loss", "perplexity")) else "max"
 
 
 def is_better(value: float, than: float | None, mode: str) -> bool:
-    """Whether a value is better than another; NaN is never better, and any number is better than NaN or None."""
+    """Whether ``value`` is better than another value, in mode ``min`` or ``max``.
+
+    NaN is never better, and any number is better than NaN or None.
+    """
     if math.isnan(value):
         return False
     return than is None or math.isnan(than) or (value > than if mode == "max" else value < than)
 
 
 def headline_kind(records: Sequence[RoundRecord]) -> str:
-    """Return the kind of metric by which a run is compared: perplexity (language models), else accuracy, else loss."""
+    """Return the kind of metric by which rounds are compared: perplexity if recorded, else accuracy, else loss."""
     metrics = [values for record in records for values in (record.evaluate, *record.evaluate_by_level.values())]
     return next(
         (kind for kind in HEADLINE_KINDS if any(name.endswith(kind) for values in metrics for name in values)), UNKNOWN
@@ -56,30 +59,36 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
 
 
 def find_metric(values: Mapping[str, float], *kinds: str) -> str:
-    """Return the name of a metric of one of ``kinds``, preferably the first; an empty text if ``values`` has none."""
+    """Return the name of a metric in ``values`` that is of one of ``kinds``; an empty text without one.
+
+    Earlier kinds are preferred.
+    """
     names = [f"{scope}-{kind}" for kind in kinds for scope in SCOPES]
     names += [name for kind in kinds for name in (kind, *values) if name.endswith(kind)]
     return next((name for name in names if name in values), "")
 
 
 def headline(records: Sequence[RoundRecord]) -> str:
-    """Return the name of the metric by which global models are compared; an empty text without any evaluation."""
+    """Return the name of the metric by which runs and their global models are compared.
+
+    The text is empty if no round has an evaluation.
+    """
     return next(filter(None, (find_metric(record.evaluate, *HEADLINE_KINDS) for record in records)), "")
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
-    """Return the value of the metric of a kind; None without one."""
+    """Return the value of the metric of a kind, such as ``loss``; None if there is none."""
     return values.get(find_metric(values, kind))
 
 
 def points(places: Sequence[float], values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Return the coordinates and values of points, without those whose value is None."""
+    """Return coordinates and values of the points of a curve, without those whose value is None."""
     pairs = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
     return [place for place, _ in pairs], [value for _, value in pairs]
 
 
 def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float | None:
-    """Return the simulated time after which a metric of evaluation first reached a target; None if it never did.
+    """Return the simulated seconds until a metric of evaluation first reached a target; None if it never did.
 
     Parameters
     ----------
@@ -99,7 +108,7 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
 
 
 def scores(records: Sequence[RoundRecord]) -> list[Score]:
-    """Return the final and best values of all metrics of evaluation, in the order of their first appearance."""
+    """Return the final and best values of each metric of evaluation, in the order of first appearance."""
     results = []
     for name in dict.fromkeys(name for record in records for name in record.evaluate):
         final = next(record for record in reversed(records) if name in record.evaluate)
@@ -119,7 +128,10 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
 
 
 def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
-    """Return the final value of each number of a history, named like ``f1``, ``a/f1`` (of a level) or ``train/f1``."""
+    """Return the final value of each metric and other number in a history.
+
+    Names are those of ``scalars`` without ``evaluate/``: ``f1``, ``a/f1`` (of level a), ``train/f1``.
+    """
     values: dict[str, float] = {}
     for record in records:
         values |= {name.removeprefix("evaluate/"): value for name, value in scalars(record).items()}
@@ -127,14 +139,14 @@ def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
 
 
 def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> None:
-    """Raise ``ConfigError`` if no run has a value of a metric."""
+    """Raise ``ConfigError`` unless each name is that of a value in some run."""
     known = {name for values in runs for name in values}
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"no run has a metric {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
-    """Return all numbers of a record for trackers, named like ``evaluate/a/accuracy``."""
+    """Return all numbers of a round's record for trackers, by names like ``evaluate/a/accuracy`` (of level a)."""
     groups: dict[str, Mapping[str, float]] = {"evaluate": record.evaluate, "train": record.train}
     groups |= {f"evaluate/{level}": metrics for level, metrics in record.evaluate_by_level.items()}
     groups |= {f"train/{level}": metrics for level, metrics in record.train_by_level.items()}

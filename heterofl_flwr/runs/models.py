@@ -1,4 +1,4 @@
-"""Writing and loading the final model of each level in a run's folder."""
+"""Writing and loading of each level's final model in a run's folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,28 +37,28 @@ def save_models(
     levels: Mapping[float, State] | None = None,
     record: RoundRecord | None = None,
 ) -> None:
-    """Write the model of each rate, a slice of the global model, as a safetensors and a JSON file.
+    """Write the model of each rate as a safetensors and a JSON file.
 
-    ``load_model`` loads a model. Without batch norm and spectral norm,
-    ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)`` does so too.
+    A model is a slice of the global model. Load it with ``load_model``, or without batch norm and spectral norm by
+    ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)``.
 
     Parameters
     ----------
     folder : RunFolder
         Folder of the run.
     build : Callable[[float], nn.Module]
-        Function of a rate that returns the model.
+        Function from a rate to a new model.
     rates : Sequence[float]
         The rates; the largest is that of the global model.
     state : State
         The global model's parameters.
     moments : Mapping[float, Moments] | None
-        Static batch norm moments by rate, each measured on the model of this rate. They cannot be sliced from those of
-        the global model, because the same channels have other activations in a smaller model.
+        Static batch norm moments by rate, measured on the model of the rate. They cannot be sliced from the global
+        model's moments, because the same channels have other activations in a smaller model.
     slices : Mapping[float, SliceFunction] | None
-        Functions that select the entries of each smaller model, by rate; by default the prefix of each axis.
+        Functions that select the entries of each smaller model, by rate; by default the first along each axis.
     levels : Mapping[float, State] | None
-        Parameters of each rate that have other values than the slice.
+        Parameters whose values differ from those of the slice, by rate.
     record : RoundRecord | None
         Record of the latest round with an evaluation, for the metrics in the JSON files.
     """
@@ -95,9 +95,9 @@ _REMEDY = "a run writes it when it ends: go on with it, or run it anew"
 
 
 def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return the content of the final models' JSON files by level, the largest first.
+    """Return a dictionary from level to the content of its model's JSON file, the largest level first.
 
-    A run writes them at its end; a run with personal parameters writes none.
+    A run writes these files at its end. A run with personal parameters writes none.
     """
     models: dict[str, dict[str, Any]] = {}
     for path in folder.models.glob("*.json"):
@@ -120,7 +120,7 @@ def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
     name : str
         The level, which is a file name in ``models/`` without its suffix.
     build : Callable[[float], nn.Module]
-        Function of a rate that returns the run's model.
+        Function from a rate to a new model, with which the run was made.
 
     Raises
     ------

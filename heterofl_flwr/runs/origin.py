@@ -1,4 +1,4 @@
-"""The origin of a result: the command, the commit of the code and the machine that ran it."""
+"""Origin of a result: the command, the commit of the code, and the machine."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def command() -> str:
-    """Return the command that the user typed, and pass it on to child processes in the environment."""
+    """Return the command that the user typed. The environment passes it on to child processes."""
     program = Path(sys.argv[0]).name
     if program.startswith(("flwr-", "flower-")):  # started by Flower, with secret tokens among the arguments
         typed = ["flwr", "run", "."]
@@ -31,7 +31,7 @@ def command() -> str:
 
 @cache
 def commit() -> str:
-    """Return the commit of this package's code, with the suffix ``CHANGED`` if files of the package differ from it.
+    """Return the commit of this package's code; with the suffix ``CHANGED`` if files of the package differ from it.
 
     The result is cached, because a process keeps running the code that it has loaded.
     """
@@ -39,7 +39,10 @@ def commit() -> str:
 
 
 def commit_of(checkout: Path, package: str) -> str | None:
-    """Return the commit of a git checkout; None if ``checkout`` is no checkout with ``package`` in its top folder."""
+    """Return the commit of a git checkout with a folder ``package``, and the suffix for changed files.
+
+    Return None if ``checkout`` is not the top folder of a git checkout with this package.
+    """
     git = ("git", "-C", str(checkout))
     top, _, head = (_ask(*git, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
     # A package that is installed inside another repository is not part of it.
@@ -50,7 +53,7 @@ def commit_of(checkout: Path, package: str) -> str | None:
 
 @cache
 def machine() -> str:
-    """Return the processor, the number of cores and the GPUs of this machine as text."""
+    """Return a text with this machine's processor, number of cores and GPUs."""
     path = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*:(.*)", path.read_text(errors="replace"), re.MULTILINE) if path.exists() else None
     processor = model[1].strip() if model else platform.processor() or platform.machine()
@@ -60,7 +63,7 @@ def machine() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a device for a report; for a GPU with its model."""
+    """Return the name of a device for a report; for a GPU, with its model."""
     return f"{device} ({_gpu_names()})" if device.type == "cuda" else str(device)
 
 

@@ -1,4 +1,4 @@
-"""``Recorder``: the callback that writes a run to disk: history, checkpoints, costs and final models."""
+"""``Recorder``: the callback that writes a run's history, checkpoints, costs and final models to disk."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -18,8 +18,8 @@ from heterofl_flwr.transport.arrays import moments_by_rate
 class Recorder(RoundCallback):
     """Callback that writes the folder of a run during the run.
 
-    If a run is resumed from a checkpoint, files of later rounds are removed first. The final models are removed after
-    the first new round.
+    Before a resumed run starts, it removes files of rounds that will run again. After the first of these rounds, it
+    removes the final models, which are outdated then.
 
     Parameters
     ----------
@@ -48,11 +48,11 @@ class Recorder(RoundCallback):
 
     @property
     def oldest_checkpoint(self) -> int:  # type: ignore[override]
-        """Round of the older of the newest two checkpoints; 0 if there are fewer."""
+        """Round of the older one of the two checkpoints in the folder; 0 if there are fewer than two."""
         return self._saved_rounds[0]
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Read the history, and write the costs of the models."""
+        """Prepare the folder for the first round of this start, and write the costs of the models."""
         if not self.folder.started:
             self.folder.start({})
         records = self.folder.history()
@@ -81,7 +81,7 @@ class Recorder(RoundCallback):
             self._note_evaluation(record)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Write the round's record, and a checkpoint if one is due."""
+        """Write the round's record. Write a checkpoint if it is time for one."""
         self.folder.append(progress.record)
         self.folder.drop_models()
         record, self._progress = progress.record, progress
@@ -123,7 +123,7 @@ class Recorder(RoundCallback):
         self.folder.unlock()
 
     def _note_evaluation(self, record: RoundRecord) -> bool:
-        """Store the record if the round has an evaluation; return True if it has."""
+        """Remember the record if its round has an evaluation; return whether it has."""
         if evaluated := bool(record.evaluate or record.evaluate_by_level):
             self._evaluated = record
         return evaluated

@@ -1,4 +1,4 @@
-"""Reading of ``privacy.json``, the list of models and moments that a run released with noise."""
+"""Reading of ``privacy.json``: numbers of models and moments that a run has released with noise."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ RELEASES = TypeAdapter(list[Releases])
 def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
-    """Return the noisy releases in a file.
+    """Return the numbers of noisy releases in a file.
 
-    If the history counts more releases than the file, the missing ones are added with the noise of the settings.
+    If the history has more releases than the file, the missing ones are added with the noise in the settings.
     """
     counted = {kind: max((int(record.privacy.get(kind, 0)) for record in records), default=0) for kind in KINDS}
     releases: list[Releases] = []
