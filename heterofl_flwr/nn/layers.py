@@ -18,13 +18,10 @@ class Scaler(nn.Module):
     If a norm that removes the scale follows (sbn, in, gn, ln), the Scaler only changes the relative size of the norm's
     epsilon. It has an effect in models without norms and in a Transformer.
 
-    Parameters ---------- rate : float | Fraction The model's rate divided by the rate of the largest model, the global
-    rate.
-
     Parameters
     ----------
     rate : float | Fraction
-        The model's rate divided by the global rate, which is that of the largest model.
+        The model's rate divided by the rate of the largest model, the global rate.
     """
 
     def __init__(self, rate: float | Fraction = 1.0) -> None:

@@ -29,21 +29,16 @@ def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tens
 def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill = "zero") -> torch.Tensor:
     """Return the logits in which those of absent classes are replaced.
 
-    Parameters ---------- logits : torch.Tensor Logits with classes in dimension 1. classes : torch.Tensor | None The
-    present classes: a mask made by ``class_mask``, or a vector of class numbers, which is checked in each call; None
-    for all classes. fill : Fill Value for absent classes. ``zero``: as in the paper's code, they stay in the softmax
-    and can win the argmax. ``-inf``: they are excluded from both. ``none``: the logits are returned unchanged.
-
     Parameters
     ----------
     logits : torch.Tensor
         Logits with classes in dimension 1.
     classes : torch.Tensor | None
-        The present classes: a mask made by ``class_mask``, or a vector of class numbers, which is checked at every
-        call; None for all classes.
+        The present classes: a mask made by ``class_mask``, or a vector of class numbers, which is checked in each call;
+        None for all classes.
     fill : Fill
-        ``zero``: as in the paper's code, absent classes stay in the softmax and can win the argmax. ``-inf``: absent
-        classes are excluded from both. ``none``: the logits are returned unchanged.
+        Value for absent classes. ``zero``: as in the paper's code, they stay in the softmax and can win the argmax.
+        ``-inf``: they are excluded from both. ``none``: the logits are returned unchanged.
     """
     if fill not in get_args(Fill):
         raise ConfigError(f"{fill!r} is no fill for logits; expected one of {', '.join(get_args(Fill))}")

@@ -91,18 +91,14 @@ def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> 
 def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the Kullback-Leibler divergence KL(peer, client), as the mean over peers and examples.
 
-    Parameters ---------- logits : Tensor Logits of this client, (examples, classes). peers : Tensor Class probabilities
-    of its peers at the same temperature, (peers, examples, classes). temperature : float Number by which the logits are
-    divided before softmax.
-
     Parameters
     ----------
     logits : Tensor
         Logits of this client, (examples, classes).
     peers : Tensor
-        Posteriors of its peers at the same temperature, (peers, examples, classes).
+        Class probabilities of its peers at the same temperature, (peers, examples, classes).
     temperature : float
-        Divides the logits before softmax.
+        Number by which the logits are divided before softmax.
     """
     log_posterior = (logits / temperature).log_softmax(1).expand_as(peers)
     return F.kl_div(log_posterior, peers, reduction="none").sum(2).mean()
@@ -173,9 +169,6 @@ def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOp
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
     """Return the row numbers of a seed set: ``size`` examples with about equally many of each class.
-
-    Parameters ---------- split : Split Images of all classes, to which every client has access. size : int Number of
-    examples. classes : int Number of classes. seed : int Seed of the random draw.
 
     Parameters
     ----------

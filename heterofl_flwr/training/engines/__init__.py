@@ -102,14 +102,11 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
 
     Each client gets the result of separate training.
 
-    Parameters ---------- jobs : Sequence[TrainingJob] The clients. Their models are different objects from the same
-    build function. They have the same rate, except for the engine ``seats``. options : TrainOptions Learning rate,
-    epochs and other options of all clients. engine : str ``auto``, or a name in ``ENGINES``.
-
     Parameters
     ----------
     jobs : Sequence[TrainingJob]
-        Clients with different model objects from one builder. All have one rate, except for ``seats``.
+        The clients. Their models are different objects from the same build function. They have the same rate, except
+        for the engine ``seats``.
     options : TrainOptions
         Learning rate, epochs and other options of all clients.
     engine : str
