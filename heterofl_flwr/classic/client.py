@@ -83,9 +83,9 @@ class Task(client.Task):
         metrics: Mapping[str, Scalar] | None = None,
         capacity: str | float | None = None,
     ) -> FitResult:
-        """Return the result of ``fit``; call it once for each task.
+        """Return the result of ``fit``. A task can be answered only once.
 
-        Its arguments are those of ``client.Task.reply``.
+        The arguments are those of ``client.Task.reply``.
         """
         if isinstance(labels, Mapping):
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")

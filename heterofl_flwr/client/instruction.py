@@ -47,7 +47,7 @@ class Instruction:
     oldest_checkpoint
         Earliest round after which the run may be resumed.
     frozen_base
-        Fingerprint of the parameters that are not exchanged; empty if there are none.
+        Hash of the frozen parameters, which are not exchanged; empty if there are none.
     learning_rate
         Learning rate that the server sent; 0 for none.
     proximal_mu

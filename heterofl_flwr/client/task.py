@@ -213,7 +213,7 @@ class Task:
         metrics: Mapping[str, float | Sequence[float]] | None = None,
         capacity: str | float | None = None,
     ) -> Message:
-        """Return the reply message; call it once for each task.
+        """Return the reply message. A task can be answered only once.
 
         Parameters
         ----------

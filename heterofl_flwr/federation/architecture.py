@@ -98,7 +98,7 @@ class Architecture:
         return True
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan of a rate: the first channels of each layer, in the shared parameters only."""
+        """Return the slice of a rate: the first channels of each layer, in shared parameters only."""
         return self.global_plan
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
@@ -183,7 +183,7 @@ class GlobalModel(Architecture):
 
     @_cached
     def plan(self, rate: float) -> Plan:
-        """Return the plan of a rate: the first channels of each layer, in the shared parameters only."""
+        """Return the slice of a rate: the first channels of each layer, in shared parameters only."""
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":

@@ -93,7 +93,7 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return a client's capability: its report, changed by the tables' entries for its name or id."""
+        """Return a client's reported capability, changed by the server's tables if they name the client."""
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
         bound = self.partitions.get(name, self.partitions.get(node_id))

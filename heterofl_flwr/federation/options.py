@@ -64,7 +64,7 @@ OptionalLevel = Annotated[
 
 @group
 class Slicing:
-    """The part of the global model that each client trains."""
+    """Options of slicing: the part of the global model that each client trains."""
 
     assignment: Assignment = "fix"
     """levels stay with their clients (fix) or are drawn anew each round (dynamic)"""

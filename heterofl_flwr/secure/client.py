@@ -183,8 +183,8 @@ class ClientRound:
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
         """Return, for each survivor, the shares of its seeds for classifier rows that this client received.
 
-        ``numbers`` has, for each part of the sum to unmask, the smallest number of clients with any of its rows. If
-        this number is too small, raise ``ReplyError``.
+        ``numbers`` has, for each part of the sum to unmask, the number of clients that have its rarest row. If a number
+        is too small, raise ``ReplyError``.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]

@@ -63,7 +63,7 @@ class Roster:
 
     @classmethod
     def of(cls, plans: Sequence[Plan], keys: Sequence[Sequence[bytes]], **values: Any) -> "Roster":
-        """Return the roster of clients with these slices and pairs of public keys, one of each for a client.
+        """Return a roster; ``plans`` and ``keys`` have the slice and the pair of public keys of each client.
 
         ``values`` are the other attributes.
         """
@@ -134,7 +134,10 @@ class Roster:
 
     @property
     def tolerated(self) -> int:
-        """Number of lying clients that is tolerated, at least 1. Among more accusers than this, one is honest."""
+        """Number of lying clients that is tolerated, at least 1.
+
+        Among more accusers than this, at least one is honest.
+        """
         return max(1, len(self.clients) - self.threshold)
 
     def public(self, client: int, use: int) -> bytes:

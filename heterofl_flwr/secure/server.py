@@ -101,7 +101,7 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return, for each part of classifier rows, the smallest number of clients with any of its rows.
+        """Return, for each part of classifier rows, the number of clients that have its rarest row.
 
         Parts in which this number is below the minimum are left out, and stay closed. Rows without clients are ignored.
         """
@@ -120,7 +120,10 @@ class ServerRound:
         self._take_off(set(numbers), shares)
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return, by parameter, the sums of changes in steps and the numbers of clients, which are 0 if closed."""
+        """Return, for each parameter, the sum of changes in steps, and the number of clients of each entry.
+
+        The number is 0 for entries that are not unmasked.
+        """
         holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0
         counts = as_state(holders, self._union)
@@ -148,19 +151,20 @@ class ServerRound:
         return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
-        """Return the number of clients with each classifier row, by class of columns; -1 if closed or impossible."""
+        """Return the number of clients with each classifier row, for each class of columns; -1 if closed or impossible.
+
+        The columns that the same slices have form a class.
+        """
         vectors = self._total.view(np.int32), self._opened
         numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
         holders = self._holders(name, self.survivors)
         return torch.where(opened & (numbers >= 0) & (numbers <= holders), numbers, -1)
 
     def _holders(self, name: str, clients: Sequence[int]) -> Tensor:
-        """Return the number of these clients that hold each classifier row, by class of columns."""
         plan = Plan({COUNTS + name: self._union.axes[COUNTS + name]})
         return as_state(self.roster.count(plan, clients), plan)[COUNTS + name]
 
     def _expand(self, name: str, counts: Tensor) -> Tensor:
-        """Repeat the number of each class of columns for all columns of the class."""
         for axis, classes in enumerate(classes_of(self.roster.slices, name)[1:], 1):
             counts = counts.index_select(axis, torch.from_numpy(classes))
         return counts
@@ -191,9 +195,10 @@ class ServerRound:
     def _collect(
         self, revealed: Mapping[int, Sequence[bytes]], expected: Mapping[int, Sequence[Part]]
     ) -> Mapping[tuple[int, Part], Mapping[int, bytes]]:
-        """Return the valid shares of secrets, by (client, part), then by sender. Add other senders to ``liars``.
+        """Return the valid shares of secrets, by (client, part), then by sender.
 
-        A client can check received shares against their hashes, so an honest one sends no share that does not match.
+        Senders of invalid shares are added to ``liars``: a client can check the shares that it receives against their
+        hashes.
         """
         shares: defaultdict[tuple[int, Part], dict[int, bytes]] = defaultdict(dict)
         for helper, texts in revealed.items():

@@ -68,7 +68,7 @@ def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list
 
 
 def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) -> list[Plan]:
-    """Return the slices with only one position of each class, and only with the parameters in ``classes``."""
+    """Return the slices with one position of each class of positions, and with the parameters in ``classes`` only."""
     return [
         Plan({name: tuple(map(_reduce, plan.axes[name], axes)) for name, axes in classes.items() if name in plan.axes})
         for plan in slices

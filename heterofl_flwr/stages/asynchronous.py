@@ -60,7 +60,7 @@ class Seats:
         return self._taken.total() + reserved < self._size
 
     def take(self, rate: float) -> None:
-        """Take a seat for a reply of this rate."""
+        """Use a seat for a reply of this rate."""
         self._taken[rate] += 1
 
 
@@ -76,7 +76,7 @@ class Asynchronous(ServerStage):
         self.load({})
 
     def open_mean(self, state: Mapping[str, Tensor]) -> StaleMean:
-        """Return the aggregator of a step."""
+        """Return the aggregator of a step, in which stale replies have lower weights."""
         exponent, one_clock = self.options.staleness, self.options.clocks == "model"
         return StaleMean(state, clocks=self.clocks, exponent=exponent, one_clock=one_clock)
 

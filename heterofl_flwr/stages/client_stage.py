@@ -115,7 +115,7 @@ class ClientContext:
     records: NodeRecords | None = None
 
     def stored(self, name: str, like: Tensor) -> Tensor:
-        """Return a tensor of ``state``; zeros before the first task, or if its shape has changed."""
+        """Return tensor ``name`` of ``state``; zeros before the first task, or if its shape is not that of ``like``."""
         tensor = self.state.get(name)
         return torch.zeros_like(like) if tensor is None or tensor.shape != like.shape else tensor
 
@@ -241,7 +241,7 @@ def _read_stage(name: str, config: Fields) -> ClientStage:
 
 
 def _read_field(key: str, value: object, kind: type[Value]) -> Value:
-    """Return a field; raise ``ReplyError`` for a wrong type, a number that is not finite, or a long text."""
+    """Return the value of a stage's field; raise ``ReplyError`` for a wrong type, infinite number or long text."""
     if kind is float and type(value) is int:
         value = float(value) if abs(value) <= LARGEST_INTEGER else value
     bounded = (

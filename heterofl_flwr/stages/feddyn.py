@@ -42,7 +42,7 @@ class ClientFedDyn(ClientStage):
 
 @with_options
 class FedDyn(StatefulStage):
-    """Dynamic regularisation of each entry.
+    """FedDyn (dynamic regularisation) on the server, computed for each entry of the model.
 
     The server stores the drift ``d`` (in the paper -h / alpha): ``d = d + (sum of w - theta over the round's holders) /
     m``. Its model is the mean over the holders plus d. Here m is the number of all clients that hold an entry, in the

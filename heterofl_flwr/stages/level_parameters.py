@@ -17,7 +17,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 
 
 class LevelParameters(StatefulStage):
-    """Separate mean for each level, for the parameters that match any of the patterns (``fnmatch``)."""
+    """Stage that averages some parameters separately for each level; patterns (``fnmatch``) select these parameters."""
 
     needs = Needs(counting_mean=True)
 
@@ -27,11 +27,11 @@ class LevelParameters(StatefulStage):
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
-        """Return a smaller level's values of these parameters; empty before this level has trained."""
+        """Return a smaller level's values of this stage's parameters; empty before that level has trained."""
         return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Add the matching parameters of a client to the mean of its level."""
+        """Add a client's values of this stage's parameters to the mean of its level."""
         if context.server_round != self._server_round:
             self._levels, self._server_round = {}, context.server_round
         plan = Plan({name: axes for name, axes in update.plan.axes.items() if is_shared(name, self._patterns)})

@@ -1,4 +1,4 @@
-"""Noise: client-level differential privacy by noise on the mean of clipped changes."""
+"""Noise: client-level differential privacy by noise on the sum of clipped changes."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -62,7 +62,7 @@ class Privacy:
 
 @dataclass(frozen=True, slots=True)
 class Releases:
-    """Number of noisy results that were published (*releases*) with the same noise and clip."""
+    """Entry of a ledger: a number of published noisy results (*releases*) with the same noise and clip."""
 
     kind: Kind
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)]  #: Standard deviation, in multiples of ``clip``.

@@ -65,9 +65,9 @@ class RoundContext:
         The global model at the start of the round. In ``on_reply`` and ``on_added``, the model that the client was
         sent. Do not change it.
     model
-        The architecture of the global model; its values are meaningless.
+        The global model as a module, for its architecture only; its values are meaningless.
     rows
-        The parameters whose rows belong to classes.
+        Names of the parameters with one row for each class, such as the classifier's weight.
     untrained
         Function from a rate to the parameters that its clients hold but do not train.
     holders
@@ -144,7 +144,7 @@ class ServerStage:
     """False if ``on_reply`` may be skipped because clients or ``on_mean`` do the same."""
 
     def client(self) -> ClientStage | None:
-        """Return the client half, which is sent as its registered name and fields; None without one."""
+        """Return this stage's client half, or None. Clients receive its registered name and its fields."""
         return None
 
     def broadcast(self, context: RoundContext) -> Mapping[str, Tensor]:
@@ -156,7 +156,10 @@ class ServerStage:
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Process an update that was added to the mean, after ``on_reply`` of all stages; its weight is above 0."""
+        """Process an update that was added to the mean, as ``on_reply`` of all stages left it.
+
+        Its weight is above 0.
+        """
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the new model from the mean of the round; entries without a holder keep their value."""

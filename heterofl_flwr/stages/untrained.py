@@ -7,7 +7,7 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 
 
 def trained_plan(update: Update, context: RoundContext) -> Plan:
-    """Return the part of a client's plan that clients of its rate train."""
+    """Return a client's plan without the parameters that clients of its rate do not train."""
     untrained = context.untrained(update.rate)
     return Plan({name: axes for name, axes in update.plan.axes.items() if name not in untrained})
 

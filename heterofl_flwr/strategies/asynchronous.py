@@ -92,7 +92,7 @@ class Steps:
         cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
-        """Mark as overdue each client without a reply for ``patience`` seconds; return the seconds to the next one."""
+        """Mark clients without a reply after ``patience`` seconds as overdue; return the seconds to the next one."""
         now = time.monotonic()
         self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
         turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]

@@ -90,7 +90,7 @@ class RoundMessages:
 
     @property
     def budget(self) -> Budget:
-        """The time limit of the round; outside ``start`` a new one for each exchange."""
+        """Time limit of the round. Outside ``start``, each exchange has a new limit."""
         return self._budget or Budget(self._timeout)
 
     def open(self, current: Round | EvaluationRound) -> None:
@@ -213,7 +213,7 @@ def read_each(
     read: Callable[[int, Message], Result],
     unusable: type[HeteroFLError] = ReplyError,
 ) -> Iterator[tuple[int, Result | Fault]]:
-    """Yield each node id with the result of ``read(node_id, reply)``, or a fault, in the order of the messages.
+    """Yield each node id with the result of ``read(node_id, reply)``, or its fault, in the order of the messages.
 
     An error of the class ``unusable`` that ``read`` raises becomes a fault.
     """

@@ -225,7 +225,10 @@ class Slices:
         return self._records[plan]
 
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
-        """Return the record of a plan's slice, with a level's values of the parameters of ``Slicing.by_level``."""
+        """Return the record of a plan's slice.
+
+        Parameters of ``Slicing.by_level`` have the values of the level ``rate``.
+        """
         tensors = self._level_tensors(rate)
         if not tensors:
             return self.arrays(plan)

@@ -204,7 +204,7 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
 
 
 def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESERVED) -> None:
-    """Raise ``ConfigError`` if a user's config has keys that this package uses."""
+    """Raise ``ConfigError`` if a user's config has keys that are reserved for this package."""
     if taken := sorted(reserved.intersection(config)):
         raise ConfigError(
             f"the config that goes with instructions has {', '.join(taken)}: by that name clients get what HeteroFL "
