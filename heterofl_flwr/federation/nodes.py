@@ -1,4 +1,4 @@
-"""Registry of a run's clients: capabilities, names, and the two numbers of each client (partition and seat)."""
+"""Registry of a run's clients: capabilities, names, and two numbers for each client, its partition and its seat."""
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -36,8 +36,8 @@ class Nodes:
     """Registry of the clients by node id. A client is added when it answers the capability query.
 
     Each client has two numbers. Its *partition*, for random draws, is the number that it reports, unless another client
-    reported this number before. Its *seat* follows from the names and ids of the present nodes, never from a report, so
-    no client can change the level of another; ``seat_rates`` has the rate of each node's seat.
+    reported this number before. Its *seat* follows from the names and ids of the present nodes. It does not depend on
+    reports, so no client can change the level of another. ``seat_rates`` has the rate of each node's seat.
 
     Attributes
     ----------
@@ -93,8 +93,8 @@ class Nodes:
     def update(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> bool:
         """Set the present nodes; return True if they changed. ``names`` has the registered names of new nodes.
 
-        The capability of a node that left is deleted. Its partition and seat stay reserved until a new node joins,
-        which may be the same node restarted under another id.
+        The capability of a node that left is deleted. Its partition and seat stay reserved until a new node joins. The
+        new node may get them: it may be the same node, restarted under another id.
         """
         if (present := {*present}) == self.present:
             return False
@@ -127,8 +127,8 @@ class Nodes:
     def register(self, answers: Mapping[int, Capability], faulty: Collection[int] = ()) -> None:
         """Register the answers of nodes to the capability query; ``faulty`` nodes gave no usable answer.
 
-        A client with no or a taken partition gets the number of its seat, or else the lowest free number. Seats of
-        nodes without registered names follow from random node ids, so such a run cannot be repeated exactly.
+        A client that reports no partition, or that of another client, gets a free number, if possible that of its seat.
+        Without registered names this number follows from random node ids, so the run cannot be repeated exactly.
         """
         if answers.keys() - self._partitions.keys():  # new clients may get the partitions of nodes that left
             for node_id in self._partitions.keys() - self.present:
@@ -202,17 +202,20 @@ class Nodes:
         _number(self._partitions, self._by_name(unnumbered), self._reserved)
 
     def forget(self, node_ids: Iterable[int]) -> None:
-        """Delete the capabilities of clients, which are then queried again; they keep their partitions and seats."""
+        """Delete the capabilities of clients, so that they are queried again.
+
+        Their partitions and seats stay the same.
+        """
         for node_id in {*node_ids} & self._capabilities.keys():
             del self._capabilities[node_id]
             self.trained.discard(node_id)  # the client's state may be lost
 
     def have_trained(self) -> list[int]:
-        """Return the partitions of all clients in ``trained``, for a checkpoint."""
+        """Return the partitions of all clients that have trained, for a checkpoint."""
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
     def named(self) -> dict[str, int]:
-        """Return the registered names of nodes for a checkpoint, each with the round since which the node is away."""
+        """Return, for a checkpoint, the round since which each node is away, by registered name; 0 for present ones."""
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 
     def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
@@ -227,7 +230,7 @@ class Nodes:
 
     @property
     def all_named(self) -> bool:
-        """Whether all present nodes have registered names; sampling then uses names, and queries only sampled nodes."""
+        """Whether all present nodes have registered names. Sampling then uses names, and queries only sampled nodes."""
         return bool(self.present) and not self._unnamed
 
     def partition(self, node_id: int) -> int:
@@ -235,7 +238,7 @@ class Nodes:
         return self._partitions[node_id]
 
     def seat(self, node_id: int) -> int:
-        """Return the seat of a client, a number that depends on no report."""
+        """Return the seat of a client, a number from the names and ids of the present nodes (see ``Nodes``)."""
         return self._seats[node_id]
 
     def name(self, node_id: int) -> str:
@@ -244,7 +247,7 @@ class Nodes:
         return self._names.get(node_id) or (f"node {node_id}" if partition is None else f"partition {partition}")
 
     def registered_name(self, node_id: int) -> str:
-        """Return the registered name of a node, or an empty text."""
+        """Return the registered name of a node; empty if it has none."""
         return self._names.get(node_id, "")
 
     @property
@@ -253,7 +256,7 @@ class Nodes:
         return bool(self._names or self._named_before)
 
     def are_away(self) -> list[str]:
-        """Return the names of nodes that left, each with the round since which it is away if this round is known."""
+        """Return, for each node that left, its name and, if known, the round since which it is away, as text."""
         away = {name: since for name, since in self._named_before.items() if name not in self._names.values()}
         return [f"{name} (since round {since})" if since else name for name, since in {**away, **self.away}.items()]
 
@@ -287,6 +290,6 @@ class Nodes:
 
 
 def _number(numbers: dict[int, int], node_ids: Iterable[int], reserved: Iterable[int] = ()) -> None:
-    """Add to ``numbers`` the lowest free number for each node; numbers in ``reserved`` are not free."""
+    """Assign the lowest free number to each node, in ``numbers``; numbers in ``reserved`` are not free."""
     taken = {*numbers.values(), *reserved}
     numbers.update(zip(node_ids, filterfalse(taken.__contains__, count()) if taken else count(), strict=False))

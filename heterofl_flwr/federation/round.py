@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The rate, the level and the slice at which a sampled client trains.
+    """Rate, level and slice at which a sampled client trains.
 
-    ``sent``, set only in asynchronous runs, is the version of the slice that was sent to the client. It may be older
-    than the round.
+    ``sent`` is set only in asynchronous runs. It is the version of the slice that was sent to the client, and may be
+    older than the round.
     """
 
     rate: float
@@ -53,7 +53,7 @@ class Sampled:
 
 
 class Round:
-    """A round of training: ``add`` or ``refuse`` for each sampled client, then ``close``.
+    """A round of training: call ``add`` or ``refuse`` for each sampled client, then ``close``.
 
     Attributes
     ----------
@@ -122,7 +122,10 @@ class Round:
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
-        """Add a client to the round; ``sampled`` is its training from an earlier round, or None for a new training."""
+        """Add a client to the round.
+
+        ``sampled`` describes a training that began in an earlier round of an asynchronous run; None if it begins now.
+        """
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
             rate = self._federation.levels.rate(self.server_round, node_id)
@@ -132,7 +135,7 @@ class Round:
         self.log.rates[partition] = sampled.rate
 
     def _check_sampled(self) -> None:
-        """Raise ``RoundError`` before any client trains if there cannot be enough replies."""
+        """Raise ``RoundError`` if fewer clients are sampled than the minimum number of replies."""
         number, min_replies = len(self.slices), self._options.sampling.min_replies
         if number and isinstance(min_replies, int) and min_replies > number:
             raise RoundError(
@@ -148,9 +151,9 @@ class Round:
         self.log.bytes_by_level[level] = self.log.bytes_by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
-        """Run the stages' conversations with clients before training.
+        """Return a generator that yields the stages' queries to clients before training, and receives the answers.
 
-        The result has the extra fields of the instruction for each client that may train.
+        The generator returns extra fields of the instruction for each client that may train.
         """
         clients = self.slices.items()
         return self._chain.before(
@@ -194,7 +197,7 @@ class Round:
             nodes.set_capacity(node_id, reply.capacity)
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Add a remark if the time stamp of a reply is in the future or before that of its instruction."""
+        """Record a remark if a client's clock is wrong: its reply is from the future, or older than its instruction."""
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
@@ -223,9 +226,10 @@ class Round:
         self._note_fault(node_id, fault)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
-        """Remove a client whose message or reply a subclass of the strategy dropped; it does not count as failed.
+        """Remove a client from the round without counting it as failed.
 
-        ``reply_bytes`` is the size of the dropped reply; None if the message was dropped.
+        This is called if a subclass of the strategy dropped the client's message or reply. ``reply_bytes`` is the size
+        of the dropped reply; None if the message was dropped.
         """
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))
@@ -282,7 +286,7 @@ class Round:
         return state
 
     def _check_replies(self) -> None:
-        """Raise ``RoundError`` if there are too few usable replies: otherwise few clients would decide the model."""
+        """Raise ``RoundError`` if there are too few usable replies."""
         replies, min_replies = self._chain.replies, self._options.sampling.min_replies
         present = len(self.slices) - (self._lost if min_replies == "auto" else 0)
         # No error if all simulated devices failed by chance or a stage lets no client train: the model stays the same.

@@ -25,7 +25,7 @@ _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
 
 @group
 class Sampling:
-    """Spare clients, the fewest replies of a round, and the time to wait for nodes."""
+    """Options of sampling: spare clients, the minimum number of replies of a round, and the time to wait for nodes."""
 
     spare: NotNegative = 0.0
     """extra clients to sample, as a fraction of those needed; a round ends as soon as enough clients have replied, so
@@ -41,7 +41,7 @@ class Sampling:
 
 @group
 class Participation(Sampling):
-    """``Sampling``, and the number of clients that take part in a round."""
+    """Options of ``Sampling``, and options for the number of clients that take part in a round."""
 
     fraction_train: Share = Field(default=1.0, alias="fraction")
     """fraction of the clients that train in a round, rounded up"""
@@ -67,7 +67,10 @@ class Participation(Sampling):
         return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
 
     def number(self, clients: int, purpose: Purpose) -> int:
-        """Return the number of clients to sample: a fraction of ``clients``, rounded up, or down with a minimum."""
+        """Return the number of clients to sample: a fraction of ``clients``, rounded up.
+
+        If the option for a minimum number is set, the fraction is rounded down, and the minimum applies.
+        """
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":
             share, least = self.fraction_evaluate, self.min_evaluate_nodes
@@ -76,19 +79,22 @@ class Participation(Sampling):
         return max(math.ceil(Fraction(str(share)) * clients), 1)
 
     def with_spare(self, number: int) -> int:
-        """Return the number of clients to sample, including spare ones, if ``number`` are needed."""
+        """Return ``number`` plus the number of spare clients to sample."""
         return number + math.ceil(Fraction(str(self.spare)) * number)
 
 
 def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) -> list[int]:
-    """Sample ``number`` clients without replacement. Draws are repeatable only if ``ordered`` has the same order."""
+    """Sample ``number`` clients without replacement, as a function of ``seed`` and ``purpose``.
+
+    To repeat a draw, pass the clients in the same order.
+    """
     if number >= len(ordered):
         return list(ordered)
     return generator(seed, "sample", *purpose).sample(ordered, number)
 
 
 def least_replies(least: MinReplies, needed: int) -> int:
-    """Return the fewest usable replies of a round that needs ``needed`` clients."""
+    """Return the minimum number of usable replies of a round, from the option ``least`` and the ``needed`` clients."""
     if isinstance(least, int):
         return least
     share = Fraction(1, 2) if least == "auto" else Fraction(str(least))

@@ -40,7 +40,7 @@ OTHER_BYTES = 1 << 20
 
 
 class FederationStrategy(EvaluationHooks):
-    """Base class of the strategies: Flower's ``start``, with callbacks, resume and asynchronous steps in addition."""
+    """Base class of the strategies: Flower's ``start``, extended by callbacks, resume and asynchronous steps."""
 
     def start(
         self,
@@ -65,9 +65,9 @@ class FederationStrategy(EvaluationHooks):
             Initial parameters; by default those of a newly built global model.
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
             Function that evaluates the global model on the server, every ``evaluation.every`` rounds and before the
-            first round. With ``shared`` it gets only the shared parameters; load them with ``strict=False``. The
-            parameters have no statistics of batch norm, and evaluating without them is an error: measure them
-            (``with_static_norm``).
+            first round. If some parameters are not shared, it gets only the shared ones; load them with
+            ``strict=False``. They do not include batch norm statistics, and evaluating without statistics is an error:
+            measure them first (``with_static_norm``).
         should_stop : Callable[[int, Result], bool] | None
             Function that is called after each round with its number and the result so far, as in Flower 1.43. If it
             returns True, the run ends.
@@ -123,7 +123,10 @@ class FederationStrategy(EvaluationHooks):
         )
 
     def initialize_parameters(self, client_manager: object) -> NoReturn:
-        """Raise ``ConfigError``: Flower's classic API, whose server calls this method first, needs another class."""
+        """Raise ``ConfigError``.
+
+        Only a server of Flower's classic API calls this; it needs ``heterofl_flwr.classic.HeteroFL``.
+        """
         raise ConfigError(
             f"{type(self).__name__} of heterofl_flwr is for the Message API: call its start(grid) in @app.main(), or "
             f"give ServerAppComponents the HeteroFL of heterofl_flwr.classic"
@@ -166,7 +169,10 @@ class FederationStrategy(EvaluationHooks):
         self._have_moments = bool(self.moments) or None
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Send the messages of ``configure_train``, and return the replies; with ``spare`` only as many as needed."""
+        """Send the messages of ``configure_train``, and return the replies.
+
+        With spare clients, return only as many usable replies as are needed.
+        """
         if self.options.sampling.spare and isinstance(self.current, Round):
             return exchange(grid, sent, timeout=timeout, enough=self.current.needed, in_order=False)
         return grid.send_and_receive(sent, timeout=timeout)
@@ -294,7 +300,7 @@ class _Loop:
 
 
 def _is_true(value: object) -> bool:
-    """Whether a callback returned True, as a bool of Python, NumPy or torch; no other value ends a run."""
+    """Whether a callback's result is True, as a bool of Python, NumPy or torch. Other values do not end a run."""
     if isinstance(value, Tensor) and value.dtype == torch.bool and value.numel() == 1:
         return bool(value)
     return isinstance(value, bool | np.bool_) and bool(value)

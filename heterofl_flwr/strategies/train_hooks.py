@@ -40,7 +40,7 @@ class FailedRound(RoundError, AggregationError):
 
 @contextmanager
 def as_flower_error() -> Iterator[None]:
-    """Turn a ``RoundError`` into a ``FailedRound``."""
+    """Within this context, turn a ``RoundError`` into a ``FailedRound``."""
     try:
         yield
     except RoundError as error:
@@ -96,7 +96,7 @@ class RoundHooks(Strategy):
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the parameters to evaluate and save; stages such as ``MovingAverage`` change them."""
+        """Return the parameters to evaluate and save. Stages such as ``MovingAverage`` compute them from ``arrays``."""
         state = read_tensors(arrays)
         evaluated = self.chain.evaluated(state)
         return arrays if evaluated is state else pack_tensors(evaluated)
@@ -107,7 +107,7 @@ class RoundHooks(Strategy):
         return self.round_messages.current
 
     def open_round(self) -> Round:
-        """Return the open training round; raise ``RoundError`` without one."""
+        """Return the open training round; raise ``RoundError`` if none is open."""
         if not isinstance(self.current, Round):
             raise RoundError("the round was not configured: call configure_train (configure_fit) before aggregating")
         return self.current
@@ -187,7 +187,7 @@ class RoundHooks(Strategy):
         return list(opened.sent)
 
     def _ask_before(self, grid: Grid, opened: RoundMessages, current: Round) -> dict[int, Fields]:
-        """Run the stages' conversation before training; return the extra config of each client that may train."""
+        """Run the stages' queries before training; return the extra config of each client that may train."""
         queries = self._queries_of_stages(grid, opened, STAGES_SHARE)
         configs = queries.converse(current.before())
         for node_id in [node_id for node_id in current.slices if node_id not in configs]:
@@ -196,12 +196,12 @@ class RoundHooks(Strategy):
         return {node_id: configs[node_id] for node_id in current.slices if node_id in configs}
 
     def _queries_of_stages(self, grid: Grid, opened: RoundMessages, share: float) -> StageQueries:
-        """Return the stages' queries; each may take the fraction ``share`` of the round's remaining time."""
+        """Return the sender of the stages' queries; each may take the fraction ``share`` of the remaining time."""
         nodes, config = self.federation.nodes, self.chain.instruction
         return StageQueries(grid, nodes, opened.server_round, config, lambda: opened.budget.remaining(share))
 
     def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the global model; with ``slice_rule="important"``, sort its channels every ``rank_every`` rounds."""
+        """Return the global model; under ``slice_rule="important"``, sort its channels every ``rank_every`` rounds."""
         channel_order = self.federation.architecture.channel_order
         if channel_order is None or (server_round - 1) % self.options.slicing.rank_every:
             return arrays
@@ -272,7 +272,7 @@ class RoundHooks(Strategy):
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
-        """Return the metrics that the user's function computes from clients' records; without a function, ``means``."""
+        """Return the metrics of the user's ``function`` for clients' records; without a function, return ``means``."""
         if function is None or not node_ids:
             return MetricRecord(dict(means))
         metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)
