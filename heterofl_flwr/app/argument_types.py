@@ -22,7 +22,7 @@ def read_count(text: str) -> int:
 
 
 def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
-    """Return a type of arguments: text such as ``example``, positive integers with ``separator`` between them."""
+    """Return a function that reads positive integers from text; ``separator`` is between them, as in ``example``."""
 
     def read(text: str) -> tuple[int, ...]:
         parts = text.split(separator)

@@ -4,12 +4,13 @@ The model is of this package or your own. The columns are:
 
   ratio       parameters, relative to the global model of the mix
   parameters  number of parameters
-  MACs        multiplications (with addition) of one forward pass, counted
+  MACs        multiply-accumulate operations of one forward pass
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-Rows for the levels of each --mix follow it, such as 'a1-b9: b'. Below the table is the price of each --mix against one
-federation for each level. In the federation of a level, the clients that can hold the level take part as often as in
-the mix. Without --mix, the table has the 31 mixes of equal shares of levels a to e. CSV has all digits, and no price.
+Below the row of a --mix are rows for its levels, such as 'a1-b9: b'. Below the table is the price of each --mix,
+relative to one federation for each level. In the federation of a level, the clients that can hold a model of the level
+train as often as in the mix. Without --mix, the table has the 31 mixes of equal shares of levels a to e. CSV has all
+digits, and no price.
 """
 
 import argparse
@@ -153,7 +154,7 @@ def all_mixes(levels: str) -> list[str]:
 
 
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
-    """Return the model for ``name``, a data set or a model, with the shape of its inputs.
+    """Return the set-up (model, options, shape of inputs) for ``name``, a data set or a model.
 
     A data set has the model of the paper. ``shape`` and ``options`` are the user's and override the usual values.
     """

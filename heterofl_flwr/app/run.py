@@ -1,7 +1,7 @@
 """Train one global model over virtual clients of unequal size, through Flower.
 
-'heterofl settings' lists the keys of all settings. The exit code is 0 only if every round was done, and if clients
-replied to the final evaluation. A run without evaluation needs only the rounds.
+'heterofl settings' lists the keys of all settings. The exit code is 0 if every round was done and, in a run with
+evaluations, clients replied to the final one.
 """
 
 import argparse

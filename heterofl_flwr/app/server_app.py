@@ -180,7 +180,7 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start of a run: a checkpoint to resume, or None for a new run. ``finished`` says so if the run has finished."""
+    """Start of a run: a checkpoint to resume, or None for a new run. ``finished`` is a sentence on a finished run."""
 
     state: RunState | None = None
     finished: str = ""

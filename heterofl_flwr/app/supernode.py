@@ -21,7 +21,7 @@ SCRIPT = "flower-supernode"
 def run(args: argparse.Namespace) -> int:
     """Start the SuperNode in this process.
 
-    It raises ``SystemExit`` when it is stopped. If it ends because of an error, exit with code 1.
+    A stopped SuperNode raises ``SystemExit``. If an error ends the SuperNode, the process exits with code 1.
     """
     sys.argv = [SCRIPT, *args.arguments]
     (script,) = entry_points(group="console_scripts", name=SCRIPT)

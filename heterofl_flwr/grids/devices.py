@@ -71,7 +71,7 @@ class Turn:
 
 
 class Devices:
-    """The devices of a federation.
+    """Simulated devices of the clients of a federation.
 
     Parameters
     ----------

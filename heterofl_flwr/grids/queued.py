@@ -106,7 +106,7 @@ class Runner(ABC):
 
     @abstractmethod
     def submit(self, groups: Sequence[Group]) -> None:
-        """Queue groups, those of one call of ``push_messages``."""
+        """Queue the groups of one call of ``push_messages``."""
 
     @abstractmethod
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
@@ -188,7 +188,7 @@ class QueuedGrid(Grid):
         """Make the runner of the clients, and pass it to ``_run_clients``."""
 
     def _run_clients(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
-        """Use a runner. When the grid is closed, close the runner, then call ``afterwards``."""
+        """Set the grid's runner. When the grid is closed, close the runner, then call ``afterwards``."""
         self._runner = runner
         ending = ExitStack()
         for call in (Identity(self._run.run_id).release, *afterwards):
@@ -210,7 +210,7 @@ class QueuedGrid(Grid):
 
     @property
     def run(self) -> Run:
-        """Copy of the run's record in Flower."""
+        """Copy of Flower's ``Run`` object for the current run."""
         return Run(**vars(self._run))
 
     @property

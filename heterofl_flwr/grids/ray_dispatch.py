@@ -263,7 +263,7 @@ class ActorPool(Runner):
     def _describe_end(self, actor: Actor, error: Exception) -> str:
         """Return how an actor ended: Ray's text without guesses at causes, and the end of its stderr.
 
-        Without stderr if the actor ran on another machine.
+        The end of stderr is missing if the actor ran on another machine.
         """
         text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
@@ -274,10 +274,9 @@ class ActorPool(Runner):
         return f"died: {text.strip().rstrip('.')}{end}"
 
     def _warn_if_none_starts(self) -> None:
-        """Warn if no actor has become ready for ``PATIENCE`` seconds.
+        """Warn if no actor has become ready for ``PATIENCE`` seconds, maybe because others use the cluster.
 
-        For example, others use the cluster. The wait goes on, because an actor that waits for resources looks the same
-        as one that imports torch slowly.
+        The wait goes on, because an actor that waits for resources looks the same as one that imports torch slowly.
         """
         none_is_ready = not self._idle and all(group is None for _, group in self._running.values())
         if time.monotonic() > self._warn_at and none_is_ready:

@@ -39,7 +39,7 @@ class RayGrid(QueuedGrid):
     at_once : int, optional
         Maximum number of actors; None for as many as the machines have resources for.
     cohort, by_rate, node_config, run_config, cost, seed
-        As for ``LocalGrid``. On GPUs the messages of a push are divided among the actors.
+        See ``LocalGrid``. With GPUs, messages that are pushed together are divided evenly among the actors.
 
     Examples
     --------

@@ -81,8 +81,9 @@ def shallow(
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
         once at every depth. If the model does not work without a block, for example because the block's output and
-        input differ in shape, ``ShapeError`` is raised. Parameters that a shallower model has but does not use, such as
-        a separate list of one norm for each block, cause a warning; they are not averaged over clients of this depth.
+        input differ in shape, ``ShapeError`` is raised. A shallower model may have parameters that it does not use, for
+        example in a separate list of norms for the blocks. They cause a warning, and the server does not average them
+        over clients of this depth.
         ``None`` skips these checks.
     levels : Mapping[str | float, tuple[float, float]] | None
         Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default every model has
@@ -192,7 +193,7 @@ def _join(parent: str, child: str) -> str:
 
 
 def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
-    """Drop the last blocks of each stack, and return their names; blocks that were dropped before are left out."""
+    """Drop the last blocks of each stack from a model; return the names of blocks that this call has dropped."""
     dropped = []
     for parent, names in stacks.items():
         # Not del stack[...]: nn.Sequential would rename the remaining blocks.
@@ -204,7 +205,7 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 
 class Findings(NamedTuple):
-    """Findings from running a model at all depths."""
+    """Results of running a model at all depths: unused parameters, and blocks whose role changes."""
 
     idle: dict[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
     partly: set[str]  # parameters with a row for each block, some of these rows unused

@@ -38,7 +38,7 @@ class Watch:
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
         """Return the links between blocks in the runs since the previous call.
 
-        The last block of a stack is called "last of" the stack here, because it is a different block at each depth.
+        The last block of a stack is named ``last of <stack>`` here, because it is a different block at each depth.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
@@ -61,9 +61,9 @@ class Watch:
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a subclass of ``container`` that records a stack of which code asks for the length.
+        """Return a subclass of ``container`` that detects code which asks for its length.
 
-        Indices from the end, such as ``blocks[-1]``, are recorded too.
+        It also detects indices from the end, such as ``blocks[-1]``.
         """
 
         def length(stack: Any) -> int:
@@ -85,7 +85,7 @@ class Watch:
 
 
 def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
-    """Return the nearest blocks on whose outputs ``ends`` depend, found by following autograd's graph backwards."""
+    """Return the names of the nearest blocks on whose outputs ``ends`` depend, by autograd's graph."""
     blocks, seen = set(), set(ends)
     waiting = [node for end in ends for node, _ in end.next_functions]
     while waiting:

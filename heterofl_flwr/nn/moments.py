@@ -98,7 +98,7 @@ class Moments:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> "Moments":
-        """Return the moments from a dictionary of ``to_tensors``; raise an error for any other dictionary."""
+        """Return moments from a dictionary that ``to_tensors`` made; raise an error for any other dictionary."""
         kinds = {key.split(".", 1)[0] for key in tensors}
         if len(kinds) != 1:
             raise DataError(f"expected moments of one kind, got {', '.join(sorted(kinds)) or 'none at all'}")

@@ -21,7 +21,7 @@ those in between (the sandwich rule). ``all``: all widths.
 
 
 def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> Mapping[float, float]:
-    """Return how often a training step runs the model of each rate, on average, as a dictionary by rate.
+    """Return the mean number of passes through each rate's model in one training step, as a dictionary by rate.
 
     ``largest`` is the rate of the client, and ``rates`` are all rates of the mix.
     """

@@ -44,10 +44,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class MixProfile:
-    """Mean costs per client of a mix.
-
-    ``ratio`` is the mean number of parameters, divided by the number of the global model.
-    """
+    """Mean costs per client of a mix. ``ratio`` is the mean number of parameters, divided by the global model's."""
 
     parameters: float
     macs: float

@@ -20,8 +20,8 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     """Return a copy of the model in evaluation mode whose batch norm layers use ``moments``.
 
-    A layer for which there are no data in ``moments`` keeps its statistics. Instance norm layers lose their running
-    statistics, so they normalise each example by itself.
+    A layer whose count in ``moments`` is 0 keeps its statistics. Instance norm layers lose their running statistics, so
+    they normalise each example by itself.
     """
     static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)

@@ -105,7 +105,7 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
 def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str] = ()) -> Cells:
     """Write the page that compares runs to ``path``; return its table.
 
-    The table has all metrics of evaluation, or ``metrics``.
+    The table has ``metrics``, by default all metrics of evaluation.
     """
     table = compare_metrics(folders, metrics) if metrics else compare_runs(folders)
     figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(folders)]

@@ -35,7 +35,7 @@ def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[flo
 
 
 def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple[list[float], list[float]]:
-    """Return a curve: the rounds in which a level was evaluated, and the values of its metric of a kind."""
+    """Return a curve: the rounds in which a level was evaluated, and the values of a kind of metric."""
     values = [pick_metric(record.evaluate_by_level.get(level, {}), kind) for record in records]
     return points([record.server_round for record in records], values)
 

@@ -1,7 +1,7 @@
 """Checkpoints: a safetensors file with all tensors, and a JSON file with all other values and checksums of both.
 
-The JSON file is written last, so a checkpoint is complete as soon as it exists. The checksums show damage of either
-file.
+The JSON file is written last, so a checkpoint is complete as soon as this file exists. The checksums show damage of
+either file.
 """
 
 import json

@@ -52,7 +52,7 @@ _COUNTS = TypeAdapter(ClassCounts)
 def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
     """Return a matrix of counts: how often each pair of a row and a column number occurs.
 
-    The matrix is empty if ``shape`` is too large or a column number exceeds it.
+    It is empty if ``shape``, (rows, columns), has too many entries or a column number exceeds it.
     """
     height, width = shape
     if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:

@@ -1,6 +1,7 @@
 """Costs of each level's model, and of a whole run.
 
-Bytes and multiplications of a run are relative to full-size FedAvg, or to a separate federation for each level.
+Bytes and multiplications of a run are relative to FedAvg with the global model on all clients, or to a separate
+federation for each level.
 """
 
 import math
@@ -104,7 +105,8 @@ class Costs:
 class Savings(NamedTuple):
     """Bytes sent in a run and in full-size FedAvg; bytes and multiplications as fractions of FedAvg's.
 
-    Bytes are those sent in both directions. For multiplications, all clients count as having equally many examples.
+    Full-size FedAvg sends the global model to the same clients. Bytes are those of both directions. For
+    multiplications, all clients count as having equally many examples.
     """
 
     bytes_sent: int

@@ -36,7 +36,7 @@ class Score(NamedTuple):
 
 
 def mode_of(name: str) -> str:
-    """Return whether a metric should be low (``min``: losses and perplexities) or high (``max``: all others)."""
+    """Return ``min`` for a metric that should be low (loss, perplexity), else ``max``."""
     return "min" if name.endswith(("loss", "perplexity")) else "max"
 
 

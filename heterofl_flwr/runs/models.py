@@ -120,7 +120,7 @@ def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
     name : str
         The level, which is a file name in ``models/`` without its suffix.
     build : Callable[[float], nn.Module]
-        Function from a rate to a new model, with which the run was made.
+        The run's function from a rate to a new model.
 
     Raises
     ------

@@ -39,9 +39,9 @@ def commit() -> str:
 
 
 def commit_of(checkout: Path, package: str) -> str | None:
-    """Return the commit of a git checkout with a folder ``package``, and the suffix for changed files.
+    """Return the commit of a git checkout, followed by ``CHANGED`` if files of the package differ from it.
 
-    Return None if ``checkout`` is not the top folder of a git checkout with this package.
+    Return None if ``checkout`` is not the top folder of a git checkout, or has no folder ``package``.
     """
     git = ("git", "-C", str(checkout))
     top, _, head = (_ask(*git, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")

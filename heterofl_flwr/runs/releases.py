@@ -18,9 +18,9 @@ RELEASES = TypeAdapter(list[Releases])
 def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
-    """Return the numbers of noisy releases in a file.
+    """Return the noisy releases of models and moments that a file ``privacy.json`` counts.
 
-    If the history has more releases than the file, the missing ones are added with the noise in the settings.
+    If the history counts more, the missing releases are added with the noise in the settings.
     """
     counted = {kind: max((int(record.privacy.get(kind, 0)) for record in records), default=0) for kind in KINDS}
     releases: list[Releases] = []

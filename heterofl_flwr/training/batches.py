@@ -88,7 +88,7 @@ def count_steps(job: TrainingJob, options: TrainOptions) -> int:
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """Yield the batches of each epoch, up to the client's number of steps in the round.
 
-    Iterate over all batches of an epoch before the next epoch.
+    Use up the batches of an epoch before you request the next epoch.
     """
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)

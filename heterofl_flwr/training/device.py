@@ -148,9 +148,9 @@ def give_back_freed_memory() -> bool:
 def give_back_gaps() -> bool:
     """Return free gaps between used blocks of memory to the system. Return False if nothing was returned.
 
-    After ``keep_freed_memory``, memory can leak: glibc does not reuse a freed aligned block that small blocks enclose
-    for another aligned block of the same size. Each step of the paper's Transformer at level c leaks 6 MB in this way.
-    The system provides returned pages anew, which costs little if this function is called once in many steps.
+    After ``keep_freed_memory``, memory can leak: if small blocks enclose a freed aligned block, glibc does not reuse
+    its place for the next aligned block of the same size. Each step of the paper's Transformer at level c leaks 6 MB in
+    this way. The system provides returned pages anew, which costs little if this function is called once in many steps.
     """
     trim = _of_glibc("malloc_trim")
     return bool(trim and trim(0))

@@ -38,9 +38,10 @@ def evaluate(
     split : Split
         The examples, possibly none. Examples on another device are moved to the model's device.
     classes : Sequence[int] | Tensor | None
-        The classes whose logits are used; the logits of other classes are filled. None uses all.
+        The classes that are present, None for all. The logits of other classes are replaced.
     fill : Fill
-        ``zero``, ``-inf`` or ``none``; with ``-inf``, an example of an absent class makes the loss infinite.
+        Value for the logits of absent classes: ``zero``, ``-inf`` or ``none`` (see ``heterofl_flwr.nn.mask_logits``).
+        With ``-inf``, an example of an absent class makes the loss infinite.
     batch_size : int
         Number of examples in a batch, or of rows of a text.
     seed : int

@@ -58,11 +58,11 @@ def nested_loss(
 ) -> Tensor:
     """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): smaller models learn from the full one.
 
-    ``logits`` has those of the full model as the last. The loss is ``CE_full + weight * sum_i (label_share * CE_i + (1
-    - label_share) * T^2 KL(p, p_i))``. CE is ``criterion``, and p are class probabilities at temperature T, without an
-    index those of the full model, through which no gradient flows. FjORD's loss (Horvath et al., NeurIPS 2021, section
-    3.2) is the case of one smaller model, ``label_share`` 0 and T 1. All logits must be masked: for classes that its
-    client lacks, an unmasked teacher is no better than chance.
+    The last of ``logits`` are those of the full model. The loss is ``CE_full + weight * sum_i (label_share * CE_i + (1
+    - label_share) * T^2 KL(p, p_i))``. CE is ``criterion``, p_i are the class probabilities of smaller model i at
+    temperature T, and p those of the full model. No gradient flows through p. FjORD's loss (Horvath et al., NeurIPS
+    2021, section 3.2) is the case of one smaller model, ``label_share`` 0 and T 1. All logits must be masked: for
+    classes that its client lacks, an unmasked teacher is no better than chance.
     """
     teacher = _posteriors(logits[-1], temperature)[None]
     total = criterion(logits[-1], targets)
@@ -82,7 +82,7 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
     """Return the factor on the weight of the divergence in a round. It grows over the first ``rounds`` rounds.
 
-    With ``mutual`` (DepthFL) it is ``exp(-5 (1 - t / rounds)^2)`` with t from 0; the authors use 300 of 1000 rounds.
+    With ``mutual`` (DepthFL) it is ``exp(-5 (1 - t / rounds)^2)`` after t rounds; the authors use 300 of 1000 rounds.
     With ``deepest`` (ScaleFL) it is 0 during these rounds and 1 afterwards; the authors use a quarter of all rounds.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0

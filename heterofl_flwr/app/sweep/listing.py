@@ -46,9 +46,9 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> str:
     """Return a table of the results of finished jobs: mean, minimum and maximum over seeds.
 
-    ``rows`` has for each job the texts of its settings. Those that are not the same in all jobs name the job's row;
-    jobs that differ only in the seed share a row. ``metrics`` are more columns with the mean of final values. The price
-    is client-rounds, bytes and multiplications, relative to separate federations, one for each level.
+    ``rows`` has the settings of each job as texts. Texts that differ between jobs name a job's row; jobs that differ
+    only in the seed share a row. ``metrics`` are more columns with the mean of final values. The price is
+    client-rounds, bytes and multiplications, relative to separate federations, one for each level.
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)

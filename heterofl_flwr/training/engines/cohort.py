@@ -162,7 +162,7 @@ class Cohort:
         return [number for number, shape in shapes.items() if shape == leading]
 
     def _run_steps(self, together: list[int]) -> None:
-        """Run steps of these clients while they remain those of the next step, at most one epoch.
+        """Run steps while these clients have the next batches of equal shape, at most one epoch.
 
         Then raise ``DivergedError`` if a loss is not finite.
         """
@@ -216,7 +216,7 @@ class Cohort:
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Return logits (batch, clients, classes) after masking each client's to the client's classes."""
+        """Return logits (batch, clients, classes) in which those of each client's absent classes are replaced."""
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):
             return logits
@@ -228,7 +228,7 @@ class Cohort:
 
     @torch.no_grad()
     def _finish(self, number: int, seconds: float) -> TrainResult:
-        """Write the result into a client's model, and return it. ``seconds`` is the time of one step."""
+        """Copy a client's trained parameters into its model; return its result. ``seconds`` is the time of one step."""
         client = self._clients[number]
         parameters = dict(client.job.model.named_parameters())
         for layout, rows in zip(self._layouts, self._sgd.values, strict=True):

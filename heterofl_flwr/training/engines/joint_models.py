@@ -81,7 +81,7 @@ class Joint:
         return by_client
 
     def place(self, values: Sequence[Tensor]) -> None:
-        """Set the parameters, for each layout to a tensor (clients, values)."""
+        """Set the parameters to ``values``, a tensor (clients, values) for each layout."""
         for layout, parameter, rows in zip(self.layouts, self._parameters, values, strict=True):
             parameter.data = layout.shaped(rows, parameter.shape)
 
@@ -107,10 +107,10 @@ def build_verified(
 ) -> Joint:
     """Return the joint model of clients after checking its logits and gradients.
 
-    Those of the first and the last client are compared with the separate model's. ``inputs`` has a batch of each
-    client, all of the same shape. The check uses float64: in float32, rounding can move a value across a kink, for
-    example of ReLU, and change gradients by percents. Raise ``IncompatibleError`` if logits or gradients differ, or if
-    a model draws random numbers or changes a buffer, because then the clients would affect each other.
+    For the first and the last client, they are compared with those of the client's separate model. ``inputs`` has a
+    batch of each client, all of the same shape. The check uses float64: in float32, rounding can move a value across a
+    kink, for example of ReLU, and change gradients by percents. Raise ``IncompatibleError`` if logits or gradients
+    differ, or if a model draws random numbers or changes a buffer, because then the clients would affect each other.
     """
     exact = [copy.deepcopy(model).double() for model in models]
     exact_inputs = [batch.double() if batch.is_floating_point() else batch for batch in inputs]

@@ -31,7 +31,7 @@ class UnfitError(HeteroFLError):
 def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
     """Return a description of a client, which must be equal for clients that use the same seat.
 
-    It contains the structure of the model, which is in training mode, the kind of loss, and the options.
+    It contains the structure of the model, the kind of loss, and the options. The model must be in training mode.
     """
     model, form = job.model, job.quadratic
     switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -132,7 +132,7 @@ class Seat:
         return results
 
     def _pairs(self, job: TrainingJob) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of a tensor of the seat and one of the client, without frozen parameters that they share."""
+        """Return pairs of a seat's parameter or buffer and the client's, without frozen parameters that they share."""
         theirs = named_tensors(job.model)
         pairs = {id(mine): (mine, theirs[name]) for name, mine in named_tensors(self._model).items()}
         return [(mine, other) for mine, other in pairs.values() if mine is not other]

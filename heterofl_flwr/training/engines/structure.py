@@ -71,7 +71,7 @@ def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
 
 @singledispatch
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
-    """Return the parts of a value, after a tag that identifies everything else in it."""
+    """Return a tag and the parts of a value. The tag identifies everything in the value except its parts."""
     kind: Any = type(value)
     has_parts = hasattr(value, "__dict__")
     if isinstance(value, Tensor | type) or (kind.__hash__ is None and not has_parts):

@@ -23,7 +23,7 @@ class IncompatibleError(HeteroFLError):
 
 
 def _joined(layer: nn.Module, clients: int) -> nn.Module:
-    """Return a wide copy of a layer. Along axis 0, its parameters are those of the clients, one after another."""
+    """Return a wide copy of a layer, in whose parameters the clients are one after another along axis 0."""
     parameters = {
         id(value): nn.Parameter(value.new_empty(clients * value.shape[0], *value.shape[1:]), value.requires_grad)
         for value in layer.parameters()
