@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
+from pydantic.fields import FieldInfo
 from sphinx.pycode import ModuleAnalyzer
 
 from heterofl_flwr.app.main import COMMANDS, parser
@@ -163,7 +164,7 @@ def _describe(module: ModuleType, name: str) -> str:
     parts = _sections(value)
     lines = [f"### `{name}`", "", _plain(parts.pop("")), ""]
     lines += [
-        f"- `{option}`: {' '.join((field.description or '').split())}"
+        f"- `{option}`{_default(field)}: {' '.join((field.description or '').split())}"
         for option, field in getattr(value, "__pydantic_fields__", {}).items()
     ]
     for title, text in parts.items():
@@ -192,6 +193,15 @@ def _describe(module: ModuleType, name: str) -> str:
             for method, found in _methods(value)
         ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    value = field.get_default(call_default_factory=True)
+    options = hasattr(value, "__pydantic_fields__") and value == type(value)()
+    text = f"{type(value).__name__}()" if options else repr(value)
+    return f" (default `{value.__name__ if inspect.isclass(value) else text}`)"
 
 
 def _methods(value: type) -> Iterator[tuple[str, object]]:

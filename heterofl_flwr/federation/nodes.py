@@ -49,8 +49,9 @@ class Nodes:
         Present nodes that did not answer the latest capability query.
     demoted : set[str]
         Names of nodes that train at the mix's smallest rate because their answer was not usable.
-    changes : list[str]
-        Log lines on nodes that joined, left or came back; the caller empties the list.
+    changes : dict[int, str]
+        Log lines on nodes that joined, left or came back, by node id; the caller empties it. A node that left and came
+        back meanwhile has none.
     away : dict[str, int]
         Names of nodes that left, with the round since which each is away.
     """
@@ -67,7 +68,7 @@ class Nodes:
         self.order: list[int] = []
         self.unanswered: set[int] = set()
         self.demoted: set[str] = set()
-        self.changes: list[str] = []
+        self.changes: dict[int, str] = {}
         self.away: dict[str, int] = {}
         self.seat_rates: dict[int, float] = {}
         self.trained: set[int] = set()  # clients with an aggregated reply
@@ -101,7 +102,7 @@ class Nodes:
         gone, came = self.present - present, present - self.present
         for node_id in gone:
             self.away.setdefault(self.name(node_id), server_round)
-            self.changes.append(f"away: {self.name(node_id)}")
+            self._note_change(node_id, f"away: {self.name(node_id)}")
         self.demoted.difference_update(map(self.name, gone))
         self.forget(gone | (self._capabilities.keys() - present))
         self.unanswered -= gone
@@ -166,7 +167,13 @@ class Nodes:
                 continue
             self._ungreeted.remove(node_id)
             since = self.away.pop(name := self.name(node_id), None)
-            self.changes.append(f"joined: {name}" if since is None else f"back: {name}, away since round {since}")
+            self._note_change(
+                node_id, f"joined: {name}" if since is None else f"back: {name}, away since round {since}"
+            )
+
+    def _note_change(self, node_id: int, line: str) -> None:
+        if self.changes.pop(node_id, None) is None:  # otherwise the opposite change has not been logged yet
+            self.changes[node_id] = line
 
     def _number_partitions(self, answers: Mapping[int, Capability], faulty: Collection[int]) -> None:
         """Assign a partition to each new or returning client."""

@@ -8,6 +8,7 @@ from importlib import import_module
 
 import pytest
 
+from heterofl_flwr import Buffered, Limits, Privacy, Sampling
 from heterofl_flwr.settings.stored_settings import FILE
 from heterofl_flwr.transport import messages
 from simulations.model_zoo.__main__ import VERDICTS
@@ -45,6 +46,14 @@ def test_settings_are_kept_for_commands_and_for_flower(generate):
     assert FILE.read_text(encoding="utf-8") == generate.stored(), "write it anew: python docs/generate.py"
     project = generate.PROJECT.read_text(encoding="utf-8")
     assert generate.described(project) == project, "write it anew: python docs/generate.py"
+
+
+def test_options_are_shown_with_their_defaults():
+    page = (DOCS / "reference" / "api-server.md").read_text(encoding="utf-8")
+    for options in (Sampling(), Limits(), Buffered(), Privacy()):
+        _, _, section = page.partition(f"### `{type(options).__name__}`\n")
+        shown = dict(re.findall(r"^- `(\w+)` \(default `(.+?)`\): ", section.partition("\n### ")[0], re.MULTILINE))
+        assert shown == {name: repr(getattr(options, name)) for name in options.__pydantic_fields__}
 
 
 @pytest.mark.parametrize("name", ["family", "family-cifar10"])
