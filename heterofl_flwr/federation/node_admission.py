@@ -57,29 +57,33 @@ class Limits:
     """Bounds on the replies of clients, and the server's tables of levels and partitions by node."""
 
     norm_bound: NotNegative = 0.0
-    """a reply that changes its slice by more (L2 norm) is rejected, not clipped; 0: no bound in simulations, and ten
-    times the norm of the model where replies cross a SuperLink
+    """upper bound on the L2 norm of the change in a reply; a reply above it is rejected, not clipped. 0: no bound in
+    simulations, ten times the norm of the model through a SuperLink
     """
     examples: Annotated[int, Strict(), Field(ge=1, le=1_000_000_000, alias="max-examples")] = 10_000_000
-    """a reply that counts more examples is rejected; with weights=examples, set it near the largest client's"""
+    """upper bound on the number of examples in a reply; a reply above it is rejected. With weights=examples, set it to
+    a little more than the largest client has
+    """
     levels: Annotated[
         Mapping[str, str | float],
         BeforeValidator(_read_levels),
         _AsText,
         "different names with a level each, such as 'phone=c,camera=a', or '' for none",
     ] = field(default_factory=dict, hash=False)
-    """levels of nodes by registered name or node id; comes before what nodes report, which can only lower it"""
+    """levels of nodes, by registered name or node id. They replace the levels that nodes report; a later reply can
+    lower a node's level, but not raise it above this table's
+    """
     largest_level: Annotated[
         str | Annotated[float, Strict()], check(rate_of), "a level such as 'c' or a rate such as '0.3'"
     ] = "a"
-    """the largest level of nodes that levels does not name"""
+    """upper bound on the levels of all nodes that are not in levels"""
     partitions: Annotated[
         Mapping[str, Natural],
         BeforeValidator(_read_partitions),
         _AsText,
         "different names with a number each, such as 'phone=0,camera=1', or '' for none",
     ] = field(default_factory=dict, hash=False)
-    """partitions of nodes by registered name or node id; no other node gets one of these numbers"""
+    """partitions of nodes, by registered name or node id; other nodes never get these partitions"""
 
     def check_levels(self, mix: Mix, assignment: str) -> None:
         """Raise ``ConfigError`` if a level in the table of levels is outside the levels of ``mix``."""

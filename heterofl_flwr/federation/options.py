@@ -133,20 +133,18 @@ class Averaging:
     """Options of the mean of replies."""
 
     weights: Weights = "equal"
-    """weight of a client in the mean: 1 (equal: HeteroFL) or its number of examples (examples: FedAvg)"""
+    """weight of a client in the mean. equal: 1, as in HeteroFL. examples: its number of examples, as in FedAvg"""
     labels: LabelRule = "sent"
-    """classifier rows of a reply that are averaged: those of the classes that the client names (sent), or all rows
-    (none)
-    """
+    """classifier rows of a reply that are averaged. sent: the rows of the classes that the reply names. none: all rows"""
     label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
     """parameters with one row for each class; None finds those of the classifier (find_label_rows)"""
     fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
-    """quirks of the authors' code to keep"""
+    """errors of the authors' code, each kept (paper) or corrected (fixed)"""
     robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
-    """trimmed mean or median, which a hostile minority cannot move far; excludes weights='examples' and noise"""
+    """trimmed mean or median, which a hostile minority cannot move far. Not possible with weights='examples' or noise"""
     aggregator: Annotated[OpenAggregator, "what makes an Aggregator of a state, as CountingMean"] = CountingMean
-    """function that returns the Aggregator of a round for a global state: CountingMean, ProductMean for LoRA adapters
-    of unequal rank, or your own; all but CountingMean exclude robust and noise
+    """function of a global state that returns the Aggregator of a round: CountingMean, ProductMean for LoRA adapters of
+    unequal rank, or your own. Only CountingMean is possible with robust or noise
     """
 
     def __post_init__(self) -> None:

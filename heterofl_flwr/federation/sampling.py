@@ -28,15 +28,15 @@ class Sampling:
     """Options of sampling: spare clients, the minimum number of replies of a round, and the time to wait for nodes."""
 
     spare: NotNegative = 0.0
-    """extra clients to sample, as a fraction of those needed; a round ends as soon as enough clients have replied, so
-    runs can no longer be repeated exactly, and engine.window has no effect
+    """extra clients to sample, as a fraction of the clients needed. Above 0, a round ends as soon as enough clients have
+    replied; runs cannot be repeated exactly then, and engine.window has no effect
     """
     min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = "auto"
-    """fewest usable replies of a round, below which the run fails: a number, a fraction of the clients needed, or half
-    of them (auto)
+    """lower bound on the usable replies of a round; with fewer, the run fails. A number, a fraction of the clients
+    needed, or auto: half of the clients needed
     """
     wait: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=True)] = 60.0
-    """seconds to wait for enough nodes before the run fails"""
+    """seconds to wait for enough nodes; after that, the run fails"""
 
 
 @group

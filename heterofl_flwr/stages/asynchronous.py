@@ -18,19 +18,19 @@ class Buffered:
     """Options of asynchronous training: the model takes a step as soon as enough clients have replied."""
 
     size: Natural = 0
-    """number of replies in a step, which replaces a round; 0: synchronous rounds"""
+    """number of replies in a step; steps replace rounds. 0: synchronous rounds"""
     concurrency: Natural = 0
     """number of clients that train at any time; replaces sample.fraction"""
     staleness: NotNegative = 0.5
-    """exponent a of a reply's weight 1 / (1 + s)^a, where s is the number of steps that moved an entry after the client
-    was sent it; 0: stale replies have full weight
+    """exponent a of the weight 1 / (1 + s)^a of each entry of a reply. s is the number of steps that have moved the
+    entry since the client received it. 0: full weight for all replies
     """
     bound: Natural = 0
-    """a reply is dropped if even its least stale entry is staler than this; 0: never"""
+    """staleness above which a reply is dropped, measured at its least stale entry; 0: no reply is dropped"""
     clocks: Literal["regions", "model"] = "regions"
-    """what a step makes stale: only the entries that it moved (regions), or the whole model (model), as in FedBuff"""
+    """entries that a step makes stale. regions: those that it moved. model: all entries, as in FedBuff"""
     quota: Natural = 0
-    """number of replies in a step that are reserved for each level in training"""
+    """number of replies of each level that a step waits for, as long as clients of this level train; 0 for none"""
 
     def __post_init__(self) -> None:
         if self.concurrency < self.size:

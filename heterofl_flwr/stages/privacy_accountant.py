@@ -35,14 +35,14 @@ class Privacy:
     """Options of client-level differential privacy with a trusted server."""
 
     clip: _OnGridOrZero = 0.0
-    """L2 norm to which the change of a client's slice is clipped; 0 for no clipping"""
+    """upper bound on the L2 norm of the change of a client's slice; larger changes are clipped. 0: no clipping"""
     noise: _OnGridOrZero = 0.0
-    """standard deviation of the noise on the sum of the clients' changes, in multiples of clip; 0 for none"""
+    """standard deviation of the noise on the sum of the clients' changes, divided by clip; 0: no noise"""
     delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = 1e-5
-    """delta for which epsilon is computed; below one over the number of clients"""
+    """delta for which epsilon is computed; set it below 1 / (number of clients)"""
     moments_clip: _OnGrid = 10.0
-    """L2 norm to which a client's static batch norm moments are clipped, means and second moments of all layers as one
-    vector; the standard deviation of their noise is noise times this norm
+    """upper bound on the L2 norm of a client's static batch norm moments: one vector of the means and second moments of
+    all layers. Longer vectors are clipped. The standard deviation of the noise is noise times this norm
     """
 
     def __post_init__(self) -> None:
