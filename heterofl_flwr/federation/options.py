@@ -135,13 +135,13 @@ class Averaging:
     weights: Weights = "equal"
     """weight of a client in the mean. equal: 1, as in HeteroFL. examples: its number of examples, as in FedAvg"""
     labels: LabelRule = "sent"
-    """classifier rows of a reply that are averaged. sent: the rows of the classes that the reply names. none: all rows"""
+    """classifier rows of a reply that are averaged. sent: those of the classes that the reply names. none: all"""
     label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
     """parameters with one row for each class; None finds those of the classifier (find_label_rows)"""
     fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
     """errors of the authors' code, each kept (paper) or corrected (fixed)"""
     robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
-    """trimmed mean or median, which a hostile minority cannot move far. Not possible with weights='examples' or noise"""
+    """trimmed mean or median, which a hostile minority cannot move far. Excludes weights='examples' and noise"""
     aggregator: Annotated[OpenAggregator, "what makes an Aggregator of a state, as CountingMean"] = CountingMean
     """function of a global state that returns the Aggregator of a round: CountingMean, ProductMean for LoRA adapters of
     unequal rank, or your own. Only CountingMean is possible with robust or noise

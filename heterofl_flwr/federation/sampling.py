@@ -28,8 +28,8 @@ class Sampling:
     """Options of sampling: spare clients, the minimum number of replies of a round, and the time to wait for nodes."""
 
     spare: NotNegative = 0.0
-    """extra clients to sample, as a fraction of the clients needed. Above 0, a round ends as soon as enough clients have
-    replied; runs cannot be repeated exactly then, and engine.window has no effect
+    """extra clients to sample, as a fraction of the clients needed. Above 0, a round ends as soon as enough clients
+    have replied; runs cannot be repeated exactly then, and engine.window has no effect
     """
     min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = "auto"
     """lower bound on the usable replies of a round; with fewer, the run fails. A number, a fraction of the clients
