@@ -89,13 +89,7 @@ class ProductMean:
                 factors.append((b * weights.unsqueeze(1), a, weights))
 
     def _without_adapters(self, plan: Plan) -> Plan:
-        """Return the part of a plan that the counting mean averages: all parameters except adapters.
-
-        Raises
-        ------
-        ConfigError
-            If the plan has only one factor of an adapter, or slices another axis than the rank.
-        """
+        """Return a plan without its adapters; raise ``ConfigError`` if it slices them on another axis than the rank."""
         for adapter in self._factors:
             for name, rank_axis in ((adapter.a, 0), (adapter.b, 1)):
                 axes = plan.axes.get(name, ())

@@ -30,15 +30,7 @@ BASE = "base_model.model"
 
 
 def check_model(model: object) -> None:
-    """Check that a model has exactly one LoRA adapter and that the rank of the adapter can be reduced.
-
-    Raises
-    ------
-    ConfigError
-        If the model is no ``PeftModel``, or its adapter is unsuitable.
-    UnsupportedLayerError
-        If the rank cannot be reduced in some layers. The message lists these layers.
-    """
+    """Check that a model has exactly one LoRA adapter, whose rank can be reduced; raise an error with all faults."""
     with extra("lora"):  # imported here because it takes seconds to load
         from peft import LoraConfig, PeftModel
     if not isinstance(model, PeftModel):
@@ -92,7 +84,7 @@ def adapter_parameters(layer: Layer) -> dict[str, nn.Parameter]:
 
 
 def rank_axes(layer: Layer) -> dict[str, int]:
-    """Return the index of the rank axis for each adapter parameter of a layer that has this axis."""
+    """Return the index of the rank axis for each adapter parameter of a layer, except parameters without a rank."""
     parts = {name: name.partition(".")[0] for name in adapter_parameters(layer) if not name.endswith(".bias")}
     return {name: RANK_AXES[part] for name, part in parts.items() if part in RANK_AXES}
 

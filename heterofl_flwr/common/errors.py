@@ -9,7 +9,7 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     ├── ReplyError             (ValueError)  a client's reply is rejected as a whole
     ├── RoundError                          too few clients are connected, or too few replied
     ├── OutOfMemoryError       (MemoryError) a client's model and batch need more memory than available
-    ├── MissingExtraError      (ImportError) a package is missing that an extra of this package installs
+    ├── MissingExtraError      (ImportError) a package of an optional extra is not installed
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
@@ -65,7 +65,7 @@ class OutOfMemoryError(HeteroFLError, MemoryError):
 
 
 class MissingExtraError(HeteroFLError, ImportError):
-    """A package is missing that an extra of this package installs."""
+    """A package of an optional extra is not installed."""
 
 
 class UnsupportedLayerError(HeteroFLError, TypeError):

@@ -107,7 +107,7 @@ def remove(path: Path) -> None:
 
 
 def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
-    """Return the files that match a pattern, by round, ascending. In ``round-*.json``, the star is the round."""
+    """Return the files that match a pattern such as ``round-*.json``, by round number (the star), ascending."""
     before, after = pattern.split("*")
     numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
     return dict(sorted((int(number), path) for path, number in numbers.items() if number.isdecimal()))

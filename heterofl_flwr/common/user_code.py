@@ -37,7 +37,7 @@ def allow_modules(modules: Iterable[str]) -> None:
 
 
 def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigError) -> Callable[..., Any]:
-    """Return the function that ``reference``, a text ``module:function``, names.
+    """Return the function with the reference ``module:function``.
 
     Error messages begin with ``what``, such as the name of a setting. ``kind`` is the class of the errors.
     """
@@ -72,7 +72,7 @@ class _FolderFinder(MetaPathFinder):
 
 
 def _importer_is_in(folder: str) -> bool:
-    """Whether the running import statement is in a file of a folder, but not of a virtual environment inside it."""
+    """Whether the running import statement is in a file below a folder, except in a virtual environment there."""
     frame = sys._getframe(2)
     while frame.f_back and frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back

@@ -35,7 +35,7 @@ class Version:
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        """The slice in tensors of the full shapes of its parameters; all other entries are zero."""
+        """The sent parameters in their full shapes, with zeros in all entries outside the slice."""
         state = {}
         for name, axes in self.plan.axes.items():
             state[name] = self.tensors[name].new_zeros([axis.size for axis in axes])

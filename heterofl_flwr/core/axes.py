@@ -24,7 +24,6 @@ class Axis:
     index: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ``ShapeError`` unless sizes, parts and positions are consistent."""
         if not 0 <= self.local_size <= self.size:
             raise ShapeError(f"an axis of {self.size} entries cannot keep {self.local_size}")
         if self.parts < 1 or self.size % self.parts or self.local_size % self.parts:
@@ -97,7 +96,7 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
 class PrefixAxis(Axis):
     """An axis that can only keep its first entries, because the smaller layer lacks the last groups or heads.
 
-    Other entries would come from several groups, and be mixed in one group of the smaller layer.
+    With other entries, channels of several groups would be mixed in one group of the smaller layer.
     """
 
 
@@ -105,8 +104,8 @@ class PrefixAxis(Axis):
 class CoupledAxis(Axis):
     """An axis whose entries are channels of one or more groups, as after a concatenation.
 
-    A group is a set of channels that are sliced in the same way throughout the model. Entries in no group have the
-    number -1, and are always kept.
+    A group is a set of channels that are sliced in the same way throughout the model. Entries with the group number -1
+    belong to no group, and are always kept.
     """
 
     groups: tuple[tuple[int, int], ...] = ()  # for each group: number of channels, number of channels kept

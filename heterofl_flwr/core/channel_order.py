@@ -137,7 +137,6 @@ class ChannelOrder:
 
 
 def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, int]]:
-    """Return the different (group, channel) pairs of all entries, sorted."""
     return sorted({entry for axes in places.values() for rows in axes.values() for entry in rows if entry[0] >= 0})
 
 

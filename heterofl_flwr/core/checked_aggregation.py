@@ -162,7 +162,7 @@ class LabelRows:
         self._extra_rows = extra_rows
 
     def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
-        """Return, by parameter, the indices of the rows of a client's reply to average.
+        """Return the indices of the rows to average in a client's reply, by parameter.
 
         Parameters that the result lacks are averaged in all their rows.
         """

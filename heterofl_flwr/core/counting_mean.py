@@ -76,9 +76,9 @@ def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, .
 
 
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
-    """Divide the sum of a parameter in place by the number of holders of each entry.
+    """Divide the sum of a parameter in place by the total weight of the holders of each entry.
 
-    ``counts`` has the total weight of the holders of each slice. Entries without a holder get the value in ``old``.
+    ``counts`` has this weight for each slice. Entries without a holder get the value in ``old``.
     """
     nested = nest(tuple(counts)) if all(map(is_prefix, counts)) else None
     # Shells do not work if some slices are counted by row and others drop rows.
@@ -118,7 +118,10 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 
 
 class Holders:
-    """Total weight of the clients that hold each slice. Rows that do not count for all clients have separate totals."""
+    """Total weight of the clients that hold each slice.
+
+    If some rows of a parameter do not count for all clients, each row of the parameter has a separate total.
+    """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -127,7 +130,7 @@ class Holders:
 
     @property
     def plans(self) -> Iterable[Plan]:
-        """The different plans of the clients."""
+        """The distinct plans of the clients that were added."""
         return self._weights.keys()
 
     def add(self, plan: Plan, rows: Mapping[str, Tensor], weight: float) -> None:

@@ -100,7 +100,6 @@ def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArra
 
 
 def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
-    """Return ``number`` uniform random numbers between 0 and 1."""
     return stream.words(number).astype(np.float64) * 2.0**-64
 
 
@@ -165,18 +164,9 @@ def released(
 ) -> dict[str, Tensor]:
     """Return the noisy global state after a round.
 
-    Parameters
-    ----------
-    old : Mapping[str, Tensor]
-        The global state before the round.
-    mean : Mapping[str, Tensor]
-        The counting mean of the clients' changes, in steps and in double precision.
-    holders : Callable[[str], Tensor]
-        Function from a parameter's name to the number of holders of each entry (``Aggregation.holders``).
-    step : float
-        The size of a step.
-    stream : Keystream | None
-        For tests only.
+    ``old`` is the state before the round. ``mean`` is the counting mean of the clients' changes, in steps and in double
+    precision. ``holders`` returns the number of holders of each entry of a parameter, from its name. ``step`` is the
+    size of a step. ``stream`` is for tests only.
     """
     stream = stream or Keystream()
     new = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in old.items()}

@@ -18,9 +18,9 @@ SAMPLES = 256
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude parameters that all copies of a model share, such as the base model under adapters, from the exchange.
+    """Exclude parameters from the exchange, such as the base model under adapters.
 
-    Excluded parameters are in no plan. They are not sent, averaged or stored. Copies of the model exclude them too.
+    Excluded parameters are in no plan. They are not sent, averaged or stored. Copies of the model share them.
     """
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:
@@ -30,7 +30,7 @@ def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
 def exchange_frozen(model: nn.Module) -> nn.Module:
     """Mark a model so that its frozen parameters (``requires_grad=False``) are exchanged too, and return the model.
 
-    This is needed if frozen values differ between processes, for example because they are random, and if slices move.
+    This is needed if frozen values differ between processes, for example random ones. It is also needed if slices move.
     """
     vars(model)[_WITH_FROZEN] = True
     return model

@@ -43,7 +43,7 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
     """Return the names of the parameters that have one row for each class; () if they cannot be determined.
 
     A model can name them in its attribute ``label_rows``. Otherwise they belong to the only linear layer that has the
-    same number of outputs at every rate. If all linear layers have, they belong to the last one. The result is () if
+    same number of outputs at every rate. If no linear layer shrinks, they belong to the last one. The result is () if
     several layers are candidates, or if the layer belongs to a decoder.
     """
     model, smaller = build(mix.global_rate), build(mix.rates[-1])

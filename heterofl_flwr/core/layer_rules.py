@@ -39,10 +39,10 @@ def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
 def axes_by_name(
     full_layer: nn.Module, local: nn.Module, parts: Callable[[str], Mapping[int, int]], *, recurse: bool = True
 ) -> dict[str, Axes]:
-    """Return the axes of each parameter of a layer, for a rule.
+    """Return the axes of each parameter of a layer, for use in a slicing rule.
 
-    ``parts`` is a function of a parameter's name. It returns, for each axis with equal parts such as heads, their
-    number.
+    ``parts`` is a function of a parameter's name. It returns the number of equal parts, such as heads, by axis. Other
+    axes have one part.
     """
     full_parameters, parameters = (dict(layer.named_parameters(recurse=recurse)) for layer in (full_layer, local))
     is_cut = any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
@@ -158,7 +158,7 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 
 
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of every exchanged parameter of ``local``. A tied parameter occurs only under its first name."""
+    """Return the axes of every exchanged parameter of ``local``; a tied parameter occurs only under its first name."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")

@@ -75,7 +75,6 @@ class Mix:
     idle: int = 0
 
     def __post_init__(self) -> None:
-        """Set the default of ``global_rate``; raise ``ConfigError`` if the global model is smaller than a client's."""
         if not self.global_rate:
             object.__setattr__(self, "global_rate", self.rates[0])
         elif exact_rate(self.global_rate) < exact_rate(self.rates[0]):

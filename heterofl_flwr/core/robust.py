@@ -53,7 +53,7 @@ class Robust:
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return how many of the smallest values to drop, and as many of the largest, for this number of holders."""
+        """Return the number of values to drop at each end, smallest and largest, for this number of holders."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 
@@ -76,7 +76,7 @@ class RobustMean:
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
-        """Store a client's change. Rows that do not count for this client are NaN."""
+        """Store a client's change; rows that do not count for this client are stored as NaN."""
         if reply.weight != 1:
             raise ConfigError(f"a robust mean counts each client once; found the weight {reply.weight:g}, expected 1")
         changes = {}

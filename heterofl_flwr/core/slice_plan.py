@@ -134,7 +134,7 @@ class Plan:
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def check_groups(self) -> None:
-        """Raise ``ConfigError`` if the plan has axes, of groups or heads, that can only keep their first entries."""
+        """Raise ``ConfigError`` if an axis can only keep its first entries, as in a layer that drops its last heads."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
                 f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "

@@ -36,10 +36,7 @@ class Clocks:
     def step(self, plans: Iterable[Plan]) -> None:
         """Count a step of the global model. ``plans`` are the plans of the replies that changed it.
 
-        Raises
-        ------
-        ConfigError
-            If of two plans, including those of earlier steps, neither contains the other.
+        ``ConfigError`` is raised if neither of two plans contains the other. Plans of earlier steps are compared too.
         """
         current = set(plans)
         ordered = sorted({*current, *self._moved}, key=lambda plan: plan.parameters, reverse=True)
@@ -53,10 +50,10 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply, from a client with this plan that was sent this version.
+        """Return the staleness of a reply by plan, for a client that holds ``plan`` and was sent the version ``sent``.
 
-        Keys of the result are ``plan`` and smaller plans inside it, each inside the previous one and staler. An entry
-        has the staleness of the smallest of these plans that contains the entry.
+        Keys are ``plan`` and smaller plans inside it. Each lies inside the previous one and is staler. An entry has the
+        staleness of the smallest of these plans that contains the entry.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
@@ -116,7 +113,7 @@ class StaleMean:
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return the current slice plus the client's change, where each entry is multiplied by its staleness discount.
+        """Return the client's change added to the current slice, with each entry multiplied by its staleness discount.
 
         ``shares`` has the discount for each plan of ``Clocks.staleness``.
         """

@@ -28,7 +28,7 @@ class Terms:
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Terms":
-        """Return the meaning of the numbers in a loaded data set."""
+        """Return the ``Terms`` of a loaded data set."""
         inputs = dataset.train.inputs
         return cls(
             name=dataset.name,
@@ -43,7 +43,7 @@ class Terms:
 
     @classmethod
     def of_source(cls, name: str, facts: Facts) -> "Terms":
-        """Return the meaning of the numbers in a data set with a short name, such as ``mnist``, without loading it."""
+        """Return the ``Terms`` of a data set with a short name, such as ``mnist``, without loading it."""
         source = SOURCES[short_name(name)]
         return cls(name, facts.classes, facts.shape, names=source.names, normal=source.normal or source.measured)
 

@@ -107,7 +107,6 @@ def number_owners(*splits: Values | None) -> list[Tensor]:
 
 
 def _number(splits: Sequence[Values], names: Sequence[int | str]) -> list[Tensor]:
-    """Return, for each split, the index in ``names`` of each value."""
     numbers = {name: number for number, name in enumerate(names)}
     return [torch.tensor([numbers[name] for name in values]) for values in splits]
 

@@ -61,7 +61,6 @@ class Split:
     reading: Reading | None = None
 
     def __post_init__(self) -> None:
-        """Raise ``DataError`` unless dtypes and shapes of the tensors match."""
         inputs, targets, kind = self.inputs, self.targets, self.inputs.dtype
         if kind not in (torch.float32, torch.int64) or inputs.dim() < 1:
             what, wrong, expected = "inputs have", inputs, "one float32 row (or int64, for tokens) for each example"
@@ -133,7 +132,6 @@ class Dataset:
         return self.names or tuple(map(str, range(self.classes)))
 
     def __post_init__(self) -> None:
-        """Raise ``DataError`` if a split is empty, shapes differ, or targets are not class numbers."""
         if self.augment not in AUGMENTS:
             raise DataError(f"augment is {self.augment!r}; expected one of {', '.join(AUGMENTS)}")
         for part, split in (("train", self.train), ("test", self.test)):

@@ -111,7 +111,7 @@ class _Table:
         return column
 
     def values(self, name: str, what: str) -> Values:
-        """Return the column with this name as integers or strings; ``what`` it contains is named in error messages."""
+        """Return the column with this name as integers or strings; ``what`` it contains is only for error messages."""
         column = self.column(name)
         values = column.to_pylist()
         if not all(isinstance(value, int | str) for value in values):

@@ -118,7 +118,6 @@ def _load(name: str, root: str, columns: Columns) -> Dataset:
 
 
 def _find_folder(root: str, hub_name: str) -> Path | None:
-    """Return the folder to read; None if the data set must be read from the hub."""
     path, remedy = Path(hub_name), "name another one"
     if not path.is_absolute():
         if not root:

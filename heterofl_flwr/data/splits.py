@@ -40,7 +40,6 @@ class Partitions:
     """Whether some examples may belong to no client, so that the global model is tested only on examples of clients."""
 
     def __len__(self) -> int:
-        """Return the number of clients."""
         return len(self.train)
 
 
@@ -165,7 +164,7 @@ def noniid(
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
-    """Return the rows of each client in another split, of the same classes as in the train split.
+    """Return the rows of each client in another split, from the classes that the client has in the train split.
 
     ``deal`` has the classes of each client, from ``noniid``. If a class has fewer examples than shards, some of its
     clients get no example of it.
@@ -229,7 +228,7 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return the test rows of each client. Its fraction of the test rows of each class is that of the training rows."""
+    """Return the test rows of each client: of each class, the fraction that it has of the training rows."""
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]
     for name in targets.unique().tolist():

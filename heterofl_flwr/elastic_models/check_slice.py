@@ -64,22 +64,11 @@ def check_slice(
     example_inputs: object,
     rate: float,
 ) -> Findings:
-    """Run a slice, and compare its operator calls with ``steps``, those of the full model.
+    """Run a slice, and compare its operator calls with ``steps``, the calls of the full model.
 
-    Raise ``UnsupportedLayerError`` at the first difference. If ``steps`` is None, the slice must only run.
-
-    Parameters
-    ----------
-    steps : Sequence[Step] | None
-        The calls of the full model.
-    widths, sizes : Sequence[int]
-        The number of channels in each group of the slice, and of the full model.
-    skeleton : Skeleton
-        The slice without values.
-    example_inputs : object
-        Inputs of the model.
-    rate : float
-        The rate of the slice, for error messages.
+    ``UnsupportedLayerError`` is raised at the first difference. If ``steps`` is None, the slice must only run.
+    ``widths`` and ``sizes`` are the numbers of channels in each group of the slice and of the full model. ``skeleton``
+    is the slice without values.
     """
     expected, findings = _expected(steps or (), widths), Findings(set(), set())
     powers = [1.0, *((few / size) ** power for few, size in set(zip(widths, sizes, strict=True)) for power in _POWERS)]
@@ -121,7 +110,6 @@ def _expected(steps: Sequence[Step], widths: Sequence[int]) -> Iterator[Step]:
 
 
 def _compare(step: Step, expected: Step) -> None:
-    """Raise ``DifferentStepError`` if a step of the slice differs from the expected one."""
     fit = all(
         len(shape) == len(expected_shape)
         and all(length in (few, None) for few, length in zip(shape, expected_shape, strict=True))

@@ -53,11 +53,11 @@ class Slice:
         }
 
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-        """Return the axes of each parameter of ``full_model`` that ``local`` keeps: the rule for ``Plan.of``."""
+        """Slicing rule for ``Plan.of``: return the axes of each parameter, with the entries that ``local`` keeps."""
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
-        """Return, by parameter, the axes of a smaller slice within this slice.
+        """Return, by parameter, the axes that select a smaller slice from this slice.
 
         ``named`` are the names and tensors of this slice's parameters.
         """

@@ -108,7 +108,7 @@ class Elastic:
         return model
 
     def _check(self, model: nn.Module, part: Slice, rate: float, steps: Sequence[Step] | None) -> None:
-        """Compare the operators that a slice calls with the full model's; warn about numbers that should shrink."""
+        """Compare the operators that a slice calls with the full model's; warn about numbers that fail to shrink."""
         skeleton = Skeleton(model, self.traced.says_tracing)
         findings = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
         for layers, text in zip(findings, (_LITERAL, _FACTORS), strict=True):
@@ -157,8 +157,8 @@ def elastic(
     fixed : Sequence[str]
         Layers or parameters that keep their full width at every rate: patterns (``fnmatch``) of their names.
     outputs : Sequence[str]
-        Names of the outputs that are used, in the mapping or the object that the model returns. They keep their widths.
-        Without names, all output tensors do, including hidden states that no code reads.
+        Names of the outputs that are used, in the mapping or the object that the model returns. These outputs keep
+        their widths. Without names, all output tensors keep their widths, including hidden states that no code reads.
     multiple_of : int
         The width of each group of channels is rounded up to a multiple of this number, but never above the full width.
         Heads are sliced by their own width. In a convolution that drops whole groups, each group counts as one channel.

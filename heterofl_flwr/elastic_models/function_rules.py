@@ -101,7 +101,7 @@ def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> 
 def select(trace: Trace, run: Run, input: Tensor, dim: int, index: int) -> object:
     """Trace rule of ``select``: every slice keeps the selected entry and the entries before it.
 
-    So the index selects the same entry at every rate. For a negative index, it is the entries after it.
+    For a negative index, it keeps the entries after it instead. So the index selects the same entry at every rate.
     """
     _index(trace, index, trace.rows(input)[dim])
     return run()
@@ -126,7 +126,7 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
     """Link a slice with a step to an axis: entries within one step are kept or dropped together.
 
-    An example are the pairs of rotary embeddings. If the axis is not divided evenly, it is never sliced.
+    For example, these are the pairs of rotary embeddings. If the axis is not divided evenly, it is never sliced.
     """
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)
@@ -219,7 +219,6 @@ def unflatten(trace: Trace, run: Run, input: Tensor, dim: int, sizes: Sequence[i
 
 
 def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
-    """Run the function, and link each axis of its result to the length in ``shape``."""
     sizes: Sequence[Any] = shape if isinstance(shape, Sequence) else ()
     if len(sizes) == 1 and isinstance(sizes[0], Sequence):
         sizes = sizes[0]  # a shape is either one sequence argument or several integer arguments

@@ -161,7 +161,7 @@ class Trace:
     def pin(self, *rows: Row | None, why: str = "") -> None:
         """Keep all entries with these positions at every rate.
 
-        ``why`` is the reason to report to the user if they could have been sliced otherwise.
+        ``why`` is a reason to report to the user. It is counted only if the axes could have been sliced otherwise.
         """
         for row in rows:
             channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
@@ -171,7 +171,7 @@ class Trace:
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
-        """Slice axes of equal length alike, and return their positions. If one of them is never sliced, none is."""
+        """Slice axes of equal length alike; return their positions, or None if one of them is never sliced."""
         row, *rest = rows
         present = [partner for partner in rest if partner is not None]
         if row is None or len(present) < len(rest):
@@ -210,7 +210,7 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the axes over which a tensor is a sum, and whose full length equals ``divisor``."""
+        """Return the axes that were summed to compute a tensor and whose full length equals ``divisor``."""
         _, summed = self.sums.get(id(tensor), (None, []))
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 

@@ -42,9 +42,9 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
-    """Find the axis of ``result`` along which the positions of one input axis are, and set this axis in ``rows``.
+    """Find the axis of ``result`` along which its values change, and store the values along this axis in ``rows``.
 
-    ``result`` has the positions as values. ``flexible`` says which of its axes may shrink.
+    The values are positions of an input axis. ``flexible`` says which axes of the result may shrink.
     """
     # An axis of stride 0 repeats one entry, so only its first entry is used. The other axes along which the numbers
     # change are parts of the old axis: (2, 4) after an axis of 8 is viewed as two axes.

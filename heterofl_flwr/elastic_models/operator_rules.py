@@ -56,7 +56,7 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
-    """Slice tensors alike that are broadcast to a shape, and return the positions of the resulting axes.
+    """Require that tensors which are broadcast to a shape are sliced alike; return the positions of the result's axes.
 
     The last ``inner`` axes of the shape are left out.
     """

@@ -68,10 +68,7 @@ def other_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """Return a copy of a model in which ``new`` replaces each tensor, from its name and values.
-
-    A tensor that occurs several times in the model is also shared in the copy.
-    """
+    """Return a copy of a model in which ``new(name, tensor)`` replaces each tensor; shared tensors stay shared."""
     memo: dict[int, object] = {}
     for name, tensor in (named_tensors(model) | other_tensors(model)).items():
         if id(tensor) not in memo:

@@ -105,7 +105,6 @@ _CAUSES = {
 
 
 def _explain(error: Exception, layer: nn.Module) -> str:
-    """Return the reason why a model cannot run without values, and a remedy."""
     text = first_line(error).rstrip(".")
     match, cause = next((match, cause) for pattern, cause in _CAUSES.items() if (match := re.search(pattern, text)))
     remedy = (
@@ -118,7 +117,7 @@ def _explain(error: Exception, layer: nn.Module) -> str:
 def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
     """Undo changes to the original model; raise ``UnsupportedLayerError`` if the trace has changed it.
 
-    ``containers`` has the name, the dict or list, and a copy from before the trace.
+    For each dict and list of the model, ``containers`` has the name, the object, and a copy from before the trace.
     """
     changed = []
     for name, container, before in containers:
@@ -164,7 +163,7 @@ class Tracer:
         return self._find()
 
     def _outputs(self, example_inputs: object, mode: bool, names: Sequence[str]) -> list[Tensor]:
-        """Run the model in training mode or not; return all output tensors, or those in ``names``.
+        """Run the model in one mode (True for training), and return its output tensors, or only those in ``names``.
 
         Errors name the layer that failed.
         """
@@ -273,7 +272,7 @@ def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
 
 
 def _names_fixed(model: nn.Module, fixed: Sequence[str]) -> Iterator[str]:
-    """Yield the names of parameters and buffers that match a pattern in ``fixed``, or whose layer does."""
+    """Yield the names of parameters and buffers that match a pattern, or that belong to a layer that matches one."""
     tensors = named_tensors(model)
     names = [name for name in (*dict(model.named_modules()), *tensors) if name]
     for pattern in fixed:

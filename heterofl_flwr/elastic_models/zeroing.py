@@ -35,8 +35,6 @@ _FILLS = {
 
 
 class _Record(NamedTuple):
-    """An operator call of a slice: name, shape of the first input, and arguments."""
-
     name: str
     shape: torch.Size
     args: Sequence[Any]
@@ -96,7 +94,6 @@ def _shape(args: Sequence[Any]) -> torch.Size:
 
 
 def _dims(x: Tensor, arguments: Mapping[str, Any]) -> list[int]:
-    """Return the axes over which an operator reduces a tensor."""
     dims = arguments.get("dim")
     return [
         axis % x.dim() for axis in (range(x.dim()) if dims in (None, []) else [dims] if isinstance(dims, int) else dims)
@@ -147,7 +144,7 @@ def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[T
 
 
 def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, example_inputs: object) -> str:
-    """Return a text on the difference between the outputs of a slice and of the full model with zeros; '' if equal.
+    """Return a text on the difference in outputs between a slice and the full model with zeros; '' if they are equal.
 
     Both models run once in evaluation mode and in double precision.
     """

@@ -39,7 +39,7 @@ def export_model(
     outputs: Sequence[str] = (),
     moments: Moments | None = None,
 ) -> dict[str, int]:
-    """Write a model's files into a folder and return the size of each format in bytes.
+    """Export a model to files in a folder, and return the size of each format in bytes.
 
     Every file is opened again, and its outputs must agree with the model's to 1e-4 of the largest output
     (``TOLERANCE``). Only then are the files moved into the folder. Until then, and after an error, the folder is
@@ -140,7 +140,7 @@ def _check_statistics(model: nn.Module) -> None:
 
 
 def _describe(error: Exception) -> str:
-    """Return the type and the full message of an error as one line, at most 600 characters long."""
+    # The whole error, because its informative line is not always the first.
     return short(" ".join(f"{type(error).__name__}: {error}".split()), 600)
 
 
@@ -176,13 +176,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 
 
 def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
-    """Compare the outputs of an exported file with the model's.
-
-    Raises
-    ------
-    HeteroFLError
-        If shapes or dtypes differ, an output differs by more than ``TOLERANCE``, or the file cannot be run.
-    """
+    """Run an exported file; raise ``HeteroFLError`` unless its outputs equal the expected ones within ``TOLERANCE``."""
     try:
         outputs = _compute(run, inputs)
     except Exception as error:  # raised by a guard of torch or by the runtime

@@ -53,7 +53,8 @@ def write_state(traced: Traced, path: Path) -> None:
 def open_state(traced: Traced, path: Path) -> Run:
     """Return a function that runs a copy of the model with the tensors of the file.
 
-    All other tensors of the copy in its state dict are zero. So a tensor that the file lacks changes the outputs.
+    All other tensors in the state dict of the copy are zero, so a tensor that is missing in the file changes the
+    outputs.
     """
     bare = copy.deepcopy(traced.model)
     for tensor in bare.state_dict().values():  # other buffers, such as position tables, are made by the model's code

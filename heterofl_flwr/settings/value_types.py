@@ -18,7 +18,7 @@ AUTO = "auto"
 
 
 class Group(BaseModel):
-    """Base class of groups of settings. Keys are in kebab-case. Types are strict: an integer is not a valid text."""
+    """Base class of groups of settings. Keys are in kebab-case. Types are strict: no value is converted."""
 
     model_config = ConfigDict(strict=True, frozen=True, **KEYS)
 
@@ -36,7 +36,6 @@ def _split(value: object) -> tuple[str, ...]:
 
 
 def _split_integers(value: object) -> tuple[int, ...]:
-    """Return the integers in a text with commas. A single integer is valid too."""
     parts = _split(str(value) if isinstance(value, int) else value)
     if not all(str(part).isdecimal() for part in parts):
         raise ValueError
