@@ -127,7 +127,7 @@ def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> 
 
 ALL = ("*",)
 """Patterns by which every parameter is shared. Parameters that match no pattern stay with their clients, as in
-LG-FedAvg; without any pattern, all do (Standalone).
+LG-FedAvg. Without patterns, all parameters stay with their clients (Standalone).
 """
 
 

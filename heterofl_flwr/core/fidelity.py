@@ -30,7 +30,7 @@ class Fidelity:
     shards: Variant = "paper"
     """a client that draws one class twice in a non-IID split gets one shard of it (paper) or both (fixed)"""
     perplexity: Variant = "paper"
-    """the mean over chunks of exp(loss) (paper) or exp of the mean loss over all tokens (fixed)"""
+    """perplexity is the mean of exp(loss) over chunks (paper), or exp of the mean loss over all tokens (fixed)"""
 
     @classmethod
     def of(cls, default: Variant, **single: Variant) -> "Fidelity":

@@ -93,9 +93,9 @@ class TrainSettings(TrainOptions):
     milestones: value_types.Rounds = same(Training, "milestones")
     lr_decay: Share = same(Training, "lr_decay")
     distill: InnerWidths = "none"
-    """smaller widths inside a client's model that each step trains too, on the posterior of the full width: all, the
-    smallest and a random one (sandwich), or a random one (drawn: FjORD). ordered (FjORD without distillation): instead
-    of the full width, each step trains a random width, on labels
+    """smaller widths inside a client's model that each step also trains, on the posterior of the full width. none; all;
+    sandwich: the smallest and a random one; drawn: a random one (FjORD). ordered: each step trains only one random
+    width, on labels (FjORD without distillation)
     """
     exits: TrainedExits = "last"
     """exits of a client's model that are trained: only the deepest (last), all with distillation between them (mutual:
@@ -110,8 +110,8 @@ class ServerSettings(Limits):
     """The server: slices, means and stages."""
 
     strategy: Literal["heterofl", "fedh2l"] = "heterofl"
-    """tensors that clients exchange: parameters (heterofl, which the settings below also turn into FedAvg and others),
-    or posteriors (fedh2l)
+    """tensors that clients exchange. heterofl: parameters; further settings turn it into FedAvg and other methods.
+    fedh2l: posteriors
     """
     slice_rule: SliceRule = same(Slicing, "slice_rule")
     roll_by: Count = same(Slicing, "roll_by")
@@ -151,8 +151,8 @@ class DistillSettings(DistillOptions):
     label_share: ShareOrNone = 0.0
     """weight of the labels in the loss of inner widths (train.distill); the rest is the weight of the posterior"""
     ramp: ShareOrNone = 0.0
-    """fraction of the rounds during which the distillation between exits grows to its weight (mutual) or is off
-    (deepest)
+    """fraction of the rounds, at the start, in which the distillation between exits is off (train.exits=deepest) or
+    grows to its full weight (train.exits=mutual)
     """
 
 
@@ -184,7 +184,7 @@ class EngineSettings(Group):
     """cpu, mps, cuda or cuda:1; auto: a GPU if the client has one"""
     precision: Precision = "tf32"
     """arithmetic of clients: float32, tf32 (on a GPU, matrix products round their inputs to ten bits; elsewhere
-    float32), bf16 (training with bfloat16 autocast; evaluation as with tf32)
+    float32), bf16 (training with bfloat16 autocast, evaluation in tf32)
     """
     window: Natural = 0
     """maximum number of unanswered messages, which bounds the server's memory; 0: all ('heterofl run' then uses 64)"""
@@ -234,7 +234,7 @@ class Settings(Group):
     seed: Natural = 0
     """random seed of all draws"""
     fidelity: Variant = "paper"
-    """as in the authors' code, which produced the published numbers (paper), or with its errors corrected (fixed)"""
+    """errors of the authors' code: reproduced, as in the published numbers (paper), or corrected (fixed)"""
     data: DataSettings
     model: ModelSettings
     train: TrainSettings
