@@ -33,7 +33,7 @@ HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests",
 """Config keys: hashes of shares; hashes of seeds; random id of the run; last round in which the client took part."""
 
 PARTS, NUMBERS = "secure-parts", "secure-numbers"
-"""Config keys: parts of the classifier to reveal; smallest number of clients in any of their rows."""
+"""Config keys: parts of the classifier to reveal; number of clients that have the rarest row of each part."""
 
 NONCE = "secure-start"
 """Config key: random number of the run's start. The clients' seeds depend on it, so a restarted run repeats no
