@@ -105,7 +105,7 @@ class Roster:
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices with only one position of each class (``classes_of``), which makes counting holders fast."""
+        """Copies of the slices in which positions with equal holders are merged, so that counting holders is fast."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 

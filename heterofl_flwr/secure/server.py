@@ -264,7 +264,7 @@ class ServerRound:
 
 
 def fits(dealt: Dealt, receivers: int, secrets: int) -> bool:
-    """Whether sealed shares and hashes have the right lengths for this number of receivers and secrets."""
+    """Whether encrypted shares and hashes have the right lengths for this number of receivers and secrets."""
     sealed = [secrets * crypto.SHARE_BYTES + crypto.TAG_BYTES] * receivers
     hashes = [secrets * crypto.HASH_BYTES] * receivers
     return list(map(len, dealt.sealed)) == sealed and list(map(len, dealt.hashes)) == hashes

@@ -153,7 +153,7 @@ class Chain:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values for a rate of the parameters that have separate values for each level."""
+        """Return a level's values of the parameters that have separate values for each level (``Slicing.by_level``)."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:

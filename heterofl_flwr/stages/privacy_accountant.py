@@ -138,7 +138,7 @@ class Spent:
 
 
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
-    """Clip a client's batch norm moments, means and second moments of all layers as one vector; set each count to 1.
+    """Clip a client's batch norm moments as one vector (means and second moments of all layers); set counts to 1.
 
     The result is in fixed-point steps, as ``noise_moments`` expects.
     """

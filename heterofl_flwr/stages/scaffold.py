@@ -24,7 +24,7 @@ class ClientScaffold(ClientStage):
     stateful: ClassVar[bool] = True
 
     def quadratic(self, context: ClientContext) -> Quadratic:
-        """Return the penalty ``<c - c_i, w>``."""
+        """Return SCAFFOLD's penalty ``<c - c_i, w>``, which is linear in the parameters ``w``."""
         controls = context.broadcast.items()
         return Quadratic(direction={name: control - context.stored(name, control) for name, control in controls})
 

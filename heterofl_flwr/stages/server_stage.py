@@ -166,11 +166,11 @@ class ServerStage:
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the model to evaluate and save, from the trained model."""
+        """Return the model to evaluate and save, computed from the trained model ``state``."""
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values for a rate of the parameters that have separate values for each level."""
+        """Return a level's values of the parameters that have separate values for each level (``Slicing.by_level``)."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:

@@ -94,7 +94,7 @@ def read_rates(config: Mapping[str, object]) -> list[float]:
 
 
 def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the patterns of the parameters that an instruction contains and its reply must contain; by default all."""
+    """Return the name patterns of the parameters that an instruction exchanges; by default one that matches all."""
     return tuple(pattern for pattern in read_list(config, messages.SHARED, str, list(ALL)) if pattern)
 
 
