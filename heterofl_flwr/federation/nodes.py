@@ -50,8 +50,8 @@ class Nodes:
     demoted : set[str]
         Names of nodes that train at the mix's smallest rate because their answer was not usable.
     changes : dict[int, str]
-        Log lines on nodes that joined, left or came back, by node id; the caller empties it. A node that left and came
-        back meanwhile has none.
+        Log lines on nodes that joined, left or came back, by node id. The caller empties the dictionary. A node that
+        left and came back before that has no line.
     away : dict[str, int]
         Names of nodes that left, with the round since which each is away.
     """

@@ -48,7 +48,7 @@ class HeteroFL(FederationStrategy):
         The slice of each client: assignment of rates, rate of the global model, prefix or moving slices, shared
         parameters.
     sampling : Sampling
-        Spare clients, the fewest replies of a round, and the time to wait for nodes.
+        Spare clients, the minimum number of replies of a round, and the time to wait for nodes.
     training : Training
         Learning rate of the clients, FedProx, and the form of their replies.
     averaging : Averaging
