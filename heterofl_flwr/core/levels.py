@@ -121,7 +121,7 @@ class Mix:
 
     @property
     def all_rates(self) -> tuple[float, ...]:
-        """The different rates of all models, descending, including the global model."""
+        """The distinct rates of the global model and of all clients' models, descending."""
         return tuple(dict.fromkeys((self.global_rate, *self.rates)))
 
     def rates_inside(self, rate: float) -> tuple[float, ...]:

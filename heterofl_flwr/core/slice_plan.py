@@ -1,4 +1,4 @@
-"""Plans, which say what entries of each parameter a client holds, and regions, which give access to the entries.
+"""Plans: the entries of each parameter that a client holds. Regions: access to these entries in a tensor.
 
 A region is a view if each axis keeps its first entries, so HeteroFL's slices need no index tensors. If an axis has
 several parts, such as heads, it is two dimensions in a region, (parts, entries of a part), but one in the client's

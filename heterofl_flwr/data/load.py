@@ -65,7 +65,7 @@ def load_dataset(
 def shared_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> AbstractContextManager[None]:
-    """Return a context manager that shares a data set with processes of this machine that start inside the context.
+    """Return a context manager that shares a data set with processes that are started inside it on this machine.
 
     There, ``load_dataset`` returns it without reading it again. The arguments are those of ``load_dataset``. The data
     of a user's function are not shared: each process calls the function.

@@ -140,7 +140,7 @@ def elastic(
     static_norm: bool = False,
     check: Literal["steps", "zeroing"] = "steps",
 ) -> Elastic:
-    """Return ``build``, a function from a rate to a slice of any model, for ``HeteroFL(build)``.
+    """Return ``build``, a function from a rate to a slice of ``model``; pass it to ``HeteroFL(build)``.
 
     The model is run on the example inputs without values, to find the axes of its parameters that belong together:
     through residual additions, concatenations, grouped convolutions, attention and views. Inputs and outputs keep their

@@ -101,9 +101,9 @@ def _dims(x: Tensor, arguments: Mapping[str, Any]) -> list[int]:
 
 
 def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) -> Tensor:
-    """Return a mask of the entries of ``x`` that the slice, whose tensor has the shape ``shape``, lacks.
+    """Return a mask of the entries of ``x`` that are outside the slice. ``shape`` is the tensor's shape in the slice.
 
-    On an axis that is shorter in the slice, the slice lacks each index at which all entries are zero.
+    On an axis that is shorter in the slice, an index is outside if all entries at this index are zero.
     """
     dropped = torch.zeros_like(x, dtype=torch.bool)
     for axis, (length, slice_length) in enumerate(zip(x.shape, shape, strict=True)):

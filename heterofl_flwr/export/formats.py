@@ -34,7 +34,7 @@ Run = Callable[[Inputs], object]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Traced:
-    """A model on the CPU in evaluation mode, its exported program, and its example inputs."""
+    """A model to export, on the CPU and in evaluation mode, with its exported program and example inputs."""
 
     model: nn.Module
     program: ExportedProgram
