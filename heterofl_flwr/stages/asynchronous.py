@@ -30,7 +30,7 @@ class Buffered:
     clocks: Literal["regions", "model"] = "regions"
     """entries that a step makes stale. regions: those that it moved. model: all entries, as in FedBuff"""
     quota: Natural = 0
-    """number of replies of each level that a step waits for, as long as clients of this level train; 0 for none"""
+    """number of replies of each level that a step waits for, while clients of this level train; 0 for none"""
 
     def __post_init__(self) -> None:
         if self.concurrency < self.size:
