@@ -50,10 +50,7 @@ def evaluate_global(
 
 
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
-    """Return the callbacks of a run: a monitor, a recorder, and those that ``run.callbacks`` names.
-
-    The monitor needs an address in the settings, and the recorder a folder.
-    """
+    """Return the callbacks of a run: monitor, recorder, and those that the setting ``run.callbacks`` names."""
     settings, run = workload.settings, workload.settings.run
     check_names(run.callbacks)
     callbacks: list[RoundCallback] = []

@@ -66,10 +66,7 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Return the paths for a new node's private and public key.
-
-    Raise ``ConfigError`` if the name is invalid or a file exists.
-    """
+    """Return the paths for a node's two keys; raise ``ConfigError`` for an invalid name or existing files."""
     if not _NAME.fullmatch(name):
         expected = "letters, digits, '.', '_' and '-', which does not end in .key, .crt or .pub"
         raise ConfigError(f"node {name!r}: expected a name of {expected}")

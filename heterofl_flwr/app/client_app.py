@@ -72,10 +72,7 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 
 
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
-    """Train clients together; return their models and training results.
-
-    All clients have the same rate, unless the engine can train several rates at once.
-    """
+    """Train clients together, which need equal rates with most engines; return models and training results."""
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
@@ -94,10 +91,7 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
 
 
 def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
-    """Return the model of each task on the device.
-
-    A slice that consecutive messages share is read once, and its model is copied.
-    """
+    """Return a model for each task. A slice that consecutive messages share is read only once."""
     models: list[nn.Module] = []
     previous: Mapping[str, Array] = {}
     for task in tasks:
@@ -153,10 +147,7 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 
 
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
-    """Return the metrics of a model on a client's test data, with and without a mask.
-
-    The mask keeps only the logits of ``classes``.
-    """
+    """Return a model's metrics on a client's test data: unmasked (global), and masked to ``classes`` (local)."""
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
     kind = workload.settings.fidelity

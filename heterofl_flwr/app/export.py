@@ -141,10 +141,7 @@ def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return a mapping from level to the facts of its final model: rate, parameters, metrics.
-
-    ``levels`` selects levels; if it is empty, all are returned.
-    """
+    """Return the facts of each level's final model, by level; an empty ``levels`` stands for all levels."""
     from heterofl_flwr.runs.models import model_facts
 
     models = model_facts(folder)

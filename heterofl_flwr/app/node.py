@@ -65,10 +65,7 @@ class AppTask(Task):
         return number if isinstance(number, int) and not self.has_own_data else 0
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield each rate in the message with its model on the device.
-
-        Consecutive messages with equal parameters share the models.
-        """
+        """Yield each rate in the message with its model; consecutive messages with equal parameters share models."""
         if self.workload.personal:
             yield from ((rate, model.to(self.workload.device)) for rate, model in super().models())
             return
@@ -85,10 +82,7 @@ class AppTask(Task):
         return self.model(like).to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the training job of a model on this client's data.
-
-        The loss is masked to the client's classes if the settings say so.
-        """
+        """Return the training of a model on this client's data, with masked loss if the settings say so."""
         data = self.data
         self.penalty_used = True  # the engines add FedProx's penalty (``options``) and the stages' (the job)
         quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
@@ -104,21 +98,14 @@ class AppTask(Task):
         )
 
     def note_steps(self, steps: int) -> None:
-        """Set ``total_step``: how far ``steps`` steps move a parameter with a constant gradient of 1.
-
-        Momentum is included.
-        """
+        """Set ``total_step``: the distance that ``steps`` steps go along a constant gradient of 1."""
         options, length = self.options, float(steps)
         if beta := options.momentum:
             length = (steps - beta * (1 - beta**steps) / (1 - beta)) / (1 - beta)
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return a copy of this client's personal model with static batch norm moments.
-
-        The moments are measured on the inputs that the model is trained on. A model without batch norm is returned
-        itself.
-        """
+        """Return this client's personal model with moments of the inputs that it is trained on."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
@@ -126,10 +113,7 @@ class AppTask(Task):
         return with_static_norm(model, moments)
 
     def trained_batches(self) -> Iterable[Tensor]:
-        """Return batches of the inputs that the personal model is trained on.
-
-        These are the client's training data and, in FedH2L, also the seed set.
-        """
+        """Return batches of all inputs for the personal model: the client's data and, in FedH2L, the seed set."""
         workload = self.workload
         batches = workload.moments_batches(self.data.train, self.seed)
         if workload.settings.server.strategy != "fedh2l":
@@ -169,10 +153,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's examples and classes.
-
-    They are in the folder ``data-path`` of the node config, or else are the node's part of the data set ``data.name``.
-    """
+    """Return a node's data: those in the folder ``data-path``, or else the node's part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

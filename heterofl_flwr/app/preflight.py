@@ -16,10 +16,7 @@ from heterofl_flwr.report import RunFolder
 
 
 def check_run(request: Request) -> str:
-    """Check a run of this package's app before it starts.
-
-    Return a sentence if the run has finished already, else an empty text.
-    """
+    """Check a run before it starts; return a sentence if it has finished already, else an empty text."""
     workload, folder = load_workload(request.config), RunFolder(request.out)
     start = find_start(folder, workload.settings)
     if not start.finished:

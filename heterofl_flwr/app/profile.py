@@ -119,10 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
-    """Return sentences with the price of a mix, relative to one federation for each level.
-
-    Multiplications are also stated for clients that train the smaller levels inside their model too.
-    """
+    """Return sentences on the price of a mix, also with training of smaller levels inside a client's model."""
     from heterofl_flwr.runs.costs import price
 
     rates = [rate for rate in mix.parts if rate]
@@ -145,10 +142,7 @@ def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
 
 
 def all_mixes(levels: str) -> list[str]:
-    """Return the names of all mixes in which some of ``levels`` have equal shares.
-
-    They are in the order of the paper's tables.
-    """
+    """Return the mixes in which some of ``levels`` have equal shares, in the order of the paper's tables."""
     subsets = (subset for size in range(1, len(levels) + 1) for subset in combinations(levels, size))
     return ["-".join(subset) for subset in sorted(subsets, key=lambda subset: (subset[0], len(subset), subset))]
 

@@ -73,10 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the app and return the exit code.
-
-    It is ``FAILED`` if a round was not done, or if no client replied to the final evaluation.
-    """
+    """Run the app; return the exit code: ``FAILED`` if a round was not done, or no client replied at the end."""
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.app import preflight, simulation
     from heterofl_flwr.app.main import FAILED

@@ -54,11 +54,7 @@ class Request:
 
     @property
     def gpu_share(self) -> float:
-        """Fraction of a GPU for each client.
-
-        By default it is 1 on a machine with GPUs, or less if ``parallel`` allows more clients at once than there are
-        GPUs.
-        """
+        """Fraction of a GPU for each client: by default 1, or less if ``parallel`` is above the number of GPUs."""
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
             return self.gpus or 0.0
@@ -131,10 +127,7 @@ def build_request(args: argparse.Namespace) -> Request:
 
 
 def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) -> int:
-    """Return the number of clients.
-
-    A resumed run has the stored number. A new run has ``requested`` clients, by default ``usual``.
-    """
+    """Return the number of clients: the stored one of a resumed run, else ``requested``, else ``usual``."""
     if not resumes:
         return requested or usual
     has = RunFolder(out).about().get("clients") or requested

@@ -70,10 +70,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
-    """Run on a grid the strategy that a workload's settings describe, and return the strategy.
-
-    With the setting ``run.dir``, write the run's folder.
-    """
+    """Run the strategy that the settings describe, and return it. With ``run.dir``, write the run's folder."""
     give_back_freed_memory()
     folder = RunFolder(workload.settings.run.dir) if workload.settings.run.dir else None
     with nullcontext() if folder is None else folder.lock():
@@ -225,10 +222,7 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
 
 
 def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start, *, simulated: bool) -> None:
-    """Print an upper bound on the epsilon of differential privacy after the final round.
-
-    It includes the rounds that a resumed run did earlier.
-    """
+    """Print an upper bound on epsilon after the final round, with the rounds before a resume."""
     rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
     final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
@@ -237,10 +231,7 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
 def _start_folder(
     folder: RunFolder, workload: Workload, start: Start, strategy: FederationStrategy, clients: int | None
 ) -> None:
-    """Write the settings and the clients' class counts into the run's folder.
-
-    The privacy accountant stores its releases there too.
-    """
+    """Write settings and class counts into the run's folder. The privacy accountant writes there too."""
     settings = workload.settings
     about = {
         "title": f"{method_name(settings)} on {settings.data.name}, {settings.mix}",

@@ -122,11 +122,7 @@ class Checked(Relay):
                 raise HeteroFLError(f"in a round all clients ({len(reasons)}) failed; {reasons[-1]}")
 
     def _check(self, reply: Message, group: str) -> Message:
-        """Return a reply after recording whether it is an error.
-
-        Records are kept for each group of messages and each message type. Raise ``OutOfMemoryError`` for lack of
-        memory.
-        """
+        """Record whether a reply is an error, and return it; raise ``OutOfMemoryError`` for lack of memory."""
         call = group, reply.metadata.message_type
         if not reply.has_error():
             self._good[call] += 1
@@ -184,10 +180,7 @@ def cost(message: Message) -> float:
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings on standard error.
-
-    Warnings about a round are left out, because the line that is printed for each round has them.
-    """
+    """Handler that prints warnings on standard error, except those in the line that is printed for a round."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning."""
@@ -198,10 +191,7 @@ class Warnings(logging.Handler):
 
 @contextmanager
 def _flower_log(file: logging.FileHandler, *, shown: bool) -> Iterator[None]:
-    """Within this context, write the log of Flower and of this package to a file.
-
-    Also show the log on the terminal: everything if ``shown``, else warnings.
-    """
+    """Within this context, write the log to a file. Show it too: all lines if ``shown``, else warnings."""
     flower, ours = logging.getLogger("flwr"), logging.getLogger("heterofl_flwr")
     handlers, level, propagate = (flower.handlers, ours.handlers), ours.level, ours.propagate
     flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file, Warnings()]

@@ -19,10 +19,7 @@ SCRIPT = "flower-supernode"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the SuperNode in this process.
-
-    A stopped SuperNode raises ``SystemExit``. If an error ends the SuperNode, the process exits with code 1.
-    """
+    """Start the SuperNode. A stop raises ``SystemExit``; an error ends the process with exit code 1."""
     sys.argv = [SCRIPT, *args.arguments]
     (script,) = entry_points(group="console_scripts", name=SCRIPT)
     script.load()()

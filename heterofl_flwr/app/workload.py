@@ -74,18 +74,12 @@ class Workload:
 
     @cached_property
     def facts(self) -> Facts:
-        """Facts of the data set that determine the model's shape.
-
-        For most data sets they are listed in this package; any other data set is loaded to find them.
-        """
+        """Facts of the data set that determine the model's shape. A data set without known facts is loaded."""
         return Facts.find(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
 
     @cached_property
     def terms(self) -> Terms:
-        """Names of the classes and columns, and normalisation of the data set.
-
-        A node's own data are converted so that their values mean the same.
-        """
+        """Names and normalisation of the data set, to which a node's private data are converted."""
         name, label = self.settings.data.name, self.settings.data.label
         facts = Facts.find(name, label)
         return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
@@ -143,10 +137,7 @@ class Workload:
 
     @cached_property
     def builds(self) -> Mapping[str, Build]:
-        """Dictionary from the name of an architecture to its build function.
-
-        It has one entry, except in FedH2L with ``distill.models``.
-        """
+        """Dictionary from architecture to build function; several entries only in FedH2L (``distill.models``)."""
         builds = {name: Workload(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
         return builds or {self.settings.model.name: self.build}
 
@@ -196,10 +187,7 @@ class Workload:
         return count_pairs(clients, self.dataset.train.targets[torch.cat(rows)], (number, self.dataset.classes))
 
     def steps_each(self, number: int) -> float | None:
-        """Return the mean number of steps of a client in a round, if there are ``number`` clients.
-
-        Return None for text.
-        """
+        """Return a client's mean number of steps in a round, with ``number`` clients; None for text."""
         if self.dataset.train.reading is not None:
             return None
         train = self.settings.train
@@ -235,20 +223,13 @@ class Workload:
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return the module that a client trains.
-
-        With ``train.distill`` this is a ``Nested`` of ``model`` and the smaller models inside it, else ``model``
-        itself.
-        """
+        """Return ``model``, or with ``train.distill`` a ``Nested`` of it and the smaller models inside it."""
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)
 
     def joint_loss(self, server_round: int) -> JointLoss | None:
-        """Return the loss of a model with several outputs (exits or inner widths) in a round.
-
-        Return None if only one output is trained.
-        """
+        """Return the loss of exits or inner widths in a round; None if only one output is trained."""
         kind, distill = self.settings.train.exits, self.settings.distill
         if self.settings.train.distill != "none":
             return partial(
@@ -260,10 +241,7 @@ class Workload:
         return partial(EXIT_LOSSES[kind], weight=weight, temperature=distill.temperature)
 
     def evaluate_centrally(self, model: nn.Module, test: Split, server_round: int) -> EvaluateResult:
-        """Evaluate a model on the server's test examples.
-
-        Random numbers depend only on the run's seed and the round.
-        """
+        """Evaluate a model on the server. Random numbers depend only on the run's seed and the round."""
         settings = self.settings
         seed = derive(settings.seed, "central", server_round)
         with self.arithmetic():
@@ -277,10 +255,7 @@ class Workload:
 
     @property
     def moments_together(self) -> int:
-        """Number of batches in a forward pass when moments are measured.
-
-        It is 1 for a user's model, which may compute an example's output from other examples of the batch.
-        """
+        """Number of batches in a forward pass that measures moments; 1 for users' models."""
         ours = all(name in MODELS for name in self.builds)
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 

@@ -22,10 +22,7 @@ Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
 
 class Envelope(NamedTuple):
-    """A message or reply with its node's context.
-
-    In an error reply, ``context`` is None because it stays unchanged, and ``trouble`` is the traceback.
-    """
+    """A message or reply with its node's context (None: unchanged) and, for an error reply, the traceback."""
 
     message: Message
     context: Context | None = None
@@ -93,10 +90,7 @@ def answer(
 
 
 def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Envelope]:
-    """Call ``cohort`` with copies of the messages and contexts, and return its replies.
-
-    If it raises an error, each message gets an error reply.
-    """
+    """Call ``cohort`` with copies of its arguments. If it raises an error, each message gets an error reply."""
     # Copies, because a node's context may change only if its client succeeds, and messages share their records.
     contexts = [_copy(context, context.state) for context in contexts]
     received = [_copy(message, message.content if message.has_content() else RecordDict()) for message in messages]
@@ -117,10 +111,7 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
 
 
 def failure(message: Message, code: int, reason: str | BaseException, trouble: str = "") -> Envelope:
-    """Return the error reply to a message, with the text that Flower uses.
-
-    The node's context stays unchanged. ``trouble`` is the traceback, by default the text.
-    """
+    """Return the error reply to a message, with Flower's text; ``trouble`` is the traceback for the log."""
     text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
     return Envelope(Message(Error(code, text), reply_to=message), None, trouble or text)
 

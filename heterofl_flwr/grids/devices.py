@@ -175,10 +175,7 @@ class TrainingCost:
         self._macs = cache(lambda rate: build_and_profile(build, rate, example)[1].macs)
 
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
-        """Return the number of multiplications of a client's training in one round.
-
-        It depends on the rate and the number of examples, and not on ``kind`` and ``partition``.
-        """
+        """Return the multiplications of a client's training in a round; kind and partition do not matter."""
         passes = mean_passes(self._widths, rate, self._rates)
         forward = math.fsum(number * self._macs(inner) for inner, number in passes.items())
         return PASSES * self._epochs * examples * (self._inputs * forward)

@@ -72,10 +72,7 @@ class Inline(Runner):
         self._groups.update({id_: group for group in groups for id_ in group.ids})
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Run the clients of these messages in the order of sending; return the ids of answered messages.
-
-        No client is started after the deadline.
-        """
+        """Run the clients of these messages until the deadline; return the ids of answered messages."""
         with self._lock:
             groups = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
             for _, group in sorted(groups.items()):

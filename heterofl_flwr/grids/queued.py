@@ -110,10 +110,7 @@ class Runner(ABC):
 
     @abstractmethod
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait until these messages are answered, or until ``deadline``, a value of ``time.monotonic``.
-
-        Return the ids of answered messages.
-        """
+        """Wait for these replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
         """Remove the replies to these messages from the runner, and return them in the order of ``ids``."""
@@ -280,10 +277,7 @@ class QueuedGrid(Grid):
         return most
 
     def _set_id(self, message: Message) -> str:
-        """Set a message's id, run and sender, and return the id.
-
-        Flower before 1.38 does not set the run and the sender.
-        """
+        """Set a message's id and return it. Set run and sender too, which Flower before 1.38 does not do."""
         node_id = message.metadata.dst_node_id
         if node_id not in self._node_configs:
             raise ConfigError(

@@ -45,10 +45,7 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return the number of actors for which the cluster has resources in total.
-
-        An actor that fits on no single machine waits.
-        """
+        """Return how many actors fit into the cluster's total resources. One that fits no machine waits."""
         has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
         return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 
@@ -89,10 +86,7 @@ class Clients:
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
-        """Answer the messages of a group; return the pickled replies.
-
-        A reply that cannot be pickled is replaced by an error reply.
-        """
+        """Answer the messages of a group; return pickled replies, or error replies if pickling fails."""
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]
         contexts = [cast(Context, envelope.context) for envelope in envelopes]
@@ -110,10 +104,7 @@ class Clients:
 
 
 def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -> PickleBuffer:
-    """Pickle an envelope.
-
-    Records that are stored in Ray are not pickled: ``stored`` maps the ``id()`` of each to a number in its place.
-    """
+    """Pickle an envelope. ``stored`` maps the ``id()`` of records in Ray to numbers, which replace the records."""
     pickled = io.BytesIO()
     pickler = pickle.Pickler(pickled, protocol=5)
     pickler.persistent_id = lambda value: stored.get(id(value))  # type: ignore[method-assign]

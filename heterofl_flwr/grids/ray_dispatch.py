@@ -143,10 +143,7 @@ class ActorPool(Runner):
                 self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
     def _take_next(self) -> Group | None:
-        """Remove the first waiting group that may run now, and return it; None without one.
-
-        A group may not run while a message to one of its nodes is running, or is waiting in an earlier group.
-        """
+        """Remove and return the first waiting group with no node that is busy or in an earlier waiting group."""
         busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
         for place, group in enumerate(self._waiting):
             if busy.isdisjoint(group.nodes):
@@ -155,10 +152,7 @@ class ActorPool(Runner):
         return None
 
     def _send(self, actor: Actor, group: Group) -> Reference:
-        """Start a call of an actor that answers a group, and return Ray's reference to the result.
-
-        Records that are stored in Ray are passed as references.
-        """
+        """Give a group to an actor; return Ray's reference to the result. Records in Ray go as references."""
         references = {id_: group.stored[id_] for id_ in map(id, _records(group)) if id_ in group.stored}
         numbers = {id_: number for number, id_ in enumerate(references)}
         pairs = zip(group.messages, group.nodes, strict=True)
@@ -166,10 +160,7 @@ class ActorPool(Runner):
         return actor.answer.remote(pickled, *references.values())
 
     def _accept(self, reference: Reference, actor: Actor, group: Group | None) -> None:
-        """Process the end of an actor's call: its result, or the death of the actor.
-
-        ``group`` is None if the call was ``ready``.
-        """
+        """Process the result of an actor's call (of ``ready`` if ``group`` is None), or the actor's death."""
         try:
             result = ray.get(reference)
             answers = [] if group is None else list(map(unpack, result))
@@ -186,10 +177,7 @@ class ActorPool(Runner):
             self._idle.append(actor)
 
     def _accept_start(self, actor: Actor, trouble: str, takes_groups: bool, log: str) -> None:
-        """Process the result of ``Clients.ready``.
-
-        ``trouble`` is the error of loading the ClientApp, an empty text without one, and ``log`` the path of stderr.
-        """
+        """Process the result of ``Clients.ready``: error (empty text: none), ``train_cohort``, path of stderr."""
         if trouble:
             self._accept_failed_start(actor, trouble)
             return
@@ -246,10 +234,7 @@ class ActorPool(Runner):
         self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
-        """Whether any message of a group is not cancelled.
-
-        Then the whole group runs, because the replies of clients that train together could depend on the group.
-        """
+        """Whether any message of a group is not cancelled. If so, all of them run, so replies stay the same."""
         return any(id_ in self._groups for id_ in group.ids)
 
     def _describe(self, message: Message, group: Group, death: str) -> str:

@@ -51,10 +51,7 @@ class Session:
 
     @classmethod
     def enter(cls) -> Mapping[str, str]:
-        """Connect one more grid to Ray; the first one joins a cluster or starts Ray.
-
-        Return the environment variables that the grid's actors need in addition.
-        """
+        """Join or start Ray for one more grid; return the environment variables that its actors need."""
         environment = _environment()
         with cls._lock, ExitStack() as started:
             if cls._grids == 0:
@@ -148,10 +145,7 @@ def shut_down() -> None:
 
 
 def check_alive() -> None:
-    """Raise ``HeteroFLError`` if a process of Ray that this process started has ended.
-
-    Without this check, calls of Ray would hang.
-    """
+    """Raise ``HeteroFLError`` if a process of Ray that this process started has ended. Else calls would hang."""
     node: Any = ray._private.worker._global_node
     for name in ("gcs_server", "raylet"):
         for info in node.all_processes.get(name, ()) if node else ():

@@ -30,10 +30,7 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 
 @dataclass(slots=True)
 class _Flight:
-    """A training message that was sent to a device.
-
-    ``takes`` and ``reply`` are set when the client has trained in the grid; the reply arrives later in simulated time.
-    """
+    """A message on a simulated device. ``takes`` and ``reply`` are set when its client has trained in the grid."""
 
     turn: Turn
     kind: str
@@ -94,10 +91,7 @@ class SimulatedDevices(Relay):
         return costs
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return an iterable of their replies.
-
-        For training messages, the error replies of unavailable devices come first.
-        """
+        """Send messages; return their replies, the error replies of unavailable devices first."""
         messages = list(messages)
         if not messages or not is_training(messages[0]):
             return super().send_and_receive(messages, timeout=timeout)
@@ -163,10 +157,7 @@ class SimulatedDevices(Relay):
         super().cancel(message_ids)
 
     def _start(self, message: Message) -> _Flight:
-        """Return the record of a training message that is about to be sent.
-
-        The fraction of steps that the device can run is written into the message's config.
-        """
+        """Return the record of a training message, after writing the fraction of steps to run into its config."""
         config = read_config(message)
         seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
         turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
@@ -175,10 +166,7 @@ class SimulatedDevices(Relay):
         return _Flight(turn, message.metadata.message_type, self.seconds, array_bytes(message))
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
-        """Add the seconds and joules of a reply to its record and the round's costs.
-
-        Return the reply, or an error reply if the device is away, drops out or is late.
-        """
+        """Add a reply's costs. Return the reply, or an error reply if its device is away, drops out or is late."""
         examples, turn, devices = examples_of(reply), flight.turn, self._devices
         if examples is None:  # the strategy raises the error for such a reply
             return reply

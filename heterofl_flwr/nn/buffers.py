@@ -1,7 +1,4 @@
-"""Buffers, which clients and server do not exchange.
-
-Buffers of spectral norm are recomputed. Buffers that would have to be sliced by channel are found, to be refused.
-"""
+"""Buffers, which are not exchanged: spectral norms are recomputed; tables that differ by channel are found."""
 
 from collections.abc import Iterator
 

@@ -43,10 +43,7 @@ def check_build(build: Build) -> None:
 
 
 def called_with_rate(build: Build) -> Build:
-    """Return a wrapper of ``build`` with clear errors.
-
-    It raises ``ConfigError`` if ``build`` raises ``TypeError`` or returns something other than a module.
-    """
+    """Return a wrapper of ``build``: a ``TypeError``, or a result that is no module, raises ``ConfigError``."""
 
     @wraps(build)
     def called(rate: float) -> nn.Module:
@@ -104,10 +101,7 @@ def plan_between(build: Build, top: float, rate: float) -> Plan:
 
 
 def equal_levels(sizes: Mapping[float, Hashable]) -> list[str]:
-    """Return a warning for each group of rates whose models have equal size.
-
-    ``sizes`` maps a rate to the size of its model, in any form that can be compared.
-    """
+    """Return a warning for each group of rates with models of equal size. ``sizes`` has a size for each rate."""
     rates_by_size = defaultdict[Hashable, list[float]](list)
     for rate, size in sizes.items():
         rates_by_size[size].append(rate)

@@ -39,10 +39,7 @@ class Shallow:
     idle: dict[int, tuple[str, ...]] = field(default_factory=dict)  # unused parameters, by number of dropped blocks
 
     def __call__(self, rate: float) -> nn.Module:
-        """Return a new model of a level's rate.
-
-        Of ``n`` blocks, each stack keeps the first ``width(n, depth rate)``.
-        """
+        """Return a new model of a level's rate, with the first ``width(n, depth rate)`` of a stack's n blocks."""
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
         dropped = _drop(model, find_stacks(model, self.blocks), depth_rate)
@@ -214,10 +211,7 @@ class Findings(NamedTuple):
 
 @kept_random_state()
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
-    """Run a model at every depth, and return what was found; raise ``ShapeError`` if it fails at some depth.
-
-    The blocks are dropped from ``model`` itself, from the deepest to the shallowest depth.
-    """
+    """Run a model at every depth, dropping its blocks one by one; raise ``ShapeError`` if a depth fails."""
     findings, stacks = Findings({}, set(), {}), find_stacks(model, blocks)
     with watching(model, stacks) as watch:
         modes, expected, every = _run_whole(model, inputs, watch)

@@ -1,7 +1,4 @@
-"""Detection of blocks whose role changes when a model becomes shallower.
-
-This happens if code counts the blocks, uses the last block, or connects distant blocks.
-"""
+"""Blocks whose role changes with the depth, if code counts blocks, uses the last one or connects distant ones."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,10 +58,7 @@ class Watch:
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a subclass of ``container`` that detects code which asks for its length.
-
-        It also detects indices from the end, such as ``blocks[-1]``.
-        """
+        """Return a subclass of ``container`` that detects code which uses its length or indices from its end."""
 
         def length(stack: Any) -> int:
             if self.raises and not self._inside:

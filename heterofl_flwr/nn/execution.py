@@ -69,10 +69,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """Replace a model's convolution weights on a CPU by copies in channels-last layout.
-
-    Return pairs of each weight and its previous tensor.
-    """
+    """Store convolution weights on a CPU channels last; return pairs of a weight and its previous tensor."""
     fit = bears_channels_last(model)
     weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
     homes = [weight.data for weight in weights]

@@ -58,10 +58,7 @@ class Exits(nn.Module):
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the deepest exit.
-
-        In evaluation with ``ensemble``, return the mean of the logits of all exits.
-        """
+        """Return the logits of the deepest exit. In evaluation with ``ensemble``, return the mean of all exits."""
         if not self.training:
             # All heads are run, even if only one is returned, so that their batch norm is measured too.
             logits = self.all_logits(x)

@@ -71,10 +71,7 @@ def collect_moments(
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Within this context, layers may be changed; on exit their modes, attributes and buffers are restored.
-
-    A copy of the model would cost more than measuring.
-    """
+    """Within this context, layers may be changed. Modes, attributes and buffers are restored on exit."""
     before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -125,10 +122,7 @@ class _Sums:
         vars(layer)["forward"] = self.forward
 
     def moments(self, batches: int) -> LayerMoments:
-        """Return the moments of ``batches`` batches.
-
-        With ``paper``, a layer that was called several times in a batch has the mean over these calls.
-        """
+        """Return the moments of ``batches`` batches. With ``paper``, several calls in one batch are averaged."""
         count = min(self.count, batches) if self.kind == "paper" else self.count
         calls = self.count / count if count else 1
         return LayerMoments(count, (self.first_sum / calls).cpu(), (self.second_sum / calls).cpu())
@@ -159,10 +153,7 @@ class _Sums:
         return output
 
     def _normalise_jointly(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise several batches in one call, and add their moments.
-
-        Each pair of a batch and a channel becomes a channel of the call.
-        """
+        """Normalise several batches in one call, in which each (batch, channel) pair is a channel."""
         layer, number = self.layer, self.batches
         wide = x.reshape(number, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (examples, batches * channels, ...)
         tensors = (layer.running_mean, layer.running_var, layer.weight, layer.bias)

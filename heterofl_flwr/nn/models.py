@@ -159,10 +159,7 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Whether ``build`` was made by ``build_model``.
-
-    The initial values of such a model only determine its parameters, and no buffers.
-    """
+    """Whether ``build`` was made by ``build_model``; its models then have no state besides parameters."""
     return isinstance(build, partial) and build.func is _build
 
 

@@ -126,10 +126,7 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` if moments cannot be those of a number of examples.
-
-    This is so if a count is too large, or if no data have these sums.
-    """
+    """Raise ``DataError`` if counts are too large for this number of examples, or if no data have these sums."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -195,10 +192,7 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 
 
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Return ``values``, of shape (clients, channels), clipped to within a distance of their median over clients.
-
-    ``close`` is a lower bound on the distance, for each channel.
-    """
+    """Return values, (clients, channels), clipped to within a distance, at least ``close``, of their median."""
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
     return values.clamp(middle - reach, middle + reach)

@@ -1,7 +1,4 @@
-"""Penalties that are added to a client's loss.
-
-They are quadratic forms, which training applies without autograd, and other functions.
-"""
+"""Penalties on a client's loss: quadratic forms, which training applies without autograd, and other functions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +14,7 @@ Term = Callable[[nn.Module], Tensor | float]
 
 
 class AlignedQuadratic(NamedTuple):
-    """A quadratic penalty with a tensor for each parameter, in the order of ``model.parameters()``.
-
-    A penalty without centers or without directions has an empty list in their place.
-    """
+    """A quadratic penalty with tensors in the order of ``model.parameters()``; empty lists for absent terms."""
 
     strength: float
     centers: Sequence[Tensor]
@@ -69,10 +63,7 @@ class Quadratic:
         return self._moved[key]
 
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
-        """Return the penalty with a tensor for each parameter of a model.
-
-        The center of a parameter without one is its present value.
-        """
+        """Return the penalty with tensors for all parameters. A missing center is the parameter's present value."""
         named = list(model.named_parameters())
         centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]
         zero = torch.zeros(())

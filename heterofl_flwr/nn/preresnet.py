@@ -17,10 +17,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    """A residual block: convolutions and a shortcut around them.
-
-    A convolution is a tuple (output channels, size, stride). Scaler, norm and ReLU precede each.
-    """
+    """Convolutions (output channels, size, stride), each after Scaler, norm and ReLU, with a shortcut around all."""
 
     def __init__(
         self, inputs: int, convolutions: Sequence[tuple[int, int, int]], *, norm: str, scaler: nn.Module
@@ -37,10 +34,7 @@ class _Block(nn.Module):
         self.shortcut = _conv(inputs, channels, 1, total) if total != 1 or inputs != channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output.
-
-        If the shortcut is a convolution, its input is the first activation, not the block's input.
-        """
+        """Return the block's output. The input of a shortcut convolution is the first activation."""
         y, activation = x, x
         for number in self._numbers:
             y = F.relu(getattr(self, f"norm{number}")(self.scaler(y)))

@@ -84,10 +84,7 @@ def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cel
 
 
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
-    """Return as text the mean of ``second - reference`` over seeds that both have.
-
-    Three or more common seeds add a 95 % t interval.
-    """
+    """Return as text the mean difference over common seeds, from three seeds on with a 95 % t interval."""
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     if not differences:
         return formatting.NOTHING
@@ -103,10 +100,7 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
 
 
 def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str] = ()) -> Cells:
-    """Write the page that compares runs to ``path``; return its table.
-
-    The table has ``metrics``, by default all metrics of evaluation.
-    """
+    """Write the page that compares runs, in ``metrics`` or all metrics of evaluation; return its table."""
     table = compare_metrics(folders, metrics) if metrics else compare_runs(folders)
     figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(folders)]
     note = (

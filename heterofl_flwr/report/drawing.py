@@ -57,10 +57,7 @@ def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
 
 
 def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], rows: Sequence[str]) -> Figure:
-    """Draw a matrix in colours; zeros are blank. Each row is a class.
-
-    If there are many rows or columns, their names are left out.
-    """
+    """Draw a matrix in colours, with a row for each class and blank zeros. Many names are left out."""
     figure, axes = new_axes(xlabel, "class")
     axes.grid(visible=False)
     highest = values.max() or 1

@@ -93,10 +93,7 @@ def draw_run(
 
 
 def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
-    """Yield a figure for each metric that a user's app defines.
-
-    Its curves are the values in evaluation and in training.
-    """
+    """Yield a figure for each metric of a user's app: its values in evaluation and in training."""
     usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
     names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
     names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
@@ -111,10 +108,7 @@ def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
-    """Return curves of a kind of metric by scope (global, local, worst), with ``spent`` as coordinates.
-
-    There are none if ``spent`` is 0 in all rounds.
-    """
+    """Return curves of a metric by scope (global, local, worst) over ``spent``; none if ``spent`` is all 0."""
     metrics = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
     return {scope: points(spent, values) for scope, values in metrics.items()} if any(spent) else {}
 
@@ -213,10 +207,7 @@ def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _join_alike(curves: Curves, distance: float) -> Curves:
-    """Return the curves, after joining curves that differ by at most ``distance`` in all points.
-
-    A joined curve has the names of all, such as ``global and local``.
-    """
+    """Return the curves after joining those that differ by at most ``distance``, such as ``global and local``."""
 
     def coincide(a: Points, b: Points) -> bool:
         return a[0] == b[0] and all(abs(y - z) <= distance for y, z in zip(a[1], b[1], strict=True))

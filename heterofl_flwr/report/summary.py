@@ -41,10 +41,7 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
 
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths = "none") -> str:
-    """Return the three fractions of ``runs.costs.price`` as text, with slashes between them.
-
-    The text is empty for a mix of one level, or if a cost is unknown.
-    """
+    """Return the fractions of ``runs.costs.price`` as text; empty for a mix of one level or unknown costs."""
     rates = [rate for record in records for rate in record.rates.values()]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
@@ -86,10 +83,7 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of metrics: final value, best value and the round of the best value.
-
-    A metric of clients has a row for each statistic (mean, median).
-    """
+    """Return the table of metrics: final value, best value, its round; rows for mean and median over clients."""
     rows = []
     for score in scores(records):
         name = score.name if score.client is None else f"{score.name} (client {score.client})"
@@ -102,10 +96,7 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def confusion_cells(counts: ClassCounts) -> Cells:
-    """Return the table of the most frequent confusions: true class, predicted class, number of test examples.
-
-    The final column is the number as a fraction of the true class.
-    """
+    """Return the table of the most frequent confusions: both classes, number, fraction of the true class."""
     sizes = [sum(row) for row in counts.confusion]
     pairs = [
         (number, true, predicted)

@@ -50,10 +50,7 @@ _COUNTS = TypeAdapter(ClassCounts)
 
 
 def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
-    """Return a matrix of counts: how often each pair of a row and a column number occurs.
-
-    It is empty if ``shape``, (rows, columns), has too many entries or a column number exceeds it.
-    """
+    """Return a matrix with the number of each (row, column) pair; empty if it is too large or does not fit."""
     height, width = shape
     if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:
         return ()

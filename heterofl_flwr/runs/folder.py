@@ -219,10 +219,7 @@ class RunFolder:
         append_line(self._history, to_json(record.to_json()))
 
     def history(self) -> list[RoundRecord]:
-        """Return the records of all rounds.
-
-        If the final line is incomplete, for example after a power cut, it is left out with a warning.
-        """
+        """Return the records of all rounds. Leave out an incomplete final line, as after a power cut."""
         text = self._history.read_text(encoding="utf-8", errors="replace") if self._history.exists() else ""
         lines = [line for line in text.split("\n") if line]  # splitlines also splits at characters that texts may have
         records = []
@@ -239,10 +236,7 @@ class RunFolder:
         return records
 
     def rewind(self, last_round: int) -> None:
-        """Remove records, checkpoints and client states of rounds after ``last_round``.
-
-        The run can then be resumed after this round.
-        """
+        """Remove records, checkpoints and client states of rounds after ``last_round``, to resume after it."""
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
         if (final := records[-1].server_round if records else 0) != last_round:
@@ -264,10 +258,7 @@ class RunFolder:
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return the numbers of models and moments that the run has released with noise.
-
-        They are at least as large as the history shows.
-        """
+        """Return the noisy releases of models and moments, at least as many as the history counts."""
         return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:

@@ -41,10 +41,7 @@ def mode_of(name: str) -> str:
 
 
 def is_better(value: float, than: float | None, mode: str) -> bool:
-    """Whether ``value`` is better than another value, in mode ``min`` or ``max``.
-
-    NaN is never better, and any number is better than NaN or None.
-    """
+    """Whether ``value`` is better than ``than``. NaN is never better; any number is better than NaN or None."""
     if math.isnan(value):
         return False
     return than is None or math.isnan(than) or (value > than if mode == "max" else value < than)
@@ -59,20 +56,14 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
 
 
 def find_metric(values: Mapping[str, float], *kinds: str) -> str:
-    """Return the name of a metric in ``values`` that is of one of ``kinds``; an empty text without one.
-
-    Earlier kinds are preferred.
-    """
+    """Return the name of a metric of the first possible kind in ``kinds``; an empty text if there is none."""
     names = [f"{scope}-{kind}" for kind in kinds for scope in SCOPES]
     names += [name for kind in kinds for name in (kind, *values) if name.endswith(kind)]
     return next((name for name in names if name in values), "")
 
 
 def headline(records: Sequence[RoundRecord]) -> str:
-    """Return the name of the metric by which runs and their global models are compared.
-
-    The text is empty if no round has an evaluation.
-    """
+    """Return the name of the metric by which runs are compared; an empty text without any evaluation."""
     return next(filter(None, (find_metric(record.evaluate, *HEADLINE_KINDS) for record in records)), "")
 
 

@@ -44,10 +44,7 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows of text in pieces of ``reading.length`` words, as pairs of inputs and targets.
-
-    In the inputs, randomly drawn words are hidden.
-    """
+    """Yield rows of text in pieces: the inputs, in which some words are hidden, and the targets."""
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
     yield from zip(masked.split(reading.length, 1), tokens.split(reading.length, 1), strict=True)
@@ -86,10 +83,7 @@ def count_steps(job: TrainingJob, options: TrainOptions) -> int:
 
 
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Yield the batches of each epoch, up to the client's number of steps in the round.
-
-    Use up the batches of an epoch before you request the next epoch.
-    """
+    """Yield the batches of each epoch, up to the client's number of steps. Use up an epoch before the next."""
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)
     for remaining in range(count_steps(job, options), 0, -steps):

@@ -70,10 +70,7 @@ def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Te
 
 
 def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
-    """Return ``posterior`` if each row is a distribution over the classes; else raise ``ReplyError``.
-
-    ``shape`` is (examples, classes), and ``sender`` begins the error's text.
-    """
+    """Return ``posterior`` if its rows are distributions over classes; else raise ``ReplyError``."""
     if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
         what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")

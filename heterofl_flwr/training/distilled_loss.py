@@ -48,10 +48,7 @@ def distilled_loss(
 
 
 def _read_logits(output: object, name: str, masking: Masking) -> Tensor:
-    """Return the output of a model after masking it to the client's classes.
-
-    Raise ``ConfigError`` if the output is not a tensor (examples, classes).
-    """
+    """Return a model's output after masking; raise ``ConfigError`` unless it is logits, (examples, classes)."""
     if not isinstance(output, Tensor) or output.dim() != 2:
         form = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(f"the output of {name} is {form}; expected logits, (examples, classes)")

@@ -62,10 +62,7 @@ def evaluate_each(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> list[EvaluateResult]:
-    """Evaluate a model with several masks in one forward pass; return a result for each mask.
-
-    Each result equals that of ``evaluate`` with this mask.
-    """
+    """Evaluate a model with several masks in one forward pass; return the result of ``evaluate`` for each."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):

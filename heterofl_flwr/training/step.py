@@ -23,10 +23,7 @@ def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tens
 
 
 class Masking:
-    """Function that replaces the logits of absent classes.
-
-    The mask is made in the first call, which shows the number of classes.
-    """
+    """Function that replaces the logits of absent classes. The first call shows the number of classes."""
 
     def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill) -> None:
         self._classes, self._fill = classes, fill
@@ -52,10 +49,7 @@ def compute_loss(
     masking: Masking,
     joint_loss: JointLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of a batch, and a boolean tensor: for each target, whether it is predicted.
-
-    With ``joint_loss`` the model has several outputs, and the last one predicts.
-    """
+    """Return the mean loss of a batch, and whether each target is predicted, by the last output if several."""
     outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
     loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)
@@ -173,10 +167,7 @@ class ParameterSGD(SGD):
         super().__init__(dense, options, quadratic=self._trained(quadratic))
 
     def _trained(self, quadratic: AlignedQuadratic | None) -> AlignedQuadratic | None:
-        """Return a penalty for the trained parameters alone.
-
-        Its tensors are copies in the parameters' memory layouts.
-        """
+        """Return a penalty with copies of the trained parameters' tensors, in the parameters' memory layouts."""
 
         def select(tensors: Sequence[Tensor]) -> list[Tensor]:
             pairs = zip(self._all, tensors, strict=bool(tensors))
@@ -188,10 +179,7 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
-        """Start the training of another client, whose parameters are in the model now.
-
-        All memory is reused, so the penalty must have the same form as before.
-        """
+        """Start training of the model's new parameters in the same memory; the penalty must have the same form."""
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:
             momentum.zero_()

@@ -43,10 +43,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_job(config: DictConfig) -> float | None:
-    """Run a job and return the final value of its metric, which optimising sweepers need.
-
-    Return None if another process runs the job or no evaluation has the metric.
-    """
+    """Run a job; return the final value of its metric for optimising sweepers, None if there is none."""
     hydra_config = HydraConfig.get()
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
     if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper does this itself

@@ -196,10 +196,7 @@ OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
 
 
 def is_done(job: Job) -> bool:
-    """Whether the run in the job's folder is finished.
-
-    Raise ``ConfigError`` if the folder has a run with other settings.
-    """
+    """Whether the job's run is finished; raise ``ConfigError`` if its folder has a run with other settings."""
     folder = RunFolder(job.path)
     if not folder.started:
         return False
@@ -249,10 +246,7 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the final and best value of the job's metric, ``run.metric`` or the headline metric.
-
-    Return None if no evaluation has the metric.
-    """
+    """Return the score in ``run.metric`` or the headline metric; None if no evaluation has this metric."""
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)

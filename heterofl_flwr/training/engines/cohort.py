@@ -162,10 +162,7 @@ class Cohort:
         return [number for number, shape in shapes.items() if shape == leading]
 
     def _run_steps(self, together: list[int]) -> None:
-        """Run steps while these clients have the next batches of equal shape, at most one epoch.
-
-        Then raise ``DivergedError`` if a loss is not finite.
-        """
+        """Run steps of these clients while their batches have equal shapes, up to an epoch; check the losses."""
         rows = torch.tensor(together, device=self._sgd.values[0].device)
         all_of_them = len(together) == len(self._clients)
         sgd = self._sgd if all_of_them else self._sgd.select(rows)

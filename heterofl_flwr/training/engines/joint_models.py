@@ -145,10 +145,7 @@ def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor],
 
 
 def _probe(logits: Tensor) -> Tensor:
-    """Return a weighted sum of logits (batch, clients, ...), whose gradients are compared.
-
-    The weights are the same for each client, and differ between all other entries.
-    """
+    """Return a sum of logits (batch, clients, ...), whose weights differ within a client, not between clients."""
     client = logits[:, :1].detach()  # (batch, 1, ...)
     return (logits * torch.arange(client.numel(), device=client.device).cos().view_as(client)).sum()
 

@@ -57,10 +57,7 @@ class Hall:
         self.obstacles: dict[Hashable, str] = {}  # reasons against a seat by kind
 
     def take(self, job: TrainingJob, options: TrainOptions) -> Seat | None:
-        """Return a seat for a client; None if the client must wait until another client leaves a seat.
-
-        Raise ``UnfitError`` if the client cannot train in a seat.
-        """
+        """Return a seat for a client; None if it must wait. Raise ``UnfitError`` if it cannot use a seat."""
         job.model.train()
         kind = describe_job(job, options)
         reason = "a stage adds a function to its loss" if job.penalty else find_hook(job.model)
@@ -169,10 +166,7 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """Run a client's turn.
-
-        The client's model only changes at the end of its training. So after an error the client can start again.
-        """
+        """Run a client's turn. After an error it can start again, because its model only changes at the end."""
         try:
             is_done = client.advance()
         except UnfitError as error:
