@@ -122,7 +122,7 @@ class Cell:
 
 
 def cells(study: Study) -> Iterator[Cell]:
-    """Yield all cells; cells that are compared with one another are consecutive."""
+    """Yield all cells, which are single runs. Cells that are compared with one another are consecutive."""
     for seed, split, pace, method in itertools.product(study.seeds, SPLITS, PACES, study.methods):
         yield Cell(split, pace, seed, method)
 
@@ -195,7 +195,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def mean_accuracy(own: Mapping[str, float]) -> float:
-    """Return the mean of the levels' accuracies in percent."""
+    """Return the mean over levels of accuracies, in percent."""
     return 100 * sum(own[level] for level in LEVELS) / len(LEVELS)
 
 
@@ -212,7 +212,7 @@ def seconds_to(curve: Curve, accuracy: float) -> float:
 
 
 def at_time(curve: Curve, seconds: float) -> dict[str, float]:
-    """Return the accuracies at a time in percent, interpolated linearly between evaluations."""
+    """Return the accuracies in percent at a simulated time, by linear interpolation between evaluations."""
     times = [own["simulated"] for own in curve]
     after = min(max(bisect_left(times, seconds), 1), len(times) - 1)
     share = (seconds - times[after - 1]) / (times[after] - times[after - 1])

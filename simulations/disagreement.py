@@ -7,8 +7,9 @@ levels, are of the entries that both hold:
     cosine       between the changes by two means: of half of one level's clients, and of half of the other level's
     halves       the same between two halves of one level's clients, averaged over both levels
     norm_ratio   norm of the change by the larger level's mean, divided by that of the smaller level's mean
-    gain         accuracy, in points, of the mean of half of the smaller level's clients with the layer from half of the
-                 larger level's clients (mix: as many of all levels), minus that with the layer from its other half
+    gain         difference of two accuracies, in points, of the mean of half of the smaller level's clients: with the
+                 layer from half of the larger level's clients (mix: from as many clients of all levels), minus with the
+                 layer from the other half of the smaller level's clients
 """
 
 import argparse

@@ -41,7 +41,7 @@ class LargestEntries(torch.autograd.Function):
 class EntryMasked(nn.Module):
     """A whole model of which each layer uses a share of its weights.
 
-    In training, thresholds stay as they were in the first step, so a weight that falls below one leaves the mask.
+    In training, thresholds stay as in the first step, so a weight that falls below its threshold leaves the mask.
     """
 
     def __init__(self, model: nn.Module, share: float) -> None:

@@ -29,7 +29,7 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
         "supernode": supernode,
     }
 )
-"""Module of each subcommand. It has ``add_arguments``, ``run`` and help texts, of which its docstring is one."""
+"""Module of each subcommand, with ``add_arguments``, ``run`` and help texts. Its docstring is the description."""
 
 FAILED = 1
 """Exit code of work that was begun and failed."""

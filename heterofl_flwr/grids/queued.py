@@ -90,11 +90,11 @@ class Runner(ABC):
     """Deadline for ``collect``, in seconds of ``time.monotonic``; None for no deadline."""
 
     takes_groups = False
-    """Whether the ClientApp answers messages together."""
+    """Whether the ClientApp has ``train_cohort``, which answers messages together."""
 
     gpu_workers = 1
-    """Number of GPU workers among which the messages of a push are divided. It is 1 on CPUs, so that groups, and thus
-    rounding errors, do not depend on the number of CPU workers.
+    """Number of GPU workers, among which messages pushed together are divided. It is 1 on CPUs, so that groups,
+    and thus rounding errors, do not depend on the number of CPU workers.
     """
 
     def __init__(self, contexts: dict[int, Context]) -> None:

@@ -18,8 +18,8 @@ from heterofl_flwr.nn.preresnet import PreResNet
 BLOCKS: Mapping[str, str] = MappingProxyType(
     {**dict.fromkeys(("cnn", "preresnet18", "preresnet18-later", "preresnet50"), "exits.*"), "transformer": "encoder.*"}
 )
-"""Pattern of the blocks that our models drop for less depth: exits, or the encoder layers of the Transformer, which has
-no exits.
+"""Pattern of the blocks that shallower models lack, by model: exits, or encoder layers of the Transformer, which has no
+exits.
 """
 
 Stage = tuple[nn.Module, nn.Module]

@@ -14,7 +14,7 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 _PARTS = ("count", "first", "second")
 
 POSITIONS = 2**23
-"""Upper bound on the values that one example has in a channel: a volume with 200 voxels a side."""
+"""Upper bound on the number of values of one example in a channel, as of a volume with 200 voxels a side."""
 
 SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
 """Parameters of ``sum_robust``."""

@@ -1,8 +1,9 @@
 """Time of steps of the paper's jobs on this machine's device: for each engine, and the least that the device allows.
 
-Engines take turns, with ten clients that train side by side. The time of a job is that of its steps alone. The least is
-the longer of two times: multiplications at the rate of a large matrix product, and memory traffic at the rate of a
-large copy. Only the traffic of parameters, their gradients, their momentum and layer outputs counts.
+Engines take turns, with ten clients that train side by side. The time of a job is that of its steps alone. The least
+time is the longer of two: that of the multiplications, at the rate of a large matrix product, and that of the memory
+traffic, at the rate of a large copy. Only the traffic of parameters, their gradients, their momentum and layer outputs
+counts.
 """
 
 import argparse

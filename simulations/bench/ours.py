@@ -91,7 +91,7 @@ class Ours:
         return Parts(rest, moments, test, found["global-accuracy"], found["local-accuracy"])
 
     def time_default_evaluation(self, *, levels: bool) -> float:
-        """Return the seconds of the default evaluation of the latest model, on clients and server; maybe by level."""
+        """Return the seconds of the default evaluation of the latest model; with ``levels``, of all levels' models."""
         strategy = make_strategy(load_workload({**self.config, "evaluate.levels": levels}), ())
         arrays, due = self._arrays, self.workload.settings.evaluate.every
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Parts of the pictures that the documentation has in light and dark mode."""
+"""Functions for the documentation's pictures, which exist in light and dark mode."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A package of models: names of models to check, functions for the family and the model of a name, and the rule."""
+    """A package of models: names of models to check, functions from a name to its family and model, and the rule."""
 
     names: Callable[[], Sequence[str]]
     family: Callable[[str], str]

@@ -96,7 +96,7 @@ class Trained:
         return price_text(run.settings.mix, records, run.costs, run.settings.train.distill)
 
     def able(self, rate: float = 0.0) -> float:
-        """Return the number of participating clients that can hold a rate."""
+        """Return the number of participating clients that can hold a model of this rate."""
         mix = self.runs[0].settings.mix
         able = sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
         return self.runs[0].clients * able / (sum(mix.counts) + mix.idle)
@@ -122,7 +122,7 @@ class Trained:
         return by_differences[min(by_differences)] if by_differences else None
 
     def less(self, others: Mapping[str, "Trained"]) -> ByLevel:
-        """Return the differences from other configurations of equal seeds, by level and seed."""
+        """Return the differences of the levels' results from those of other configurations, by level and seed."""
         both = {level: self.levels[level].keys() & other.levels[level].keys() for level, other in others.items()}
         return {
             level: {seed: self.levels[level][seed] - others[level].levels[level][seed] for seed in sorted(seeds)}

@@ -8,7 +8,7 @@ from heterofl.model import model_builder
 
 
 def learning_rate(config: UserConfig):
-    """Return the schedule: a tenth from the milestone on."""
+    """Return the schedule: a tenth of the learning rate from the milestone on."""
     lr, milestone = float(config["lr"]), int(config["lr-milestone"])
     return lambda server_round: lr if server_round <= milestone else lr / 10
 

@@ -26,6 +26,6 @@ def train(model: nn.Module, data, lr: float, epochs: int, batch_size: int) -> fl
 
 @torch.inference_mode()
 def test(model: nn.Module, data) -> float:
-    """Return the accuracy without a mask."""
+    """Return the model's accuracy, with the logits of all classes."""
     images, labels = data
     return (model.eval()(images).argmax(1) == labels).float().mean().item()
