@@ -222,7 +222,7 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
 
 
 def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start, *, simulated: bool) -> None:
-    """Print an upper bound on epsilon after the final round, with the rounds before a resume."""
+    """Print an upper bound on epsilon after the final round, including the rounds before a resume."""
     rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
     final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")

@@ -122,7 +122,7 @@ class Checked(Relay):
                 raise HeteroFLError(f"in a round all clients ({len(reasons)}) failed; {reasons[-1]}")
 
     def _check(self, reply: Message, group: str) -> Message:
-        """Record whether a reply is an error, and return it; raise ``OutOfMemoryError`` for lack of memory."""
+        """Record whether a reply is an error; return the reply. Raise an error if it says that memory ran out."""
         call = group, reply.metadata.message_type
         if not reply.has_error():
             self._good[call] += 1

@@ -35,8 +35,8 @@ class Monitor(RoundCallback):
     """Callback that serves a run's metrics and health over HTTP during the run.
 
     ``/metrics`` has the latest round in the format of Prometheus. ``/health`` is a JSON object. Its HTTP status is 200
-    if the time since the end of the latest round is within a limit, else 503. The limit is ``timeout + wait`` seconds
-    and another minute, or the duration of the longest round instead of the minute if it is longer.
+    if the latest round ended at most ``timeout + wait`` seconds and one minute ago, else 503. If a round has taken
+    longer than a minute, its duration replaces the minute.
 
     Parameters
     ----------

@@ -236,7 +236,7 @@ class RunFolder:
         return records
 
     def rewind(self, last_round: int) -> None:
-        """Remove records, checkpoints and client states of rounds after ``last_round``, to resume after it."""
+        """Remove records, checkpoints and client states of rounds after ``last_round``, so the run can resume."""
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
         if (final := records[-1].server_round if records else 0) != last_round:

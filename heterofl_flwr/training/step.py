@@ -49,7 +49,7 @@ def compute_loss(
     masking: Masking,
     joint_loss: JointLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of a batch, and whether each target is predicted, by the last output if several."""
+    """Return the mean loss of a batch, and whether each target is predicted. Of several outputs the last counts."""
     outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
     loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)

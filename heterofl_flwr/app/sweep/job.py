@@ -246,7 +246,7 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the score in ``run.metric`` or the headline metric; None if no evaluation has this metric."""
+    """Return the score of ``run.metric``, or of the headline metric; None if no evaluation has this metric."""
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)
