@@ -262,7 +262,7 @@ class QueuedGrid(Grid):
         return self._runner.wait(list(message_ids), None if timeout is None else time.monotonic() + timeout)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages, even if clients work on them, and the replies to them."""
+        """Drop messages and their replies, even if clients work on the messages."""
         self._runner.cancel(list(message_ids))
 
     def _renew(self, run: Run) -> None:

@@ -186,10 +186,10 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Replace an actor that could not start, if some actor has started before.
+        """Replace an actor that could not start, if another one has started before.
 
-        After ``STARTS`` failures in a row it is not replaced. Ray may start an actor on a machine that has just failed,
-        hence several attempts. Raise ``ConfigError`` if no actor ever started, or none is left.
+        After ``STARTS`` failures in a row it is not replaced. Several attempts are needed because Ray may start an
+        actor on a machine that has just failed. Raise ``ConfigError`` if no actor ever started, or if none is left.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:

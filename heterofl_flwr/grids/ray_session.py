@@ -135,7 +135,7 @@ def _read_authentication() -> None:
 
 
 def shut_down() -> None:
-    """Leave Ray, and wait until those of its processes that this process started have ended."""
+    """Leave Ray, and wait for the end of all processes of Ray that this process started."""
     node: Any = ray._private.worker._global_node
     started: list[Any] = [info.process for infos in node.all_processes.values() for info in infos] if node else []
     ray.shutdown()

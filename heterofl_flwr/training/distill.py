@@ -63,7 +63,7 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return a model's class probabilities in evaluation mode, (examples, classes). Its mode does not change."""
+    """Return class probabilities, (examples, classes), of a model in evaluation mode; restore its mode."""
     with evaluating(model):
         probabilities: Tensor = (model(inputs).float() / temperature).softmax(1)
     return probabilities

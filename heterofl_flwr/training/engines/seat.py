@@ -138,7 +138,7 @@ class Seat:
         return [(mine, other) for mine, other in pairs.values() if mine is not other]
 
     def close(self) -> None:
-        """Free the recorded steps. They refer to the seat, so it would stay in memory with them."""
+        """Free the recorded steps. They refer to the seat, and would keep it in memory."""
         self.join()
         self._replayed.clear()
 
