@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.robust import Robust as Robust
     from heterofl_flwr.core.slice_plan import Plan as Plan
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
-    from heterofl_flwr.federation.callbacks import Progress as Progress, RoundCallback as RoundCallback
+    from heterofl_flwr.federation.callbacks import (
+        Progress as Progress,
+        RoundCallback as RoundCallback,
+        RunState as RunState,
+    )
     from heterofl_flwr.federation.node_admission import Limits as Limits
     from heterofl_flwr.federation.options import (
         Averaging as Averaging,
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
         Training as Training,
         multi_step as multi_step,
     )
+    from heterofl_flwr.federation.round_record import RoundRecord as RoundRecord
     from heterofl_flwr.federation.sampling import Sampling as Sampling
     from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile, Devices as Devices
     from heterofl_flwr.grids.local import LocalGrid as LocalGrid
@@ -76,8 +81,9 @@ _HOMES = {
         "core.slice_plan": "Plan",
         "elastic_models.elastic_model": "elastic",
         "federation.node_admission": "Limits",
-        "federation.callbacks": "Progress RoundCallback",
+        "federation.callbacks": "Progress RoundCallback RunState",
         "federation.options": "Averaging Evaluation Slicing Training multi_step",
+        "federation.round_record": "RoundRecord",
         "federation.sampling": "Sampling",
         "grids.devices": "DeviceProfile Devices",
         "grids.local": "LocalGrid",

@@ -58,7 +58,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Progress(RunState):
-    """State and record of a run after a round, for callbacks.
+    """State and record of a run after a round, for callbacks; it has the attributes of ``RunState`` too.
 
     Attributes
     ----------

@@ -19,8 +19,10 @@ from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.runs.class_counts import ClassCounts
 from heterofl_flwr.runs.costs import ModelCosts, price, savings
 from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores, seconds_to
+from heterofl_flwr.stages.privacy_accountant import KINDS
 
 LONGEST = 100  # characters of a failure's reason
+ACCOUNTANT = {"epsilon", "delta", *KINDS}  # metrics of the accountant of privacy
 MOST_PAIRS = 20  # rows of the table of confused classes
 
 Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
@@ -140,7 +142,10 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
         after = "" if reached is None else f", best {name} after {formatting.duration(reached)}"
         times = f"{formatting.duration(seconds)} of training{after}"
         yield f"on the simulated devices: {times}; energy, an estimate: {formatting.energy(joules)}"
-    if records and "epsilon" in (privacy := records[-1].privacy):
+    privacy = records[-1].privacy if records else {}
+    if others := [f"{name} {formatting.number(privacy[name])}" for name in privacy if name not in ACCOUNTANT]:
+        yield f"stages after the last round: {', '.join(others)}"
+    if "epsilon" in privacy:
         yield f"each client's privacy: epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:g}"
 
 
