@@ -19,7 +19,7 @@ NODES = 10
 @pytest.fixture
 def app(tmp_path, monkeypatch):
     """Return the modules of the converted app, which is in a folder as a user's own."""
-    gain.convert(folder := tmp_path / "app", distilled=False)
+    gain.convert(folder := tmp_path / "app")
     monkeypatch.chdir(folder)  # it leaves its model there
     monkeypatch.syspath_prepend(folder)
     yield importlib.import_module("quickstart.server_app"), importlib.import_module("quickstart.client_app")
@@ -73,5 +73,5 @@ def test_the_converted_app_repeats_itself_and_leaves_its_model(app, monkeypatch)
 
 @pytest.mark.slow
 def test_one_more_line_lifts_the_smallest_level():
-    plain, distilled = (gain.accuracies(4, 0, distilled=own) for own in (False, True))
+    (plain,), (distilled,) = (gain.accuracies((4,), 0, changes) for changes in ({}, gain.DISTILLS))
     assert distilled["e"] > plain["e"] + 10
