@@ -3,11 +3,9 @@
 import argparse
 import math
 import os
-import secrets
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.report import RunFolder
+from heterofl_flwr.runs.folder import new_path
 from heterofl_flwr.settings.defaults import CLIENTS
 from heterofl_flwr.settings.flat import flatten, from_flat, from_stored, read_assignments, read_config, to_flat
 from heterofl_flwr.settings.value_types import Flat
@@ -110,7 +109,7 @@ def build_request(args: argparse.Namespace) -> Request:
     assigned = {**stored, **now}
     settings = from_flat(assigned)
     data = short_name(settings.data.name)
-    out = _choose_folder(args, Path(data).name.replace(":", "-"))
+    out = _choose_folder(args, data)
     if not resumes and (out / HISTORY).exists():
         path = shlex.quote(str(out))
         raise ConfigError(f"{out} holds a run already: go on with it (--resume {path}), or choose another folder")
@@ -139,7 +138,5 @@ def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) 
 
 
 def _choose_folder(args: argparse.Namespace, name: str) -> Path:
-    # The random digits keep runs apart that begin in the same second.
-    usual = Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
-    chosen: Path = args.resume or args.out or usual
+    chosen: Path = args.resume or args.out or new_path(name)
     return chosen.resolve()

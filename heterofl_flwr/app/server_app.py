@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr.app.callbacks import build_callbacks, evaluate_global
+from heterofl_flwr.app.report import show_results
 from heterofl_flwr.app.workload import Workload, load_workload
-from heterofl_flwr.common.errors import ConfigError, counted, extra
+from heterofl_flwr.common.errors import ConfigError, MissingExtraError, counted, extra
 from heterofl_flwr.common.options import pick, values
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.data.known import short_name
 from heterofl_flwr.federation.callbacks import RoundCallback, RunState
 from heterofl_flwr.federation.options import Averaging, Slicing, Training
 from heterofl_flwr.federation.start_summary import count_releases
@@ -26,6 +29,7 @@ from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.class_counts import write_counts
+from heterofl_flwr.runs.folder import new_path
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
@@ -70,11 +74,35 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
-    """Run the strategy that the settings describe, and return it. With ``run.dir``, write the run's folder."""
+    """Run the strategy that the settings describe, and return it.
+
+    The run's folder is ``run.dir``. Without this setting, ``flwr run`` makes a new folder below ``runs``, and the grids
+    of this package write nothing.
+    """
     give_back_freed_memory()
-    folder = RunFolder(workload.settings.run.dir) if workload.settings.run.dir else None
+    folder = _choose_folder(grid, workload.settings)
     with nullcontext() if folder is None else folder.lock():
         return _run(grid, workload, folder, extra_callbacks)
+
+
+def _choose_folder(grid: Grid, settings: Settings) -> RunFolder | None:
+    if settings.run.dir:
+        return RunFolder(settings.run.dir)
+    if isinstance(grid, QueuedGrid | Relay):
+        return None
+    folder = RunFolder(new_path(short_name(settings.data.name)).resolve())
+    try:
+        with extra("report"):
+            import_module("heterofl_flwr.report.page")
+        folder.path.mkdir(parents=True)
+    except (OSError, MissingExtraError) as error:
+        logger.warning(
+            "no folder is written, so results are in this log alone, and the run cannot be resumed: %s. Name a folder "
+            "in run.dir",
+            error,
+        )
+        return None
+    return folder
 
 
 def _run(
@@ -113,6 +141,8 @@ def _run(
     if folder is not None:
         folder.note(clients=strategy.federation.nodes.dealt() or None)
         logger.info("Report: %s", write_page(folder).resolve())
+        if clients is None:  # 'heterofl run' prints the tables itself
+            show_results(folder.path)
     return strategy
 
 

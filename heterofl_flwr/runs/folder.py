@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -42,6 +43,12 @@ log = logging.getLogger(__name__)
 _RECORD = TypeAdapter(RoundRecord)
 
 Complete = Callable[[Mapping[str, object]], Mapping[str, object]]
+
+
+def new_path(name: str) -> Path:
+    """Return the path of a new folder below ``runs`` in the current folder; it contains ``name`` and the time."""
+    # The random digits keep runs apart that begin in the same second.
+    return Path("runs", f"{Path(name).name.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
 
 
 class RunFolder:

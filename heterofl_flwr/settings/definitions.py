@@ -207,7 +207,7 @@ class RunSettings(Group):
     """Files and callbacks of a run."""
 
     dir: value_types.Text = ""
-    """folder for settings, history, checkpoints and models; 'heterofl run' creates one"""
+    """folder for settings, history, checkpoints and models; '': a new one below runs/"""
     resume: bool = False
     """resume from the newest checkpoint in run.dir"""
     checkpoint_every: Interval = 1

@@ -86,6 +86,34 @@ def test_a_run_that_is_killed_tells_how_many_clients_it_has(tmp_path, monkeypatc
     assert RunFolder(tmp_path).about()["clients"] == CLIENTS
 
 
+class Foreign:
+    """A grid of which this package knows nothing, as Flower's own."""
+
+    def __init__(self, grid):
+        self._grid = grid
+
+    def __getattr__(self, name):
+        return getattr(self._grid, name)
+
+
+@pytest.mark.usefixtures("page")
+def test_flwr_run_makes_a_folder_and_prints_the_tables_or_warns_that_it_writes_nothing(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    workload = load_workload({**SMALL, "num-rounds": 1})
+    with LocalGrid(CLIENT_APP, CLIENTS, run_config={**SMALL, "num-rounds": 1}) as grid:
+        server_app.run(Foreign(grid), workload)
+    [folder] = tmp_path.glob("runs/digits-*")
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
+    (tmp_path / "full").mkdir()
+    monkeypatch.chdir(tmp_path / "full")
+    (tmp_path / "full" / "runs").write_text("a file where the folder should be")
+    with LocalGrid(CLIENT_APP, CLIENTS, run_config={**SMALL, "num-rounds": 1}) as grid:
+        server_app.run(Foreign(grid), workload)
+    assert "no folder is written, so results are in this log alone" in caplog.text
+
+
 def test_a_resume_that_cannot_go_on_changes_nothing(tmp_path, caplog):
     settings = {"clients": 2, "run__dir": str(tmp_path)}
     run(**settings, num_rounds=2)

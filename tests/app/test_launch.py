@@ -93,21 +93,22 @@ def ended(home):
 
 @pytest.fixture(scope="module")
 def flower(tmp_path_factory):
-    """Return the folder of the same run by ``flwr run .`` on Flower's own engine."""
+    """Return the same run by ``flwr run .`` on Flower's own engine, which makes its folder where the SuperLink runs."""
     folder = tmp_path_factory.mktemp("flower")
-    settings = {**SETTINGS, **LAST, "run.dir": str(folder / "run")}
+    settings = {**SETTINGS, **LAST}
     told = " ".join(f"{key}={value!r}".replace("'", '"') for key, value in settings.items())
     with Processes(folder) as processes:
         port = free_port()
         (processes.home / "config.toml").write_text(CONNECTION.format(port))
         words = ["--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
-        processes.popen(["flower-superlink", *words], "superlink")
+        processes.popen(["flower-superlink", *words], "superlink", folder)
         processes.wait_for(lambda: "Starting Flower SuperLink" in processes.log("superlink"), "the SuperLink")
         federation = f"num-supernodes={CLIENTS} client-resources-num-cpus=1"
         words = ["run", str(ROOT), "--stream", "--run-config", told, "--federation-config", federation]
         run = processes.popen(["flwr", *words], "flwr")
         run.wait(LONGEST)
-        return Ended(run.returncode, processes.log("flwr") + processes.log("superlink"), folder / "run")
+        made = next(folder.glob("runs/*"), folder / "runs")
+        return Ended(run.returncode, processes.log("flwr") + processes.log("superlink"), made)
 
 
 def test_a_run_completes_and_shows_its_rounds(ended):
@@ -119,6 +120,7 @@ def test_a_run_completes_and_shows_its_rounds(ended):
 
 def test_flwr_run_trains_the_same_bits_on_flowers_own_engine(ended, flower):
     assert (flower.folder / "report.html").exists(), flower.out
+    assert f"report: {flower.folder / 'report.html'}" in flower.out
     assert equal(flower.state, ended["local"].state)
 
 
