@@ -44,7 +44,7 @@ class Participation(Sampling):
     """Options of ``Sampling``, and options for the number of clients that take part in a round."""
 
     fraction_train: Share = Field(default=1.0, alias="fraction")
-    """fraction of the clients that train in a round, rounded up"""
+    """fraction of the clients that train in a round, rounded up; clients of a mix's x do not count"""
     fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
     """fraction of the clients that evaluate, rounded up; 0: no client evaluates, nor measures batch norm moments"""
     min_train_nodes: _Fewest = Field(default=None, exclude=True)

@@ -21,7 +21,8 @@ from simulations.results.statistics import FEWEST, Summary, summarise
 EQUAL_PARTICIPATION, EQUAL_WORK = BASELINES = "equal participation", "equal work"
 AGAINST = "HeteroFL"
 NOTE = (
-    "In {metric}, {when}: mean ± standard deviation over seeds. Less: differences of equal seeds, their mean with its "
+    "In {metric} on all clients' test data, {when}: mean ± standard deviation over seeds. Less: differences of equal "
+    "seeds, their mean with its "
     "95 % interval, or each of them where there are fewer than three. Alone: only the clients that can hold the level "
     "train it. Equal participation: each as often as in the mix, so fewer in a round. Equal work: as many in a round "
     "as in the mix; of the smallest level both are one. Trainings: how often a client trained the level in all rounds. "
