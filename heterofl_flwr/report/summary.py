@@ -143,8 +143,8 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
         times = f"{formatting.duration(seconds)} of training{after}"
         yield f"on the simulated devices: {times}; energy, an estimate: {formatting.energy(joules)}"
     privacy = records[-1].privacy if records else {}
-    if others := [f"{name} {formatting.number(privacy[name])}" for name in privacy if name not in ACCOUNTANT]:
-        yield f"stages after the last round: {', '.join(others)}"
+    if metrics := [f"{name} {formatting.number(privacy[name])}" for name in privacy if name not in ACCOUNTANT]:
+        yield f"stages after the last round: {', '.join(metrics)}"
     if "epsilon" in privacy:
         yield f"each client's privacy: epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:g}"
 

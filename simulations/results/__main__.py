@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_count
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, counted
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.settings.method_name import method_name
 from simulations.program import chosen, parser_of, status_of, write_files
@@ -124,7 +124,8 @@ def write(
     images = {name: to_svg(figure, name) for name, figure in drawn.items()}
     write_files(options.out, {name: text.encode() for name, text in files.items()} | images, "figures/*")
     number = sum(len(own) for own in places.values())
-    return f"{number} configurations on {len(places)} splits: {len(files) + len(images)} files in {options.out}"
+    what = f"{counted(number, 'configuration')} on {counted(len(places), 'split')}"
+    return f"{what}: {len(files) + len(images)} files in {options.out}"
 
 
 def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, counted
 from heterofl_flwr.common.files import to_json, write_atomic
 from simulations.results import authors
 from simulations.results.paper import name_of
@@ -34,7 +34,7 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
     run = read_run(folder)
     target = into / file_name(run.place[0]) / name_of(run)
     if not run.complete and "unfinished" not in allowed:
-        done = f"it has done {run.rounds} of {run.settings.num_rounds} rounds"
+        done = f"it has done {run.rounds} of {counted(run.settings.num_rounds, 'round')}"
         raise ConfigError(f"unfinished: {done}; resume it, or copy it as it is with --unfinished")
     if run.dirty and "dirty" not in allowed:
         raise ConfigError(
