@@ -1,4 +1,4 @@
-"""Evaluation on the server, and the callbacks that the settings name."""
+"""Evaluation of the global model on the server, and the callbacks of the setting ``run.callbacks``."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -30,7 +30,7 @@ def evaluate_global(
 ) -> MetricRecord | None:
     """Return the global model's metrics on the whole test set; None before the first round.
 
-    No logits are masked. With a folder, the numbers of predictions by true and predicted class are written there.
+    All logits are used, without a mask. If ``folder`` is not None, the confusion matrix is written into it.
     """
     if not server_round:
         return None
@@ -50,7 +50,10 @@ def evaluate_global(
 
 
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
-    """Return the callbacks of a run: monitor, recorder, and those that the setting ``run.callbacks`` names."""
+    """Return the callbacks of a run.
+
+    These are the monitor and the recorder, if the settings enable them, and the callbacks of ``run.callbacks``.
+    """
     settings, run = workload.settings, workload.settings.run
     check_names(run.callbacks)
     callbacks: list[RoundCallback] = []

@@ -40,11 +40,11 @@ INTERRUPTED = 130
 
 
 def status_of(program: str, work: Callable[[], int | None]) -> int:
-    """Call ``work``; print its error if it raises one; return an exit code.
+    """Call ``work`` and return the exit code of the program; print an error that ``work`` raises.
 
     The exit code is the result of ``work`` (None counts as 0). After an error of this package it is ``MISUSED``, and
-    after a ``KeyboardInterrupt`` it is ``INTERRUPTED``. Each message begins with ``program``. ``work`` should parse the
-    arguments too, so that errors in them are printed in the same way.
+    after a ``KeyboardInterrupt`` it is ``INTERRUPTED``. Each message begins with ``program``. ``work`` should also
+    parse the command line, so that errors in it are printed in the same way.
     """
     try:
         try:
@@ -82,7 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the parsed arguments. In commands with ``--set``, words such as ``train.lr=0.05`` are settings."""
+    """Return the parsed arguments.
+
+    A command with the option ``--set`` also takes settings without it: ``train.lr=0.05`` stands for ``--set
+    train.lr=0.05``.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["sweep"], ["supernode"]):  # the others are Hydra's or Flower's, and --help too
         return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
@@ -99,7 +103,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check_settings(words: Sequence[str]) -> None:
-    """Raise ``ConfigError`` for unknown settings and invalid values, without loading torch, which takes seconds."""
+    """Raise ``ConfigError`` for unknown settings and invalid values. This check needs no torch, which loads slowly."""
     settings = {setting.key: setting for setting in stored_settings()}
     parts = (word.partition("=") for word in words)
     assignments = {key.strip(): text for key, equals, text in parts if key.strip() and equals}

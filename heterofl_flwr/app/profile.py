@@ -1,16 +1,16 @@
 """Print the mean cost per client of each mix, as the paper does in Tables 7 to 9.
 
-The model is of this package or your own. The columns are:
+The model is one of this package or of yours. The columns are:
 
   ratio       parameters, relative to the global model of the mix
   parameters  number of parameters
   MACs        multiply-accumulate operations of one forward pass
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-Below the row of a --mix are rows for its levels, such as 'a1-b9: b'. Below the table is the price of each --mix,
-relative to one federation for each level. In the federation of a level, the clients that can hold a model of the level
-train as often as in the mix. Without --mix, the table has the 31 mixes of equal shares of levels a to e. CSV has all
-digits, and no price.
+After the row of a --mix, there is a row for each level, such as 'a1-b9: b'. After the table comes the price of each
+--mix: its cost relative to training a separate model for each level, in a federation for each. In the federation of a
+level, all clients that can hold a model of the level take part, as often as in the mix. Without --mix, the table has
+the 31 mixes of equal shares of levels a to e. CSV has all digits, and no price.
 """
 
 import argparse
@@ -74,7 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_name(text: str) -> str:
-    """Return ``text`` if it is the name of a data set or model, or can be that of a user's function."""
     if text not in PROFILED and ":" not in text:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected 'module:function' or one of {', '.join(PROFILED)}")
     return text
@@ -119,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
-    """Return sentences on the price of a mix, also with training of smaller levels inside a client's model."""
+    """Return text on the price of a mix, without and with training of smaller levels inside a client's model."""
     from heterofl_flwr.runs.costs import price
 
     rates = [rate for rate in mix.parts if rate]
@@ -133,7 +132,7 @@ def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]
 
 
 def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
-    """Return the row of a mix in a table of this style."""
+    """Return a mix's row of the table; ``style`` is the format of the table, such as "csv"."""
     from heterofl_flwr.core.formatting import count
 
     if style == "csv":
@@ -142,7 +141,7 @@ def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
 
 
 def all_mixes(levels: str) -> list[str]:
-    """Return the mixes in which some of ``levels`` have equal shares, in the order of the paper's tables."""
+    """Return the mixes in the order of the paper's tables: each subset of ``levels``, with equal shares."""
     subsets = (subset for size in range(1, len(levels) + 1) for subset in combinations(levels, size))
     return ["-".join(subset) for subset in sorted(subsets, key=lambda subset: (subset[0], len(subset), subset))]
 
@@ -150,7 +149,8 @@ def all_mixes(levels: str) -> list[str]:
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
     """Return the set-up (model, options, shape of inputs) for ``name``, a data set or a model.
 
-    A data set has the model of the paper. ``shape`` and ``options`` are the user's and override the usual values.
+    For a data set, the model is that of the paper. ``shape`` and ``options`` come from the user and override the
+    defaults.
     """
     from heterofl_flwr.nn.models import PAPER, Setup
     from heterofl_flwr.settings.defaults import options_of
@@ -172,7 +172,7 @@ def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, obj
 
 
 def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) -> "tuple[Build, Tensor]":
-    """Return a user's build function, and a batch of one input of zeros."""
+    """Return a user's build function and an example input: a batch of size 1, filled with zeros."""
     import torch
 
     from heterofl_flwr.nn.build import called_with_rate, check_build
@@ -187,7 +187,7 @@ def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) 
 def profile_rates(
     name: str, build: "Build", example: "Tensor", rates: Collection[float], device: str
 ) -> "dict[float, Profile]":
-    """Return a mapping from rate to the profile of the model of this rate."""
+    """Return the profile of the model of each rate, as a dictionary from rate to profile."""
     import torch
 
     from heterofl_flwr.nn.profile import profile

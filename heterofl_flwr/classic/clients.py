@@ -29,7 +29,7 @@ def node_of(proxy: ClientProxy) -> int:
 
 @dataclass
 class Clients:
-    """Adapter that gives the clients of a ``ClientManager`` the methods of Flower's ``Grid``."""
+    """Adapter with the methods of Flower's ``Grid`` for the clients of a ``ClientManager``."""
 
     federation: Federation
     manager: ClientManager | None = None
@@ -59,10 +59,7 @@ class Clients:
         return [to_reply(message, *call.result()) for message, call in calls]
 
     def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
-        """Call the client of a message.
-
-        Return its answer and, for batch norm moments, the names of the answer's arrays.
-        """
+        """Call a client; return its answer or error, and the names of the arrays if it has batch norm moments."""
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # the id that the reply refers to
         try:
@@ -87,7 +84,7 @@ class Clients:
 def collect_answers(
     sent: Mapping[int, Message], results: Sequence[tuple[ClientProxy, Answer] | BaseException]
 ) -> dict[int, Answer]:
-    """Return the first answer of each client that was sent a message, by client id."""
+    """Return each client's first answer by client id; clients that were sent no message are left out."""
     answers = {node_of(result[0]): result[1] for result in reversed(results) if not isinstance(result, BaseException)}
     return {number: answers[number] for number in sent if number in answers}
 
@@ -97,9 +94,9 @@ def to_replies(
     answers: Mapping[int, Answer],
     failures: Sequence[tuple[ClientProxy, Answer] | BaseException],
 ) -> Iterator[Message]:
-    """Yield a reply for each sent message; a missing answer becomes an error reply.
+    """Yield a reply to each sent message. A client without an answer gets an error reply.
 
-    Flower does not tell which client raised an error, so such an error reply lists the errors of all these clients.
+    Flower does not tell which client raised an error. So each error reply lists the errors that Flower reported.
     """
     unnamed = [failure for failure in failures if isinstance(failure, BaseException)]
     errors: list[str] = sorted({f"{type(error).__name__}: {error}"[:300] for error in unnamed})

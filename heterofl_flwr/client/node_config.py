@@ -1,4 +1,4 @@
-"""Reading a node's config (``--node-config``): the level or rate that the node can hold, and its part of the data."""
+"""Reading a node's config (``--node-config``): the level or rate that fits the node, and its partition of the data."""
 
 from flwr.app import Context
 

@@ -1,8 +1,8 @@
 """Groups of options: dataclasses that define the name, type, default, bounds and description of each option.
 
 Strategies, clients and the settings of a run use the same groups. In a run config, the key of an option is its alias,
-or its name in kebab-case. An option with ``exclude`` is not a setting. The string below an option is its description.
-Types are strict: text is not converted to numbers.
+or its name in kebab-case. A field with ``exclude=True`` is an option of strategies and clients, but not a setting. The
+string below a field is its description. Types are strict: text is not converted to numbers.
 """
 
 import re
@@ -64,7 +64,7 @@ def is_interval(value: object) -> bool:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def group(kind: type[Kind]) -> type[Kind]:
-    """Class decorator for a frozen group of keyword-only options.
+    """Class decorator for a frozen group of options, which are passed by keyword only.
 
     Invalid values raise one ``ConfigError`` that lists all of them.
     """
@@ -73,12 +73,12 @@ def group(kind: type[Kind]) -> type[Kind]:
 
 @dataclass_transform()
 def with_options(kind: type[Kind]) -> type[Kind]:
-    """Class decorator like ``group``, but for classes that are not frozen and also accept their options by position."""
+    """Class decorator like ``group``, for a class that is not frozen. Its options can also be passed by position."""
     return _checked(dataclass(config=KEYS)(kind), ordered=True)
 
 
 def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
-    """Make a pydantic dataclass raise our errors; options without a description inherit one from the base classes."""
+    """Make a pydantic dataclass raise our errors. An option without a description takes it from a base class."""
     construct = kind.__init__
     for name, option in kind.__pydantic_fields__.items():  # pydantic reads only descriptions in the class itself
         inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__[1:])
@@ -116,13 +116,13 @@ def is_group(value: object) -> bool:
 
 
 def same(kind: Any, name: str) -> Any:
-    """Return a pydantic field with the default and the description of option ``name`` of the group class ``kind``."""
+    """Return a pydantic field with the same default and description as the option ``name`` of the group ``kind``."""
     option = specs(kind)[name]
     return Field(default=option.default, description=option.description)
 
 
 def pick(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
-    """Return a group of class ``kind`` with those ``arguments`` that are its options; ignore the others."""
+    """Return a group of class ``kind``, made from those ``arguments`` that are options of it. Others are ignored."""
     return kind(**{name: arguments[name] for name in specs(kind) if name in arguments})
 
 

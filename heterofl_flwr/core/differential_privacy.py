@@ -1,13 +1,14 @@
 """Clipping and noise for the counting mean.
 
-Suppose that one client can change the sum of an entry by up to C. Then it can change the mean over the entry's m
-holders by up to C/m. So the noise of the mean is the noise of the sum divided by m, and entries with few holders get
-more noise. An entry without a holder keeps its value and gets no noise.
+The counting mean divides an entry's sum by m, the number of clients whose slices contain the entry (its holders).
+Suppose that one client can change the sum by up to C. Then it can change the mean by up to C/m. So the noise of the
+mean is the noise of the sum divided by m, and entries with few holders get more noise. An entry without a holder keeps
+its value and gets no noise.
 
 A client's change is clipped to an L2 norm of C, and then rounded towards zero to whole multiples of a fixed step.
-Rounding towards zero never lengthens a change. Sums of whole steps are exact in double precision. So one client moves
-the sum by at most C exactly, without rounding errors. Discrete Gaussian noise, also in whole steps, is added to the
-sum. Everything after that, including rounding to the model's precision, is post-processing.
+Rounding towards zero never lengthens a change. Sums of whole steps are exact in double precision. So one client changes
+the sum by at most C, with no rounding error on top. Discrete Gaussian noise, also in whole steps, is added to the sum.
+All later computation, including rounding to the model's precision, is post-processing.
 """
 
 import math
@@ -38,7 +39,7 @@ BLOCK = 2**15
 
 
 class Keystream:
-    """Random bits from AES-256 in counter mode, which cannot be predicted without the key.
+    """Random bits from AES-256 in counter mode. They cannot be predicted without the key.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def _values(stream: Keystream, number: int) -> NDArray[np.int64]:
 
 
 def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return ``number`` proposed values of rejection sampling, and a mask of those that are accepted."""
+    """Return ``number`` candidates of rejection sampling, and a mask of the accepted candidates."""
     # Bits from the top: cell of the table, sign, ``fine``, first bits of the uniform number that decides on acceptance.
     word = stream.words(number)
     cell = (word >> np.uint64(64 - _CELL_BITS)).view(np.int64)
@@ -105,11 +106,12 @@ def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
 
 @cache
 def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return a lookup table for the coarse part of a value, which is drawn by inverting its distribution function.
+    """Return two tables to draw the coarse part of a noise value by inverting its distribution function.
 
-    The first result contains the probabilities of a coarse part of k or more, from the largest k down to 1. The second
-    divides the interval from 0 to 1 into equal cells. It contains the coarse part for each cell, or ``_SPLIT`` if one
-    of these probabilities lies inside the cell. The coarse part then follows from the exact number.
+    The first table has the probability that the coarse part is k or more, for each k from the largest down to 1. The
+    second table divides the interval from 0 to 1 into equal cells, and has the coarse part of each cell. It has
+    ``_SPLIT`` for a cell that contains one of the probabilities. There, the coarse part depends on the exact uniform
+    number.
     """
     # The probability of larger values is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]
@@ -129,7 +131,7 @@ _ROUNDING = 1 - 1e-6
 
 @torch.no_grad()
 def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
-    """Return ``after``, moved towards ``before`` so that the L2 norm of their difference is at most ``clip``."""
+    """Return ``after``, with its change from ``before`` scaled down to an L2 norm of at most ``clip``."""
     length = norm_between(after, before)
     if length <= clip:
         return dict(after)
@@ -139,9 +141,9 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
 
 @torch.no_grad()
 def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
-    """Clip a vector to an L2 norm of ``clip``; return it as whole multiples of ``step``, rounded towards zero.
+    """Clip a vector to an L2 norm of ``clip``, and express it in whole multiples of ``step``.
 
-    The vector is in double precision.
+    The multiples are rounded towards zero. The vector must be in double precision.
     """
     length = math.hypot(*(part.norm().item() for part in vector.values()))
     share = min(1.0, _ROUNDING * clip / length) if length else 1.0
@@ -150,7 +152,7 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Add noise to a sum of results of ``in_steps``, and convert the sum from steps to the unit of the parameter."""
+    """Return a sum with noise added, in the unit of the parameter. ``total`` is a sum of results of ``in_steps``."""
     return (total + draw(stream, total.shape).to(total.device)).mul_(step)
 
 
@@ -164,9 +166,9 @@ def released(
 ) -> dict[str, Tensor]:
     """Return the noisy global state after a round.
 
-    ``old`` is the state before the round. ``mean`` is the counting mean of the clients' changes, in steps and in double
-    precision. ``holders`` returns the number of holders of each entry of a parameter, from its name. ``step`` is the
-    size of a step. ``stream`` is for tests only.
+    ``old`` is the state before the round. ``mean`` is the counting mean of the clients' changes, in units of ``step``
+    and in double precision. ``holders(name)`` returns, for each entry of a parameter, the number of clients that sent
+    it. ``stream`` is for tests only.
     """
     stream = stream or Keystream()
     new = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in old.items()}
@@ -185,7 +187,7 @@ ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
 
 
 def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
-    """Return, for each Rényi order, the total divergence of ``releases`` noisy sums.
+    """Return the total Rényi divergence of ``releases`` noisy sums, at each order.
 
     ``noise`` is the noise multiplier: the standard deviation divided by the clipping norm.
     """
@@ -193,7 +195,7 @@ def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -
 
 
 def epsilon(spent: Sequence[float], delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """Return epsilon for a ``delta``, from the Rényi divergence at each order.
+    """Return the epsilon of differential privacy for a ``delta``. ``spent`` has the Rényi divergence at each order.
 
     The conversion is proposition 12 of Canonne, Kamath and Steinke (2020).
     """

@@ -31,20 +31,20 @@ LabelRule = Literal["sent", "none"]
 
 
 def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
-    """Return the names of the parameters of a model's last linear layer; an empty list if there is none.
+    """Return the names of the parameters of a model's last linear layer; an empty list if no layer is linear.
 
-    ``prefix`` is the path of the model in a larger model.
+    ``prefix`` is the path of the model in a larger model. The names begin with it.
     """
     layers = [(name, layer) for name, layer in model.named_modules(prefix=prefix) if isinstance(layer, nn.Linear)]
     return [parameter for name, layer in layers[-1:] for parameter, _ in layer.named_parameters(prefix=name)]
 
 
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
-    """Return the names of the parameters that have one row for each class; () if they cannot be determined.
+    """Return the names of the classifier's parameters with one row for each class; () if the classifier is unclear.
 
-    A model can name them in its attribute ``label_rows``. Otherwise they belong to the only linear layer that has the
-    same number of outputs at every rate. If no linear layer shrinks, they belong to the last one. The result is () if
-    several layers are candidates, or if the layer belongs to a decoder.
+    A model can name these parameters in its attribute ``label_rows``. Otherwise the classifier is the only linear layer
+    with the same number of outputs at every rate. If all linear layers have this property, it is the last of them. The
+    result is () if several layers are candidates, or if the candidate belongs to a decoder.
     """
     model, smaller = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(model, "label_rows", None)
@@ -70,11 +70,11 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
 
 
 def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str]:
-    """Return the names of those layers in ``unshrunk`` that may be classifiers.
+    """Return the names of possible classifiers among the ``unshrunk`` layers.
 
-    Layers in ``unshrunk`` have the same number of outputs at every rate. A layer is not a classifier if a later layer
-    has as many inputs as it has outputs. If all layers of the model are unshrunk, the only candidates are the last one
-    and the other layers of its parent module with the same number of inputs.
+    Unshrunk layers have the same number of outputs at every rate. A layer with n outputs is no classifier if a later
+    linear layer has n inputs. If no layer of the model shrinks, the last candidate remains. With it remain the
+    candidates in the same parent module that have the same number of inputs.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)

@@ -1,4 +1,4 @@
-"""Rules by layer type: which entries of a layer's parameters belong to a smaller layer."""
+"""Slicing rules by layer type. A rule decides which entries of the global layer's parameters a smaller layer keeps."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -23,11 +23,11 @@ _rules = Registry("register")
 
 
 def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the slicing rule of these layer types and their subclasses.
+    """Register the decorated function as the slicing rule of layer types and their subclasses.
 
-    A rule takes the global layer and the local layer. It returns the axes of the layer's parameters, by name. It can
-    include parameters of child layers (``"linear_q.weight"``). A child needs no rule if all of its parameters are
-    included. A rule replaces an earlier rule of the same type::
+    The rule takes the global layer and the local layer, and returns a dictionary from parameter name to axes. If it
+    includes all parameters of a child layer, under names such as ``"linear_q.weight"``, the child needs no rule. The
+    new rule replaces an earlier rule of the same type::
 
         @register(MyLayer)
         def my_layer(full: MyLayer, local: MyLayer) -> dict[str, Axes]:
@@ -41,8 +41,8 @@ def axes_by_name(
 ) -> dict[str, Axes]:
     """Return the axes of each parameter of a layer, for use in a slicing rule.
 
-    ``parts`` is a function of a parameter's name. It returns the number of equal parts, such as heads, by axis. Other
-    axes have one part.
+    ``parts(name)`` returns the axes of a parameter that consist of several equal parts, such as heads. It is a
+    dictionary from axis to number of parts. The slice keeps the first entries of each part.
     """
     full_parameters, parameters = (dict(layer.named_parameters(recurse=recurse)) for layer in (full_layer, local))
     is_cut = any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
@@ -69,8 +69,8 @@ def prefix_of_every_axis(full_layer: nn.Module, local: nn.Module) -> dict[str, A
 def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
     """Slicing rule of convolutions: keep the first input and output channels, and the full kernel.
 
-    A smaller grouped convolution has fewer groups of the same size, as in a depthwise convolution. With narrower
-    groups, the first channels of the full layer would be assigned to other groups.
+    A smaller grouped convolution has fewer groups, each of the full size. If the groups became narrower instead, some
+    channels of the slice would be in another group than in the full layer.
     """
     if full_layer.kernel_size != local.kernel_size:
         raise ShapeError(f"kernel sizes {full_layer.kernel_size} and {local.kernel_size} differ; kernels are never cut")
@@ -87,7 +87,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Replace all sliced axes by ``PrefixAxis``, for a layer that drops its last groups or heads."""
+    """Return the axes with ``PrefixAxis`` for each sliced axis, for a layer that drops its last groups or heads."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
@@ -123,7 +123,7 @@ _HEADED = {
 def multihead_attention(full_layer: nn.MultiheadAttention, local: nn.MultiheadAttention) -> dict[str, Axes]:
     """Slicing rule of attention: keep all heads, and the first entries of each head.
 
-    If the local layer has fewer heads, keep the first heads in full instead.
+    If the local layer has fewer heads, keep only the first heads, each in full.
     """
     dropped = full_layer.num_heads != local.num_heads
     if dropped and full_layer.head_dim != local.head_dim:
@@ -144,7 +144,8 @@ _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.
 def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellBase) -> dict[str, Axes]:
     """Slicing rule of recurrent layers: keep the first rows of each gate.
 
-    Later layers of a bidirectional network also keep the first inputs of each direction.
+    In a bidirectional network, the inputs of later layers are the outputs of both directions. There, also keep the
+    first inputs from each direction.
     """
     gates = next(number for kind, number in _GATES.items() if isinstance(full_layer, kind))
     directions = 2 if getattr(full_layer, "bidirectional", False) else 1
@@ -158,7 +159,7 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 
 
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of every exchanged parameter of ``local``; a tied parameter occurs only under its first name."""
+    """Return the axes of every exchanged parameter of ``local``; a tied parameter has only its first name."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
@@ -187,7 +188,7 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
 
 
 def _check_last_layer(full_model: nn.Module, local: nn.Module) -> None:
-    """Raise ``ShapeError`` if a shallower model's classifier has the name of a hidden layer of the global model."""
+    """Raise ``ShapeError`` if a shallower model's classifier is named like a hidden layer of the global model."""
     layers, smaller = (
         {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)}
         for model in (full_model, local)
@@ -209,7 +210,7 @@ def _outputs(layer: nn.Linear | _ConvNd) -> int:
 
 
 def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by name. A tied parameter occurs under all its names."""
+    """Return the shape of every parameter by name. A tied parameter is listed under each of its names."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if lazy := [name for name, parameter in named.items() if is_lazy(parameter)]:
         raise ShapeError(f"parameters {', '.join(lazy[:5])} have no shape yet: run one batch through the model first")
@@ -254,7 +255,7 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
 
 
 def _without_tied(full_model: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes with each tied parameter only once; raise ``ShapeError`` if the two models tie differently."""
+    """Return the axes with each tied parameter listed once; raise ``ShapeError`` if the two models tie differently."""
     full_names, local_names = first_names(full_model), first_names(local)
     for name, tied_to in local_names.items():
         if full_names[name] != tied_to:

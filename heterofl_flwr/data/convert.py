@@ -1,4 +1,4 @@
-"""Conversion of raw splits to a ``Dataset``: class numbers, test examples, and normalisation."""
+"""Conversion of raw splits to a ``Dataset``: labels as numbers, choice of test examples, and normalisation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ def to_dataset(
 ) -> Dataset:
     """Make a data set from raw splits. Without a test split, every fifth example becomes a test example.
 
-    Without ``normal``, inputs are normalised by the mean and the deviation of the train split, for each channel or
-    column.
+    ``normal`` has the means and standard deviations for normalisation. By default, those of each channel or column are
+    measured on the train split.
     """
     raws = [train] if test is None else [train, test]
     targets, classes, names = _number_labels(raws)
@@ -75,7 +75,7 @@ def _measure(inputs: Tensor) -> Normal:
 
 
 def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, ...]]:
-    """Return the class numbers of each split, the number of classes, and the class names if the source has names."""
+    """Return each split's labels as numbers, the number of classes, and the class names (empty if there are none)."""
     train, test = raws[0], raws[-1]
     if isinstance(train.labels[0], str):  # number the names in alphabetical order
         names = tuple(sorted(map(str, set(train.labels))))
@@ -98,9 +98,9 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
 
 
 def number_owners(*splits: Values | None) -> list[Tensor]:
-    """Return the owner of each example as a number, for each split; an empty list without owners.
+    """Return, for each split, the owners of its examples as numbers, in alphabetical order of the owners.
 
-    Owners are numbered in alphabetical order.
+    Splits that are None are left out.
     """
     owners = [values for values in splits if values is not None]
     return _number(owners, sorted(set().union(*owners)))

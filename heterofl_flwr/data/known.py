@@ -1,4 +1,4 @@
-"""Data sets with short names: their paths on the hub, and facts that are needed before the data are read."""
+"""Data sets with short names: their paths on the hub, and what is known about them before they are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from heterofl_flwr.data.dataset import Dataset, Normal
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of a table's columns with labels, owners and text. An empty name stands for the default column."""
+    """Names of a table's columns that contain labels, owners and text. An empty name means the default."""
 
     label: str = ""
     owner: str | None = None  # column with each example's owner; None if owners are not read
@@ -21,7 +21,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data set of the Hugging Face hub: its path, and what is known without reading it."""
+    """A data set of the Hugging Face hub: its path, and properties that are known before it is read."""
 
     path: str  # path on the hub, with the configuration
     shape: tuple[int, ...] = ()  # shape of one input
@@ -34,7 +34,7 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: all full rows
 
     def fill(self, named: Columns) -> Columns:
-        """Return a copy of ``named`` in which this source's defaults replace empty names."""
+        """Return column names in which the defaults of this data set replace the empty names of ``named``."""
         usual = self.columns
         if usual.text and named.label:
             raise DataError(f"{self.path} is a text, without classes: found data.label={named.label!r}, expected ''")
@@ -80,7 +80,7 @@ def short_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Shape of an input, number of classes, and augmentation of a data set. A model can be built from them."""
+    """Properties of a data set that a model depends on: shape of an input, number of classes, and augmentation."""
 
     shape: tuple[int, ...]
     classes: int
@@ -95,7 +95,7 @@ class Facts:
     def find(cls, name: str, label: str = "") -> Self | None:
         """Return the facts of a data set without reading it; None if they are unknown.
 
-        ``label`` is the label column; by default, the usual one of the data set.
+        ``label`` is the name of the label column. An empty name means the default column of the data set.
         """
         source = SOURCES.get(short_name(name), Source(name))
         number = source.classes.get(label) if label else next(iter(source.classes.values()), None)

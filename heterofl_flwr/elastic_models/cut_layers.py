@@ -1,4 +1,4 @@
-"""Slices of a traced model. Each sliced model stores the rule by which ``Plan.of`` finds its plan."""
+"""Slices of a traced model. Each sliced model stores its slice, from which ``Plan.of`` makes its plan."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,11 @@ from heterofl_flwr.nn.layers import Scaler
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """A slice of a model: the channels of the model, and how many channels of each group are kept."""
+    """A slice of a traced model.
+
+    ``channels`` describes the full model, whose channels form groups. ``widths`` is the number of channels of each
+    group that the slice keeps.
+    """
 
     channels: Channels
     widths: tuple[int, ...]
@@ -29,7 +33,7 @@ class Slice:
         return self
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a copy of the slice's part of a full tensor, which has this name in the model."""
+        """Return a copy of the entries of a full tensor that the slice keeps. ``name`` is its name in the model."""
         whole_tensor = tensor
         for axis, places in enumerate(self.channels.axes.get(name, ())):
             indices = None if places is None else kept_positions(places, self.widths)
@@ -38,9 +42,9 @@ class Slice:
         return tensor.clone() if tensor is whole_tensor else tensor
 
     def places(self, names: Iterable[str]) -> dict[str, dict[int, list[tuple[int, int]]]]:
-        """Return the group and the channel of each entry that the slice keeps, by parameter and axis.
+        """Return, for each parameter and each of its sliceable axes, the places of the kept entries.
 
-        Axes that cannot be sliced are left out.
+        An entry's place is its group, and its channel in this group.
         """
         axes = {name: enumerate(self.channels.axes.get(name, ())) for name in names}
         return {
@@ -53,13 +57,13 @@ class Slice:
         }
 
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-        """Slicing rule for ``Plan.of``: return the axes of each parameter, with the entries that ``local`` keeps."""
+        """Slicing rule for ``Plan.of``: return the axes of each parameter, with the entries of the slice ``local``."""
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
-        """Return, by parameter, the axes that select a smaller slice from this slice.
+        """Return the axes of each parameter, by name. They select the entries of a smaller slice from this slice.
 
-        ``named`` are the names and tensors of this slice's parameters.
+        ``named`` yields the names and tensors of this slice's parameters.
         """
         if not self.channels.equal(smaller.channels):
             raise ShapeError("the two models are slices of different models, or of one that was traced differently")
@@ -127,10 +131,10 @@ def _outputs(layer: nn.Module) -> int | None:
 
 
 def adjust_layers(full_model: nn.Module, model: nn.Module) -> None:
-    """Update the attributes of sliced layers that are widths, such as ``in_features``.
+    """Update the attributes of sliced layers that store a width, such as ``in_features``.
 
-    The trace finds attributes that a model's code reads. This function updates other attributes: torch's layers store
-    their widths, but compute with the shapes of their weights.
+    Attributes that the model's code reads are updated through the trace. The others need this function. For example,
+    torch's linear layers store their widths, but compute with the shapes of their weights.
     """
     before = dict(full_model.named_modules())
     with evaluating(model):  # in training, reading a weight with spectral norm would update its vectors

@@ -1,8 +1,8 @@
 """Trace rules of torch functions that take lengths as arguments.
 
-A length in the model's code is linked to an axis. If the code has read the length from another axis, both axes shrink
-in proportion. If the length is a literal, the axis is never sliced. A rule takes the trace, ``run``, which calls the
-function, and the function's arguments.
+A rule takes the trace, the function's arguments, and ``run``, which calls the function. It links each length that the
+function takes to an axis. If the model's code has read the length from another axis, the two axes shrink in proportion.
+If the length is a literal number, the axis is never sliced.
 """
 
 import inspect
@@ -36,9 +36,9 @@ def layer_norm(
 
 @function(F.group_norm, torch.group_norm)
 def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: object, **__: object) -> object:
-    """Trace rule of group norm: channels are sliced in whole groups, or alike in all groups.
+    """Trace rule of group norm: a slice keeps whole groups of channels, or the same channels of every group.
 
-    If a slice drops groups, ``num_groups`` is linked to the groups that it keeps.
+    If a slice drops groups, ``num_groups`` is linked to the number of remaining groups.
     """
     output = run()
     channels = trace.rows(output)[1]
@@ -49,7 +49,7 @@ def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: objec
 @function(torch.conv1d, torch.conv2d, torch.conv3d)
 @function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> object:
-    """Trace rule of grouped convolutions: if a slice drops groups, link ``groups`` to the groups that it keeps."""
+    """Trace rule of grouped convolutions: if a slice drops groups, link ``groups`` to the number that remains."""
     output = run()
     groups = named.get("groups", options[4] if len(options) > 4 else 1)
     if groups > 1:
@@ -60,7 +60,7 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Link the number of groups in the code to the groups that a slice keeps; a literal means that none is dropped."""
+    """Link the number of groups in the model's code to the number in a slice. A literal number keeps all channels."""
     if groups is None or is_length(number):
         trace.use(number, groups)
     else:
@@ -69,9 +69,9 @@ def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | N
 
 @function(F.multi_head_attention_forward)
 def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
-    """Trace rule of ``multi_head_attention_forward``: the embedding shrinks in proportion to the heads' total width.
+    """Trace rule of ``multi_head_attention_forward``: the embedding shrinks in proportion to the heads.
 
-    The function requires both widths to be equal.
+    This is needed because the function requires the embedding to be as wide as all heads together.
     """
     output = run()
     arguments = _ATTENTION.bind(*args, **named).arguments
@@ -84,7 +84,7 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
-    """Trace rule of indexing with square brackets: link each bound of a slice to the entries before it."""
+    """Trace rule of indexing with square brackets: link each bound of a Python slice to the entries before it."""
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
     if not any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index_tuple):
@@ -99,9 +99,9 @@ def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> 
 
 @function(Tensor.select, torch.select)
 def select(trace: Trace, run: Run, input: Tensor, dim: int, index: int) -> object:
-    """Trace rule of ``select``: every slice keeps the selected entry and the entries before it.
+    """Trace rule of ``select``: the selected entry is kept at every rate.
 
-    For a negative index, it keeps the entries after it instead. So the index selects the same entry at every rate.
+    So are the entries before it, or after it for a negative index. Thus the index selects the same entry at every rate.
     """
     _index(trace, index, trace.rows(input)[dim])
     return run()
@@ -124,9 +124,10 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 
 
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
-    """Link a slice with a step to an axis: entries within one step are kept or dropped together.
+    """Apply the trace rule of a Python slice with a step: the entries within one step are kept or dropped together.
 
-    For example, these are the pairs of rotary embeddings. If the axis is not divided evenly, it is never sliced.
+    An example is the pairs of entries in rotary embeddings. If the step does not divide the axis, the axis is never
+    sliced.
     """
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)
@@ -136,7 +137,7 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Link the bound of a slice to the entries before it. If it is negative, the entries after it are always kept."""
+    """Link the bound of a Python slice to the entries before it. For a negative bound, always keep those after it."""
     if end < 0:
         trace.pin(row[end:])
         trace.sliced.append(row)
@@ -175,7 +176,7 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 
 @function(Tensor.narrow, torch.narrow)
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
-    """Trace rule of ``narrow``: link ``length`` to the selected entries, and ``start`` to the entries before them."""
+    """Trace rule of ``narrow``: link ``length`` to the selected entries, and ``start`` to the entries before these."""
     row = trace.rows(input)[dim]
     if row is not None:
         _use_before(trace, start, row)
@@ -197,9 +198,9 @@ def numel(trace: Trace, run: Run, tensor: Tensor) -> int:
 
 
 def shaped(shape: slice, trace: Trace, run: Run, /, *args: Any, **named: Any) -> object:
-    """Trace rule of functions that take a shape, such as ``view``: link the result's axes to the lengths in the shape.
+    """Trace rule of functions with a shape, such as ``view``: link the axes of the result to the lengths in the shape.
 
-    ``shape`` selects the positional arguments that are the shape.
+    ``shape`` selects the positional arguments that form the shape.
     """
     return _run_with_shape(trace, run, named.get("size", named.get("shape", args[shape])))
 
@@ -231,7 +232,7 @@ def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
 
 
 def _use_shape(trace: Trace, output: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Link the last axes of a tensor to lengths in the code; a length of -1 links nothing."""
+    """Link the last axes of a tensor to lengths in the code, in the same order. A length of -1 is not linked."""
     for length, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
         if length != -1:
             trace.use(length, row)

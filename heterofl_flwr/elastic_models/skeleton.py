@@ -1,4 +1,4 @@
-"""A copy of a model without values, in which integers that layers store become ``Length`` objects."""
+"""A copy of a model for tracing: tensors have no values, and integer attributes of layers become ``Length`` objects."""
 
 import copy
 import random
@@ -25,7 +25,7 @@ _LARGEST_WIDTH = 1 << 20
 
 
 class Number(NamedTuple):
-    """Place of an integer in a layer: an attribute, or an item of a sequence that is an attribute."""
+    """Place of an integer in a layer: the name of an attribute, and an index if the attribute is a sequence."""
 
     layer: str
     name: str
@@ -33,10 +33,7 @@ class Number(NamedTuple):
 
 
 def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
-    """Return all dicts and lists in which a model's layers store values, by name.
-
-    These are the attributes of each layer, and dicts and lists nested in them.
-    """
+    """Return, by name, the attribute dictionary of each layer, and all dicts and lists nested in it."""
     containers = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
     names, seen = list(containers), set(map(id, containers.values()))
     for name in names:  # the loop appends to it
@@ -56,7 +53,7 @@ def entries(container: dict[Any, Any] | list[Any]) -> dict[Any, Any]:
 def other_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return, by name, the tensors in layers' attributes that are neither parameters nor buffers.
 
-    They may, for example, be left from an earlier call.
+    An example is a tensor that an earlier call of the model has stored in a layer.
     """
     registered = set(map(id, named_tensors(model).values()))
     values = {
@@ -68,7 +65,10 @@ def other_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """Return a copy of a model in which ``new(name, tensor)`` replaces each tensor; shared tensors stay shared."""
+    """Return a copy of a model with other tensors. ``new(name, tensor)`` returns the replacement of each tensor.
+
+    Tensors that are shared in the model are shared in the copy too.
+    """
     memo: dict[int, object] = {}
     for name, tensor in (named_tensors(model) | other_tensors(model)).items():
         if id(tensor) not in memo:
@@ -84,10 +84,11 @@ def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Modu
 
 
 class Skeleton:
-    """A copy of a model on torch's meta device that knows which layer is running.
+    """A copy of a model on torch's meta device, for tracing. It knows which of its layers is running.
 
-    With ``says_tracing``, ``torch.jit.is_tracing()`` returns True while the copy runs. Some models then skip checks of
-    values, such as whether a mask is all True. Other models then compute lengths as tensors, which cannot be traced.
+    With ``says_tracing``, ``torch.jit.is_tracing()`` returns True while the copy runs. This helps with some models,
+    which then skip checks of values, such as whether a mask is all True. It harms others, which then compute lengths as
+    tensors: these cannot be traced.
     """
 
     def __init__(self, model: nn.Module, says_tracing: bool) -> None:
@@ -109,24 +110,24 @@ class Skeleton:
 
     @property
     def at_work(self) -> tuple[str, nn.Module]:
-        """The name and the module of the layer that is running."""
+        """Name and module of the layer that is running."""
         name = (self._path or [""])[-1]
         return name, self._layers[name]
 
     @property
     def place(self) -> str:
-        """A description of the layer that is running, for messages."""
+        """Description of the layer that is running, for error messages."""
         name, layer = self.at_work
         return f"layer {name or '(the model itself)'} of type {type(layer).__name__}"
 
     def names_in(self, called: Call) -> list[str]:
-        """Return the names of the parameters and buffers that are inputs of an operator call."""
+        """Return the names of the parameters and buffers among the inputs of an operator call."""
         return [self._names[id(tensor)] for tensor in called.inputs if id(tensor) in self._names]
 
     def remember(self, trace: Trace) -> dict[Number, Source]:
-        """Give each tensor new positions, and replace each integer that a layer stores by a ``Length``.
+        """Start a trace: give each tensor new positions, and replace each integer attribute of a layer by a ``Length``.
 
-        Return the sources of these lengths.
+        Return the source of each ``Length``, by the place of the integer.
         """
         trace.fresh(*named_tensors(self.model).values())
         for name, tensor in other_tensors(self.model).items():
@@ -151,10 +152,11 @@ class Skeleton:
         return sources
 
     def run(self, example_inputs: object, mode: bool, *watching: AbstractContextManager[object]) -> object:
-        """Run the model without values, in training mode if ``mode`` is True, and return its output.
+        """Run the copy on inputs without values and return its output; ``mode`` True means training mode.
 
-        Batch norm stays in evaluation mode, because it raises an error for small batches in training mode. All runs
-        have the same random draws, for example for stochastic depth. Einsum multiplies from left to right.
+        Batch norm stays in evaluation mode, because it rejects small batches in training mode. All runs make equal
+        random draws, for example for stochastic depth. Einsum multiplies its operands from left to right. ``watching``
+        are context managers that are active during the run.
         """
         self._path.clear()
         _clear_einops()
@@ -180,7 +182,7 @@ class Skeleton:
 
 
 def _clear_einops() -> None:
-    """Clear the caches of einops. With a cached shape, the trace could not tell from which axes its lengths come."""
+    """Clear the caches of einops. A cached shape would hide from the trace the axes that its lengths come from."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "einops":
             for function in vars(module).values():

@@ -47,20 +47,20 @@ Value = TypeVar("Value")
 
 
 class Architecture:
-    """The shared parameters of a federation, and the slice of each rate.
+    """The shared parameters of a federation, and the slice of them for each rate.
 
-    In this base class there are none: each client has its own model and sends no parameters.
+    In this base class, no parameters are shared: each client has a model of its choice and sends no parameters.
 
     Attributes
     ----------
     mix, options, seed
         The mix of rates, the server's options, and the random seed of the run.
     shared
-        Patterns (``fnmatch``) of the parameters that clients receive and send back.
+        Patterns (``fnmatch``) of the names of parameters that clients receive and send back.
     personal
         Whether some parameters stay with each client and are never averaged.
     model
-        The global model; its values are arbitrary.
+        The global model, as a template: its values have no meaning.
     global_plan
         The plan (``Plan``) with all entries of the global model.
     dtypes
@@ -70,7 +70,7 @@ class Architecture:
     ignores_labels
         Whether the labels in replies are ignored.
     channel_order
-        The order of channels by importance; None without one.
+        The order of channels by importance; None if slices do not depend on importance.
     """
 
     personal = True
@@ -89,57 +89,57 @@ class Architecture:
 
     @property
     def clients_keep(self) -> bool:
-        """Whether clients keep personal parameters or the state of a stage from round to round."""
+        """Whether clients store personal parameters, or the state of a stage, between rounds."""
         return self.personal or any(stage.keeps_client_state for stage in self.options.stages)
 
     @property
     def trains_all(self) -> bool:
-        """Whether clients train all parameters that they hold."""
+        """Whether clients train all parameters of their models."""
         return True
 
     def plan(self, rate: float) -> Plan:
-        """Return the slice of a rate: the first channels of each layer, in shared parameters only."""
+        """Return the plan of a rate: the first channels of each layer, in shared parameters only."""
         return self.global_plan
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the slice that a client trains in a round; ``partition`` is the client's number."""
+        """Return the plan of a client's slice in a round; ``partition`` is the client's number."""
         return self.plan(rate)
 
     def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the number of channels of each batch norm layer in the model of a rate, by layer name."""
+        """Return the number of channels of each batch norm layer in the model of ``rate``, by layer name."""
         return {}
 
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the names of the parameters that clients of a rate hold but do not train."""
+        """Return the names of the parameters that clients of a rate receive but do not train."""
         return frozenset()
 
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters of a rate's model, which are not sent; empty if there are none."""
+        """Return a hash of a model's frozen parameters, which are not sent; empty if no parameter is frozen."""
         return ""
 
     def slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
-        """Return the function that selects the entries of a slice in a round, under the slice rule ``rule``."""
+        """Return the function by which the slice rule ``rule`` selects the entries of a slice in a round."""
         number = window_number(server_round, self.options.slicing.roll_by)
         return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
 
     def nested_rates(self, rate: float) -> list[float]:
-        """Return ``rate``, then the smaller rates of the mix whose slices are inside the slice of ``rate``."""
+        """Return ``rate``, followed by the smaller rates of the mix whose slices lie inside the slice of ``rate``."""
         slicing = self.options.slicing
         is_nested = slicing.slice_rule in NESTED_RULES and not slicing.by_level
         nested = self.mix.rates_inside(rate) if is_nested else ()
         return [rate, *nested]
 
     def initial_state(self) -> State:
-        """Return the shared parameters of a newly built global model; equal seeds give equal values."""
+        """Return the shared parameters of a newly built global model; equal random seeds give equal values."""
         return {}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check a global state; return its shared parameters, without buffers, in the dtypes of messages."""
+        """Check the values of a global state; return its shared parameters in the dtypes of messages."""
         return {}
 
 
 def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["GlobalModel", float], Value]:
-    """Cache a method's results by its argument ``rate``; each instance has its own cache."""
+    """Cache the results of a method of one argument, ``rate``. Each instance has a cache of its own."""
 
     @wraps(method)
     def cached(self: "GlobalModel", rate: float) -> Value:
@@ -152,7 +152,7 @@ def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["Globa
 
 
 class GlobalModel(Architecture):
-    """Architecture with one global model; clients of a rate get slices with the shapes of ``build(rate)``."""
+    """Architecture with one global model. A client of some rate gets a slice, with the shapes of ``build(rate)``."""
 
     personal = False
 
@@ -183,7 +183,7 @@ class GlobalModel(Architecture):
 
     @_cached
     def plan(self, rate: float) -> Plan:
-        """Return the slice of a rate: the first channels of each layer, in shared parameters only."""
+        """Return the plan of a rate: the first channels of each layer, in shared parameters only."""
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":
@@ -193,38 +193,38 @@ class GlobalModel(Architecture):
         return shared_part(plan, self.shared)
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the slice that a client trains in a round; ``partition`` is the client's number."""
+        """Return the plan of a client's slice in a round; ``partition`` is the client's number."""
         rule = self.options.slicing.slice_rule
         if rule in NESTED_RULES:
             return self.plan(rate)
         return self._cached_moved_plan(server_round, rate, partition if rule == "random-client" else 0)
 
     def _moved_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return a client's slice in a round, under a slice rule that moves slices."""
         function = self.slice_function(self.options.slicing.slice_rule, server_round, rate, partition)
         return self.plan(rate).sliced(function)
 
     @_cached
     def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the number of channels of each batch norm layer in the model of a rate, by layer name."""
+        """Return the number of channels of each batch norm layer in the model of ``rate``, by layer name."""
         return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
 
     @property
     def trains_all(self) -> bool:
-        """Whether clients train all parameters that they hold."""
+        """Whether clients train all parameters of their models."""
         return not (hasattr(self.model, "untrained") or self._frozen)
 
     @property
     def _frozen(self) -> set[str]:
-        """Names of frozen parameters if the run has privacy noise, which could change them; otherwise empty."""
+        """Names of frozen parameters, which noise could change; empty in a run without privacy noise."""
         parameters = self.model.named_parameters() if self.options.privacy.noise else ()
         return {name for name, parameter in parameters if not parameter.requires_grad}
 
     @_cached
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the names of the parameters that clients of a rate hold but do not train.
+        """Return the names of the parameters that clients of a rate receive but do not train.
 
-        These are the frozen parameters, and parameters that match the patterns in the model's attribute ``untrained``.
+        These are frozen parameters, in runs with privacy noise, and parameters that match a pattern in the model's
+        attribute ``untrained``.
         """
         if self.trains_all:
             return frozenset()
@@ -234,11 +234,11 @@ class GlobalModel(Architecture):
 
     @_cached
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters of a rate's model, which are not sent; empty if there are none."""
+        """Return a hash of a model's frozen parameters, which are not sent; empty if no parameter is frozen."""
         return fingerprint(self.build(rate))
 
     def initial_state(self) -> State:
-        """Return the shared parameters of a newly built global model; equal seeds give equal values."""
+        """Return the shared parameters of a newly built global model; equal random seeds give equal values."""
         state = initial_state(self.build, self.mix.global_rate, self.seed)
         if equals(state, self.model) and equals(
             initial_state(self.build, self.mix.global_rate, self.seed + 1), self.model
@@ -252,7 +252,10 @@ class GlobalModel(Architecture):
         return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check a global state; return its shared parameters, without buffers, in the dtypes of messages."""
+        """Check the values of a global state; return its shared parameters in the dtypes of messages.
+
+        Buffers are left out.
+        """
         # A ``state_dict`` lists a tied parameter under each of its names. The last entry counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
@@ -290,5 +293,5 @@ def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tenso
 
 
 def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor may be converted to ``dtype``: it has this dtype already, or both are floating-point types."""
+    """Whether a tensor may be converted to ``dtype``: the dtypes are equal, or both are floating-point types."""
     return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)

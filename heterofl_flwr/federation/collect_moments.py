@@ -1,4 +1,4 @@
-"""Collection of static batch norm moments from clients: the layers to measure, checks, and sums by rate."""
+"""Collection of static batch norm moments from clients: the layers to measure, checks, and a sum for each rate."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,9 @@ ANSWER_MOMENTS = (
 
 
 class CollectedMoments:
-    """Batch norm moments from clients: call ``add`` or ``refuse`` for each answer of the round, then ``result``.
+    """Batch norm moments from clients, collected in one round.
+
+    Call ``add`` or ``refuse`` for each client that was queried, then ``result``.
 
     Parameters
     ----------
@@ -36,9 +38,9 @@ class CollectedMoments:
     Attributes
     ----------
     norms : dict[int, Norms]
-        For each client to query, its batch norm layers by rate; empty if the model needs no moments.
+        For each client to query, the batch norm layers of its models. It is empty if the run needs no moments.
     faults : dict[str, str]
-        For each client whose moments are not used, the reason, by the client's name.
+        By client name, the reason why the client's moments are not used.
     """
 
     def __init__(self, federation: Federation, rates: Mapping[int, Sequence[float]], *, remote: bool) -> None:
@@ -56,7 +58,7 @@ class CollectedMoments:
             }
 
     def add(self, moments: Mapping[float, Moments]) -> None:
-        """Add a client's moments by rate; if the moments of any rate do not fit, add none and raise ``ReplyError``."""
+        """Add a client's moments of each rate to the sums. If any do not fit, raise ``ReplyError`` and add none."""
         architecture, privacy = self._federation.architecture, self._options.privacy
         expected = self._options.averaging.fidelity.moments
         for rate, client_moments in moments.items():
@@ -77,10 +79,10 @@ class CollectedMoments:
         self.faults[self._federation.nodes.name(node_id)] = fault.reason
 
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
-        """Return the sum of all clients' moments by rate, with privacy noise if the run has it.
+        """Return the sum of all clients' moments for each rate, with noise if the run has privacy noise.
 
-        Set ``needed`` if the run has no earlier moments: ``RoundError`` is then raised if answers were refused and none
-        is usable.
+        ``needed`` is True if the run has no earlier moments. Then ``RoundError`` is raised if clients were refused and
+        no usable moments remain.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy

@@ -1,7 +1,7 @@
 """A federation: an architecture, the registered clients, and their levels.
 
-This package does not import Flower. The strategies for Flower's two APIs (``strategies``, ``classic``) translate
-between Flower's messages and this package.
+This package does not import Flower. The strategies in ``strategies`` and ``classic``, one package for each API of
+Flower, translate between Flower's messages and this package.
 """
 
 import secrets
@@ -28,7 +28,7 @@ class Federation:
     nodes, levels
         The registered clients of this run, and their rates.
     run_key
-        Random id of the run; clients discard state of other runs.
+        Random id of the run. Clients discard the state that they stored in other runs.
     """
 
     def __init__(self, architecture: Architecture, assignment: Assignment = "fix") -> None:
@@ -38,7 +38,7 @@ class Federation:
         self.reset()
 
     def _check_options(self) -> None:
-        """Raise ``ConfigError`` for options that contradict one another."""
+        """Raise ``ConfigError`` if options contradict one another."""
         personal, slice_rule = self.architecture.personal, self.options.slicing.slice_rule
         if self.mix.idle and (self.assignment == "dynamic" or personal):
             raise ConfigError(
@@ -71,13 +71,13 @@ class Federation:
 
     @property
     def setup(self) -> dict[str, str]:
-        """Dictionary of mix, seed and stages as text. A run can resume only from a checkpoint with equal values."""
+        """The mix, seed and stages as text, by name. A run can resume only from a checkpoint with an equal setup."""
         rates = f"{self.mix}, {self.assignment}, global rate {self.mix.global_rate:g}"
         stages = ", ".join(map(stage_name, self.options.stages))
         return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
 
     def load(self, state: RunState) -> None:
-        """Resume a run from ``state``. Clients are queried again, because other clients may be connected now."""
+        """Resume a run from ``state``. All clients are queried again, because they may have changed since."""
         setup = self.setup
         if changes := [
             f"{name} was {value} and is {setup.get(name)}"
@@ -95,10 +95,10 @@ class Federation:
     def register(
         self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
     ) -> None:
-        """Register new clients by their answers to the capability query. An unusable answer is a ``Fault``.
+        """Register new clients. ``answers`` has each client's answer to the capability query, or a ``Fault``.
 
-        A client without a usable answer gets the mix's smallest rate. If there are too many such clients,
-        ``RoundError`` is raised (``check_faults``).
+        A client with a ``Fault`` or an invalid answer gets the mix's smallest rate. If such clients are too many,
+        ``check_faults`` raises ``RoundError``.
         """
         self.levels.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
         names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
@@ -116,7 +116,8 @@ class Federation:
     def evaluated_rule(self) -> SliceRule:
         """Slice rule of the models that clients evaluate.
 
-        A rule that moves slices is used only if every client evaluates the global model; otherwise this is ``prefix``.
+        This is ``prefix``, except in runs with moving slices in which every client evaluates the global model. There,
+        it is the slice rule of training.
         """
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
@@ -124,8 +125,8 @@ class Federation:
         return rule if rule not in NESTED_RULES and (all_hold or self.options.evaluation.nodes == "all") else "prefix"
 
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
-        """Return the function that selects the slice evaluated as the model of ``rate``.
+        """Return the function that selects the slice to evaluate at ``rate``.
 
-        Under the rule ``random-client`` this is the slice of client 0.
+        Under the slice rule ``random-client``, slices depend on the client. Here, the slice of client 0 is used.
         """
         return self.architecture.slice_function(self.evaluated_rule, server_round, rate)

@@ -1,6 +1,6 @@
-"""Admission of new nodes: the largest rate of each node, and nodes without a usable answer to the capability query.
+"""Admission of new nodes: choose each node's largest rate, also if its answer to the capability query is unusable.
 
-``Limits`` also has bounds on replies, which ``Round`` and the chain of stages apply.
+The class ``Limits`` also has bounds on replies, which are checked in other modules.
 """
 
 import logging
@@ -23,7 +23,7 @@ Answers = Mapping[int, Capability | Fault]
 
 
 def _read_named(value: object) -> dict[str, Any]:
-    """Return a mapping by node name from a mapping, or from text such as ``phone=c,camera=a``."""
+    """Return a mapping by node name. ``value`` is such a mapping, or text such as ``phone=c,camera=a``."""
     if isinstance(value, str):
         pairs = [pair.split("=", 1) for pair in value.split(",")] if value.strip() else []
         named = {name.strip(): level.strip() for name, level in pairs}  # a part without "=" raises ValueError
@@ -86,7 +86,7 @@ class Limits:
     """partitions of nodes, by registered name or node id; other nodes never get these partitions"""
 
     def check_levels(self, mix: Mix, assignment: str) -> None:
-        """Raise ``ConfigError`` if a level in the table of levels is outside the levels of ``mix``."""
+        """Raise ``ConfigError`` if a level in the table ``levels`` is larger or smaller than those of ``mix``."""
         wide = [who for who, level in self.levels.items() if rate_of(level) > mix.global_rate]
         faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
         if assignment == "dynamic":
@@ -97,7 +97,10 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return a client's reported capability, changed by the server's tables if they name the client."""
+        """Return a client's capability under these limits.
+
+        The server's tables take precedence over ``reported``, the capability that the client reported.
+        """
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
         bound = self.partitions.get(name, self.partitions.get(node_id))
@@ -124,9 +127,9 @@ def admit(
     unusable: Capability,
     check: Callable[[Capability], None],
 ) -> tuple[dict[int, Capability], dict[int, str]]:
-    """Return, by node id, the capabilities of new clients under ``limits``, and the reasons of unusable answers.
+    """Return, by node id, the capabilities of all new clients under ``limits``, and the reasons of unusable answers.
 
-    A client without a usable answer gets the capability ``unusable``. ``check`` raises ``ReplyError`` for an invalid
+    A client with an unusable answer gets the capability ``unusable``. ``check`` raises ``ReplyError`` for an invalid
     capability.
     """
     admitted, faults = {}, {}
@@ -147,8 +150,8 @@ def admit(
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
     """Warn of new clients without a usable answer; raise ``RoundError`` if too few clients have a known capability.
 
-    Too few are fewer than the replies that a round needs. Without this error, most clients would train only the
-    smallest model, unnoticed.
+    The minimum is the number of replies that a round needs. Without this error, it would stay unnoticed that most
+    clients train only the smallest model.
     """
     usable, smallest = total - len(faults), mix.rates[-1]
     least = min(least_replies(min_replies, total), total)

@@ -1,4 +1,4 @@
-"""A round of training: sampled clients and their slices, adding or refusing replies, the new global model."""
+"""A round of training: the sampled clients and their slices, their replies or failures, and the new global model."""
 
 import logging
 import re
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 class Sampled:
     """Rate, level and slice at which a sampled client trains.
 
-    ``sent`` is set only in asynchronous runs. It is the version of the slice that was sent to the client, and may be
-    older than the round.
+    ``sent`` is for asynchronous runs only: the version of the slice that the client received. It may stem from an
+    earlier round.
     """
 
     rate: float
@@ -124,7 +124,8 @@ class Round:
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
         """Add a client to the round.
 
-        ``sampled`` describes a training that began in an earlier round of an asynchronous run; None if it begins now.
+        ``sampled`` is None if the client's training begins now. In an asynchronous run, training may have begun in an
+        earlier round; ``sampled`` then has the rate and slice from that round.
         """
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
@@ -135,7 +136,6 @@ class Round:
         self.log.rates[partition] = sampled.rate
 
     def _check_sampled(self) -> None:
-        """Raise ``RoundError`` if fewer clients are sampled than the minimum number of replies."""
         number, min_replies = len(self.slices), self._options.sampling.min_replies
         if number and isinstance(min_replies, int) and min_replies > number:
             raise RoundError(
@@ -144,16 +144,16 @@ class Round:
             )
 
     def note_sent(self, node_id: int, num_bytes: int) -> None:
-        """Record the number of bytes sent to a client."""
+        """Record the number of bytes sent to a client in the log of the round."""
         self._sent_bytes[node_id] = num_bytes
         level = self.slices[node_id].level
         self.log.bytes_down += num_bytes
         self.log.bytes_by_level[level] = self.log.bytes_by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
-        """Return a generator that yields the stages' queries to clients before training, and receives the answers.
+        """Return a generator that yields the stages' queries to clients before training. Send it the clients' answers.
 
-        The generator returns extra fields of the instruction for each client that may train.
+        At its end, the generator returns extra config entries for the instruction of each client that may train.
         """
         clients = self.slices.items()
         return self._chain.before(
@@ -161,7 +161,7 @@ class Round:
         )
 
     def add(self, node_id: int, reply: TrainReply) -> None:
-        """Add a client's reply to the mean; raise ``ReplyError`` if it does not fit the client's slice."""
+        """Add a client's reply to the mean of the round; raise ``ReplyError`` if it does not fit the client's slice."""
         sampled, nodes = self.slices[node_id], self._federation.nodes
         equal = self._options.averaging.weights == "equal"
         if reply.capacity is not None:
@@ -197,7 +197,7 @@ class Round:
             nodes.set_capacity(node_id, reply.capacity)
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Record a remark if a client's clock is wrong: its reply is from the future, or older than its instruction."""
+        """Remember a warning about a client's clock if it dates the reply in the future, or before the instruction."""
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
@@ -205,7 +205,7 @@ class Round:
             self._remarks[text].append(node_id)
 
     def _is_unchanged(self, sampled: Sampled, reply: TrainReply) -> bool:
-        """Whether a reply's tensors equal the sent ones. Comparing stops at the first tensor that differs."""
+        """Whether the parameters in a reply equal those that the client was sent."""
         if reply.form != FULL_PRECISION:
             return self._chain.summing is None and not any(tensor.any() for tensor in reply.tensors.values())
         axes, version = sampled.plan.axes, sampled.sent
@@ -215,9 +215,10 @@ class Round:
         return bool(axes) and all(torch.equal(reply.tensors[name], sent[name]) for name, sent in slices)
 
     def refuse(self, node_id: int, fault: Fault) -> None:
-        """Record the reason why a client's reply is not used, and log it.
+        """Record and log the reason why a client's reply is not used.
 
-        With spare clients, a client without an answer counts as a failure only if the round ends with too few replies.
+        In a round with spare clients, a client without an answer is recorded only if the round ends with too few
+        replies.
         """
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
@@ -226,10 +227,10 @@ class Round:
         self._note_fault(node_id, fault)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
-        """Remove a client from the round without counting it as failed.
+        """Remove a client from the round without recording a failure.
 
-        This is called if a subclass of the strategy dropped the client's message or reply. ``reply_bytes`` is the size
-        of the dropped reply; None if the message was dropped.
+        This serves subclasses of the strategy that drop messages. ``reply_bytes`` is the size of the client's reply if
+        that was dropped. It is None if the message to the client was dropped.
         """
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))
@@ -239,7 +240,7 @@ class Round:
         self.needed = min(self.needed, len(self.slices))
 
     def _note_fault(self, node_id: int, fault: Fault) -> None:
-        """Record the reason of a client's failure, and log it unless the failure is simulated."""
+        """Record the reason of a client's failure. Log a warning too, except for a simulated failure."""
         nodes = self._federation.nodes
         partition = nodes.partition(node_id)
         if fault.kind == "failed":
@@ -286,7 +287,6 @@ class Round:
         return state
 
     def _check_replies(self) -> None:
-        """Raise ``RoundError`` if there are too few usable replies."""
         replies, min_replies = self._chain.replies, self._options.sampling.min_replies
         present = len(self.slices) - (self._lost if min_replies == "auto" else 0)
         # No error if all simulated devices failed by chance or a stage lets no client train: the model stays the same.
@@ -312,7 +312,7 @@ class Round:
         )
 
     def _failed_levels(self) -> dict[str, str]:
-        """Return a hint for each level whose clients all failed by one error while clients of other levels trained."""
+        """Return a hint for each level whose clients all failed by the same error, while other clients trained."""
         errors: dict[float, set[str]] = defaultdict(set)
         for node_id, sampled in self.slices.items():
             # Without numbers, because a shape in an error may have the size of the client's batch.

@@ -1,6 +1,6 @@
 """Simulated devices: speed, availability and power of the clients' devices.
 
-Random draws are functions of (seed, round, partition, rate), so there is no state between rounds.
+Random draws are functions of the seed, the round, the partition and the rate. So no state is stored between rounds.
 """
 
 import math
@@ -53,7 +53,7 @@ Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One client in one round: the values that determine the random draws for its device."""
+    """A client in a round: the values on which the random draws for its device depend."""
 
     seed: int
     server_round: int
@@ -61,12 +61,12 @@ class Turn:
     rate: float
 
     def draws(self, purpose: str) -> random.Random:
-        """Return a random generator for one kind of draw, ``purpose``."""
+        """Return a random generator for one kind of random draw, which ``purpose`` names."""
         return generator(self.seed, f"device-{purpose}", self.server_round, self.partition)
 
     @property
     def progress(self) -> float:
-        """Random fraction of the work that a client has done when its device drops out."""
+        """Fraction of its work that a client has done when its device drops out, as a random draw."""
         return self.draws("reached").random()
 
 
@@ -76,7 +76,8 @@ class Devices:
     Parameters
     ----------
     profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
-        Profiles by level or rate. A rate without a profile has the profile of the next larger rate, or of the largest.
+        Profiles by level or rate. A rate without a profile uses the profile of the next larger rate; the largest
+        profile if no larger rate has one.
     work : Workload
         Function that returns the number of multiplications of a client, such as a ``TrainingCost`` of this module.
     deadline : float
@@ -100,15 +101,15 @@ class Devices:
         return self._profiles[min((level for level in self._profiles if level >= rate), default=max(self._profiles))]
 
     def is_away(self, turn: Turn) -> bool:
-        """Whether the client's device is unavailable in the round."""
+        """Whether the client's device is unavailable for the whole round."""
         return turn.draws("away").random() >= self.profile(turn.rate).available
 
     def drops_out(self, turn: Turn) -> bool:
-        """Whether the client's device drops out before it has sent its reply."""
+        """Whether the client's device drops out during the round, before it has sent its reply."""
         return turn.draws("drop-out").random() < self.profile(turn.rate).drop_out
 
     def step_share(self, turn: Turn) -> float:
-        """Return the fraction of local steps that a client runs."""
+        """Return the fraction of the local steps that the client runs in the round."""
         return turn.draws("work").uniform(self.profile(turn.rate).least_work, 1.0)
 
     def costs(self, turn: Turn, macs: float, down: int, up: int) -> tuple[float, float]:
@@ -143,22 +144,22 @@ PASSES = 3
 
 
 class TrainingCost:
-    """Function that returns the multiplications of a client's training.
+    """Callable that returns the number of multiplications of a client's training in a round.
 
-    The model of each rate is measured once.
+    Multiplications of a forward pass are counted once for the model of each rate.
 
     Parameters
     ----------
     build : Callable[[float], nn.Module]
         Function from a rate to a new model.
     example : torch.Tensor
-        A batch of one input.
+        An example input, as a batch of size 1.
     epochs : int
         Passes over a client's examples in a round.
     inputs : float
-        Number of model inputs in a training example: a row of text is split into several.
+        Number of model inputs for each training example. For text it is above 1, because a row is split into several.
     widths, rates : InnerWidths, Sequence[float]
-        Which smaller models inside the client's model a step trains too, and all rates of the mix.
+        Which smaller models inside the client's model are also trained in a step, and all rates of the mix.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class TrainingCost:
         self._macs = cache(lambda rate: build_and_profile(build, rate, example)[1].macs)
 
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
-        """Return the multiplications of a client's training in a round; kind and partition do not matter."""
+        """Return the multiplications of a client's training in a round. ``kind`` and ``partition`` are ignored."""
         passes = mean_passes(self._widths, rate, self._rates)
         forward = math.fsum(number * self._macs(inner) for inner, number in passes.items())
         return PASSES * self._epochs * examples * (self._inputs * forward)

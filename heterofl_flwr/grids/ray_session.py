@@ -1,4 +1,7 @@
-"""The connection to Ray: it joins a cluster, or starts Ray on this machine and ends it with the last grid."""
+"""The connection to Ray, from the first Ray grid of this process to the last.
+
+It joins a cluster if ``RAY_ADDRESS`` is set. Otherwise it starts Ray on this machine, and ends it with the last grid.
+"""
 
 import logging
 import os
@@ -42,7 +45,7 @@ _SETTINGS = {
 
 
 class Session:
-    """The connection to Ray, shared by all grids of this process."""
+    """The connection to Ray. All grids of this process share it."""
 
     _grids: ClassVar[int] = 0
     _environment: ClassVar[Mapping[str, str]] = {}  # variables with which this process started Ray
@@ -51,7 +54,7 @@ class Session:
 
     @classmethod
     def enter(cls) -> Mapping[str, str]:
-        """Join or start Ray for one more grid; return the environment variables that its actors need."""
+        """Count one more grid, and join or start Ray for the first. Return the environment variables of its actors."""
         environment = _environment()
         with cls._lock, ExitStack() as started:
             if cls._grids == 0:
@@ -61,7 +64,7 @@ class Session:
 
     @classmethod
     def leave(cls) -> None:
-        """Disconnect one grid from Ray. The last one leaves the cluster, or ends Ray if this process started it."""
+        """Count one grid less. After the last one, leave the cluster, or end Ray if this process started it."""
         with cls._lock:
             cls._grids -= 1
             if cls._grids == 0:
@@ -69,9 +72,9 @@ class Session:
 
 
 def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
-    """Join or start Ray, and return the environment variables with which Ray was started.
+    """Join or start Ray. Return the environment variables with which Ray was started; empty if it was joined.
 
-    They are empty if Ray was joined. ``started`` gets callbacks that leave or end Ray.
+    ``started`` gets callbacks that leave or end Ray.
     """
     if ray.is_initialized():
         return {}
@@ -100,14 +103,14 @@ def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str,
 
 
 def _probe(address: str) -> None:
-    """Raise ``OSError`` if nothing listens at an address. One without a port, such as ``auto``, is not checked."""
+    """Raise ``OSError`` if nothing listens at an address. An address without a port (``auto``) is not checked."""
     place = urlsplit(f"//{address.rpartition('://')[2]}")
     if place.port is not None:
         socket.create_connection((place.hostname or "", place.port), SECONDS_TO_CONNECT).close()
 
 
 def _start(environment: Mapping[str, str], started: ExitStack) -> None:
-    """Start Ray on this machine, in a temporary folder. ``started`` gets callbacks that end Ray and remove it."""
+    """Start Ray on this machine with a temporary folder. ``started`` gets callbacks that end Ray and remove it."""
     default, short = tempfile.gettempdir(), Path("/tmp")  # noqa: S108  # on purpose
     folder = tempfile.mkdtemp(prefix="ray-", dir=short if len(default) >= LONGEST and short.is_dir() else default)
     started.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -128,14 +131,14 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
 
 
 def _read_authentication() -> None:
-    """Make Ray read its authentication mode from the environment again; Ray reads it only on import."""
+    """Make Ray read its authentication mode from the environment again. By itself, Ray reads it only on import."""
     native: Any = ray._raylet
     native.AuthenticationTokenLoader.instance().reset_cache()
     native.Config.initialize("")
 
 
 def shut_down() -> None:
-    """Leave Ray, and wait for the end of all processes of Ray that this process started."""
+    """Disconnect from Ray; wait until all of Ray's processes that this process has started are at an end."""
     node: Any = ray._private.worker._global_node
     started: list[Any] = [info.process for infos in node.all_processes.values() for info in infos] if node else []
     ray.shutdown()
@@ -145,7 +148,7 @@ def shut_down() -> None:
 
 
 def check_alive() -> None:
-    """Raise ``HeteroFLError`` if a process of Ray that this process started has ended. Else calls would hang."""
+    """Raise ``HeteroFLError`` if a process of a Ray that this process started has died. Otherwise calls would hang."""
     node: Any = ray._private.worker._global_node
     for name in ("gcs_server", "raylet"):
         for info in node.all_processes.get(name, ()) if node else ():
@@ -156,7 +159,7 @@ def check_alive() -> None:
 
 
 def _init(**options: Any) -> None:
-    """Call ``ray.init`` without output. Restore the signal handler that it replaces."""
+    """Call ``ray.init`` without output, and undo its change of the handler of SIGTERM."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
@@ -167,7 +170,7 @@ def _init(**options: Any) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return environment variables for actors: import path of this process, and one thread for each library."""
+    """Return environment variables for actors, such as the import path, and one thread for each numerical library."""
     modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     inherited = {name: os.environ[name] for name in (VARIABLE, SHARED) if name in os.environ}

@@ -11,23 +11,23 @@ from heterofl_flwr.transport.relay import Relay
 
 
 class Windowed(Relay):
-    """Proxy for a grid that limits the number of messages in flight, and so the memory for replies.
+    """Proxy for a grid that limits the number of messages in flight, and thereby the memory for replies.
 
-    A message is in flight until its reply is yielded by the generator that ``send_and_receive`` returns. Replies are in
-    the order of the messages. If the strategy aggregates replies one by one, a round with any number of clients needs
-    memory for ``window`` replies. More messages are sent when half of the window is free, so that a ``LocalGrid`` can
+    A message is in flight until ``send_and_receive`` yields its reply. Replies are yielded in the order of the
+    messages. If the strategy aggregates replies one by one, a round needs memory for ``window`` replies, however many
+    clients it has. When half of the window is free, as many messages are sent together, so that a ``LocalGrid`` can
     group them.
 
-    All other methods are those of ``grid``, which the caller must close. ``push_messages``, which rounds with spare
-    clients use, is not limited.
+    All other methods pass calls on to ``grid``, which the caller must close. Messages that are sent by
+    ``push_messages``, as in rounds with spare clients, are not limited.
 
     Parameters
     ----------
     grid : Grid
         Any grid of Flower, or a ``LocalGrid``.
     window : int
-        Maximum number of messages in flight. Use at least twice the number that the grid runs at once, or some workers
-        are idle.
+        Maximum number of messages in flight. Use at least twice the number of clients that the grid runs at once. With
+        less, some workers are idle.
     """
 
     def __init__(self, grid: Grid, window: int) -> None:
@@ -36,9 +36,9 @@ class Windowed(Relay):
         self._window = window
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send the first messages, and return a generator of replies that sends the other messages.
+        """Send the first messages, and return a generator of replies. It sends the other messages as replies arrive.
 
-        ``timeout`` seconds after this call, missing replies are left out and no more messages are sent. The time in
-        which the strategy works on replies counts too.
+        The generator ends ``timeout`` seconds after this call: missing replies are left out and no more messages are
+        sent. Time in which the strategy works on replies counts too.
         """
         return exchange(self._grid, messages, window=self._window, timeout=timeout)

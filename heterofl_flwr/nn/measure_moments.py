@@ -20,16 +20,16 @@ JOINT = ("cuda",)
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return a dictionary from name to layer of a model's batch norm layers, in the model's order."""
+    """Return the batch norm layers of a model by name, in the order of the model."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
 
 
 def collect_moments(
     model: nn.Module, batches: Iterable[torch.Tensor], kind: Variant = "paper", *, together: int = 1
 ) -> Moments:
-    """Measure the inputs of every batch norm layer in one pass over ``batches``.
+    """Return means and variances of the inputs of every batch norm layer, measured in one pass over ``batches``.
 
-    Batch norm layers normalise by the statistics of each batch, as in training; all other modules run in evaluation
+    Batch norm layers normalise by the statistics of each batch, as in training. All other modules run in evaluation
     mode. The model, its modes and its buffers are restored afterwards. A model without batch norm is not run.
 
     Parameters
@@ -39,13 +39,13 @@ def collect_moments(
     batches : Iterable[torch.Tensor]
         Inputs without labels, on the model's device.
     kind : Variant
-        ``paper``: the cumulative average over batches of batch mean and unbiased batch variance, as in
-        ``BatchNorm2d(momentum=None)``. ``fixed``: moments pooled over all samples and positions. The batch size then
-        only matters because earlier layers normalise by batch.
+        With ``paper``, the batch means and the unbiased batch variances are averaged over batches, as in
+        ``BatchNorm2d(momentum=None)``. With ``fixed``, mean and variance are those of all samples and positions
+        together. The batch size then matters only because earlier layers normalise by batch.
     together : int
-        Maximum number of batches of equal shape in one pass. More than 1 is faster for small batches. Each batch is
-        still normalised by its statistics. This needs a model in which only batch norm mixes the examples of a batch,
-        and in which the first dimension is always that of the examples.
+        Maximum number of batches of equal shape in one forward pass. More than 1 is faster for small batches. Each
+        batch is still normalised by its statistics alone. The model must meet two conditions: only batch norm mixes the
+        examples of a batch, and the first dimension is always that of the examples.
     """
     Fidelity(moments=kind)
     if together < 1:
@@ -71,7 +71,7 @@ def collect_moments(
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Within this context, layers may be changed. Modes, attributes and buffers are restored on exit."""
+    """Within this context, layers may be changed. On exit, modes, attributes and buffers become what they were."""
     before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -103,9 +103,9 @@ def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Te
 class _Sums:
     """Running sums of the moments of one batch norm layer.
 
-    The constructor replaces the layer's ``forward`` by a method that measures: the layer writes each batch's mean and
-    variance, which it computes anyway, into its running statistics. The sums stay on the layer's device, so that no
-    batch waits for a GPU.
+    The constructor replaces the layer's ``forward`` by that of this class. With momentum 1, the layer writes each
+    batch's mean and variance, which it computes anyway, into its running statistics. From there they are added to the
+    sums. The sums stay on the layer's device, so that no batch waits for a copy from a GPU.
     """
 
     def __init__(self, name: str, layer: _BatchNorm, kind: Variant, place: torch.Tensor) -> None:
@@ -122,13 +122,13 @@ class _Sums:
         vars(layer)["forward"] = self.forward
 
     def moments(self, batches: int) -> LayerMoments:
-        """Return the moments of ``batches`` batches. With ``paper``, several calls in one batch are averaged."""
+        """Return the moments of ``batches`` batches. ``paper`` averages over several calls in one batch."""
         count = min(self.count, batches) if self.kind == "paper" else self.count
         calls = self.count / count if count else 1
         return LayerMoments(count, (self.first_sum / calls).cpu(), (self.second_sum / calls).cpu())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # the parameter's name in torch
-        """Normalise each batch by its mean and variance, and add these to the sums."""
+        """Return the input with each batch normalised by its mean and variance, and add these to the sums."""
         if len(input) % self.batches:
             raise DataError(
                 f"batch norm layer {self.name} got an input of shape {tuple(input.shape)}, which is not made of "
@@ -147,13 +147,13 @@ class _Sums:
         return outputs[0] if self.batches == 1 else torch.cat(outputs)
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise one batch of shape (examples, channels, ...), and add its moments."""
+        """Normalise one batch of shape (examples, channels, ...), and add its mean and variance to the sums."""
         output: torch.Tensor = self.normalise(x)  # writes the batch's moments into the layer's buffers
         self._add(x, self.layer.running_mean, self.layer.running_var)
         return output
 
     def _normalise_jointly(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise several batches in one call, in which each (batch, channel) pair is a channel."""
+        """Normalise several batches in one call, with the channels of all batches side by side as separate channels."""
         layer, number = self.layer, self.batches
         wide = x.reshape(number, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (examples, batches * channels, ...)
         tensors = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
@@ -163,7 +163,7 @@ class _Sums:
         return output.reshape(-1, number, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
 
     def _add(self, x: torch.Tensor, *moments: torch.Tensor | None) -> None:
-        """Add the means and variances of one or several batches; ``x`` has the batches side by side in the channels."""
+        """Add means and variances of one or several batches to the sums. In ``x``, their channels are side by side."""
         # A layer in half precision computes its moments in half precision, so compute them again in float32.
         half = x.dtype in (torch.float16, torch.bfloat16)
         axes = [axis for axis in range(x.dim()) if axis != 1]

@@ -21,7 +21,7 @@ those in between (the sandwich rule). ``all``: all widths.
 
 
 def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> Mapping[float, float]:
-    """Return the mean number of passes through each rate's model in one training step, as a dictionary by rate.
+    """Return, by rate, how often a training step runs the model of this rate on average.
 
     ``largest`` is the rate of the client, and ``rates`` are all rates of the mix.
     """
@@ -38,7 +38,7 @@ def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> 
 
 
 class InnerWidth:
-    """A smaller model that uses the first entries of the parameters of a larger model.
+    """A smaller model that computes with the first entries of a larger model's parameters.
 
     ``smaller`` provides the structure and the buffers; its parameters are not used.
     """
@@ -53,10 +53,10 @@ class InnerWidth:
 
 
 class Nested(nn.Module):
-    """A model together with smaller models, which use the first entries of its parameters.
+    """A model together with smaller models that compute with the first entries of its parameters.
 
-    ``forward`` runs the full model. The parameters of ``model`` are the only ones that are trained. Random draws use
-    torch's global generator.
+    ``forward`` runs the full model. Only the parameters of ``model`` are trained. Random draws use torch's global
+    generator.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class Nested(nn.Module):
         return logits
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of the models that this step trains, the smallest first. Which these are may be random."""
+        """Return the logits of each model that this step trains, the smallest model first. The choice may be random."""
         inner = self._draw()
         outer = [] if self.widths == "ordered" and inner else [self(x)]
         return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + outer

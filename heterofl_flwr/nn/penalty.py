@@ -1,4 +1,4 @@
-"""Penalties on a client's loss: quadratic forms, which training applies without autograd, and other functions."""
+"""Penalties on a client's loss: quadratic functions of the model, which need no autograd, and any other functions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Term = Callable[[nn.Module], Tensor | float]
 
 
 class AlignedQuadratic(NamedTuple):
-    """A quadratic penalty with tensors in the order of ``model.parameters()``; empty lists for absent terms."""
+    """A quadratic penalty whose tensors are in the order of ``model.parameters()``. Lists of absent terms are empty."""
 
     strength: float
     centers: Sequence[Tensor]
@@ -30,7 +30,7 @@ class Quadratic:
     strength
         Weight of the quadratic term.
     center, direction
-        Tensors by parameter name; a parameter without an entry has no such term.
+        Tensors by parameter name. A parameter that is missing in one of them lacks the term with this tensor.
     """
 
     strength: float = 0.0
@@ -57,7 +57,6 @@ class Quadratic:
         return torch.stack(terms).sum()
 
     def _moved_to(self, parameter: Tensor, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return a tensor of ``tensors`` on the parameter's device and in its dtype. It is moved only once."""
         key = id(tensors), name
         self._moved[key] = self._moved.get(key, tensors[name]).to(parameter)
         return self._moved[key]
@@ -74,7 +73,7 @@ class Quadratic:
 
     @classmethod
     def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
-        """Return a penalty that equals the sum of penalties except for a constant."""
+        """Return one penalty for several: their sum, up to a constant without influence on gradients."""
         total = cls()
         for quadratic in quadratics:
             strength = total.strength + quadratic.strength
@@ -91,13 +90,13 @@ class Quadratic:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Penalty:
-    """The sum of a quadratic penalty and other functions of the model."""
+    """The sum of a quadratic penalty and other functions of the model. It is false if it has no terms."""
 
     quadratic: Quadratic | None = None
     terms: Sequence[Term] = ()
 
     def __bool__(self) -> bool:
-        """Return whether there is a penalty."""
+        """Return whether the penalty has any terms."""
         return self.quadratic is not None or bool(self.terms)
 
     def __call__(self, model: nn.Module) -> Tensor | float:

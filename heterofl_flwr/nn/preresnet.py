@@ -17,7 +17,10 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    """Convolutions (output channels, size, stride), each after Scaler, norm and ReLU, with a shortcut around all."""
+    """Convolutions with a shortcut around all of them. Before each come Scaler, norm and ReLU.
+
+    ``convolutions`` has the output channels, the kernel size and the stride of each.
+    """
 
     def __init__(
         self, inputs: int, convolutions: Sequence[tuple[int, int, int]], *, norm: str, scaler: nn.Module
@@ -34,7 +37,7 @@ class _Block(nn.Module):
         self.shortcut = _conv(inputs, channels, 1, total) if total != 1 or inputs != channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output. The input of a shortcut convolution is the first activation."""
+        """Return the block's output. A convolution in the shortcut reads the first activation."""
         y, activation = x, x
         for number in self._numbers:
             y = F.relu(getattr(self, f"norm{number}")(self.scaler(y)))
@@ -44,14 +47,14 @@ class _Block(nn.Module):
 
 
 class PreResNet(nn.Module):
-    """The paper's residual network: a 3x3 convolution, stages of pre-activation blocks, a linear classifier.
+    """The paper's residual network: a 3x3 convolution, four stages of pre-activation blocks, and a linear classifier.
 
-    The strides of the stages are 1, 2, 2, 2. For the other parameters see ``CNN``.
+    The stages have strides 1, 2, 2 and 2. The other parameters are documented at ``CNN``.
 
     Parameters
     ----------
     blocks : Sequence[int]
-        Number of blocks of each stage. The published results use (1, 1, 1, 2); the authors' later code has (2, 2, 2,
+        Number of blocks of each stage. The published results use (1, 1, 1, 2). The authors' later code has (2, 2, 2,
         2).
     """
 
@@ -103,6 +106,6 @@ class PreResNet(nn.Module):
 
 
 class BottleneckPreResNet(PreResNet):
-    """A ``PreResNet`` with bottleneck blocks; (3, 4, 6, 3) blocks make the 50-layer network."""
+    """A ``PreResNet`` with bottleneck blocks. With (3, 4, 6, 3) blocks it is the 50-layer network."""
 
     bottleneck = True

@@ -44,7 +44,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class MixProfile:
-    """Mean costs per client of a mix. ``ratio`` is the mean number of parameters, divided by the global model's."""
+    """Mean costs of a client in a mix. ``ratio`` is the mean number of parameters divided by the global model's."""
 
     parameters: float
     macs: float
@@ -53,18 +53,18 @@ class MixProfile:
 
 
 def _lstm_flops(x: Sequence[int], of_x: Sequence[int], of_hidden: Sequence[int], *_: object, **__: object) -> int:
-    """Return the floating point operations of a call of torch's LSTM operator, which computes one direction.
+    """Return the floating point operations of a call of torch's LSTM operator, which torch's counter does not know.
 
-    All arguments are shapes; ``x`` is (time, batch, features). Torch's counter does not know this operator.
+    The operator computes one direction. All arguments are shapes; ``x`` is (time, batch, features).
     """
     return 2 * math.prod(x[:-1]) * (math.prod(of_x) + math.prod(of_hidden))
 
 
 def profile(model: nn.Module, example_input: object) -> Profile:
-    """Return the costs of a model; multiplications are those of a forward pass on ``example_input``.
+    """Return the costs of a model; its multiplications are counted in a forward pass on ``example_input``.
 
     ``example_input`` is a tensor, a tuple of arguments or a mapping of keyword arguments. The pass runs on the model's
-    device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
+    device. On ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
     device = device_of(model)
     probe = copy_exchanged(model).eval()
@@ -83,9 +83,9 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 def _flop_counter() -> Iterator["FlopCounterMode"]:
     """Within this context, count floating point operations, without loading torch's compiler.
 
-    Torch excludes its counter from compilation when it first counts, and loads the compiler for that, which takes
-    seconds. It stores the excluded function in the attribute ``__dynamo_disable``. If that is set already, the compiler
-    is not loaded.
+    When torch's counter is first used, torch excludes it from compilation, and loads the compiler to do so. That takes
+    seconds. Torch marks the excluded function by its attribute ``__dynamo_disable``. If the mark is set beforehand,
+    torch does not load the compiler.
     """
     from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode  # loads triton, which no client needs
 
@@ -104,9 +104,9 @@ def _flop_counter() -> Iterator["FlopCounterMode"]:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Within this context, attention is computed by matrix products instead of fused operators.
+    """Within this context, compute attention by matrix products, not by fused operators.
 
-    The counter supports matrix products on every device.
+    Torch's counter supports matrix products on every device.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -118,10 +118,10 @@ def _plain_attention() -> Iterator[None]:
 
 
 def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) -> tuple[nn.Module, Profile]:
-    """Return a new model of a rate, and its profile. The global random generators do not change.
+    """Return a new model of a rate, and its profile. The state of the global random generators does not change.
 
-    The model is built on the CPU. On ``meta``, torch would load its compiler for batch norm, which takes longer than
-    the pass.
+    The model is built on the CPU. On the ``meta`` device, torch would load its compiler for batch norm, which takes
+    longer than the forward pass.
     """
     with kept_random_state():
         model = build(rate)
@@ -129,7 +129,7 @@ def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) ->
 
 
 def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
-    """Return the mean costs over the clients of a mix. ``profiles`` has the costs of each rate's model."""
+    """Return the mean costs of a client in a mix. ``profiles`` has the costs of the model of each rate."""
     means = {
         field.name: mix.mean({rate: getattr(cost, field.name) for rate, cost in profiles.items()})
         for field in fields(Profile)

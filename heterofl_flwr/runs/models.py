@@ -1,4 +1,4 @@
-"""Writing and loading of each level's final model in a run's folder."""
+"""Writing and loading of the final model of each level, in a run's folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,10 +37,10 @@ def save_models(
     levels: Mapping[float, State] | None = None,
     record: RoundRecord | None = None,
 ) -> None:
-    """Write the model of each rate as a safetensors and a JSON file.
+    """Write a safetensors file and a JSON file for the model of each rate.
 
-    A model is a slice of the global model. Load it with ``load_model``, or without batch norm and spectral norm by
-    ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)``.
+    Each model is a slice of the global model. Load it with ``load_model``. A model without batch norm and spectral norm
+    can also be loaded by ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)``.
 
     Parameters
     ----------
@@ -49,18 +49,19 @@ def save_models(
     build : Callable[[float], nn.Module]
         Function from a rate to a new model.
     rates : Sequence[float]
-        The rates; the largest is that of the global model.
+        The rates of the models to write; the largest is the global model's.
     state : State
         The global model's parameters.
     moments : Mapping[float, Moments] | None
-        Static batch norm moments by rate, measured on the model of the rate. They cannot be sliced from the global
-        model's moments, because the same channels have other activations in a smaller model.
+        Static batch norm moments, measured on the model of each rate. They cannot be sliced from the global model's
+        moments, because the same channels have other activations in a smaller model.
     slices : Mapping[float, SliceFunction] | None
-        Functions that select the entries of each smaller model, by rate; by default the first along each axis.
+        For each rate, the function that selects the entries of the model. By default, the first entries along each
+        axis.
     levels : Mapping[float, State] | None
-        Parameters whose values differ from those of the slice, by rate.
+        For each rate, parameters that have other values than the global model.
     record : RoundRecord | None
-        Record of the latest round with an evaluation, for the metrics in the JSON files.
+        Record of the latest round with an evaluation. Its metrics are written into the JSON files.
     """
     largest = max(rates)
     models = {rate: new_model(build, rate) for rate in rates}
@@ -95,9 +96,9 @@ _REMEDY = "a run writes it when it ends: go on with it, or run it anew"
 
 
 def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return a dictionary from level to the content of its model's JSON file, the largest level first.
+    """Return the contents of the models' JSON files, as a dictionary from level to content, the largest level first.
 
-    A run writes these files at its end. A run with personal parameters writes none.
+    The files are written at the end of a run. A run with personal parameters writes none.
     """
     models: dict[str, dict[str, Any]] = {}
     for path in folder.models.glob("*.json"):
@@ -111,14 +112,14 @@ def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
-    """Return a level's final model in evaluation mode, with its batch norm moments.
+    """Return the final model of a level in evaluation mode, with its batch norm moments.
 
     Parameters
     ----------
     folder : RunFolder
         Folder of a finished run.
     name : str
-        The level, which is a file name in ``models/`` without its suffix.
+        The level. It is also the name of the model's file in ``models/``, without suffix.
     build : Callable[[float], nn.Module]
         The run's function from a rate to a new model.
 

@@ -16,10 +16,10 @@ from heterofl_flwr.transport.arrays import moments_by_rate
 
 
 class Recorder(RoundCallback):
-    """Callback that writes the folder of a run during the run.
+    """Callback that writes the folder of a run while the run goes on.
 
-    Before a resumed run starts, it removes files of rounds that will run again. After the first of these rounds, it
-    removes the final models, which are outdated then.
+    When a run is resumed, the files of rounds after the checkpoint are removed at the start, because these rounds run
+    again. The final models are outdated as soon as one more round has run, and are then removed.
 
     Parameters
     ----------
@@ -28,8 +28,8 @@ class Recorder(RoundCallback):
     every : int | str
         Rounds between checkpoints, or seconds such as ``"30s"``. The final round always has a checkpoint.
     costs : Costs | None
-        Object that measures the costs of the models. It is needed for savings in the report and for writing final
-        models.
+        Object that measures the costs of the models. Without it, the report shows no savings and no final models are
+        written.
     models : bool
         Whether to write each level's final model. Use False if the global state lacks some parameters of the model.
     """
@@ -48,11 +48,11 @@ class Recorder(RoundCallback):
 
     @property
     def oldest_checkpoint(self) -> int:  # type: ignore[override]
-        """Round of the older one of the two checkpoints in the folder; 0 if there are fewer than two."""
+        """Round of the older of the folder's two checkpoints; 0 if there are fewer than two."""
         return self._saved_rounds[0]
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Prepare the folder for the first round of this start, and write the costs of the models."""
+        """Prepare the folder for rounds from ``first_round`` on, and write the costs of the models into it."""
         if not self.folder.started:
             self.folder.start({})
         records = self.folder.history()
@@ -81,7 +81,7 @@ class Recorder(RoundCallback):
             self._note_evaluation(record)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Write the round's record. Write a checkpoint if it is time for one."""
+        """Write the round's record, and a checkpoint if one is due. Return False, because the run should go on."""
         self.folder.append(progress.record)
         self.folder.drop_models()
         record, self._progress = progress.record, progress
@@ -123,7 +123,7 @@ class Recorder(RoundCallback):
         self.folder.unlock()
 
     def _note_evaluation(self, record: RoundRecord) -> bool:
-        """Remember the record if its round has an evaluation; return whether it has."""
+        """If the record's round has an evaluation, remember the record. Return whether it has one."""
         if evaluated := bool(record.evaluate or record.evaluate_by_level):
             self._evaluated = record
         return evaluated

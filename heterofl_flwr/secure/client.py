@@ -1,8 +1,8 @@
 """A client's side of a round of secure aggregation: its answers to five questions of the server.
 
 The answers are, in order: its public keys; shares of its private key; its masked change; shares that unmask the sum;
-shares that unmask the classifier rows of the sum. Between answers the client stores a text with its secrets and the
-name of the next question. It rejects a question that is repeated or out of turn. A new round begins with new keys.
+shares that unmask the classifier rows of the sum. Between answers, the client stores a text with its secrets and the
+name of the next question. It rejects a question that is repeated or out of turn. In a new round, it makes new keys.
 """
 
 import json
@@ -22,14 +22,14 @@ Fill = Callable[[Roster, Plan, int], crypto.Words]
 
 
 class Dealt(NamedTuple):
-    """Encrypted secret shares for each receiving client, and the joined hashes of each receiver's shares."""
+    """Encrypted shares of secrets, one entry for each receiving client, and a hash of each entry's shares."""
 
     sealed: list[bytes]
     hashes: list[bytes]
 
 
 class Masked(NamedTuple):
-    """A client's masked change, encrypted shares of the seeds of its masks, and a hash of each seed."""
+    """A client's masked change. With it go encrypted shares of the seeds of its masks, and a hash of each seed."""
 
     vector: crypto.Words
     shares: Dealt
@@ -37,26 +37,29 @@ class Masked(NamedTuple):
 
 
 def make_keys() -> tuple[list[bytes], bytes]:
-    """Return two new public keys, for masks and for encrypting shares, and a text with the private keys to store."""
+    """Return two new public keys, for masks and for encrypting shares, and a text with the two private keys.
+
+    The client stores the text.
+    """
     (mask, public), (box, box_public) = crypto.new_pair(), crypto.new_pair()
     return [public, box_public], json.dumps({"next": "shares", "mask": mask.hex(), "box": box.hex()}).encode()
 
 
 class NodeRecords(Protocol):
-    """Storage of a node for named records, which outlive its process and the run."""
+    """Storage of a node for named records. They remain after its process and the run have ended."""
 
     def read(self, name: str) -> bytes | None:
-        """Return a record; None if there is none."""
+        """Return the record with this name; None if it does not exist."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a record to the disk."""
+        """Write the record with this name to the disk."""
 
 
 class MaskedRounds:
-    """For each run, the last round in which this client masked a change. It masks only one change in a round.
+    """For each run, the last round in which this client masked a change. Each round allows only one masked change.
 
-    If a round were summed twice, once without a client, the difference would be the change of this client. ``memory``
-    is deleted with the node's Flower context; ``records`` outlive it.
+    With two sums of the same round, one of them without this client, the server could compute this client's change as
+    their difference. ``memory`` is deleted with the node's Flower context. ``records`` remain.
     """
 
     KEY = "masked-rounds"
@@ -65,7 +68,7 @@ class MaskedRounds:
         self._memory, self._records = memory, records
 
     def last(self, run: int) -> int:
-        """Return the last round of a run in which this client masked a change; 0 if there is none."""
+        """Return the last round of a run in which this client masked a change; 0 if it masked none."""
         rounds = [json.loads(self._memory.get(self.KEY, b"{}")).get(str(run), 0)]
         if self._records is not None and (record := self._records.read(f"{self.KEY}-{run:016x}")) is not None:
             if not record.isdigit():
@@ -77,7 +80,7 @@ class MaskedRounds:
         return int(max(rounds))
 
     def check(self, run: int, server_round: int) -> None:
-        """Raise ``ReplyError`` unless ``server_round`` is later than the last round with a masked change."""
+        """Raise ``ReplyError`` if this client masked a change in ``server_round`` or in a later round of the run."""
         if server_round <= (masked_round := self.last(run)):
             raise ReplyError(
                 f"round {server_round} of this run asks for a masked change a second time, which two sums could tell "
@@ -85,7 +88,7 @@ class MaskedRounds:
             )
 
     def note(self, run: int, server_round: int) -> None:
-        """Record a round; call this before its masked change leaves the node."""
+        """Record that a change is masked in a round. Call this before the change leaves the node."""
         self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
         self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()
@@ -97,7 +100,7 @@ class ClientRound:
     """One client in a round of secure aggregation.
 
     ``secrets`` is the text that the client stored after its previous answer. ``roster`` describes the clients of the
-    round; None if ``secrets`` already contains it.
+    round. It is None if ``secrets`` contains it.
     """
 
     def __init__(self, secrets: bytes, roster: Roster | None = None) -> None:
@@ -105,7 +108,7 @@ class ClientRound:
         self.roster = roster or Roster.from_bytes(self._secrets.get("roster"))
 
     def private(self, use: str) -> bytes:
-        """Return a private key of this client: ``mask`` for masks, or ``box`` for encrypting shares."""
+        """Return this client's private key for a use: ``mask`` for masks, or ``box`` for encrypting shares."""
         return bytes.fromhex(self._secrets[use])
 
     @cached_property
@@ -118,9 +121,10 @@ class ClientRound:
         return numbers[0]
 
     def share_keys(self, holders: int = 2) -> tuple[Dealt, bytes]:
-        """Split the private mask key into a share for each client; return the encrypted shares and the text to store.
+        """Split the private mask key into a share for each client.
 
-        If the server would unmask sums of fewer than ``holders`` clients, raise ``ReplyError``.
+        Return the encrypted shares, and the text to store. Raise ``ReplyError`` if the server would unmask sums of
+        fewer than ``holders`` clients.
         """
         self._turn("shares")
         roster = self.roster
@@ -134,10 +138,10 @@ class ClientRound:
         return dealt, self._keep(next="train", roster=roster.to_bytes().decode())
 
     def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
-        """Mask this client's change, which ``fill`` returns; return the masked change and the text to store.
+        """Return this client's masked change, and the text to store. ``fill`` returns the change without masks.
 
-        ``members`` are the clients that sent shares of their private keys; ``keys`` are the shares for this client. The
-        round is recorded in ``rounds``, and ``ReplyError`` is raised if it is there already.
+        ``members`` are the clients that sent shares of their private keys. ``keys`` has the shares for this client. The
+        round is recorded in ``rounds``. If it is already recorded, ``ReplyError`` is raised.
         """
         self._turn("train")
         roster, view = self.roster, self.roster.view(members)
@@ -157,13 +161,13 @@ class ClientRound:
         return Masked(vector, self._deal(members, view, shares), [crypto.digest(seed) for seed in seeds]), secrets_saved
 
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
-        """Return, for each member, the shares of its secrets that this client received; and the text to store.
+        """Return shares of each member's secrets, which this client received from the member; and the text to store.
 
-        ``survivors`` are the members whose masked change arrived; ``seeds`` are the encrypted shares of the seeds of
-        their masks. For a survivor the result has shares of its seeds, and for any other member shares of its private
-        key. The server gets only one answer in a round, so it never gets both for the same client. Seeds for classifier
-        rows, and for entries that too few survivors hold, are left out. If a member's shares do not match their hashes,
-        its entry is empty.
+        ``survivors`` are the members whose masked change arrived. ``seeds`` has the encrypted shares of the seeds of
+        their masks. The result has a survivor's shares of seeds, but any other member's shares of its private key. The
+        server gets only one answer in a round, so it never gets both for the same member. Seeds for classifier rows are
+        left out. So are seeds for entries that are in the slices of too few survivors. If a member's shares do not
+        match their hashes, its entry in the result is empty.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -181,10 +185,10 @@ class ClientRound:
         return answer, self._keep(next="rows", survivors=list(survivors), seeds=_as_text(seeds), keys=[[], []])
 
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
-        """Return, for each survivor, the shares of its seeds for classifier rows that this client received.
+        """Return shares of each survivor's seeds for classifier rows, which this client received from the survivor.
 
-        ``numbers`` has, for each part of the sum to unmask, the number of clients that have its rarest row. If a number
-        is too small, raise ``ReplyError``.
+        ``numbers`` has an entry for each part of the sum to unmask: the number of clients that have the part's rarest
+        row. If the number is too small, ``ReplyError`` is raised.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]
@@ -218,7 +222,7 @@ class ClientRound:
         return self.roster.parts_by_slice(self._secrets["members"])
 
     def _deal(self, receivers: Sequence[int], about: bytes, shares: Sequence[Sequence[bytes]]) -> Dealt:
-        """Return each receiver's shares of several secrets, encrypted so that only the receiver can read them."""
+        """Return, for each receiver, its shares of several secrets. Only the receiver can decrypt them."""
         private, sealed, hashes = self.private("box"), [], []
         for receiver in receivers:
             key = crypto.agree(private, self.roster.public(receiver, 2), about, "share", self.number, receiver)
@@ -228,19 +232,19 @@ class ClientRound:
         return Dealt(sealed, hashes)
 
     def _open(self, sender: int, about: bytes, sealed: bytes, hashes: bytes) -> list[bytes]:
-        """Decrypt the shares from another client; return [] if they do not match ``hashes``."""
+        """Return the decrypted shares from another client; [] if they do not match ``hashes``."""
         public = self.roster.public(sender, 2)
         key = crypto.agree(self.private("box"), public, about, "share", sender, self.number)
         shares = crypto.cut(crypto.unseal(key, sealed))
         return shares if crypto.hash_shares(shares) == hashes else []
 
     def _shares(self, sender: int, view: bytes, sealed: bytes, hashes: bytes) -> dict[Part, bytes]:
-        """Decrypt a survivor's shares of the seeds of its masks; return them by part of the sum."""
+        """Return the decrypted shares of the seeds of a survivor's masks, by part of the sum."""
         shares, parts = self._open(sender, view, sealed, hashes), self._parts[self.roster.clients[sender][0]]
         return dict(zip(parts, shares, strict=True)) if len(shares) == len(parts) else {}
 
     def _check(self, clients: Sequence[int], members: Collection[int], dealt: Dealt) -> None:
-        """Raise ``ReplyError`` if ``clients`` are too few, lack this client, or are not distinct members in order."""
+        """Raise ``ReplyError`` if ``clients`` are too few, lack this client, or are not sorted ``members``."""
         minimum = self.roster.threshold
         if list(clients) != sorted(set(members).intersection(clients)) or {*map(len, dealt)} != {len(clients)}:
             raise ReplyError("the server named other clients than those that take part, or not each of them once")

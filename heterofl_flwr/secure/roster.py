@@ -1,4 +1,4 @@
-"""The roster of a round, which describes its clients, and the parts of the sum, which are unmasked separately."""
+"""The roster of a round: its clients, and the parts of the sum of their changes. Each part is unmasked separately."""
 
 import json
 from collections import Counter
@@ -41,14 +41,15 @@ class Roster:
     bound
         Upper bound on one client's change of an entry.
     rows, extra_rows
-        The parameters whose rows belong to classes, and whether rows beyond the classes count for all clients.
+        Names of the parameters with one row for each class. If some have more rows than there are classes: whether all
+        clients count in the extra rows.
     grid
         With noise, the L2 norm to which a change is clipped and the step size of the noise; otherwise empty.
     plans
-        The distinct slices. For each axis of each parameter: its length in the global model, and the positions in the
-        slice (only their number if they are the first ones).
+        The distinct slices. For each axis of each parameter, they have its length in the global model, and the
+        positions of the slice. If these are the first positions, only their number is stored.
     clients
-        For each client: the index of its slice, its public key for masks and its public key for shares, in hexadecimal.
+        For each client, the index of its slice, its public key for masks and its public key for shares, in hexadecimal.
     """
 
     run: int
@@ -63,7 +64,7 @@ class Roster:
 
     @classmethod
     def of(cls, plans: Sequence[Plan], keys: Sequence[Sequence[bytes]], **values: Any) -> "Roster":
-        """Return a roster; ``plans`` and ``keys`` have the slice and the pair of public keys of each client.
+        """Return the roster of clients whose slices are ``plans`` and whose pairs of public keys are ``keys``.
 
         ``values`` are the other attributes.
         """
@@ -94,30 +95,30 @@ class Roster:
 
     @cached_property
     def digest(self) -> bytes:
-        """Hash of the roster. It enters each key, so clients with different rosters derive different keys."""
+        """Hash of the roster. All keys are derived from it, so clients with different rosters get different keys."""
         return digest(self.to_bytes())
 
     @cached_property
     def slices(self) -> Sequence[Plan]:
-        """The distinct slices, with added entries that count the clients with each classifier row (``with_counts``)."""
+        """The distinct slices. Entries are added that count the clients with each classifier row (``with_counts``)."""
         plans = ({name: tuple(_read(*axis) for axis in axes) for name, axes in plan.items()} for plan in self.plans)
         return with_counts(list(map(Plan, plans)), self.rows)
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """Copies of the slices in which positions with equal holders are merged, so that counting holders is fast."""
+        """Smaller copies of the slices, for fast counts: positions that are in the same slices are merged into one."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
     @cached_property
     def num_rows(self) -> int:
-        """Number of rows of the largest parameter whose rows belong to classes."""
+        """Number of rows of the largest of the parameters ``rows``; 0 if there are none."""
         lengths = (axes[0].size for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
         return max(lengths, default=0)
 
     @property
     def row_groups(self) -> int:
-        """Number of groups into which classifier rows are divided; each group is unmasked separately."""
+        """Number of groups into which the classifier rows are divided. Each group is unmasked separately."""
         return min(self.num_rows, ROW_GROUPS)
 
     def group_of(self, row: int) -> int:
@@ -128,32 +129,35 @@ class Roster:
     def threshold(self) -> int:
         """Number of shares needed to reconstruct a secret: just above two thirds of the number of clients.
 
-        Any two groups that can reconstruct secrets therefore have more than a third of the clients in common.
+        So any two sets of clients that are large enough to do this have more than a third of the clients in common.
         """
         return 2 * len(self.clients) // 3 + 1
 
     @property
     def tolerated(self) -> int:
-        """Number of lying clients that is tolerated, at least 1.
+        """Number of lying clients that the protocol tolerates, at least 1.
 
-        Among more accusers than this, at least one is honest.
+        If more clients than this accuse a client, at least one of them is honest.
         """
         return max(1, len(self.clients) - self.threshold)
 
     def public(self, client: int, use: int) -> bytes:
-        """Return a client's public key: for masks if ``use`` is 1, for encrypting shares if it is 2."""
+        """Return a client's public key for a use: 1 for masks, 2 for encrypting shares."""
         return bytes.fromhex(str(self.clients[client][use]))
 
     def count(self, plan: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
-        """Return the number of these clients that hold each entry of a slice.
+        """Return, for each entry of the slice ``plan``, how many of ``clients`` have the entry in their slices.
 
-        If the slice is one of ``small``, pass ``slices=self.small``.
+        For a slice from ``small``, pass ``slices=self.small``.
         """
         numbers = Counter(self.clients[client][0] for client in set(clients))
         return count_holders(plan, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
 
     def parts(self, plan: Plan, holders: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the part of the sum to which each entry of a slice belongs; 0 for entries with too few holders."""
+        """Return, for each entry of a slice, the part of the sum to which it belongs; 0 if too few clients hold it.
+
+        ``holders`` is the number of clients that hold each entry.
+        """
         parts = np.where(holders >= self.least, holders * (self.row_groups + 1), 0).astype(np.int32)
         for name, tensor in as_state(parts, plan).items():
             if name not in self.rows:
@@ -163,7 +167,7 @@ class Roster:
         return parts
 
     def ring_of(self, part: Part) -> int:
-        """Return the number of clients that hold each entry of a part, which is also the number of its ring."""
+        """Return the ring that contains a part, as a number: how many members hold each of its entries."""
         return part // (self.row_groups + 1)
 
     def is_rows(self, part: Part) -> bool:
@@ -171,24 +175,25 @@ class Roster:
         return part % (self.row_groups + 1) > 0
 
     def open_rings(self, members: Collection[int], survivors: Collection[int]) -> set[int]:
-        """Return the rings that may be unmasked: those in which enough survivors hold each entry.
+        """Return the rings that may be unmasked, because enough survivors hold each of their entries.
 
-        A ring is the set of entries that equally many members hold. Survivors are the members whose change has arrived.
+        A ring is all entries that are held by the same number of members. Survivors are the members whose change has
+        arrived.
         """
         rings, remaining = (self.count(whole(self.small), clients, self.small) for clients in (members, survivors))
         candidates = [int(ring) for ring in np.unique(rings) if ring >= self.least]
         return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
 
     def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
-        """Return, for each slice, the parts of the sum that it contains, sorted.
+        """Return, for each slice, a sorted list of the parts of the sum that it contains.
 
-        Its clients have one seed for each part.
+        A client has one seed for each part of its slice.
         """
         parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
         return [[int(part) for part in parts if part] for parts in parts_by_ring]
 
     def view(self, members: Collection[int]) -> bytes:
-        """Return a hash of the roster and of the clients that remain (``members``). The keys of masks depend on it."""
+        """Return a hash of the roster and of ``members``, the remaining clients. Keys of masks are derived from it."""
         return digest(self.digest, repr(sorted(members)).encode())
 
 

@@ -1,4 +1,4 @@
-"""The chain: server stages before and after the mean of a round's updates."""
+"""The chain of server stages, which work on the updates of a round and on their mean."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,7 @@ REMOTE_CHANGE = 10
 
 
 class Chain:
-    """Stages around a mean. A run has one chain; each round opens the chain, adds updates and closes it.
+    """The server stages of a run, and the mean between them. Each round opens the chain, adds updates and closes it.
 
     Attributes
     ----------
@@ -56,21 +56,21 @@ class Chain:
 
     @property
     def summing(self) -> Conversation | None:
-        """Stage that sums replies itself, as in secure aggregation; None if there is none."""
+        """Stage that replaces the mean by a sum, as in secure aggregation; None in other runs."""
         return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
 
     @property
     def excluded(self) -> dict[int, str]:
-        """Ids of clients that secure aggregation excludes or that lied to it, each with the reason."""
+        """Reason by client id, for clients that secure aggregation excludes, also because they lied to it."""
         return dict(self.summing.excluded) if self.summing else {}
 
     @property
     def skipped(self) -> bool:
-        """Whether the model does not change in this round."""
+        """Whether the stages leave the model unchanged in this round."""
         return self.summing is not None and self.summing.skipped
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
-        """Begin a round; ``remote`` is True if clients are on other machines."""
+        """Begin a round. ``remote`` is True if clients run on other machines."""
         state, limits = context.state, dict(self._limits)
         sums_changes = any(stage.needs.changes for stage in self.stages)
         if remote and not limits["norm_bound"] and not sums_changes:
@@ -95,7 +95,7 @@ class Chain:
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
         """Yield queries to clients before training, and receive the answers.
 
-        The generator returns extra fields of the instruction for each client that may train.
+        The generator returns extra config entries for the instruction of each client that may train.
         """
         return (yield from self.summing.before(clients, self._context)) if self.summing else {}
 
@@ -105,7 +105,7 @@ class Chain:
             yield from self.summing.after(self._context)
 
     def add(self, update: Update) -> None:
-        """Add a client's update to the mean; if it is invalid, raise ``ReplyError`` and change nothing."""
+        """Add a client's update to the mean. If it is invalid, raise ``ReplyError`` without any effect."""
         stages: list[ServerStage] = [stage for stage in reversed(self.stages) if overrides(stage, "on_reply")]
         if self.summing:
             stages = [self.summing]
@@ -123,11 +123,11 @@ class Chain:
 
     @property
     def replies(self) -> int:
-        """Number of updates in this round's mean."""
+        """Number of updates that were added to this round's mean."""
         return self._aggregation.replies
 
     def close(self) -> State:
-        """Return the new model, and end the round."""
+        """End the round, and return the new model."""
         holders, new = self._aggregation.holders, self._aggregation.result()
         shapes = {name: tensor.shape for name, tensor in new.items()}
         for stage in self.stages:
@@ -147,13 +147,13 @@ class Chain:
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the model to evaluate and save, which stages compute from the trained model."""
+        """Return the model to evaluate and save: the trained model ``state``, as changed by the stages."""
         for stage in self.stages:
             state = stage.evaluated(state)
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return a level's values of the parameters that have separate values for each level (``Slicing.by_level``)."""
+        """Return a level's values of the parameters that each level has separately (``Slicing.by_level``)."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
@@ -161,7 +161,7 @@ class Chain:
         return {key: value for stage in self.stages for key, value in stage.metrics().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the stages' tensors for a checkpoint, by ``stage/name``."""
+        """Return the stages' tensors for a checkpoint, named ``stage/name``."""
         return {
             f"{stage_name(stage)}/{key}": _expect(Tensor, tensor, f"{stage_name(stage)}.state, under {key!r},")
             for stage in self.stages
@@ -169,9 +169,10 @@ class Chain:
         }
 
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Permute the channels of the stages' tensors with ``apply``, a function of a parameter's name and a tensor.
+        """Permute the channels of the stages' tensors like those of the parameters to which they belong.
 
-        The name of a stage's tensor ends with the name of its parameter.
+        ``apply(name, tensor)`` permutes one tensor in the order of the parameter ``name``. ``shapes`` has the shape of
+        each parameter. The name of a stage's tensor ends with the name of its parameter.
         """
         for stage in self.stages:
             if tensors := {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}:
@@ -181,7 +182,7 @@ class Chain:
                 })  # fmt: skip
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the tensors of a checkpoint; an empty mapping begins a new run."""
+        """Restore the stages' tensors from a checkpoint. An empty mapping begins a new run."""
         names = [stage_name(stage) for stage in self.stages]
         unknown = [key for key in state if not key.startswith(tuple(f"{name}/" for name in names))]
         if stages := sorted({key.partition("/")[0] for key in unknown}):
@@ -195,7 +196,7 @@ class Chain:
 
 
 def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:
-    """Return a stage's tensors for clients; raise ``ConfigError`` if a name or a shape is not that of a parameter."""
+    """Return a stage's tensors for clients; raise ``ConfigError`` if one has no parameter's name and shape."""
     tensors = stage.broadcast(context)
     for name, tensor in tensors.items():
         if name not in context.state or tensor.shape != context.state[name].shape:
@@ -207,7 +208,7 @@ def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, 
 
 
 def _expect(kind: type[Expected], result: object, source: str) -> Expected:
-    """Return ``result``, which a stage returned; raise ``ConfigError`` if its type is wrong."""
+    """Return ``result``, which a stage has returned; raise ``ConfigError`` if its type is not ``kind``."""
     if not isinstance(result, kind):
         raise ConfigError(f"{source} returned {type(result).__name__}; expected {kind.__name__}")
     return result

@@ -1,6 +1,7 @@
-"""The client half of a stage: a penalty on the client's loss, and a change of the update that it sends.
+"""The client half of a stage: a penalty on the client's loss, and a function that changes the client's update.
 
-The server sends the names and the fields of client stages. Their code is registered in the client's process.
+The server sends the name and the fields of each client stage, but no code. The code must be registered in the client's
+process.
 """
 
 import math
@@ -49,7 +50,7 @@ class Outgoing:
     form, scales
         Name of the encoding, such as ``int8``, and its step sizes.
     labels
-        The classes whose rows of the classifier count; None for all rows.
+        The classes of the client's data. Only these rows of the classifier are averaged; None means all rows.
     num_examples, metrics
         The size of the client's data set, and its metrics.
     fields
@@ -67,7 +68,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReply(Outgoing):
-    """A client's update as the server reads it, with the client's capacity and the size of the arrays in bytes."""
+    """A client's update, as read by the server, with the client's capacity and the arrays' size in bytes."""
 
     metrics: Mapping[str, float]
     capacity: float | None = None
@@ -76,23 +77,24 @@ class TrainReply(Outgoing):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientContext:
-    """The instruction that a client stage works on, and the data of its client.
+    """The instruction that a client stage works on, and the stored data of its client.
 
     Attributes
     ----------
     received
         Function that returns the parameters sent by the server.
     seed
-        Random seed of this run, round and client.
+        Random seed that depends on the run, the round and the client.
     config
         Config of the message.
     learning_rate
-        Learning rate that the server sent; 0 without one.
+        Learning rate that the server sent; 0 if it sent none.
     total_step
-        Sum of the learning rates of the client's local steps so far; 0 before training. On simulated clients with SGD
-        momentum, it is how far these steps would go along a constant gradient of norm 1.
+        Sum of the learning rates of the client's local steps so far; 0 before training. For simulated clients with SGD
+        momentum, it is the distance of these steps along a constant gradient of norm 1.
     broadcast
-        Slices of the tensors that the stage's server half sent (``ServerStage.broadcast``), by parameter name.
+        The client's slices of the tensors that the server half of the stage sent (``ServerStage.broadcast``), by
+        parameter name.
     state
         Tensors that the stage stores on this client between tasks, by name. Assign to it in ``on_update``.
     round_state
@@ -100,7 +102,7 @@ class ClientContext:
     node_config
         Config of the node, which the server cannot set.
     records
-        Records of the node that outlive the run; None without a ``states-path``.
+        Records of the node that remain after the run; None without a ``states-path``.
     """
 
     received: Callable[[], Mapping[str, Tensor]]
@@ -115,15 +117,16 @@ class ClientContext:
     records: NodeRecords | None = None
 
     def stored(self, name: str, like: Tensor) -> Tensor:
-        """Return tensor ``name`` of ``state``; zeros before the first task, or if its shape is not that of ``like``."""
+        """Return tensor ``name`` of ``state``; zeros in the shape of ``like`` if it is missing or has another shape."""
         tensor = self.state.get(name)
         return torch.zeros_like(like) if tensor is None or tensor.shape != like.shape else tensor
 
 
 class ClientStage:
-    """The client half of a stage: a frozen dataclass whose fields the server sends.
+    """The client half of a stage: a frozen dataclass. The server sends the values of its fields.
 
-    Override ``quadratic`` or ``penalty``, and ``on_update``. By default they change nothing.
+    Override ``on_update`` to change the update that is sent. Override ``quadratic`` or ``penalty`` to add a term to the
+    loss. The defaults have no effect.
     """
 
     registered_name: ClassVar[str] = ""
@@ -131,16 +134,19 @@ class ClientStage:
     """True if the stage assigns to ``context.state``; each client then has the same slice in all rounds."""
 
     def quadratic(self, context: ClientContext) -> Quadratic | None:
-        """Return the penalty as a quadratic form, or None. Clients with quadratic penalties can train together."""
+        """Return the penalty as a quadratic form, or None if it has another form or there is none.
+
+        Clients with quadratic penalties can be trained together.
+        """
         return None
 
     def penalty(self, model: nn.Module, context: ClientContext) -> Tensor | float:
-        """Return a term of the client's loss."""
+        """Return a term to add to the client's loss."""
         quadratic = self.quadratic(context)
         return 0.0 if quadratic is None else quadratic(model)
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Return the update to send, for example clipped, compressed or masked."""
+        """Return the update to send, for example a clipped, compressed or masked ``update``."""
         return update
 
 
@@ -165,7 +171,7 @@ Kind = TypeVar("Kind", bound=ClientStage)
 
 
 def client_stage(name: str) -> Callable[[type[Kind]], type[Kind]]:
-    """Register a class as the client stage with this name."""
+    """Return a decorator that registers a class as the client stage ``name``."""
 
     def register(kind: type[Kind]) -> type[Kind]:
         place = f"{kind.__module__}.{kind.__qualname__}"
@@ -183,7 +189,7 @@ def client_stage(name: str) -> Callable[[type[Kind]], type[Kind]]:
 
 
 def _check_class(kind: type[ClientStage]) -> None:
-    """Raise ``ConfigError`` unless a class is a frozen dataclass and overrides only methods that clients call."""
+    """Raise ``ConfigError`` if a class is not a frozen dataclass, or has methods that clients do not call."""
     if not is_dataclass(kind) or not getattr(kind, "__dataclass_params__").frozen:  # noqa: B009 - unknown to mypy
         raise ConfigError(
             f"{kind.__name__}: expected a frozen dataclass, as its fields travel: @dataclass(frozen=True)"
@@ -206,7 +212,7 @@ def _field_types(kind: type[ClientStage]) -> dict[str, Any]:
 
 
 def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
-    """Return the config entries of an instruction for these client stages."""
+    """Return config entries that describe client stages in an instruction."""
     named = {stage.registered_name: stage for stage in stages}
     config: dict[str, Value] = {KEY: ",".join(named)}
     for name, stage in named.items():
@@ -215,7 +221,7 @@ def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
 
 
 def read_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages in an instruction; raise ``ReplyError`` for unknown names and invalid fields."""
+    """Return the client stages that an instruction names; raise ``ReplyError`` for unknown names and invalid fields."""
     names = config.get(KEY, "")
     if not isinstance(names, str) or len(names) > MOST_STAGES * LONGEST_TEXT:
         raise ReplyError(f"the server sent {short_repr(names)} as {KEY}, expected names with commas")
@@ -241,7 +247,7 @@ def _read_stage(name: str, config: Fields) -> ClientStage:
 
 
 def _read_field(key: str, value: object, kind: type[Value]) -> Value:
-    """Return the value of a stage's field; raise ``ReplyError`` for a wrong type, infinite number or long text."""
+    """Return the value of a stage's field; raise ``ReplyError`` for wrong types, infinite numbers and long texts."""
     if kind is float and type(value) is int:
         value = float(value) if abs(value) <= LARGEST_INTEGER else value
     bounded = (

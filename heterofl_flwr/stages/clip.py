@@ -12,18 +12,18 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 @client_stage("clip")
 @group
 class ClientClip(ClientStage):
-    """Clip the change before it is sent."""
+    """Clip the client's change before the client sends it."""
 
     bound: Positive
     """upper bound on the L2 norm of the change of a slice"""
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Return the update with its change clipped."""
+        """Return the update with the client's change clipped."""
         return replace(update, tensors=clipped(context.received(), update.tensors, self.bound))
 
 
 class Clip(ServerStage):
-    """Clip the change of a client's slice, on the client and again on the server."""
+    """Bound the L2 norm of the change of a client's slice. The client clips it, and the server clips it again."""
 
     reads_replies = False
 
@@ -35,6 +35,6 @@ class Clip(ServerStage):
         return ClientClip(bound=float(self.clip))
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Clip the change again, because the client may have skipped it."""
+        """Return the update with the change clipped. The server repeats this, because a client may not have done it."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         return replace(update, tensors=clipped(update.plan.extract(context.state), update.tensors, self.clip))

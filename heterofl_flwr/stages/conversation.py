@@ -1,4 +1,4 @@
-"""Stages that ask clients before and after training and sum their replies: secure aggregation."""
+"""Stages that query clients before and after training, and that sum the replies themselves: secure aggregation."""
 
 from collections.abc import Generator, Mapping
 from typing import TypeVar
@@ -16,16 +16,16 @@ Questions = Generator[Mapping[int, Fields], Mapping[int, Fields], Result]
 
 
 class Conversation(ServerStage):
-    """A server stage that asks clients several questions; its client half is a ``RespondingStage``.
+    """A server stage that queries clients several times in a round. Its client half is a ``RespondingStage``.
 
-    Other stages do not see single replies.
+    Replies are passed to this stage only. Other stages see only their mean.
 
     Attributes
     ----------
     excluded
-        Ids of clients that the stage excludes or that lied to it, each with the reason.
+        Reason by client id, for clients that the stage excludes, also because they lied to it.
     skipped
-        True if the model does not change in this round.
+        True if the stage leaves the model unchanged in this round.
     """
 
     excluded: Mapping[int, str] = {}
@@ -34,16 +34,19 @@ class Conversation(ServerStage):
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Yield queries to clients before training, and receive the answers.
 
-        The generator returns extra fields of the instruction for each client that may train. The updates in ``clients``
-        have no tensors yet.
+        ``clients`` has the updates that are expected, still without tensors. The generator returns extra config entries
+        for the instruction of each client that may train.
         """
         yield from ()
         return {client: {} for client in clients}
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Yield queries to clients after all replies have been added, before the mean is computed."""
+        """Yield queries to clients after their replies have been added, and receive the answers. The mean follows."""
         yield from ()
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:
-        """Return an aggregator that uses this stage's sum, for a round that starts with this state."""
+        """Return an aggregator that computes the mean from this stage's sum.
+
+        ``state`` is the model before the round.
+        """
         raise NotImplementedError(f"{stage_name(self)} has no aggregator")

@@ -1,7 +1,7 @@
-"""SecureSum: the server learns the sum of the clients' changes, and no single change (secure aggregation).
+"""SecureSum: the server learns the sum of the clients' changes, but no single change (secure aggregation).
 
-If slices differ in size, each entry is masked among the clients that hold it, so no client sends more than its slice.
-``heterofl_flwr/secure`` contains the protocol; docs/howto/privacy.md explains who must be trusted.
+With slices of unequal size, each entry is masked only among the clients whose slices contain it. So a client sends no
+more than its slice. ``heterofl_flwr/secure`` contains the protocol. docs/howto/privacy.md explains who must be trusted.
 """
 
 import logging
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @with_options
 class SecureSum(Conversation):
-    """Sum masked changes on the server, and unmask only the sum."""
+    """Server stage that sums masked changes and unmasks only the sum (secure aggregation)."""
 
     name = "SecureSum"
     bound: Positive = 4.0
@@ -73,7 +73,7 @@ class SecureSum(Conversation):
         self._closed: float | None = None  # fraction of the model that was not unmasked
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Begin or resume a run. Clients get new seeds, and liars of the earlier run may take part again."""
+        """Begin or resume a run. Clients get new random seeds. Clients that lied earlier may take part again."""
         self._nonce, self._liars = secrets.randbits(63), {}
 
     def client(self) -> RespondingStage:
@@ -83,7 +83,7 @@ class SecureSum(Conversation):
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Query clients for public keys, then for shares of private keys.
 
-        Return extra fields of the instruction for each client that may train.
+        The generator returns extra config entries for the instruction of each client that may train.
         """
         self._round, self._closed, self.skipped = None, None, False
         self.excluded = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
@@ -112,7 +112,7 @@ class SecureSum(Conversation):
         return fields
 
     def _skip(self, cause: str, context: RoundContext) -> None:
-        """Keep the model unchanged in this round, and log the cause."""
+        """Leave the model unchanged in this round, and log the cause."""
         self.skipped, self._closed = True, 1.0
         logger.warning(
             "round %d: SecureSum opens no sum, and the model stays as it is: %s", context.server_round, cause
@@ -143,7 +143,7 @@ class SecureSum(Conversation):
         )
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Add a masked change to the sum; return an update without tensors."""
+        """Add a client's masked change to the sum. Return the update without tensors."""
         if update.form != FORM or update.client not in self._nodes:
             raise ReplyError(
                 f"reply refused: its change is in the form {update.form}, expected {FORM}: install the same version of "
@@ -155,7 +155,7 @@ class SecureSum(Conversation):
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Query clients for the shares that unmask the sum, then for those that unmask its classifier rows."""
+        """Query clients for the shares that unmask the sum, and then for those that unmask its classifier rows."""
         if self.skipped:
             return
         current = self._current()
@@ -181,7 +181,7 @@ class SecureSum(Conversation):
         self._use(current, context)
 
     def _name_liars(self, current: ServerRound, context: RoundContext) -> None:
-        """Exclude clients that lied from later rounds."""
+        """Exclude the clients that lied in this round from later rounds."""
         named = {self._nodes[number]: reason for number, reason in current.liars.items()}
         self.excluded = {
             **self.excluded,
@@ -197,7 +197,7 @@ class SecureSum(Conversation):
             )
 
     def _use(self, current: ServerRound, context: RoundContext) -> None:
-        """Pass the sum to the mean, unless the norm of the mean change exceeds the bound."""
+        """Pass the unmasked sum to the aggregator. If the L2 norm of the mean change is too large, skip the round."""
         sums, closed = current.sums(), current.closed()
         step = 1.0 if current.roster.grid else self.bound / largest_steps(len(current.members))
         if context.norm_bound:
@@ -228,7 +228,7 @@ class SecureSum(Conversation):
 
 
 class MeanOfSum:
-    """Aggregator that computes the mean from an unmasked sum; single replies are ignored."""
+    """Aggregator that computes the mean from an unmasked sum. It ignores single replies."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -236,15 +236,18 @@ class MeanOfSum:
         self._step = 1.0
 
     def set_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]], step: float) -> None:
-        """Set, for each parameter, the sum in steps and the number of holders; ``step`` is the size of a step."""
+        """Set the unmasked sums: for each parameter, the sum in steps and the number of clients in each entry.
+
+        ``step`` is the size of a step, in the unit of the parameter.
+        """
         self._sums, self._step = sums, step
 
     def add(self, reply: CheckedReply) -> None:
-        """Do nothing, because the reply is part of the sum already."""
+        """Ignore the reply, because it is already part of the sum."""
 
     @torch.no_grad()
     def result(self) -> State:
-        """Return the model at the start of the round plus the mean change."""
+        """Return the new model: the model at the start of the round plus the mean change."""
         new = State()
         for name, old in self._state.items():
             total, counts = self._sums.get(name, (torch.zeros(()), torch.zeros(())))
@@ -253,5 +256,5 @@ class MeanOfSum:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of holders of each entry of a parameter."""
+        """Return, for each entry of a parameter, the number of clients in the sum."""
         return self._sums[name][1] if name in self._sums else torch.zeros(self._state[name].shape)

@@ -36,18 +36,19 @@ STAGES: Mapping[str, str] = {
 
 
 def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return, for each option of a group, the code that passes it, such as ``sampling=Sampling(spare=...)``.
+    """Return code that passes each option of a group, as a dictionary: ``{"spare": "sampling=Sampling(spare=...)"}``.
 
-    ``parameters`` are a constructor's parameters; the groups are those of their defaults, such as ``Sampling()``.
+    ``parameters`` are a constructor's parameters. A parameter belongs to a group if its default is one, such as
+    ``Sampling()``.
     """
     groups = {name: type(parameter.default) for name, parameter in parameters.items() if is_group(parameter.default)}
     return {option: f"{name}={kind.__name__}({option}=...)" for name, kind in groups.items() for option in specs(kind)}
 
 
 def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
-    """Return a decorator for constructors that improves the error for an unknown argument.
+    """Return a decorator for constructors that adds a remedy to the error for an unknown argument.
 
-    The error names the argument's group, its replacement in ``remedies``, or the argument with the most similar name.
+    The remedy is the group that has the argument, the text in ``remedies``, or the argument with the most similar name.
     """
 
     def decorate(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:
@@ -74,7 +75,10 @@ def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments
 def check_arguments(
     num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None, **functions: object
 ) -> None:
-    """Raise ``ConfigError`` for arguments of ``start`` that are of wrong types or contradict one another."""
+    """Raise ``ConfigError`` if arguments of ``start`` have wrong types or contradict one another.
+
+    ``functions`` are arguments that must be callable or None.
+    """
     check_count("num_rounds", num_rounds, 0)
     for name, function in functions.items():
         if function is not None and not callable(function):

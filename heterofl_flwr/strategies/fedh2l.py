@@ -1,8 +1,8 @@
-"""``FedH2L``: a strategy whose rounds have two exchanges.
+"""``FedH2L``: a strategy whose rounds have two exchanges of messages.
 
-In the first exchange each client trains, and publishes its posteriors (class probabilities) for a batch of examples
-that all clients have, the seed batch. In the second it learns from the posteriors of the other clients. The server
-relays posteriors; it does not need the seed set.
+In the first exchange, each client trains, and publishes its posteriors (class probabilities) for the seed batch. The
+seed batch is a batch of examples that all clients have. In the second exchange, each client learns from the posteriors
+of the other clients. The server relays posteriors. It does not need the examples.
 """
 
 import math
@@ -41,9 +41,9 @@ PUBLISH_SHARE = 0.8
 
 
 class FedH2L(FederationStrategy):
-    """Train a model of any architecture on each client by distillation among peers (FedH2L).
+    """Train a model of any architecture on each client, by distillation among the clients (FedH2L).
 
-    Clients answer the message types ``train.publish`` and ``train.learn``, with the functions of
+    Clients answer messages of the types ``train.publish`` and ``train.learn``. Functions for this are in
     ``heterofl_flwr.training.distill``.
 
     Parameters
@@ -51,13 +51,13 @@ class FedH2L(FederationStrategy):
     classes : int
         Number of classes, which is the length of a posterior.
     mix : str | Mix
-        The rates at which clients build their models, and their shares. A client keeps its rate.
+        The rates at which clients build their models, and the share of clients at each. A client keeps its rate.
     distill : DistillOptions
         The seed set, and the temperature of the posteriors.
     sampling : Sampling
         As in ``HeteroFL``, without spare clients.
     training : Training
-        The learning rate; clients send no parameters, so ``upload`` and ``proximal_mu`` keep their defaults.
+        The learning rate. Clients send no parameters, so ``upload`` and ``proximal_mu`` must keep their defaults.
 
     All other arguments are those of ``HeteroFL``.
     """
@@ -112,11 +112,11 @@ class FedH2L(FederationStrategy):
         self._publish_metrics: dict[int, Mapping[str, float]] = {}  # metrics of the first exchange, by client
 
     def largest_reply(self, message: Message) -> int:
-        """Return an upper bound on the size in bytes of the reply to a message, including posteriors."""
+        """Return an upper bound on the size in bytes of the reply to a message, with room for posteriors."""
         return super().largest_reply(message) + 8 * math.prod(self._shape)
 
     def seed_rows(self, server_round: int) -> list[int]:
-        """Return the sorted indices of the examples of the seed set that a round uses."""
+        """Return the sorted indices of the examples that make up a round's seed batch. They index the seed set."""
         draw = generator(self.federation.seed, "seed-batch", server_round)
         return sorted(draw.sample(range(self._seeds.seed_size), self._seeds.seed_batch))
 
@@ -126,15 +126,18 @@ class FedH2L(FederationStrategy):
         return {**super()._train_config(current, node_id, rate), **seeds}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Run both exchanges of a round: send ``sent``, then the messages from ``relay``. Return the second replies."""
+        """Run both exchanges of a round, and return the replies of the second.
+
+        ``sent`` are the messages of the first.
+        """
         budget = Budget(timeout)
         learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)
         return grid.send_and_receive(learners, timeout=budget.remaining())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
-        """Run the first exchange; return, for each client, a message with the posteriors of all other clients.
+        """Run the first exchange; return a message for each client with the posteriors of all other clients.
 
-        A client that sends invalid posteriors is refused and left out of the round.
+        If a client sends invalid posteriors, the round goes on without it.
         """
         current = self.open_round()
         opened = self.messages_of(current.server_round)
@@ -163,7 +166,7 @@ class FedH2L(FederationStrategy):
         return list(opened.sent)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
-        """Return the content of a reply of the second exchange, with the metrics of both exchanges."""
+        """Return the content of a client's reply in the second exchange. Its metrics are those of both exchanges."""
         content = super()._read_train_reply(node_id, reply, current)
         return replace(content, metrics={**self._publish_metrics[node_id], **content.metrics})
 

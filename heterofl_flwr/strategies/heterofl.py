@@ -1,6 +1,6 @@
-"""HeteroFL as a strategy of Flower's Message API: its arguments.
+"""HeteroFL as a strategy of Flower's Message API: the class and its arguments.
 
-The hooks are in ``train_hooks.py`` and ``evaluate_hooks.py``, the loop in ``start.py``.
+Its hooks are in ``train_hooks.py`` and ``evaluate_hooks.py``. The loop over rounds is in ``start.py``.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The device on which a client computes: its choice, random numbers, precision and memory."""
+"""The device on which a client computes: selection of the device, random numbers, precision and memory."""
 
 import ctypes
 import os
@@ -25,9 +25,9 @@ QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """Return the device with a name; raise ``ConfigError`` if this machine does not have it.
+    """Return the device ``name``; raise ``ConfigError`` if this machine does not have it.
 
-    ``auto`` is CUDA if available, else Apple's MPS, else the CPU.
+    ``auto`` means CUDA if available, otherwise Apple's MPS if available, otherwise the CPU.
     """
     kind, colon, number = name.partition(":")
     if kind not in KINDS or (colon and (kind != "cuda" or not number.isdecimal())):
@@ -45,14 +45,17 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
-    """Return name, shape, dtype, device and ``requires_grad`` of all parameters and buffers."""
+    """Return name, shape, dtype, device and ``requires_grad`` of each parameter and buffer."""
     tensors = named_tensors(model).items()
     return [(name, value.shape, value.dtype, value.device, value.requires_grad) for name, value in tensors]
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within this context, torch's global generators start at ``seed``. Except on MPS, they are restored on exit."""
+    """Within this context, torch's global generators start from ``seed``.
+
+    On exit, their states are restored, except that of MPS.
+    """
     with kept_random_state(seed):
         if device.type == "mps":
             torch.mps.manual_seed(seed)
@@ -60,10 +63,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Draws:
-    """Random state of a client, which replaces torch's state while the client's model is computed.
+    """Random state of a client. While the client's model is computed, it replaces torch's global random state.
 
-    On a GPU, torch's generator uses the state of this object's generator in that time. CUDA graphs that are recorded
-    then draw from this generator in every replay.
+    On a GPU, torch's generator meanwhile shares the state of a generator of this object. CUDA graphs that are recorded
+    meanwhile draw from this generator in every replay.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -79,7 +82,7 @@ class Draws:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Within this context, torch draws random numbers from this state."""
+        """Within this context, torch draws random numbers from this state, and advances it."""
         usual = torch.default_generator.get_state()
         torch.default_generator.set_state(self._state)
         try:
@@ -92,7 +95,7 @@ class Draws:
 
 @contextmanager
 def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Within this context, torch's generator of a GPU shares the state of ``generator``."""
+    """Within this context, torch's default generator of a GPU shares the state of ``generator``."""
     default = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     usual = default.graphsafe_get_state()
     default.graphsafe_set_state(generator)
@@ -104,10 +107,11 @@ def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within this context, compute in a precision.
+    """Within this context, compute in the precision ``precision``.
 
-    ``float32``: full precision. ``tf32``: products on a GPU round their factors to ten bits; other devices use full
-    precision. ``bf16``: autocast computes products in bfloat16; parameters keep their dtype.
+    With ``float32``, this is full precision. With ``tf32``, matrix products on a GPU round their factors to ten bits;
+    other devices use full precision. With ``bf16``, autocast computes products in bfloat16; parameters keep their
+    dtype.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
@@ -126,38 +130,40 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Make this process keep freed memory for later allocations. Return False if the C library cannot do so.
 
-    By default glibc returns large blocks to the system as soon as they are freed. A training step allocates the same
-    blocks again and again, and the system provides them page by page. For the paper's largest CNN this is 2,700 pages
-    and a tenth of the time of each step. The setting affects the whole process. This package calls the function before
+    By default, glibc returns each large block to the system when it is freed. A training step allocates the same blocks
+    again and again, and the system provides each page anew. For the paper's largest CNN, these are 2,700 pages, which
+    take a tenth of the time of each step. The setting affects the whole process. This package calls the function before
     clients train.
     """
     return _set_malloc_thresholds(1 << 30)
 
 
 def give_back_freed_memory() -> bool:
-    """Make this process return large blocks to the system when they are freed.
+    """Make this process return large blocks of memory to the system when they are freed.
 
-    Return False if the C library cannot do so. By default glibc returns large blocks until the first one is freed, and
-    then keeps freed blocks up to that size. A server's messages have many sizes, so few of them fit into these blocks.
-    With PreResNet18, the unused memory is two to three times the size of the model. This package calls the function in
-    the server. Clients that train in the same process call ``keep_freed_memory`` later, which replaces this setting.
+    Return False if the C library cannot do so. By default, glibc raises its limit for large blocks whenever such a
+    block is freed, and then keeps freed blocks up to the new limit. A server's messages have many sizes, so few of them
+    fit into kept blocks. With PreResNet18, the unused memory is two to three times the size of the model. This package
+    calls the function in the server. If clients train in the same process, they call ``keep_freed_memory`` later, which
+    replaces this setting.
     """
     return _set_malloc_thresholds(1 << 20)
 
 
 def give_back_gaps() -> bool:
-    """Return free gaps between used blocks of memory to the system. Return False if nothing was returned.
+    """Return free memory between used blocks to the system. Return False if nothing was returned.
 
-    After ``keep_freed_memory``, memory can leak: if small blocks enclose a freed aligned block, glibc does not reuse
-    its place for the next aligned block of the same size. Each step of the paper's Transformer at level c leaks 6 MB in
-    this way. The system provides returned pages anew, which costs little if this function is called once in many steps.
+    After ``keep_freed_memory``, memory can leak: glibc does not use the place of a freed aligned block for the next
+    aligned block of the same size if small blocks enclose the place. In this way, each step of the paper's Transformer
+    at level c leaks 6 MB. When the process needs returned pages again, the system must provide them anew. This costs
+    little if the function is called once in many steps.
     """
     trim = _of_glibc("malloc_trim")
     return bool(trim and trim(0))
 
 
 def _set_malloc_thresholds(size: int) -> bool:
-    """Set the size from which glibc returns freed blocks to the system. Return False for other C libraries."""
+    """Set the size of blocks from which glibc returns freed memory. Return False for other C libraries."""
     mallopt, trim_threshold, mmap_threshold = _of_glibc("mallopt"), -1, -3
     return bool(mallopt and mallopt(trim_threshold, size) and mallopt(mmap_threshold, size))
 

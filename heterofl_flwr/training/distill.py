@@ -1,4 +1,4 @@
-"""Distillation among peers (FedH2L): class probabilities, their divergence, seed steps, projection of gradients."""
+"""Distillation among clients (FedH2L): class probabilities, their divergence, training steps, and joined gradients."""
 
 from itertools import chain, count
 
@@ -20,10 +20,11 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the vector nearest to the sum of two gradients whose dot product with neither is negative.
+    """Return the sum of two gradients, changed so that its dot product with neither of them is negative.
 
-    At most one gradient has a negative product with the sum. In that case the result is the sum without its component
-    along that gradient. By the Cauchy-Schwarz inequality, its product with the other gradient is at least 0.
+    The result is the nearest such vector. At most one gradient has a negative product with the sum. If one has, the
+    sum's component along this gradient is removed. By the Cauchy-Schwarz inequality, the product with the other
+    gradient is then still at least 0.
     """
     gradient = private + shared
     for part in (private, shared):
@@ -41,7 +42,7 @@ TOLERANCE = 1e-3
 
 @group
 class DistillOptions:
-    """Options of distillation among peers."""
+    """Options of distillation among clients."""
 
     seed_size: Count = 1000
     """number of examples in the seed set, which every client has"""
@@ -63,14 +64,14 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return class probabilities, (examples, classes), of a model in evaluation mode; restore its mode."""
+    """Return class probabilities (examples, classes) from a model in evaluation mode. The model's mode is restored."""
     with evaluating(model):
         probabilities: Tensor = (model(inputs).float() / temperature).softmax(1)
     return probabilities
 
 
 def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
-    """Return ``posterior`` if its rows are distributions over classes; else raise ``ReplyError``."""
+    """Return ``posterior`` if each row is a distribution over classes. Otherwise raise ``ReplyError``."""
     if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
         what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
@@ -86,7 +87,7 @@ def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> 
 
 
 def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the Kullback-Leibler divergence KL(peer, client), as the mean over peers and examples.
+    """Return the Kullback-Leibler divergence KL(peer, client), averaged over peers and examples.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tenso
     peers : Tensor
         Class probabilities of its peers at the same temperature, (peers, examples, classes).
     temperature : float
-        Number by which the logits are divided before softmax.
+        Number by which this client's logits are divided before softmax.
     """
     log_posterior = (logits / temperature).log_softmax(1).expand_as(peers)
     return F.kl_div(log_posterior, peers, reduction="none").sum(2).mean()
@@ -108,11 +109,12 @@ def learn_from_peers(
     options: TrainOptions,
     distill: DistillOptions,
 ) -> float:
-    """Train a client's model in place by seed steps; return its divergence from the peers before the first step.
+    """Train a client's model in place by seed steps. Return its divergence from the peers before the first step.
 
-    Each step has two gradients: one of a batch of the client's data, and one of the seed batch. The loss on the seed
-    batch is the divergence from the peers and, as an option, the cross entropy of the labels. The two gradients are
-    joined by ``join_gradients``; the result is clipped and applied as in training.
+    A seed step has two gradients: one from a batch of the client's data, and one from the seed batch. The loss on the
+    seed batch is the divergence from the peers. With ``distill.labels``, the cross entropy of the labels is added to
+    it. The two gradients are joined by ``join_gradients``. The joined gradient is clipped and applied as in other
+    training steps.
 
     Parameters
     ----------
@@ -121,7 +123,7 @@ def learn_from_peers(
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor
-        The peers' class probabilities on the seed batch, (peers, examples, classes); there may be no peers.
+        The peers' class probabilities on the seed batch, (peers, examples, classes). The number of peers may be 0.
     options, distill : TrainOptions, DistillOptions
         Options of a training step, and of the distillation.
     """
@@ -154,7 +156,7 @@ def learn_from_peers(
 
 
 def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOptions) -> tuple[Tensor, Tensor]:
-    """Return the loss on the seed batch, and its divergence from the peers (0 if there are no peers)."""
+    """Return the loss on the seed batch, and the divergence from the peers, which is 0 without peers."""
     distance = 0 * logits.sum()
     if len(peers):
         distance = divergence(logits, peers, distill.temperature)
@@ -165,7 +167,7 @@ def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOp
 
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
-    """Return the row numbers of a seed set: ``size`` examples with about equally many of each class.
+    """Return the indices of the examples of a seed set: ``size`` examples, about equally many of each class.
 
     Parameters
     ----------
@@ -176,7 +178,7 @@ def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
     classes : int
         Number of classes.
     seed : int
-        Seed of the random draw.
+        Random seed of the choice.
     """
     if not 0 < size <= len(split):
         raise ConfigError(f"a seed set of {size} examples is not possible: expected 1 to {len(split)}")

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a client's or the server's examples."""
+"""Evaluation of a model on the examples of a client or of the server."""
 
 from collections.abc import Iterable, Sequence
 
@@ -28,8 +28,8 @@ def evaluate(
 ) -> EvaluateResult:
     """Return loss, accuracy and other results of a model in evaluation mode.
 
-    The model and its mode do not change. Batch norm layers without running statistics normalise by batch even here.
-    Measure moments of the data first, and evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
+    The model and its mode do not change. Batch norm layers without running statistics normalise by batch here too. To
+    avoid this, measure moments of the data and evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def evaluate(
     batch_size : int
         Number of examples in a batch, or of rows of a text.
     seed : int
-        Seed for hiding words of a text.
+        Random seed of the choice of hidden words, for a text.
     perplexity_kind : Variant
         Variant of the perplexity of a text; see ``heterofl_flwr.nn.perplexity``.
     """
@@ -62,7 +62,7 @@ def evaluate_each(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> list[EvaluateResult]:
-    """Evaluate a model with several masks in one forward pass; return the result of ``evaluate`` for each."""
+    """Return the results of ``evaluate`` for several masks of the logits, from a single forward pass."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):

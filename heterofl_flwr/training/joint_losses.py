@@ -1,4 +1,4 @@
-"""Losses of a model with several outputs, which are early exits or smaller models inside it."""
+"""Losses of a model with several outputs. The outputs are early exits, or smaller models inside the model."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,9 @@ all, which learn from the deepest.
 def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 1.0) -> Tensor:
     """Return DepthFL's loss (Kim et al., ICLR 2023): all exits learn from the labels and from each other.
 
-    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``, where CE_i is the cross
-    entropy of exit i and p_i its class probabilities at temperature T. No gradient flows through p_j. In the authors'
-    code T is 1.
+    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``. CE_i is the cross
+    entropy of exit i, and p_i its class probabilities at temperature T. No gradient flows through p_j. In the authors'
+    code, T is 1.
     """
     posteriors = [_posteriors(exit_logits, temperature) for exit_logits in logits]
     total = torch.stack([masked_cross_entropy(exit_logits, targets) for exit_logits in logits]).sum()
@@ -35,9 +35,9 @@ def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.
 def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 3.0) -> Tensor:
     """Return ScaleFL's loss (Ilhan et al., CVPR 2023): the deepest exit teaches the others.
 
-    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``, where CE_j is the cross
-    entropy of exit j and p_j its class probabilities at temperature T. No gradient flows through p_d. In the authors'
-    code it does, and the divergence is divided by the number of classes.
+    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. CE_j is the cross
+    entropy of exit j, and p_j its class probabilities at temperature T. No gradient flows through p_d. The authors'
+    code differs: a gradient flows through p_d, and the divergence is divided by the number of classes.
     """
     teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)
@@ -59,10 +59,10 @@ def nested_loss(
     """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): smaller models learn from the full one.
 
     The last of ``logits`` are those of the full model. The loss is ``CE_full + weight * sum_i (label_share * CE_i + (1
-    - label_share) * T^2 KL(p, p_i))``. CE is ``criterion``, p_i are the class probabilities of smaller model i at
-    temperature T, and p those of the full model. No gradient flows through p. FjORD's loss (Horvath et al., NeurIPS
-    2021, section 3.2) is the case of one smaller model, ``label_share`` 0 and T 1. All logits must be masked: for
-    classes that its client lacks, an unmasked teacher is no better than chance.
+    - label_share) * T^2 KL(p, p_i))``. CE is ``criterion``. p_i are the class probabilities of smaller model i at
+    temperature T, and p are those of the full model. No gradient flows through p. With one smaller model,
+    ``label_share`` 0 and T 1, this is FjORD's loss (Horvath et al., NeurIPS 2021, section 3.2). All logits must be
+    masked, because an unmasked teacher is no better than chance for classes that its client lacks.
     """
     teacher = _posteriors(logits[-1], temperature)[None]
     total = criterion(logits[-1], targets)
@@ -82,8 +82,9 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
     """Return the factor on the weight of the divergence in a round. It grows over the first ``rounds`` rounds.
 
-    With ``mutual`` (DepthFL) it is ``exp(-5 (1 - t / rounds)^2)`` after t rounds; the authors use 300 of 1000 rounds.
-    With ``deepest`` (ScaleFL) it is 0 during these rounds and 1 afterwards; the authors use a quarter of all rounds.
+    With ``mutual`` (DepthFL), the factor is ``exp(-5 (1 - t / rounds)^2)`` after t rounds. Its authors set ``rounds``
+    to 300 of 1000 rounds. With ``deepest`` (ScaleFL), the factor is 0 during these rounds and 1 afterwards. Its authors
+    set ``rounds`` to a quarter of all rounds.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":
@@ -96,5 +97,8 @@ def _posteriors(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _finite(logits: Tensor) -> Tensor:
-    """Return logits with -1e4 instead of -inf for absent classes, because 0 times infinity would be NaN."""
+    """Replace the logits -inf of absent classes by -1e4.
+
+    With -inf, a loss would contain 0 times infinity, which is NaN.
+    """
     return logits.nan_to_num(neginf=-1e4)

@@ -18,25 +18,28 @@ error.
 
 
 def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tensor:
-    """Return a boolean mask over ``number`` classes, True for those in ``classes``; None stands for all."""
+    """Return a boolean mask over ``number`` classes, which is True for each of ``classes``; None means all."""
     return torch.ones(number, dtype=torch.bool) if classes is None else class_mask(classes, number)
 
 
 class Masking:
-    """Function that replaces the logits of absent classes. The first call shows the number of classes."""
+    """Function that replaces the logits of absent classes. It reads the number of classes from the first logits."""
 
     def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill) -> None:
         self._classes, self._fill = classes, fill
         self._mask: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return the logits in which those of absent classes are replaced."""
+        """Return the logits, with those of absent classes replaced."""
         if self._mask is None and self._classes is not None:
             self._mask = present_classes(self._classes, logits.shape[1]).to(logits.device)
         return mask_logits(logits, self._mask, self._fill)
 
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
-        """Change to the classes of another client, in the same memory. Both clients must have classes, or both None."""
+        """Change to the classes of another client, in the same memory.
+
+        If they were None, the new ones must be None too.
+        """
         self._classes = classes
         if self._mask is not None:
             self._mask.copy_(present_classes(classes, len(self._mask)))
@@ -49,7 +52,10 @@ def compute_loss(
     masking: Masking,
     joint_loss: JointLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of a batch, and whether each target is predicted. Of several outputs the last counts."""
+    """Return the mean loss of a batch, and whether each prediction is correct.
+
+    Of several outputs, the last predicts.
+    """
     outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
     loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)
@@ -59,12 +65,12 @@ def compute_loss(
 class SGD:
     """SGD with momentum, weight decay, quadratic penalties and gradient clipping. Momentum starts at zero.
 
-    It calls the kernel of torch's fused SGD, which clips gradients without an extra pass, by dividing them by a scale.
-    The class ``torch.optim.SGD`` is not used, because it imports torch's compiler, which costs each process two seconds
-    and 150 MB. Several smaller kernels update values that the fused kernel does not support.
+    The class calls the kernel of torch's fused SGD. To clip, the kernel divides gradients by a scale, without an extra
+    pass. The class ``torch.optim.SGD`` is not used, because it imports torch's compiler. The import costs each process
+    two seconds and 150 MB. Values that the fused kernel does not support are updated by several smaller kernels.
 
-    The first ``trained`` of ``values`` are trained, by default all. ``quadratic`` has tensors for these only. With
-    ``by_row``, each tensor has one row for each client, and each client's gradients are clipped separately.
+    Only the first ``trained`` of ``values`` are trained, by default all. ``quadratic`` has tensors for these values
+    only. With ``by_row``, each tensor has one row for each client, and each client's gradients are clipped separately.
     """
 
     def __init__(
@@ -86,7 +92,7 @@ class SGD:
         self.fused = by_row or all(map(_fits_the_kernel, self.values))
 
     def select(self, rows: Tensor) -> Self:
-        """Return an SGD for some of the clients, with copies of their rows."""
+        """Return an SGD for some of the clients. It has copies of their rows, which ``rows`` selects."""
         part = copy.copy(self)
         part.values, part.momentum, part.received, part.centers, part.directions = (
             [tensor[rows] for tensor in tensors]
@@ -95,13 +101,13 @@ class SGD:
         return part
 
     def write(self, rows: Tensor, part: "SGD") -> None:
-        """Write the rows of ``part``, which ``select`` has returned, back into this SGD."""
+        """Copy the rows of ``part`` back into this SGD. ``select(rows)`` has returned ``part``."""
         for tensor, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
             tensor[rows] = new
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Update the values for which there is a gradient. The gradients are overwritten."""
+        """Update each value that has a gradient, and overwrite the gradients."""
         slopes = [gradient for gradient in gradients if gradient is not None]
         if not slopes:
             return
@@ -126,7 +132,10 @@ class SGD:
         self._update(values, slopes, momentum, scale)
 
     def _update(self, values: list[Tensor], slopes: list[Tensor], momentum: list[Tensor], scale: Tensor | None) -> None:
-        """Update values by plain SGD along the gradients ``slopes``, divided by ``scale`` (None: 1)."""
+        """Update values by SGD without clipping or penalties.
+
+        The gradients are ``slopes``, divided by ``scale`` (None: 1).
+        """
         options = self._options
         if self.fused:
             torch._fused_sgd_(
@@ -153,7 +162,7 @@ class SGD:
 
 
 class ParameterSGD(SGD):
-    """SGD on a model's parameters for one client in one round. It changes those with ``requires_grad``."""
+    """SGD on a model's parameters for one client in one round. It changes only parameters with ``requires_grad``."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], options: TrainOptions, quadratic: AlignedQuadratic | None = None
@@ -167,7 +176,7 @@ class ParameterSGD(SGD):
         super().__init__(dense, options, quadratic=self._trained(quadratic))
 
     def _trained(self, quadratic: AlignedQuadratic | None) -> AlignedQuadratic | None:
-        """Return a penalty with copies of the trained parameters' tensors, in the parameters' memory layouts."""
+        """Return the penalty for the trained parameters only, with tensors in the memory layouts of the parameters."""
 
         def select(tensors: Sequence[Tensor]) -> list[Tensor]:
             pairs = zip(self._all, tensors, strict=bool(tensors))
@@ -179,7 +188,10 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
-        """Start training of the model's new parameters in the same memory; the penalty must have the same form."""
+        """Start anew from the present values of the model's parameters, in the same memory.
+
+        The penalty must have the same terms as before.
+        """
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:
             momentum.zero_()
@@ -193,7 +205,7 @@ class ParameterSGD(SGD):
             self.learning_rate = learning_rate
 
     def minimise(self, loss: Tensor) -> None:
-        """Update the parameters by a step along the gradient of a loss, and clear the gradients."""
+        """Compute the gradients of a loss, and update the parameters by one step. The gradients are not kept."""
         loss.backward()
         gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
@@ -202,7 +214,7 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Update the parameters by a step; ``gradients`` has a gradient or None for each trained parameter."""
+        """Update the parameters by one step. ``gradients`` has an entry, possibly None, for each trained parameter."""
         dense: list[Tensor | None] = []
         for parameter, stride, gradient in zip(self.parameters, self._strides, gradients, strict=True):
             if gradient is not None and gradient.is_sparse:  # of an embedding; weight decay needs all rows
@@ -215,10 +227,10 @@ class ParameterSGD(SGD):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return a tensor as a view without gaps in the order of its memory.
+    """Return a tensor as a contiguous view, in the order of its memory.
 
-    It is the contiguous view of a channels-last tensor, and any other tensor itself. The fused kernel copies tensors
-    that are not contiguous, and on a CPU it pairs values by their position in memory.
+    For a channels-last tensor, this is a view with permuted axes; any other tensor is returned itself. The fused kernel
+    copies tensors that are not contiguous. On a CPU, it pairs values by their position in memory.
     """
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1)
@@ -226,6 +238,6 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _fits_the_kernel(value: Tensor) -> bool:
-    """Return whether the fused kernel supports a tensor: float32 on a CPU or CUDA, without gaps in memory."""
+    """Return whether the fused kernel supports a tensor: it is float32 on a CPU or CUDA, without gaps in memory."""
     without_gaps = torch.empty_like(value).stride() == value.stride()
     return value.device.type in FUSED_DEVICES and value.dtype == torch.float32 and without_gaps

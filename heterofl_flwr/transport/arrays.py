@@ -1,4 +1,4 @@
-"""Tensors in Flower's array records: arrays that hold tensors, reading with checks, moments, and slices of a state."""
+"""Tensors in Flower's array records: packing, reading with checks, moments, and slices of a global state."""
 
 import io
 import math
@@ -25,10 +25,10 @@ HEADER_BYTES = 1024
 
 
 class TensorArray(Array):
-    """An ``Array`` that holds a tensor; the first use of ``data`` replaces the tensor by its bytes.
+    """A Flower ``Array`` that stores a tensor. The tensor is serialised when ``data`` is first read.
 
-    The tensor shares its memory with the tensor of the caller and with those that readers get; do not change them.
-    Pickling or copying gives a plain ``Array``.
+    Its memory is shared with the caller's tensor, and with tensors that readers get. Do not change any of them. A
+    pickled or copied ``TensorArray`` becomes an ``Array`` of Flower.
     """
 
     __qualname__ = "Array"  # Flower serialises objects by the name of their class
@@ -39,7 +39,7 @@ class TensorArray(Array):
 
     @property
     def data(self) -> bytes:
-        """The array as the bytes of a ``.npy`` file."""
+        """The array in the format of ``.npy`` files."""
         if (tensor := read_live(self)) is not None:
             self.data = Array(tensor).data
         data: bytes = self.__dict__["bytes"]
@@ -56,7 +56,7 @@ class TensorArray(Array):
         return super().numpy() if tensor is None else tensor.numpy().copy()
 
     def __eq__(self, value: object) -> bool:
-        """Whether another array, of this class or a plain ``Array``, has equal content."""
+        """Whether another array has equal content. It may be of this class or a Flower ``Array``."""
         if not isinstance(value, Array):
             return NotImplemented
         names = ("dtype", "shape", "stype", "data")
@@ -69,7 +69,7 @@ class TensorArray(Array):
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return a record of tensors. It shares memory with contiguous CPU tensors; do not change them afterwards."""
+    """Return a record of tensors. It may share memory with ``tensors``, so do not change them afterwards."""
     record = ArrayRecord()
     for name, tensor in tensors.items():
         record[name] = TensorArray(tensor.detach().cpu().contiguous())
@@ -77,19 +77,19 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def read_live(array: Array) -> Tensor | None:
-    """Return the tensor that an array holds; None if it holds bytes."""
+    """Return the tensor that an array stores; None if it stores bytes."""
     tensor: Tensor | None = array.__dict__.get("tensor")
     return tensor
 
 
 def array_size(array: Array) -> int:
-    """Return the serialised size of an array in bytes, without serialising it."""
+    """Return the size in bytes that an array has when it is serialised, without serialising it."""
     return len(array.data) if read_live(array) is None else npy_size(array.dtype, tuple(array.shape))
 
 
 @lru_cache(maxsize=4096)
 def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the size in bytes of an array's ``.npy`` file."""
+    """Return the size in bytes of an array in the format of ``.npy`` files."""
     header = io.BytesIO()
     array = np.broadcast_to(np.zeros((), dtype), shape)  # a view, which allocates a single element
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
@@ -97,9 +97,9 @@ def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
-    """Raise ``ReplyError`` if an array has more bytes than its number of ``entries`` in float64.
+    """Raise ``ReplyError`` if an array is larger than expected. Arrays are not unpacked.
 
-    Nothing is unpacked.
+    ``entries`` has the expected number of entries of each array. Up to 8 bytes are allowed for each entry.
     """
     for name, array in record.items():
         most = 8 * entries.get(name, 0) + HEADER_BYTES
@@ -113,13 +113,13 @@ def count_bytes(arrays: ArrayRecord) -> int:
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Return the serialised size of the arrays of a message in bytes."""
+    """Return the serialised size in bytes of all arrays in a message's content."""
     return sum(count_bytes(record) for record in content.values() if isinstance(record, ArrayRecord))
 
 
 @contextmanager
 def reading_arrays(sender: str) -> Iterator[None]:
-    """Within this context, turn any error into a ``ReplyError`` about arrays that cannot be read."""
+    """Within this context, turn any error into a ``ReplyError``: the arrays of ``sender`` cannot be read."""
     try:
         with warnings.catch_warnings():
             # numpy warns of unusual headers, and torch of arrays that must not be written to
@@ -130,7 +130,7 @@ def reading_arrays(sender: str) -> Iterator[None]:
 
 
 def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
-    """Return the tensors of a record; raise ``ReplyError`` for invalid arrays.
+    """Return the tensors of a record; raise ``ReplyError`` if an array is invalid.
 
     The tensors share memory with the record, so the caller must not change them.
     """
@@ -147,9 +147,10 @@ def _read_array(array: Array) -> Tensor:
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """Return the array in the bytes of a ``.npy`` file. It shares memory with the bytes; the caller must not change it.
+    """Return the array that ``data`` contains in the format of ``.npy`` files.
 
-    ``numpy.load`` is not used, because it also accepts archives, and extra bytes after an array.
+    It shares memory with ``data``, so the caller must not change it. ``numpy.load`` is not used, because it also
+    accepts archives, and extra bytes after an array.
     """
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -164,23 +165,26 @@ def read_npy(data: bytes) -> np.ndarray:
 
 
 def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
-    """Return the array records of a reply by name: ``tensors``, encoded as ``form``, and ``scales`` if not None."""
+    """Return the array records of a reply by name. ``form`` is the encoding of ``tensors``; ``scales`` may be None."""
     records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
     return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
 
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
-    """Return the record of static batch norm moments by rate."""
+    """Return a record with the static batch norm moments of each rate."""
     return pack_tensors(moment_tensors(moments))
 
 
 def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
-    """Return static batch norm moments by rate as tensors named ``rate/name``."""
+    """Return the tensors of static batch norm moments, named ``rate/name``.
+
+    ``moments`` has the moments of each rate.
+    """
     return {f"{rate}/{name}": tensor for rate, sums in moments.items() for name, tensor in sums.to_tensors().items()}
 
 
 def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
-    """Return moments by rate from tensors named ``rate/name``; the inverse of ``moment_tensors``."""
+    """Return the moments of each rate, from tensors named ``rate/name``. This is the inverse of ``moment_tensors``."""
     by_rate: dict[float, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         rate, _, name = path.partition("/")
@@ -189,7 +193,7 @@ def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
 
 
 def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:
-    """Return the moments of one rate in a record; raise ``ReplyError`` if they are missing or invalid."""
+    """Return the moments of one rate from a record; raise ``ReplyError`` if they are missing or invalid."""
     moments = entries_under(f"{rate}/", read_tensors(record, sender))
     if not moments:
         raise ReplyError(f"{sender} sent no moments of rate {rate}")
@@ -200,10 +204,10 @@ def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Mo
 
 
 class Slices:
-    """The slices of a global state as array records: one for each plan, shared by all messages with this plan.
+    """Slices of a global state as array records. All messages with the same plan share one record.
 
-    If several messages have the same object, Flower stores it once, and uploads it once to a SuperLink. The slice of
-    the whole model is the original record.
+    Flower stores and uploads an object only once if several messages contain it. The slice with all entries is the
+    record ``arrays`` itself.
     """
 
     def __init__(
@@ -219,15 +223,15 @@ class Slices:
         self._broadcasts: dict[Plan, ArrayRecord] = {}
 
     def arrays(self, plan: Plan) -> ArrayRecord:
-        """Return the record of a plan's slice."""
+        """Return the record with the slice of a plan."""
         if plan not in self._records:
             self._records[plan] = pack_tensors(plan.extract(self.state))
         return self._records[plan]
 
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
-        """Return the record of a plan's slice.
+        """Return the record with the slice of a plan, for the level ``rate``.
 
-        Parameters of ``Slicing.by_level`` have the values of the level ``rate``.
+        Parameters of ``Slicing.by_level`` have the values of this level.
         """
         tensors = self._level_tensors(rate)
         if not tensors:
@@ -237,13 +241,16 @@ class Slices:
         return self._levels[rate]
 
     def level_parameters(self, rates: Sequence[float]) -> ArrayRecord:
-        """Return the record of the parameters of ``Slicing.by_level`` at each rate, named ``rate/parameter``."""
+        """Return a record with the parameters of ``Slicing.by_level``, at each rate.
+
+        Their names are ``rate/parameter``.
+        """
         return pack_tensors(
             {f"{rate}/{name}": tensor for rate in rates for name, tensor in self._level_tensors(rate).items()}
         )
 
     def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return a record with the plan's slices of the stages' tensors, named ``stage/parameter``."""
+        """Return a record with slices of the stages' tensors, named ``stage/parameter``."""
         if plan not in self._broadcasts:
             parameters = {name: name.partition("/")[2] for name in tensors}
             axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}

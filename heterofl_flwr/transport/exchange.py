@@ -1,4 +1,4 @@
-"""The exchange loop over any grid: it sends messages in a window and yields their replies."""
+"""The exchange of messages with nodes over any grid: send a limited number at a time, and yield the replies."""
 
 import logging
 import math
@@ -51,9 +51,9 @@ def exchange(
 ) -> Iterator[Message]:
     """Send messages; return a generator that yields the replies and does not store them.
 
-    The call itself sends the first messages. The grid needs ``push_messages`` and ``pull_messages``; the methods of
-    ``Waits`` and ``Cancels`` are used if it has them. Messages that are unanswered when the generator ends or is closed
-    are cancelled.
+    The first messages are sent by the call itself, before the generator is used. Messages that are unanswered at the
+    end of the generator are cancelled. The grid needs ``push_messages`` and ``pull_messages``. If it has the methods of
+    ``Waits`` and ``Cancels``, they are used too.
 
     Parameters
     ----------
@@ -65,13 +65,13 @@ def exchange(
         Maximum number of messages that are unanswered, or whose reply is not yet yielded. More messages are sent when
         half of the window is free, so that a ``LocalGrid`` can group them.
     timeout : float | None
-        Seconds from this call on; the time in which the caller works on replies counts too. After that, missing replies
-        are left out, and no more messages are sent.
+        Seconds from this call until missing replies are left out, and no more messages are sent. Time in which the
+        caller works on replies counts too.
     enough : float
         Number of replies without error after which the exchange ends.
     in_order : bool
-        Whether to yield replies in the order of the messages, or in the order of arrival. With True, a ``LocalGrid``
-        runs each client only when its reply is taken.
+        True yields replies in the order of the messages, False in the order of arrival. With True, a ``LocalGrid`` runs
+        each client only when its reply is taken.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     flight = _Flight(grid, deque(sent), window, deadline, enough)
@@ -81,7 +81,7 @@ def exchange(
 
 
 class _Flight:
-    """State of one exchange: messages to send, ids of sent messages, and replies not yet yielded."""
+    """State of an exchange: unsent messages, ids of unanswered messages, and replies that are not yet yielded."""
 
     def __init__(self, grid: Grid, waiting: deque[Message], window: float, deadline: float, enough: float) -> None:
         self._grid, self._waiting, self._deadline, self._enough = grid, waiting, deadline, enough
@@ -91,7 +91,7 @@ class _Flight:
         self._good = 0
 
     def refill(self) -> None:
-        """Send as many messages as fit into the window, if half of it is free and the deadline has not passed."""
+        """If half of the window is free and the deadline has not passed, send as many messages as fit."""
         while (
             self._waiting
             and 2 * (room := self._window - len(self._out)) >= self._window
@@ -102,7 +102,7 @@ class _Flight:
             self._out |= {id_: None for id_ in self._grid.push_messages(batch) if id_}
 
     def replies(self, *, in_order: bool) -> Iterator[Message]:
-        """Yield the replies; at the end, cancel the messages that are unanswered."""
+        """Yield the replies. At the end, cancel all messages without a reply."""
         try:
             while self._out and self._good < self._enough and (ready := self._await(in_order=in_order)):
                 for id_ in ready:
@@ -118,9 +118,9 @@ class _Flight:
             cancel(self._grid, list(self._out))
 
     def _await(self, *, in_order: bool) -> list[str]:
-        """Wait for the next reply; with ``in_order``, for the reply to the earliest unanswered message.
+        """Wait for a reply, and return the message ids of the replies to yield.
 
-        Return the message ids of the replies to yield.
+        With ``in_order``, wait for the reply to the earliest unanswered message; otherwise for any reply.
         """
         now = time.monotonic()
         if not in_order:
@@ -141,7 +141,10 @@ class _Flight:
         return [id_] if id_ in self._arrived else []
 
     def _pull(self, ids: list[str], seconds: float) -> None:
-        """Store the replies that have arrived; if the grid can wait, first wait for all, up to ``seconds``."""
+        """Store the replies that have arrived.
+
+        If the grid can wait for replies, first wait for all, up to ``seconds``.
+        """
         if isinstance(self._grid, Waits):
             ids = self._grid.wait_for_replies(ids, None if seconds == math.inf else seconds)
         self._keep(pulled(self._grid, ids))
@@ -156,19 +159,19 @@ class _Flight:
 
 
 def pause_after(seconds: float) -> float:
-    """Return the pause in seconds before the next poll, after ``seconds`` without a reply."""
+    """Return the pause in seconds before the next poll. ``seconds`` is the time without a reply so far."""
     return min(LONGEST_PAUSE, 0.001 + 0.05 * seconds)
 
 
 def pulled(grid: Grid, message_ids: Collection[str]) -> list[Message]:
-    """Return the replies to these messages that have arrived."""
+    """Return those replies to the messages ``message_ids`` that have arrived at the grid."""
     # reply_to_message_id is the only id by which an error reply of the SuperLink refers to its message.
     replies = grid.pull_messages(message_ids)
     return [reply for reply in replies if reply.metadata.reply_to_message_id in message_ids]
 
 
 def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> list[Message]:
-    """Wait for the first reply to any of these messages, up to ``seconds``; return all replies that have arrived."""
+    """Wait up to ``seconds`` for the first reply to any of the messages. Return all replies that have arrived."""
     began = time.monotonic()
     while not (replies := pulled(grid, message_ids)) and (spent := time.monotonic() - began) < seconds:
         time.sleep(min(pause_after(spent), seconds - spent))
@@ -176,7 +179,7 @@ def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> l
 
 
 def fault_of(error: Error) -> Fault:
-    """Return the fault that a client's error reply describes."""
+    """Return the ``Fault`` of a client from an error reply."""
     if isinstance(error, messages.LocalFault):
         return Fault(error.reason or "", error.kind)
     reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
@@ -184,7 +187,7 @@ def fault_of(error: Error) -> Fault:
 
 
 def explained(fault: str) -> str:
-    """Return the reason of a client's failure, with a remedy added if it is a common error of torch or Flower."""
+    """Return the text of a client's error. If torch or Flower often raises this error, a remedy is added."""
     for words, remedy in _REMEDIES.items():
         if words.lower() in fault.lower():
             return f"{fault}; {remedy}"

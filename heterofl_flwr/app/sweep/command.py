@@ -1,7 +1,7 @@
-"""Running a sweep with Hydra: the configurations of ``conf/``, and errors of the command line.
+"""Command that runs a sweep with Hydra, with the configurations in ``conf/``.
 
-The Hydra sweeper in ``hydra_plugins`` makes the list of jobs. ``sweep/job.py`` reads from a job's folder whether the
-job is new, begun or finished.
+The Hydra sweeper in ``hydra_plugins`` makes the list of jobs. ``sweep/job.py`` finds out from a job's folder whether
+the job is new, begun or finished.
 """
 
 import logging
@@ -43,7 +43,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_job(config: DictConfig) -> float | None:
-    """Run a job; return the final value of its metric for optimising sweepers, None if there is none."""
+    """Run a job and return the final value of its metric, for sweepers that optimise; None without a value."""
     hydra_config = HydraConfig.get()
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
     if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper does this itself
@@ -91,7 +91,6 @@ def run_sweep(arguments: Sequence[str]) -> int:
 
 
 def _describe_misuse(error: Exception) -> str:
-    """Return an error of Hydra, which may have many lines, as one line."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: this is no override such as key=value; {str(error).partition(chr(10))[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:

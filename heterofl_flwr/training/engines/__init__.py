@@ -1,4 +1,4 @@
-"""Engines: functions that run the training steps of clients in different ways; selection and calls of an engine."""
+"""Engines: functions that train clients, each in a different way. This module selects and calls an engine."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -46,12 +46,12 @@ ON_A_GPU = "cohort"
 
 
 def mixes_rates(engine: str, device: torch.device) -> bool:
-    """Return whether an engine, or the one that ``auto`` selects, trains models of several rates together."""
+    """Return whether an engine trains models of several rates together. ``auto`` means the engine that it selects."""
     return (ON_A_GPU if engine == AUTO and device.type == "cuda" else engine) == "seats"
 
 
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
-    """Return the name of the engine that is probably the fastest for clients whose models have one structure."""
+    """Return the name of the engine that is probably fastest for clients whose models have equal structure."""
     model = jobs[0].model
     if mixes_rates(AUTO, device_of(model)):
         return "seats"
@@ -100,13 +100,13 @@ def train(
 def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine: str = AUTO) -> list[TrainResult]:
     """Train the models of several clients in place, and return the results in the order of the clients.
 
-    Each client gets the result of separate training.
+    Each client's result is the same as if it were trained alone.
 
     Parameters
     ----------
     jobs : Sequence[TrainingJob]
-        The clients. Their models are different objects from the same build function. They have the same rate, except
-        for the engine ``seats``.
+        The clients. Their models are separate objects from the same build function. They must have the same rate,
+        except for the engine ``seats``.
     options : TrainOptions
         Learning rate, epochs and other options of all clients.
     engine : str

@@ -38,13 +38,13 @@ predictions.
 
 
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients together. Results equal those of ``plain`` up to rounding.
+    """Train clients together. Their results equal those of the engine ``plain``, up to rounding.
 
-    Each client has separate batches, classes and clipping, and the numbers of examples may differ. Before training, one
-    batch is used to verify that the joint model computes what each model computes alone. If verification or training
-    fails, the models are unchanged; they are trained by ``plain``, and the reason is logged. The same happens to models
-    with active dropout, with buffers that change in training (batch norm with running statistics), or with hooks. On a
-    GPU, steps are recorded once and replayed as a CUDA graph.
+    Each client has its batches, classes and gradient clipping. Numbers of examples may differ. Before training, one
+    batch is used to verify that the joint model computes the same as each client's model alone. If verification or
+    training fails, the models are left unchanged. They are then trained by ``plain``, and the reason is logged. The
+    same happens to models with active dropout, with buffers that change in training (batch norm with running
+    statistics), or with hooks. On a GPU, steps are recorded once and replayed as a CUDA graph.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
 
 def find_obstacle(model: nn.Module) -> str | None:
-    """Return why clients with this model cannot train together; None if the model's structure allows it."""
+    """Return the reason why clients with this model cannot train together; None if its structure allows it."""
     for name, layer in model.named_modules():
         what = f"layer {name or '(the model itself)'}"
         if isinstance(layer, _DropoutNd) and layer.p:
@@ -77,7 +77,7 @@ def find_obstacle(model: nn.Module) -> str | None:
 
 
 class _Client:
-    """The remaining batches of one client, and the results of its steps."""
+    """The remaining batches of a client, and the results of its steps so far."""
 
     def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
         self.job, self.remaining = job, count_steps(job, options)
@@ -96,7 +96,7 @@ class _Client:
 
 
 class Cohort:
-    """Several clients that train together. Their models only change when training has finished."""
+    """Several clients that train together. Their models change only at the end of training."""
 
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions) -> None:
         self._started, self._options = perf_counter(), options
@@ -118,7 +118,7 @@ class Cohort:
         self._replayed: Replayed | None = None
 
     def _join_quadratics(self, jobs: Sequence[TrainingJob]) -> AlignedQuadratic | None:
-        """Return the clients' quadratic penalties as one, with a row for each client, in the order of the layouts."""
+        """Return one penalty for all clients: each tensor has one row for each client, in the order of the layouts."""
         quadratics = [job.quadratic for job in jobs if job.quadratic is not None]
         if not quadratics:
             return None
@@ -140,7 +140,7 @@ class Cohort:
         )
 
     def train(self) -> list[TrainResult]:
-        """Train the clients, then write the results into their models."""
+        """Train all clients, then write the trained parameters into their models."""
         try:
             while together := self._next():
                 self._run_steps(together)
@@ -150,10 +150,10 @@ class Cohort:
         return [self._finish(number, seconds) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
-        """Return the numbers of the clients in the next step; empty at the end.
+        """Return the numbers of the clients that take part in the next step; empty at the end.
 
-        These are the client with most remaining steps, and all clients whose next batch has the same shape. So a client
-        with a smaller last batch soon rejoins the others.
+        The client with the most remaining steps takes part, and with it all clients whose next batch has the same
+        shape. So a client with a smaller last batch soon rejoins the others.
         """
         shapes = {number: client.pending[0][0].shape for number, client in enumerate(self._clients) if client.pending}
         if not shapes:
@@ -162,7 +162,10 @@ class Cohort:
         return [number for number, shape in shapes.items() if shape == leading]
 
     def _run_steps(self, together: list[int]) -> None:
-        """Run steps of these clients while their batches have equal shapes, up to an epoch; check the losses."""
+        """Run steps of the clients ``together`` while their batches have equal shapes, up to an epoch.
+
+        Check the losses.
+        """
         rows = torch.tensor(together, device=self._sgd.values[0].device)
         all_of_them = len(together) == len(self._clients)
         sgd = self._sgd if all_of_them else self._sgd.select(rows)
@@ -193,7 +196,10 @@ class Cohort:
             self._clients[number].correct.append(correct[:, place].sum())
 
     def _prepare(self, together: list[int], values: Sequence[Tensor]) -> Joint:
-        """Return the joint model of these clients with ``values`` as parameters. A new joint model is verified."""
+        """Return the joint model of the clients ``together``, with ``values`` as parameters.
+
+        A new joint model is verified.
+        """
         number, clients = len(together), [self._clients[client] for client in together]
         if number not in self._joints:
             models, inputs = [client.job.model for client in clients], [client.pending[0][0] for client in clients]
@@ -202,7 +208,7 @@ class Cohort:
         return self._joints[number]
 
     def _step(self, compute: Compute, together: list[int]) -> tuple[Tensor, ...]:
-        """Run one step of these clients; return their losses and numbers of correct predictions."""
+        """Run one step of the clients ``together``. Return their losses and numbers of correct predictions."""
         inputs, targets = zip(*(self._clients[number].next_batch() for number in together), strict=True)
         return compute(torch.cat(inputs, 1), torch.stack(targets, 1))  # (batch, clients * channels, ...)
 
@@ -213,7 +219,7 @@ class Cohort:
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Return logits (batch, clients, classes) in which those of each client's absent classes are replaced."""
+        """Replace the logits of each client's absent classes. ``logits`` has the shape (batch, clients, classes)."""
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):
             return logits
@@ -225,7 +231,10 @@ class Cohort:
 
     @torch.no_grad()
     def _finish(self, number: int, seconds: float) -> TrainResult:
-        """Copy a client's trained parameters into its model; return its result. ``seconds`` is the time of one step."""
+        """Copy a client's trained parameters into its model, and return its result.
+
+        ``seconds`` is the time per step.
+        """
         client = self._clients[number]
         parameters = dict(client.job.model.named_parameters())
         for layout, rows in zip(self._layouts, self._sgd.values, strict=True):

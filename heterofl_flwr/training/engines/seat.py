@@ -1,4 +1,4 @@
-"""``Seat``: a model and its optimiser, in fixed memory, which clients of one kind use one after another."""
+"""``Seat``: a model and its optimiser in fixed memory. Clients of one kind use it one after another."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,11 +25,11 @@ TURN = 50
 
 
 class UnfitError(HeteroFLError):
-    """Error for a client that cannot train in a seat, but can train alone."""
+    """Error for a client that must be trained without a seat."""
 
 
 def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
-    """Return a description of a client, which must be equal for clients that use the same seat.
+    """Return a description of a client. Clients with equal descriptions can use the same seat.
 
     It contains the structure of the model, the kind of loss, and the options. The model must be in training mode.
     """
@@ -43,10 +43,10 @@ def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
 
 
 class Seat:
-    """A model and its optimiser, in fixed memory, which clients of one kind use one after another.
+    """A model and its optimiser in fixed memory. Clients of one kind use it one after another.
 
-    A client's parameters are copied in before training, and copied out afterwards. On a GPU, the seat has a stream and
-    recorded training steps, which need fixed memory.
+    A client's parameters are copied in before training, and copied out afterwards. On a GPU, the seat has a stream, and
+    records its training steps for replay. Recorded steps need fixed memory.
     """
 
     def __init__(self, kind: Hashable, job: TrainingJob, options: TrainOptions) -> None:
@@ -70,12 +70,15 @@ class Seat:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Within this context, compute on the seat's stream, with the random numbers of its client."""
+        """Within this context, compute on the seat's stream, and draw random numbers from the state of its client."""
         with torch.cuda.stream(self._stream) if self._stream else nullcontext(), self._draws.current():
             yield
 
     def _await_others(self) -> None:
-        """Make the seat's stream wait for the current stream, which may still write tensors that the seat reads."""
+        """Make the seat's stream wait for the current stream.
+
+        That stream may still write tensors that the seat will read.
+        """
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
@@ -86,7 +89,7 @@ class Seat:
 
     @torch.no_grad()
     def admit(self, job: TrainingJob, options: TrainOptions) -> None:
-        """Start a client: copy its parameters and buffers into the seat, and reset all other state."""
+        """Begin the training of a client: copy its parameters and buffers into the seat, and reset all other state."""
         self._await_others()
         self._draws.seed(derive(job.seed, "model"))
         with self.at_work():
@@ -97,7 +100,7 @@ class Seat:
             self._correct.zero_()
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Run a training step on the seat's model, and return the loss. Call it inside ``at_work``."""
+        """Run a training step on the seat's model, and return the loss. Call this inside ``at_work``."""
         if self._stream is None:
             return self._compute(inputs, targets)[0]
         shapes = inputs.shape, targets.shape
@@ -116,9 +119,9 @@ class Seat:
 
     @torch.no_grad()
     def release(self, job: TrainingJob, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """End a client: copy its parameters and buffers back.
+        """End the training of a client: copy the seat's parameters and buffers into its model.
 
-        Return the losses of its steps and the number of correct predictions. After ``join``, the seat may be used again
+        Return the losses of its steps and the number of correct predictions. After ``join``, the seat can be used again
         without changing these results.
         """
         if not (self._stream and self._is_tried) and describe(self._model) != self._description:
@@ -132,13 +135,16 @@ class Seat:
         return results
 
     def _pairs(self, job: TrainingJob) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of a seat's parameter or buffer and the client's, without frozen parameters that they share."""
+        """Return pairs of tensors: a parameter or buffer of the seat, and that of the client.
+
+        Shared tensors are left out.
+        """
         theirs = named_tensors(job.model)
         pairs = {id(mine): (mine, theirs[name]) for name, mine in named_tensors(self._model).items()}
         return [(mine, other) for mine, other in pairs.values() if mine is not other]
 
     def close(self) -> None:
-        """Free the recorded steps. They refer to the seat, and would keep it in memory."""
+        """Free the recorded steps. They refer to the seat, and would otherwise keep it in memory."""
         self.join()
         self._replayed.clear()
 
