@@ -30,7 +30,7 @@ BASE = "base_model.model"
 
 
 def check_model(model: object) -> None:
-    """Check that a model has exactly one LoRA adapter, whose rank can be reduced; raise an error with all faults."""
+    """Raise an error if a model does not have exactly one LoRA adapter, or if the adapter's rank cannot be reduced."""
     with extra("lora"):  # imported here because it takes seconds to load
         from peft import LoraConfig, PeftModel
     if not isinstance(model, PeftModel):
@@ -69,7 +69,7 @@ def check_model(model: object) -> None:
 
 
 def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
-    """Yield the name and the module of each layer with an adapter; names are those in the adapted model."""
+    """Yield pairs (name, layer) for all layers with an adapter, named as in the adapted model."""
     from peft.tuners.lora import LoraLayer
 
     named = model.get_submodule(BASE).named_modules()
@@ -84,7 +84,7 @@ def adapter_parameters(layer: Layer) -> dict[str, nn.Parameter]:
 
 
 def rank_axes(layer: Layer) -> dict[str, int]:
-    """Return the index of the rank axis for each adapter parameter of a layer, except parameters without a rank."""
+    """Return a dictionary from each adapter parameter with a rank axis to the index of this axis."""
     parts = {name: name.partition(".")[0] for name in adapter_parameters(layer) if not name.endswith(".bias")}
     return {name: RANK_AXES[part] for name, part in parts.items() if part in RANK_AXES}
 
@@ -111,8 +111,8 @@ def find_fault(layer: Layer) -> str:
 def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
     """Set the ranks stored in a model's layers and config to the actual sizes of its adapter weights.
 
-    An adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA). This function also changes ``alpha``, so that
-    the scaling factor is that of ``full_model``.
+    An adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA). This function also changes ``alpha``, to keep
+    the factor ``alpha / r`` of ``full_model``.
     """
     adjust_layers(full_model, model)
     (name,) = model.peft_config
@@ -132,7 +132,10 @@ def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
 
 
 def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
-    """Return the slice of each adapter parameter: the first entries of the rank axis, and all entries of other axes."""
+    """Return the slice of each adapter parameter of ``full_layer`` that the smaller layer ``local`` has.
+
+    A slice has the first entries of the rank axis, and all entries of the other axes.
+    """
     if full_layer.r and (fault := find_fault(full_layer)):
         raise ShapeError(fault)
     local_parameters = dict(local.named_parameters())
@@ -143,6 +146,9 @@ def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
 
 
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
-    """Return the parameter names of the last linear layer if ``modules_to_save`` trains it in full; else ()."""
+    """Return the parameter names of the last linear layer if ``modules_to_save`` names this layer; else ().
+
+    peft then trains the layer itself, not an adapter.
+    """
     (name,) = model.peft_config
     return tuple(name_of_rows for name_of_rows in last_linear(model) if f".modules_to_save.{name}." in name_of_rows)

@@ -55,7 +55,7 @@ def moments_query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
-    """Train the slice in the message on this client's data, and reply with it."""
+    """Train the slice in the message on this client's data, and reply with the trained slice."""
     return _answer([AppTask(message, context)])[0]
 
 
@@ -72,7 +72,7 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 
 
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
-    """Train clients together, which need equal rates with most engines; return models and training results."""
+    """Train several clients together; return models and results. Most engines need clients of equal rates."""
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
@@ -147,7 +147,10 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 
 
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
-    """Return a model's metrics on a client's test data: unmasked (global), and masked to ``classes`` (local)."""
+    """Return a model's metrics on a client's test data.
+
+    For ``global`` metrics all logits count, for ``local`` metrics only those of ``classes``.
+    """
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
     kind = workload.settings.fidelity
@@ -163,9 +166,9 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
 
 
 def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics in ``result``, which the user's function ``evaluate.metric`` returned.
+    """Return the metrics in ``result``, the return value of the user's function ``evaluate.metric``.
 
-    Raise ``ConfigError`` if ``result`` is not a mapping from names to numbers, or has the name of a metric in ``ours``.
+    Raise ``ConfigError`` if ``result`` is not a mapping from names to numbers, or if a name occurs in ``ours`` too.
     """
     try:
         metrics = {str(name): float(value) for name, value in result.items()}  # type: ignore[attr-defined]
@@ -180,7 +183,7 @@ def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, 
 
 @app.train("publish")
 def publish_message(message: Message, context: Context) -> Message:
-    """Train on this client's data, and reply with class probabilities for the round's seed examples (FedH2L)."""
+    """Train on this client's data, and reply with class probabilities for examples that all clients share (FedH2L)."""
     task = AppTask(message, context)
     ((model, result),) = _train([task])
     task.keep(model)

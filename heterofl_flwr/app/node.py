@@ -45,7 +45,7 @@ class AppTask(Task):
 
     @property
     def options(self) -> TrainOptions:
-        """Training options: those of the settings, with learning rate and ``proximal_mu`` of the message."""
+        """Training options of the settings; learning rate and ``proximal_mu`` come from the message."""
         return replace(
             self.workload.settings.train,
             learning_rate=self.value(messages.LEARNING_RATE, float),
@@ -98,14 +98,17 @@ class AppTask(Task):
         )
 
     def note_steps(self, steps: int) -> None:
-        """Set ``total_step``: the distance that ``steps`` steps go along a constant gradient of 1."""
+        """Set ``total_step`` after ``steps`` steps of SGD, with or without momentum.
+
+        It is the distance that a parameter would move in these steps if its gradient were always 1.
+        """
         options, length = self.options, float(steps)
         if beta := options.momentum:
             length = (steps - beta * (1 - beta**steps) / (1 - beta)) / (1 - beta)
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return this client's personal model with moments of the inputs that it is trained on."""
+        """Return this client's personal model; its batch norm layers use moments of this client's training inputs."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
@@ -113,7 +116,7 @@ class AppTask(Task):
         return with_static_norm(model, moments)
 
     def trained_batches(self) -> Iterable[Tensor]:
-        """Return batches of all inputs for the personal model: the client's data and, in FedH2L, the seed set."""
+        """Return batches of the personal model's training inputs: the client's data and FedH2L's shared examples."""
         workload = self.workload
         batches = workload.moments_batches(self.data.train, self.seed)
         if workload.settings.server.strategy != "fedh2l":
@@ -124,7 +127,7 @@ class AppTask(Task):
 class _LastModels:
     """Cache of the models in the latest evaluation message of this process.
 
-    All clients of a round get the same parameters, so one client's models serve for the next.
+    All clients of a round get equal parameters, so models that were loaded for one client are used for the next too.
     """
 
     def __init__(self) -> None:
@@ -132,7 +135,7 @@ class _LastModels:
         self._models: list[tuple[float, nn.Module]] = []
 
     def of(self, task: AppTask) -> list[tuple[float, nn.Module]]:
-        """Return the models of a task's message, from the cache if the previous message had the same."""
+        """Return the models of a task's message: those in the cache if the previous message had equal parameters."""
         instruction = task.instruction
         fields = (instruction.kind, instruction.rates, instruction.slice_rule, instruction.window)
         records = reading.array_records(task.message.content)
@@ -153,7 +156,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's data: those in the folder ``data-path``, or else the node's part of ``data.name``."""
+    """Return a node's data: those in the folder ``data-path`` of its config or, without it, a part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

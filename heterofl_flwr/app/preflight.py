@@ -16,7 +16,10 @@ from heterofl_flwr.report import RunFolder
 
 
 def check_run(request: Request) -> str:
-    """Check a run before it starts; return a sentence if it has finished already, else an empty text."""
+    """Check a run before it starts.
+
+    If an earlier process has finished the run, return a sentence that says so, else an empty text.
+    """
     workload, folder = load_workload(request.config), RunFolder(request.out)
     start = find_start(folder, workload.settings)
     if not start.finished:
@@ -34,7 +37,7 @@ def check_run(request: Request) -> str:
 def check_task(workload: Workload, clients: int) -> None:
     """Load the data set; raise an error if it does not exist, is too small for the clients, or does not fit a model.
 
-    Other errors of a user's functions are ignored here, because the run raises them with a traceback.
+    Errors that a user's functions raise are ignored here, because the run raises them again, with a traceback.
     """
     try:
         workload.partitions(clients)

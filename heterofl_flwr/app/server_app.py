@@ -76,8 +76,8 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
     """Run the strategy that the settings describe, and return it.
 
-    The run's folder is ``run.dir``. Without this setting, ``flwr run`` makes a new folder below ``runs``, and the grids
-    of this package write nothing.
+    The run's folder is ``run.dir``. Without this setting, a run by ``flwr run`` gets a new folder below ``runs``, and a
+    run with a grid of this package writes no folder.
     """
     give_back_freed_memory()
     folder = _choose_folder(grid, workload.settings)
@@ -207,7 +207,10 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start of a run: a checkpoint to resume, or None for a new run. ``finished`` is a sentence on a finished run."""
+    """Start of a run.
+
+    ``state`` is the checkpoint to resume; None for a new run. If the run is finished, ``finished`` says so.
+    """
 
     state: RunState | None = None
     finished: str = ""

@@ -1,4 +1,4 @@
-"""Start 'flower-supernode' with all arguments that follow, in a process that ends when the SuperNode does.
+"""Start 'flower-supernode' with the remaining arguments, in a process that ends when the SuperNode ends.
 
 In Flower 1.41, a SuperNode whose connection to the SuperLink drops at the wrong moment stops working, but its process
 stays alive. With this command the process ends too, with exit code 1, so that a service manager restarts it.
@@ -19,7 +19,7 @@ SCRIPT = "flower-supernode"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the SuperNode. A stop raises ``SystemExit``; an error ends the process with exit code 1."""
+    """Start the SuperNode. ``SystemExit`` is raised when it is stopped; after an error, the exit code is 1."""
     sys.argv = [SCRIPT, *args.arguments]
     (script,) = entry_points(group="console_scripts", name=SCRIPT)
     script.load()()

@@ -54,9 +54,9 @@ def record_parameters(*records: ArrayRecord) -> Parameters:
 def name_arrays(
     names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER, remedy: str = messages.NOT_CONVERTED
 ) -> ArrayRecord:
-    """Return a record of these arrays under these names; raise ``ReplyError`` if their numbers differ.
+    """Return a record of arrays under names; raise ``ReplyError`` if there are not as many arrays as names.
 
-    If the sender is a client, the error ends with ``remedy``.
+    If the sender is a client, the error message ends with ``remedy``.
     """
     if len(arrays) != len(names):
         cause = "" if sender == SERVER else f"; {remedy}"
@@ -104,7 +104,10 @@ def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
 
 
 def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], moments: Sequence[str]) -> Message:
-    """Return an instruction of the classic API as a message. ``names``, then ``moments``, name its arrays in order."""
+    """Return an instruction of the classic API as a message.
+
+    ``names`` are the names of the first arrays, and ``moments`` the names of the remaining ones.
+    """
     records = name_arrays([*names, *moments], [Array(array) for array in arrays])
     content = RecordDict(
         {messages.CONFIG: config, messages.ARRAYS: ArrayRecord({name: records[name] for name in names})}
@@ -116,9 +119,9 @@ def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], mom
 
 
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
-    """Return a client's answer, or the error of its call, as a reply message.
+    """Return a client's answer, or the error that calling the client raised, as a reply to ``message``.
 
-    ``names`` are the names of the answer's arrays. Without them, these are the names in the message.
+    ``names`` are the names of the answer's arrays. By default, these are the names of the arrays in ``message``.
     """
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")
@@ -155,7 +158,7 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
 
 
 def _read_config(scalars: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
-    """Return a config record with the entries ``keys`` of ``scalars``, and the reported capacity, if any."""
+    """Return a config record with the entries of ``scalars`` whose names are in ``keys``, and with the capacity."""
     fields: dict[str, object] = {key: scalars[key] for key in keys & scalars.keys()}
     if messages.LABELS in fields:
         text = str(fields[messages.LABELS])

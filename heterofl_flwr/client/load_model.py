@@ -1,4 +1,4 @@
-"""Models of an instruction: building them at a rate, loading their parameters, and reading the trained parameters."""
+"""Models that a message asks for: build them at a rate, load their parameters, and read the trained parameters."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,9 +59,9 @@ def load_models(
     state : Mapping[str, Tensor]
         Parameters of the largest model.
     message : Message
-        The message. For an evaluation it may have static batch norm moments; without them batch norm normalises by
-        batch. It may also have parameters of smaller models that are not slices of the largest model, named
-        ``rate/parameter``.
+        The message. A message for an evaluation may have static batch norm moments. Without them, batch norm normalises
+        by batch. Some parameters of smaller models may not be slices of the largest model's. The message then has them
+        under names of the form ``rate/parameter``.
     """
     moments = reading.array_records(message.content).get(messages.MOMENTS)
     level_tensors = read_record(message, messages.LEVELS)
@@ -101,7 +101,7 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
-    """Return the model in evaluation mode; batch norm uses the moments or, without any, normalises by batch."""
+    """Return the model in evaluation mode. Batch norm uses ``moments``; if they are None, it normalises by batch."""
     if moments is None:
         return without_statistics(model).eval()
     return with_static_norm(model, moments)
@@ -115,12 +115,12 @@ def sent_tensor(parameter: Tensor) -> Tensor:
 def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the parameters that stay with a client.
 
-    Before the client's first training these are initial values, a slice of the run's initial global model.
+    Before the client's first training, their values are a slice of the run's initial global model.
 
     Parameters
     ----------
     instruction : Instruction
-        The instruction, whose patterns tell which parameters stay.
+        The instruction. Parameters stay with the client if they match none of its patterns.
     build : Callable[[float], nn.Module]
         Function of a rate that returns the model.
     saved : Mapping[str, Tensor]
@@ -147,9 +147,9 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise ``ReplyError`` if this client has trained in this run, although it has no saved state.
+    """Raise ``ReplyError`` if this client has trained in this run: then its saved state was lost.
 
-    Its state was then lost. ``tensors`` describes the state in the error.
+    Call it if the client has no saved state. ``tensors`` describes this state in the error message.
     """
     if instruction.has_trained:
         raise ReplyError(
@@ -165,7 +165,6 @@ def _slice(
     state: Mapping[str, Tensor],
     level_tensors: Mapping[str, Tensor],
 ) -> Mapping[str, Tensor]:
-    """Return the parameters of a smaller model: a slice of ``state``, with the ``level_tensors`` of its rate."""
     function = make_slice_function(
         instruction.slice_rule, seed=instruction.run_seed, server_round=instruction.window, rate=rate, partition=0
     )
@@ -186,7 +185,7 @@ class IssuedModels:
         self._inner[model] = None
 
     def check(self, model: nn.Module, call: str) -> None:
-        """Raise ``ConfigError`` if the task has not returned this model; ``call`` is the user's call, for the error."""
+        """Raise ``ConfigError`` if the task has not returned this model; the error message names the user's ``call``."""
         if model not in self._inner:
             raise ConfigError(
                 f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned; "

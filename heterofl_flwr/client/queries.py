@@ -36,13 +36,14 @@ def answer_queries(
     app : ClientApp
         Your app.
     build : Callable[[float], nn.Module]
-        Function of a rate that returns the model, the same as the server's.
+        Function of a rate that returns the model. The server uses the same function.
     data : Callable[[Context], Batches] | None
         Function of the context that returns batches of this node's training inputs, for static batch norm. A batch is a
-        tensor, or a tuple or mapping whose first entry is a tensor. Without ``data`` a node has no moments. If no node
-        has any, the server sends the query once, and batch norm then normalises by batch.
+        tensor, or a tuple or mapping whose first entry is a tensor. Without ``data`` a node reports no moments. If no
+        node reports moments, the server does not ask again, and batch norm normalises by batch.
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
-        Function of the context that returns ``build``, if the model depends on the context, such as its ``run_config``.
+        Function of the context that returns ``build``. Use it if the model depends on the context, for example on its
+        ``run_config``.
     """
     if (build is None) == (build_from is None):
         raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, its maker")

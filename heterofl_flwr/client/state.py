@@ -43,7 +43,7 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
     """Save a client's tensors after training, in a file or in its context.
 
-    The context keeps no tensors of other runs.
+    In the context, they replace all tensors that were saved before, those of other runs too.
     """
     if folder := _folder(context, instruction):
         _write_file(folder, instruction, tensors)
@@ -104,7 +104,7 @@ def _folder(context: Context, instruction: Instruction) -> Path | None:
 
 
 def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the newest state saved in an earlier round, or in this round if the message is not its first."""
+    """Return the newest saved state. The state of this round counts only if the message is not the round's first."""
     end = instruction.server_round + (not instruction.starts_round)
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < end]
     if not paths:
@@ -119,7 +119,10 @@ def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | No
 
 
 def _write_file(folder: Path, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    """Write the state of a round. Remove the files up to round ``oldest_checkpoint``, except the newest of them."""
+    """Write the state of a round, and remove files that no checkpoint needs.
+
+    The oldest checkpoint needs the newest file of a round up to ``oldest_checkpoint``.
+    """
     write_atomic(folder / CLIENT_STATES.replace("*", f"{instruction.server_round:06d}"), pack(tensors))
     oldest, paths = instruction.oldest_checkpoint, files_by_round(folder, CLIENT_STATES)
     unneeded = [path for server_round, path in paths.items() if server_round <= oldest]

@@ -52,12 +52,12 @@ class Task:
     context : Context
         The client's context, which stores parameters that stay with the client and the state of stages.
     build : Callable[[float], nn.Module]
-        Function of a rate that returns the model, the same as the server's. It may draw random numbers: the global
-        random generators are restored afterwards.
+        Function of a rate that returns the model. The server uses the same function. It may draw random numbers: the
+        global random generators are restored afterwards.
     seed_torch : bool
         Whether each new model seeds torch's global generators with ``seed``, so that runs can be repeated exactly.
-        Never set it with code that draws privacy noise from them, as Opacus does: the server and the other clients know
-        the seed, and can subtract the noise.
+        Leave it False if the training draws privacy noise from torch's global generators, as Opacus does. The server
+        and the other clients know the seed, so they could compute the noise and subtract it.
 
     Attributes
     ----------
@@ -67,7 +67,8 @@ class Task:
         Whether ``penalty`` or ``loss`` was called. Set it to True if the loop adds the same penalty itself.
     total_step : float
         Sum of the learning rates of the local steps, for SCAFFOLD. Each call of ``penalty`` or ``loss`` adds the
-        learning rate that the server sent. Set it if a step has several calls, or another learning rate.
+        learning rate that the server sent. Set the sum yourself if a step calls them more than once, or if it uses
+        another learning rate.
     """
 
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:
@@ -120,13 +121,14 @@ class Task:
     def model(self, like: nn.Module | None = None) -> nn.Module:
         """Return a new model at the message's rate, loaded with the received parameters and the client's personal ones.
 
-        For an evaluation, batch norm has the static moments in the message or, without any, normalises by batch.
+        For an evaluation, batch norm uses the static moments in the message. If the message has none, batch norm
+        normalises by batch.
 
         Parameters
         ----------
         like : nn.Module | None
-            Untrained model of another task whose message has equal parameters. It is copied, which is faster than
-            loading.
+            Untrained model of another task, to copy instead of loading parameters, which is slower. The messages of
+            both tasks must have equal parameters.
         """
         self._check_open()
         model = next(self._load())[1] if like is None else copy_exchanged(like)
@@ -139,9 +141,9 @@ class Task:
         yield from self._load()
 
     def penalty(self, model: nn.Module) -> Tensor | float:
-        """Return the penalty to add to the loss of a batch: that of FedProx and of stages such as FedDyn, or 0.
+        """Return the penalty to add to the loss of a batch; 0 if the run uses none.
 
-        Call it once in each step.
+        It is the sum of the terms of FedProx and of stages such as FedDyn. Call this method once in each step.
         """
         self.penalty_used = True
         self.total_step += self.instruction.learning_rate
@@ -150,7 +152,7 @@ class Task:
 
     @property
     def stage_penalty(self) -> Penalty:
-        """Penalty of the stages, without the term of FedProx."""
+        """Penalty of stages such as FedDyn, without the term of FedProx."""
         return self._stages.own_penalty
 
     def loss(
@@ -166,10 +168,10 @@ class Task:
     ) -> Tensor:
         """Return the loss of a batch with in-place distillation and the penalty.
 
-        In-place distillation also trains the smaller models inside the client's model, to match its output
-        probabilities. Without smaller models (at the smallest level, or for slices that move) the loss is
-        ``criterion(model(inputs), targets) + penalty(model)``. With four levels, a step of the largest model takes
-        about twice as long.
+        In-place distillation also trains the smaller models inside the client's model. They learn to match the output
+        probabilities of the client's model. At the smallest level, and with slices that move, there are no smaller
+        models; the loss is then ``criterion(model(inputs), targets) + penalty(model)``. With four levels, distillation
+        makes a step of the largest model about twice as long.
 
         Parameters
         ----------
@@ -180,15 +182,15 @@ class Task:
         criterion : Callable[[Tensor, Tensor], Tensor]
             Function of logits of shape (examples, classes) and targets that returns the loss.
         labels : Iterable[int] | None
-            Classes of this client's data. Logits of other classes are set to 0, also for ``criterion``. None: all
-            classes.
+            Classes of this client's data. Logits of other classes are set to 0, in ``criterion`` and in distillation.
+            None: all classes.
         label_share : float
-            Weight of the criterion in the loss of a smaller model. The rest is the divergence from the probabilities of
-            the client's model.
+            Weight of the criterion in the loss of a smaller model. The divergence from the probabilities of the
+            client's model has the weight ``1 - label_share``.
         weight : float
-            Weight of the smaller models' losses; 0 leaves them out.
+            Weight of the smaller models' losses; 0: they are not trained.
         temperature : float
-            Divisor of the logits before the softmax; the divergence is multiplied by its square.
+            Divisor of the logits before the softmax. The divergence is multiplied by ``temperature ** 2``.
         """
         self._issued.check(model, "task.loss")
         smaller = (rate for rate in self.instruction.rates if rate < self.rate)
@@ -222,13 +224,14 @@ class Task:
         num_examples : int
             Number of examples used. With 0 the reply does not count, and the state of stages does not change.
         labels : Iterable[int] | Mapping[str, Iterable[int]] | None
-            Classes of this client's training data: only their rows of the classifier are averaged. None: all classes.
-            For several heads, a mapping from each head's layer or parameter to its classes, such as
-            ``{"digits": [1, 2], "months": [11]}``.
+            Classes of this client's training data. In the classifier, only the rows of these classes are averaged.
+            None: all classes. If the model has several heads, pass a mapping from the name of each head's layer or
+            parameter to the head's classes, such as ``{"digits": [1, 2], "months": [11]}``.
         metrics : Mapping[str, float | Sequence[float]] | None
-            Metrics to report. Lists are not averaged; only the server's own metrics function gets them.
+            Metrics to report. Lists are not averaged; a ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn`` of
+            the strategy receives them.
         capacity : str | float | None
-            New level or rate that this node can hold, from the next round on; None if it has not changed.
+            Largest level or rate that this node can hold from the next round on; None if it has not changed.
         """
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
         reported = messages.new_metrics(contents.metrics, contents.num_examples)
@@ -260,7 +263,7 @@ class Task:
         return Contents(records, {**config, **labels_config(classes)}, metrics, num_examples)
 
     def keep(self, model: nn.Module | None) -> None:
-        """Save the client's personal parameters and the state of stages; ``reply`` with a model does so too."""
+        """Save the client's personal parameters and the state of stages. ``reply(model, ...)`` saves them too."""
         parameters, travels = self._issued.parameters_of(model), self.instruction.travels
         personal = {name: sent_tensor(parameter) for name, parameter in parameters.items() if not travels(name)}
         stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.state.items()}

@@ -23,7 +23,8 @@ CLIENT_STATES = "*.safetensors"
 def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file under a temporary name, sync it to disk, and then rename it.
 
-    ``mode`` is the file's permission, reduced by the process's umask. It holds for the temporary file too.
+    ``mode`` has the permission bits of the file, before the process's umask is applied. The temporary file has them
+    too.
 
     Raises
     ------
@@ -60,16 +61,16 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file, but refuse a symbolic link, because another user of the folder could have made it.
+    """Open a file; raise ``OSError`` if it is a symbolic link, which another user of the folder could have made.
 
-    Windows has no flag for this, and only few of its users can make links.
+    On Windows, links are followed: few users there have the right to make one.
     """
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Context manager for writing a file: create the folder, and sync the folder on exit.
+    """Context manager for writing a file: create its folder on entry, and sync this folder to disk on exit.
 
     Without the sync, a power failure could lose the name of a new file. An ``OSError`` becomes a ``HeteroFLError``.
     """
@@ -107,7 +108,10 @@ def remove(path: Path) -> None:
 
 
 def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
-    """Return the files that match a pattern such as ``round-*.json``, by round number (the star), ascending."""
+    """Return a dictionary from round to file, ascending, of the files that match a pattern such as ``round-*.json``.
+
+    The star in the pattern stands for the round.
+    """
     before, after = pattern.split("*")
     numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
     return dict(sorted((int(number), path) for path, number in numbers.items() if number.isdecimal()))

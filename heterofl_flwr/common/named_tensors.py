@@ -1,6 +1,6 @@
 """Tensors by name: selection by prefix, comparison and serialisation.
 
-These functions are not in ``files``, which must not import torch.
+The module ``files`` must not import torch, so these functions have a separate module.
 """
 
 import math
@@ -29,7 +29,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return a text on up to three tensors that are missing, unexpected or of a wrong shape; '' if all shapes match."""
+    """Return a text on up to three tensors that are missing, unexpected or of a wrong shape; '' if there are none."""
     shapes, expected_shapes = (
         {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, expected)
     )

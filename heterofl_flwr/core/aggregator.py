@@ -14,18 +14,18 @@ Rows = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """Slice of the global model as sent to a client, with counts of the steps that the model had made by then.
+    """Slice of the global model that was sent to a client, with step counts of the global model at that time.
 
-    An asynchronous server computes the staleness of the client's reply from these counts.
+    An asynchronous server compares these counts with the current ones to compute the staleness of the client's reply.
 
     Attributes
     ----------
     number
-        Number of steps of the global model.
+        Number of steps that the global model had made.
     plan, tensors
         The entries in the slice, and their values.
     moved
-        For each plan, the number of steps in which it was the largest plan among the replies (``Clocks``).
+        For each plan, the number of steps in which this plan was the largest among the replies (``Clocks``).
     """
 
     number: int
@@ -54,11 +54,12 @@ class CheckedReply:
     tensors
         The client's parameters, in the shapes of the plan and the dtypes of the global state.
     rows
-        Indices of the rows to average, by parameter. All rows of other parameters are averaged.
+        Dictionary from a parameter to the indices of its rows to average. Parameters that are not in the dictionary
+        are averaged in all rows.
     weight
         The client's weight in the mean.
     sent
-        The version of the global model from which the client started; None for the current one.
+        The version of the global model that was sent to the client; None if it is the current one.
     """
 
     plan: Plan
@@ -71,9 +72,9 @@ class CheckedReply:
 class Aggregator(Protocol):
     """Protocol of a mean of replies. Call ``add`` for each reply of a round, and then ``result`` once.
 
-    In each round, a new aggregator is made from the global state. It must not change that state. If an entry of the
-    result can depend on other entries of the replies, the class sets ``by_entry = False``. Server optimisers reject
-    such classes.
+    In each round, a new aggregator is made from the global state. An aggregator must not change the tensors of this
+    state. Set ``by_entry = False`` in a class if an entry of its result can depend on other entries of the replies.
+    Server optimisers reject such classes.
     """
 
     def add(self, reply: CheckedReply) -> None:
@@ -83,9 +84,9 @@ class Aggregator(Protocol):
         """Return the new global state in new tensors. Entries that no client held are unchanged."""
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of its holders.
+        """Return, for each entry of a parameter, the total weight of the clients that hold this entry.
 
-        It can also be called after ``result``.
+        This method can also be called after ``result``.
         """
 
 

@@ -76,9 +76,9 @@ def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, .
 
 
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
-    """Divide the sum of a parameter in place by the total weight of the holders of each entry.
+    """Divide each entry of a parameter's sum by the total weight of the clients that hold the entry, in place.
 
-    ``counts`` has this weight for each slice. Entries without a holder get the value in ``old``.
+    ``counts`` has the weight of the clients by slice. Entries that no client holds get their value in ``old``.
     """
     nested = nest(tuple(counts)) if all(map(is_prefix, counts)) else None
     # Shells do not work if some slices are counted by row and others drop rows.
@@ -104,7 +104,7 @@ def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
 
 
 def _divide(total: Tensor, old: Tensor, count: Count) -> None:
-    """Divide a tensor in place by ``count``; entries whose count is 0 get the value in ``old``."""
+    """Divide a tensor in place by ``count``; entries whose count is 0 get their value in ``old``."""
     if isinstance(count, Tensor):
         count = count.view(-1, *[1] * (total.dim() - 1)) if count.dim() == 1 else count
         divisor = count.to(total)
@@ -120,7 +120,7 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 class Holders:
     """Total weight of the clients that hold each slice.
 
-    If some rows of a parameter do not count for all clients, each row of the parameter has a separate total.
+    A client may count for only some rows of a parameter. Each row of this parameter then has a separate total.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
@@ -136,7 +136,8 @@ class Holders:
     def add(self, plan: Plan, rows: Mapping[str, Tensor], weight: float) -> None:
         """Add a client's weight to the total of its plan.
 
-        ``rows`` maps a parameter to the rows that count for this client. All rows of other parameters count.
+        ``rows`` maps a parameter to the indices of the rows for which the client counts. For a parameter that is not in
+        ``rows``, the client counts in all rows.
         """
         before = self._weights.get(plan, 0.0)
         by_row = self._by_row.setdefault(plan, {})
@@ -175,7 +176,8 @@ class Sums:
     def add(self, plan: Plan, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor], weight: float) -> None:
         """Add a client's parameters, multiplied by ``weight``, to the sums.
 
-        Of a parameter in ``rows``, only the rows with these indices are added.
+        ``rows`` maps a parameter to the indices of the rows to add. Parameters that are not in ``rows`` are added in
+        all rows.
         """
         for name, axes in plan.axes.items():
             old = self._state[name]
@@ -194,9 +196,9 @@ class Sums:
 
     @torch.no_grad()
     def means(self, holders: Holders) -> dict[str, Tensor]:
-        """Return the new global state: each sum divided by the total weight of its holders.
+        """Return the new global state: each entry's sum divided by the total weight of the clients that hold the entry.
 
-        Entries without a holder keep their value. The sums are divided in place and then released, so call this once.
+        Entries that no client holds keep their value. Call this once: it divides the sums in place and releases them.
         """
         new = {}
         for name, old in self._state.items():

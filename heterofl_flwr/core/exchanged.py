@@ -30,7 +30,7 @@ def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
 def exchange_frozen(model: nn.Module) -> nn.Module:
     """Mark a model so that its frozen parameters (``requires_grad=False``) are exchanged too, and return the model.
 
-    This is needed if frozen values differ between processes, for example random ones. It is also needed if slices move.
+    Call this if each process computes different frozen values, for example random ones. Also call it if slices move.
     """
     vars(model)[_WITH_FROZEN] = True
     return model
@@ -53,7 +53,7 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Return the first name of each parameter, by each of its names; a tied parameter has several names."""
+    """Return a dictionary from each name of a parameter to its first name; a tied parameter has several names."""
     names: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
     return {name: names.setdefault(id(parameter), name) for name, parameter in named}
@@ -62,7 +62,8 @@ def first_names(model: nn.Module) -> dict[str, str]:
 def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict in which each tied parameter occurs only under its first name.
 
-    If its tensors under several names differ, the last one counts, as in ``load_state_dict``.
+    If ``state`` has different tensors under the names of a tied parameter, the last tensor is used, as in
+    ``load_state_dict``.
     """
     names = first_names(model)
     return {names.get(name, name): tensor for name, tensor in state.items()}
@@ -75,7 +76,7 @@ def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def shares_parameters(model: nn.Module) -> bool:
-    """Whether a model has excluded parameters, which its copies share."""
+    """Whether a model has excluded parameters; copies of the model share them."""
     return bool(_excluded(model))
 
 
@@ -120,7 +121,7 @@ def _excluded(model: nn.Module) -> set[int]:
 
 
 def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ``ConfigError`` if a pattern matches no parameter name; ``what`` is the option that has the patterns."""
+    """Raise ``ConfigError`` if a pattern matches no parameter name; the error message names the option ``what``."""
     if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
         raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
 

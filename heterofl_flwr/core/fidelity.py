@@ -1,4 +1,4 @@
-"""Options for reproducing errors of the authors' code, or for correcting them."""
+"""Options for reproducing or correcting errors of the code that the authors of HeteroFL published."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ Variant = Literal["paper", "fixed"]
 
 @group
 class Fidelity:
-    """Options for errors of the authors' code that affect the published numbers.
+    """Options for errors in the code of HeteroFL's authors that affect the published numbers, one for each error.
 
     ``paper`` reproduces an error, and ``fixed`` corrects it. ``Fidelity.of("paper")`` and ``Fidelity.of("fixed")`` set
-    all options. ``Fidelity.of("paper", moments="fixed")`` sets one option differently.
+    all options alike. ``Fidelity.of("paper", moments="fixed")`` corrects only one error.
     """
 
     encoder_init: Variant = "paper"

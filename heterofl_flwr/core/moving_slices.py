@@ -1,8 +1,8 @@
 """Slice rules: which entries of an axis a client keeps.
 
 HeteroFL keeps the first entries, FedRolex a moving window, and Federated Dropout a random subset. A slice function
-takes only the length of an axis (or of a part of it) and the number of entries to keep. So axes of equal length that
-belong together, for example in a residual stream, keep the same entries.
+takes only two numbers: the length of an axis, or of a part of an axis, and the number of entries to keep. So two axes
+of equal length that belong together, for example in a residual stream, keep entries at the same positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ NESTED_RULES: tuple[SliceRule, ...] = ("prefix", "important")
 
 
 def prefix(length: int, number: int) -> None:
-    """Slice function of HeteroFL: keep the first ``number`` of ``length`` entries (section 3.1)."""
+    """Slice function of HeteroFL (section 3.1). It returns None, which stands for the first ``number`` entries."""
 
 
 def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> SliceFunction:

@@ -1,7 +1,7 @@
 """Random numbers as pure functions of a seed and a purpose.
 
-Nothing in this package draws from a global random state. Each draw has a purpose, for example in ``generator(seed,
-"level", server_round, partition)``. So it does not depend on earlier draws.
+Nothing in this package draws from a global random state. Each draw uses a new generator for one purpose, such as
+``generator(seed, "level", server_round, partition)``. So a draw does not depend on earlier draws.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ def generator(seed: int, *purpose: int | str) -> random.Random:
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
     """Context manager: restore the states of the global generators of torch, NumPy and Python on exit.
 
-    If ``seed`` is not None, torch's generators are seeded with it on entry. Without the restoration, later draws, for
-    example of privacy noise, would start from a state that others can compute from the seed.
+    If ``seed`` is not None, torch's generators are seeded with it on entry. Others may know this seed. If the states
+    were not restored, they could compute later draws from it, for example privacy noise.
     """
     cuda = torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - a builder may seed or read the old generator

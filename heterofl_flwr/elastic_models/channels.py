@@ -1,4 +1,4 @@
-"""Channels, which are sets of entries that are kept or dropped together, and groups of channels with one width."""
+"""Channels (sets of entries that are kept or dropped together), and groups of channels that share one width."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +85,8 @@ def _same(places: Places | None, others_places: Places | None) -> bool:
 class Grouping:
     """Grouping of the positions of a trace into channels and groups.
 
-    Channels that occur on the same axes form a group, for example in a residual stream or in one part of a
-    concatenation. Their order is that on the first of these axes.
+    Channels that occur on the same axes form a group. Examples are the channels of a residual stream, or of one part of
+    a concatenation. A group has its channels in their order on the first of these axes.
     """
 
     def __init__(self, positions: Positions, axes: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Check of a slice: it must call the same operators, with matching shapes, as the full model did in its trace."""
+"""Check of a slice: it must call the same operators as the traced full model, with outputs of matching shapes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -45,12 +45,12 @@ class Step(NamedTuple):
 class DifferentStepError(Exception):
     """An operator call of a slice differs from that of the full model.
 
-    It is not a ``TypeError``, because Python's binary operators catch that.
+    It is not a subclass of ``TypeError``, because Python's binary operators catch a ``TypeError``.
     """
 
 
 class Findings(NamedTuple):
-    """Layers with numbers that should shrink with the width but do not, although all shapes are right."""
+    """Result of a check in which all shapes match: layers with a number that does not follow the width."""
 
     literal: set[str]  # layers that divide a sum by the full length
     factors: set[str]  # layers that multiply by a number that changes with the rate, but not like a width
@@ -66,9 +66,9 @@ def check_slice(
 ) -> Findings:
     """Run a slice, and compare its operator calls with ``steps``, the calls of the full model.
 
-    ``UnsupportedLayerError`` is raised at the first difference. If ``steps`` is None, the slice must only run.
-    ``widths`` and ``sizes`` are the numbers of channels in each group of the slice and of the full model. ``skeleton``
-    is the slice without values.
+    ``UnsupportedLayerError`` is raised at the first difference. If ``steps`` is None, the slice is run but not
+    compared. ``widths`` has the number of channels in each group of the slice, and ``sizes`` the number in each group
+    of the full model. ``skeleton`` is the slice without values.
     """
     expected, findings = _expected(steps or (), widths), Findings(set(), set())
     powers = [1.0, *((few / size) ** power for few, size in set(zip(widths, sizes, strict=True)) for power in _POWERS)]
@@ -129,7 +129,7 @@ def _compare(step: Step, expected: Step) -> None:
 
 
 def _follow_widths(numbers: Sequence[float], full_numbers: Sequence[float], powers: Sequence[float]) -> bool:
-    """Whether each number that differs from the full model's differs by one of the factors in ``powers``."""
+    """Whether each number equals the full model's, or equals it times a factor in ``powers``."""
     pairs = [
         (number, full_number)
         for number, full_number in zip(numbers, full_numbers, strict=True)

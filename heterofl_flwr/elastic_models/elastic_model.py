@@ -75,7 +75,7 @@ class Elastic:
         return model
 
     def checked(self, rate: float) -> nn.Module:
-        """Return the slice of a rate, without Scalers; if its widths are new, compare it with the full model first."""
+        """Return the slice of a rate, without Scalers. A slice of new widths is first compared with the full model."""
         part = self.part(rate)
         model = self._cut(part)
         if part.widths not in self.checked_widths:
@@ -120,7 +120,7 @@ class Elastic:
         return Plan(self.part(1.0).axes(self.model.named_parameters(), self.part(rate))).sliced(prefix)
 
     def part(self, rate: float) -> Slice:
-        """Return the ``Slice`` of this rate, which has the number of channels in each group."""
+        """Return the ``Slice`` of this rate. It has the number of channels of each group."""
         exact_rate(rate)
         channels = self.traced.channels
         few = {size: width(size, rate) for size in channels.sizes}
@@ -142,10 +142,10 @@ def elastic(
 ) -> Elastic:
     """Return ``build``, a function from a rate to a slice of ``model``; pass it to ``HeteroFL(build)``.
 
-    The model is run on the example inputs without values, to find the axes of its parameters that belong together:
-    through residual additions, concatenations, grouped convolutions, attention and views. Inputs and outputs keep their
-    widths. ``model`` is not changed. ``build(1.0)`` has the weights of ``model`` and computes the same outputs, bit for
-    bit. A smaller model has a slice of the weights and is of the same class.
+    The model is run on tensors without values, of the shapes of the example inputs. This shows which axes of its
+    parameters must be sliced alike, for example because of a residual addition, a concatenation or attention. Inputs
+    and outputs keep their widths. ``model`` is not changed. ``build(1.0)`` has the weights of ``model`` and computes
+    the same outputs, bit for bit. A smaller model has a slice of the weights and is of the same class.
 
     Parameters
     ----------
@@ -155,22 +155,22 @@ def elastic(
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. One or two examples are
         enough.
     fixed : Sequence[str]
-        Layers or parameters that keep their full width at every rate: patterns (``fnmatch``) of their names.
+        Patterns (``fnmatch``) of the names of layers or parameters that keep their full width at every rate.
     outputs : Sequence[str]
-        Names of the outputs that are used, in the mapping or the object that the model returns. These outputs keep
-        their widths. Without names, all output tensors keep their widths, including hidden states that no code reads.
+        Names of the outputs that your code reads, if the model returns a mapping or an object with attributes. Only
+        these outputs keep their widths. By default, all output tensors keep their widths, hidden states too.
     multiple_of : int
         The width of each group of channels is rounded up to a multiple of this number, but never above the full width.
-        Heads are sliced by their own width. In a convolution that drops whole groups, each group counts as one channel.
+        In attention, the width of a head is rounded. If a convolution drops whole groups, their number is rounded.
     global_rate : float
         The largest rate of the mix; the Scaler divides by ``rate / global_rate``.
     scaler : bool | None
         Whether a ``Scaler`` follows each linear layer, convolution, embedding and ``nn.MultiheadAttention`` whose
-        outputs shrink: it divides them by the rate in training (section 3.3). Add other layer types to ``SCALED``. By
-        default, models with norms have Scalers. Without norms, activations of narrow models would grow from layer to
-        layer, and training would diverge.
+        output shrinks. In training, the Scaler divides the output by the rate (section 3.3). Add other layer types to
+        ``SCALED``. By default, models with norms have Scalers, and models without norms have none: Scalers would make
+        their activations grow from layer to layer, and training would diverge.
     static_norm : bool
-        Whether batch norm has no running statistics. They are never sent in either case (section 3.2).
+        Whether to remove the running statistics of batch norm (section 3.2). Running statistics are never sent.
     check : str
         How a slice is compared with the full model. ``steps``: by its operators, without values. ``zeroing``: also by
         its output on the example inputs, which must equal that of the full model with zeros outside the slice. Both

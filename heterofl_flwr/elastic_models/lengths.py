@@ -1,7 +1,7 @@
 """State of a trace: the positions of all axes of all tensors, and lengths that remember their axes.
 
-A position is a number that identifies entries which are kept or dropped together. If the model's code reads a length,
-it gets an integer that remembers its axis.
+A position is a number that identifies entries of axes. Entries with the same position are kept or dropped together. If
+the model's code reads the length of an axis, the code gets an integer that remembers this axis.
 """
 
 import math
@@ -71,8 +71,8 @@ def _compared(name: str) -> Callable[..., Any]:
 class Length(int):
     """An integer that the model's code computes from lengths of axes. It remembers these axes.
 
-    An exact ``Length`` is a product of lengths, possibly multiplied or divided by constants and by other lengths. A sum
-    is not exact, nor is a quotient with a remainder.
+    A ``Length`` is exact if only multiplications, and divisions without remainder, were used to compute it. Factors and
+    divisors may be lengths or constants.
     """
 
     sources: tuple[Source, ...]
@@ -120,7 +120,7 @@ def is_length(number: object) -> bool:
 
 
 class Trace:
-    """State of a trace: the positions of all axes, and which of them must be kept or sliced alike."""
+    """State of a trace: the positions of all axes, and the axes that are never sliced or that must be sliced alike."""
 
     def __init__(self, place: Callable[[], str] = str) -> None:
         self.positions = Positions()
@@ -161,7 +161,7 @@ class Trace:
     def pin(self, *rows: Row | None, why: str = "") -> None:
         """Keep all entries with these positions at every rate.
 
-        ``why`` is a reason to report to the user. It is counted only if the axes could have been sliced otherwise.
+        ``why`` is a reason to report to the user. It is counted only for axes that could be sliced before this call.
         """
         for row in rows:
             channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
@@ -210,14 +210,14 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the axes that were summed to compute a tensor and whose full length equals ``divisor``."""
+        """Return the axes of full length ``divisor`` over which a sum was taken to compute the tensor."""
         _, summed = self.sums.get(id(tensor), (None, []))
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
     def compare(self, length: Length, operand: float) -> None:
-        """Record that the model's code compares a length. The result must be the same at every rate.
+        """Record that the model's code compares a length with a number. The result must be the same at every rate.
 
-        So two lengths that are compared shrink in proportion, and a length that is compared with a literal never
+        So if the number is another length, both lengths shrink in proportion. If it is a literal, the length never
         shrinks. Literals below 1 are ignored, because no length is below 1.
         """
         if not self.listening:
@@ -238,7 +238,10 @@ class Trace:
         )
 
     def _variable(self, length: Length) -> Row | None:
-        """Return the positions of the one axis with which a length shrinks; its other sources are never sliced."""
+        """Select the axis with which a length shrinks; never slice the other axes from which the length was computed.
+
+        Return the positions of the axis; None if the length never shrinks.
+        """
         self.pin(*(source.row for source in length.divisors))
         variable = next((s for s in reversed(length.sources) if self.open(s.row) is not None), None)
         self.pin(*(source.row for source in length.sources if source is not variable))
@@ -246,6 +249,6 @@ class Trace:
 
 
 def _at_least_one(number: Length) -> bool:
-    """Whether a number is a multiple of the product of its lengths, so that it is never 0."""
+    """Whether a number is at least 1 at every rate, because it is a multiple of the product of its lengths."""
     multiple = math.prod(len(source.row) for source in number.sources)
     return number.exact and not number.divisors and int(number) % multiple == 0

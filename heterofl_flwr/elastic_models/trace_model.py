@@ -134,7 +134,7 @@ def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
 
 
 class Tracer:
-    """One trace of a model, with all records."""
+    """One trace of a model, with its records: the parameters that were used, and the operator calls."""
 
     def __init__(self, skeleton: Skeleton, fixed: Sequence[str]) -> None:
         self._skeleton = skeleton
@@ -257,10 +257,10 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Never slice a table, such as position embeddings, if the code reads a part of it: a longer input may read more.
+    """Never slice the length of a table, such as position embeddings: a longer input may read more of it.
 
-    A table is recognised as an axis that the code slices at a plain number and that has entries that are always kept.
-    Entries whose positions occur on another axis too, as in a part of packed weights, do not belong to a table.
+    An axis belongs to a table if the code slices it at a plain number, and if some of its entries are always kept.
+    Entries of packed weights are no table: their positions occur on other axes too.
     """
     roots = trace.positions.roots
     numbers = np.zeros(trace.positions.number, np.int64)  # by root, the number of axes with this position

@@ -1,9 +1,9 @@
-"""Comparison of a slice with the full model, in which all entries outside the slice are zero: outputs must be equal.
+"""Comparison of a slice with the full model after its entries outside the slice are set to zero.
 
-Zeros do not change sums and products. Three kinds of numbers are taken from a recorded run of the slice: the count by
-which a mean or a norm divides, the entries over which a softmax or a maximum runs, and factors that depend on a width,
-such as attention's. A dropped channel may have an output that is not zero, as after ``exp``. If a mean runs over it,
-the comparison gives a false alarm. So a difference is only a warning.
+The outputs of both models must be equal, because zeros do not change sums and products. Three kinds of numbers depend
+on the width, and are taken from a recorded run of the slice: the count by which a mean or a norm divides, the entries
+over which a softmax or a maximum runs, and factors such as the scale of attention. A false alarm is possible, so a
+difference is only a warning: after ``exp``, for example, dropped channels are 1 instead of 0, and a mean includes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -114,7 +114,7 @@ def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) ->
 
 
 def _moments(name: str, x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> object:
-    """Return the mean, the variance or both over the entries of the slice; all other entries are zero."""
+    """Return the mean, the variance or both over the entries of the slice. ``x`` must be zero at all other entries."""
     axes = _dims(x, arguments)
     count, keep = float(np.prod([shape[axis] for axis in axes])), bool(arguments.get("keepdim"))
     mean = x.sum(axes, keepdim=keep) / count
