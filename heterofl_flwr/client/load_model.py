@@ -185,7 +185,7 @@ class IssuedModels:
         self._inner[model] = None
 
     def check(self, model: nn.Module, call: str) -> None:
-        """Raise ``ConfigError`` if the task has not returned this model; the error message names the user's ``call``."""
+        """Raise ``ConfigError`` if the task has not returned this model; the error names ``call``, the user's call."""
         if model not in self._inner:
             raise ConfigError(
                 f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned; "

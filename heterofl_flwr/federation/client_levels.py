@@ -18,8 +18,8 @@ from heterofl_flwr.federation.sampling import Purpose, draw
 class Levels:
     """Rates of the clients of one run, and sampling of clients.
 
-    Under *Fix* a client has the same rate in each round. Under *Dynamic* each round draws a rate of the mix for each
-    client, at most the client's capacity.
+    Under *Fix* a client has one rate in all rounds. Under *Dynamic* each round draws a rate of the mix for each client.
+    A rate is never larger than the client's capacity.
     """
 
     def __init__(self, architecture: Architecture, nodes: Nodes, assignment: Assignment = "fix") -> None:
@@ -29,9 +29,9 @@ class Levels:
         self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
-        """Raise ``ReplyError`` if a reported capacity is not a valid rate, or if ``build`` has no model for it.
+        """Raise ``ReplyError`` if a reported capacity is not a valid rate, or if ``build`` fails at this rate.
 
-        ``limit`` is the largest rate that the server allows this client. Under *Dynamic*, ``build`` is not checked,
+        ``limit`` is the largest rate that the server allows this client. Under *Dynamic*, ``build`` is not called,
         because clients train only at rates of the mix.
         """
         if capacity is None:
@@ -46,8 +46,8 @@ class Levels:
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
         """Set the ids of the present nodes, and the registered names of new ones.
 
-        Each new node gets a seat, a number from the sorted names and ids (see ``Nodes``). Under *Fix* it also gets the
-        rate of its seat, so no node's report changes the rate of another node.
+        Each new node gets a seat, a number that follows from the sorted names and ids (see ``Nodes``). Under *Fix*, the
+        node also gets the rate of its seat. So the rate of a node does not depend on what other nodes report.
         """
         if not self._nodes.update(present, names, server_round) or self._assignment != "fix":
             return
@@ -66,7 +66,7 @@ class Levels:
         return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
 
     def _find_rate(self, server_round: int, node_id: int) -> float:
-        """Return a client's rate by the mix and its current capacity, without ``Slicing.growth``."""
+        """Return a client's rate before ``Slicing.growth`` is applied."""
         node = self._nodes[node_id]
         place = self._nodes.seat(node_id) if node.partition is None else node.partition
         if self._assignment == "dynamic":
@@ -90,7 +90,7 @@ class Levels:
         return min(self._nodes[node_id].holds or 1.0, self._mix.rates[0])
 
     def can_train(self, node_id: int) -> bool:
-        """Whether a client can train at a rate of the mix; True if its capacity is not known yet."""
+        """Whether a client can train at a rate of the mix; True if the client has not reported its capacity yet."""
         if node_id not in self._nodes:
             return True
         if self._assignment == "fix":
@@ -110,7 +110,7 @@ class Levels:
         return trainable
 
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
-        """Sample the clients of a round without replacement; for training, add the spare clients."""
+        """Sample the clients of a round without replacement. For training, ``Participation.spare`` adds clients."""
         number = self._options.sampling.number(len(node_ids), purpose)
         if purpose == "train":
             number = self._options.sampling.with_spare(number)
@@ -126,15 +126,15 @@ class Levels:
         return sampled + draw(self._in_order(rest), number, purpose, server_round, seed=self._seed)
 
     def _in_order(self, node_ids: Sequence[int]) -> Sequence[int]:
-        """Return clients in the order of their partitions; unchanged if not all of them are queried before sampling."""
+        """Return clients in the order of their partitions if ``asks_all``; otherwise in the order of ``node_ids``."""
         return sorted(node_ids, key=self._nodes.partition) if self.asks_all else node_ids
 
     @property
     def asks_all(self) -> bool:
         """Whether all nodes must report their capability before clients are sampled.
 
-        One reason is nodes without registered names: clients are then sampled in the order of their reported
-        partitions, so that a run can be repeated.
+        This is the case, for example, if a node has no registered name. Clients are then sampled in the order of their
+        reported partitions, so that a run can be repeated.
         """
         options = self._options
         return (

@@ -29,10 +29,11 @@ SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, floa
 
 
 class EvaluationRound:
-    """A round of evaluation. Call ``refuse``, or add to ``answers``, for each client, then ``close``.
+    """A round of evaluation.
 
-    Clients that did not answer in time in training (``silent``) or to the query for moments are left out. Results are
-    written into ``log``, the round's record.
+    For each client, call ``refuse`` or add its metrics to ``answers``. Then call ``close``, which writes the results
+    into ``log``, the round's record. A client does not evaluate if it was late in training (``silent``), or if its
+    answer to the query for moments was late.
 
     Attributes
     ----------
@@ -69,9 +70,10 @@ class EvaluationRound:
             )
 
     def _pick_rates(self, node_id: int, *, levels: bool) -> Rates:
-        """Return the rates that a client evaluates: all that it can hold or, without ``levels``, the largest of them.
+        """Return the rates of the models that a client evaluates.
 
-        With personal parameters, the only rate is the one at which the client trains.
+        These are all rates up to the client's capacity; without ``levels``, only the largest of them. With personal
+        parameters, it is only the rate at which the client trains.
         """
         if self._federation.architecture.personal:
             return (self._federation.levels.rate(self._server_round, node_id),)
@@ -80,20 +82,20 @@ class EvaluationRound:
         return rates if levels else rates[:1]
 
     def _has_global_model(self, rates: Sequence[float]) -> bool:
-        """Whether a client that evaluates these rates has the global model; also True for a personal model."""
+        """Whether a client that evaluates these rates has the global model. A personal model counts as global."""
         return self._federation.architecture.personal or rates[0] == self._federation.mix.global_rate
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
         """Record the reason why a client's moments are not used.
 
-        If it did not answer in time, it is not asked to evaluate.
+        A client that did not send them in time is not asked to evaluate.
         """
         if fault.kind == "silent":
             del self.rates[node_id]
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
     def restrict_rates(self, moments: Collection[float]) -> None:
-        """Evaluate only the rates in ``moments``, those for which moments were collected."""
+        """Evaluate only the rates in ``moments``, the rates for which clients have sent moments."""
         rates = {node_id: tuple(rate for rate in rates if rate in moments) for node_id, rates in self.rates.items()}
         rates = {node_id: client_rates for node_id, client_rates in rates.items() if client_rates}
         if rates != self.rates:
@@ -170,7 +172,10 @@ class EvaluationRound:
         return log.few_answered
 
     def _split_answers(self) -> SplitAnswers:
-        """Return the answers with metrics by rate, without headline metrics that only a minority of clients reports."""
+        """Return the answers with metrics by rate.
+
+        Accuracies, perplexities and losses that fewer than half of the clients report are left out.
+        """
         answers: dict[int, tuple[float, dict[float | None, dict[str, float]]]] = {}
         for node_id, (number, metrics) in self.answers.items():
             rates = self.rates[node_id]

@@ -35,9 +35,11 @@ class Capability:
 class Nodes:
     """Registry of the clients by node id. A client is added when it answers the capability query.
 
-    Each client has two numbers. Its *partition*, for random draws, is the number that it reports, unless another client
-    reported this number before. Its *seat* follows from the names and ids of the present nodes. It does not depend on
-    reports, so no client can change the level of another. ``seat_rates`` has the rate of each node's seat.
+    Each client has two numbers. The *partition* seeds its random draws. It is the number that the client reports; if
+    another client has reported this number before, the server assigns a free number. The *seat* determines the level of
+    a client that reports neither partition nor capacity. The seat follows from the names and ids of the present nodes,
+    not from reports, so no client can change the level of another client. ``seat_rates`` has the rate of each node's
+    seat.
 
     Attributes
     ----------
@@ -50,8 +52,8 @@ class Nodes:
     demoted : set[str]
         Names of nodes that train at the mix's smallest rate because their answer was not usable.
     changes : dict[int, str]
-        Log lines on nodes that joined, left or came back, by node id. The caller empties the dictionary. A node that
-        left and came back before that has no line.
+        Log lines on nodes that joined, left or came back, by node id. The caller logs the lines and clears the
+        dictionary. If a node leaves and comes back between two logs, there is no line on it.
     away : dict[str, int]
         Names of nodes that left, with the round since which each is away.
     """
@@ -94,8 +96,8 @@ class Nodes:
     def update(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> bool:
         """Set the present nodes; return True if they changed. ``names`` has the registered names of new nodes.
 
-        The capability of a node that left is deleted. Its partition and seat stay reserved until a new node joins. The
-        new node may get them: it may be the same node, restarted under another id.
+        The capability of a node that left is deleted. The partition and seat of that node stay reserved until a new
+        node joins, which may get them: it may be the same machine, restarted under another node id.
         """
         if (present := {*present}) == self.present:
             return False
@@ -128,8 +130,9 @@ class Nodes:
     def register(self, answers: Mapping[int, Capability], faulty: Collection[int] = ()) -> None:
         """Register the answers of nodes to the capability query; ``faulty`` nodes gave no usable answer.
 
-        A client that reports no partition, or that of another client, gets a free number, if possible that of its seat.
-        Without registered names this number follows from random node ids, so the run cannot be repeated exactly.
+        A client that reports no partition, or the partition of another client, gets a free number, if possible the
+        number of its seat. If nodes have no registered names, the number follows from random node ids. The run then
+        cannot be repeated exactly.
         """
         if answers.keys() - self._partitions.keys():  # new clients may get the partitions of nodes that left
             for node_id in self._partitions.keys() - self.present:
@@ -161,7 +164,7 @@ class Nodes:
             )
 
     def _greet(self, node_ids: Iterable[int]) -> None:
-        """Add a line to ``changes`` for each node that came back or joined, unless it has one already."""
+        """Add a line to ``changes`` for each node that came back or joined, once for each arrival."""
         for node_id in node_ids:
             if node_id not in self._ungreeted:
                 continue
@@ -222,7 +225,10 @@ class Nodes:
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
     def named(self) -> dict[str, int]:
-        """Return, for a checkpoint, the round since which each node is away, by registered name; 0 for present ones."""
+        """Return, for a checkpoint, a dictionary from node name to the round since which the node is away.
+
+        The round of a node that is present is 0.
+        """
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 
     def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
@@ -237,7 +243,10 @@ class Nodes:
 
     @property
     def all_named(self) -> bool:
-        """Whether all present nodes have registered names. Sampling then uses names, and queries only sampled nodes."""
+        """Whether all present nodes have registered names.
+
+        Clients are then sampled by name, and only sampled clients must answer the capability query.
+        """
         return bool(self.present) and not self._unnamed
 
     def partition(self, node_id: int) -> int:
@@ -245,11 +254,14 @@ class Nodes:
         return self._partitions[node_id]
 
     def seat(self, node_id: int) -> int:
-        """Return the seat of a client, a number from the names and ids of the present nodes (see ``Nodes``)."""
+        """Return the seat of a client, a number that follows from the names and ids of the nodes (see ``Nodes``)."""
         return self._seats[node_id]
 
     def name(self, node_id: int) -> str:
-        """Return the registered name of a node, else ``partition N``, else ``node ID``."""
+        """Return the registered name of a node.
+
+        Without a name, return ``partition N``; if the partition is not known either, return ``node ID``.
+        """
         partition = self._partitions.get(node_id)
         return self._names.get(node_id) or (f"node {node_id}" if partition is None else f"partition {partition}")
 
@@ -263,12 +275,12 @@ class Nodes:
         return bool(self._names or self._named_before)
 
     def are_away(self) -> list[str]:
-        """Return, for each node that left, its name and, if known, the round since which it is away, as text."""
+        """Return a text for each node that left: its name and, if known, the round since which it is away."""
         away = {name: since for name, since in self._named_before.items() if name not in self._names.values()}
         return [f"{name} (since round {since})" if since else name for name, since in {**away, **self.away}.items()]
 
     def notes(self) -> tuple[str, ...]:
-        """Return remarks on nodes that are away, did not answer, or train at the smallest rate after a bad answer."""
+        """Return remarks on nodes that are away, that did not answer, or that are ``demoted`` to the smallest rate."""
         away = self.are_away()
         silent = [self.name(node_id) for node_id in self.unanswered]
         parts = {"away": away, "no answer to the capability query": silent, "at the smallest rate": self.demoted}
@@ -279,7 +291,7 @@ class Nodes:
         return max((capability.num_partitions or 0 for capability in self._capabilities.values()), default=0)
 
     def dealt(self) -> int:
-        """Return ``num_partitions`` if all clients report the same value, else 0."""
+        """Return the ``num_partitions`` that all clients report; 0 if they do not report one common value."""
         numbers = {capability.num_partitions or 0 for capability in self._capabilities.values()}
         return numbers.pop() if len(numbers) == 1 else 0
 
@@ -297,6 +309,9 @@ class Nodes:
 
 
 def _number(numbers: dict[int, int], node_ids: Iterable[int], reserved: Iterable[int] = ()) -> None:
-    """Assign the lowest free number to each node, in ``numbers``; numbers in ``reserved`` are not free."""
+    """Assign the lowest free number to each node in ``node_ids``, in order, and add it to ``numbers``.
+
+    A number is free if it is neither in ``numbers`` nor in ``reserved``.
+    """
     taken = {*numbers.values(), *reserved}
     numbers.update(zip(node_ids, filterfalse(taken.__contains__, count()) if taken else count(), strict=False))

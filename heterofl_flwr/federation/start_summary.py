@@ -1,4 +1,4 @@
-"""The summary of a federation at the start of a run, and warnings of mixes and clients that do not fit together."""
+"""The summary of a federation at the start of a run, and warnings if its clients do not fit the mix."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -15,7 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def log_summary(federation: Federation) -> None:
-    """Log the mix, the size of each level's model, and the slice rule; warn of options that do not fit."""
+    """Log the mix, the size of each level's model, and the slice rule.
+
+    Warn if levels have models of equal shapes, and if the labels of clients are not private although noise is added.
+    """
     options, mix = federation.options, federation.mix
     logger.info("\t├──> Mix: %s, %s", mix, federation.assignment)
     for rate in mix.all_rates:
@@ -68,7 +71,10 @@ def count_releases(federation: Federation, rounds: range, *, simulated: bool) ->
 
 
 def warn_of_names(limits: Limits, names: Collection[str]) -> None:
-    """Warn of names in ``limits.levels`` and ``limits.partitions`` that no node has as registered name or id."""
+    """Warn if ``limits.levels`` or ``limits.partitions`` has a name that is not in ``names``.
+
+    ``names`` has the registered names and ids of all nodes.
+    """
     for option in ("levels", "partitions"):
         if absent := sorted(name for name in getattr(limits, option) if name not in names):
             logger.warning(

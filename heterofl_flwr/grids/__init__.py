@@ -1,7 +1,7 @@
 """Classes with the interface of Flower's ``Grid``.
 
-``LocalGrid`` runs clients in this process, and ``RayGrid`` in Ray actors. ``Windowed`` is a proxy for any grid that
-limits the number of unanswered messages.
+``LocalGrid`` runs clients in this process, and ``RayGrid`` runs them in Ray actors. ``Windowed`` is a proxy for any
+grid; it limits the number of unanswered messages.
 """
 
 from heterofl_flwr.grids.local import LocalGrid

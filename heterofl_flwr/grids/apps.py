@@ -22,7 +22,10 @@ Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
 
 class Envelope(NamedTuple):
-    """A message or reply with its node's context (None: unchanged) and, for an error reply, the traceback."""
+    """A message or reply, with the context of its node; None if the context has not changed.
+
+    An error reply has a traceback too.
+    """
 
     message: Message
     context: Context | None = None
@@ -30,9 +33,9 @@ class Envelope(NamedTuple):
 
 
 class Identity:
-    """The identity of a run's server in Flower's process-wide state, set while an instance exists.
+    """The identity of a run's server in Flower's process-wide state.
 
-    The earlier identity is restored when the last instance is released.
+    The first instance sets it. When the last instance is released, the identity from before is restored.
     """
 
     _count: ClassVar[int] = 0
@@ -111,7 +114,10 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
 
 
 def failure(message: Message, code: int, reason: str | BaseException, trouble: str = "") -> Envelope:
-    """Return the error reply to a message, with Flower's text; ``trouble`` is the traceback for the log."""
+    """Return the error reply to a message, with the text that Flower would send.
+
+    ``trouble`` is the traceback for the log.
+    """
     text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
     return Envelope(Message(Error(code, text), reply_to=message), None, trouble or text)
 

@@ -29,11 +29,11 @@ class LocalGrid(QueuedGrid):
     num_nodes : int
         Number of nodes. Node ``i`` has ``partition-id`` i; its id depends only on ``seed`` and i.
     cohort : int or callable
-        Maximum number of clients that train together, or a function from a message to this number. It has an effect if
-        the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This function is called with
-        groups of ``train`` messages that were pushed together, go to different nodes and have the same ``rate`` in
-        their config record. Groups have nearly equal sizes and keep the order of messages. The ClientApp itself is
-        called with each other message, and with each message of a group for which ``train_cohort`` raised an error.
+        Maximum number of clients that train together, or a function from a message to this number. It has an effect
+        only if the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This attribute is called
+        with groups of ``train`` messages that were pushed together, go to different nodes and have the same ``rate`` in
+        their config record. Groups have nearly equal sizes and keep the order of messages. The ClientApp itself gets
+        all other messages one by one. It also gets those of a group for which ``train_cohort`` raised an error.
     by_rate : bool
         Whether only clients of the same rate may train together.
     node_config : callable, optional
@@ -41,8 +41,9 @@ class LocalGrid(QueuedGrid):
     run_config : mapping, optional
         ``Context.run_config`` of every node.
     cost : callable, optional
-        Function from a message to the expected time of its client, in any unit. Of the messages that were pushed
-        together, the actors of a ``RayGrid`` begin with the longest. The time of a group is the sum over its messages.
+        Function from a message to the expected time that its client needs, in any unit. A ``RayGrid`` first runs the
+        messages that need the longest time, among those that were pushed together. The time of a group is the sum over
+        its messages.
     seed : int
         Random seed for the ids of the run and of its nodes.
 

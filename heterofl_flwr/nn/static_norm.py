@@ -20,8 +20,8 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     """Return a copy of the model in evaluation mode whose batch norm layers use ``moments``.
 
-    A layer whose count in ``moments`` is 0 keeps its statistics. Instance norm layers lose their running statistics, so
-    they normalise each example by itself.
+    Layers for which ``moments`` has the count 0 keep their statistics. Instance norm layers lose their running
+    statistics, so they normalise each example by itself.
     """
     static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)
@@ -40,8 +40,8 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
 def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:
     """Return the model without running statistics in norm layers of type ``kind``.
 
-    If it has any, the result is a copy. Running statistics are not exchanged, so those of a new model are meaningless.
-    Without them, a layer normalises by batch or by example in evaluation too.
+    If the model has running statistics, the result is a copy without them. Running statistics are not exchanged, so
+    those of a new model are meaningless. A layer without them normalises by batch or by example in evaluation too.
     """
 
     def tracking_layers(module: nn.Module) -> list[_NormBase]:

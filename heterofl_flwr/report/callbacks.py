@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 class _Tracker(RoundCallback):
     """Base class of callbacks that send all numbers of each round to a tracker.
 
-    An error of the tracker is logged as a warning, and the run goes on. A subclass's ``_connect`` must set ``_log`` and
-    ``_close``, functions that send numbers and that end the tracker's run.
+    An error of the tracker is logged as a warning, and the run goes on. A subclass implements ``_connect``, which sets
+    two functions: ``_log`` sends the numbers of a round, and ``_close`` ends the tracker's run.
     """
 
     _log: Callable[..., object] | None = None
@@ -85,7 +85,7 @@ class TensorBoard(_Tracker):
 
 
 class _Service(_Tracker):
-    """Base class of callbacks for trackers that are services, in which a run has an id."""
+    """Base class of callbacks for trackers that are services. A run has an id in such a service."""
 
     _name: ClassVar[str]
 
@@ -121,9 +121,10 @@ class WandB(_Service):
     project : str
         The project.
     settings : Mapping[str, object] | None
-        The run's settings, as its configuration in the service.
+        The run's settings. The service shows them as the configuration of the run.
     folder : RunFolder | None
-        The run's folder. The run id in the service is written there, so that a resumed run continues there too.
+        The run's folder. The callback stores the service's run id in it, so that a resumed run continues the same run
+        in the service.
     options : object
         More arguments of ``wandb.init``.
     """

@@ -26,7 +26,8 @@ class Console(RoundCallback):
     console : rich.console.Console | None
         Console to print on; by default standard output.
     steps : float | None
-        Mean number of steps of a client in a round. With it, lines on progress have the steps per second.
+        Mean number of steps of a client in a round. If it is not None, lines on progress also have the steps per
+        second.
     """
 
     prints_rounds = True
@@ -113,7 +114,7 @@ class Console(RoundCallback):
 def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None) -> str:
     """Return the line about a round for the terminal: names and values, then failures and notes.
 
-    Programs read it too, so it is never wrapped. ``RoundRecord.line`` returns the line for Flower's log.
+    Programs parse the line too, so it has no line breaks. ``RoundRecord.line`` returns the line for Flower's log.
     """
     line = f"round {record.server_round}/{num_rounds} took={formatting.duration(record.seconds).replace(' ', '')}"
     if seconds_left is not None:

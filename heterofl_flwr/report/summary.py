@@ -43,7 +43,7 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
 
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths = "none") -> str:
-    """Return the fractions of ``runs.costs.price`` as text; empty for a mix of one level or unknown costs."""
+    """Return the fractions of ``runs.costs.price`` as text; '' if the mix has one level or if a cost is unknown."""
     rates = [rate for record in records for rate in record.rates.values()]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
@@ -67,7 +67,7 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
-    """Return the table of levels: costs of the model if known, fraction of the clients, latest score."""
+    """Return the table of levels: costs of each model, fraction of the clients, latest score of each model."""
     kind, by_rate = headline_kind(records), costs.by_rate if costs else {}
     drawn = Counter(rate for record in records for rate in record.rates.values())
     few = {record.server_round for record in records if record.few_answered}
@@ -85,7 +85,10 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of metrics: final value, best value, its round; rows for mean and median over clients."""
+    """Return the table of metrics: final value, best value, and the round of the best value.
+
+    A metric of clients has two rows, for the mean and the median over clients.
+    """
     rows = []
     for score in scores(records):
         name = score.name if score.client is None else f"{score.name} (client {score.client})"
@@ -98,7 +101,10 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def confusion_cells(counts: ClassCounts) -> Cells:
-    """Return the table of the most frequent confusions: both classes, number, fraction of the true class."""
+    """Return the table of the most frequent confusions.
+
+    Columns are the true class, the predicted class, the number of examples, and their fraction of the true class.
+    """
     sizes = [sum(row) for row in counts.confusion]
     pairs = [
         (number, true, predicted)

@@ -1,7 +1,7 @@
 """Costs of each level's model, and of a whole run.
 
-Bytes and multiplications of a run are relative to FedAvg with the global model on all clients, or to a separate
-federation for each level.
+Bytes and multiplications of a run are compared with two alternatives: FedAvg with the global model on all clients
+(``Savings``), or a separate federation for each level (``Price``).
 """
 
 import math
@@ -105,8 +105,8 @@ class Costs:
 class Savings(NamedTuple):
     """Bytes sent in a run and in full-size FedAvg; bytes and multiplications as fractions of FedAvg's.
 
-    Full-size FedAvg sends the global model to the same clients. Bytes are those of both directions. For
-    multiplications, all clients count as having equally many examples.
+    Full-size FedAvg sends the global model to the same clients. Bytes include messages to clients and from clients.
+    Multiplications are compared as if all clients had equally many examples.
     """
 
     bytes_sent: int
@@ -116,12 +116,12 @@ class Savings(NamedTuple):
 
 
 def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
-    """Return the bytes of each round, those to clients and from clients together."""
+    """Return the bytes of each round: the sum of those sent to clients and those sent from clients."""
     return [record.bytes_down + record.bytes_up for record in records]
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
-    """Return the bytes of a round, in both directions, if all its clients had the global model, as in FedAvg."""
+    """Return the bytes to and from clients that a round of FedAvg with the same clients and the global model sends."""
     return costs.global_model.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
 
 
@@ -136,7 +136,7 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
 
 
 class Price(NamedTuple):
-    """Client-rounds, bytes and multiplications of a mix, as fractions of separate federations, one for each level."""
+    """Client trainings, bytes and multiplications of a mix, divided by those of separate federations for its levels."""
 
     client_rounds: float
     bytes_share: float
@@ -144,10 +144,10 @@ class Price(NamedTuple):
 
 
 def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths = "none") -> float:
-    """Return the multiplications of forward passes of one example, one for each client in ``rates``.
+    """Return the multiplications of one forward pass of one example on each client; ``rates`` has the clients' rates.
 
-    ``macs`` are the multiplications of each rate's model. ``widths`` says which smaller models inside a client's model
-    run too.
+    ``macs`` has the multiplications of the model of each rate. ``widths`` says which smaller models inside a client's
+    model run too.
     """
     return sum(
         number * passes * macs[inner]
@@ -159,21 +159,21 @@ def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], wi
 def price(
     mix: Mix, rates: Sequence[float], costs: Mapping[float, tuple[float, float]], widths: InnerWidths = "none"
 ) -> Price:
-    """Return the price of a mix, relative to separate federations, one for each of its levels.
+    """Return the costs of a mix, divided by the costs of separate federations, one for each level of the mix.
 
-    The federation of a level consists of the clients that can hold a model of the level. Each of them trains as often
-    as in the mix.
+    The federation of a level consists of all clients that can hold a model of this level. In each federation, a client
+    trains as often as in the mix.
 
     Parameters
     ----------
     mix : Mix
         The mix.
     rates : Sequence[float]
-        Rates of the clients, one for each time that a client trained in the run.
+        Rates at which clients trained in the run, one for each training of a client.
     costs : Mapping[float, tuple[float, float]]
-        Bytes and multiplications of a training, by rate.
+        Bytes and multiplications of one training of a client, by rate.
     widths : InnerWidths
-        Smaller models inside a client's model that a step trains too (``train.distill``).
+        Rule for the smaller models inside a client's model that are trained too (``train.distill``).
     """
     trainings, holders = Counter(rates), dict(zip(mix.rates, accumulate(mix.shares), strict=True))
     sent = sum(number * costs[rate][0] for rate, number in trainings.items())

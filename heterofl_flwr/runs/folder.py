@@ -60,7 +60,7 @@ class RunFolder:
     ``history.jsonl``   one ``RoundRecord`` a line
     ``classes.json``    counts by class: each client's examples (in simulations), predictions of the global model
     ``checkpoint/``     the newest two checkpoints
-    ``privacy.json``    numbers of models and moments released with noise, by noise and clip, including repeated rounds
+    ``privacy.json``    numbers of noisy releases of models and of moments, by noise and clip; a repeated round counts again
     ``events/``         events for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        models that ``heterofl export`` wrote
@@ -118,8 +118,8 @@ class RunFolder:
     ) -> None:
         """Write the settings of a new run, or prepare the folder to resume the run in it.
 
-        The folder is locked until ``unlock``. A ``Recorder`` calls ``unlock`` when the run has ended, and so does the
-        exit of ``lock``.
+        The folder is locked until ``unlock`` is called. A ``Recorder`` calls it when the run has ended. The context
+        manager ``lock`` calls it on exit.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class RunFolder:
         about : Mapping[str, object] | None
             More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Function that adds settings that an earlier version did not have to the stored settings.
+            Function that adds missing settings to those in the folder, if an earlier version has written them.
 
         Raises
         ------
@@ -208,7 +208,7 @@ class RunFolder:
         return dict(self._read()["about"])
 
     def note(self, **facts: object) -> None:
-        """Write more facts about the run, which ``about`` returns."""
+        """Add facts about the run to those that ``about`` returns."""
         self._write({**self._read(), "about": {**self.about(), **facts}})
 
     def write_costs(self, costs: ModelCosts) -> None:
@@ -265,11 +265,11 @@ class RunFolder:
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return the noisy releases of models and moments, at least as many as the history counts."""
+        """Return the noisy releases of models and moments that ``privacy.json`` or the history counts."""
         return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
-        """Write the numbers of noisy releases. ``rewind`` does not change them."""
+        """Write the numbers of noisy releases into ``privacy.json``. ``rewind`` does not change this file."""
         write_atomic(self._privacy, f"{to_json([asdict(entry) for entry in releases], indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: RunState) -> None:

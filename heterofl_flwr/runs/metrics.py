@@ -26,7 +26,7 @@ class Score(NamedTuple):
 
     @property
     def final(self) -> float:
-        """Final value of the statistic by which rounds are compared: mean, median, or the server's value."""
+        """Final value by which rounds are compared: the mean or median over clients, or the server's measurement."""
         return self.finals[self.statistic]
 
     @property
@@ -56,24 +56,27 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
 
 
 def find_metric(values: Mapping[str, float], *kinds: str) -> str:
-    """Return the name of a metric of the first possible kind in ``kinds``; an empty text if there is none."""
+    """Return the name of a metric in ``values`` whose kind is in ``kinds``; '' if there is none.
+
+    Earlier kinds are preferred to later ones.
+    """
     names = [f"{scope}-{kind}" for kind in kinds for scope in SCOPES]
     names += [name for kind in kinds for name in (kind, *values) if name.endswith(kind)]
     return next((name for name in names if name in values), "")
 
 
 def headline(records: Sequence[RoundRecord]) -> str:
-    """Return the name of the metric by which runs are compared; an empty text without any evaluation."""
+    """Return the name of the metric by which runs are compared; '' if nothing was evaluated."""
     return next(filter(None, (find_metric(record.evaluate, *HEADLINE_KINDS) for record in records)), "")
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
-    """Return the value of the metric of a kind, such as ``loss``; None if there is none."""
+    """Return the value of a metric of the kind ``kind``, such as ``loss``; None if ``values`` has no such metric."""
     return values.get(find_metric(values, kind))
 
 
 def points(places: Sequence[float], values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Return coordinates and values of the points of a curve, without those whose value is None."""
+    """Return the coordinates and the values of a curve, without the points whose value is None."""
     pairs = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
     return [place for place, _ in pairs], [value for _, value in pairs]
 
@@ -119,9 +122,10 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
 
 
 def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
-    """Return the final value of each metric and other number in a history.
+    """Return the final value of each number in a history: of metrics, and for example of the learning rate.
 
-    Names are those of ``scalars`` without ``evaluate/``: ``f1``, ``a/f1`` (of level a), ``train/f1``.
+    The names are those that ``scalars`` returns, without the prefix ``evaluate/``. For a metric ``f1``, they are
+    ``f1``, ``a/f1`` (of level a) and ``train/f1``.
     """
     values: dict[str, float] = {}
     for record in records:
@@ -130,14 +134,14 @@ def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
 
 
 def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> None:
-    """Raise ``ConfigError`` unless each name is that of a value in some run."""
+    """Raise ``ConfigError`` if a name in ``names`` occurs in none of the ``runs``."""
     known = {name for values in runs for name in values}
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"no run has a metric {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
-    """Return all numbers of a round's record for trackers, by names like ``evaluate/a/accuracy`` (of level a)."""
+    """Return all numbers of a round's record, for trackers. Names are, for example, ``evaluate/a/f1`` (of level a)."""
     groups: dict[str, Mapping[str, float]] = {"evaluate": record.evaluate, "train": record.train}
     groups |= {f"evaluate/{level}": metrics for level, metrics in record.evaluate_by_level.items()}
     groups |= {f"train/{level}": metrics for level, metrics in record.train_by_level.items()}

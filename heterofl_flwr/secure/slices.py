@@ -47,7 +47,10 @@ def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArra
 
 
 def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) -> NDArray[np.int32]:
-    """Return the number of clients that hold each entry of ``plan``; ``clients`` has their number for each slice."""
+    """Return the number of clients that hold each entry of ``plan``.
+
+    ``clients`` has the number of clients with each slice in ``slices``.
+    """
     counts = np.zeros(plan.parameters, np.int32)
     for slice_plan, number in zip(slices, clients, strict=True):
         if number:
@@ -57,9 +60,10 @@ def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) ->
 
 
 def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list[Classes]:
-    """Return the class of each position on each axis of a parameter. Positions in the same slices form a class.
+    """Return, for each axis of a parameter, the class number of each position.
 
-    With ``rows``, each row is its own class.
+    All positions that occur in the same slices form a class. If ``rows`` is True, each position on axis 0 forms a
+    class alone.
     """
     axes = zip(*(plan.axes[name] for plan in slices if name in plan.axes), strict=True)
     members = ([np.isin(np.arange(axis.size), list(positions(axis))) for axis in column] for column in axes)
@@ -68,7 +72,10 @@ def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list
 
 
 def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) -> list[Plan]:
-    """Return the slices with one position of each class of positions, and with the parameters in ``classes`` only."""
+    """Return the slices of a reduced model, which has one position for each class of positions.
+
+    The reduced model has only the parameters in ``classes``.
+    """
     return [
         Plan({name: tuple(map(_reduce, plan.axes[name], axes)) for name, axes in classes.items() if name in plan.axes})
         for plan in slices
@@ -81,10 +88,10 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with added entries that count the clients with each row of the parameters ``rows``.
+    """Return the slices with more entries, in which the clients that send a row of a parameter are counted.
 
-    A row's number is the same for all columns in the same slices, so there is one entry for each row and class of
-    columns.
+    ``rows`` names the parameters. Columns that occur in the same slices have equal counts, so one entry is enough for
+    each row and each class of columns.
     """
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}
     counts = ({COUNTS + name: axes for name, axes in plan.axes.items()} for plan in reduced(slices, by_row))

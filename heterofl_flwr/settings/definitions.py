@@ -1,8 +1,8 @@
 """Definitions of all settings of a run.
 
-The key of a setting in a run config is the name of its group and of its field, in kebab-case: field ``batch_size`` of
-the group ``train`` is ``train.batch-size``. Fields of ``Settings`` that are no groups have no prefix. Some groups
-extend the options of strategies and clients.
+The key of a setting in a run config is the name of its group, a dot, and the name of its field in kebab-case: the field
+``batch_size`` of the group ``train`` has the key ``train.batch-size``. A setting in no group, such as ``seed``, has no
+prefix. Some groups are subclasses of the option classes of strategies and clients.
 """
 
 from collections.abc import Mapping

@@ -94,9 +94,9 @@ REMOVED: Mapping[str, tuple[Flat, ...]] = {
 
 
 def first_names(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return the mapping with each renamed key replaced by its oldest name.
+    """Return the settings, each renamed one under its oldest key.
 
-    Digests in job names are computed from these names, so that they do not change when a setting is renamed.
+    The digest in a job's name is computed from these keys, so that it does not change when a setting is renamed.
     """
     names = {new: old for old, new in RENAMED.items()}
     return {names.get(key, key): value for key, value in settings.items()}
@@ -139,7 +139,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
     """Return the settings in texts of the form ``key=value``.
 
-    A value is parsed as TOML. It stays a text if it is not valid TOML, or if the setting accepts only the text.
+    A value is parsed as TOML. The text itself is the value if it is not valid TOML, or if the setting does not accept
+    the parsed value.
     """
     assigned: dict[str, Flat] = {}
     for text in texts:

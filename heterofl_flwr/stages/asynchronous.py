@@ -1,4 +1,4 @@
-"""Asynchronous training: its options, the seats for replies in a step, and the state between steps."""
+"""Asynchronous training: its options, the number of replies that a step uses, and the state between steps."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -38,7 +38,10 @@ class Buffered:
 
 
 class Seats:
-    """Seats for the replies that one step uses: ``size`` in total, with ``quota`` reserved for each level."""
+    """Seats for the replies of one step. A reply that takes a seat is used in the step.
+
+    There are ``size`` seats, and ``quota`` of them are reserved for each level.
+    """
 
     def __init__(self, size: int, quota: int = 0) -> None:
         self._size, self._quota = size, quota
@@ -52,7 +55,8 @@ class Seats:
     def has_seat(self, rate: float, pending: Collection[float]) -> bool:
         """Whether a seat is free for a reply of this rate.
 
-        ``pending`` has the rates of clients that still train or wait.
+        ``pending`` has the rates of the clients that still train, or whose replies wait for a seat. Seats are reserved
+        only for the levels of these clients.
         """
         reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending) - {rate})
         if self._taken[rate] < self._quota:  # a reserved seat of this level
@@ -67,8 +71,8 @@ class Seats:
 class Asynchronous(ServerStage):
     """Stage that stores the state of an asynchronous run: the number of steps, and the clients in training.
 
-    A resumed run sends these clients new instructions with the current model. Checkpoints are written at steps, so no
-    reply of a finished step is lost or counted twice.
+    A resumed run sends new messages with the current model to these clients. Checkpoints are written after a step, so
+    no reply of a finished step is lost or counted twice.
     """
 
     def __init__(self, options: Buffered) -> None:
@@ -88,6 +92,6 @@ class Asynchronous(ServerStage):
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the state of a checkpoint. The clients in training begin again, so no older model is needed."""
+        """Restore the state of a checkpoint. Clients in training begin again with the current model."""
         self.clocks = Clocks(int(state["version"]) if state else 0)
         self.training: list[int] = state["training"].tolist() if state else []

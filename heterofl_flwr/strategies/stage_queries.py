@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class StageQueries:
-    """Sender of the queries of stages; ``faults`` has the clients without a usable answer, with the reason."""
+    """Sender of the queries of stages. ``faults`` has the reason why a client gave no usable answer, by client."""
 
     grid: Grid
     nodes: Nodes
@@ -32,9 +32,9 @@ class StageQueries:
     faults: dict[int, Fault] = field(default_factory=dict)
 
     def converse(self, talk: Questions[Result]) -> Result:
-        """Run a stage's generator, which yields queries and receives the answers; return its result.
+        """Run a stage's generator: send the queries that it yields, and pass it the answers. Return its result.
 
-        If the generator raises a ``RoundError``, the clients' faults are added to its text.
+        If the generator raises a ``RoundError``, the faults of clients are added to the error's text.
         """
         try:
             questions = next(talk)

@@ -25,7 +25,8 @@ LATE = "its SuperNode answers one message late: restart it"
 class _Sent:
     """A message without a reply so far.
 
-    ``since`` is the time when it was sent; ``behind`` the time when a reply to an earlier message of its node arrived.
+    ``since`` is the time when the message was sent. ``behind`` is the time when its node answered an earlier message
+    instead; None if it did not.
     """
 
     node_id: int
@@ -35,16 +36,18 @@ class _Sent:
 
 
 class LateNodes(Relay):
-    """Proxy for a SuperLink's grid that gives up messages to SuperNodes that answer one message late.
+    """Proxy for a SuperLink's grid that stops waiting for SuperNodes that answer one message late.
 
-    If a run ends while a SuperNode of Flower 1.41 confirms a message, the SuperNode delivers each later reply only when
-    the next message arrives, until it is restarted. The proxy stores the ids of unanswered messages to detect this:
+    Such a SuperNode delivers each reply only when the next message arrives, until it is restarted. In Flower 1.41, this
+    happens to a SuperNode if a run ends while it confirms a message. To detect it, the proxy stores the ids of
+    unanswered messages:
 
     - If the late reply arrives before the next message is sent, the node was only slow.
-    - If the late reply arrives while the next message waits for its reply, the proxy gives up the next message after
-      twice the longest time that a reply to this type of message took, and ``GRACE_SECONDS``.
-    - A late reply to a capability query answers the next capability query too. If it arrives before that query is sent,
-      the query is not sent.
+    - If the late reply arrives after the next message was sent, the node answers one message late. The proxy then
+      limits the time for the reply to the next message, to twice the longest time that a reply to this type of message
+      took, plus ``GRACE_SECONDS``. After this time, it returns an error for the next message.
+    - A late reply to a capability query answers the next capability query too. If the reply arrives before that query
+      is sent, the query is not sent.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -78,7 +81,7 @@ class LateNodes(Relay):
         return [*ids, *answered.values()]  # the order is arbitrary, as exchange() does not use it
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived, and an error for each message that is given up."""
+        """Return the replies that have arrived, and an error for each message whose reply is no longer awaited."""
         ids = list(message_ids)
         earlier = {
             before: id_
@@ -113,7 +116,7 @@ class LateNodes(Relay):
         return replies
 
     def _takes_late(self, reply: Message, id_: str, now: float) -> bool:
-        """Whether a late reply answers the message ``id_``; if not, record that its node answers one message late."""
+        """Whether a late reply also answers the message ``id_``; if not, record that the node answers one message late."""
         about = reply.metadata.reply_to_message_id
         kinds = {self._sent[sent_id].kind for sent_id in (about, id_) if sent_id in self._sent}
         self._forget(about)
@@ -130,7 +133,7 @@ class LateNodes(Relay):
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Cancel messages; the ids of each node's oldest and newest ones are stored, to detect late replies."""
+        """Cancel messages. To detect late replies, the ids of each node's oldest and newest messages are stored."""
         dropped = []
         for id_ in message_ids:
             if (sent := self._sent.get(id_)) is None:
@@ -154,7 +157,7 @@ class LateNodes(Relay):
                 del self._unanswered[sent.node_id]
 
     def _is_given_up(self, id_: str, now: float) -> bool:
-        """Whether to give up a message: its node answers one message late, and its time is over."""
+        """Whether to stop waiting for the reply to a message: its node answers one message late, and time is over."""
         sent = self._sent.get(id_)
         if sent is None or sent.behind is None or sent.kind not in self._longest:
             return False
@@ -162,6 +165,6 @@ class LateNodes(Relay):
 
 
 def _error(about: str, run_id: int) -> Message:
-    """Return the error reply to a message that is given up."""
+    """Return the error reply to a message whose reply is no longer awaited."""
     error: Error = LocalFault(LATE, "late")
     return error_reply(about, run_id, SUPERLINK_NODE_ID, error)

@@ -66,7 +66,7 @@ def train_one(
 def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
     """Raise ``DivergedError`` if a loss is not finite. ``before`` is the number of steps before these losses.
 
-    Reading a loss waits for a GPU, so check many at once.
+    On a GPU, reading a loss waits until all earlier work is done. So check the losses of many steps at once.
     """
     bad = (~losses.isfinite()).nonzero()
     if len(bad):

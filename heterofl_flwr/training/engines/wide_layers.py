@@ -19,11 +19,11 @@ Subclasses are left out, because they may compute something else.
 
 
 class IncompatibleError(HeteroFLError):
-    """Error for models that can be computed only separately, not together."""
+    """Error for a model that cannot be computed for several clients at once."""
 
 
 def _joined(layer: nn.Module, clients: int) -> nn.Module:
-    """Return a wide copy of a layer, in whose parameters the clients are one after another along axis 0."""
+    """Return a wide copy of a layer. Its parameters are those of all clients, concatenated on axis 0."""
     parameters = {
         id(value): nn.Parameter(value.new_empty(clients * value.shape[0], *value.shape[1:]), value.requires_grad)
         for value in layer.parameters()
@@ -35,7 +35,7 @@ def _joined(layer: nn.Module, clients: int) -> nn.Module:
 
 
 class _Linear(nn.Module):
-    """Linear layers of several clients. The input is (batch, clients * inputs)."""
+    """Linear layers of several clients. The input has the shape (batch, clients * inputs)."""
 
     def __init__(self, layer: nn.Linear, clients: int) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class _Linear(nn.Module):
 
 
 def wide_twin(model: nn.Module, clients: int) -> nn.Module:
-    """Return a wide copy of a model, which computes the model for several clients.
+    """Return a wide copy of a model, the twin: it computes the models of several clients at once.
 
-    The clients are side by side on axis 1: the twin maps (batch, clients * channels, ...) to (batch, clients *
-    classes). Its parameters have ``clients`` times as many entries and are uninitialised. The twin is wrong if the
-    model's code expects a certain length of axis 1, for example to reshape a tensor. So compare it with the model
-    before using it.
+    The inputs of all clients are concatenated on axis 1, and so are the outputs. The twin maps (batch, clients *
+    channels, ...) to (batch, clients * classes). Its parameters have ``clients`` times as many entries as the model's,
+    and are uninitialised. If the model's code expects a certain length of axis 1, for example to reshape a tensor, the
+    outputs of the twin are wrong. So compare them with those of the model before you use the twin.
 
     Raises
     ------
