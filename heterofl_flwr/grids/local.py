@@ -31,11 +31,11 @@ class LocalGrid(QueuedGrid):
     cohort : int or callable
         Maximum number of clients that train together, or a function from a message to this number. It has an effect
         only if the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This attribute is called
-        with groups of ``train`` messages that were pushed together, go to different nodes and have the same ``rate`` in
-        their config record. Groups have nearly equal sizes and keep the order of messages. The ClientApp itself gets
-        all other messages one by one. It also gets those of a group for which ``train_cohort`` raised an error.
+        with groups of ``train`` messages that were pushed together, go to different nodes and have a ``rate`` in their
+        config record. Groups have nearly equal sizes and keep the order of messages. The ClientApp itself gets all
+        other messages one by one. It also gets those of a group for which ``train_cohort`` raised an error.
     by_rate : bool
-        Whether only clients of the same rate may train together.
+        Whether all messages of a group must have the same ``rate``.
     node_config : callable, optional
         Function from a partition to more entries of its node's ``Context.node_config``.
     run_config : mapping, optional

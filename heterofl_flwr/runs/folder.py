@@ -60,7 +60,7 @@ class RunFolder:
     ``history.jsonl``   one ``RoundRecord`` a line
     ``classes.json``    counts by class: each client's examples (in simulations), predictions of the global model
     ``checkpoint/``     the newest two checkpoints
-    ``privacy.json``    numbers of noisy releases of models and of moments, by noise and clip; a repeated round counts again
+    ``privacy.json``    numbers of noisy releases of models and moments, by noise and clip; repeated rounds count too
     ``events/``         events for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        models that ``heterofl export`` wrote

@@ -116,7 +116,7 @@ class LateNodes(Relay):
         return replies
 
     def _takes_late(self, reply: Message, id_: str, now: float) -> bool:
-        """Whether a late reply also answers the message ``id_``; if not, record that the node answers one message late."""
+        """Whether a late reply also answers the message ``id_``; if not, record that the node answers too late."""
         about = reply.metadata.reply_to_message_id
         kinds = {self._sent[sent_id].kind for sent_id in (about, id_) if sent_id in self._sent}
         self._forget(about)
