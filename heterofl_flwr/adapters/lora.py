@@ -1,4 +1,4 @@
-"""Levels of a model with LoRA adapters: the same frozen model at every rate, with adapters of a lower rank."""
+"""Models with LoRA adapters at several rates: all share one frozen model; a lower rate gives a lower adapter rank."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, kw_only=True)
 class LoraLevels:
-    """Callable from a rate to a model whose adapters have this fraction of their full rank; made by ``lora``.
+    """Callable that builds the model of a rate, made by ``lora``. The rate is the fraction of the full adapter rank.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class LoraLevels:
     rank_axes : Mapping[str, int]
         Index of the rank axis, by name of the adapter parameter.
     frozen : tuple[str, ...]
-        Names of the parameters that all levels share and that are not exchanged.
+        Names of the frozen parameters. All levels share them; messages do not carry them.
     """
 
     model: "PeftModel"
@@ -41,7 +41,7 @@ class LoraLevels:
     def __call__(self, rate: float) -> "PeftModel":
         """Return a new model of this rate.
 
-        Its adapters are copies of the first rows or columns of the full-rank adapters.
+        The new adapters are copies of the first rows (of A) or columns (of B) of the full-rank adapters.
         """
         exact_rate(rate)
         # deepcopy reuses the objects in its memo.
@@ -65,13 +65,14 @@ def _find_device(model: nn.Module, frozen: Sequence[str]) -> torch.device:
 
 
 def lora(peft_model: "PeftModel") -> LoraLevels:
-    """Return a callable from a rate to a model whose adapters have this fraction of their full rank.
+    """Return a callable that builds the model of a rate. The rate is the fraction of the full adapter rank.
 
-    All models share the frozen parameters of ``peft_model``: they are in memory once, and are not exchanged, averaged
-    or stored. Clients and server exchange the adapters. Other trained parameters (``modules_to_save``, biases) are
-    exchanged in full. An adapter of rank r keeps the first ``ceil(rate * r)`` rows of A and columns of B. Its scaling
-    is that of the full rank, so it computes what the full model would compute if the other rows and columns were zero.
-    Each model is a ``PeftModel``; peft can load what its ``save_pretrained`` writes.
+    All models share the frozen parameters of ``peft_model``. These are in memory once, and are not sent, averaged or
+    stored. Clients and server exchange the adapters. Other trained parameters (``modules_to_save``, biases) are
+    exchanged in full. At a rate, an adapter of rank r has the first ``ceil(rate * r)`` rows of A and columns of B.
+    Every rate uses the scaling factor of the full rank. So a smaller adapter computes the same as the full adapter
+    with its remaining rows and columns set to zero. Each model is a ``PeftModel``. Adapters that it writes with
+    ``save_pretrained`` can be loaded by peft.
 
     Parameters
     ----------
@@ -82,9 +83,9 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
     Raises
     ------
     ConfigError
-        If the model is unsuitable.
+        If the model cannot be used; the message lists the reasons.
     UnsupportedLayerError
-        If the rank of a layer's adapter cannot be reduced, as in a grouped convolution.
+        If the rank of a layer's adapter cannot be reduced, for example in a grouped convolution.
     MissingExtraError
         If peft is missing.
 

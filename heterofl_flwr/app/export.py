@@ -1,11 +1,11 @@
 """Write each model of a run into a folder in RUN/exports, in formats that run without this package.
 
-  model.safetensors  the tensors, for the model's code; batch norm has measured statistics
+  model.safetensors  the tensors, to load into a model built by its code; batch norm has measured statistics
   model.pt2          a program of torch.export: runs wherever torch does
   model.onnx         a program for onnxruntime and similar runtimes, without torch; needs heterofl-flwr[export]
 
-Before a file gets its name, it is opened again and compared with the model on test examples. A table of all models
-(rate, parameters, score, sizes) is printed, and written to README.md with a text on how to prepare inputs.
+Each file is opened again before it is kept, and its outputs on test examples are compared with the model's outputs. A
+table of all models (rate, parameters, score, sizes) is printed. README.md has the table and says how to prepare inputs.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Source(NamedTuple):
-    """Parts of a run that the export needs: functions that build and score a model, its inputs, and a text."""
+    """Parts of a run that the export needs: functions that build and score a model, example inputs, README text."""
 
     build: "Build"
     inputs: "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
@@ -141,7 +141,7 @@ def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the facts of each level's final model, by level; an empty ``levels`` stands for all levels."""
+    """Return rate, size and round of final models as a dictionary by level. Empty ``levels`` stands for all levels."""
     from heterofl_flwr.runs.models import model_facts
 
     models = model_facts(folder)
@@ -156,7 +156,7 @@ def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str,
 
 
 def inputs_of(test: "Split", seed: int) -> "Tensor":
-    """Return up to ``COMPARED`` test examples as the model's input; in text some words are hidden."""
+    """Return up to ``COMPARED`` test examples as model input. In text, some words are masked for prediction."""
     import torch
 
     from heterofl_flwr.core.randomness import derive

@@ -44,7 +44,7 @@ AT_ONCE = {"cpu": 50, "cuda": 1000}
 
 
 class NodeData:
-    """Training and test examples of a node, which are gathered on first use, and the node's classes."""
+    """A node's training examples, test examples and classes. The examples are selected from the data on first use."""
 
     def __init__(self, train: Callable[[], Split], test: Callable[[], Split], classes: tuple[int, ...]) -> None:
         self._gather_train, self._gather_test, self.classes = train, test, classes
@@ -74,12 +74,12 @@ class Workload:
 
     @cached_property
     def facts(self) -> Facts:
-        """Facts of the data set that determine the model's shape. A data set without known facts is loaded."""
+        """Input shape, number of classes and augmentation of the data set. They are read from the data if unknown."""
         return Facts.find(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
 
     @cached_property
     def terms(self) -> Terms:
-        """Names and normalisation of the data set, to which a node's private data are converted."""
+        """Column names, class names and normalisation of the data set. A node's private data are converted to these."""
         name, label = self.settings.data.name, self.settings.data.label
         facts = Facts.find(name, label)
         return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
@@ -167,13 +167,13 @@ class Workload:
 
     @property
     def cohort(self) -> int:
-        """Maximum number of clients that train together."""
+        """Maximum number of clients that the engine trains at the same time."""
         engine = self.settings.engine
         return 1 if engine.name in ("plain", "compile") else engine.cohort or COHORTS.get(self.device.type, 1)
 
     @property
     def mixes_rates(self) -> bool:
-        """Whether clients that train together may have several rates."""
+        """Whether clients that train together (see ``cohort``) may have different rates."""
         return mixes_rates(self.settings.engine.name, self.device)
 
     def _deal(self, number: int) -> Partitions:
@@ -187,7 +187,7 @@ class Workload:
         return count_pairs(clients, self.dataset.train.targets[torch.cat(rows)], (number, self.dataset.classes))
 
     def steps_each(self, number: int) -> float | None:
-        """Return a client's mean number of steps in a round, with ``number`` clients; None for text."""
+        """Return the number of local steps in a round, as the mean over ``number`` clients; None for text."""
         if self.dataset.train.reading is not None:
             return None
         train = self.settings.train
@@ -223,7 +223,10 @@ class Workload:
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return ``model``, or with ``train.distill`` a ``Nested`` of it and the smaller models inside it."""
+        """Return the model to train: ``model``, or with ``train.distill`` a ``Nested``.
+
+        A ``Nested`` has ``model`` and new models of all lower rates, which share the parameters of ``model``.
+        """
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)
@@ -249,21 +252,22 @@ class Workload:
 
     @property
     def moments_batch_size(self) -> int:
-        """Batch size for measuring moments."""
+        """Batch size for measuring batch norm moments."""
         paper = self.settings.train.batch_size if self.settings.fidelity == "paper" else 100
         return self.settings.evaluate.moments_batch_size or paper
 
     @property
     def moments_together(self) -> int:
-        """Number of batches in a forward pass that measures moments; 1 for users' models."""
+        """Number of batches in a forward pass that measures batch norm moments; 1 for users' models."""
         ours = all(name in MODELS for name in self.builds)
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
     def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:
         """Yield the batches of inputs on which batch norm moments are measured.
 
-        As in the authors' code, the batches are shuffled and augmented; without shuffling a batch could have a single
-        class. Pooled moments (``fixed``) need no shuffling and no augmentation.
+        The batches are shuffled and augmented, as in the code of HeteroFL's authors. In unshuffled data, a batch could
+        have a single class. With ``fidelity=fixed``, moments are pooled over all batches, so batches are neither
+        shuffled nor augmented.
         """
         if self.settings.fidelity == "fixed":
             return input_batches(split, self.moments_batch_size)

@@ -93,7 +93,7 @@ class HeteroFL(Strategy):
         As in ``FedAvg``: function of a list of (number of examples, metrics) that returns metrics. None: means weighted
         by examples.
     num_rounds : int
-        Number of rounds of the run. The classic API does not tell it to a strategy. Needed only if ``evaluation.every``
+        Number of rounds of the run, which the classic API does not tell a strategy. Needed only if ``evaluation.every``
         is above 1 and clients should evaluate after the final round.
     **options : Any
         All other arguments of ``heterofl_flwr.HeteroFL``. Four of them may have the names of the classic ``FedAvg``:
@@ -187,7 +187,7 @@ class HeteroFL(Strategy):
         results: list[tuple[ClientProxy, FitRes]],
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Add the results in the order of the instructions; return the new global model and the training metrics."""
+        """Aggregate the results in the order of the instructions; return the new global model and training metrics."""
         current = self._inner.open_round()
         answers = collect_answers(self._sent, [*results, *failures])
         arrays, _ = self._inner.aggregate_train(server_round, to_replies(self._sent, answers, failures))
@@ -276,7 +276,7 @@ class HeteroFL(Strategy):
 
 
 def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
-    """Warn if a server optimiser has another ``tau`` than the classic strategy of the same name."""
+    """Warn if a server optimiser's ``tau`` differs from the default of Flower's classic strategy of the same name."""
     for stage in stages:
         if isinstance(stage, Adam | Adagrad) and type(stage) is not Yogi and stage.tau != CLASSIC_TAU:
             host_log.warning(

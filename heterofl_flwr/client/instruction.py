@@ -35,11 +35,12 @@ class Instruction:
         Random seed of the run.
     server_round, partition
         Round, counted from 1, and index of the client's part of the data.
-    slice_rule, window
-        Rule that selects the entries of a smaller model from the model of ``rate``, and the round number that this rule
-        uses.
+    slice_rule
+        Rule that selects the entries of a smaller model from the model of ``rate``.
+    window
+        Round number that ``slice_rule`` uses; it may differ from ``server_round``.
     shared
-        Patterns of the parameters that are exchanged; the others stay with the client.
+        Patterns of the names of exchanged parameters. All other parameters stay with the client.
     has_trained
         Whether this client has trained in this run before.
     run_key
@@ -77,7 +78,7 @@ class Instruction:
 
     @classmethod
     def of(cls, message: Message) -> "Instruction":
-        """Parse the instruction in a message; raise ``ReplyError`` for a missing value or one of another type."""
+        """Parse the instruction in a message; raise ``ReplyError`` if a value is missing or has the wrong type."""
         config = reading.read_config(message)
         rules: tuple[SliceRule, ...] = get_args(SliceRule)
         rate = reading.read_value(config, messages.RATE, float)
@@ -121,7 +122,7 @@ class Instruction:
 
     @property
     def starts_round(self) -> bool:
-        """Whether this message is the first of its round. If so, the client loads the state of an earlier round."""
+        """Whether this is the client's first message of a round. Then the client loads its state of earlier rounds."""
         return self.kind in FIRST_OF_ROUND
 
     @property

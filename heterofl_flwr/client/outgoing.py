@@ -1,4 +1,4 @@
-"""Checks of the arguments that a user passes to a task, and conversion of tensors and classes for the reply."""
+"""Checks of a user's arguments of ``Task``, and conversion of tensors and classes for the reply."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Contents(NamedTuple):
 
 
 def check_arguments(message: object, context: object, build: object) -> None:
-    """Raise ``ConfigError`` if an argument of a task is of a wrong type, for example if two are swapped."""
+    """Raise ``ConfigError`` if an argument of ``Task`` has a wrong type, for example if two arguments are swapped."""
     for name, value, expected in (("message", message, Message), ("context", context, Context)):
         if not isinstance(value, expected):
             raise ConfigError(
@@ -40,14 +40,17 @@ def check_arguments(message: object, context: object, build: object) -> None:
 
 
 def read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:
-    """Return a client's classes as integers, by head if ``labels`` is a mapping; raise an error for other values."""
+    """Return a client's classes as integers; raise an error for other values.
+
+    If ``labels`` maps names of heads (output layers) to classes, so does the result.
+    """
     if isinstance(labels, Mapping):
         return {head: whole_numbers(classes) for head, classes in labels.items()}
     return None if labels is None else whole_numbers(labels)
 
 
 def labels_config(classes: Labels | None) -> dict[str, list[int]]:
-    """Return the config entries of a reply that carry a client's classes."""
+    """Return a client's classes as entries of a reply's config record."""
     if isinstance(classes, Mapping):
         return {f"{messages.HEAD_LABELS}{head}": list(numbers) for head, numbers in classes.items()}
     return {} if classes is None else {messages.LABELS: list(classes)}
@@ -56,7 +59,7 @@ def labels_config(classes: Labels | None) -> dict[str, list[int]]:
 def trained_tensors(
     parameters: Mapping[str, Tensor], received: Received, travels: Callable[[str], bool]
 ) -> dict[str, Tensor]:
-    """Return copies of the parameters for which ``travels(name)`` is True, each in the dtype that was received."""
+    """Return copies of the parameters for which ``travels(name)`` is True, in the dtypes of the received parameters."""
     tensors = {}
     for name in filter(travels, parameters):
         dtype, expected = parameters[name].dtype, received()[name].dtype
@@ -67,7 +70,7 @@ def trained_tensors(
 
 
 def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None:
-    """Warn if all tensors equal the received ones. Comparing stops at the first tensor that differs."""
+    """Warn if all tensors equal the received tensors. Comparing stops at the first tensor that differs."""
     if tensors and all(torch.equal(tensor, received()[name]) for name, tensor in tensors.items()):
         warn_once(
             "this client's parameters are those that it received: nothing was trained. Make a new optimizer for each "
@@ -76,9 +79,9 @@ def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None
 
 
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
-    """Raise an error or warn if there is a penalty; called if the user's loop has added none to its loss.
+    """Raise or warn if the strategy expects a penalty term; called if the user's training loop added none to its loss.
 
-    A missing penalty of a stage is a ``ConfigError``; for that of FedProx there is a warning.
+    If a server stage needs the penalty, raise ``ConfigError``. If only FedProx needs it, warn.
     """
     if stages.penalty is None:
         return

@@ -113,9 +113,10 @@ def printable(text: str) -> str:
 
 
 def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:
-    """Return a text that lists each distinct error once, with the first client that had it and how many others had it.
+    """Return a text that lists each distinct error once, such as ``node 3 and 2 more: out of memory``.
 
-    ``faults`` maps a client's id or name to its error. ``what`` is the word before the first client, such as ``node``.
+    ``faults`` maps a client's id or name to its error. ``what`` is the word before a client, such as ``node``. At most
+    ``SHOWN_FAULTS`` errors are listed; the text ends with the number of other errors.
     """
     clients: dict[str, list[object]] = {}
     for client, fault in faults.items():
@@ -147,7 +148,7 @@ def extra(name: str, otherwise: str = "") -> Iterator[None]:
     name : str
         The extra, as in ``pip install 'heterofl-flwr[name]'``.
     otherwise : str
-        Alternative for a user without the extra.
+        End of the error message: the alternative for a user without the extra, such as ``use --grid local``.
     """
     try:
         yield

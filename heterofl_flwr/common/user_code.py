@@ -1,8 +1,8 @@
 """Loading of functions that a user names as ``module:function``.
 
-The module can be installed. It can also be in the current folder, if a command line names the module. Then the modules
-that it imports from this folder are found too. All other imports ignore the current folder, because it may belong to
-somebody else. If only the settings of a stored run name the module, the user must pass ``--trust`` (``app/trust.py``).
+The module may be installed. A module in the current folder is found as well, if a command line names it. Such a module
+can import other modules of the folder. All other imports ignore the current folder, because it may belong to somebody
+else. If only the settings of a stored run name the module, the user must pass ``--trust`` (``app/trust.py``).
 """
 
 import json
@@ -30,7 +30,7 @@ def named_modules(texts: Iterable[object]) -> set[str]:
 
 
 def allow_modules(modules: Iterable[str]) -> None:
-    """Make modules of the current folder importable, together with the modules of this folder that they import."""
+    """Make these modules of the current folder importable. They can import other modules of the folder."""
     folder, allowed = _allowed()
     if names := sorted({*modules, *(allowed if folder == os.getcwd() else ())}):
         os.environ[VARIABLE] = json.dumps([os.getcwd(), names])
@@ -72,7 +72,7 @@ class _FolderFinder(MetaPathFinder):
 
 
 def _importer_is_in(folder: str) -> bool:
-    """Whether the running import statement is in a file below a folder, except in a virtual environment there."""
+    """Whether the running import statement is in a file below ``folder``, outside ``site-packages``."""
     frame = sys._getframe(2)
     while frame.f_back and frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""Aggregation of one round: replies and their labels are checked and then passed to an aggregator."""
+"""Aggregation of one round's replies: each reply is checked, with its labels, and then passed to an aggregator."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class Aggregation:
     Parameters
     ----------
     global_state : Mapping[str, Tensor]
-        The global state before the round. It is not changed. Entries that no client holds have the same value in the
+        The global state before the round. It is not changed. Entries that no client holds keep their values in the
         result.
     label_rows : Sequence[str]
         Parameters whose rows belong to classes, such as ``["linear.weight", "linear.bias"]``. A client's rows count
@@ -42,11 +42,11 @@ class Aggregation:
     aggregator : Callable[[Mapping[str, Tensor]], Aggregator]
         Makes the aggregator from the global state: ``CountingMean``, or ``partial(RobustMean, robust=Robust())``.
     extra_rows : bool
-        True if rows beyond the classes, such as the embedding of [MASK], count for every client that holds them. If
-        False, they count only for clients that send no labels (``Fidelity.extra_rows``).
+        Averaging of rows that belong to no class, such as the embedding of [MASK]. True: over all clients whose slice
+        contains them. False: only over clients that send no labels (``Fidelity.extra_rows``).
     largest : float
-        Upper bound on the magnitude of a reply's entries. By default only NaN and infinity are rejected. A finite bound
-        keeps the sum of several replies from overflowing.
+        Upper bound on the magnitude of a reply's entries. By default, only NaN and infinity are rejected. A finite
+        bound prevents overflow in the sum of several replies.
     norm_bound : float
         Upper bound on the L2 norm of the difference between a reply and the state that the client trained; 0 for no
         bound.
@@ -94,7 +94,7 @@ class Aggregation:
         weight: float = 1.0,
         sent: Version | None = None,
     ) -> None:
-        """Check a client's reply and add it.
+        """Check a client's reply, and add it to the sums of this round.
 
         Parameters
         ----------
@@ -103,10 +103,11 @@ class Aggregation:
         sub : Mapping[str, Tensor]
             The client's parameters, in the plan's shapes and the global model's dtypes.
         labels : Sequence[int] | Mapping[str, Sequence[int]] | None
-            The classes whose rows count; None counts all rows. If the model has several heads, a mapping from the name
-            of a head's layer or parameter to its classes: ``{"digits": [1, 2], "months.weight": [11]}``.
+            The client's classes; only their rows are averaged. None averages all rows. If the model has several heads
+            (output layers): a mapping from the name of a head's layer or parameter to the head's classes, such as
+            ``{"digits": [1, 2], "months.weight": [11]}``.
         weight : float
-            The client's weight in the mean; HeteroFL counts every client once. A reply of weight 0 is checked, but not
+            The client's weight in the mean. HeteroFL uses 1 for every client. A reply of weight 0 is checked, but not
             averaged.
         sent : Version | None
             The version of the global model that the client trained; None for the current one.
@@ -153,7 +154,7 @@ class Aggregation:
 
 
 class LabelRows:
-    """Selection of the rows of a reply to average, in parameters with one row for each class."""
+    """Selection of rows to average from a reply, in parameters that have one row for each class."""
 
     def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
         if missing := [name for name in names if name not in state or state[name].dim() == 0]:
@@ -162,9 +163,9 @@ class LabelRows:
         self._extra_rows = extra_rows
 
     def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
-        """Return the indices of the rows to average in a client's reply, by parameter.
+        """Return the indices of the rows to average in a client's reply, as a dictionary by parameter name.
 
-        Parameters that the result lacks are averaged in all their rows.
+        The dictionary lacks parameters whose rows are all averaged.
         """
         rows: dict[str, Tensor] = {}
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
@@ -180,7 +181,7 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the indices of the rows to average for these labels, ascending; None for all rows."""
+        """Return the indices of the rows to average for a client with these labels, ascending; None for all rows."""
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None
@@ -204,7 +205,10 @@ class LabelRows:
 def class_numbers(
     labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
 ) -> Tensor:
-    """Return labels as a tensor of distinct class numbers, ascending; raise ``unusable`` if a label is invalid."""
+    """Return labels as a tensor of distinct class numbers, ascending.
+
+    If a label is invalid, raise an error of the class ``unusable``.
+    """
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
         numbers = torch.as_tensor(labels)
@@ -231,7 +235,7 @@ def check_reply(
     *,
     norm_bound: float = 0.0,
 ) -> None:
-    """Raise ``ReplyError`` with a list of all faults unless a client's reply is valid.
+    """Raise ``ReplyError`` if a client's reply is invalid. The error lists all faults.
 
     ``sub`` contains the client's parameters, and ``state`` the global state from which it started. ``largest`` is an
     upper bound on the magnitude of an entry. ``norm_bound`` is an upper bound on the L2 norm of the difference between
@@ -254,7 +258,7 @@ def check_reply(
 
 
 def check_names(plan: Plan, names: Iterable[str]) -> None:
-    """Raise ``ReplyError`` unless ``names`` are exactly the names of the plan's parameters."""
+    """Raise ``ReplyError`` if ``names`` differ from the names of the plan's parameters."""
     _raise_if_any(list(_name_faults(plan, dict.fromkeys(names))))
 
 

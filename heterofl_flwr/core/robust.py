@@ -1,13 +1,13 @@
-"""Robust means of each entry over the clients that hold it: trimmed mean and median.
+"""Robust aggregation: each entry changes by the trimmed mean or the median of its holders' changes.
 
-A minority of an entry's holders cannot move it far, whatever values they send. In HeteroFL, entries have different
-holders, so each entry has its own mean.
+The holders of an entry are the clients whose slices contain it. A minority of the holders cannot move the entry far,
+whatever values the minority sends. In HeteroFL, entries have different holders, so the mean is computed for each entry.
 
 - **Three holders or more.** ``trimmed``: the largest and the smallest changes are dropped, and the others are averaged
   (Yin et al., 2018). ``median``: the middle change, or the mean of the middle two.
-- **One or two holders** have no majority: the entry moves by their plain mean, or keeps its value.
+- **One or two holders.** There is no majority. The entry changes by the plain mean of the changes, or keeps its value.
 
-Both means need all replies at once. They store the slices of all clients in single precision. ``result`` also needs
+Both kinds need all replies at once, so the slices of all clients are stored in single precision. ``result`` also needs
 memory for a few copies of one parameter of all clients.
 """
 
@@ -49,17 +49,17 @@ class Robust:
 
     @property
     def fewest(self) -> int:
-        """The smallest number of holders for which an entry is changed."""
+        """Threshold: an entry changes only if at least this many clients hold it."""
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return the number of values to drop at each end, smallest and largest, for this number of holders."""
+        """Return how many of the smallest values to drop, for this number of holders; as many of the largest."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 
 
 class RobustMean:
-    """Robust mean of each entry, which a minority of its holders cannot move far. All clients have equal weight.
+    """Aggregator that computes a robust mean for each entry. All clients have equal weight.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class RobustMean:
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
-        """Store a client's change; rows that do not count for this client are stored as NaN."""
+        """Store a client's change of its slice. Rows of classes that the client lacks are stored as NaN."""
         if reply.weight != 1:
             raise ConfigError(f"a robust mean counts each client once; found the weight {reply.weight:g}, expected 1")
         changes = {}
@@ -103,12 +103,12 @@ class RobustMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of holders of each entry of a parameter; 0 where they are too few to change the entry."""
+        """Return the number of holders of each entry of a parameter; 0 for entries with fewer than ``fewest``."""
         holders = self._holders.holders(name)
         return holders.where(holders >= self._robust.fewest, 0.0)
 
     def _stack(self, name: str) -> Tensor:
-        """Return all clients' changes of a parameter, (clients, entries), with NaN for entries that a client lacks."""
+        """Return all clients' changes of a parameter, (clients, entries). Entries that a client lacks are NaN."""
         holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]
         stack = old.new_full((len(holders), *old.shape), math.nan, dtype=sum_dtype(old))
@@ -118,7 +118,7 @@ class RobustMean:
 
 
 def combine(stack: Tensor, robust: Robust) -> Tensor:
-    """Return the robust mean of each column of ``stack``, ignoring NaN; 0 if a column has too few values."""
+    """Return the robust mean of each column of ``stack``, ignoring NaN; 0 for columns with too few values."""
     counts = (~stack.isnan()).sum(0)
     change = stack.new_zeros(stack.shape[1])
     for number in counts.unique().tolist():

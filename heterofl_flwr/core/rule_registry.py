@@ -37,7 +37,7 @@ class Registry(dict[Any, Callable[..., Any]]):
         self.name, self.expected, self.accepts = name, expected, accepts
 
     def add(self, *keys: object) -> Callable[[Rule], Rule]:
-        """Return a decorator that registers a function as the rule of each key; it replaces earlier rules."""
+        """Return a decorator that registers a function as the rule of each key, replacing any earlier rule."""
         wrong = [key for key in keys if not self.accepts(key)]
         if wrong or not keys:
             raise ConfigError(f"{self.name} takes {self.expected}, got {wrong or 'nothing'}")
@@ -49,5 +49,5 @@ class Registry(dict[Any, Callable[..., Any]]):
         return add
 
     def find(self, layer: nn.Module) -> Callable[..., Any] | None:
-        """Return the rule of the layer's type, or else of its nearest base class with a rule; None if there is none."""
+        """Return the rule of the layer's type, or of its nearest base class that has a rule; None without such rule."""
         return next((self[kind] for kind in type(layer).__mro__ if kind in self), None)

@@ -1,8 +1,8 @@
-"""Plans: the entries of each parameter that a client holds. Regions: access to these entries in a tensor.
+"""``Plan``: which entries of each parameter a client holds. ``Region``: reads and writes these entries in a tensor.
 
-A region is a view if each axis keeps its first entries, so HeteroFL's slices need no index tensors. If an axis has
-several parts, such as heads, it is two dimensions in a region, (parts, entries of a part), but one in the client's
-shape.
+HeteroFL's slices keep the first entries of each axis. Such a region is a view of the tensor, without index tensors. An
+axis may consist of several parts, such as attention heads. A region has two dimensions for it, (parts, entries of a
+part), but the client's tensor has one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,10 +53,10 @@ class Plan:
     ) -> "Plan":
         """Return the plan of a local model inside a global model, by the rules of their layers' types.
 
-        The plan is computed from layers and shapes; the models are not run. So it cannot detect that an axis consists
-        of parts, as behind a concatenation or a bidirectional LSTM, where the first entries of the axis are not the
-        first of each part. Name such axes in ``heads``, or register a rule for the module around both layers
-        (``register``), which all strategies use.
+        The plan is computed from layers and shapes; the models are not run. So it cannot detect an axis that consists
+        of several parts, such as the two directions of a bidirectional LSTM or the inputs of a concatenation. A slice
+        should keep the first entries of each part, not the first entries of the axis. For this, name such axes in
+        ``heads``. Or register a rule for the module around both layers (``register``); all strategies use such rules.
 
         Parameters
         ----------
@@ -64,8 +64,8 @@ class Plan:
             The same architecture at two widths. Only parameters are compared; buffers, such as running statistics, are
             never exchanged.
         heads : Heads | None
-            Parts of axes that the rules cannot know, for example the input of a linear layer behind a bidirectional
-            LSTM: ``{"classifier.weight": (2, 1)}``. Patterns are those of ``fnmatch``.
+            Dictionary from a pattern of parameter names (``fnmatch``) to (number of parts, index of the axis). For a
+            linear layer after a bidirectional LSTM: ``{"classifier.weight": (2, 1)}``.
         slice_function : SliceFunction
             Selects the entries that an axis keeps.
 
@@ -74,7 +74,7 @@ class Plan:
         UnsupportedLayerError
             If a layer's width differs and no rule is registered for its type.
         ShapeError
-            If the local module is not a slice of the global one.
+            If the local module is not a slice of the global module.
         """
         return _build_plan(find_module_axes(full_model, local), heads, slice_function)
 
@@ -90,7 +90,7 @@ class Plan:
         """Return the plan of a local model inside a global model, from the shapes of their parameters.
 
         Both arguments map names to shapes, tensors or arrays. The local model may lack parameters of the global model,
-        but cannot have others. For the options see ``Plan.of``.
+        but not have additional parameters. For the options see ``Plan.of``.
         """
         if unknown := set(local_shapes) - set(full_shapes):
             raise ShapeError(f"the global model has no parameter {listed(unknown)}; it has {listed(full_shapes)}")
@@ -134,7 +134,10 @@ class Plan:
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def check_groups(self) -> None:
-        """Raise ``ConfigError`` if an axis can only keep its first entries, as in a layer that drops its last heads."""
+        """Raise ``ConfigError`` if an axis can keep only its first entries, so that no other slice is possible.
+
+        An example is an attention layer whose smaller version lacks the last heads.
+        """
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
                 f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
@@ -161,12 +164,15 @@ class Plan:
         return {name: Region(global_state[name].detach(), axes).read() for name, axes in self.axes.items()}
 
     def parts(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the client's entries of ``state``, in the client's shapes. Gradients flow back to ``state``."""
+        """Return the client's entries of ``state``, in the client's shapes, without ``detach``.
+
+        The results are views where possible, and gradients flow back to ``state``.
+        """
         self.check_state(state)
         return {name: Region(state[name], axes).part() for name, axes in self.axes.items()}
 
     def check_state(self, global_state: Mapping[str, Tensor]) -> None:
-        """Raise ``ShapeError`` unless the global state has the parameters and the full shapes of this plan."""
+        """Raise ``ShapeError`` if the global state lacks a parameter of this plan or its shape differs."""
         for name, axes in self.axes.items():
             expected = tuple(axis.size for axis in axes)
             if name not in global_state:
@@ -178,7 +184,7 @@ class Plan:
 
 
 def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFunction) -> Plan:
-    """Return a plan with these axes, divided into the parts in ``heads``; each pattern must match a parameter."""
+    """Return a plan with these axes, after dividing the axes named in ``heads`` into their parts."""
     heads = heads or {}
     check_patterns("heads", heads, axes)
     headed = {}
@@ -193,7 +199,10 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
 
 
 def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
-    """Return the part of a plan with the parameters that match ``patterns``; each pattern must match a parameter."""
+    """Return a plan with only those parameters of ``plan`` that match one of ``patterns``.
+
+    Raise ``ConfigError`` if a pattern matches no parameter.
+    """
     if tuple(patterns) == ALL:
         return plan
     check_patterns("shared", patterns, plan.axes)
@@ -201,7 +210,7 @@ def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
 
 
 class Region:
-    """Access to the entries of a global tensor that a slice holds."""
+    """Access to a slice's entries in a global tensor."""
 
     __slots__ = ("_index", "_local_shape", "_shape", "is_whole", "view")
 
@@ -223,21 +232,20 @@ class Region:
         return tensor.clone(memory_format=torch.contiguous_format).view(self._local_shape)
 
     def write(self, local: Tensor) -> None:
-        """Copy a client's tensor into the entries."""
+        """Copy a client's tensor into the entries of the global tensor."""
         self.view[... if self._index is None else self._index] = local.view(self._shape)
 
     def scale(self, factor: float) -> None:
-        """Multiply the entries by a number, in place."""
+        """Multiply the entries of the global tensor by a number, in place."""
         if self._index is None:
             self.view.mul_(factor)
         else:
             self.view[self._index] *= factor
 
     def add(self, local: Tensor, weight: float, rows: Tensor | None = None) -> None:
-        """Add ``weight`` times a client's tensor to the entries, in place.
+        """Add ``weight`` times a client's tensor to the entries of the global tensor, in place.
 
-        ``rows`` limits the addition to the rows with these indices. It requires a slice with all entries of the first
-        axis.
+        With ``rows``, only the rows with these indices are added. Then the slice must keep all rows of the tensor.
         """
         if rows is not None:
             added = local.reshape(self._shape)[rows].to(self.view.dtype)
@@ -254,7 +262,7 @@ class Region:
 
 
 def is_prefix(axes: Axes) -> bool:
-    """Whether every axis keeps its first entries, or the first entries of each of its parts. Such slices are views."""
+    """Whether every axis keeps its first entries, or the first entries of each part. Such a slice is a view."""
     return all(axis.index is None for axis in axes)
 
 
@@ -267,8 +275,8 @@ def _find_geometry(
     """Return how to view a tensor as a region.
 
     Each axis is a tuple: full length, local length, number of parts, and whether it keeps a prefix. The results are, in
-    order: the tensor's shape with parts as separate dimensions; the box of the region in it; whether all axes keep a
-    prefix; the region's shape; the client's shape; whether the region is the full tensor.
+    order: the tensor's shape with parts as separate dimensions; the slices that index the region in this shape; whether
+    all axes keep a prefix; the region's shape; the client's shape; whether the region is the full tensor.
     """
     # If an axis of 6 entries in 2 parts keeps 4 entries, it becomes two dimensions, (2, 3), with the region [:, :2].
     dimensions: list[tuple[int, slice, int]] = []  # for each dimension: full length, slice, local length

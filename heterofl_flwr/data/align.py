@@ -14,7 +14,7 @@ from heterofl_flwr.data.known import SOURCES, Facts, short_name
 class Terms:
     """Meaning of the numbers in a data set: its classes, columns and normalisation.
 
-    Attributes that are unknown are empty or None.
+    An attribute is empty or None if its value is unknown.
     """
 
     name: str
@@ -54,7 +54,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
     Raises
     ------
     DataError
-        If the node's data has classes or columns that the run's data set lacks, or inputs of another shape.
+        If the node's data has classes or columns that the run's data set lacks, or if the shapes of inputs differ.
     """
     if (dataset.train.reading is None) != (terms.reading is None):
         raise DataError(f"{dataset.name} and the run's data set, {terms.name}, are not both text, or both not")
@@ -78,7 +78,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
 
 
 def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
-    """Return the indices of the node's columns in the order of the run's columns; None if the order is the same."""
+    """Return, for each column of the run, the index of the node's column; None if no change is needed."""
     if dataset.columns == terms.columns or not (dataset.columns and terms.columns):
         return None
     missing = [name for name in terms.columns if name not in dataset.columns]
@@ -93,7 +93,7 @@ def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
 
 
 def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
-    """Return the run's class number of each class of the node's data; None if the numbers are the same."""
+    """Return, for each class of the node's data, the run's number of this class; None if no change is needed."""
     if dataset.names and terms.names:
         if strange := [name for name in dataset.names if name not in terms.names]:
             raise DataError(
@@ -130,7 +130,7 @@ def _align_split(
 
 
 def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
-    """Return a text with the tokens of the run's vocabulary. Words that this vocabulary lacks become token 0."""
+    """Return a text data set with token numbers of the run's vocabulary. Words that it lacks become token 0."""
     numbers = {name: number for number, name in enumerate(terms.names)}
     lookup = torch.tensor([numbers.get(name, 0) for name in dataset.names])
     train, test = (

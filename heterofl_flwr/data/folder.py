@@ -111,7 +111,7 @@ class _Table:
         return column
 
     def values(self, name: str, what: str) -> Values:
-        """Return the column with this name as integers or strings; ``what`` it contains is only for error messages."""
+        """Return the column with this name as integers or strings. ``what`` describes the column in error messages."""
         column = self.column(name)
         values = column.to_pylist()
         if not all(isinstance(value, int | str) for value in values):
@@ -137,7 +137,7 @@ class _Table:
         return torch.stack(numbers, dim=1)
 
     def error(self, actual: str, expected: str) -> DataError:
-        """Return an error whose message names the actual columns and those expected."""
+        """Return an error with the actual and the expected columns in its message."""
         return DataError(
             f"{self.place}: found {actual} among the columns {', '.join(self.table.column_names)}; expected "
             f"{expected}: rename or drop columns, or write a function and name it as module:function"
@@ -147,9 +147,10 @@ class _Table:
 def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | Texts:
     """Return the inputs, labels and owners of a split.
 
-    The label is the column named in ``columns``. If it names none, the label is, in this order: the column ``label``,
-    the only column of type ``ClassLabel``, or the last column of a table of numbers. Inputs are the only image column,
-    or else all other columns. A split with a text column ``text``, but without a label or an image, is a text.
+    The label is the column ``columns.label``. If this name is empty, the label is the first of these that exists: the
+    column ``label``, the only column of type ``ClassLabel``, the last column of a table of numbers. The inputs are the
+    image column. A split without images uses all columns except label and owner as inputs. A split with a column
+    ``text``, but without label and image columns, is a text.
     """
     table, features = _Table(split, place), split.features
     if columns.owner == "":

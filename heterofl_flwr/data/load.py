@@ -45,13 +45,13 @@ def load_dataset(
         ``module:function``, which returns a ``Dataset`` or ``((x, y), (x, y))`` for train and test.
         See ``docs/howto/data.md``.
     root : str | os.PathLike[str] | None
-        A folder laid out like the hub, ``<root>/ylecun/mnist/...``, which is read instead of the hub. Default: the
-        environment variable ``HETEROFL_DATA``; if it is not set, the hub.
+        A folder with copies of data sets of the hub, laid out as ``<root>/ylecun/mnist/...``. Default: the folder in
+        the environment variable ``HETEROFL_DATA``. Without either, data sets are loaded from the hub.
     label : str
-        The name of a table's column with the classes; inferred by default.
+        The name of the column with the classes; inferred by default.
     owner : str | None
-        The name of the column with each example's owner. ``""`` is the default column of a data set with a short name,
-        such as ``femnist``. None reads no owners.
+        The name of the column with each example's owner. ``""``: the default column, if the data set has a short name
+        such as ``femnist``. None: owners are not read.
 
     Raises
     ------
@@ -65,10 +65,10 @@ def load_dataset(
 def shared_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> AbstractContextManager[None]:
-    """Return a context manager that shares a data set with processes that are started inside it on this machine.
+    """Return a context manager that shares a data set with the processes that are started on this machine meanwhile.
 
-    There, ``load_dataset`` returns it without reading it again. The arguments are those of ``load_dataset``. The data
-    of a user's function are not shared: each process calls the function.
+    In such a process, ``load_dataset`` with the same arguments returns the shared data set without reading files. The
+    data of a user's function are not shared: each process calls the function.
     """
     if _is_function(name):
         return nullcontext()
@@ -80,8 +80,8 @@ def shared_dataset(
 def absolute_paths(name: str, root: str | os.PathLike[str] | None) -> tuple[str, str]:
     """Return ``name`` and ``root`` as text, with folders as absolute paths; a missing root is ``""``.
 
-    A short name, or the name of a data set below the root, is returned unchanged, even if there is a folder with this
-    name.
+    ``name`` is unchanged if it is a short name or names a data set below the root. This holds even if the current
+    folder has a folder of this name.
     """
     root, folder = root or os.environ.get(ROOT_VARIABLE) or "", os.path.realpath(os.path.expanduser(name))
     root = os.path.realpath(os.path.expanduser(root)) if root else ""

@@ -1,7 +1,7 @@
-"""Partitions of examples among clients (section 4, "data"), as pure functions of the targets and a seed.
+"""Partitions of examples among clients (paper, section 4), as pure functions of the targets and a seed.
 
-These functions use only class numbers and return row numbers. So no image is copied, and splitting 60,000 examples
-among 100 clients takes milliseconds.
+These functions take class numbers and return row numbers. So no image is copied, and splitting 60,000 examples among
+100 clients takes milliseconds.
 """
 
 import re
@@ -46,17 +46,17 @@ class Partitions:
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Variant = "paper") -> Partitions:
     """Split the train and the test split of a data set among clients.
 
-    The rows of a text are split by owner or evenly. If a text has fewer test rows than clients, each of the first
-    clients gets one of them. The classes of a client with text are its words.
+    The rows of a text are split by owner or evenly. If a text has fewer test rows than clients, the first clients get
+    one test row each, and the others none. For text, a client's classes are the words in its training rows.
 
     Parameters
     ----------
     dataset : Dataset
         The data set to split.
     kind : str
-        ``iid``. ``non-iid-2``: at most 2 classes for each client; any other number is possible. ``dirichlet-0.3``:
-        Dirichlet with this concentration. ``natural``: the i-th client has the examples of the i-th owner.
-        ``natural-<column>``: the same, with the name of the column of owners.
+        ``iid``. ``non-iid-<n>``: at most n classes for each client. ``dirichlet-<alpha>``: Dirichlet distribution with
+        the concentration alpha. ``natural``: the i-th client has the examples of the i-th owner.
+        ``natural-<column>``: the same, where ``<column>`` contains the owners.
     clients : int
         Number of clients.
     seed : int
@@ -101,13 +101,13 @@ def check_kind(kind: str) -> re.Match[str]:
 def owner_column(kind: str) -> str | None:
     """Return the argument ``owner`` of ``load_dataset`` for a kind of split.
 
-    This is the column that ``kind`` names, ``''`` for the default column of ``natural``, or None for other kinds.
+    ``natural-<column>`` gives the column, ``natural`` gives ``''``, and all other kinds give None.
     """
     return (check_kind(kind)["owner"] or "") if kind.startswith("natural") else None
 
 
 def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return the rows of each client, equally many and drawn without replacement; a remainder is unused."""
+    """Return random rows for each client. All clients get the same number; rows of the remainder are not used."""
     check_count("the number of clients", clients, 1)
     size = len(targets) // clients
     if not size:
@@ -119,11 +119,12 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 def noniid(
     targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
-    """Return the rows of each client, with at most ``classes_per_client`` classes, and the classes drawn for it.
+    """Return two results: the rows of each client, and the classes of its shards, from which the rows come.
 
-    Each class is cut into ``clients * classes_per_client / classes`` shards, which are assigned to clients at random.
-    If this number is not whole, some random classes have one shard more. (The authors' code supports only whole
-    numbers, and then the results agree.) ``matching_test`` takes the second result.
+    A client has rows of at most ``classes_per_client`` classes. Each class is cut into
+    ``clients * classes_per_client / classes`` shards, and shards are assigned to clients at random. If this number is
+    not an integer, some classes, chosen at random, have one shard more. (The code of HeteroFL's authors requires an
+    integer, and then gives the same result.) The second result is the argument ``deal`` of ``matching_test``.
 
     Parameters
     ----------
@@ -136,8 +137,8 @@ def noniid(
     seed : int
         Seed of the random draws.
     fidelity : Variant
-        For a client that draws two shards of one class. ``paper``: it gets only one of them, and the other is lost.
-        ``fixed``: it gets both.
+        Treatment of a client that draws two shards of one class. ``paper``: the client gets the first shard, and no
+        client gets the second. ``fixed``: the client gets both.
     """
     check_count("the number of clients", clients, 1)
     present = targets.unique()  # (classes,), sorted
@@ -164,10 +165,10 @@ def noniid(
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
-    """Return the rows of each client in another split, from the classes that the client has in the train split.
+    """Return the rows of each client in the test split, from the classes that the client has in the train split.
 
-    ``deal`` has the classes of each client, from ``noniid``. If a class has fewer examples than shards, some of its
-    clients get no example of it.
+    ``deal`` has the classes of each client's shards, as returned by ``noniid``. If a class has fewer examples than
+    shards, some shards are empty.
     """
     Fidelity.of(fidelity)
     generator = _generator(seed, "shards")
@@ -207,9 +208,9 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
 
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the rows of each client in the train and in the test split, where each client is one owner.
+    """Return the rows of each client in the train split, and in the test split. Each client has the rows of one owner.
 
-    The result is that of flwr-datasets' ``NaturalIdPartitioner``, which is slower because it loops over rows in Python.
+    The result equals that of flwr-datasets' ``NaturalIdPartitioner``, which loops over rows in Python and is slower.
     """
     check_count("the number of clients", clients, 1)
     if dataset.owners is None:
@@ -228,7 +229,10 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return the test rows of each client: of each class, the fraction that it has of the training rows."""
+    """Return the test rows of each client.
+
+    A client with a fraction of a class's training rows gets the same fraction of this class's test rows.
+    """
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]
     for name in targets.unique().tolist():

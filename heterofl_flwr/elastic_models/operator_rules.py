@@ -1,8 +1,9 @@
 """Trace rules of operators that compute: elementwise operators, reductions, products, convolutions and norms.
 
-For grouped convolutions and norms, a slice either drops groups or makes every group narrower, whichever allows more
-widths. So a depthwise convolution loses groups, and a convolution with two wide groups has two narrower groups. If a
-slice kept the first of all channels instead, some channels would move to other groups.
+A trace rule says which axes of an operator's inputs and outputs must be sliced alike. In a grouped convolution or norm,
+a slice either drops whole groups or makes every group narrower. The rule takes the choice that allows more widths: a
+depthwise convolution loses groups, and a convolution with two wide groups has two narrower groups. Keeping the first
+channels of the layer, whatever their group, would move some channels into other groups.
 """
 
 from collections.abc import Sequence
@@ -50,15 +51,15 @@ _POOLS = (
 
 @operator("add", *_ENTRYWISE)
 def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of elementwise operators: all inputs are sliced alike, along each axis in which they are broadcast."""
+    """Trace rule of elementwise operators: inputs and output are sliced alike on each axis after broadcasting."""
     for output in call.outputs:
         trace.mark(broadcast(trace, call.inputs, output.shape), output)
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
-    """Require that tensors which are broadcast to a shape are sliced alike; return the positions of the result's axes.
+    """Require equal slices of tensors that are broadcast to ``shape``; return the positions of the result's axes.
 
-    The last ``inner`` axes of the shape are left out.
+    The last ``inner`` axes of ``shape`` are left out.
     """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
@@ -71,7 +72,7 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
 @operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of new tensors such as zeros: they are sliced like the tensors that they are combined with later."""
+    """Trace rule of new tensors, such as zeros. A later operator with another tensor determines how they are sliced."""
     trace.fresh(*call.outputs)
 
 
@@ -86,8 +87,8 @@ def triangle(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Trace rule of reductions and searches over axes.
 
-    A slice reduces over the entries that it keeps. An axis that is searched, as by ``argmax`` or ``sort``, is never
-    sliced, because its indices have a meaning.
+    A reduced axis may be sliced; the smaller model reduces over the entries that it keeps. An axis that ``argmax`` or
+    ``sort`` searches is never sliced, because its indices have a meaning.
     """
     dim = call.named_arguments.get("dim")
     dims = range(len(rows)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
@@ -113,7 +114,7 @@ def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Trace rule of matrix products: the two axes that are summed over are sliced alike.
 
-    A tensor that is added to the product, as in ``addmm``, is sliced like the product.
+    ``addmm`` and similar operators add a tensor to the product. This tensor is sliced like the product.
     """
     *added, a, b = call.inputs
     a_rows, b_rows = trace.rows(a), trace.rows(b)
@@ -132,9 +133,10 @@ def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 def grouped_product(
     tokens: Tensor, experts: Tensor, offsets: object = None, bias: Tensor | None = None, out_dtype: object = None
 ) -> Tensor:
-    """Stand-in for a product with a matrix for each expert: multiply by the matrix of the first expert.
+    """Stand-in for ``grouped_mm``, which multiplies each token by its expert's matrix.
 
-    The trace thus finds that a slice keeps all experts and makes each of them narrower.
+    The stand-in multiplies all tokens by the first expert's matrix. So the axis of experts is never sliced; slices keep
+    all experts and make each expert narrower.
     """
     entries = 16 // tokens.element_size()
     if any(length % entries for length in (tokens.shape[-1], *experts.shape[-2:])):
@@ -164,14 +166,14 @@ def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 
 def drops_groups(groups: int, channels: int) -> bool:
-    """Whether a slice drops whole groups of channels; otherwise it makes every group narrower."""
+    """Whether slices of a layer drop whole groups of channels. If False, slices make every group narrower."""
     return groups >= channels // groups
 
 
 def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None:
-    """Tie the channels of a layer with groups, so that a slice either drops whole groups or slices all groups alike.
+    """Tie channels of a layer with groups: within each group if slices drop groups, else across all groups.
 
-    Return one position for each group if groups are dropped, else None.
+    Return the position of each group's first channel if slices drop groups, else None.
     """
     if channels is None:
         return None
@@ -238,7 +240,7 @@ def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Trace rule of weight norm: directions and magnitudes are sliced alike.
 
-    A slice computes norms over the entries that it keeps.
+    The smaller model computes norms over the entries that it keeps.
     """
     directions, lengths = call.inputs
     joined = broadcast(trace, [directions, lengths], directions.shape)
@@ -252,7 +254,7 @@ def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 def layer_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Trace rule of layer norm: weight and bias are sliced like the last axes of the input.
 
-    A slice computes mean and variance over the entries that it keeps.
+    The smaller model computes mean and variance over the entries that it keeps.
     """
     for axis in range(-len(call.named_arguments["normalized_shape"]), 0):
         rows[axis] = trace.meet(rows[axis], *(trace.rows(tensor)[axis] for tensor in call.inputs[1:]))

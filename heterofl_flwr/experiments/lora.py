@@ -1,8 +1,8 @@
 """Data and models of ``experiment=lora``: LoRA adapters of unequal rank on a frozen base model.
 
 The base model is an MLP trained on the first half of MNIST. The clients have the second half, rotated by 90 degrees, so
-the base model is wrong on nearly all of their images. They train LoRA adapters on all layers, of ranks 16, 8, 4 and 2,
-or all of rank 2. ``HETEROFL_DATA`` is the folder with data sets.
+the base model is wrong on nearly all of their images. The clients train LoRA adapters on all layers. The ranks are 16,
+8, 4 and 2, by level; for comparison, rank 2 for all. ``HETEROFL_DATA`` is the folder with data sets.
 """
 
 import copy
@@ -51,7 +51,7 @@ def base_model() -> nn.Module:
 
 @cache
 def levels(rank: int) -> Build:
-    """Return a function from a rate to the base model with adapters of rank ``rate * rank``. Their scaling is 2."""
+    """Return a function from a rate to the base model with adapters of rank ``rate * rank`` and scaling factor 2."""
     with extra("lora"):
         from peft import LoraConfig, get_peft_model
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LAYERS)

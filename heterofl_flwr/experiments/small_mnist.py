@@ -1,7 +1,7 @@
 """Small MNIST with 14 x 14 pixels and 10,000 training images, for experiments of a minute.
 
-The test set of ``load`` consists of 5,000 other training images. Use it to tune hyperparameters. For reported results
-use ``with_test_images``, which has the same training images and MNIST's test set.
+``load`` has 5,000 more images of MNIST's training set as its test set. Use it to tune hyperparameters. For results to
+report, use ``with_test_images``. It has the same training images, and MNIST's test set.
 """
 
 import torch
@@ -13,7 +13,7 @@ TRAIN, HELD_OUT = 10_000, 5_000
 
 
 def load() -> Dataset:
-    """Return a data set of 10,000 training images of MNIST; its test set is 5,000 other training images."""
+    """Return a data set of 10,000 images for training and 5,000 for tests, all from MNIST's training set."""
     mnist = load_dataset("mnist").train
     drawn = _drawn(mnist)
     return _dataset("small-mnist", _part(mnist, drawn[:TRAIN]), _part(mnist, drawn[TRAIN : TRAIN + HELD_OUT]))

@@ -34,9 +34,10 @@ class RunState:
     dealt
         The number of partitions of the data, if all clients report the same number; else 0.
     nodes
-        Mapping from each node's registered name to the round since which the node is away; 0 if it is present.
+        Dictionary by registered node name. The value is the round in which the node became absent; 0 for present nodes.
     releases
-        The noisy releases on which the model depends, including the releases of models from which training started.
+        Number and noise of the differentially private results that the model was made from. If training started from a
+        model of another run, the results of that run are included.
     setup
         Mix, seed and stages of the run as text; a resumed run must have the same. Empty in states of older versions.
     callbacks
@@ -58,7 +59,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Progress(RunState):
-    """State and record of a run after a round, for callbacks; it has the attributes of ``RunState`` too.
+    """State and record of a run after a round, as callbacks get it. It also has the attributes of ``RunState``.
 
     Attributes
     ----------
@@ -69,9 +70,11 @@ class Progress(RunState):
     num_rounds
         The number of the run's final round.
     evaluated_slice
-        Function of a round and a rate; returns the slice that was evaluated in this round as the model of this rate.
+        Function of a round and a rate. It returns the rule that selected the entries of this rate's model, as evaluated
+        in this round.
     level_tensors
-        Function of a rate; returns the parameters with separate values for the rate's level (``Slicing.by_level``).
+        Function of a rate. It returns those parameters that have separate values for each level
+        (``Slicing.by_level``), with the values of this rate's level.
     """
 
     record: RoundRecord
@@ -87,7 +90,7 @@ class RoundCallback:
     A callback that prints each round itself sets ``prints_rounds = True``; the strategy then prints no lines of rounds.
 
     A callback that saves the run's state sets ``oldest_checkpoint`` to the earlier of the two rounds that it saved most
-    recently. Clients that store their state in files (``states-path``) keep the files of the rounds since then.
+    recently. Clients that store their state in files (``states-path``) keep the files needed to resume from this round.
     """
 
     prints_rounds: ClassVar[bool] = False
@@ -97,7 +100,7 @@ class RoundCallback:
         """Run before the first round; ``first_round`` is above 1 if the run is resumed."""
 
     def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
-        """Run after each reply of a round; ``done`` of ``total`` clients have replied, ``failed`` of them by an error.
+        """Run after each reply of a round: ``done`` of ``total`` clients have replied, ``failed`` of these with errors.
 
         ``what`` is ``trained`` or ``evaluated``.
         """
@@ -110,7 +113,7 @@ class RoundCallback:
         """Run after the run's final round, also if a callback stopped the run early."""
 
     def state(self) -> Mapping[str, object]:
-        """Return this callback's state for checkpoints, such as its best value so far; only JSON types are allowed."""
+        """Return this callback's state for checkpoints, such as the best value so far. Only JSON types are allowed."""
         return {}
 
     def load(self, state: Mapping[str, object]) -> None:

@@ -35,7 +35,10 @@ def split_metric(key: str) -> tuple[str, float | None]:
 def split_metrics(
     metrics: Mapping[str, float], rates: Collection[float], plain: float | None
 ) -> dict[float | None, dict[str, float]]:
-    """Group metrics by the rate in their keys; keys without one of ``rates`` belong to the rate ``plain``."""
+    """Return metrics grouped by the rate in their keys, such as ``accuracy/0.5``.
+
+    If a key ends with none of ``rates``, its metric belongs to the rate ``plain``.
+    """
     by_rate: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
         metric, rate = split_metric(key)
@@ -47,10 +50,11 @@ def split_metrics(
 
 
 def minority_headlines(answers: Sequence[Answer]) -> set[str]:
-    """Return the headline metrics (accuracy, loss, perplexity) that under half of the clients with examples report.
+    """Return the headline metrics that fewer than half of the clients with examples report.
 
-    Models are compared by a headline metric, and a single client must not be able to choose it. A metric of one
-    architecture among several, such as ``mlp-global-accuracy``, is not a headline metric.
+    Headline metrics are accuracy, loss and perplexity; models are compared by one of them. Dropping rare metrics
+    prevents a single client from choosing which. Metrics of one architecture among several, such as
+    ``mlp-global-accuracy``, are not headline metrics.
     """
     reported = Counter(name for number, metrics in answers if number > 0 for name in metrics)
     clients = sum(number > 0 for number, _ in answers)
@@ -66,7 +70,7 @@ def is_share(key: str) -> bool:
 def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
     """Return the mean of each metric over the clients that report it, weighted by examples.
 
-    NaN values are left out, so one client cannot make the mean NaN. If every value is NaN, so is the mean.
+    NaN values are left out, so one client cannot make the mean NaN. If all values are NaN, the mean is NaN.
     """
     return {
         key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
@@ -75,7 +79,7 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means, without headline metrics that only a minority of the clients reports."""
+    """Return the weighted means of all metrics, except headline metrics that only a minority of clients reports."""
     dropped = minority_headlines(answers)
     return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
 

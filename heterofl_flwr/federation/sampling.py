@@ -1,4 +1,4 @@
-"""Sampling: the number of clients in a round, and the draw of these clients."""
+"""Sampling of clients: how many take part in a round, and which."""
 
 import math
 from collections.abc import Sequence
@@ -56,20 +56,21 @@ class Participation(Sampling):
 
     @classmethod
     def of(cls, sampling: Sampling, **numbers: Any) -> "Participation":
-        """Return the options of ``sampling`` together with ``numbers``, the other fields of this class."""
+        """Make an instance from the options in ``sampling``, and from ``numbers`` for all other fields."""
         if not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling is {sampling!r}, expected Sampling(...), or leave it out")
         return cls(**{name: getattr(sampling, name) for name in specs(Sampling)}, **numbers)
 
     @property
     def available(self) -> int:
-        """Number of nodes that a round waits for."""
+        """Number of connected nodes that a round waits for."""
         return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
 
     def number(self, clients: int, purpose: Purpose) -> int:
-        """Return the number of clients to sample: a fraction of ``clients``, rounded up.
+        """Return the number of clients to sample: a fraction of ``clients``, rounded up, and at least 1.
 
-        If the option for a minimum number is set, the fraction is rounded down, and the minimum applies.
+        If ``min_train_nodes`` (or ``min_evaluate_nodes``) is set, the fraction is rounded down, and this number is the
+        lower bound.
         """
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":
@@ -94,7 +95,10 @@ def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) ->
 
 
 def least_replies(least: MinReplies, needed: int) -> int:
-    """Return the minimum number of usable replies of a round, from the option ``least`` and the ``needed`` clients."""
+    """Return the minimum number of usable replies of a round that needs ``needed`` clients.
+
+    ``least`` is the option ``min_replies``: a number, a fraction of ``needed``, or ``auto`` for half of ``needed``.
+    """
     if isinstance(least, int):
         return least
     share = Fraction(1, 2) if least == "auto" else Fraction(str(least))

@@ -1,4 +1,4 @@
-"""A Ray actor that runs clients: its resources, its class, and pickling of messages."""
+"""Ray actors that run clients: options, the actor class, and pickling of messages."""
 
 import io
 import os
@@ -45,12 +45,15 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return how many actors fit into the cluster's total resources. One that fits no machine waits."""
+        """Return how many actors fit into the sum of all machines' resources.
+
+        An actor that fits on no single machine is counted too. If started, it waits for resources.
+        """
         has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
         return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 
     def lack(self) -> str:
-        """Return a text: the resources that an actor needs, and those that the cluster has."""
+        """Return a text with the resources that an actor needs and the resources that the cluster has."""
         has, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
@@ -77,16 +80,18 @@ class Clients:
             )
 
     def ready(self) -> tuple[str, bool, str]:
-        """Return whether and how this actor can work, as a tuple of three.
+        """Return a tuple: an error, whether the ClientApp has ``train_cohort``, and the path of the stderr file.
 
-        These are the error of loading the ClientApp as text (empty if it is loaded), whether the ClientApp has
-        ``train_cohort``, and the path of the file to which stderr is written.
+        The error is a text. It says why this actor cannot run clients, and is empty if it can.
         """
         trouble = f"on {socket.gethostname()}: {self._trouble}" if self._trouble else ""
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
-        """Answer the messages of a group; return pickled replies, or error replies if pickling fails."""
+        """Run the clients of these messages; return the pickled replies. An error reply replaces an unpicklable reply.
+
+        ``pickled`` contains envelopes from ``pack``, and ``records`` their stored records.
+        """
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]
         contexts = [cast(Context, envelope.context) for envelope in envelopes]
@@ -104,7 +109,10 @@ class Clients:
 
 
 def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -> PickleBuffer:
-    """Pickle an envelope. ``stored`` maps the ``id()`` of records in Ray to numbers, which replace the records."""
+    """Pickle an envelope (message and context). Records that are stored in Ray are replaced with numbers.
+
+    ``stored`` maps the ``id()`` of such a record to its number.
+    """
     pickled = io.BytesIO()
     pickler = pickle.Pickler(pickled, protocol=5)
     pickler.persistent_id = lambda value: stored.get(id(value))  # type: ignore[method-assign]
@@ -113,7 +121,7 @@ def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -
 
 
 def unpack(pickled: bytes, records: Sequence[ArrayRecord] = ()) -> Envelope:
-    """Unpickle an envelope. ``records`` are those for which ``pack`` wrote a number, in order."""
+    """Unpickle an envelope. ``records[n]`` replaces the number ``n`` that ``pack`` wrote for a stored record."""
     unpickler = pickle.Unpickler(io.BytesIO(pickled))  # noqa: S301  # pickled by this grid or by its actor
     unpickler.persistent_load = lambda number: records[number]  # type: ignore[method-assign]
     return cast(Envelope, unpickler.load())

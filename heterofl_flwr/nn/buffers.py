@@ -1,4 +1,8 @@
-"""Buffers, which are not exchanged: spectral norms are recomputed; tables that differ by channel are found."""
+"""Handling of buffers, which clients and server do not exchange.
+
+Buffers of spectral norm are recomputed. Buffers with a table over channels are found, because moving slices do not
+allow them.
+"""
 
 from collections.abc import Iterator
 
@@ -47,17 +51,17 @@ def _renew(chain: ParametrizationList) -> None:
 
 
 def _start(vector: Tensor) -> None:
-    """Fill a vector with a random direction that is the same in each call."""
+    """Fill a vector with a random unit vector, from a fixed seed."""
     fixed = torch.Generator("cpu").manual_seed(0)
     vector.copy_(nn.functional.normalize(torch.randn(len(vector), generator=fixed, device="cpu"), dim=0))
 
 
 def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
-    """Return the names of buffers that have different values for each channel and are shorter in the smaller model.
+    """Return the names of buffers whose values differ by channel and that are shorter in the smaller model.
 
-    Examples are the sines of a position encoding, and random features. Statistics of norm layers and vectors of
-    spectral norm are not included, because they are measured or recomputed. Nor are buffers with equal values for all
-    channels.
+    Examples are the sines of a position encoding, and random features. Not included are buffers with equal values for
+    all channels. Statistics of norm layers are not included because they are measured, and vectors of spectral norm
+    because they are recomputed.
     """
     shapes = {name: buffer.shape for name, buffer in local.named_buffers()}
     renewed: set[int] = set()

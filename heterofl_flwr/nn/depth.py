@@ -31,7 +31,7 @@ STACKS = nn.Sequential, nn.ModuleList
 
 @dataclass(frozen=True, eq=False)
 class Shallow:
-    """Function from a rate to a model with the first blocks of each stack. ``shallow`` makes it."""
+    """Callable that builds the model of a rate, with the first blocks of each stack. Made by ``shallow``."""
 
     build: Build
     blocks: str
@@ -39,7 +39,10 @@ class Shallow:
     idle: dict[int, tuple[str, ...]] = field(default_factory=dict)  # unused parameters, by number of dropped blocks
 
     def __call__(self, rate: float) -> nn.Module:
-        """Return a new model of a level's rate, with the first ``width(n, depth rate)`` of a stack's n blocks."""
+        """Return a new model of this rate, with fewer blocks.
+
+        Of a stack of n blocks, the model has the first ``ceil(depth rate * n)`` blocks.
+        """
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
         dropped = _drop(model, find_stacks(model, self.blocks), depth_rate)
@@ -63,9 +66,8 @@ def shallow(
 ) -> Shallow:
     """Return a function from a rate to a model with fewer blocks, for ``HeteroFL(build=...)``.
 
-    A model keeps the first blocks of each stack, at least one, under their names in the full model. So a shallower
-    model's parameters are a subset of a deeper one's, and the counting mean averages each block over the clients that
-    have it.
+    A model has the first blocks of each stack, at least one, with the names of the full model. So a deeper model has
+    all parameters of a shallower model. The server averages each block over the clients that have it.
 
     Parameters
     ----------
@@ -77,14 +79,13 @@ def shallow(
         ``"stages.*.*"`` for several stacks. Blocks are children of ``nn.Sequential`` or ``nn.ModuleList``.
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
-        once at every depth. If the model does not work without a block, for example because the block's output and
-        input differ in shape, ``ShapeError`` is raised. A shallower model may have parameters that it does not use, for
-        example in a separate list of norms for the blocks. They cause a warning, and the server does not average them
-        over clients of this depth.
-        ``None`` skips these checks.
+        once at every depth. ``ShapeError`` is raised if the model fails without a block, for example because the
+        block's input and output have different shapes. A shallower model may have parameters that it does not use, for
+        example in a separate list of norms for the blocks. A warning names such parameters. For clients of this depth,
+        the server leaves them out of the average. ``None`` skips these checks.
     levels : Mapping[str | float, tuple[float, float]] | None
-        Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default every model has
-        its full width, and its rate is the depth rate.
+        Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default, the width rate
+        is 1, and the depth rate is the level's rate.
 
     Examples
     --------
@@ -132,7 +133,7 @@ def shallow(
 
 
 def read_levels(text: str) -> Mapping[float, Rates] | None:
-    """Return the width rate and depth rate of each level by the level's rate, from the setting ``model.shrink``.
+    """Parse the setting ``model.shrink``; return a dictionary from a level's rate to its width rate and depth rate.
 
     An example is ``b=0.7:0.75,c=0.7:0.5``; level a is always the full model. The result is None for the text ``width``
     (only widths shrink), and empty for ``depth`` (only depths shrink).
@@ -168,7 +169,7 @@ def _copied(model: nn.Module, rate: float) -> nn.Module:
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
-    """Return a dictionary from the name of each stack to the names of its blocks that match a pattern."""
+    """Return a dictionary from the name of each stack to the names of its blocks that match ``pattern``."""
     stacks = {
         parent: [
             child
@@ -190,7 +191,7 @@ def _join(parent: str, child: str) -> str:
 
 
 def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
-    """Drop the last blocks of each stack from a model; return the names of blocks that this call has dropped."""
+    """Drop the last blocks of each stack from a model, in place; return the names of the dropped blocks."""
     dropped = []
     for parent, names in stacks.items():
         # Not del stack[...]: nn.Sequential would rename the remaining blocks.
@@ -202,7 +203,7 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 
 class Findings(NamedTuple):
-    """Results of running a model at all depths: unused parameters, and blocks whose role changes."""
+    """Results of running a model at all depths: unused parameters, and blocks that get other inputs at some depth."""
 
     idle: dict[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
     partly: set[str]  # parameters with a row for each block, some of these rows unused
@@ -239,9 +240,9 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Run the full model; return the modes in which it runs, the shape of its output, and the used rows.
+    """Run the full model; return the modes in which it works, the shape of its output, and the used rows (``_run``).
 
-    The modes are True for training and False for evaluation. The used rows are those of ``_run``.
+    The mode True is training, and False is evaluation.
     """
     modes = [True, False]
     while True:
@@ -268,7 +269,7 @@ def _run_without(
 ) -> dict[str, Tensor]:
     """Run a model after ``dropped`` blocks were removed from it, and return the used rows (see ``_run``).
 
-    Raise ``ShapeError`` if it fails, or if its output's shape is not ``expected``.
+    Raise ``ShapeError`` if the model fails, or if the shape of its output is not ``expected``.
     """
     try:
         shape, used = _run(model, inputs, modes)
@@ -286,9 +287,9 @@ def _run_without(
 
 
 def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
-    """Run a model forward and backward; return the shape of its first output, and the used rows.
+    """Run a model forward and backward; return the shape of its first output, and the used rows of parameters.
 
-    The used rows are a mask for each parameter that has a gradient: True for rows in which the gradient is not zero.
+    The used rows are a mask for each parameter with a gradient. A row's value is False if its gradient is zero.
     """
     model.zero_grad()
     for mode in modes:

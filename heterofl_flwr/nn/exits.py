@@ -1,4 +1,4 @@
-"""Models with early exits: a sequence of stages with a head after each, so that a model can end after any stage."""
+"""Models with early exits: a sequence of stages, each with a head. A smaller model ends after an earlier stage."""
 
 import copy
 from collections import OrderedDict
@@ -37,7 +37,8 @@ class Exit(nn.Module):
 class Exits(nn.Module):
     """A model with early exits: a sequence of stages, each with a head.
 
-    A shallower model has the first exits of a deeper one; ``shallow(build, "exits.*", images)`` builds both.
+    A shallower model has the first exits of the full model. ``shallow(build, "exits.*", images)`` builds the models of
+    all depths.
 
     Parameters
     ----------
@@ -46,8 +47,8 @@ class Exits(nn.Module):
     ensemble : bool
         Whether evaluation returns the mean of all exits' logits (DepthFL) instead of the logits of the deepest exit.
     deepest_only : bool
-        Whether clients train only their deepest exit. They also have the heads of the other exits, but do not train
-        them, and the server does not average them.
+        Whether clients train only their deepest exit. If True, clients do not train the heads of all other exits, and
+        the server does not average these heads.
     """
 
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
@@ -58,7 +59,7 @@ class Exits(nn.Module):
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the deepest exit. In evaluation with ``ensemble``, return the mean of all exits."""
+        """Return the logits of the deepest exit, or in evaluation with ``ensemble`` the mean of all exits' logits."""
         if not self.training:
             # All heads are run, even if only one is returned, so that their batch norm is measured too.
             logits = self.all_logits(x)
@@ -78,13 +79,13 @@ class Exits(nn.Module):
 
     @property
     def label_rows(self) -> tuple[str, ...]:
-        """Names of parameters with a row for each class: those of the last linear layer of each head."""
+        """Names of the parameters with a row for each class. They are in the last linear layer of each head."""
         heads = {f"exits.{number}.head": stage.get_submodule("head") for number, stage in enumerate(self.exits)}
         return tuple(parameter for name, head in heads.items() for parameter in last_linear(head, name))
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Patterns for the names of parameters that a client has but does not train."""
+        """Patterns of the names of parameters that a client has but does not train."""
         return tuple(f"exits.{number}.head.*" for number in range(len(self.exits) - 1)) if self.deepest_only else ()
 
 
@@ -102,7 +103,10 @@ def _build_exits(build: Build, ensemble: bool, deepest_only: bool, rate: float) 
 
 @singledispatch
 def split_stages(model: nn.Module) -> Sequence[Stage]:
-    """Return pairs of each stage of a model and a new head. ``split_stages.register`` adds a rule for another class."""
+    """Split a model into stages; return pairs of a stage and a new head.
+
+    ``split_stages.register`` adds a rule for another model class.
+    """
     raise ConfigError(
         f"no rule says after which stages a {type(model).__name__} can end: add a rule with "
         f"heterofl_flwr.nn.exits.split_stages.register, or return heterofl_flwr.nn.Exits from your own build"
@@ -111,7 +115,7 @@ def split_stages(model: nn.Module) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: CNN) -> Sequence[Stage]:
-    """Split the paper's CNN before each pooling; drop the layers' numbers, so that all stages use the same names."""
+    """Split the paper's CNN before each pooling. Layer names lose their numbers, so they are the same in all stages."""
     stages: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
     for name, layer in model.features.named_children():
         if isinstance(layer, nn.MaxPool2d):
@@ -122,7 +126,7 @@ def _(model: CNN) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: PreResNet) -> Sequence[Stage]:
-    """Split a PreResNet after each stage; a head begins with a copy of the norm at the start of the next stage."""
+    """Split a PreResNet after each stage. The head after a stage begins with a copy of the next stage's first norm."""
     first_stage, *later_stages = model.stages.children()
     bodies = [nn.Sequential(OrderedDict(stem=model.stem, blocks=first_stage)), *later_stages]
     norms = [*(copy.deepcopy(stage.get_submodule("0.norm1")) for stage in later_stages), model.norm]
@@ -133,7 +137,7 @@ def _(model: PreResNet) -> Sequence[Stage]:
 
 
 def _with_head(body: nn.Module, classes: int, **before: nn.Module) -> Stage:
-    """Return a pair of ``body`` and a new head: ``before``, pooling and a linear layer."""
+    """Return a pair: ``body``, and a new head that consists of the layers ``before``, pooling and a linear layer."""
     channels = [layer.out_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)][-1]
     linear = nn.Linear(channels, classes)
     nn.init.zeros_(linear.bias)

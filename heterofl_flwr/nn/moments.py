@@ -1,4 +1,7 @@
-"""Moments of the inputs of batch norm layers: sums for means and variances, which can be added over clients."""
+"""Moments of the inputs of batch norm layers: sums from which means and variances are computed.
+
+The moments of several clients are added.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerMoments:
-    """Sums over the inputs of one batch norm layer: a count, and two float64 vectors with an entry for each channel."""
+    """Sums over the inputs of one batch norm layer: a count, and two float64 vectors with one entry per channel."""
 
     count: int  # batches (paper) or values per channel (fixed)
     first_sum: torch.Tensor  # sum of batch means (paper) or of all values (fixed)
@@ -43,8 +46,8 @@ class LayerMoments:
 class Moments:
     """The moments of every batch norm layer of a model, over the data of one or more clients.
 
-    ``a + b`` are the moments over the data of both. Only sums are stored, so the order of clients does not matter, up
-    to rounding in float64.
+    ``a + b`` are the moments over the data of ``a`` and of ``b``. Only sums are stored, so the order of clients does
+    not matter, except for rounding in float64.
 
     Attributes
     ----------
@@ -59,7 +62,7 @@ class Moments:
     layers: Mapping[str, LayerMoments]
 
     def __post_init__(self) -> None:
-        """Raise an error if sums are not finite, or if their shapes are not those of two equal vectors."""
+        """Raise an error if a sum is not finite, or if a layer's sums are not two vectors of equal length."""
         Fidelity(moments=self.kind)
         for name, layer in self.layers.items():
             shapes = tuple(layer.first_sum.shape), tuple(layer.second_sum.shape)
@@ -89,7 +92,7 @@ class Moments:
         return self.layers[name].statistics(self.kind)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return all sums as a dictionary from name to tensor, for a message; ``from_tensors`` is the inverse."""
+        """Return all counts and sums as a dictionary from name to tensor; ``from_tensors`` is the inverse."""
         return {
             f"{self.kind}.{name}.{part}": torch.as_tensor(value)
             for name, layer in self.layers.items()
@@ -112,7 +115,7 @@ class Moments:
 
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
-    """Raise ``ShapeError`` unless the moments have exactly the layers and numbers of channels in ``channels``."""
+    """Raise ``ShapeError`` if layers or their numbers of channels differ from ``channels``."""
     sizes = {name: len(layer.first_sum) for name, layer in moments.layers.items()}
     faults = [f"{name} is missing" for name in channels if name not in sizes]
     faults += [f"{name} is unknown" for name in sizes if name not in channels]
@@ -126,7 +129,7 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` if counts are too large for this number of examples, or if no data have these sums."""
+    """Raise ``DataError`` if a count is too large for this number of examples, or if no data can have these sums."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -151,13 +154,13 @@ def build_layer_moments(kind: Variant, count: int, mean: torch.Tensor, variance:
 
 
 def sum_robust(clients: Sequence[Moments]) -> Moments:
-    """Add the moments of clients of which a minority may lie, after clipping them.
+    """Return the sum of clients' moments, after clipping; robust against a minority of clients with false moments.
 
     For each layer and channel, the clients' means and variances are clipped to within a distance of their median. The
     distance is the larger of two values. One is ``SPREAD`` times the median absolute deviation over clients. The other
     is ``CLOSE`` times the median standard deviation (for means) or ``CLOSE`` times the median variance (for variances).
-    A client's count is limited to ``WEIGHT`` times the median count. If nothing is clipped, the result is that of
-    ``+``, bit for bit.
+    A client's count is limited to ``WEIGHT`` times the median count. If nothing is clipped, the result is bit for bit
+    the plain sum.
 
     A minority cannot move a median beyond the values of the other clients. If fewer than three clients have data for a
     layer, there is no majority, and nothing is clipped.
@@ -192,14 +195,17 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 
 
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Return values, (clients, channels), clipped to within a distance, at least ``close``, of their median."""
+    """Return values, (clients, channels), clipped to an interval around their median over clients.
+
+    Half the interval is ``SPREAD`` times the median absolute deviation, but at least ``close``.
+    """
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
     return values.clamp(middle - reach, middle + reach)
 
 
 def _median(values: torch.Tensor) -> torch.Tensor:
-    """Return the median over clients (axis 0); for an even number, the mean of the middle two."""
+    """Return the median over clients (axis 0). For an even number of clients, it is the mean of the middle two."""
     ordered = values.sort(0).values
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 

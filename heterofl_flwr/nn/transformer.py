@@ -19,8 +19,8 @@ from heterofl_flwr.nn.layers import make_scaler
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention with separate projections for query, key, value and output.
 
-    Products are divided by the square root of this model's head dimension, not of the global model's. Attention weights
-    have no dropout.
+    Products of query and key are divided by the square root of the head dimension. In a smaller model, this is the
+    smaller head dimension. Attention weights have no dropout.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class MultiHeadAttention(nn.Module):
 
 @register(MultiHeadAttention)
 def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -> dict[str, Axes]:
-    """Return how axes are sliced: rows of q, k, v and columns of o within each head, other axes by prefix."""
+    """Return the axes of each parameter. Rows of q, k, v and columns of o keep the first entries of each head."""
     if full_layer.heads != local.heads:
         raise ShapeError(f"attention has {full_layer.heads} heads in the full model and {local.heads} in the local one")
     if full_layer.linear_o.out_features == local.linear_o.out_features:
@@ -68,7 +68,7 @@ def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerShape:
-    """Size of a Transformer at rate 1. The defaults are the paper's. ``sequence`` is the maximum input length."""
+    """Size of a Transformer at rate 1, by default as in the paper. ``sequence`` is the maximum input length."""
 
     sequence: int = 64
     embedding: int = 256

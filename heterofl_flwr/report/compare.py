@@ -1,4 +1,4 @@
-"""Comparison of several runs, as a table and a page: means over seeds, and differences of runs with equal seeds."""
+"""Comparison of several runs as a table and a page: means over seeds, and differences between runs of equal seed."""
 
 import re
 from base64 import b64encode
@@ -67,9 +67,9 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
 
 
 def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cells:
-    """Return the table of runs with a row for each combination of settings, and some metrics as columns.
+    """Return the table of runs with a row for each combination of settings, and two columns for each of ``metrics``.
 
-    Values are means over seeds of final values, and their differences from the first row.
+    The first column has the mean of final values over seeds, and the second its difference from the first row.
     """
     rows, histories = _rows(folders), {folder: folder.history() for folder in folders}
     finals = {folder: final_values(history) for folder, history in histories.items()}
@@ -84,7 +84,10 @@ def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cel
 
 
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
-    """Return as text the mean difference over common seeds, from three seeds on with a 95 % t interval."""
+    """Return the mean of ``second - reference`` over common seeds as text, with a 95 % t interval.
+
+    With fewer than three common seeds, the text has no interval.
+    """
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     if not differences:
         return formatting.NOTHING
@@ -100,7 +103,7 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
 
 
 def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str] = ()) -> Cells:
-    """Write the page that compares runs, in ``metrics`` or all metrics of evaluation; return its table."""
+    """Write the page that compares runs; return its table. Empty ``metrics`` stands for all metrics of evaluations."""
     table = compare_metrics(folders, metrics) if metrics else compare_runs(folders)
     figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(folders)]
     note = (
@@ -119,10 +122,10 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 
 
 def _rows(folders: Sequence[RunFolder]) -> Rows:
-    """Return the rows of the table: the runs by their settings as text, and by seed.
+    """Return the rows of the table as nested dictionaries: settings as text, then seed, then run.
 
-    The text only has settings that differ between runs. A setting that a run of an earlier version lacks has its
-    default.
+    The text has only settings that differ between runs. A run of an earlier version may lack a setting; then the
+    default counts.
     """
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
@@ -141,7 +144,7 @@ def _rows(folders: Sequence[RunFolder]) -> Rows:
 def _means(
     metric: str, key: str, rows: Rows, finals: Mapping[RunFolder, Mapping[str, float]]
 ) -> dict[str, tuple[str, str]]:
-    """Return two texts for each row: the mean of a metric over seeds, and its difference from the first row."""
+    """Return two texts for each row: the mean of a metric over seeds, and the difference from the first row's mean."""
     means, reference = {}, None
     for row, runs in rows.items():
         by_seed = {seed: finals[run][key] for seed, run in runs.items() if key in finals[run]}
@@ -154,7 +157,7 @@ def _means(
 
 
 def _costs(runs: Mapping[object, RunFolder], histories: Mapping[RunFolder, Sequence[RoundRecord]]) -> tuple[str, str]:
-    """Return two texts on runs with equal settings: their mean bytes, and their price."""
+    """Return two texts on runs with equal settings: mean bytes, and costs relative to separate federations."""
     folders = list(runs.values())
     mix, widths = _mix(folders[0])
     sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)
@@ -178,7 +181,7 @@ def _short_names(folders: Sequence[RunFolder]) -> list[str]:
 
 
 def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
-    """Yield three figures of the headline metric of each run: over rounds, over bytes and over multiplications."""
+    """Yield three figures with a curve for each run: the headline metric over rounds, bytes and multiplications."""
     curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {unit: {} for unit in AXES}
     metric = next(filter(None, (headline(folder.history()) for folder in folders)), "")
     for folder, name in zip(folders, _short_names(folders), strict=True):

@@ -57,7 +57,7 @@ def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
 
 
 def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], rows: Sequence[str]) -> Figure:
-    """Draw a matrix in colours, with a row for each class and blank zeros. If names are many, they are left out."""
+    """Draw a matrix in colours, with a row for each class. Zeros are blank. Names are left out if there are many."""
     figure, axes = new_axes(xlabel, "class")
     axes.grid(visible=False)
     highest = values.max() or 1
@@ -77,7 +77,7 @@ def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], r
 
 
 def add_legend(axes: Axes) -> None:
-    """Add a legend above the axes, in as many columns as fit. The figure becomes higher by the legend's lines."""
+    """Add a legend above the axes, in as many columns as fit. The figure becomes higher, to make room for it."""
     (handles, names), figure = axes.get_legend_handles_labels(), axes.get_figure(root=True)
     if handles and figure:
         names = [name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}" for name in names]

@@ -34,15 +34,15 @@ Values = Mapping[tuple[str, ...], float]
 class Monitor(RoundCallback):
     """Callback that serves a run's metrics and health over HTTP during the run.
 
-    ``/metrics`` has the latest round in the format of Prometheus. ``/health`` is a JSON object. Its HTTP status is 200
-    if the latest round ended at most ``timeout + wait`` seconds and one minute ago, else 503. If a round has taken
-    longer than a minute, its duration replaces the minute.
+    ``/metrics`` has the latest round in the format of Prometheus. ``/health`` is a JSON object. Its HTTP status is 503
+    if the latest round ended more than ``timeout + wait + margin`` seconds ago, else 200. The margin is the duration of
+    the longest round so far, but at least one minute.
 
     Parameters
     ----------
     address : str
-        Address to listen at, such as ``127.0.0.1:9090``. With port 0 the system chooses a port. After the start of the
-        run, the attribute ``address`` has the port.
+        Address to listen at, such as ``127.0.0.1:9090``. With port 0, the system chooses a port. The attribute
+        ``address`` has this port after the start of the run.
     timeout : float
         Seconds that clients have in a round: ``start(timeout=...)``.
     wait : float
@@ -181,7 +181,7 @@ def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, 
 
 
 def _split(address: str) -> tuple[str, int]:
-    """Return host and port of an address; raise ``ConfigError`` for an invalid one."""
+    """Return host and port of an address; raise ``ConfigError`` if the address is invalid."""
     host, _, port = str(address).rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ConfigError(f"the metrics address is {address!r}; expected host:port, such as 127.0.0.1:9090")

@@ -1,7 +1,7 @@
-"""Checkpoints: a safetensors file with all tensors, and a JSON file with all other values and checksums of both.
+"""Checkpoints. Each is two files: a safetensors file with all tensors, and a JSON file with all other values.
 
-The JSON file is written last, so a checkpoint is complete as soon as this file exists. The checksums show damage of
-either file.
+The JSON file is written last, so a checkpoint is complete as soon as this file exists. Checksums of both files are in
+the JSON file, and reveal damage.
 """
 
 import json
@@ -29,7 +29,7 @@ _PARTS = ("state", "moments", "stages")
 
 
 def save_checkpoint(folder: Path, state: RunState) -> None:
-    """Write a checkpoint, then remove all but the newest two. If writing fails, no checkpoint is removed."""
+    """Write a checkpoint, then remove all checkpoints but the newest two. If writing fails, nothing is removed."""
     parts = {part: getattr(state, part) for part in _PARTS}
     tensors = pack({f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()})
     content = {
@@ -58,9 +58,9 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
 
 
 def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
-    """Return the newest usable checkpoint; log a warning for each newer one that is not usable.
+    """Return the state in the newest usable checkpoint; log a warning for each checkpoint that is skipped.
 
-    A checkpoint is not usable if it is damaged, or later than ``last_round``, the final round in the history.
+    A checkpoint is skipped if it is damaged or its round is after ``last_round``, the final round in the history.
     """
     paths = files_by_round(folder, PATTERN)
     for server_round, path in reversed(paths.items()):

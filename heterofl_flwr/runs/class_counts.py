@@ -20,7 +20,7 @@ Matrix = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class ClassCounts:
-    """Counts by class. A matrix that is unknown is empty.
+    """Counts by class. A matrix is empty if it is unknown.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class ClassCounts:
     confusion
         Numbers of test examples, by class and predicted class.
     server_round
-        The round of ``confusion``.
+        The round whose global model made the predictions in ``confusion``.
     """
 
     names: Sequence[str] = ()
@@ -40,7 +40,7 @@ class ClassCounts:
     server_round: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` if a matrix does not fit the names."""
+        """Raise ``ValueError`` if the size of a matrix differs from the number of names."""
         widths = {len(row) for row in (*self.clients, *self.confusion)}
         if widths - {len(self.names)} or len(self.confusion) not in (0, len(self.names)):
             raise ValueError(f"a matrix is not of {len(self.names)} classes")
@@ -50,7 +50,10 @@ _COUNTS = TypeAdapter(ClassCounts)
 
 
 def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
-    """Return a matrix with the number of each (row, column) pair; empty if it is too large or does not fit."""
+    """Return a matrix that counts how often each pair (row, column) occurs.
+
+    The result is empty without pairs, if ``shape`` is too large, or if a column is outside ``shape``.
+    """
     height, width = shape
     if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:
         return ()
@@ -66,7 +69,7 @@ def read_counts(folder: RunFolder) -> ClassCounts:
 
 
 def write_counts(folder: RunFolder, **counts: Any) -> None:
-    """Write some fields of ``ClassCounts`` into a run's folder. Other fields in the file stay."""
+    """Write fields of ``ClassCounts`` into the file in a run's folder. All other fields of the file are unchanged."""
     write_atomic(_path(folder), to_json(asdict(replace(read_counts(folder), **counts))).encode())
 
 

@@ -1,4 +1,4 @@
-"""Values that ``auto`` stands for: the paper's for its data sets, and this package's for other data sets."""
+"""Values of settings that are ``auto``: the paper's values for its data sets, and defaults for other data sets."""
 
 import inspect
 from collections.abc import Mapping
@@ -48,9 +48,10 @@ CLIENTS: Mapping[str, int] = MappingProxyType({"digits": 20})
 
 
 def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
-    """Return, by key, the value that ``auto`` stands for, for a data set, a split and a model.
+    """Return the values of settings that are ``auto``, by key, for a data set, a split and a model.
 
-    With another model than the preset's, ``model.hidden`` and ``model.norm`` are the defaults of that model.
+    If ``model`` is not the preset's model for this data set, ``model.hidden`` and ``model.norm`` get the defaults of
+    ``model``.
     """
     data = short_name(data)
     values = {**PRESETS.get(data, OTHER), **({} if split == "iid" else NOT_IID.get(data, {}))}
@@ -71,7 +72,7 @@ def options_of(model: str, values: Mapping[str, object]) -> dict[str, object]:
 
 
 def model_options(settings: Settings) -> dict[str, object]:
-    """Return the arguments of ``build_model`` that follow from the settings; those that depend on the data are missing.
+    """Return the arguments of ``build_model`` that follow from the settings alone, without those from the data.
 
     The result is empty for a user's model, ``module:function``.
     """
@@ -82,9 +83,9 @@ def model_options(settings: Settings) -> dict[str, object]:
 
 
 def global_width(settings: Settings) -> float:
-    """Return the width of the global model as a fraction of the full width.
+    """Return the width of the global model as a fraction of the width at rate 1.
 
-    A Scaler divides by the ratio of a model's width rate to this number.
+    A model's Scaler divides by (width rate of the model) / (width of the global model).
     """
     levels, rate = read_levels(settings.model.shrink), settings.mix.global_rate
     return rate if levels is None else levels[rate][0] if levels else 1.0
@@ -98,8 +99,8 @@ def architectures(settings: Settings) -> tuple[str, ...]:
 def with_architecture(settings: Settings, name: str) -> Settings:
     """Return the settings with ``model.name`` set to ``name``, at that model's default widths.
 
-    If both models have the option ``norm``, its value is unchanged. If only the new model has it, the norm is ``sbn``.
-    If the new model lacks it, the norm is ``none``.
+    If both models have the option ``norm``, its value is unchanged. If only the new model has the option, its value is
+    ``sbn``. If the new model lacks the option, the value is ``none``.
     """
     requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
     norm = requested if model_has(name, "norm") else "none"

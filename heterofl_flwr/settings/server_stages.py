@@ -33,8 +33,8 @@ STAGES: Mapping[str, type[ServerStage]] = MappingProxyType(
 def parse_stages(text: str, *, load: bool = True) -> tuple[ServerStage, ...]:
     """Return the server stages that a text names, such as ``momentum(0.9), moving-average(decay=0.99)``, in this order.
 
-    A stage can be a user's class, ``module:Class``. Missing arguments have their defaults. With ``load=False``, users'
-    modules are not imported, and the result lacks their stages.
+    A stage can be a user's class, ``module:Class``. Missing arguments have their defaults. With ``load=False``, no
+    user's module is imported, and the result lacks users' stages.
     """
     parts = re.findall(r"[^,()]+(?:\([^()]*\))?", text)
     if ", ".join(part.strip() for part in parts) != re.sub(r"\s*,\s*(?![^(]*\))", ", ", text.strip()):

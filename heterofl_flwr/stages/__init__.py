@@ -1,5 +1,5 @@
-"""Stages: the two halves of a federated method around training and averaging, one method in each file.
+"""Stages: federated methods such as FedDyn, one in each file. A stage changes training on clients, averaging, or both.
 
-``server_stage`` and ``client_stage`` define the halves; ``chain`` runs server halves before and after the mean of a
-round.
+A stage has two halves. The client half (``client_stage``) runs around a client's training. The server half
+(``server_stage``) runs before and after the mean of a round, in ``chain``.
 """

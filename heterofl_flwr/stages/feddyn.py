@@ -13,10 +13,11 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 @client_stage("feddyn")
 @group
 class ClientFedDyn(ClientStage):
-    """Minimise ``loss(w) - <g, w> + alpha / 2 |w - theta|^2``, where theta is the received model.
+    """Minimise ``loss(w) - <g, w> + alpha / 2 |w - theta|^2``.
 
-    Up to a constant the penalty is ``alpha / 2 |w - (theta + g / alpha)|^2``. After training the client stores ``g = g
-    - alpha (w - theta)``.
+    Here theta is the received model, and ``g`` is the client's stored state, at first 0. Except for a constant, the
+    penalty is ``alpha / 2 |w - (theta + g / alpha)|^2``. After training, the client stores
+    ``g = g - alpha (w - theta)``.
     """
 
     stateful: ClassVar[bool] = True
@@ -44,14 +45,15 @@ class ClientFedDyn(ClientStage):
 class FedDyn(StatefulStage):
     """FedDyn (dynamic regularisation) on the server, computed for each entry of the model.
 
-    The server stores the drift ``d`` (in the paper -h / alpha): ``d = d + (sum of w - theta over the round's holders) /
-    m``. Its model is the mean over the holders plus d. Here m is the number of all clients that hold an entry, in the
-    round or not. If all models have the same size, it is the number of clients, as in the paper. An entry without a
-    holder in the round keeps its value and its drift.
+    The holders of an entry are the clients whose slices contain it. For each entry, the server stores the drift ``d``
+    (in the paper -h / alpha): ``d = d + (sum of w - theta over holders that trained in this round) / m``. Here m counts
+    all holders, including those that did not train in this round. If all models have the same size, m is the number of
+    clients, as in the paper. The new value of the entry is its mean over the holders, plus d. If no holder trained, the
+    entry and its drift do not change.
 
-    With a lower learning rate, clients move less in a round, and could not return from an earlier, larger drift. So
-    when the server lowers the learning rate, it lowers the drift by the same factor. (In the paper, clients reach their
-    minimum at any learning rate.)
+    The paper assumes that clients reach their minimum in each round. In practice, a lower learning rate makes clients
+    move less, so they could not undo a drift from earlier rounds. Therefore, if the server lowers the learning rate, it
+    also lowers the drift by the same factor.
     """
 
     name = "FedDyn"
@@ -66,7 +68,7 @@ class FedDyn(StatefulStage):
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Update the drift, which is the server's state of FedDyn; return the mean plus the drift."""
+        """Update the drift, and return the mean plus the drift."""
         previous = float(self.tensors.get("learning-rate", 0.0))
         shrinkage = context.learning_rate / previous if previous else 1.0
         self.tensors["learning-rate"] = torch.tensor(context.learning_rate, dtype=torch.float64)

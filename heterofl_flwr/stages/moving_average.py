@@ -11,8 +11,8 @@ from heterofl_flwr.stages.server_stage import HolderCounts, RoundContext, Statef
 class MovingAverage(StatefulStage):
     """Exponential average of the models of all rounds: ``average = decay * average + (1 - decay) * model``.
 
-    Clients train the latest model, as without this stage; the average is evaluated, saved and exported. It starts with
-    the model after the first round. Entries that no client holds in a round keep their average.
+    The average is evaluated, saved and exported. It does not change training: clients get the latest model. The average
+    starts with the model after the first round. Entries that no client holds in a round keep their average.
     """
 
     decay: Decay = 0.9
@@ -27,5 +27,5 @@ class MovingAverage(StatefulStage):
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the average; before the first round, the model itself."""
+        """Return the average, or ``state`` before the first round."""
         return dict(self.tensors) or state

@@ -1,4 +1,4 @@
-"""SCAFFOLD (Karimireddy et al., ICML 2020): control variates against the drift of clients with different data."""
+"""SCAFFOLD (Karimireddy et al., ICML 2020): control variates that reduce the drift of clients with different data."""
 
 import math
 from dataclasses import dataclass, replace
@@ -42,10 +42,11 @@ class ClientScaffold(ClientStage):
 class Scaffold(StatefulStage):
     """SCAFFOLD with a control variate ``c`` for each entry of the model.
 
-    ``c = c + (sum of the changes of c_i over the round's holders) / m``. Here m is the number of all clients that hold
-    an entry, in the round or not. If all models have the same size, it is the number of clients, as in the paper. The
-    model is the mean. Clients do not send c_i. They send K times the learning rate, and the server computes the change
-    of c_i: ``(x - y_i) / (K * learning rate) - c``.
+    The holders of an entry are the clients whose slices contain it. After a round, ``c = c + (sum of the changes of c_i
+    over holders that trained in this round) / m``. Here m counts all holders, including those that did not train in
+    this round. If all models have the same size, m is the number of clients, as in the paper. The new model is the
+    mean, as without this stage. Clients do not send c_i. They send K times the learning rate, and the server computes
+    the change of c_i: ``(x - y_i) / (K * learning rate) - c``.
     """
 
     needs = Needs(counting_mean=True, equal_weights=True)
@@ -55,7 +56,7 @@ class Scaffold(StatefulStage):
         return ClientScaffold()
 
     def broadcast(self, context: RoundContext) -> State:
-        """Return the control variate ``c``, which clients need; begin the mean of the round's gradients."""
+        """Return the control variate ``c`` for the clients, and start a new mean of gradients."""
         if context.learning_rate <= 0:
             raise ConfigError("Scaffold divides by the learning rate, which is 0: expected learning_rate=")
         zeros = {name: torch.zeros_like(tensor) for name, tensor in context.state.items()}
@@ -77,7 +78,7 @@ class Scaffold(StatefulStage):
         self._gradients.add(update.plan, gradients, labels=update.labels)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Update the control variate ``c``; return the mean unchanged."""
+        """Update the control variate ``c``; return the mean ``new`` unchanged."""
         for name, gradient in self._gradients.result().items():
             control, share = self.tensors.get(name, torch.zeros_like(gradient)), holders(name) / context.holders(name)
             self.tensors[name] = control + torch.where(holders(name) > 0, share * (gradient - control), 0).to(control)

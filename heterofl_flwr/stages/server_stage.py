@@ -28,7 +28,7 @@ class Update:
     rate
         The client's rate in this round.
     labels
-        The classes whose rows of the classifier count; None for all rows.
+        The client's classes: only their rows of the classifier are averaged. None for all rows.
     weight
         The client's weight in the mean; 0 for a client without examples, whose update is checked but not averaged.
     form, scales
@@ -65,19 +65,21 @@ class RoundContext:
         The global model at the start of the round. In ``on_reply`` and ``on_added``, the model that the client was
         sent. Do not change it.
     model
-        The global model as a module, for its architecture only; its values are meaningless.
+        A module with the architecture of the global model. Its parameter values are meaningless.
     rows
         Names of the parameters with one row for each class, such as the classifier's weight.
     untrained
-        Function from a rate to the parameters that its clients hold but do not train.
+        Function from a rate to the names of parameters that clients of this rate have but do not train.
     holders
-        Function from a parameter's name to the number of all clients that hold each entry, in this round or not.
+        Function from a parameter's name to a number for each entry: how many clients of the run have the entry in their
+        slice. Clients that do not take part in this round are counted too.
     by_label
-        True if a client's classifier rows count only for the labels that it sends.
+        True if a client's classifier rows are averaged only for the labels that the client sends.
     extra_rows
-        True if rows beyond the classes count for every holder (``Fidelity.extra_rows``).
+        True if rows that belong to no class are averaged over every client that has them (``Fidelity.extra_rows``).
     grid
-        With noise, the L2 norm to which changes are clipped, and the fixed-point step in which they are summed.
+        With noise, two numbers: the L2 norm to which changes are clipped, and the step of the fixed-point numbers that
+        are summed.
     learning_rate
         Learning rate of the clients in this round; 0 if the server sends none.
     run
@@ -85,7 +87,8 @@ class RoundContext:
     global_rate
         Rate of the global model.
     norm_bound
-        Upper bound on the L2 norm of the mean change that a ``Conversation`` computes; 0 for no bound.
+        Upper bound on the L2 norm of the mean change, if clients sum their changes in a ``Conversation``; 0 for no
+        bound.
     """
 
     server_round: int
@@ -105,20 +108,21 @@ class RoundContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Requirements of a stage on the rest of the chain.
+    """Requirements of a stage on the mean and on other stages of the chain.
 
     Attributes
     ----------
     changes
-        The mean is of changes from the model, in double precision, not of parameters.
+        Updates contain changes from the global model, in double precision, instead of parameters.
     counting_mean
-        The mean is the counting mean.
+        The mean is the counting mean, not a robust mean.
     equal_weights
-        Each client counts once.
+        Each client has weight 1 in the mean.
     steps
-        Each entry of the mean depends only on the same entry of the updates, so that the stage can step along it.
+        Each entry of the mean depends only on the same entry of the updates. The stage can then use the change of an
+        entry as the direction of an optimiser step.
     holders
-        Minimum number of clients at the largest rate in each round, if there are enough.
+        Minimum number of clients to sample at the largest rate in each round. If the run has fewer, all are sampled.
     """
 
     changes: bool = False
@@ -129,10 +133,10 @@ class Needs:
 
 
 class ServerStage:
-    """The server half of a stage; by default its methods change nothing.
+    """Base class for the server half of a stage. By default, its methods change nothing.
 
-    Updates pass through the stages from the last to the first, and the mean from the first to the last. So the last
-    stage is closest to the clients.
+    A chain of stages handles each update in reverse order: the last stage first. It handles the mean in order: the
+    first stage first.
     """
 
     name: str = ""
@@ -148,21 +152,28 @@ class ServerStage:
         return None
 
     def broadcast(self, context: RoundContext) -> Mapping[str, Tensor]:
-        """Return tensors for the client half, by parameter name and in global shapes; clients receive their slices."""
+        """Return tensors for the client half, by parameter name, in global shapes. Clients receive slices of them."""
         return {}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update for the mean; raise ``ReplyError`` to reject it. Do not change its tensors."""
+        """Return the update to add to the mean; raise ``ReplyError`` to reject the client's reply.
+
+        Do not change the tensors of ``update`` in place.
+        """
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Process an update that was added to the mean, as ``on_reply`` of all stages left it.
+        """Process an update after it was added to the mean. ``update`` is the result of ``on_reply`` of all stages.
 
-        Its weight is above 0.
+        This method is not called for updates of weight 0.
         """
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the new model from the mean of the round; entries without a holder keep their value."""
+        """Return the new model, computed from ``new``, the mean of the round.
+
+        With ``Needs(changes=True)``, ``new`` is the mean change. Entries that no client of the round has must keep
+        their values.
+        """
         return new
 
     def evaluated(self, state: State) -> State:
@@ -170,7 +181,7 @@ class ServerStage:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return a level's values of the parameters that have separate values for each level (``Slicing.by_level``)."""
+        """Return this level's values of those parameters that each level has separately (``Slicing.by_level``)."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:

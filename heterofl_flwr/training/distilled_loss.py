@@ -27,8 +27,8 @@ def distilled_loss(
 ) -> Tensor:
     """Return the loss of a model and of the smaller models inside it.
 
-    ``inner`` has the smaller models, the smallest first; without any, the loss is that of ``criterion``. For the other
-    arguments see ``Task.loss``.
+    ``inner`` has the smaller models, the smallest first. If ``inner`` is empty, the loss is ``criterion`` on the full
+    model's logits. For the other arguments see ``Task.loss``.
     """
     inputs, targets = batch
     masking = Masking(None if labels is None else sorted(labels), "zero")
@@ -48,7 +48,7 @@ def distilled_loss(
 
 
 def _read_logits(output: object, name: str, masking: Masking) -> Tensor:
-    """Return a model's output after masking; raise ``ConfigError`` unless it is logits, (examples, classes)."""
+    """Return a model's logits after masking; raise ``ConfigError`` if their shape is not (examples, classes)."""
     if not isinstance(output, Tensor) or output.dim() != 2:
         form = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(f"the output of {name} is {form}; expected logits, (examples, classes)")

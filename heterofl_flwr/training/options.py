@@ -23,10 +23,10 @@ the model's full depth and width is the last one.
 
 
 class SeveralOutputs(Protocol):
-    """A model with several outputs that are trained together: early exits, or the smaller models inside it."""
+    """A model with several outputs that are trained together: ``Exits``, or ``Nested`` with smaller models inside."""
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of each output. Those of the model's full depth and width are the last."""
+        """Return the logits of each output. The last output is that of the model's full depth and width."""
 
 
 @group
@@ -61,11 +61,12 @@ class TrainResult:
     examples
         Number of the client's examples.
     loss, accuracy
-        Means over all epochs and examples (in text, words). They are measured before each step, without penalties.
+        Means over all examples of all epochs (for text, over words). Each batch is measured before its step, without
+        penalties.
     steps
         Number of steps of the optimiser.
     seconds
-        Duration of the training. Two results with different durations can be equal.
+        Duration of the training. It is ignored in comparisons (``==``).
     """
 
     examples: int
@@ -109,7 +110,7 @@ class EvaluateResult:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TrainingJob:
-    """The training of one client in one round: model, data and seed, with options of this client.
+    """The training of one client in one round: model, data, seed, and options that differ by client.
 
     Attributes
     ----------
@@ -120,16 +121,17 @@ class TrainingJob:
     seed
         Seed of run, round and partition, for example ``derive(seed, "train", server_round, partition)``.
     classes
-        The classes that the client has, to which the loss is masked. None for all.
+        The client's classes. The loss masks the logits of all other classes. None: no masking.
     step_share
         Fraction of the client's steps to run, above 0 and up to 1; the number of steps is rounded up.
     joint_loss
-        Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``); None trains only the last output.
-        The engines ``compile`` and ``cohort`` leave such clients to ``plain``.
+        Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``). With None, only the last output
+        is trained. The engines ``compile`` and ``cohort`` leave clients with a joint loss to ``plain``.
     quadratic
-        Quadratic penalty on the model's parameters, in addition to FedProx; None without one.
+        Quadratic penalty on the model's parameters, in addition to FedProx. None: no such penalty.
     penalty
-        Function that returns another term of the loss of each batch. Other engines leave such clients to ``plain``.
+        Function that returns a term to add to the loss of each batch. Only the engine ``plain`` supports it; all other
+        engines leave such clients to ``plain``.
     """
 
     model: nn.Module

@@ -51,7 +51,7 @@ if TYPE_CHECKING or FLOWER >= (1, 38):
 else:
 
     class TaskIdentity:
-        """Replacement for a class of Flower 1.38; older versions set run and sender when a message is pushed."""
+        """Replacement for a class that Flower has from 1.38 on. Older versions set run and sender in the grid."""
 
         _run_id: ClassVar[int | None] = None
         _node_id: ClassVar[int | None] = None
@@ -78,7 +78,7 @@ def set_log_format(log: str) -> None:
 
 
 def runs_on_node() -> bool:
-    """Whether this is the process that a SuperNode starts to run the ClientApp."""
+    """Whether this process was started by a SuperNode to run the ClientApp."""
     return Path(sys.argv[0]).stem == "flwr-clientapp"
 
 
@@ -94,7 +94,7 @@ def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:
 
 
 def set_identity(run_id: int | None, node_id: int | None, task_id: int | None = 1) -> None:
-    """Set the ids of this process's run, node and task, which new messages contain from Flower 1.38 on."""
+    """Set the ids of this process's run, node and task. From Flower 1.38 on, new messages contain these ids."""
     identity: Any = TaskIdentity  # the private fields, because the properties refuse None
     identity._run_id, identity._node_id, identity._task_id = run_id, node_id, task_id
 
@@ -106,7 +106,7 @@ def get_identity() -> tuple[int | None, int | None, int | None]:
 
 @contextmanager
 def some_identity() -> Iterator[None]:
-    """Within this context, messages can be made even if Flower has set no identity, as under ``start_server``."""
+    """Context in which messages can be made even if Flower has set no identity, for example under ``start_server``."""
     identity = get_identity()
     if identity[0] is None:
         set_identity(0, 0)
@@ -134,7 +134,7 @@ _CLIENTS = ("_runtime_client", "_stub")
 
 
 def has_runtime_client(grid: object) -> bool:
-    """Whether a grid is that of a SuperLink."""
+    """Whether a grid is Flower's grid of a SuperLink (``HttpGrid`` or ``GrpcGrid``)."""
     return any(hasattr(type(grid), name) for name in _CLIENTS)
 
 
@@ -145,10 +145,10 @@ def runtime_client(grid: object) -> Any:
 
 
 def connect_length_check(grid: object, check: Callable[[int], None]) -> bool:
-    """Make the grid call ``check`` with the length of each response before reading it; return False if the grid cannot.
+    """Make the grid call ``check`` with the length of each response before it reads the response.
 
-    This needs HTTP (Flower 1.35 or newer, through httpx); ``check`` may raise an error. With gRPC the length is not
-    known before the response is read.
+    ``check`` may raise an error. Return True if this is possible: with HTTP (Flower 1.35 or newer, through httpx).
+    Return False with gRPC, where the length is not known before the response is read.
     """
     client: Any = getattr(getattr(grid, "_runtime_client", None), "_client", None)
     if not hasattr(client, "event_hooks"):

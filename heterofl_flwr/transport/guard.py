@@ -1,12 +1,12 @@
 """``Guarded``: proxy for a SuperLink's grid that fetches and checks each reply before it is unpacked.
 
-Without it, one node can end or stall a run, because Flower's grid unpacks each announced reply at once:
+Flower's grid unpacks each announced reply at once. So without ``Guarded``, one node can end or stall a run:
 
 - A reply that cannot be parsed raises an error that ends the run.
 - A reply with missing objects makes the grid wait far beyond the round's deadline.
 - A few bytes that refer to one chunk many times, or long texts in a reply, fill the memory.
 
-``Guarded`` turns each of these into an error reply of the node that sent it; other nodes are not affected.
+``Guarded`` replaces such a reply with an error reply of the same node. The replies of all other nodes are not affected.
 """
 
 import copy
@@ -46,7 +46,7 @@ Each object needs a request of its own, and a reply may have thousands of object
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
     """Return ``grid``, wrapped in the proxies ``Guarded`` and ``LateNodes`` if it is a SuperLink's grid.
 
-    Other grids need no guard, because their replies are made on this machine.
+    All other grids are returned unchanged: their replies are made on this machine and need no checks.
     """
     if isinstance(grid, Guarded):
         return grid
@@ -62,11 +62,11 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
 
 @dataclass(slots=True)
 class _Announced:
-    """A reply that a SuperLink has announced, and its objects that were fetched so far.
+    """A reply that a SuperLink has announced, and those of its objects that were fetched so far.
 
-    The list of objects comes from the objects themselves, which refer to one another, beginning with the message. The
-    SuperLink's list is not used: it may lack objects or have others, because it stores one entry for an object that
-    several replies share.
+    Each object names the objects that it refers to, so the objects to fetch are found from the message on. The
+    SuperLink's list of a reply's objects is not used. It may be wrong for objects that several replies share, because
+    the SuperLink stores one entry for each object.
     """
 
     message_id: str
@@ -78,9 +78,9 @@ class _Announced:
     contents: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, content: bytes) -> None:
-        """Store the content of the last object in ``missing``, and add the objects to which it refers to ``missing``.
+        """Store the content of the last object in ``missing``, and remove this object from ``missing``.
 
-        Raise ``ReplyError`` if the reply becomes too large.
+        Add the objects that the content refers to. Raise ``ReplyError`` if the reply becomes too large.
         """
         id_, _ = self.missing.popitem()
         self.contents[id_] = content
@@ -94,8 +94,8 @@ class _Announced:
 class Guarded(Relay):
     """Proxy for a SuperLink's grid that checks replies before they are unpacked.
 
-    It fetches a reply object by object, and never waits for an object that has not arrived. A reply becomes an error
-    reply if it is too large (as sent, or after its chunks are joined), cannot be read, or names another node as its
+    Each reply is fetched object by object, without waiting for objects that have not arrived. An error reply replaces a
+    reply that is too large (as sent, or after its chunks are joined), that cannot be read, or that names a wrong
     sender.
     """
 
@@ -113,7 +113,7 @@ class Guarded(Relay):
             )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, and store the size limits of their replies."""
+        """Send messages, and store the size limit of the reply to each message."""
         messages = list(messages)
         largest = [self._largest_reply(message) for message in messages]
         ids = list(self._grid.push_messages(messages)) if messages else []
@@ -122,7 +122,7 @@ class Guarded(Relay):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived completely, and an error reply for each that is not usable."""
+        """Return the replies that have arrived completely. An error reply replaces a reply that is not usable."""
         ids = list(message_ids)
         replies = {id_: fault for id_ in ids if id_ not in self._announced and (fault := self._look_for(id_))}
         until = time.monotonic() + FETCH_SECONDS
@@ -144,20 +144,21 @@ class Guarded(Relay):
         return [replies[id_] for id_ in ids if id_ in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and yield the replies in the order of arrival; no node can delay this beyond ``timeout``."""
+        """Send messages, and yield the replies in the order of arrival until ``timeout``, whatever nodes send."""
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Delete the size limits of messages, and the fetched objects of their replies."""
+        """Delete the stored size limits and fetched objects of the replies to these messages."""
         for id_ in message_ids:
             self._announced.pop(id_, None)
             self._largest.pop(id_, None)
 
     def _look_for(self, about: str) -> Message | None:
-        """Ask the SuperLink for the announcement of the reply to a message; return an error reply if it is not usable.
+        """Ask the SuperLink whether it has a reply to the message ``about``; store the announcement of a reply.
 
-        The SuperLink announces each reply once. Each request is for one message, because a node decides on the length
-        of its announcement, and one that is too long is not read.
+        Return an error reply if the announcement is not usable, else None. The SuperLink announces each reply once. A
+        node decides how long its announcement is, and an announcement that is too long is not read. So each request is
+        for only one message.
         """
         largest = self._largest.get(about, 0)
         request = compat.PullAppMessagesRequest(message_ids=[about])
@@ -183,7 +184,7 @@ class Guarded(Relay):
             return self._error(announced.about, error)
 
     def _fetch(self, announced: _Announced) -> bool:
-        """Fetch objects of a reply up to the first that has not arrived; return True if the reply is complete."""
+        """Fetch objects of a reply until one has not arrived or time is up; return True if the reply is complete."""
         until = time.monotonic() + TURN_SECONDS
         while announced.missing:
             if time.monotonic() > until:
@@ -200,7 +201,7 @@ class Guarded(Relay):
 
     @contextmanager
     def _no_longer_than(self, num_bytes: int) -> Iterator[None]:
-        """Within this context, raise ``ReplyError`` for a response of more than ``num_bytes``, before reading it."""
+        """Context in which a response of more than ``num_bytes`` raises ``ReplyError`` before it is read."""
         self._longest_answer = num_bytes
         try:
             yield
@@ -208,20 +209,23 @@ class Guarded(Relay):
             self._longest_answer = None
 
     def _check_length(self, num_bytes: int) -> None:
-        """Raise ``ReplyError`` if a response is longer than ``_no_longer_than`` allows."""
+        """Raise ``ReplyError`` if a response is longer than the limit of ``_no_longer_than``."""
         longest = self._longest_answer
         if longest is not None and num_bytes > longest:
             raise _too_large(longest)
 
     def _error(self, about: str, error: Exception) -> Message:
-        """Return an error reply to the message ``about``, instead of a reply that is not usable."""
+        """Return an error reply to the message ``about``, to replace an unusable reply."""
         reason = f"unusable reply: {type(error).__name__}: {error}"
         signer = self._superlink.node.node_id  # the sender of error replies that Flower's grid makes
         return messages.error_reply(about, self.run.run_id, signer, Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
 
 def _unpack(announced: _Announced) -> Message:
-    """Return the message that a reply's objects contain; raise ``ReplyError`` if it would need too much memory."""
+    """Unpack a reply's objects into its message.
+
+    Raise ``ReplyError`` if unpacking would need too much memory, or if the message is not the announced reply.
+    """
     contents = announced.contents
     kinds = {id_: head_of(content)[0] for id_, content in contents.items()}
     json_bytes = sum(len(content) for id_, content in contents.items() if kinds[id_] != "ArrayChunk")
@@ -245,7 +249,7 @@ def _unpack(announced: _Announced) -> Message:
 
 
 def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
-    """Return the size in bytes of an array with its chunks joined; the array may refer to one chunk many times."""
+    """Return the size in bytes of an array after joining its chunks. A chunk counts each time that it occurs."""
     _, chunks, _ = head_of(content)
     places = json.loads(content.partition(compat.HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
     return sum(len(contents[chunks[place]]) for place in places)

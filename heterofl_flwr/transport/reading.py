@@ -1,6 +1,7 @@
 """Checked reading of configs, records and replies.
 
-The argument ``sender`` names the sender in errors. The default is the server, for messages that clients read.
+The argument ``sender`` names the sender in error messages. By default, it is the server, as in messages that clients
+read.
 """
 
 import logging
@@ -36,20 +37,20 @@ Value = TypeVar("Value")
 
 
 def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
-    """Return a message's config; raise ``ReplyError`` if its schema version is missing or differs."""
+    """Return a message's config; raise ``ReplyError`` if ``check_schema`` rejects it."""
     config = find_record(message.content, CONFIG, ConfigRecord) or ConfigRecord()
     check_schema(config, sender)
     return config
 
 
 def find_record(content: RecordDict, name: str, kind: type[Value]) -> Value | None:
-    """Return the record ``name``; None if there is none of the class ``kind``."""
+    """Return the record ``name``, or None if no record of the class ``kind`` has this name."""
     record = content.get(name)
     return record if isinstance(record, kind) else None
 
 
 def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
-    """Raise ``ReplyError`` if a config's schema version is missing or that of an incompatible package version."""
+    """Raise ``ReplyError`` if a config has no schema version, or the version of an incompatible package."""
     if messages.SCHEMA_KEY not in config:
         cause = messages.NOT_HETEROFL if sender == SERVER else messages.NOT_CONVERTED
         raise ReplyError(f"{sender} sent a message without the config of HeteroFL: {cause}")
@@ -61,7 +62,7 @@ def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
 
 
 def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value:
-    """Return one value of a config; raise ``ReplyError`` if it is missing or of another type."""
+    """Return one value of a config; raise ``ReplyError`` if the key is missing or the value's type is not ``kind``."""
     value: object = config.get(key)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**63 else value  # a larger integer, forged, may overflow a float
@@ -71,12 +72,15 @@ def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender
 
 
 def read_optional(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value | None:
-    """Return one value of a config, or None if the key is missing; raise ``ReplyError`` for another type."""
+    """Return one value of a config, or None if the key is missing.
+
+    Raise ``ReplyError`` if the value's type is not ``kind``.
+    """
     return read_value(config, key, kind, sender) if key in config else None
 
 
 def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> ReplyError:
-    """Return the error for an unexpected value of a key."""
+    """Return a ``ReplyError`` with the unexpected value of ``key`` and the ``expected`` values."""
     return ReplyError(f"{sender} sent {shown(value)} as {key}, expected {expected}")
 
 
@@ -89,19 +93,22 @@ def read_list(config: Mapping[str, object], key: str, kind: type[Value], default
 
 
 def read_rates(config: Mapping[str, object]) -> list[float]:
-    """Return the rates in an instruction; without any, the rate of its slice."""
+    """Return the list of rates in a message's config; if it is missing, a list with only the client's rate."""
     return read_list(config, messages.RATES, float, [read_value(config, messages.RATE, float)])
 
 
 def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the name patterns of the parameters that an instruction exchanges; by default one that matches all."""
+    """Return the name patterns of exchanged parameters in a message's config; by default, a pattern for all names."""
     return tuple(pattern for pattern in read_list(config, messages.SHARED, str, list(ALL)) if pattern)
 
 
 def read_choice(
     config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "", sender: str = SERVER
 ) -> Value:
-    """Return the value of a key, or ``default`` if it is missing; raise ``ReplyError`` if it is none of ``choices``."""
+    """Return the value of a key, or ``default`` if the key is missing.
+
+    Raise ``ReplyError`` if the result is none of ``choices``.
+    """
     value = config.get(key, default)
     choice = next((choice for choice in choices if choice == value), None)
     if choice is None:
@@ -110,10 +117,9 @@ def read_choice(
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Return the array records of a message by name.
+    """Return the array records of a message by name, without Flower's ``content.array_records``.
 
-    Flower's ``content.array_records`` creates a reference cycle, which keeps the whole message in memory until the
-    garbage collector runs.
+    That property creates a reference cycle, which keeps the whole message in memory until the garbage collector runs.
     """
     return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
@@ -121,10 +127,10 @@ def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
 def unpack_trained(
     records: Mapping[str, ArrayRecord], form: str, plan: Plan, sender: str
 ) -> tuple[Mapping[str, Tensor], Tensor | None]:
-    """Return the tensors of a reply, which are parameters or changes of parameters, and the scales of changes.
+    """Return a reply's tensors, and the scales of encoded changes or None. The tensors are parameters or changes.
 
-    Raise ``ReplyError``, before anything is unpacked, for records of another form, unknown names, and far more bytes
-    than the plan has.
+    Before unpacking, the records are checked. Raise ``ReplyError`` if they are not the records of ``form``, if a name
+    is unknown, or if they have far more bytes than the plan's parameters.
     """
     expected = UPLOAD_RECORDS[form]
     if set(records) != set(expected):
@@ -143,7 +149,10 @@ def unpack_trained(
 
 
 def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> None:
-    """Raise ``ReplyError`` if a reply has the whole model instead of a slice, as from an app that was not converted."""
+    """Raise ``ReplyError`` if a reply has the whole model instead of a slice.
+
+    Apps that were not converted to HeteroFL send such replies.
+    """
     full_shapes = {name: tuple(axis.size for axis in axes) for name, axes in plan.axes.items()}
     for record in records:
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in full_shapes}
@@ -154,9 +163,9 @@ def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> 
 
 
 def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> TrainReply:
-    """Return the content of a training reply; raise ``ReplyError`` if anything is missing or of another type.
+    """Return the content of a training reply; raise ``ReplyError`` if a value is missing or invalid.
 
-    ``most`` is the largest number of examples allowed.
+    ``most`` is the largest number of examples that the client may report.
     """
     records = array_records(reply.content)
     check_converted(records.values(), plan, sender)
@@ -183,9 +192,9 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
 
 
 def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str, float]]:
-    """Return the number of examples in a reply, and its other metrics except lists.
+    """Return two results: the reply's number of examples, and all other metrics except lists.
 
-    Raise ``ReplyError`` if there are more than ``most`` examples.
+    Raise ``ReplyError`` if the number of examples is invalid or above ``most``.
     """
     record = find_record(reply.content, messages.METRICS, MetricRecord)
     if record is None:
@@ -201,7 +210,7 @@ def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str,
 
 
 def read_capability(reply: Message, sender: str) -> Capability:
-    """Return a node's capability from its answer to the capability query."""
+    """Return a node's capability (capacity and data partition) from its reply to the capability query."""
     config = read_config(reply, sender)
     return Capability(
         capacity=read_optional(config, messages.CAPACITY, float, sender),
@@ -211,9 +220,9 @@ def read_capability(reply: Message, sender: str) -> Capability:
 
 
 def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
-    """Return the moments by rate in a reply; empty if the node has none.
+    """Return the batch norm moments in a reply, by rate; empty if the reply has no moments.
 
-    Raise ``ReplyError`` for arrays that are far larger than moments of the layers in ``norms``.
+    Raise ``ReplyError`` if the arrays are too many, or far larger than moments of the layers in ``norms``.
     """
     read_config(reply, sender)
     record = array_records(reply.content).get(messages.MOMENTS)
@@ -228,12 +237,12 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
 
 
 def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]:
-    """Return the metrics that are numbers; a number out of bounds becomes NaN, which the means leave out.
+    """Return the metrics that are numbers. NaN replaces a number that is out of bounds; means over clients ignore NaN.
 
     Raises
     ------
     ReplyError
-        If there are too many metrics, or a name is not a short line of text; the record of a run stores all of them.
+        If there are too many metrics to store, or if a name is too long or not printable.
     """
     numbers = {
         name: value for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)

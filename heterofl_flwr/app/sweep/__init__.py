@@ -3,7 +3,7 @@
 The jobs are all combinations of the given values, or the rows of an experiment, such as a table of the paper. All
 arguments are Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups and all values,
 'heterofl settings' says what each setting means. A repeated command skips finished jobs and resumes interrupted
-ones. The final table has the mean, minimum and maximum over seeds of each row.
+jobs. In the final table, jobs that differ only in the seed form a row with the mean, minimum and maximum of results.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """``Job``: one run of a sweep.
 
-The settings determine the name of a job's folder, and the folder shows whether the job is finished. So a finished job
-is not run again in any sweep that has a job with equal settings.
+The settings determine the name of a job's folder, and the folder shows whether the job is finished. So every sweep
+skips a job if an earlier sweep finished a job with equal settings.
 """
 
 import os
@@ -64,7 +64,7 @@ class EngineOptions(Group):
 
 
 class LaunchOptions(Group):
-    """Options of a sweep's configuration that are not settings of a run."""
+    """Options of a sweep: its folder, its table, and how clients are run. They are not settings of a run."""
 
     folder: Text = ""
     """folder with the folders of all runs"""
@@ -100,7 +100,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of the job's folder. It is the same for all settings that give the same results."""
+        """Name of the job's folder. It depends only on settings that can change results."""
         flat, changes = to_flat(self.settings), self.changes
         always = {key: flat[key] for key in (*IN_NAME, "model.name", "num-rounds")}
         identity = {**always, **changes, "engine.clients": self.clients}
@@ -113,8 +113,8 @@ class Job:
     def changes(self) -> dict[str, Flat]:
         """Settings that differ from the defaults for the job's data set, as a mapping from key to value.
 
-        ``IN_NAME`` and settings without effect on results are left out. A later version may have more settings; with
-        their default values they are left out too, so the job's name stays.
+        Settings in ``IN_NAME`` and settings without effect on results are left out. A setting that a later version adds
+        is left out at its default value, so it does not change the names of existing jobs.
         """
         flat = to_flat(self.settings) | {"engine.clients": self.clients}
         data, split, model = (str(flat[key]) for key in ("data.name", "data.split", "model.name"))
@@ -145,7 +145,7 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """Stage of the job: ``new``, ``begun``, ``done``, ``diverged``, or ``blocked`` for an unusable folder."""
+        """Stage of the job: ``new``, ``begun``, ``done``, ``diverged``, or ``blocked`` if its folder is unusable."""
         try:
             if is_done(self):
                 return DONE
@@ -225,7 +225,7 @@ def run_once(job: Job) -> bool:
     filelock.Timeout
         If another process runs the job.
     HeteroFLError
-        If the run fails, or the folder has another run.
+        If the run fails, or the job's folder has a run with other settings.
     """
     with FileLock(job.path.parent / LOCKS / job.path.name, blocking=False):  # released also if the process dies
         if is_done(job) or job.stage == DIVERGED:
@@ -246,7 +246,10 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the score of ``run.metric``, or of the headline metric; None if no evaluation has this metric."""
+    """Return the score of the job's run in its metric; None if no evaluation has this metric.
+
+    The metric is ``run.metric``. If this setting is empty, it is the headline metric: accuracy, perplexity or loss.
+    """
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)

@@ -18,10 +18,10 @@ RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean o
 
 
 def list_jobs(jobs: Sequence[Job]) -> str:
-    """Return a table of jobs: name, time, stage, and settings that differ from the published ones.
+    """Return a table of jobs: name, time, stage, and settings that differ from the paper's settings.
 
-    The time of a finished job is the time taken. For others it is an estimate of the remaining time, from the mean time
-    of the job's rounds so far or of all jobs with the same data.
+    For a finished job, the time is the time that it took. For any other job, it is an estimate of the remaining time,
+    from the mean time of the job's finished rounds. The estimate for a new job uses rounds of jobs with the same data.
     """
     seconds, by_data, to_come, rows = [], defaultdict[str, list[float]](list), [], []
     for job in jobs:
@@ -46,9 +46,10 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> str:
     """Return a table of the results of finished jobs: mean, minimum and maximum over seeds.
 
-    ``rows`` has the settings of each job as texts. Texts that differ between jobs name a job's row; jobs that differ
-    only in the seed share a row. ``metrics`` are more columns with the mean of final values. The price is
-    client-rounds, bytes and multiplications, relative to separate federations, one for each level.
+    ``rows`` has the settings of each job as texts. A row of the table is named by the texts that not all jobs have.
+    Jobs that differ only in the seed share a row. For each of ``metrics``, a column shows the mean of the final values.
+    The column "price" compares the run with separate federations, one for each level. It shows the ratios of
+    client-rounds, bytes and multiplications.
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)

@@ -18,9 +18,9 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Layout of one parameter as a row of values, the same for all clients: name, shape, whether it is trained.
+    """Layout of a parameter whose values are stored as one row per client, equal for all clients.
 
-    ``channels_last`` is True if the values of a convolution's weight are stored channels last.
+    ``channels_last`` is True for the weight of a convolution whose values are stored in channels-last order.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Layout:
         return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(clients, -1)
 
     def shaped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return rows of values as a view of this shape, the parameter's in a joint model or in one client's."""
+        """Return rows of values as a view of ``shape``: the parameter's shape in a joint model or a client's model."""
         if not self.channels_last:
             return rows.view(tuple(shape))
         number, channels, height, width = shape
@@ -41,10 +41,11 @@ class Layout:
 
 
 def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
-    """Return the layouts of the parameters that models have in common, those of trained parameters first.
+    """Return the layouts of the models' parameters, trained parameters first.
 
-    The weights of image convolutions on a CPU are stored channels last, which is faster in wide models. Raise
-    ``IncompatibleError`` if the models differ in anything but the values of their parameters.
+    All models must have the same parameters, except for their values, and equal buffers. Otherwise, raise
+    ``IncompatibleError``. On a CPU, the weights of image convolutions are stored channels last, because wide models are
+    faster with it.
     """
     model, specs = models[0], tensor_specs(models[0])
     if any(tensor_specs(local) != specs for local in models[1:]):
@@ -91,7 +92,7 @@ class Joint:
             parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Return the gradient for each trained parameter, (clients, values); None for those without a gradient."""
+        """Return the gradient of each trained parameter, (clients, values); None if a parameter has no gradient."""
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
@@ -107,10 +108,11 @@ def build_verified(
 ) -> Joint:
     """Return the joint model of clients after checking its logits and gradients.
 
-    For the first and the last client, they are compared with those of the client's separate model. ``inputs`` has a
-    batch of each client, all of the same shape. The check uses float64: in float32, rounding can move a value across a
-    kink, for example of ReLU, and change gradients by percents. Raise ``IncompatibleError`` if logits or gradients
-    differ, or if a model draws random numbers or changes a buffer, because then the clients would affect each other.
+    For the first and the last client, logits and gradients are compared with the results of the client's separate
+    model. ``inputs`` has one batch for each client, all of the same shape. The check uses float64. In float32, rounding
+    can move a value across a kink, for example of ReLU, and change gradients by percents. Raise ``IncompatibleError``
+    if logits or gradients differ. This includes models that draw random numbers. Raise it also if a model changes a
+    buffer, because the joint model cannot keep a buffer for each client.
     """
     exact = [copy.deepcopy(model).double() for model in models]
     exact_inputs = [batch.double() if batch.is_floating_point() else batch for batch in inputs]
@@ -145,7 +147,10 @@ def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor],
 
 
 def _probe(logits: Tensor) -> Tensor:
-    """Return a sum of logits (batch, clients, ...), whose weights differ within a client, not between clients."""
+    """Return a weighted sum of logits (batch, clients, ...).
+
+    The weights within a client are unequal. All clients have the same weights.
+    """
     client = logits[:, :1].detach()  # (batch, 1, ...)
     return (logits * torch.arange(client.numel(), device=client.device).cos().view_as(client)).sum()
 
@@ -161,9 +166,10 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Raise ``IncompatibleError`` unless pairs of tensors are nearly equal.
+    """Raise ``IncompatibleError`` if a pair of tensors is not nearly equal.
 
-    The tolerance is relative to the norm of a tensor, or to a tenth of the largest norm if that is more.
+    The norm of the difference may be ``TOLERANCE`` times the tensor's norm. For tensors with small norms, a tenth of
+    the largest norm replaces the norm.
     """
     if [tensor.shape for tensor in together] != [tensor.shape for tensor in alone]:
         raise IncompatibleError(f"together, {what} have another shape")

@@ -13,13 +13,14 @@ WARM_UP = 3
 
 
 class Replayed:
-    """A function of GPU tensors whose kernels are recorded, and then launched together as a CUDA graph.
+    """Callable that records the GPU kernels of ``function`` once, and then replays them as a CUDA graph.
 
-    A training step of a small model is hundreds of kernels, and the CPU launches each of them more slowly than the GPU
-    runs it. A graph uses the memory addresses of the recording. So everything else that the function reads and writes,
-    such as parameters, must keep its address. Other effects of the function, such as counting its calls, are not
-    repeated. Inputs with other shapes than in the recording are computed without the graph. If the function cannot be
-    recorded, for example because it reads a value back, no graph is used, and ``obstacle`` is the reason.
+    A training step of a small model launches hundreds of kernels, and launching a kernel takes longer than running it.
+    A graph launches all kernels at once. It uses the memory addresses of the recording. So all tensors that the
+    function uses besides its inputs, such as parameters, must keep their addresses. A replay repeats only kernels, not
+    effects in Python such as counting calls. If an input's shape differs from the recording, the function runs without
+    the graph. Some functions cannot be recorded, for example because they copy a value to the CPU. They always run
+    without a graph, and ``obstacle`` is the reason.
 
     The function is recorded on ``stream`` and replayed on the current stream. Functions with the same ``pool`` share
     memory for intermediate values, so they must not run at the same time.
@@ -36,7 +37,7 @@ class Replayed:
         self._outputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the function's results for these inputs. The first ``WARM_UP`` calls are not recorded."""
+        """Return the function's results for these inputs. The call after ``WARM_UP`` calls records the graph."""
         if self._warm_up:
             self._warm_up -= 1
             return self._run_aside(inputs)
@@ -59,7 +60,7 @@ class Replayed:
         return outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        """Record the function's kernels, without running them; set ``obstacle`` if this is not possible."""
+        """Record the function's kernels without running them. If this fails, set ``obstacle`` to the reason."""
         graph, self._inputs = torch.cuda.CUDAGraph(), tuple(value.clone() for value in inputs)
         draws = _host_draws()
         # cuBLAS has a workspace for each of torch's 32 streams, which graphs of one stream would share. A workspace

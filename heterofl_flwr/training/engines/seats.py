@@ -1,4 +1,4 @@
-"""The engine ``seats``: clients of any rates train side by side, each in a seat (``engines/seat.py``)."""
+"""The engine ``seats``: clients of any rates train at the same time, each in a seat (``engines/seat.py``)."""
 
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -22,16 +22,16 @@ RESERVE = 0.1
 
 
 def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients side by side, each in a seat. Results equal those of ``plain`` up to rounding.
+    """Train clients at the same time, each in a seat. Results equal those of the engine ``plain`` up to rounding.
 
-    A seat has a model, SGD and, on a GPU, a stream and a CUDA graph of the whole step for each batch shape. Later
-    clients with the same kind of model and the same options reuse it: their parameters are copied in, and copied out
-    after training. Results do not depend on other clients; on a CPU they equal those of ``plain`` bit for bit. If
-    memory is short, clients wait for a seat.
+    A seat is a copy of a model with its optimiser. On a GPU, it also has a stream, and for each batch shape a CUDA
+    graph of the whole step. When a client has finished, a client with the same kind of model and options can use the
+    seat. The client's parameters are copied into the seat, and copied out after training. A client's results do not
+    depend on other clients. On a CPU, results equal those of ``plain`` bit for bit. If memory is short, clients wait
+    for a seat.
 
-    Some clients cannot use a seat. Either a hook watches the client's model, or the model's code reads values back,
-    changes attributes or draws random numbers on the CPU. Such clients are trained by ``plain``, and the reason is
-    logged.
+    Some clients cannot use a seat, because a hook watches the model, or because the model's code copies values to the
+    CPU, changes attributes or draws random numbers on the CPU. ``plain`` trains such clients, and the reason is logged.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 
 
 class Hall:
-    """The seats of a device. It creates up to ``most`` of them."""
+    """Pool of the seats of a device, at most ``most``."""
 
     def __init__(self, device: torch.device, most: int) -> None:
         self._device, self._most = device, most
@@ -57,7 +57,10 @@ class Hall:
         self.obstacles: dict[Hashable, str] = {}  # reasons against a seat by kind
 
     def take(self, job: TrainingJob, options: TrainOptions) -> Seat | None:
-        """Return a seat for a client; None if it must wait. Raise ``UnfitError`` if it cannot use a seat."""
+        """Return a free or new seat for a client, or None if the client must wait.
+
+        Raise ``UnfitError`` if the client cannot use a seat.
+        """
         job.model.train()
         kind = describe_job(job, options)
         reason = "a stage adds a function to its loss" if job.penalty else find_hook(job.model)
@@ -81,7 +84,7 @@ class Hall:
         return seat
 
     def _has_room(self, kind: Hashable) -> bool:
-        """Whether the device's memory and the upper bound on seats allow another seat."""
+        """Whether the device's memory and the upper bound on seats allow one more seat."""
         if len(self._free) + len(self._taken) >= self._most:
             return False
         if self._device.type != "cuda":
@@ -90,7 +93,7 @@ class Hall:
         return self._free_before - self._sizes.get(kind, 0) > RESERVE * total
 
     def measure(self, seat: Seat) -> None:
-        """Record the memory of a seat if it is the first of its kind. Call it after the seat's first turn."""
+        """Record the memory of a seat if it is the first seat of its kind. Call this after the seat's first turn."""
         if self._device.type == "cuda" and seat.kind not in self._sizes:
             self._sizes[seat.kind] = self._free_before - self._read_memory()[0]
 
@@ -99,7 +102,7 @@ class Hall:
         return torch.cuda.mem_get_info(self._device)
 
     def leave(self, seat: Seat, *, stays: bool = True) -> None:
-        """Free a seat for another client, or close it if not ``stays``."""
+        """Free a seat for the next client. If ``stays`` is False, close the seat instead."""
         self._taken.remove(seat)
         if stays:
             self._free.append(seat)
@@ -107,7 +110,7 @@ class Hall:
             seat.close()
 
     def shrink(self) -> None:
-        """Close free seats, and create no more than are in use now. Call it when memory has run out."""
+        """Close free seats, and allow no more seats than are in use now. Call this when memory has run out."""
         while self._free:
             self._free.pop().close()
         self._most = max(len(self._taken), 1)
@@ -115,12 +118,12 @@ class Hall:
 
 @lru_cache
 def hall_of(device: torch.device) -> Hall:
-    """Return the seats of a device, which this process shares among all calls."""
+    """Return the ``Hall`` of a device. All calls in a process return the same object."""
     return Hall(device, MOST[device.type])
 
 
 class Round:
-    """Clients that train side by side, in turns, until all have finished."""
+    """Clients that train in seats, taking turns, until all clients have finished."""
 
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, hall: Hall) -> None:
         self._started, self._jobs, self._options, self._hall = perf_counter(), jobs, options, hall
@@ -144,7 +147,10 @@ class Round:
         return [results[id(job)] for job in self._jobs]
 
     def _seat_next(self) -> bool:
-        """Take the first waiting client and give it a seat, or leave it for ``plain``. Return False if it must wait."""
+        """Assign a seat to the first waiting client, or leave the client for ``plain``.
+
+        Return False if the client must wait for a seat.
+        """
         job = self._waiting[0]
         try:
             seat = self._hall.take(job, self._options)
@@ -166,7 +172,7 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """Run a client's turn. After an error it can start again, because its model only changes at the end."""
+        """Run a client's turn. After an error, the client can start again: its model changes only at the end."""
         try:
             is_done = client.advance()
         except UnfitError as error:
