@@ -45,11 +45,11 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
 
 
 class ProductMean:
-    """Mean of the adapters' products B @ A, truncated to the server's rank; counting mean of all other parameters.
+    """Mean of the products B @ A of adapters, truncated to the server's rank; other parameters get the counting mean.
 
-    The new factors are sorted by singular value. So the first r rows of A and columns of B, which a client of rank r
-    gets, are the best approximation of rank r. The factors of all replies stay in memory until ``result`` is called.
-    The mean product itself is never computed.
+    The new factors are sorted by singular value. A client of rank r gets the first r rows of A and columns of B, which
+    are therefore the best approximation of rank r. The factors of all replies stay in memory until ``result`` is
+    called. The product matrices B @ A are never computed.
 
     Parameters
     ----------
@@ -89,7 +89,10 @@ class ProductMean:
                 factors.append((b * weights.unsqueeze(1), a, weights))
 
     def _without_adapters(self, plan: Plan) -> Plan:
-        """Return a plan without its adapters; raise ``ConfigError`` if it slices them on another axis than the rank."""
+        """Return a plan without adapters.
+
+        Raise ``ConfigError`` if a factor of an adapter is missing, or sliced along another axis than the rank.
+        """
         for adapter in self._factors:
             for name, rank_axis in ((adapter.a, 0), (adapter.b, 1)):
                 axes = plan.axes.get(name, ())
@@ -124,15 +127,16 @@ class ProductMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of the clients that held it."""
+        """Return, for each entry of a parameter, the total weight of the clients that hold this entry."""
         return self._holders.holders(name)
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors B and A of the best approximation of ``b_all @ a_all`` with this rank, sorted by singular value.
+    """Return factors B and A of the best approximation of ``b_all @ a_all`` of this rank, sorted by singular value.
 
-    B contains the singular values, and A has orthonormal rows. So a direction with singular value 0 can still learn,
-    like a new adapter. If the rank exceeds the number of outputs or inputs, the factors are padded with zeros.
+    A has orthonormal rows, and B contains the singular values. For a singular value of 0, the column of B is 0 but the
+    row of A is not, so training can change both, as in a new adapter. If the rank exceeds the number of outputs or
+    inputs, the factors are padded with zeros.
     """
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
     u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
@@ -142,5 +146,4 @@ def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """Return a parameter as a double-precision matrix; all axes but the first are flattened."""
     return tensor.detach().to(torch.float64, copy=True).flatten(1)

@@ -10,19 +10,19 @@ TABLE_FORMATS = ("table", "csv", "markdown", "latex")
 
 
 def read_path(text: str) -> Path:
-    """Return the path in which ``~`` is expanded. Shells do not expand it in ``--out=~/runs``."""
+    """Return a path, with ``~`` replaced by the home folder. Shells do not replace it in ``--out=~/runs``."""
     return Path(os.path.expanduser(text))
 
 
 def read_count(text: str) -> int:
-    """Return an integer of 1 or more from text."""
+    """Return the integer in a text; raise ``ArgumentTypeError`` if it is not an integer of 1 or more."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of 1 or more")
     return int(text)
 
 
 def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
-    """Return a function that reads positive integers from text; ``separator`` is between them, as in ``example``."""
+    """Return a function that reads positive integers, joined by ``separator``. Its errors show ``example``."""
 
     def read(text: str) -> tuple[int, ...]:
         parts = text.split(separator)

@@ -1,7 +1,7 @@
 """Certificates of a SuperLink and keys of its nodes.
 
 The SuperLink's certificate is signed by a certificate authority that is made for this deployment. Nodes trust only this
-authority. It stays when the SuperLink's certificate is renewed, so nodes need no new file.
+authority. The authority does not change when the SuperLink's certificate is renewed, so nodes need no new file.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
     """Write the SuperLink's certificate and key; return the paths of all written files.
 
     The certificate authority is created if it does not exist. ``hosts`` are the names and addresses by which nodes
-    reach the SuperLink; ``LOOPBACK`` is added.
+    reach the SuperLink. The names and addresses in ``LOOPBACK`` are added.
     """
     ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
     new = not ca_key.exists() and not ca_certificate.exists()
@@ -66,7 +66,7 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Return the paths for a node's two keys; raise ``ConfigError`` for an invalid name or existing files."""
+    """Return the paths for a node's two keys; raise ``ConfigError`` if the name is invalid or a file exists."""
     if not _NAME.fullmatch(name):
         expected = "letters, digits, '.', '_' and '-', which does not end in .key, .crt or .pub"
         raise ConfigError(f"node {name!r}: expected a name of {expected}")

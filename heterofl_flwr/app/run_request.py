@@ -1,4 +1,4 @@
-"""``Request``: a run to start, with settings, folder, clients and their resources, as a command line describes."""
+"""``Request``: a run to start, with its settings, folder, clients and their resources; made from a command line."""
 
 import argparse
 import math
@@ -53,7 +53,7 @@ class Request:
 
     @property
     def gpu_share(self) -> float:
-        """Fraction of a GPU for each client: by default 1, or less if ``parallel`` is above the number of GPUs."""
+        """Fraction of a GPU for each client: ``gpus``; by default 1, or less if more clients than GPUs run at once."""
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
             return self.gpus or 0.0
@@ -61,10 +61,10 @@ class Request:
 
 
 def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
-    """Return the request to run another Flower app, as its ``pyproject.toml`` describes it.
+    """Return the request to run another Flower app, described by the ``pyproject.toml`` in ``folder``.
 
-    ``changes`` are settings that override those of the app, and ``how`` are more fields of the request. Raise
-    ``ConfigError`` if ``changes`` has settings that the app does not have.
+    ``changes`` override settings of the app; ``how`` are further fields of ``Request``. Raise ``ConfigError`` if
+    ``changes`` has a setting that the app does not have.
     """
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]
@@ -126,7 +126,7 @@ def build_request(args: argparse.Namespace) -> Request:
 
 
 def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) -> int:
-    """Return the number of clients: the stored one of a resumed run, else ``requested``, else ``usual``."""
+    """Return the number of clients: for a resumed run the stored number, otherwise ``requested`` or else ``usual``."""
     if not resumes:
         return requested or usual
     has = RunFolder(out).about().get("clients") or requested

@@ -89,8 +89,8 @@ def _serve(request: Request) -> None:
 class Checked(Relay):
     """Proxy for a grid that checks the replies.
 
-    An error reply about lack of memory ends the run, so that the user can resume it with fewer clients at once. The
-    proxy also records rounds in which all clients failed, because Flower's strategies ignore such failures.
+    If a client lacks memory, its error reply ends the run. The user can then resume the run with fewer clients at once.
+    The proxy also records rounds in which all clients failed, because Flower's strategies ignore such failures.
     """
 
     def __init__(self, grid: QueuedGrid) -> None:
@@ -122,7 +122,7 @@ class Checked(Relay):
                 raise HeteroFLError(f"in a round all clients ({len(reasons)}) failed; {reasons[-1]}")
 
     def _check(self, reply: Message, group: str) -> Message:
-        """Record whether a reply is an error; return the reply. Raise an error if it says that memory ran out."""
+        """Return a reply, after recording whether it is an error. Raise ``OutOfMemoryError`` if memory ran out."""
         call = group, reply.metadata.message_type
         if not reply.has_error():
             self._good[call] += 1
@@ -165,7 +165,7 @@ def open_grid(request: Request) -> QueuedGrid:
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
-    """Return a function from a message to the maximum number of clients that may train together with its client."""
+    """Return a function from a training message to the maximum size of the group in which its client trains."""
     if request.app is not None:
         return lambda message: 1
     workload = load_workload(request.config)
@@ -180,7 +180,7 @@ def cost(message: Message) -> float:
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings on standard error, except those in the line that is printed for a round."""
+    """Handler that prints warnings on standard error, except for lines of a round, which the run prints itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning."""
@@ -191,7 +191,7 @@ class Warnings(logging.Handler):
 
 @contextmanager
 def _flower_log(file: logging.FileHandler, *, shown: bool) -> Iterator[None]:
-    """Within this context, write the log to a file. Show it too: all lines if ``shown``, else warnings."""
+    """Within this context, write the log to a file. Also print all its lines if ``shown``, else only warnings."""
     flower, ours = logging.getLogger("flwr"), logging.getLogger("heterofl_flwr")
     handlers, level, propagate = (flower.handlers, ours.handlers), ours.level, ours.propagate
     flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file, Warnings()]

@@ -1,4 +1,4 @@
-"""The option ``--trust``: permission to run code that the settings of an existing run name.
+"""The option ``--trust``: permission to run a user's code that is named in the settings of an existing run.
 
 Importing this module does not load torch.
 """
@@ -20,9 +20,9 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Raise ``ConfigError`` if stored settings name a user's code that may not run.
+    """Raise ``ConfigError`` if stored settings name a user's code that has no permission to run.
 
-    Code may run if ``trusted`` is True, or if the command line names its module too.
+    Code has permission if ``trusted`` is True, or if its module is also in ``named``, the values on the command line.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

@@ -66,8 +66,8 @@ class Task(client.Task):
         Parameters
         ----------
         batches : Callable[[], Iterable]
-            Function that returns batches of the training inputs, as in ``heterofl_flwr.client.answer_queries``. It is
-            called once for each rate.
+            Function that returns batches of the training inputs, as in ``heterofl_flwr.client.answer_queries``. The
+            function is called once for each rate.
         device : torch.device | str
             Device of the batches.
         """
@@ -108,9 +108,9 @@ def labels_text(labels: Iterable[int]) -> str:
 
 
 def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scalar]:
-    """Return the rate and the partition in the node config, as the result of ``NumPyClient.get_properties``.
+    """Return the result of ``NumPyClient.get_properties``: the client's rate and partition from the node config.
 
-    Set ``moments=True`` if ``fit`` returns ``task.moments(...)`` when ``task.asks_for_moments`` is True.
+    Set ``moments=True`` if your ``fit`` checks ``task.asks_for_moments``, and then returns ``task.moments(...)``.
     """
     properties = cast("dict[str, Scalar]", read_capability(context))
     return {**properties, messages.MOMENTS: True} if moments else properties

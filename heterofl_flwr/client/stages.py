@@ -1,4 +1,4 @@
-"""Running the client stages of an instruction: their penalty for the loss, and the update to send."""
+"""Runner of an instruction's client stages, which add penalties to the loss and change the update to send."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ class ClientChain:
         self.state: State = dict(context.state)
 
     def context_of(self, stage: ClientStage, total_step: float = 0.0) -> ClientContext:
-        """Return the context of one stage, with its part of the state and of the broadcast tensors."""
+        """Return the context of one stage; its ``state`` and ``broadcast`` have only the tensors of this stage."""
         start = f"{stage.registered_name}/"
         return replace(
             self._context,
@@ -100,7 +100,7 @@ def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) ->
 
 
 class StageRunner(ClientChain):
-    """The client stages that an instruction names, and the penalty of FedProx.
+    """Runner of the client stages that an instruction names; it also adds the penalty of FedProx.
 
     Parameters
     ----------
@@ -109,9 +109,9 @@ class StageRunner(ClientChain):
     received : Callable[[], Mapping[str, Tensor]]
         Function that returns the parameters in the message.
     broadcast : Mapping[str, Tensor]
-        Tensors in the message from the stages' server halves, named ``stage/parameter``.
+        Tensors that the server halves of stages put into the message, named ``stage/parameter``.
     tensors : dict[str, Tensor]
-        State of stages between messages.
+        Tensors that stages keep from message to message.
     node : Context
         Context of the client, with the config of its node and the state of stages within a round.
 

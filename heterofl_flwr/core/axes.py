@@ -41,7 +41,7 @@ class Axis:
 
     @property
     def part(self) -> tuple[int, int]:
-        """The number of entries of one part in the global model, and the number that the client keeps of it."""
+        """Number of entries in one part: in the global model, and in the client's model."""
         return self.size // self.parts, self.local_size // self.parts
 
     def contains(self, axis: "Axis") -> bool:
@@ -49,7 +49,7 @@ class Axis:
         return self.size == axis.size and positions(axis) <= positions(self)
 
     def sliced(self, function: SliceFunction) -> "Axis":
-        """Return the same axis, but with the entries that ``function`` selects in each part."""
+        """Return a copy of the axis that keeps, in each part, the entries that ``function`` selects."""
         # A full axis and a prefix each have one canonical form, so that plans with the same entries are equal.
         if self.local_size == self.size:
             return Axis(self.size, self.size)
@@ -94,15 +94,15 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
 
 @dataclass(frozen=True, slots=True)
 class PrefixAxis(Axis):
-    """An axis that can only keep its first entries, because the smaller layer lacks the last groups or heads.
+    """An axis that can keep only its first entries, because a smaller layer consists of the first groups or heads.
 
-    With other entries, channels of several groups would be mixed in one group of the smaller layer.
+    If other entries were kept, one group of the smaller layer would mix channels of several groups.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
-    """An axis whose entries are channels of one or more groups, as after a concatenation.
+    """An axis whose entries are channels of one or more groups, for example after a concatenation.
 
     A group is a set of channels that are sliced in the same way throughout the model. Entries with the group number -1
     belong to no group, and are always kept.
@@ -117,7 +117,7 @@ class CoupledAxis(Axis):
 
     @property
     def is_even(self) -> bool:
-        """Whether, in each sliced group, all channels have equally many entries on this axis."""
+        """Whether, on this axis, all channels of a sliced group have the same number of entries."""
         numbers = Counter(self.places)
         return all(
             width == channels or len({numbers[group, channel] for channel in range(channels)}) == 1
@@ -135,7 +135,7 @@ class CoupledAxis(Axis):
 
 
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
-    """Return the axis that keeps the first channels of each group, as a plain ``Axis`` if possible.
+    """Return the axis that keeps the first channels of each group: an ``Axis`` if possible, or a ``CoupledAxis``.
 
     ``places`` has the group and the channel of each entry. ``groups`` has, for each group, the number of channels and
     the number of channels to keep.
@@ -153,7 +153,7 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return the entries that two slices of a parameter share, as axes of the first slice."""
+    """Return axes that select, from one slice of a parameter, the entries that a second slice has too."""
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):
         members = positions(second)

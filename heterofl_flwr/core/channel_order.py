@@ -1,8 +1,8 @@
 """Order of channels by importance: channels of large norm come first, so that small clients hold them.
 
-The channels of the global model itself are permuted, in a way that does not change the model's function. So every slice
-still consists of the first channels. This is like FIARSE (Wu et al., NeurIPS 2024), but with channels instead of masks
-of single entries.
+The channels of the global model itself are permuted; the function that the model computes stays the same. So every
+slice still consists of the first channels. FIARSE (Wu et al., NeurIPS 2024) also ranks by importance, but masks single
+entries.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,17 +21,18 @@ Places = Sequence[tuple[int, int]]
 class ChannelOrder:
     """Groups of channels in the global model, and the order of the channels in each group by importance.
 
-    A group has the same channels in several parameters, for example the channels of a residual stream.
+    A group is a set of channels that several parameters share, for example the channels of a residual stream.
 
     Parameters
     ----------
     model : nn.Module
-        The global model. For a model made by ``elastic``, groups are those that ``elastic`` found. In other models, all
+        The global model. For a model made by ``elastic``, ``elastic`` has determined the groups. In other models, all
         axes of equal length form one group.
     plans : Sequence[Plan]
         The prefix slice of each rate, from the largest to the smallest.
     margin : float
-        A channel replaces another channel of a slice only if its norm is larger by more than this fraction.
+        A channel takes another channel's place in a slice only if the new channel's norm is larger by more than this
+        fraction.
     """
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan], margin: float = 0.0) -> None:
@@ -70,7 +71,7 @@ class ChannelOrder:
             self._factors[channels_held[channels_held >= 0]] *= 1 + margin
 
     def _check_groups(self, model: nn.Module, *, traced: bool) -> None:
-        """Raise ``ConfigError`` if channels of a group cannot be permuted without a change of the model's function."""
+        """Raise ``ConfigError`` if permuting the channels of a group may change what the model computes."""
         norms = [f"{name}.weight" for name, layer in model.named_modules()
                  if isinstance(layer, nn.GroupNorm) and 1 < layer.num_groups < layer.num_channels]  # fmt: skip
         embeddings = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
@@ -101,7 +102,7 @@ class ChannelOrder:
 
     @torch.no_grad()
     def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the importance of each channel, by group: the L2 norm of the weights that produce or read it."""
+        """Return the importance of each channel, by group: the L2 norm of all weights that produce or read it."""
         squares = torch.zeros_like(self._factors)
         for name, axes in self._channels.items():
             entries = state[name].double().cpu().square()
@@ -123,9 +124,9 @@ class ChannelOrder:
         return None if torch.equal(joined, torch.arange(len(joined))) else joined
 
     def apply(self, order: Tensor, name: str, tensor: Tensor) -> Tensor:
-        """Return a parameter with its channels permuted by ``order``, a result of ``find``.
+        """Return a tensor with its channels permuted by ``order``, a result of ``find``.
 
-        ``tensor`` can also be another tensor of the parameter's shape.
+        ``tensor`` is the parameter ``name``, or has the same shape, such as its momentum.
         """
         for axis, channels in self._channels.get(name, {}).items():
             new = torch.where(channels < 0, channels, order[channels])
@@ -141,7 +142,7 @@ def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, 
 
 
 def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:
-    """Return, for each sliced axis, the group and channel of each entry; parts of equal length form one group."""
+    """Return the places of all entries on sliced axes; all axes whose parts have the same length form one group."""
     return {
         name: {number: _places(axis) for number, axis in enumerate(axes) if axis.local_size < axis.size}
         for name, axes in plan.axes.items()

@@ -21,7 +21,7 @@ _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3
 def exact_rate(rate: float | str | Fraction) -> Fraction:
     """Return a rate as the exact fraction of its decimal form; raise ``ConfigError`` if it is not in (0, 1].
 
-    Text may come from a client. So a number that takes long to compute, such as ``1e999999999``, is rejected.
+    Text may come from a client. So a huge exponent such as ``1e999999999``, which takes long to compute, is rejected.
     """
     text = str(rate).strip()
     try:
@@ -62,11 +62,11 @@ class Mix:
     A mix consists of parts: ``a2-e2`` has two parts at level ``a`` and two at level ``e``. Two mixes are equal if they
     differ only in the order or the grouping of their parts. Proportions are not reduced, so ``a2-e2`` is not ``a1-e1``.
 
-    ``global_rate`` is the width of the global model. By default, it is the largest rate. ``with_global_rate`` makes the
-    global model larger than any client's model, as in FedRolex.
+    ``global_rate`` is the rate of the global model, by default the largest rate of a client. ``with_global_rate`` can
+    make the global model larger than any client's model, as in FedRolex.
 
-    ``idle`` is the number of further parts, whose clients do not train. In ``a1-x3``, a quarter of the clients train,
-    at level ``a``. This is a baseline for ``a1-b1-c1-d1`` ("exclusive" learning).
+    ``idle`` is the number of additional parts for clients that do not train. In ``a1-x3``, a quarter of the clients
+    train, at level ``a``. This is a baseline for ``a1-b1-c1-d1`` ("exclusive" learning).
     """
 
     rates: tuple[float, ...]
@@ -153,12 +153,12 @@ class Mix:
 
 
 def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float | None = None) -> float:
-    """Return a client's rate under the assignment *Fix*, where a client has the same rate in all rounds.
+    """Return a client's rate under the assignment *Fix*: the same rate in all rounds.
 
-    A client with a ``capacity`` trains at that rate, but at most at the global rate. For other clients, the partitions
-    are divided into equal blocks, one for each part of the mix, the largest rate first. A remainder of the division
-    belongs to the last block. If there are fewer partitions than parts, the rates are spread evenly from the largest to
-    the smallest. Clients of idle parts have rate 0.
+    A client with a ``capacity`` trains at that rate, but at most at the global rate. Any other client's rate depends on
+    its partition: partitions are divided into equal blocks, one for each part of the mix, from the largest rate to the
+    smallest. A remainder of the division belongs to the last block. If there are fewer partitions than parts, their
+    rates are spread evenly from the largest to the smallest. Clients of idle parts have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
@@ -172,10 +172,10 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 
 
 def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capacity: float | None = None) -> float:
-    """Return a client's rate under the assignment *Dynamic*, where a client draws a rate of the mix in each round.
+    """Return a client's rate under the assignment *Dynamic*: a new draw from the rates of the mix in each round.
 
-    Rates are drawn in the proportions of the mix. A client with a ``capacity`` draws only among the rates up to it.
-    ``ConfigError`` is raised if all rates of the mix are larger.
+    Rates are drawn in the proportions of the mix. A client with a ``capacity`` draws only from the rates up to its
+    capacity. Raise ``ConfigError`` if all rates of the mix are above the capacity.
     """
     limit = 1.0 if capacity is None else float(exact_rate(capacity))
     allowed = [(rate, count) for rate, count in zip(mix.rates, mix.counts, strict=True) if rate <= limit]
@@ -189,10 +189,11 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
 
 
 def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
-    """Return a client's rate if slices grow from the mix's smallest rate by one level every ``growth`` rounds.
+    """Return a client's rate in a round, for slices that grow by one level every ``growth`` rounds.
 
-    The result never exceeds ``rate``, the rate of the client's level. With ``growth=0``, it is always ``rate``. This is
-    like the gradual model restoration of FedGMR, but slices grow instead of masks of single entries.
+    Growth begins at the smallest rate of the mix and ends at ``rate``, the rate of the client's level. With
+    ``growth=0``, the result is always ``rate``. FedGMR's gradual model restoration is similar, but it grows masks of
+    single entries.
     """
     if not growth:
         return rate
@@ -202,8 +203,8 @@ def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
     """Return the rates of ``number`` new clients under the assignment *Fix*.
 
-    ``taken`` contains the rates of earlier clients, which do not change. Without earlier clients, the result is that of
-    ``fixed_rate``. Otherwise each new client in turn gets the rate whose number of clients is furthest below its
+    ``taken`` contains the rates of earlier clients; these rates do not change. Without earlier clients, the result is
+    that of ``fixed_rate``. Otherwise each new client in turn gets the rate that has the fewest clients relative to its
     proportion in the mix. Ties are resolved in favour of the largest rate.
     """
     if not taken:

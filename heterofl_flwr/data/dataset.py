@@ -11,14 +11,14 @@ from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Options for reading rows of text in pieces, where some words are masked and all words are targets.
+    """Options for reading a text in pieces. Some words of a piece are masked; the targets are all its words.
 
     Attributes
     ----------
     hides_as
         The token that replaces a masked word.
     share
-        The fraction of words that are masked. They are drawn anew whenever the text is read.
+        The fraction of words that are masked. The masked words are drawn anew whenever the text is read.
     length
         Number of words in a piece; the last piece of a row may be shorter.
     """
@@ -32,7 +32,8 @@ class Reading:
 class Normal:
     """Mean and standard deviation of the inputs, for normalisation.
 
-    Each has one number for each channel of images, whose pixels are from 0 to 1, or for each column of a table.
+    Both have one number for each channel of images, or for each column of a table. Before normalisation, pixels are
+    from 0 to 1.
     """
 
     mean: tuple[float, ...]
@@ -50,7 +51,8 @@ class Split:
     targets
         Class number of each input, from 0, in int64. For text, the inputs themselves.
     black
-        The normalised value of a black pixel, for each channel. Random crops pad with it; None pads with 0.
+        The normalised value of a black pixel, for each channel. Random crops pad images with this value; if it is None,
+        with 0.
     reading
         Options for reading a text; None for other data.
     """
@@ -113,7 +115,7 @@ class Dataset:
     columns
         Names of a table's columns, in the order of the inputs.
     owners
-        The number of each example's owner, for the train and the test split; None if owners were not read.
+        For the train and the test split, the owner of each example as a number; None if owners were not read.
     """
 
     name: str

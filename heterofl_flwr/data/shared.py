@@ -1,8 +1,8 @@
 """Shared memory for a data set: all processes of a run on a machine use one copy.
 
-The first process writes the data set into an anonymous file in memory (``memfd_create``). The system frees it as soon
-as no process uses it. Other processes map its pages. If a process changes a tensor in place, it gets a private copy of
-the changed pages.
+The first process writes the data set into an anonymous file in memory (``memfd_create``). The system frees the file as
+soon as no process uses it. Other processes map the file into their memory. A process that changes a tensor in place
+gets a private copy of the changed pages.
 """
 
 import json
@@ -34,11 +34,11 @@ _KINDS = {kind.__name__: kind for kind in (Dataset, Split, Reading, Normal)}
 
 @contextmanager
 def share(dataset: Dataset, key: object) -> Iterator[None]:
-    """Context manager: share a data set with other processes, which get it from ``find`` with the same key.
+    """Context manager: share a data set with other processes. They call ``find`` with the same key.
 
-    The other processes must inherit the environment. The tensors of ``dataset`` move to the shared pages. If sharing
-    fails, for example because the system is not Linux, a warning is logged. Then ``find`` returns None in all
-    processes.
+    The other processes must inherit this process's environment variables. The tensors of ``dataset`` move to the shared
+    memory. If sharing fails, for example because the system is not Linux, a warning is logged, and ``find`` returns
+    None.
     """
     with ExitStack() as opened:
         try:
@@ -95,7 +95,7 @@ def _write(file: BinaryIO, dataset: Dataset) -> None:
 
 
 def _read(path: str) -> Dataset:
-    """Return the data set in a file of ``_write``. Its tensors are maps of the file."""
+    """Return the data set in a file that ``_write`` wrote; the tensors are mapped from the file."""
     with open(path, "rb") as file:
         header = file.readline()
     tensors: dict[int, Tensor] = {}

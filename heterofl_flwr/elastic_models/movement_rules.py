@@ -1,8 +1,8 @@
 """Trace rules of operators that only move entries: permutations, slices, joins, pads, indices and views.
 
 A position is a number that identifies entries which are kept or dropped together. Most rules run the operator on an
-integer tensor that has the positions of an axis as values. So the result has, in each entry, the position that was
-moved there. An axis can thus become several axes, or several axes can become one.
+integer tensor whose values are the positions of one axis. Each entry of the result then shows which position was moved
+there. This also works if the operator splits an axis or joins several axes.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
 @operator(*_VIEWS, *_SHUFFLES, "permute", "transpose", "t", "flip", "repeat", "constant_pad_nd", "select", "unbind")
 @operator("slice", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
 def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of operators that move entries: positions move like the entries. Padding is kept at every rate."""
+    """Trace rule of operators that move entries: positions move with the entries. Padding is kept at every rate."""
     args, space = call.args[1:], [*[False] * (len(rows) - 3), True, False, False]  # only channels shrink
     name, shape = call.name.removesuffix("_"), call.shape
     if name == "constant_pad_nd":
@@ -42,7 +42,7 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
-    """Find the axis of ``result`` along which its values change, and store the values along this axis in ``rows``.
+    """Find the axis along which the values of ``result`` change, and store these values in ``rows`` at this axis.
 
     The values are positions of an input axis. ``flexible`` says which axes of the result may shrink.
     """
@@ -194,7 +194,7 @@ def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("col2im")
 def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``col2im``: entries that are added to one channel are kept or dropped together."""
+    """Trace rule of ``col2im``: entries that are summed into one channel are kept or dropped together."""
     *batch, channels, windows = rows
     trace.pin(windows)
     if channels is not None:
@@ -206,7 +206,7 @@ def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("as_strided")
 def strided(trace: Trace, call: Call, rows: list[Row | None]) -> Rows | None:
-    """Trace rule of ``as_strided``: ignore it if it only changes the memory layout; otherwise no axis is sliced."""
+    """Trace rule of ``as_strided``: a change of only the memory layout has no effect; otherwise no axis is sliced."""
     source, output = call.args[0], call.outputs[0]
     if source is output and all(row is None or len(row) == n for row, n in zip(rows, output.shape, strict=False)):
         return None

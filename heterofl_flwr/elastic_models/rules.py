@@ -105,8 +105,8 @@ def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
 def function(*called: object) -> Callable[[_Rule], _Rule]:
     """Register the decorated function as the trace rule of these torch functions.
 
-    A rule takes the trace, a callable that runs the torch function, and the function's arguments. It records how
-    lengths in the arguments are used, and returns the function's result.
+    A rule takes the trace, a callable that runs the torch function, and the function's arguments. The rule records how
+    lengths in the arguments are used, and returns the result of the torch function.
     """
     return FUNCTIONS.add(*called)
 
@@ -114,10 +114,10 @@ def function(*called: object) -> Callable[[_Rule], _Rule]:
 def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
     """Register the decorated function to replace layers or operators while ``elastic`` traces a model.
 
-    A trace runs torch's operators on tensors without values. So it cannot follow a layer that calls other operators, or
-    whose computation depends on values. A stand-in computes an output of such a layer with torch's operators. The
-    output's axes must depend on inputs and parameters as in the layer, but its values do not matter. The models that
-    ``build`` returns run the layer itself::
+    A trace runs torch's built-in operators on tensors without values. So it cannot follow a layer that calls a custom
+    operator, or a layer whose computation depends on values. A stand-in computes an output of such a layer with
+    built-in operators. The axes of this output must depend on inputs and parameters as in the layer; its values do not
+    matter. Models that ``build`` returns run the layer itself::
 
         @stand_in(MyLayer)
         def my_layer(layer: MyLayer, x: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
 def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
     """Register the decorated function to update attributes of sliced layers of these types.
 
-    ``elastic`` calls it with each such layer of a sliced model. It may change only this layer::
+    ``elastic`` calls the function with each such layer of a sliced model. The function may change only this layer::
 
         @adjust(MyLayer)
         def my_layer(layer: MyLayer) -> None:
@@ -150,7 +150,7 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
 @cache
 def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
-    """Return the rule of an operator, or None. All elementwise operators have the same rule."""
+    """Return the rule registered for an operator, the rule of ``add`` for other elementwise operators, or None."""
     packet = called.overloadpacket
     if packet in OPERATORS:
         return OPERATORS[packet]
@@ -205,7 +205,7 @@ class Operators(TorchDispatchMode):
 class Functions(TorchFunctionMode):
     """Torch mode that applies the trace rules of torch functions.
 
-    Outside of torch functions, the trace records comparisons of lengths, because they are in the model's own code.
+    The trace records comparisons of lengths only outside of torch functions: these are in the model's code.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -225,11 +225,11 @@ class Functions(TorchFunctionMode):
 
 
 class Alike(TorchFunctionMode):
-    """Torch mode in which code calls the same operators at all widths and for all random draws.
+    """Torch mode that makes a model call the same operators at every width and for every random draw.
 
-    Inputs of products are made contiguous, because torch selects operators by strides, which depend on widths. A single
-    random number is always 1, so that stochastic depth drops no layer. A use of the original model's tensors is an
-    error.
+    Torch selects operators of matrix products by the strides of the inputs, and strides depend on the width. So these
+    inputs are made contiguous. A random scalar is always 1, so stochastic depth drops no layer. Code that uses tensors
+    of the original model, not of the traced copy, raises ``UnsupportedLayerError``.
     """
 
     def __init__(self, tensors: Mapping[int, str]) -> None:

@@ -1,4 +1,4 @@
-"""Export of a model in several formats; the outputs of each file are compared with the model's."""
+"""Export of a model in several formats; the outputs of each file are compared with those of the model."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -41,17 +41,16 @@ def export_model(
 ) -> dict[str, int]:
     """Export a model to files in a folder, and return the size of each format in bytes.
 
-    Every file is opened again, and its outputs must agree with the model's to 1e-4 of the largest output
-    (``TOLERANCE``). Only then are the files moved into the folder. Until then, and after an error, the folder is
-    unchanged.
+    Every file is opened again. Its outputs may differ from the model's by at most 1e-4 of the largest output
+    (``TOLERANCE``). The files are moved into the folder only after this check; after an error, the folder is unchanged.
 
     Parameters
     ----------
     model : nn.Module
         Any model. It is copied, not changed.
     inputs : object
-        Real examples, such as part of the test data, for the comparison: a tensor, a tuple of arguments or a mapping of
-        keyword arguments. They are not written.
+        Examples for the comparison, such as part of the test data: a tensor, a tuple of arguments or a mapping of
+        keyword arguments. The files do not contain them.
     folder : str | Path
         The target folder. Files of an earlier export are replaced.
     formats : Sequence[str]
@@ -176,7 +175,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 
 
 def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
-    """Run an exported file; raise ``HeteroFLError`` unless its outputs equal the expected ones within ``TOLERANCE``."""
+    """Run an exported file; raise ``HeteroFLError`` if its outputs differ from the expected ones (``TOLERANCE``)."""
     try:
         outputs = _compute(run, inputs)
     except Exception as error:  # raised by a guard of torch or by the runtime
@@ -201,7 +200,7 @@ def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected
 
 
 def _name_outputs(returned: object, names: Sequence[str]) -> Sequence[str]:
-    """Return the names of the output tensors: the keys if the model returns a dict, else ``names`` or ``logits``."""
+    """Return names for the output tensors: the keys if the model returns a dict, otherwise ``names`` or ``logits``."""
     if not isinstance(returned, Mapping) or not all(isinstance(value, Tensor) for value in returned.values()):
         return names or ("logits",)
     keys = [str(key) for key in tree_leaves({key: key for key in returned})]

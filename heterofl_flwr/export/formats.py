@@ -53,8 +53,8 @@ def write_state(traced: Traced, path: Path) -> None:
 def open_state(traced: Traced, path: Path) -> Run:
     """Return a function that runs a copy of the model with the tensors of the file.
 
-    All other tensors in the state dict of the copy are zero, so a tensor that is missing in the file changes the
-    outputs.
+    Before the file is loaded, all tensors in the state dict of the copy are set to zero. So if the file lacks a tensor,
+    the outputs change, and the comparison with the model fails.
     """
     bare = copy.deepcopy(traced.model)
     for tensor in bare.state_dict().values():  # other buffers, such as position tables, are made by the model's code
@@ -65,7 +65,7 @@ def open_state(traced: Traced, path: Path) -> Run:
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     """Return a copy of a model with the tensors of an exported ``model.safetensors``, in evaluation mode.
 
-    Batch norm layers without running statistics get those in the file.
+    If the file has running statistics, batch norm layers that have none get them.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
 def write_onnx(traced: Traced, path: Path) -> None:
     """Write the exported program as an ONNX file.
 
-    Torch folds batch norm into other layers. For a large model, it writes the tensors to a second file.
+    Torch folds batch norm into other layers. For a large model, torch writes the tensors to a second file.
     """
     axes = tree_map(lambda leaf: {axis: name for axis, name in traced.axes.items() if axis < leaf.dim()}, traced.inputs)
     names = list(traced.outputs)

@@ -12,9 +12,9 @@ from heterofl_flwr.nn.buffers import find_channel_tables
 
 
 def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if a buffer has an entry for each channel, which slices that move do not allow.
+    """Raise ``ConfigError`` if a buffer has an entry for each channel. Used only for slices that move.
 
-    Buffers are not sent, so a client always has the entries of the first channels.
+    Buffers are not sent. A client always has the buffer entries of the first channels, but trains other channels.
     """
     if tables := find_channel_tables(model, local):
         raise ConfigError(
@@ -26,9 +26,9 @@ def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
 
 
 def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if a client's frozen parameters are smaller than the global model's.
+    """Raise ``ConfigError`` if frozen parameters are smaller in a client's model. Used only for slices that move.
 
-    A client has the first channels of frozen parameters, which do not fit slices of other channels.
+    A client always has the first channels of frozen parameters, but trains other channels of the layers around them.
     """
     parameters, part = frozen_parameters(model), frozen_parameters(local)
     if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:

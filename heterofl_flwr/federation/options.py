@@ -1,4 +1,4 @@
-"""The server's options in groups, checks between groups, and the chain of stages that follows from the options.
+"""The server's options in groups, checks across groups, and a function that builds the chain of stages.
 
 Four groups are in other modules: ``Sampling``, ``Limits``, ``Privacy`` and ``Buffered``.
 """
@@ -43,9 +43,10 @@ Schedule = Callable[[int], float]
 def multi_step(
     learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1, decay: float = 1.0
 ) -> Schedule:
-    """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6 of the paper).
+    """Return a schedule in which the learning rate drops at milestones (Table 6 of the paper).
 
-    It also multiplies the learning rate by ``decay`` after each round.
+    After each round in ``milestones``, the learning rate is multiplied by ``factor``. After every round, it is
+    multiplied by ``decay``.
     """
 
     def rate(server_round: int) -> float:
@@ -122,7 +123,7 @@ class Training:
 
     @property
     def schedule(self) -> Schedule | None:
-        """Function from the round to the learning rate; None if clients choose their own."""
+        """Function from the round to the learning rate; None if clients choose the learning rate."""
         if self.learning_rate is None or callable(self.learning_rate):
             return self.learning_rate
         return multi_step(self.learning_rate, self.milestones, decay=self.lr_decay)
@@ -178,7 +179,7 @@ class Evaluation:
         return self.every > 0 and (server_round % self.every == 0 or server_round == num_rounds)
 
     def levels_due(self, server_round: int, num_rounds: int) -> bool:
-        """Whether this round also evaluates each level's own model."""
+        """Whether this round also evaluates the model of each level."""
         return server_round == num_rounds if self.levels == "last" else self.levels
 
 
@@ -212,7 +213,7 @@ class Options:
             )
 
     def _check_by_level(self) -> None:
-        """Raise ``ConfigError`` if ``by_level`` is combined with an option that needs one value of each parameter."""
+        """Raise ``ConfigError`` for options that do not work if parameters have different values for each level."""
         faults = {
             "privacy.clip": self.privacy.clip,
             "limits.norm_bound": self.limits.norm_bound,
@@ -231,7 +232,7 @@ class Options:
 def build_chain(
     options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None = None
 ) -> Chain:
-    """Return the chain of a run: the mean of replies, and around it the stages that the options switch on.
+    """Return the chain of a run: the mean of replies, surrounded by the stages that the options switch on.
 
     ``all_is_trained`` is False if clients hold parameters that they do not train.
     """

@@ -38,16 +38,16 @@ class RoundRecord:
     rates
         The rate of each client sampled to train, by partition.
     failures
-        The reason for each client that failed or whose reply was refused, by partition.
+        For each client that failed, or whose reply was refused: the reason, by partition.
     answered, expected
         The number of clients with a usable reply, and the number that would take part if no node were missing. 0 in
         histories of older versions.
     names
         The registered names of the clients in ``failures``, by partition.
     away
-        The names of nodes that left, with the round since which each is away.
+        The nodes that left, by name, each with the first round in which it was away.
     notes
-        Remarks at the end of the round's line, such as on nodes that are away, do not answer or answer late.
+        Remarks for the end of the round's log line, for example about nodes that are away, silent or late.
     refused
         The partitions of clients whose reply was refused; they are in ``failures`` too.
     train
@@ -56,9 +56,9 @@ class RoundRecord:
     train_by_level
         The same means for each level.
     evaluate
-        Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses, and
-        ``coverage``, the fraction of the present clients that evaluated the global model. Empty in rounds without
-        evaluation.
+        Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses and
+        ``coverage``. Coverage is the fraction of the present clients that evaluated the global model. Empty in rounds
+        without evaluation.
     evaluate_by_level
         The same metrics for the model of each level.
     evaluate_medians
@@ -69,18 +69,18 @@ class RoundRecord:
     worst_client
         The partition of the client with the lowest ``local-accuracy``.
     evaluate_failures
-        The reason for each client whose evaluation or moments failed or were refused, by partition.
+        For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of them that did. Both count all sampled clients, or
-        only those with the global model: whichever gives the smaller fraction of answers. 0 without evaluation, and in
-        histories of older versions.
+        The number of clients sampled to evaluate, and the number of them that answered. Both numbers count either all
+        sampled clients, or only clients that were sent the global model: the choice with the smaller fraction of
+        answers. 0 without evaluation, and in histories of older versions.
     partial
-        The metrics of ``evaluate`` that fewer than half of the sampled clients reported; such values are never chosen
-        as the best.
+        Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. Such a value never counts
+        as the best of a run.
     privacy
-        With noise: ``epsilon``, the privacy loss of the run so far at ``delta``; see ``Spent.metrics``.
+        Privacy that the run has spent so far, such as ``epsilon``; see ``Spent.metrics``. Empty without noise.
     bytes_down, bytes_up
-        Bytes of parameters and labels sent to, and received from, the clients for training.
+        Bytes of parameters and labels that the server sent to clients for training, and received from them.
     bytes_by_level
         The part of ``bytes_down`` sent to the clients of each level. Empty in histories of older versions.
     simulated_seconds, joules
@@ -119,15 +119,15 @@ class RoundRecord:
 
     @property
     def few_answered(self) -> bool:
-        """Whether fewer than half of the clients sampled to evaluate did so."""
+        """Whether fewer than half of the clients sampled to evaluate have answered."""
         return 2 * self.evaluate_answers < self.evaluate_asked
 
     @property
     def comparable(self) -> dict[str, float]:
-        """The metrics of ``evaluate`` by which rounds can be compared: all that are not ``partial``.
+        """Metrics of ``evaluate`` for comparing rounds, without the ``partial`` ones.
 
-        For metrics from clients the median replaces the mean, because a single client could report any number. The
-        exceptions are the accuracies between 0 and 1 (``is_share``), for which the mean is kept.
+        Metrics from clients are medians here: a single client could report a huge number, which would change a mean.
+        Only accuracies between 0 and 1 (``is_share``) stay means.
         """
         return {
             name: value if is_share(name) else self.evaluate_medians.get(name, value)
@@ -161,7 +161,7 @@ class RoundRecord:
         )
 
     def metrics_line(self) -> str:
-        """Return the metrics as text. If not all clients evaluated, metrics from clients show the coverage."""
+        """Return the metrics as text. If not all clients evaluated, the coverage follows each metric from clients."""
         coverage = self.evaluate.get("coverage", 1.0)
         clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
         return ", ".join(
@@ -181,13 +181,13 @@ class RoundRecord:
         self.partial = tuple(name for name in self.partial if name not in numbers)
 
     def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
-        """Record the metrics that a subclass of the strategy has added to the means, or changed."""
+        """Record the metrics that a subclass of the strategy has changed in ``means``, or added to them."""
         self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
-        """Update ``means`` by the numbers in ``computed``, which a user's function returned; return these numbers.
+        """Update ``means`` with the numbers in ``computed``, the result of a user's function; return these numbers.
 
-        The record's medians of metrics with these names are deleted, because they do not belong to the new numbers.
+        The record's medians of these metrics are deleted, because they belong to the old numbers.
         """
         numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers
@@ -196,7 +196,7 @@ class RoundRecord:
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise ``ConfigError`` if the value returned by a user's function is neither a mapping of metrics nor None.
+    """Raise ``ConfigError`` if a user's function returned anything other than a mapping of metrics or None.
 
     ``whose`` names the function in the error.
     """

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class Group:
     """Messages to different nodes that a ClientApp answers in one call; often a single message.
 
-    Groups are sorted by their call of ``push_messages``, then by urgency, then in the order of sending.
+    Groups are sorted by the call of ``push_messages`` that sent them, then by urgency, then in the order of sending.
     """
 
     push: int
@@ -53,12 +53,12 @@ class Group:
 def together(
     messages: Sequence[Message], most: Callable[[Message], int], *, by_rate: bool = True
 ) -> list[list[Message]]:
-    """Return training messages in groups whose clients may train together.
+    """Divide messages into groups; the clients of a group may train together.
 
-    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. ``most`` returns the maximum
-    size of a message's group. Groups have nearly equal sizes: six messages become three and three, not five and one.
-    Messages keep their order within a group. If a node has several messages, the group of the first precedes that of
-    the second. A message without a rate is a group alone.
+    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. ``most`` is a function from a
+    message to the maximum size of its group. Groups have nearly equal sizes: six messages become three and three, not
+    five and one. Messages keep their order within a group. If a node has several messages, the group of the first
+    precedes that of the second. A message without a rate forms a group by itself.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}
@@ -110,7 +110,7 @@ class Runner(ABC):
 
     @abstractmethod
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait for these replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
+        """Wait for the replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
         """Remove the replies to these messages from the runner, and return them in the order of ``ids``."""
@@ -123,7 +123,7 @@ class Runner(ABC):
             self._done.pop(id_, None)
 
     def close(self) -> None:
-        """End everything that the runner has started. More calls do nothing."""
+        """End everything that the runner has started. Further calls do nothing."""
         self._groups.clear()
         self._done.clear()
 
@@ -185,7 +185,7 @@ class QueuedGrid(Grid):
         """Make the runner of the clients, and pass it to ``_run_clients``."""
 
     def _run_clients(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
-        """Set the grid's runner. When the grid is closed, close the runner, then call ``afterwards``."""
+        """Set the grid's runner. ``close`` will close the runner, and then call the functions in ``afterwards``."""
         self._runner = runner
         ending = ExitStack()
         for call in (Identity(self._run.run_id).release, *afterwards):
@@ -202,7 +202,7 @@ class QueuedGrid(Grid):
         self.close()
 
     def close(self) -> None:
-        """End the runner, even if clients still run, and restore Flower's task identity. More calls do nothing."""
+        """End the runner, even if clients still run, and restore Flower's task identity. Further calls do nothing."""
         self._finalizer()
 
     @property
@@ -212,7 +212,7 @@ class QueuedGrid(Grid):
 
     @property
     def deaths(self) -> tuple[str, ...]:
-        """Sentences, one for each actor of a ``RayGrid`` that died while it ran clients."""
+        """Descriptions of the actors that died while they ran clients; only a ``RayGrid`` has actors."""
         return tuple(self._runner.deaths)
 
     def set_run(self, run: Run) -> None:

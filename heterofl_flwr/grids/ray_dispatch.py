@@ -1,4 +1,4 @@
-"""The Ray actors of a ``RayGrid``: they are given groups of messages, and replaced if they die."""
+"""Pool of the Ray actors of a ``RayGrid``: it gives groups of messages to actors, and replaces dead actors."""
 
 import logging
 import math
@@ -44,9 +44,9 @@ Reference = Any
 class ActorPool(Runner):
     """Pool of Ray actors, each of which runs one group of messages at a time.
 
-    If an actor dies, it is replaced, and its group runs again in another actor. The pool has no thread. It works while
-    messages are pushed, waited for or pulled. The messages of a node are answered one after the other, in the order of
-    sending, because each needs the context that the previous one left.
+    If an actor dies, it is replaced, and its group runs again in another actor. The pool has no thread: it works only
+    during calls that push, wait for or pull messages. The messages of a node are answered one after the other, in the
+    order of sending, because each message changes the context for the next message.
     """
 
     def __init__(self, options: ActorOptions, number: int, contexts: dict[int, Context]) -> None:
@@ -96,7 +96,7 @@ class ActorPool(Runner):
         return [id_ for id_ in ids if id_ in self._done]
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Drop these messages. End actors that are running a group of which all messages are dropped."""
+        """Drop these messages. If all messages of a running group are dropped, end its actor."""
         with self._lock:
             super().cancel(ids)
             self._waiting = [group for group in self._waiting if self._is_awaited(group)]
@@ -143,7 +143,10 @@ class ActorPool(Runner):
                 self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
     def _take_next(self) -> Group | None:
-        """Remove and return the first waiting group with no node that is busy or in an earlier waiting group."""
+        """Remove and return the first waiting group that can run now; None if no group can.
+
+        A group can run if its nodes are not busy, and none of them has a message in an earlier waiting group.
+        """
         busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
         for place, group in enumerate(self._waiting):
             if busy.isdisjoint(group.nodes):
@@ -152,7 +155,7 @@ class ActorPool(Runner):
         return None
 
     def _send(self, actor: Actor, group: Group) -> Reference:
-        """Give a group to an actor; return Ray's reference to the result. Records in Ray go as references."""
+        """Give a group to an actor; return Ray's reference to the result. Large records are passed by reference too."""
         references = {id_: group.stored[id_] for id_ in map(id, _records(group)) if id_ in group.stored}
         numbers = {id_: number for number, id_ in enumerate(references)}
         pairs = zip(group.messages, group.nodes, strict=True)
@@ -160,7 +163,7 @@ class ActorPool(Runner):
         return actor.answer.remote(pickled, *references.values())
 
     def _accept(self, reference: Reference, actor: Actor, group: Group | None) -> None:
-        """Process the result of an actor's call (of ``ready`` if ``group`` is None), or the actor's death."""
+        """Process the result of an actor's call, or its death. If ``group`` is None, the call was ``ready``."""
         try:
             result = ray.get(reference)
             answers = [] if group is None else list(map(unpack, result))
@@ -177,7 +180,7 @@ class ActorPool(Runner):
             self._idle.append(actor)
 
     def _accept_start(self, actor: Actor, trouble: str, takes_groups: bool, log: str) -> None:
-        """Process the result of ``Clients.ready``: error (empty text: none), ``train_cohort``, path of stderr."""
+        """Process the three results of ``Clients.ready``: error or "", support of groups, path of stderr."""
         if trouble:
             self._accept_failed_start(actor, trouble)
             return
@@ -186,10 +189,11 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Replace an actor that could not start, if another one has started before.
+        """Replace an actor that could not start, if any actor has started before.
 
-        After ``STARTS`` failures in a row it is not replaced. Several attempts are needed because Ray may start an
-        actor on a machine that has just failed. Raise ``ConfigError`` if no actor ever started, or if none is left.
+        After ``STARTS`` failures in a row, no more actors are replaced. One failure does not suffice, because Ray may
+        start an actor on a machine that has just failed. Raise ``ConfigError`` if no actor ever started, or if no actor
+        is left.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:
@@ -223,7 +227,7 @@ class ActorPool(Runner):
             )
 
     def _ask(self, actor: Actor) -> None:
-        """Call ``ready`` of an actor. A result will show that the actor is alive."""
+        """Call the actor's ``ready`` without waiting. Its result will show that the actor is alive."""
         self._running[actor.ready.remote()] = actor, None
 
     def _replace(self, actor: Actor) -> None:
@@ -234,11 +238,13 @@ class ActorPool(Runner):
         self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
-        """Whether any message of a group is not cancelled. If so, all of them run, so replies stay the same."""
+        """Whether at least one message of a group is not cancelled. Then the whole group runs, so replies stay the
+        same.
+        """
         return any(id_ in self._groups for id_ in group.ids)
 
     def _describe(self, message: Message, group: Group, death: str) -> str:
-        """Return a sentence on the death of the actor that ran a message and the other messages of its group."""
+        """Return a sentence about the death of the actor that ran ``message`` and the rest of its group."""
         node_id, number = message.metadata.dst_node_id, len(group.messages) - 1
         partition = self._contexts[node_id].node_config.get("partition-id")
         among = f" and {number} others" if number else ""
@@ -246,9 +252,9 @@ class ActorPool(Runner):
         return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
 
     def _describe_end(self, actor: Actor, error: Exception) -> str:
-        """Return how an actor ended: Ray's text without guesses at causes, and the end of its stderr.
+        """Return how an actor ended: Ray's text without its list of common causes, and the last lines of stderr.
 
-        The end of stderr is missing if the actor ran on another machine.
+        These lines are missing if the actor ran on another machine.
         """
         text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
@@ -259,9 +265,9 @@ class ActorPool(Runner):
         return f"died: {text.strip().rstrip('.')}{end}"
 
     def _warn_if_none_starts(self) -> None:
-        """Warn if no actor has become ready for ``PATIENCE`` seconds, maybe because others use the cluster.
+        """Warn if no actor has become ready for ``PATIENCE`` seconds, for example because other jobs use the cluster.
 
-        The wait goes on, because an actor that waits for resources looks the same as one that imports torch slowly.
+        The pool goes on waiting, because the actors may only be slow, for example while they import torch.
         """
         none_is_ready = not self._idle and all(group is None for _, group in self._running.values())
         if time.monotonic() > self._warn_at and none_is_ready:

@@ -15,21 +15,22 @@ class RayGrid(QueuedGrid):
     """Run any ClientApp in Ray actors, for any Flower strategy.
 
     With any number of actors, results equal those of a ``LocalGrid`` bit for bit, and replies are in the order of the
-    messages. Actors last until ``close``, so caches in modules persist. They may share GPUs and run on other machines.
-    If an actor dies (killed, out of memory, machine lost), it is replaced, and its messages are given to another actor.
-    A message whose actor dies three times gets an error reply. ``deaths`` lists the dead actors.
+    messages. Actors run until ``close``, so caches in modules persist between messages. Actors may share GPUs and run
+    on other machines. If an actor dies (killed, out of memory, machine lost), it is replaced, and its messages are
+    given to another actor. A message whose actor dies three times gets an error reply. ``deaths`` lists the dead
+    actors.
 
-    The grid uses the Ray cluster that this process is connected to, or else the one in the environment variable
-    ``RAY_ADDRESS``, whose machines need the same packages and paths. Without either it starts Ray on this machine, and
-    ``close`` ends Ray.
+    The grid uses the Ray cluster that this process is connected to, or else the cluster at the address in the
+    environment variable ``RAY_ADDRESS``. All machines of a cluster need the same packages and paths. Without a cluster,
+    the grid starts Ray on this machine, and ``close`` ends Ray.
 
     Use it as a context manager, or call ``close``.
 
     Parameters
     ----------
     client_app : ClientApp or str
-        The ClientApp, or its import path ``"module:attribute"``. A ClientApp object is pickled: actors import code of
-        modules, and get a copy of code in this script or notebook.
+        The ClientApp, or its import path ``"module:attribute"``. A ClientApp object is pickled: actors import code from
+        modules, and get a copy of code that is defined in this script or notebook.
     num_nodes : int
         Number of nodes. Node ``i`` has ``partition-id`` i; its id depends only on ``seed`` and i.
     num_cpus : float

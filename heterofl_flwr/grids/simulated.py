@@ -54,8 +54,8 @@ class SimulatedDevices(Relay):
 
     In a round that waits for all devices, replies are in the order of the grid. At the end of the round the simulated
     time advances to the last reply, dropout or deadline. Other rounds do not wait for all devices
-    (``HeteroFL(asynchronous=...)``, ``spare``). There, the time advances when replies are pulled, to the arrival of the
-    first one. A reply is stored from the end of its client's training until its simulated arrival.
+    (``HeteroFL(asynchronous=...)``, ``spare``). In such a round, pulling replies advances the time to the arrival of
+    the first reply. The proxy stores a reply until its simulated arrival.
 
     Seed, round, partition and rate of a client are read from HeteroFL's messages. A ``Windowed`` grid must be inside of
     this proxy, not around it (see the example).

@@ -25,7 +25,7 @@ a new one for each message.
 
 
 def check_build(build: Build) -> None:
-    """Raise ``ConfigError`` unless ``build`` is a function that can be called with a rate as its only argument."""
+    """Raise ``ConfigError`` if ``build`` cannot be called with a rate as its only argument."""
     expected = "expected a function from a rate to a model"
     if isinstance(build, nn.Module):
         raise ConfigError(f"build is a model, {type(build).__name__}; {expected}, such as the class itself")
@@ -43,7 +43,7 @@ def check_build(build: Build) -> None:
 
 
 def called_with_rate(build: Build) -> Build:
-    """Return a wrapper of ``build``: a ``TypeError``, or a result that is no module, raises ``ConfigError``."""
+    """Return a wrapper that raises ``ConfigError`` if ``build`` raises ``TypeError`` or returns no module."""
 
     @wraps(build)
     def called(rate: float) -> nn.Module:
@@ -62,10 +62,10 @@ def called_with_rate(build: Build) -> Build:
 
 
 def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
-    """Return a new model of a rate in training mode; the global random generators do not change.
+    """Return a new model of this rate, in training mode; the state of torch's random generators does not change.
 
-    Set ``to_load`` if all parameters will be loaded afterwards. Models of ``build_model`` then skip the initialisation,
-    which takes most of the time. A user's model is always initialised, because its buffers may depend on its initial
+    Set ``to_load`` if all parameters will be loaded afterwards. Models of ``build_model`` then skip the initialisation
+    of parameters, which is slow. A user's model is always initialised, because its buffers may depend on the initial
     values.
     """
     # A model that is built in inference mode can never be trained.
@@ -80,7 +80,7 @@ class _NoInitialValues(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call the function, or return its tensor unchanged if the function initialises a parameter."""
+        """Call ``func``; if ``func`` would fill a parameter with random numbers, return the parameter unchanged."""
         kwargs = kwargs or {}
         tensor = args[0] if args else kwargs.get("tensor")
         return tensor if func in _FILLS and isinstance(tensor, nn.Parameter) else func(*args, **kwargs)
@@ -101,7 +101,7 @@ def plan_between(build: Build, top: float, rate: float) -> Plan:
 
 
 def equal_levels(sizes: Mapping[float, Hashable]) -> list[str]:
-    """Return a warning for each group of rates with models of equal size. ``sizes`` has a size for each rate."""
+    """Return a warning for each set of rates whose models have equal sizes; ``sizes`` maps rates to sizes."""
     rates_by_size = defaultdict[Hashable, list[float]](list)
     for rate, size in sizes.items():
         rates_by_size[size].append(rate)

@@ -1,4 +1,7 @@
-"""Blocks whose role changes with the depth, if code counts blocks, uses the last one or connects distant ones."""
+"""Detection of blocks whose role depends on the model's depth.
+
+A block has such a role if the model's code counts the blocks, uses the last block, or connects distant blocks.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +19,14 @@ Links = Mapping[str, frozenset[str]]
 
 
 class CountedError(TypeError):
-    """Error that a watched stack raises when code asks for its length.
+    """Error that a watched stack of blocks raises when code asks for its length.
 
-    It is a TypeError, because Python ignores a TypeError of ``__len__`` where the length is only a hint, as in
-    ``*blocks``.
+    For ``*blocks``, Python asks for the length only as a hint, and ignores a ``TypeError``. So this is a ``TypeError``.
     """
 
 
 class Watch:
-    """Observations while a model runs: the stacks whose blocks its code counts, and the outputs of blocks."""
+    """Observer of a running model: it records the stacks whose blocks the code counts, and the outputs of blocks."""
 
     def __init__(self) -> None:
         self.counted: set[str] = set()
@@ -33,9 +35,9 @@ class Watch:
         self._inside = False  # True while the container's __getitem__ runs, which asks for the length itself
 
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
-        """Return the links between blocks in the runs since the previous call.
+        """Return the links between blocks, from the runs of the model since the previous call.
 
-        The last block of a stack is named ``last of <stack>`` here, because it is a different block at each depth.
+        In the links, the last block of a stack is named ``last of <stack>``, because it is another block at each depth.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
@@ -49,7 +51,7 @@ class Watch:
         return links
 
     def note_count(self, name: str) -> None:
-        """Record that code counts the blocks of a stack. Code may ask for lengths from now on."""
+        """Record that code counts the blocks of a stack. From now on, asking for a length raises no error."""
         self.counted.add(name)
         self.raises = False
 
@@ -58,7 +60,7 @@ class Watch:
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a subclass of ``container`` that detects code which uses its length or indices from its end."""
+        """Return a subclass of ``container`` that detects when code uses its length or negative indices."""
 
         def length(stack: Any) -> int:
             if self.raises and not self._inside:
@@ -79,7 +81,7 @@ class Watch:
 
 
 def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
-    """Return the names of the nearest blocks on whose outputs ``ends`` depend, by autograd's graph."""
+    """Return the names of the nearest blocks before ``ends`` in autograd's graph."""
     blocks, seen = set(), set(ends)
     waiting = [node for end in ends for node, _ in end.next_functions]
     while waiting:
@@ -96,7 +98,7 @@ def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
 
 @contextmanager
 def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[Watch]:
-    """Within this context, observe the stacks of a model."""
+    """Within this context, observe a model. ``stacks`` has, by the name of each stack, the names of its blocks."""
     watch, classes, hooks = Watch(), [], []
     uses = Counter(block for name in stacks for block in model.get_submodule(name)._modules.values())
     for name, blocks in stacks.items():

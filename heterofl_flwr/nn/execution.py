@@ -49,8 +49,8 @@ def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator
 def bears_channels_last(model: nn.Module) -> bool:
     """Return whether the convolutions of a model work in the channels-last layout on this processor.
 
-    In torch 2.14, on processors with AVX2 but not AVX512, they may not: the backward pass of a strided 1x1 convolution
-    with fewer than eight input channels writes outside its memory.
+    Torch 2.14 has a bug on processors with AVX2 but without AVX512: the backward pass of a strided 1x1 convolution with
+    fewer than eight input channels writes outside its memory.
     """
     fewest = min((parameter.shape[1] for parameter in model.parameters() if parameter.shape[2:] == (1, 1)), default=8)
     return fewest >= 8 or torch.backends.cpu.get_cpu_capability() != "AVX2"
@@ -69,7 +69,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """Store convolution weights on a CPU channels last; return pairs of a weight and its previous tensor."""
+    """Convert convolution weights on a CPU to channels-last layout; return pairs of weight and previous tensor."""
     fit = bears_channels_last(model)
     weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
     homes = [weight.data for weight in weights]

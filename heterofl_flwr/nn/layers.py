@@ -15,8 +15,8 @@ from heterofl_flwr.core.levels import exact_rate
 class Scaler(nn.Module):
     """Division by ``rate`` in training; identity in evaluation.
 
-    If a norm that removes the scale follows (sbn, in, gn, ln), the Scaler only changes the relative size of the norm's
-    epsilon. It has an effect in models without norms and in a Transformer.
+    Before a norm that removes the scale (sbn, in, gn, ln), the Scaler has almost no effect: it only changes the
+    relative size of the norm's epsilon. In models without norms and in a Transformer, it changes the result.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Scaler(nn.Module):
 def make_scaler(rate: float, global_rate: float, enabled: bool = True) -> nn.Module:
     """Return the Scaler of a model; the identity if ``enabled`` is False.
 
-    A Scaler has no parameters and no buffers, so a model may use the same one in many places.
+    A Scaler has no parameters and no buffers, so a model may use one Scaler in many places.
     """
     ratio = exact_rate(rate) / exact_rate(global_rate)
     if ratio > 1:
@@ -71,8 +71,8 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     ----------
     kind : str
         ``none``: no norm. ``in``: instance norm. ``gn``: group norm with four groups, or gcd(4, ``channels``) groups if
-        4 does not divide ``channels``. ``ln``: group norm with one group. ``sbn``: static batch norm, which is batch
-        norm without running statistics; ``with_static_norm`` supplies statistics for evaluation.
+        4 does not divide ``channels``. ``ln``: group norm with one group. ``sbn``: static batch norm, that is, batch
+        norm without running statistics; ``with_static_norm`` adds statistics for evaluation.
     channels : int
         Number of channels.
     """

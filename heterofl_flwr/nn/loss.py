@@ -15,10 +15,10 @@ Fill = Literal["zero", "-inf", "none"]
 
 
 def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tensor:
-    """Return a boolean mask of ``number`` classes that is True for those in ``classes``.
+    """Return a boolean mask of length ``number``, True for the class numbers in ``classes``.
 
-    Raise ``DataError`` for numbers that are no classes. The check waits for all queued work of a GPU, so make a mask
-    once for each client, not for each batch.
+    Raise ``DataError`` for invalid class numbers. On a GPU, this check waits for all queued work. So make a mask once
+    for each client, not for each batch.
     """
     present = class_numbers(classes, number, DataError)
     mask = torch.zeros(number, dtype=torch.bool, device=present.device)
@@ -27,18 +27,19 @@ def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tens
 
 
 def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill = "zero") -> torch.Tensor:
-    """Return the logits in which those of absent classes are replaced.
+    """Return logits in which the logits of absent classes are replaced by a constant.
 
     Parameters
     ----------
     logits : torch.Tensor
         Logits with classes in dimension 1.
     classes : torch.Tensor | None
-        The present classes: a mask made by ``class_mask``, or a vector of class numbers, which is checked in each call;
-        None for all classes.
+        The present classes: a mask made by ``class_mask``, or a vector of class numbers; None for all classes. A vector
+        is checked in each call, which is slow on a GPU.
     fill : Fill
-        Value for absent classes. ``zero``: as in the paper's code, they stay in the softmax and can win the argmax.
-        ``-inf``: they are excluded from both. ``none``: the logits are returned unchanged.
+        Logit of absent classes. ``zero``: 0, as in the paper's code; absent classes stay in the softmax and can win the
+        argmax. ``-inf``: absent classes are excluded from softmax and argmax. ``none``: the logits are returned
+        unchanged.
     """
     if fill not in get_args(Fill):
         raise ConfigError(f"{fill!r} is no fill for logits; expected one of {', '.join(get_args(Fill))}")

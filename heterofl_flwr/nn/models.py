@@ -145,7 +145,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def build_model(name: str, **options: object) -> Build:
     """Return a function from a rate to a new model of this name with these options.
 
-    The names are checked at once, not when the first model is built.
+    ``name`` and the names of options are checked at once, not when the first model is built.
     """
     if name not in MODELS:
         raise ConfigError(f"{name!r} is no model; expected one of {', '.join(MODELS)}")
@@ -159,7 +159,7 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Whether ``build`` was made by ``build_model``; its models then have no state besides parameters."""
+    """Whether ``build`` was made by ``build_model``. Such models have no state except parameters."""
     return isinstance(build, partial) and build.func is _build
 
 

@@ -108,7 +108,7 @@ def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
-    """Return curves of a metric by scope (global, local, worst) over ``spent``; none if ``spent`` is all 0."""
+    """Return the curves of a metric over ``spent``: global, local, worst. No curves if ``spent`` is all 0."""
     metrics = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
     return {scope: points(spent, values) for scope, values in metrics.items()} if any(spent) else {}
 
@@ -158,7 +158,7 @@ def _draw_confusion(counts: ClassCounts) -> Figure | None:
 
 
 def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
-    """Return curves of the training loss over rounds, by level, or of all clients if the records have no levels."""
+    """Return curves of the training loss over rounds: one for each level, or one of all clients without levels."""
     levels = sorted({level for record in records for level in record.train_by_level})
     by_level = {level: [record.train_by_level.get(level, {}) for record in records] for level in levels}
     by_level = by_level or {"all clients": [record.train for record in records]}
@@ -207,7 +207,7 @@ def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _join_alike(curves: Curves, distance: float) -> Curves:
-    """Return the curves after joining those that differ by at most ``distance``, such as ``global and local``."""
+    """Merge curves that differ by at most ``distance``. A merged curve is named, for example, ``global and local``."""
 
     def coincide(a: Points, b: Points) -> bool:
         return a[0] == b[0] and all(abs(y - z) <= distance for y, z in zip(a[1], b[1], strict=True))

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def command() -> str:
-    """Return the command that the user typed. The environment passes it on to child processes."""
+    """Return the command that the user typed. Child processes get this command from an environment variable."""
     program = Path(sys.argv[0]).name
     if program.startswith(("flwr-", "flower-")):  # started by Flower, with secret tokens among the arguments
         typed = ["flwr", "run", "."]
@@ -31,7 +31,7 @@ def command() -> str:
 
 @cache
 def commit() -> str:
-    """Return the commit of this package's code; with the suffix ``CHANGED`` if files of the package differ from it.
+    """Return the commit of this package's code, followed by ``CHANGED`` if files of the package differ from it.
 
     The result is cached, because a process keeps running the code that it has loaded.
     """
@@ -63,7 +63,7 @@ def machine() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a device for a report; for a GPU, with its model."""
+    """Return the name of a device for a report; the name of a GPU contains its model."""
     return f"{device} ({_gpu_names()})" if device.type == "cuda" else str(device)
 
 

@@ -1,4 +1,4 @@
-"""Reading of ``privacy.json``: numbers of models and moments that a run has released with noise."""
+"""Reading of ``privacy.json``, which counts the noisy models and moments that a run has released."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ RELEASES = TypeAdapter(list[Releases])
 def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
-    """Return the noisy releases of models and moments that a file ``privacy.json`` counts.
+    """Return the noisy releases of models and moments that are counted in the file ``privacy.json``.
 
-    If the history counts more, the missing releases are added with the noise in the settings.
+    If ``records`` count more releases than the file, the missing ones are added. Their noise is read from the settings.
     """
     counted = {kind: max((int(record.privacy.get(kind, 0)) for record in records), default=0) for kind in KINDS}
     releases: list[Releases] = []
