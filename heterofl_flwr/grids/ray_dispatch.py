@@ -238,8 +238,9 @@ class ActorPool(Runner):
         self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
-        """Whether at least one message of a group is not cancelled. Then the whole group runs, so replies stay the
-        same.
+        """Whether at least one message of a group is not cancelled.
+
+        In that case all messages of the group run, so that cancelling some does not change the replies to the others.
         """
         return any(id_ in self._groups for id_ in group.ids)
 

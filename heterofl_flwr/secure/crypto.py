@@ -1,7 +1,7 @@
 """Keys, encryption, mask streams and secret shares: X25519, HKDF, ChaCha20-Poly1305, AES-256-CTR, Shamir.
 
-Secrets of 32 bytes are shared in a prime field, with Python's integers, in milliseconds. Flower's SecAgg+ computes in
-GF(2^128), bit by bit in Python, which is slower.
+Secrets have 32 bytes. Their Shamir shares are computed in a prime field with Python's integers, in milliseconds.
+Flower's SecAgg+ computes in GF(2^128) bit by bit in Python, which is slower.
 """
 
 import hashlib
@@ -44,10 +44,10 @@ def public_of(private: bytes) -> bytes:
 
 
 def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
-    """Return the key of two clients for a purpose, from one's private key and the other's public key.
+    """Return a secret key of two clients, from the private key of one client and the public key of the other.
 
-    Keys for different purposes are independent. The purpose begins with the digest of the roster. So a key is used by
-    one pair in one round, and two clients with different rosters derive different keys.
+    Keys for different purposes are independent. A purpose begins with the digest of the roster, the list of the round's
+    clients. So a key serves one pair in one round, and clients with different rosters derive different keys.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
@@ -57,7 +57,7 @@ def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
 
 
 def are_usable(keys: Sequence[bytes]) -> bool:
-    """Whether ``keys`` are two different public keys, both valid."""
+    """Whether ``keys`` are two valid public keys that differ."""
     try:
         for key in keys:
             agree(new_pair()[0], key)
@@ -85,7 +85,7 @@ def digest(*parts: bytes) -> bytes:
 
 
 def hash_shares(shares: Sequence[bytes]) -> bytes:
-    """Return the joined hashes of shares. A share has 2^256 equally likely values, so its hash does not reveal it."""
+    """Return the joined hashes of shares. A hash does not reveal its share, which has 2^256 equally likely values."""
     return b"".join(hashlib.sha256(share).digest()[:HASH_BYTES] for share in shares)
 
 
@@ -116,7 +116,7 @@ def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
 
 
 def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """Return the secret from shares by position (from 0); b"" if the result is not a number of 32 bytes."""
+    """Return the secret of ``shares``, which are by position from 0; b"" if the result exceeds 32 bytes."""
     points = tuple(position + 1 for position in sorted(shares))[:threshold]
     value = _interpolate(shares, points, 0)
     return value.to_bytes(KEY_BYTES, "big") if value < 2 ** (8 * KEY_BYTES) else b""

@@ -1,4 +1,4 @@
-"""Fixed-point numbers: parameter changes as integer numbers of steps, whose sum over clients fits into 32 bits."""
+"""Fixed-point numbers: parameter changes as integer numbers of steps. Sums over clients fit into 32 bits."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest change, in steps, for which the sum over ``clients`` clients fits into 32 bits."""
+    """Return the largest allowed change in steps, so that the sum over ``clients`` clients fits into 32 bits."""
     return LARGEST_SUM // clients
 
 
@@ -21,8 +21,8 @@ def to_steps(
 ) -> dict[str, Tensor]:
     """Return changes in steps of ``bound / largest_steps(clients)``, clipped to ``bound``.
 
-    Changes are rounded up or down at random, so that the expectation is the change. Rounding to the nearest step would
-    lose changes below half a step in every round.
+    Changes are rounded up or down at random, so that the expected result is the exact change. Rounding to the nearest
+    step would lose changes below half a step in every round.
     """
     largest, steps = largest_steps(clients), {}
     for name, change in changes.items():

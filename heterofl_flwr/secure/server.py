@@ -20,15 +20,15 @@ KEY_PART: Part = 0
 
 
 class ServerRound:
-    """The server in a round of secure aggregation: a sum of masked vectors over the entries of the global model.
+    """The server in a round of secure aggregation: it sums the clients' masked vectors, entry by entry.
 
-    ``shares`` has, for each client, the encrypted shares of its private key. These clients are the members. Members
-    whose masked vector has arrived are the survivors.
+    ``shares`` has, for each client, the encrypted shares of its private key. The clients in ``shares`` are the members.
+    Members whose masked vector has arrived are the survivors.
 
     Attributes
     ----------
     liars
-        For each client that lied, the reason, such as shares that do not match their hashes.
+        Clients that lied, each with the evidence, such as shares that do not match their hashes.
     """
 
     def __init__(self, roster: Roster, shares: Mapping[int, Dealt]) -> None:
@@ -53,12 +53,12 @@ class ServerRound:
         return len(self._seeds) >= self.roster.threshold
 
     def keys_for(self, client: int) -> Dealt:
-        """Return the shares of all members' private keys that are encrypted for this client."""
+        """Return, for each member, the share of its private key that was encrypted for ``client``."""
         pairs = ((self._keys[dealer].sealed[client], self._keys[dealer].hashes[client]) for dealer in self.members)
         return Dealt(*map(list, zip(*pairs, strict=True)))
 
     def seeds_for(self, client: int) -> Dealt:
-        """Return the shares of all survivors' seeds of masks that are encrypted for this client."""
+        """Return, for each survivor, the shares of its mask seeds that were encrypted for ``client``."""
         place = self.members.index(client)
         dealt = (self._seeds[dealer][0] for dealer in self.survivors)
         return Dealt(*map(list, zip(*((seed.sealed[place], seed.hashes[place]) for seed in dealt), strict=True)))
@@ -77,9 +77,10 @@ class ServerRound:
         self._seeds[client] = shares, dict(zip(parts, digests, strict=True))
 
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks from the sum, except from classifier rows, with the shares from ``ClientRound.reveal``.
+        """Remove the masks from all entries of the sum except classifier rows.
 
-        Entries whose masks cannot be removed stay closed: ``sums`` does not count them.
+        ``revealed`` has the shares from ``ClientRound.reveal``. If masks cannot be removed from an entry, the entry
+        stays closed: ``sums`` shows 0 clients for it.
         """
         roster, survivors = self.roster, self.survivors
         rings = roster.open_rings(self.members, survivors)
@@ -101,9 +102,10 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return, for each part of classifier rows, the number of clients that have its rarest row.
+        """Return, for each part of the classifier rows, the number of clients that have the part's rarest row.
 
-        Parts in which this number is below the minimum are left out, and stay closed. Rows without clients are ignored.
+        A part is a set of entries that are unmasked together. Parts whose number is below the minimum are left out, and
+        stay closed. Rows without clients are ignored.
         """
         numbers: defaultdict[Part, list[int]] = defaultdict(list)
         for name in self._row_names:
@@ -115,14 +117,17 @@ class ServerRound:
         return {part: min(row) for part, row in sorted(numbers.items()) if min(row) >= self.roster.least}
 
     def unmask_rows(self, numbers: Mapping[Part, int], revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks from these parts of classifier rows, with the shares from ``ClientRound.reveal_rows``."""
+        """Remove the masks from the parts of classifier rows in ``numbers``.
+
+        ``revealed`` has the shares from ``ClientRound.reveal_rows``.
+        """
         shares = self._collect(revealed, {client: self._of(client, set(numbers)) for client in self.survivors})
         self._take_off(set(numbers), shares)
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return, for each parameter, the sum of changes in steps, and the number of clients of each entry.
+        """Return, for each parameter, the sum of changes in steps, and the number of clients in each entry's sum.
 
-        The number is 0 for entries that are not unmasked.
+        The number is 0 for entries that are still masked.
         """
         holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0
@@ -133,7 +138,7 @@ class ServerRound:
         return {name: (totals[name], counts[name].float()) for name in totals if not name.startswith(COUNTS)}
 
     def closed(self) -> dict[str, Tensor]:
-        """Return a boolean tensor of the closed entries of each parameter; False for rows without clients."""
+        """Return, for each parameter, a boolean tensor: True for closed entries, but False for rows without clients."""
         opened = as_state(self._opened, self._union)
         closed = {name: ~tensor for name, tensor in opened.items() if not name.startswith(COUNTS)}
         for name in self._row_names:
@@ -142,7 +147,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """Names of parameters with a row whose number of clients is impossible. Some client lied, unknown which."""
+        """Names of parameters in which a row has an impossible number of clients, because some client lied."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 
@@ -151,9 +156,9 @@ class ServerRound:
         return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
-        """Return the number of clients with each classifier row, for each class of columns; -1 if closed or impossible.
+        """Return the number of clients that have each classifier row; -1 if the number is closed or impossible.
 
-        The columns that the same slices have form a class.
+        Columns that occur in the same slices form a class. The result has one column for each class.
         """
         vectors = self._total.view(np.int32), self._opened
         numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
@@ -170,7 +175,7 @@ class ServerRound:
         return counts
 
     def _of(self, client: int, parts: set[Part]) -> list[Part]:
-        """Return those of ``parts`` for which a client has seeds."""
+        """Return the elements of ``parts`` for which a client has seeds."""
         return [part for part in self._parts[self.roster.clients[client][0]] if part in parts]
 
     def _take_off(self, parts: set[Part], shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> None:
@@ -197,8 +202,8 @@ class ServerRound:
     ) -> Mapping[tuple[int, Part], Mapping[int, bytes]]:
         """Return the valid shares of secrets, by (client, part), then by sender.
 
-        Senders of invalid shares are added to ``liars``: a client can check the shares that it receives against their
-        hashes.
+        Senders of invalid shares are added to ``liars``. An honest client sends no invalid shares, because it checks
+        the shares that it receives against their hashes.
         """
         shares: defaultdict[tuple[int, Part], dict[int, bytes]] = defaultdict(dict)
         for helper, texts in revealed.items():
@@ -210,7 +215,7 @@ class ServerRound:
         return shares
 
     def _true_shares(self, helper: int, client: int, parts: Sequence[Part], text: bytes) -> Mapping[Part, bytes]:
-        """Return the shares of a client's secrets that ``helper`` revealed, by part; {} if any of them is false."""
+        """Return the shares of a client's secrets that ``helper`` revealed, by part; {} if any share is false."""
         if parts and not text:
             self._accusers[client].add(helper)
             return {}
@@ -223,9 +228,10 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add to ``liars`` each client that lacks shares of too many others, or whose shares too many others lack.
+        """Add clients to ``liars`` that caused too many accusations about missing shares.
 
-        Too many are more than ``roster.tolerated``, the number of clients that may lie.
+        A client is a liar if it revealed no shares of too many other clients, or if too many clients revealed no shares
+        from it. Too many means more than ``roster.tolerated``, the number of clients that may lie.
         """
         accused = defaultdict[int, int](int)
         for helpers in self._accusers.values():
@@ -239,7 +245,7 @@ class ServerRound:
                 self.liars.setdefault(client, "it dealt shares that do not fit their hashes")
 
     def _hashes(self, client: int, helper: int, parts: Sequence[Part]) -> list[bytes]:
-        """Return the hashes of the shares of a client's secrets that ``helper`` received."""
+        """Return the hashes of the shares that ``helper`` received of the secrets of ``client``."""
         if KEY_PART in parts:
             return [self._keys[client].hashes[helper]]
         (dealt, _), all_parts = self._seeds[client], self._parts[self.roster.clients[client][0]]
@@ -249,7 +255,8 @@ class ServerRound:
     def _secret(self, client: int, part: Part, shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> bytes | None:
         """Reconstruct a client's seed or private key from valid shares; return None if this is not possible.
 
-        A key must match the client's public key. A seed may differ from its hash if its shares lie on one polynomial.
+        A key must match the client's public key. A seed that does not match its hash is still returned if its shares
+        lie on one polynomial.
         """
         dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
         if len(dealt_shares) < threshold:

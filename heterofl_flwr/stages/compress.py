@@ -39,7 +39,7 @@ class ClientCompress(ClientStage):
     """form of the update"""
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Return the update with its changes encoded."""
+        """Return the update with compressed changes instead of parameters."""
         tensors, scales = compress(context.received(), update.tensors, self.upload, seed=context.seed)
         return replace(update, tensors=tensors, form=self.upload, scales=scales)
 
@@ -47,8 +47,9 @@ class ClientCompress(ClientStage):
 class Compress(ServerStage):
     """Restore parameters from changes in float16 or int8.
 
-    In int8 a change is a number of steps. The scales are the step sizes in float32: one for each row (axis 0) of each
-    parameter, with parameters sorted by name. A parameter whose rows have one entry each, such as a bias, is one row.
+    In int8, a change is a whole number of steps. The scales are the step sizes in float32: one for each row (index of
+    axis 0) of each parameter, with parameters sorted by name. A parameter with one entry in each row, such as a bias,
+    counts as a single row.
     """
 
     def __init__(self, upload: Upload) -> None:
@@ -59,7 +60,7 @@ class Compress(ServerStage):
         return ClientCompress(upload=self.upload)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update with parameters restored from changes, in whichever form the client sent the changes."""
+        """Restore the parameters from changes in float16 or int8; return an update in float32 unchanged."""
         if update.form == FULL_PRECISION:
             return update
         tensors = restore(update.plan, context.state, update.tensors, update.scales)
@@ -72,9 +73,9 @@ def compress(
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the compressed changes of parameters from ``before`` to ``after``, and their scales.
 
-    In int8 the largest change of a row is 127 steps, and changes are rounded up or down at random, without bias. Each
-    client and round has another ``seed``, so that rounding errors cancel in the mean. Different names or shapes raise
-    ``ShapeError``. A change that is not finite, or too large for the form, raises ``ReplyError``.
+    In int8, the largest change of a row is 127 steps, and changes are rounded up or down at random, without bias. Use a
+    different ``seed`` for each client and round, so that rounding errors cancel in the mean. Raise ``ShapeError`` if
+    names or shapes differ. Raise ``ReplyError`` if a change is not finite, or too large for ``upload``.
     """
     if wrong := name_misfits(after, before):
         raise ShapeError(f"the model of the reply is not the one that the server sent ({wrong})")
@@ -102,7 +103,7 @@ def compress(
 def restore(
     plan: Plan, global_state: Mapping[str, Tensor], changes: Mapping[str, Tensor], scales: Tensor | None
 ) -> dict[str, Tensor]:
-    """Check a client's changes, and return its parameters: its slice of the global state plus the changes."""
+    """Check a client's changes, and return the client's parameters: its slice of the global state plus the changes."""
     form = torch.empty(0, dtype=torch.float16 if scales is None else torch.int8)
     check_reply(dict.fromkeys(plan.axes, form), plan, changes)
     by_name = None if scales is None else _scales_by_name(plan, scales)
@@ -118,7 +119,7 @@ def restore(
 
 
 def _quantise(change: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return a change in steps, and the step size of each of its rows."""
+    """Return a change as a number of steps for each entry, and a step size for each row."""
     rows = change.reshape(_rows(change.shape))  # (rows, entries)
     scales = (rows.abs().amax(1) / _STEPS).to(torch.float32)  # (rows,)
     # Rounding to the nearest step would lose a drift of less than half a step in every client and round. If one entry
@@ -131,7 +132,7 @@ def _quantise(change: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
 def _rows(shape: Sequence[int]) -> tuple[int, int]:
     """Return a parameter's number of rows, and the number of entries in a row.
 
-    Rows of one entry are joined to one row.
+    If rows have one entry each, all entries count as a single row.
     """
     size = math.prod(shape)
     rows = shape[0] if shape and size > shape[0] else min(size, 1)

@@ -1,4 +1,4 @@
-"""Differential privacy of clients: options of clipping and noise, and the account of the privacy that a run spends."""
+"""Differential privacy of clients: options of clipping and noise, and an accountant of the spent privacy."""
 
 import math
 import secrets
@@ -82,7 +82,7 @@ class Ledger(Protocol):
 
 
 class Spent:
-    """Privacy accountant: the privacy that a run has spent, with the releases of models from which it started."""
+    """Privacy accountant of a run. It also counts earlier releases, from which the run's initial model was made."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -96,7 +96,7 @@ class Spent:
         return tuple(self._releases.values())
 
     def merge(self, releases: Iterable[Releases]) -> None:
-        """Add releases of a ledger or a checkpoint; releases of the same source are counted once."""
+        """Add the releases of a ledger or a checkpoint; releases with the same source are counted only once."""
         for entry in releases:
             key = entry.kind, entry.noise, entry.clip, entry.source
             if key not in self._releases or self._releases[key].number < entry.number:
@@ -105,7 +105,7 @@ class Spent:
     def keep_in(self, ledger: Ledger) -> None:
         """Add the releases in ``ledger``; from now on, write each release to the ledger before it is published.
 
-        An interrupted run repeats rounds with new noise when it is resumed, so its earlier releases count too.
+        After an interruption, a run repeats rounds with new noise. So the releases before the interruption count too.
         """
         self.merge(ledger.releases())
         self._ledger = ledger
@@ -121,7 +121,7 @@ class Spent:
             self._ledger.write_releases(self.releases)
 
     def epsilon(self, further: int = 0) -> float:
-        """Return the epsilon of all releases so far and ``further`` ones. Their noise may differ."""
+        """Return the epsilon of all releases so far, plus ``further`` releases with the noise of the options."""
         by_noise = Counter({self._privacy.noise: further})
         for entry in self.releases:
             by_noise[entry.noise] += entry.number
@@ -138,9 +138,9 @@ class Spent:
 
 
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
-    """Clip a client's batch norm moments as one vector (means and second moments of all layers); set counts to 1.
+    """Clip a client's batch norm moments, set counts to 1, and return the moments in fixed-point steps.
 
-    The result is in fixed-point steps, as ``noise_moments`` expects.
+    The means and second moments of all layers are clipped as one vector. Pass sums of results to ``noise_moments``.
     """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
     vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}
@@ -151,7 +151,10 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
 
 
 def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
-    """Add noise to sums of clipped moments, which are in fixed-point steps; return ordinary moments."""
+    """Add noise to sums of clipped moments; return the noisy means of the moments.
+
+    Sums are in fixed-point steps; results are floating-point moments, ready for evaluation.
+    """
     stream = Keystream()
 
     def released(kind: Variant, layer: LayerMoments) -> LayerMoments:

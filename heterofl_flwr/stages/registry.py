@@ -11,5 +11,5 @@ from heterofl_flwr.stages.client_stage import ClientStage, Fields, read_stages
 
 
 def client_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages in an instruction, including the stages of this package."""
+    """Return the client stages that are named in the config of an instruction."""
     return read_stages(config)

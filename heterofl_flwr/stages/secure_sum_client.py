@@ -55,7 +55,7 @@ class ClientSecureSum(RespondingStage):
     """Mask the client's change, and answer the server's questions about keys and shares."""
 
     def answer(self, context: ClientContext) -> Fields:
-        """Return public keys, shares of private keys, or shares that unmask the sum, as the server's query requests."""
+        """Return what the server's query asks for: public keys, shares of private keys, or shares to unmask the sum."""
         notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":
             run, server_round = context.config.get(RUN), context.config.get("server-round")
@@ -83,7 +83,7 @@ class ClientSecureSum(RespondingStage):
         raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares, reveal or rows")
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Mask the change; remove the client's classes, number of examples and metrics."""
+        """Mask the change; remove the client's classes, number of examples and metrics from the update."""
         if not update.num_examples:
             raise ConfigError(
                 "SecureSum counts every masked change once, so a client with num_examples=0 leaves the round; expected "
@@ -107,9 +107,10 @@ class ClientSecureSum(RespondingStage):
 
 
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
-    """Return a client's change as a vector, with 0 in rows of classes that it lacks.
+    """Return a client's change as one vector, with 0 in the rows of classes that the client lacks.
 
-    Entries that count clients (``with_counts``) are 1 for rows of the client's classes and 0 for other rows.
+    The vector also has entries for counting clients (``with_counts``): 1 for rows of the client's classes, 0 for other
+    rows.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")

@@ -1,8 +1,8 @@
 """Server optimisers: a step of the global model along the mean change of a round.
 
 Formulas, options and defaults are those of Flower's ``FedAvgM``, ``FedAdagrad``, ``FedAdam`` and ``FedYogi`` (Hsu et
-al., 2019; Reddi et al., 2020). One rule is added: an entry without a holder in a round does not move, and its moments
-do not change.
+al., 2019; Reddi et al., 2020). One rule is added: if no client of a round has an entry, the entry and its moments do
+not change.
 """
 
 import math
@@ -36,7 +36,7 @@ class ServerOptimizer(StatefulStage):
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the model after the step; ``new`` is overwritten parameter by parameter, which saves memory."""
+        """Return the global model after the step. To save memory, ``new`` is overwritten."""
         for name, mean in new.items():
             old = context.state[name]
             change = mean - old

@@ -1,4 +1,4 @@
-"""Untrained: exclude from the mean the parameters that a client does not train."""
+"""``Untrained``: a stage that leaves out of the mean the parameters that a client does not train."""
 
 from dataclasses import replace
 
@@ -13,12 +13,12 @@ def trained_plan(update: Update, context: RoundContext) -> Plan:
 
 
 class Untrained(ServerStage):
-    """Average only the parameters that a client trains. Untrained parameters in a reply would pull the mean back."""
+    """Average only the parameters that a client trains; untrained ones would pull the mean towards the old values."""
 
     reads_replies = False
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Remove the parameters that clients of this rate do not train."""
+        """Remove from the update the parameters that clients of its rate do not train."""
         if not context.untrained(update.rate):
             return update
         plan = trained_plan(update, context)

@@ -1,4 +1,4 @@
-"""Asynchronous training: a step of the model for each ``size`` replies, while other clients still train."""
+"""Asynchronous training: the model takes a step after every ``size`` replies, while other clients still train."""
 
 import math
 import time
@@ -27,7 +27,7 @@ OVERDUE_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A client that trains: its slice, the start of the step in which it began, and the bytes sent."""
+    """A client in training: its slice, the start time of the step that sent the slice, and the bytes sent."""
 
     node_id: int
     sampled: Sampled
@@ -37,11 +37,12 @@ class _Turn:
 
 
 class Steps:
-    """Asynchronous training: keeps ``concurrency`` clients in training, and takes a step for each ``size`` replies.
+    """Asynchronous training: ``concurrency`` clients train at once; the model takes a step after ``size`` replies.
 
-    A step is a ``Round``. Its clients may have begun before it, and others may still train when it ends. A client whose
-    reply counts in a step trains again in the next step at the earliest, because before that the model is the same. For
-    each version of the model from which clients still train, one slice is stored for each level.
+    A step is a ``Round``. Clients of a step may have begun to train before the step, and other clients may still train
+    when it ends. If a client's reply counts in a step, the client trains again in the next step at the earliest,
+    because until then the model is the same. Old versions of the model are stored while clients still train from them:
+    one slice for each level.
     """
 
     def __init__(self, strategy: RoundHooks, stage: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
@@ -92,18 +93,21 @@ class Steps:
         cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
-        """Mark clients without a reply after ``patience`` seconds as overdue; return the seconds to the next one."""
+        """Mark clients without a reply after ``patience`` seconds as overdue.
+
+        Return the number of seconds until the next client becomes overdue.
+        """
         now = time.monotonic()
         self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
         turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
         return min((turn.sent_at + patience - now for turn in turns), default=math.inf)
 
     def _busy(self) -> list[_Turn]:
-        """Return the clients in training, and the clients whose replies wait for a seat in a later step."""
+        """Return the clients in training, and the clients whose replies wait for a later step."""
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
-        """Open a step. Give up clients that have left, or that began to train at the time ``before`` or earlier."""
+        """Open a step. Give up clients that have left, or that began to train no later than the time ``before``."""
         strategy, federation = self._strategy, self._strategy.federation
         nodes = federation.nodes
         registration = NodeRegistration(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
@@ -123,7 +127,7 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add waiting replies to the step in order of arrival; keep those without a free seat for a later step."""
+        """Add waiting replies to the step in order of arrival. A reply without a free seat waits for a later step."""
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
             turn, reply = waiting.popleft()

@@ -19,7 +19,7 @@ from heterofl_flwr.transport.messages import client_config, instruction
 
 
 class EvaluationHooks(RoundHooks):
-    """Base class of strategies that adds Flower's hooks of evaluation."""
+    """Base class of strategies: Flower's two hooks of evaluation, in addition to those of training."""
 
     @as_flower_error()
     def configure_evaluate(

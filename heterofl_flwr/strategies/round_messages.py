@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 class Budget:
-    """Time limit of a round that all its exchanges share, so that a slow client cannot delay each of them."""
+    """Time limit that all exchanges of a round share. So a slow client cannot delay each exchange by the full limit."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
 
     def extend(self, seconds: float) -> None:
-        """Move the deadline by ``seconds``, for time that does not count towards the limit."""
+        """Postpone the deadline by ``seconds``, for a wait that does not count towards the limit."""
         self._deadline += seconds
 
     def remaining(self, share: float = 1.0) -> float:
@@ -70,13 +70,13 @@ class RoundMessages:
     Attributes
     ----------
     current
-        The training or evaluation round whose replies are awaited; None when it is closed.
+        The open training or evaluation round; None between rounds.
     silent
         Clients that did not reply to the training message in time.
     sent
         Messages of the current exchange.
     records
-        Records of replies by client, without arrays, for a metrics function.
+        Records of each client's reply, without arrays, for a user's metrics function.
     """
 
     def __init__(self, server_round: int, timeout: float, *, timed: bool = False) -> None:
@@ -90,7 +90,7 @@ class RoundMessages:
 
     @property
     def budget(self) -> Budget:
-        """Time limit of the round. Outside ``start``, each exchange has a new limit."""
+        """Time limit of the round. If hooks are called outside ``start``, each exchange has a new limit."""
         return self._budget or Budget(self._timeout)
 
     def open(self, current: Round | EvaluationRound) -> None:
@@ -101,7 +101,7 @@ class RoundMessages:
         self.sent, self.records, self._received = [], {}, {}
 
     def restrict(self, sent: Iterable[Message]) -> None:
-        """Remove the clients whose messages a subclass of the strategy dropped; ``sent`` are the remaining messages."""
+        """Remove the clients whose messages a subclass of the strategy dropped; ``sent`` has the remaining messages."""
         node_ids = {message.metadata.dst_node_id for message in sent}
         for message in self.sent:
             if self.current is not None and message.metadata.dst_node_id not in node_ids:
@@ -132,7 +132,7 @@ class RoundMessages:
     ) -> None:
         """Call ``read`` for each reply of the round ``current``, and refuse the clients with faults.
 
-        A client whose reply a subclass of the strategy dropped is removed from the round.
+        If a subclass of the strategy dropped a client's reply, the client is removed from the round.
         """
         if self._received and isinstance(replies, Replies) and replies.are_read:
             raise ConfigError(
@@ -215,7 +215,7 @@ def read_each(
 ) -> Iterator[tuple[int, Result | Fault]]:
     """Yield each node id with the result of ``read(node_id, reply)``, or its fault, in the order of the messages.
 
-    An error of the class ``unusable`` that ``read`` raises becomes a fault.
+    If ``read`` raises an error of the class ``unusable``, the error becomes a fault.
     """
     for node_id, outcome in outcomes(sent, replies):
         if isinstance(outcome, Fault):
@@ -236,7 +236,7 @@ def query(
     seconds: float,
     read: Callable[[int, Message], Result],
 ) -> dict[int, Result | Fault]:
-    """Send a query to each client in ``configs``; return the results of ``read`` for their answers, or faults."""
+    """Send a query to each client in ``configs``; return, by client, the result of ``read`` or a fault."""
     sent = [
         Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
         for node_id, config in configs.items()

@@ -65,12 +65,12 @@ class FederationStrategy(EvaluationHooks):
             Initial parameters; by default those of a newly built global model.
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
             Function that evaluates the global model on the server, every ``evaluation.every`` rounds and before the
-            first round. If some parameters are not shared, it gets only the shared ones; load them with
-            ``strict=False``. They do not include batch norm statistics, and evaluating without statistics is an error:
-            measure them first (``with_static_norm``).
+            first round. If some parameters are not shared, the function gets only the shared ones; load them with
+            ``strict=False``. Batch norm statistics are never among the arrays. Evaluation without statistics raises an
+            error: measure them first (``with_static_norm``).
         should_stop : Callable[[int, Result], bool] | None
-            Function that is called after each round with its number and the result so far, as in Flower 1.43. If it
-            returns True, the run ends.
+            Function that is called after each round with the round's number and the result so far, as in Flower 1.43.
+            If it returns True, the run ends.
         resume : RunState | None
             State of a stopped run, such as ``Progress`` or a checkpoint. The run continues with the next round, up to
             ``num_rounds``. If all rounds are done, only the callbacks are called.
@@ -125,7 +125,7 @@ class FederationStrategy(EvaluationHooks):
     def initialize_parameters(self, client_manager: object) -> NoReturn:
         """Raise ``ConfigError``.
 
-        Only a server of Flower's classic API calls this; it needs ``heterofl_flwr.classic.HeteroFL``.
+        Only a server of Flower's classic API calls this method. Such a server needs ``heterofl_flwr.classic.HeteroFL``.
         """
         raise ConfigError(
             f"{type(self).__name__} of heterofl_flwr is for the Message API: call its start(grid) in @app.main(), or "
@@ -147,7 +147,7 @@ class FederationStrategy(EvaluationHooks):
         return plan.parameters * entry + len(plan.axes) * NAME_BYTES + OTHER_BYTES
 
     def _load(self, state: RunState) -> None:
-        """Resume from a state; clients are queried again."""
+        """Restore the strategy from the state of a stopped run; clients will be queried again."""
         try:
             self.federation.architecture.check_state(state.state)
         except ShapeError as error:

@@ -35,7 +35,7 @@ MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
 
 
 class FailedRound(RoundError, AggregationError):
-    """A ``RoundError`` that is also Flower's ``AggregationError``, with which Flower ends the run as failed."""
+    """A ``RoundError`` that is also Flower's ``AggregationError``, so that Flower ends the run as failed."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def as_flower_error() -> Iterator[None]:
 
 
 class RoundHooks(Strategy):
-    """Base class of strategies with Flower's hooks of training, and the state of a run.
+    """Base class of strategies: Flower's two hooks of training, and the state of a run.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class RoundHooks(Strategy):
 
     @property
     def current(self) -> Round | EvaluationRound | None:
-        """The training or evaluation round whose replies are awaited."""
+        """The open training or evaluation round; None between rounds."""
         return self.round_messages.current
 
     def open_round(self) -> Round:
@@ -196,7 +196,7 @@ class RoundHooks(Strategy):
         return {node_id: configs[node_id] for node_id in current.slices if node_id in configs}
 
     def _queries_of_stages(self, grid: Grid, opened: RoundMessages, share: float) -> StageQueries:
-        """Return the sender of the stages' queries; each may take the fraction ``share`` of the remaining time."""
+        """Return the sender of the stages' queries. A query may take the fraction ``share`` of the remaining time."""
         nodes, config = self.federation.nodes, self.chain.instruction
         return StageQueries(grid, nodes, opened.server_round, config, lambda: opened.budget.remaining(share))
 
@@ -226,7 +226,6 @@ class RoundHooks(Strategy):
         return message
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
-        """Return the config of a client's training message."""
         config = client_config(self.federation, current.server_round, node_id, rate, self.callbacks)
         if self.options.training.learning_rate is not None:
             config[messages.LEARNING_RATE] = current.log.learning_rate
@@ -237,7 +236,7 @@ class RoundHooks(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add the replies in the order of the messages; return the new global model and the training metrics."""
+        """Aggregate the replies in the order of the messages; return the new global model and the training metrics."""
         current = self.open_round()
         opened = self.messages_of(server_round)
         opened.read(current, replies, self.add_reply)
@@ -272,7 +271,7 @@ class RoundHooks(Strategy):
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
-        """Return the metrics of the user's ``function`` for clients' records; without a function, return ``means``."""
+        """Return the result of a user's metrics function on the clients' records; without function, ``means``."""
         if function is None or not node_ids:
             return MetricRecord(dict(means))
         metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)

@@ -21,7 +21,7 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
     """Return row numbers split into batches.
 
     If the last batch would have one row, this row is added to the batch before it, because batch norm cannot normalise
-    a single value. (The authors' code raises an error there, but their numbers of samples never cause it.)
+    a single value. (The paper's code fails on such a batch, but none occurs in its experiments.)
     """
     pieces = list(order.split(batch_size))
     if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
@@ -44,7 +44,7 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows of text in pieces: the inputs, in which some words are hidden, and the targets."""
+    """Yield a text in pieces. Each piece is a pair: the inputs, with some words masked, and the targets."""
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
     yield from zip(masked.split(reading.length, 1), tokens.split(reading.length, 1), strict=True)
@@ -83,7 +83,10 @@ def count_steps(job: TrainingJob, options: TrainOptions) -> int:
 
 
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Yield the batches of each epoch, up to the client's number of steps. Use up an epoch before the next."""
+    """Yield an iterator over batches for each epoch, up to the client's number of steps.
+
+    Exhaust each iterator before the next one, because all of them share a random generator.
+    """
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)
     for remaining in range(count_steps(job, options), 0, -steps):

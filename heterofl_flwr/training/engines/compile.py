@@ -14,11 +14,12 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients one after the other with compiled code.
 
-    Results equal those of ``plain`` up to rounding and random numbers of dropout. The compiled code has the parameters
-    as inputs. So all clients and rounds of a process use the same code if their models differ only in the parameters'
-    values. Before each step, torch checks everything else that the code has read from a model. Batches that are smaller
-    than others run without compilation. So do further models and batch shapes when torch has compiled eight in a
-    process (``torch._dynamo.config.recompile_limit``). On a CPU, torch needs a C++ compiler.
+    Results equal those of ``plain`` up to rounding and random numbers of dropout. The compiled code takes the
+    parameters as inputs. So all clients and rounds of a process share the code if their models differ only in the
+    parameters' values. Before each step, torch checks everything else that the code has read from a model. Batches
+    smaller than ``batch_size`` run without compilation. After eight compilations in a process
+    (``torch._dynamo.config.recompile_limit``), new models and batch shapes run without compilation too. On a CPU, torch
+    needs a C++ compiler.
 
     Raises
     ------

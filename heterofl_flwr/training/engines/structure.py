@@ -1,4 +1,4 @@
-"""Structure of a model: its hooks, and a description that is equal for models that compute the same function."""
+"""Structure of a model: its hooks, and a description that shows whether two models compute the same function."""
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping
@@ -21,7 +21,7 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 @lru_cache(maxsize=256)
 def log_once(message: str) -> None:
-    """Log a message once in a process: why a model is trained more slowly than others."""
+    """Log, once in a process, the reason why a model is trained more slowly than others."""
     logger.info(message)
 
 
@@ -37,7 +37,7 @@ def find_hook(model: nn.Module) -> str | None:
 
 
 class _Identity:
-    """Wrapper that equals another one only if both have the same object."""
+    """Wrapper of an object; two wrappers are equal only if they contain the same object."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -52,9 +52,9 @@ class _Identity:
 def describe(value: object) -> Hashable:
     """Return a description of a model or function.
 
-    Two descriptions are equal only if the models or functions compute the same for equal parameters and buffers. These
-    are described by shape, strides, dtype and device, not by their values. Other tensors, and objects that cannot be
-    compared, equal only themselves.
+    Two descriptions are equal only if the models or functions compute the same for equal parameters and buffers.
+    Parameters and buffers are described by shape, strides, dtype and device, not by their values. Other tensors, and
+    objects that cannot be compared, equal only themselves.
     """
     return _describe(value, {})
 
