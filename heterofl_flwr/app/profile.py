@@ -8,9 +8,9 @@ The model is one of this package or of yours. The columns are:
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
 After the row of a --mix, there is a row for each level, such as 'a1-b9: b'. After the table comes the price of each
---mix: its cost relative to training a separate model for each level, in a federation for each. In the federation of a
-level, all clients that can hold a model of the level take part, as often as in the mix. Without --mix, the table has
-the 31 mixes of equal shares of levels a to e. CSV has all digits, and no price.
+--mix: its cost relative to separate federations, one for each level. In the federation of a level, all clients that can
+hold a model of the level take part, as often as in the mix. Without --mix, the table has the 31 mixes of equal shares
+of levels a to e. CSV has all digits, and no price.
 """
 
 import argparse

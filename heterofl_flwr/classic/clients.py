@@ -84,7 +84,7 @@ class Clients:
 def collect_answers(
     sent: Mapping[int, Message], results: Sequence[tuple[ClientProxy, Answer] | BaseException]
 ) -> dict[int, Answer]:
-    """Return each client's first answer by client id; clients that were sent no message are left out."""
+    """Return the first answer of each client in ``sent``, by client id."""
     answers = {node_of(result[0]): result[1] for result in reversed(results) if not isinstance(result, BaseException)}
     return {number: answers[number] for number in sent if number in answers}
 

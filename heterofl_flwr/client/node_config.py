@@ -11,7 +11,7 @@ _SYNONYMS = {messages.CAPACITY: messages.NODE_LEVEL}
 
 
 def read_capability(context: Context) -> dict[str, object]:
-    """Return the rate, the partition and the number of partitions in a node config, as fields of a message."""
+    """Return config entries for a message: the rate, partition and number of partitions in the node's config."""
     node = context.node_config
     for key in node:
         plain = key.lower().replace("_", "-")

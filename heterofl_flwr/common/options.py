@@ -78,7 +78,7 @@ def with_options(kind: type[Kind]) -> type[Kind]:
 
 
 def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
-    """Make a pydantic dataclass raise our errors. An option without a description takes it from a base class."""
+    """Make a pydantic dataclass raise our errors, and let its options inherit descriptions from base classes."""
     construct = kind.__init__
     for name, option in kind.__pydantic_fields__.items():  # pydantic reads only descriptions in the class itself
         inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__[1:])

@@ -87,7 +87,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes with ``PrefixAxis`` for each sliced axis, for a layer that drops its last groups or heads."""
+    """Replace each sliced axis by a ``PrefixAxis``. This is for layers that drop their last groups or heads."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
@@ -159,7 +159,7 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 
 
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of every exchanged parameter of ``local``; a tied parameter has only its first name."""
+    """Return the axes of each exchanged parameter of ``local``. Tied parameters are listed under their first name."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
@@ -255,7 +255,10 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
 
 
 def _without_tied(full_model: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes with each tied parameter listed once; raise ``ShapeError`` if the two models tie differently."""
+    """Return the axes without duplicates of tied parameters.
+
+    If the two models tie differently, raise ``ShapeError``.
+    """
     full_names, local_names = first_names(full_model), first_names(local)
     for name, tied_to in local_names.items():
         if full_names[name] != tied_to:

@@ -28,11 +28,11 @@ def crop_flip(
     generator : torch.Generator
         Generator of the draws, on the CPU.
     black : Tensor | None
-        Padding value for each channel. It should be that of a black pixel, because torchvision pads before it
+        Padding value for each channel. Give the normalised value of a black pixel, because torchvision pads before it
         normalises. None pads with 0.
     sizes : Sequence[int] | None
         Sizes of the batches in ``inputs``, if several batches are concatenated. Each batch gets the same draws as if it
-        were alone. None stands for one batch.
+        were augmented alone. None means a single batch.
     """
     if inputs.dim() != 4:
         raise DataError(

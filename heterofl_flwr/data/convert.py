@@ -98,7 +98,7 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
 
 
 def number_owners(*splits: Values | None) -> list[Tensor]:
-    """Return, for each split, the owners of its examples as numbers, in alphabetical order of the owners.
+    """Return, for each split, the owners of its examples as numbers. Owners are numbered in alphabetical order.
 
     Splits that are None are left out.
     """

@@ -1,4 +1,4 @@
-"""Slices of a traced model. Each sliced model stores its slice, from which ``Plan.of`` makes its plan."""
+"""Slices of a traced model. Each sliced model stores a ``Slice``, and ``Plan.of`` reads it to make the model's plan."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from heterofl_flwr.nn.layers import Scaler
 class Slice:
     """A slice of a traced model.
 
-    ``channels`` describes the full model, whose channels form groups. ``widths`` is the number of channels of each
-    group that the slice keeps.
+    ``channels`` describes the full model, whose channels form groups. ``widths`` has the number of channels that the
+    slice keeps of each group.
     """
 
     channels: Channels
@@ -57,11 +57,11 @@ class Slice:
         }
 
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-        """Slicing rule for ``Plan.of``: return the axes of each parameter, with the entries of the slice ``local``."""
+        """Slicing rule for ``Plan.of``: return axes that select the entries of ``local``, by parameter name."""
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
-        """Return the axes of each parameter, by name. They select the entries of a smaller slice from this slice.
+        """Return axes that select a smaller slice from this slice, by parameter name.
 
         ``named`` yields the names and tensors of this slice's parameters.
         """
@@ -133,7 +133,7 @@ def _outputs(layer: nn.Module) -> int | None:
 def adjust_layers(full_model: nn.Module, model: nn.Module) -> None:
     """Update the attributes of sliced layers that store a width, such as ``in_features``.
 
-    Attributes that the model's code reads are updated through the trace. The others need this function. For example,
+    Attributes that the model's code reads are updated through the trace. This function updates the others. For example,
     torch's linear layers store their widths, but compute with the shapes of their weights.
     """
     before = dict(full_model.named_modules())

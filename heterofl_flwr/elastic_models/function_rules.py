@@ -101,7 +101,8 @@ def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> 
 def select(trace: Trace, run: Run, input: Tensor, dim: int, index: int) -> object:
     """Trace rule of ``select``: the selected entry is kept at every rate.
 
-    So are the entries before it, or after it for a negative index. Thus the index selects the same entry at every rate.
+    The entries before it are kept too, or for a negative index those after it. So the index selects the same entry at
+    every rate.
     """
     _index(trace, index, trace.rows(input)[dim])
     return run()

@@ -33,7 +33,7 @@ class Number(NamedTuple):
 
 
 def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
-    """Return, by name, the attribute dictionary of each layer, and all dicts and lists nested in it."""
+    """Return, by name, the attribute dictionaries of all layers, and all dicts and lists nested in them."""
     containers = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
     names, seen = list(containers), set(map(id, containers.values()))
     for name in names:  # the loop appends to it
@@ -86,9 +86,9 @@ def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Modu
 class Skeleton:
     """A copy of a model on torch's meta device, for tracing. It knows which of its layers is running.
 
-    With ``says_tracing``, ``torch.jit.is_tracing()`` returns True while the copy runs. This helps with some models,
-    which then skip checks of values, such as whether a mask is all True. It harms others, which then compute lengths as
-    tensors: these cannot be traced.
+    ``says_tracing`` is the result of ``torch.jit.is_tracing()`` while the copy runs. If it is True, some models skip
+    checks of values, such as whether a mask is all True. But other models then compute lengths as tensors, and such
+    lengths cannot be traced.
     """
 
     def __init__(self, model: nn.Module, says_tracing: bool) -> None:

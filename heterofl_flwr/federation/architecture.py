@@ -98,7 +98,7 @@ class Architecture:
         return True
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan of a rate: the first channels of each layer, in shared parameters only."""
+        """Return the plan of a rate's slice: the first channels of each layer. It covers shared parameters only."""
         return self.global_plan
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
@@ -114,7 +114,10 @@ class Architecture:
         return frozenset()
 
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of a model's frozen parameters, which are not sent; empty if no parameter is frozen."""
+        """Return a hash of the frozen parameters in a rate's model; empty if it has none.
+
+        Frozen parameters are not sent.
+        """
         return ""
 
     def slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
@@ -152,7 +155,7 @@ def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["Globa
 
 
 class GlobalModel(Architecture):
-    """Architecture with one global model. A client of some rate gets a slice, with the shapes of ``build(rate)``."""
+    """Architecture with one global model. Each client gets a slice with the shapes of ``build(rate)`` at its rate."""
 
     personal = False
 
@@ -183,7 +186,7 @@ class GlobalModel(Architecture):
 
     @_cached
     def plan(self, rate: float) -> Plan:
-        """Return the plan of a rate: the first channels of each layer, in shared parameters only."""
+        """Return the plan of a rate's slice: the first channels of each layer. It covers shared parameters only."""
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":
@@ -223,8 +226,8 @@ class GlobalModel(Architecture):
     def untrained(self, rate: float) -> frozenset[str]:
         """Return the names of the parameters that clients of a rate receive but do not train.
 
-        These are frozen parameters, in runs with privacy noise, and parameters that match a pattern in the model's
-        attribute ``untrained``.
+        Their names match a pattern in the model's attribute ``untrained``, or they are frozen and the run has privacy
+        noise.
         """
         if self.trains_all:
             return frozenset()
@@ -234,7 +237,10 @@ class GlobalModel(Architecture):
 
     @_cached
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of a model's frozen parameters, which are not sent; empty if no parameter is frozen."""
+        """Return a hash of the frozen parameters in a rate's model; empty if it has none.
+
+        Frozen parameters are not sent.
+        """
         return fingerprint(self.build(rate))
 
     def initial_state(self) -> State:

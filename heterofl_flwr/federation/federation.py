@@ -71,7 +71,10 @@ class Federation:
 
     @property
     def setup(self) -> dict[str, str]:
-        """The mix, seed and stages as text, by name. A run can resume only from a checkpoint with an equal setup."""
+        """Dictionary with the mix, the seed and the stages of the run as text.
+
+        A run can resume only from a checkpoint with an equal setup.
+        """
         rates = f"{self.mix}, {self.assignment}, global rate {self.mix.global_rate:g}"
         stages = ", ".join(map(stage_name, self.options.stages))
         return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
@@ -116,8 +119,8 @@ class Federation:
     def evaluated_rule(self) -> SliceRule:
         """Slice rule of the models that clients evaluate.
 
-        This is ``prefix``, except in runs with moving slices in which every client evaluates the global model. There,
-        it is the slice rule of training.
+        With moving slices, it is the slice rule of training if every client evaluates the global model. In all other
+        cases, it is ``prefix``.
         """
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)

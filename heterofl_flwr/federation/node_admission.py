@@ -1,4 +1,4 @@
-"""Admission of new nodes: choose each node's largest rate, also if its answer to the capability query is unusable.
+"""Admission of new nodes: the largest rate of each node, also without a usable answer to the capability query.
 
 The class ``Limits`` also has bounds on replies, which are checked in other modules.
 """
@@ -150,8 +150,8 @@ def admit(
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
     """Warn of new clients without a usable answer; raise ``RoundError`` if too few clients have a known capability.
 
-    The minimum is the number of replies that a round needs. Without this error, it would stay unnoticed that most
-    clients train only the smallest model.
+    The minimum is the number of replies that a round needs. Without this error, most clients would silently train only
+    the smallest model.
     """
     usable, smallest = total - len(faults), mix.rates[-1]
     least = min(least_replies(min_replies, total), total)

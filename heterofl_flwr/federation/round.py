@@ -197,7 +197,10 @@ class Round:
             nodes.set_capacity(node_id, reply.capacity)
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Remember a warning about a client's clock if it dates the reply in the future, or before the instruction."""
+        """Record a remark on a client whose clock is wrong.
+
+        The clock is wrong if it dates the client's reply in the future, or earlier than the instruction.
+        """
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
@@ -229,8 +232,8 @@ class Round:
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
         """Remove a client from the round without recording a failure.
 
-        This serves subclasses of the strategy that drop messages. ``reply_bytes`` is the size of the client's reply if
-        that was dropped. It is None if the message to the client was dropped.
+        This serves subclasses of the strategy that drop messages. If they drop a client's reply, ``reply_bytes`` is its
+        size. If they drop the message to the client, it is None.
         """
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))

@@ -66,7 +66,7 @@ class Turn:
 
     @property
     def progress(self) -> float:
-        """Fraction of its work that a client has done when its device drops out, as a random draw."""
+        """Random fraction of the client's work that is done when its device drops out."""
         return self.draws("reached").random()
 
 

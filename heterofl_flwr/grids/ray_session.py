@@ -1,6 +1,7 @@
 """The connection to Ray, from the first Ray grid of this process to the last.
 
-It joins a cluster if ``RAY_ADDRESS`` is set. Otherwise it starts Ray on this machine, and ends it with the last grid.
+If ``RAY_ADDRESS`` is set, this process joins a cluster. Otherwise it starts Ray on this machine, and ends Ray after the
+last grid.
 """
 
 import logging
@@ -72,7 +73,7 @@ class Session:
 
 
 def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
-    """Join or start Ray. Return the environment variables with which Ray was started; empty if it was joined.
+    """Join or start Ray. Return the environment variables with which Ray was started; empty if Ray was joined.
 
     ``started`` gets callbacks that leave or end Ray.
     """
@@ -110,7 +111,10 @@ def _probe(address: str) -> None:
 
 
 def _start(environment: Mapping[str, str], started: ExitStack) -> None:
-    """Start Ray on this machine with a temporary folder. ``started`` gets callbacks that end Ray and remove it."""
+    """Start Ray on this machine with a temporary folder.
+
+    ``started`` gets callbacks that end Ray and remove the folder.
+    """
     default, short = tempfile.gettempdir(), Path("/tmp")  # noqa: S108  # on purpose
     folder = tempfile.mkdtemp(prefix="ray-", dir=short if len(default) >= LONGEST and short.is_dir() else default)
     started.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -131,14 +135,14 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
 
 
 def _read_authentication() -> None:
-    """Make Ray read its authentication mode from the environment again. By itself, Ray reads it only on import."""
+    """Make Ray read its authentication mode from the environment. Otherwise Ray reads the mode only on import."""
     native: Any = ray._raylet
     native.AuthenticationTokenLoader.instance().reset_cache()
     native.Config.initialize("")
 
 
 def shut_down() -> None:
-    """Disconnect from Ray; wait until all of Ray's processes that this process has started are at an end."""
+    """Disconnect from Ray, and wait for the end of the Ray processes that this process has started."""
     node: Any = ray._private.worker._global_node
     started: list[Any] = [info.process for infos in node.all_processes.values() for info in infos] if node else []
     ray.shutdown()
@@ -148,7 +152,7 @@ def shut_down() -> None:
 
 
 def check_alive() -> None:
-    """Raise ``HeteroFLError`` if a process of a Ray that this process started has died. Otherwise calls would hang."""
+    """Raise ``HeteroFLError`` if a Ray process that this process has started is dead. Otherwise calls would hang."""
     node: Any = ray._private.worker._global_node
     for name in ("gcs_server", "raylet"):
         for info in node.all_processes.get(name, ()) if node else ():
@@ -170,7 +174,7 @@ def _init(**options: Any) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return environment variables for actors, such as the import path, and one thread for each numerical library."""
+    """Return environment variables for actors. They set the import path, and one thread for each numerical library."""
     modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     inherited = {name: os.environ[name] for name in (VARIABLE, SHARED) if name in os.environ}

@@ -15,7 +15,7 @@ class Windowed(Relay):
 
     A message is in flight until ``send_and_receive`` yields its reply. Replies are yielded in the order of the
     messages. If the strategy aggregates replies one by one, a round needs memory for ``window`` replies, however many
-    clients it has. When half of the window is free, as many messages are sent together, so that a ``LocalGrid`` can
+    clients it has. When half of the window is free, it is filled with new messages at once, so that a ``LocalGrid`` can
     group them.
 
     All other methods pass calls on to ``grid``, which the caller must close. Messages that are sent by

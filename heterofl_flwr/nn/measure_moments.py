@@ -122,7 +122,10 @@ class _Sums:
         vars(layer)["forward"] = self.forward
 
     def moments(self, batches: int) -> LayerMoments:
-        """Return the moments of ``batches`` batches. ``paper`` averages over several calls in one batch."""
+        """Return the moments of ``batches`` batches.
+
+        If the layer is called several times in a batch, the kind ``paper`` averages over these calls.
+        """
         count = min(self.count, batches) if self.kind == "paper" else self.count
         calls = self.count / count if count else 1
         return LayerMoments(count, (self.first_sum / calls).cpu(), (self.second_sum / calls).cpu())

@@ -21,7 +21,7 @@ those in between (the sandwich rule). ``all``: all widths.
 
 
 def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> Mapping[float, float]:
-    """Return, by rate, how often a training step runs the model of this rate on average.
+    """Return, for each rate, how often a training step runs the model of this rate on average.
 
     ``largest`` is the rate of the client, and ``rates`` are all rates of the mix.
     """
@@ -53,7 +53,7 @@ class InnerWidth:
 
 
 class Nested(nn.Module):
-    """A model together with smaller models that compute with the first entries of its parameters.
+    """A model together with smaller models, which compute with the first entries of the model's parameters.
 
     ``forward`` runs the full model. Only the parameters of ``model`` are trained. Random draws use torch's global
     generator.

@@ -30,7 +30,8 @@ class Quadratic:
     strength
         Weight of the quadratic term.
     center, direction
-        Tensors by parameter name. A parameter that is missing in one of them lacks the term with this tensor.
+        Tensors by parameter name. A parameter without a center lacks the quadratic term. A parameter without a
+        direction lacks the linear term.
     """
 
     strength: float = 0.0
@@ -62,7 +63,10 @@ class Quadratic:
         return self._moved[key]
 
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
-        """Return the penalty with tensors for all parameters. A missing center is the parameter's present value."""
+        """Return the penalty with a tensor for every parameter, in the model's order.
+
+        A missing center is replaced by the parameter's value, and a missing direction by 0.
+        """
         named = list(model.named_parameters())
         centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]
         zero = torch.zeros(())
@@ -73,7 +77,7 @@ class Quadratic:
 
     @classmethod
     def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
-        """Return one penalty for several: their sum, up to a constant without influence on gradients."""
+        """Return one penalty with the same gradient as the sum of ``quadratics``."""
         total = cls()
         for quadratic in quadratics:
             strength = total.strength + quadratic.strength

@@ -53,9 +53,10 @@ class MixProfile:
 
 
 def _lstm_flops(x: Sequence[int], of_x: Sequence[int], of_hidden: Sequence[int], *_: object, **__: object) -> int:
-    """Return the floating point operations of a call of torch's LSTM operator, which torch's counter does not know.
+    """Return the number of floating point operations in a call of torch's LSTM operator.
 
-    The operator computes one direction. All arguments are shapes; ``x`` is (time, batch, features).
+    Torch's counter does not support this operator, which computes one direction. All arguments are shapes; ``x`` is
+    (time, batch, features).
     """
     return 2 * math.prod(x[:-1]) * (math.prod(of_x) + math.prod(of_hidden))
 
@@ -120,7 +121,7 @@ def _plain_attention() -> Iterator[None]:
 def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) -> tuple[nn.Module, Profile]:
     """Return a new model of a rate, and its profile. The state of the global random generators does not change.
 
-    The model is built on the CPU. On the ``meta`` device, torch would load its compiler for batch norm, which takes
+    The model is built on the CPU. On the ``meta`` device, torch would load its compiler for batch norm. That takes
     longer than the forward pass.
     """
     with kept_random_state():

@@ -96,7 +96,7 @@ _REMEDY = "a run writes it when it ends: go on with it, or run it anew"
 
 
 def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return the contents of the models' JSON files, as a dictionary from level to content, the largest level first.
+    """Return the content of each model's JSON file, as a dictionary by level, the largest level first.
 
     The files are written at the end of a run. A run with personal parameters writes none.
     """

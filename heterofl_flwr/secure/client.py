@@ -46,7 +46,7 @@ def make_keys() -> tuple[list[bytes], bytes]:
 
 
 class NodeRecords(Protocol):
-    """Storage of a node for named records. They remain after its process and the run have ended."""
+    """Storage of a node for named records, which remain when its process ends and when the run ends."""
 
     def read(self, name: str) -> bytes | None:
         """Return the record with this name; None if it does not exist."""
@@ -59,7 +59,7 @@ class MaskedRounds:
     """For each run, the last round in which this client masked a change. Each round allows only one masked change.
 
     With two sums of the same round, one of them without this client, the server could compute this client's change as
-    their difference. ``memory`` is deleted with the node's Flower context. ``records`` remain.
+    their difference. ``memory`` is deleted with the node's Flower context, but ``records`` are not.
     """
 
     KEY = "masked-rounds"
@@ -100,7 +100,7 @@ class ClientRound:
     """One client in a round of secure aggregation.
 
     ``secrets`` is the text that the client stored after its previous answer. ``roster`` describes the clients of the
-    round. It is None if ``secrets`` contains it.
+    round. If it is None, it is read from ``secrets``.
     """
 
     def __init__(self, secrets: bytes, roster: Roster | None = None) -> None:
@@ -108,7 +108,7 @@ class ClientRound:
         self.roster = roster or Roster.from_bytes(self._secrets.get("roster"))
 
     def private(self, use: str) -> bytes:
-        """Return this client's private key for a use: ``mask`` for masks, or ``box`` for encrypting shares."""
+        """Return this client's private key for masks (``use`` is ``mask``) or for encrypting shares (``box``)."""
         return bytes.fromhex(self._secrets[use])
 
     @cached_property
@@ -161,13 +161,13 @@ class ClientRound:
         return Masked(vector, self._deal(members, view, shares), [crypto.digest(seed) for seed in seeds]), secrets_saved
 
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
-        """Return shares of each member's secrets, which this client received from the member; and the text to store.
+        """Return the shares that this client received of each member's secrets, and the text to store.
 
         ``survivors`` are the members whose masked change arrived. ``seeds`` has the encrypted shares of the seeds of
-        their masks. The result has a survivor's shares of seeds, but any other member's shares of its private key. The
-        server gets only one answer in a round, so it never gets both for the same member. Seeds for classifier rows are
-        left out. So are seeds for entries that are in the slices of too few survivors. If a member's shares do not
-        match their hashes, its entry in the result is empty.
+        their masks. For a survivor, the result has shares of the seeds. For any other member, it has shares of the
+        private key. The server gets only one answer in a round, so it never gets both for the same member. Some seeds
+        are left out: those for classifier rows, and those for entries that are in the slices of too few survivors. If a
+        member's shares do not match their hashes, its entry in the result is empty.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -185,10 +185,10 @@ class ClientRound:
         return answer, self._keep(next="rows", survivors=list(survivors), seeds=_as_text(seeds), keys=[[], []])
 
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
-        """Return shares of each survivor's seeds for classifier rows, which this client received from the survivor.
+        """Return the shares that this client received of each survivor's seeds for classifier rows.
 
         ``numbers`` has an entry for each part of the sum to unmask: the number of clients that have the part's rarest
-        row. If the number is too small, ``ReplyError`` is raised.
+        row. If one of these numbers is too small, ``ReplyError`` is raised.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]

@@ -40,9 +40,10 @@ class Roster:
         Minimum number of clients in a sum that is unmasked.
     bound
         Upper bound on one client's change of an entry.
-    rows, extra_rows
-        Names of the parameters with one row for each class. If some have more rows than there are classes: whether all
-        clients count in the extra rows.
+    rows
+        Names of the parameters with one row for each class.
+    extra_rows
+        True if all clients count in rows beyond the number of classes.
     grid
         With noise, the L2 norm to which a change is clipped and the step size of the noise; otherwise empty.
     plans
@@ -112,7 +113,7 @@ class Roster:
 
     @cached_property
     def num_rows(self) -> int:
-        """Number of rows of the largest of the parameters ``rows``; 0 if there are none."""
+        """Largest number of rows of any parameter in ``rows``; 0 if ``rows`` is empty."""
         lengths = (axes[0].size for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
         return max(lengths, default=0)
 
@@ -142,7 +143,7 @@ class Roster:
         return max(1, len(self.clients) - self.threshold)
 
     def public(self, client: int, use: int) -> bytes:
-        """Return a client's public key for a use: 1 for masks, 2 for encrypting shares."""
+        """Return a client's public key for masks (``use`` 1) or for encrypting shares (``use`` 2)."""
         return bytes.fromhex(str(self.clients[client][use]))
 
     def count(self, plan: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:

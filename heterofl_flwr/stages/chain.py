@@ -25,7 +25,9 @@ REMOTE_CHANGE = 10
 
 
 class Chain:
-    """The server stages of a run, and the mean between them. Each round opens the chain, adds updates and closes it.
+    """The server stages of a run, and the mean of the updates. Stages can change the updates and their mean.
+
+    Each round opens the chain, adds updates and closes the chain.
 
     Attributes
     ----------
@@ -56,12 +58,12 @@ class Chain:
 
     @property
     def summing(self) -> Conversation | None:
-        """Stage that replaces the mean by a sum, as in secure aggregation; None in other runs."""
+        """Stage that sums the replies itself, as in secure aggregation; None in other runs."""
         return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
 
     @property
     def excluded(self) -> dict[int, str]:
-        """Reason by client id, for clients that secure aggregation excludes, also because they lied to it."""
+        """Dictionary from client to reason, for clients that secure aggregation has left out, or that lied to it."""
         return dict(self.summing.excluded) if self.summing else {}
 
     @property
@@ -153,7 +155,7 @@ class Chain:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return a level's values of the parameters that each level has separately (``Slicing.by_level``)."""
+        """Return the values that the parameters of ``Slicing.by_level`` have at the level of ``rate``."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
@@ -171,8 +173,8 @@ class Chain:
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
         """Permute the channels of the stages' tensors like those of the parameters to which they belong.
 
-        ``apply(name, tensor)`` permutes one tensor in the order of the parameter ``name``. ``shapes`` has the shape of
-        each parameter. The name of a stage's tensor ends with the name of its parameter.
+        ``apply(name, tensor)`` returns a tensor with its channels permuted like those of the parameter ``name``.
+        ``shapes`` has the shape of each parameter. The name of a stage's tensor ends with the name of its parameter.
         """
         for stage in self.stages:
             if tensors := {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}:
@@ -196,7 +198,7 @@ class Chain:
 
 
 def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:
-    """Return a stage's tensors for clients; raise ``ConfigError`` if one has no parameter's name and shape."""
+    """Return a stage's tensors for clients; raise ``ConfigError`` if one matches no parameter by name and shape."""
     tensors = stage.broadcast(context)
     for name, tensor in tensors.items():
         if name not in context.state or tensor.shape != context.state[name].shape:

@@ -35,6 +35,9 @@ class Clip(ServerStage):
         return ClientClip(bound=float(self.clip))
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update with the change clipped. The server repeats this, because a client may not have done it."""
+        """Return the update with the change clipped.
+
+        The server repeats this, because the client may have skipped it.
+        """
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         return replace(update, tensors=clipped(update.plan.extract(context.state), update.tensors, self.clip))

@@ -18,12 +18,12 @@ Questions = Generator[Mapping[int, Fields], Mapping[int, Fields], Result]
 class Conversation(ServerStage):
     """A server stage that queries clients several times in a round. Its client half is a ``RespondingStage``.
 
-    Replies are passed to this stage only. Other stages see only their mean.
+    Replies are passed to this stage only. Other stages see only the mean of the replies.
 
     Attributes
     ----------
     excluded
-        Reason by client id, for clients that the stage excludes, also because they lied to it.
+        Dictionary from client to reason, for clients that the stage has left out, or that lied to it.
     skipped
         True if the stage leaves the model unchanged in this round.
     """
@@ -34,14 +34,14 @@ class Conversation(ServerStage):
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Yield queries to clients before training, and receive the answers.
 
-        ``clients`` has the updates that are expected, still without tensors. The generator returns extra config entries
+        ``clients`` has the expected update of each client, without tensors. The generator returns extra config entries
         for the instruction of each client that may train.
         """
         yield from ()
         return {client: {} for client in clients}
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Yield queries to clients after their replies have been added, and receive the answers. The mean follows."""
+        """Yield queries to clients and receive the answers, between the last reply of the round and the mean."""
         yield from ()
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:

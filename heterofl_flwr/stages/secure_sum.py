@@ -256,5 +256,5 @@ class MeanOfSum:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the number of clients in the sum."""
+        """Return, for each entry of a parameter, the number of clients whose changes are in its sum."""
         return self._sums[name][1] if name in self._sums else torch.zeros(self._state[name].shape)

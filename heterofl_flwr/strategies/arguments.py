@@ -36,9 +36,9 @@ STAGES: Mapping[str, str] = {
 
 
 def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return code that passes each option of a group, as a dictionary: ``{"spare": "sampling=Sampling(spare=...)"}``.
+    """Return, for each option of a group, the code that passes the option: ``"sampling=Sampling(spare=...)"``.
 
-    ``parameters`` are a constructor's parameters. A parameter belongs to a group if its default is one, such as
+    ``parameters`` are a constructor's parameters. Some of them have a group of options as their default:
     ``Sampling()``.
     """
     groups = {name: type(parameter.default) for name, parameter in parameters.items() if is_group(parameter.default)}

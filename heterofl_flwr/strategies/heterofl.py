@@ -27,11 +27,11 @@ class HeteroFL(FederationStrategy):
     Parameters
     ----------
     build : Callable[[float], nn.Module]
-        Your function of a rate that returns the model at that rate. ``heterofl_flwr.core.width`` gives the widths.
+        Your function from a rate to a new model. ``heterofl_flwr.core.width`` computes the width of a layer at a rate.
     mix : str | Mix
         The rates of the clients and their shares, such as ``"a1-b1-c1-d1-e1"`` or ``"1.0x1-0.3x9"``.
     fraction_train, fraction_evaluate : float
-        Fraction of the clients that take part in a round, rounded up, at least one client. With
+        Fraction of the clients that take part in a round. The number of clients is rounded up, to at least one. With
         ``fraction_evaluate=0.0`` no client evaluates or measures batch norm moments.
     min_train_nodes, min_evaluate_nodes : int | None
         If set, ``max(int(fraction * clients), min_train_nodes)`` clients take part, as in ``FedAvg``, and a round waits
@@ -39,24 +39,25 @@ class HeteroFL(FederationStrategy):
     min_available_nodes : int
         Number of nodes that a round waits for.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
-        As in ``FedAvg``: function of the replies' records, and of the key of the number of examples, that returns
-        metrics. The records have no parameters, because these are freed as soon as they are added to the mean. Replies
-        of clients that evaluated only a smaller model are left out. None: means weighted by examples.
+        As in ``FedAvg``: a function that returns the metrics of a round. Its arguments are the records of the replies,
+        and the key of the number of examples. The records have no parameters, because parameters are freed as soon as
+        they are added to the mean. Replies of clients that evaluated only a smaller model are left out. By default,
+        metrics are averaged, weighted by examples.
     seed : int
-        Random seed. Every random draw is a function of it, the round and the client's partition.
+        Random seed. Every random draw is a function of the seed, the round and the client's partition.
     slicing : Slicing
         The slice of each client: assignment of rates, rate of the global model, prefix or moving slices, shared
         parameters.
     sampling : Sampling
         Spare clients, the minimum number of replies of a round, and the time to wait for nodes.
     training : Training
-        Learning rate of the clients, FedProx, and the form of their replies.
+        Learning rate of the clients, FedProx, and the encoding of replies.
     averaging : Averaging
-        The mean of the replies: its weights, its kind (counting, robust, product) and label rows.
+        The mean of the replies: its weights, its kind (counting, robust, product), and the classifier rows that count.
     stages : Sequence[ServerStage]
-        Stages around the mean, in their order: a server optimiser (``Momentum``, ``Adam``, ``Yogi``, ``Adagrad``),
-        ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your own ``ServerStage``. A stage has state, so do not use an
-        instance in two strategies.
+        Stages that act before or after the mean, in this order: a server optimiser (``Momentum``, ``Adam``, ``Yogi``,
+        ``Adagrad``), ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your ``ServerStage``. A stage has state, so do not
+        use an instance in two strategies.
     limits : Limits
         Bounds on the replies of clients, and the server's tables of levels and partitions by node.
     privacy : Privacy
@@ -64,8 +65,8 @@ class HeteroFL(FederationStrategy):
     evaluation : Evaluation
         The rounds with an evaluation, and the models that clients evaluate.
     asynchronous : Buffered
-        With ``size`` above 0, training is asynchronous: the model takes a step after ``size`` replies, and each client
-        that has replied is replaced by another at once. A round is then such a step.
+        With ``size`` above 0, training is asynchronous. The model is updated after every ``size`` replies; such an
+        update counts as a round. When a client has replied, another client begins at once.
     callbacks : Sequence[RoundCallback]
         Callbacks, which are called after each round.
 

@@ -69,9 +69,9 @@ class NodeRegistration:
     def wait(self) -> list[int]:
         """Wait for enough nodes; return the nodes that can be sampled.
 
-        These are the nodes with a known capability. If all nodes have registered names, sampling may not need
-        capabilities; then these are all present nodes. If the nodes report more partitions than there are nodes, wait
-        also until no new nodes join. Otherwise a simulation could begin while only some of its clients are connected.
+        These are the nodes with a known capability, or all present nodes if sampling does not depend on capabilities.
+        If the nodes report more partitions than there are nodes, wait also until no new nodes join. Otherwise a
+        simulation could begin while only some of its clients are connected.
         """
         sampling = self._federation.options.sampling
         deadline, announced = time.monotonic() + sampling.wait, False
@@ -116,7 +116,7 @@ class NodeRegistration:
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
-        """Query those of the nodes whose capability is unknown. Return the nodes whose capability is then known."""
+        """Query the nodes whose capability is unknown. Return the nodes whose capability is known afterwards."""
         unknown = [node_id for node_id in node_ids if node_id not in self._nodes]
         # One query for each node in a round: the answer to an earlier one may still arrive.
         new = [node_id for node_id in unknown if node_id not in self._queried and node_id not in self._nodes.unanswered]

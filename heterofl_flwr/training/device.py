@@ -65,8 +65,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Draws:
     """Random state of a client. While the client's model is computed, it replaces torch's global random state.
 
-    On a GPU, torch's generator meanwhile shares the state of a generator of this object. CUDA graphs that are recorded
-    meanwhile draw from this generator in every replay.
+    On a GPU, torch's generator then shares the state of this object's generator. If a CUDA graph is recorded in that
+    time, all its replays draw from this object's generator.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -153,10 +153,10 @@ def give_back_freed_memory() -> bool:
 def give_back_gaps() -> bool:
     """Return free memory between used blocks to the system. Return False if nothing was returned.
 
-    After ``keep_freed_memory``, memory can leak: glibc does not use the place of a freed aligned block for the next
-    aligned block of the same size if small blocks enclose the place. In this way, each step of the paper's Transformer
-    at level c leaks 6 MB. When the process needs returned pages again, the system must provide them anew. This costs
-    little if the function is called once in many steps.
+    After ``keep_freed_memory``, memory can leak. If small blocks surround a freed aligned block, glibc does not reuse
+    its memory for the next aligned block of the same size. In this way, each step of the paper's Transformer at level c
+    leaks 6 MB. When the process needs returned pages again, the system must provide them anew. This costs little if the
+    function is called once in many steps.
     """
     trim = _of_glibc("malloc_trim")
     return bool(trim and trim(0))

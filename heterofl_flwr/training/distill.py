@@ -20,11 +20,11 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the sum of two gradients, changed so that its dot product with neither of them is negative.
+    """Return the vector nearest to the sum of two gradients that conflicts with neither gradient.
 
-    The result is the nearest such vector. At most one gradient has a negative product with the sum. If one has, the
-    sum's component along this gradient is removed. By the Cauchy-Schwarz inequality, the product with the other
-    gradient is then still at least 0.
+    Two vectors conflict if their dot product is negative. At most one gradient conflicts with the sum. If one does, the
+    result is the sum without its component along this gradient. By the Cauchy-Schwarz inequality, the result then does
+    not conflict with the other gradient.
     """
     gradient = private + shared
     for part in (private, shared):

@@ -80,7 +80,7 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
-    """Return the factor on the weight of the divergence in a round. It grows over the first ``rounds`` rounds.
+    """Return the factor by which a round multiplies the weight of the divergence. It grows over ``rounds`` rounds.
 
     With ``mutual`` (DepthFL), the factor is ``exp(-5 (1 - t / rounds)^2)`` after t rounds. Its authors set ``rounds``
     to 300 of 1000 rounds. With ``deepest`` (ScaleFL), the factor is 0 during these rounds and 1 afterwards. Its authors

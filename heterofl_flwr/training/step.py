@@ -36,10 +36,7 @@ class Masking:
         return mask_logits(logits, self._mask, self._fill)
 
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
-        """Change to the classes of another client, in the same memory.
-
-        If they were None, the new ones must be None too.
-        """
+        """Change to the classes of another client, in the same memory. Both clients must have classes, or both None."""
         self._classes = classes
         if self._mask is not None:
             self._mask.copy_(present_classes(classes, len(self._mask)))
@@ -54,7 +51,7 @@ def compute_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of a batch, and whether each prediction is correct.
 
-    Of several outputs, the last predicts.
+    If the model has several outputs, the last is its prediction.
     """
     outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]

@@ -122,7 +122,7 @@ SIMULATED = "simulated: "
 
 
 class LocalFault(Error):
-    """Error in a reply that this process makes for a client without a reply.
+    """Error in a reply that this process makes itself, for a client that sent no reply.
 
     A client cannot imitate it, because errors from other processes are not of this class.
     """
@@ -213,7 +213,10 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
 
 
 def error_reply(reply_to: str, run_id: int, signer: int, error: Error) -> Message:
-    """Return an error reply to the message with the id ``reply_to``. ``signer`` is the node id of its sender."""
+    """Return an error reply to the message with the id ``reply_to``.
+
+    ``signer`` is the node id of the reply's sender.
+    """
     metadata = Metadata(
         run_id=run_id,
         message_id="",

@@ -43,7 +43,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_job(config: DictConfig) -> float | None:
-    """Run a job and return the final value of its metric, for sweepers that optimise; None without a value."""
+    """Run a job; return the final value of its metric, or None if it has none. Optimising sweepers use this value."""
     hydra_config = HydraConfig.get()
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
     if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper does this itself

@@ -46,7 +46,10 @@ ON_A_GPU = "cohort"
 
 
 def mixes_rates(engine: str, device: torch.device) -> bool:
-    """Return whether an engine trains models of several rates together. ``auto`` means the engine that it selects."""
+    """Return whether an engine trains models of several rates together.
+
+    ``auto`` stands for the engine that it selects.
+    """
     return (ON_A_GPU if engine == AUTO and device.type == "cuda" else engine) == "seats"
 
 
@@ -76,8 +79,8 @@ def train(
     With ``engine="plain"`` and one thread, the result is reproducible bit for bit, because all random numbers come from
     ``seed``. Torch's global generators do not change. The model stays in training mode.
 
-    If the last batch of an epoch would have a single example, this example is added to the batch before it, because
-    batch norm cannot normalise one value.
+    Batch norm cannot normalise a single value. So if the last batch of an epoch would have a single example, this
+    example is added to the batch before.
 
     Parameters
     ----------

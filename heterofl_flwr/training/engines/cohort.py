@@ -40,8 +40,8 @@ predictions.
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients together. Their results equal those of the engine ``plain``, up to rounding.
 
-    Each client has its batches, classes and gradient clipping. Numbers of examples may differ. Before training, one
-    batch is used to verify that the joint model computes the same as each client's model alone. If verification or
+    Each client has separate batches, classes and gradient clipping. Numbers of examples may differ. Before training,
+    one batch is used to verify that the joint model computes the same as each client's model alone. If verification or
     training fails, the models are left unchanged. They are then trained by ``plain``, and the reason is logged. The
     same happens to models with active dropout, with buffers that change in training (batch norm with running
     statistics), or with hooks. On a GPU, steps are recorded once and replayed as a CUDA graph.
@@ -64,7 +64,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
 
 def find_obstacle(model: nn.Module) -> str | None:
-    """Return the reason why clients with this model cannot train together; None if its structure allows it."""
+    """Return the reason why clients with this model cannot train together; None if the model is no obstacle."""
     for name, layer in model.named_modules():
         what = f"layer {name or '(the model itself)'}"
         if isinstance(layer, _DropoutNd) and layer.p:
@@ -118,7 +118,7 @@ class Cohort:
         self._replayed: Replayed | None = None
 
     def _join_quadratics(self, jobs: Sequence[TrainingJob]) -> AlignedQuadratic | None:
-        """Return one penalty for all clients: each tensor has one row for each client, in the order of the layouts."""
+        """Return one penalty for all clients. Each of its tensors has one row for each client."""
         quadratics = [job.quadratic for job in jobs if job.quadratic is not None]
         if not quadratics:
             return None
