@@ -12,11 +12,11 @@ from heterofl_flwr import client
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
 from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
-from heterofl_flwr.client.queries import Batches, measure_moments
+from heterofl_flwr.client.queries import measure_moments
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import exchanged_parameters, is_shared
 from heterofl_flwr.nn.build import new_model, plan_between
-from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.measure_moments import Batches, batch_norms
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.compat import some_identity

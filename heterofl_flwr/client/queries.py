@@ -1,25 +1,23 @@
 """Answers of a node to the server's queries: on its capability, for stages, and on static batch norm moments."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import get_args
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.stages import answer_questions
 from heterofl_flwr.client.state import load_notes, save_notes
 from heterofl_flwr.client.task import Task
-from heterofl_flwr.common.errors import ConfigError, DataError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.fidelity import Variant
-from heterofl_flwr.nn.measure_moments import collect_moments
+from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.nn.measure_moments import Batches, collect_moments
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import pack_moments
-
-Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
 
 def answer_queries(
@@ -28,6 +26,7 @@ def answer_queries(
     data: Callable[[Context], Batches] | None = None,
     *,
     build_from: Callable[[Context], Build] | None = None,
+    capacity: Callable[[Context], str | float] | None = None,
 ) -> None:
     """Add handlers for the server's queries to a ClientApp.
 
@@ -44,9 +43,18 @@ def answer_queries(
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
         Function of the context that returns ``build``. Use it if the model depends on the context, for example on its
         ``run_config``.
+    capacity : Callable[[Context], str | float] | None
+        Function of the context that returns the largest level or rate that this node can train, for example by its free
+        memory. It is called only if the node config has neither ``level`` nor ``rate``.
     """
     if (build is None) == (build_from is None):
         raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, its maker")
+
+    def capability(message: Message, context: Context) -> Message:
+        fields = read_capability(context)
+        if capacity is not None and messages.CAPACITY not in fields:
+            fields[messages.CAPACITY] = rate_of(capacity(context))
+        return messages.answer(message, fields)
 
     def moments(message: Message, context: Context) -> Message:
         function = build_from(context) if build_from and data else build
@@ -54,7 +62,7 @@ def answer_queries(
             return messages.answer(message, {})
         return answer_moments(Task(message, context, function), lambda: data(context))
 
-    for name, answer in (("capability", answer_capability), ("stages", answer_stages), ("moments", moments)):
+    for name, answer in (("capability", capability), ("stages", answer_stages), ("moments", moments)):
         app.query(name)(answer)
 
 
@@ -88,20 +96,7 @@ def measure_moments(
     variants: tuple[Variant, ...] = get_args(Variant)
     kind = reading.read_choice(task.config, messages.MOMENTS_KIND, variants)
     moments = {
-        rate: collect_moments(model.to(device), map(first_tensor, batches()), kind=kind, together=together)
+        rate: collect_moments(model.to(device), batches(), kind=kind, together=together)
         for rate, model in task.models()
     }
     return pack_moments(moments)
-
-
-def first_tensor(batch: object) -> Tensor:
-    """Return the model's input in a batch: the batch itself, or its first entry."""
-    tensor = batch
-    if isinstance(batch, tuple | list | Mapping) and batch:
-        tensor = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    if not isinstance(tensor, Tensor):
-        raise DataError(
-            f"data for static batch norm gave a batch of {type(batch).__name__}; expected a tensor of inputs, or a "
-            f"tuple or a mapping that begins with one"
-        )
-    return tensor

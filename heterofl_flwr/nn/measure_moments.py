@@ -1,7 +1,7 @@
 """Measuring means and variances of the inputs of batch norm layers, for static batch norm (section 3.2)."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,9 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 
+Batches = Iterable[torch.Tensor | tuple[torch.Tensor, ...] | list[torch.Tensor] | Mapping[str, torch.Tensor]]
+"""Batches of a model's inputs. A batch is a tensor, or a tuple, list or mapping whose first entry is a tensor."""
+
 JOINT = ("cuda",)
 """Device types on which a batch norm layer processes several batches in one call; on a CPU, this would copy too much.
 """
@@ -24,9 +27,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
 
 
-def collect_moments(
-    model: nn.Module, batches: Iterable[torch.Tensor], kind: Variant = "paper", *, together: int = 1
-) -> Moments:
+def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper", *, together: int = 1) -> Moments:
     """Return means and variances of the inputs of every batch norm layer, measured in one pass over ``batches``.
 
     Batch norm layers normalise by the statistics of each batch, as in training. All other modules run in evaluation
@@ -36,8 +37,9 @@ def collect_moments(
     ----------
     model : nn.Module
         Any model with batch norm layers, with or without running statistics.
-    batches : Iterable[torch.Tensor]
-        Inputs without labels, on the model's device.
+    batches : Iterable[Tensor | tuple | list | Mapping]
+        Inputs on the model's device. A batch is a tensor, or a tuple, list or mapping whose first entry is a tensor, so
+        a ``DataLoader`` works.
     kind : Variant
         With ``paper``, the batch means and the unbiased batch variances are averaged over batches, as in
         ``BatchNorm2d(momentum=None)``. With ``fixed``, mean and variance are those of all samples and positions
@@ -59,7 +61,7 @@ def collect_moments(
         for module in model.modules():
             module.training = False  # not eval(), which calls train(): a model may override it to freeze layers
         sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
-        for some in _alike(batches, together):
+        for some in _alike(map(first_tensor, batches), together):
             for total in sums.values():
                 total.batches = len(some)
             model(some[0] if len(some) == 1 else torch.cat(some))
@@ -86,12 +88,23 @@ def _restored(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
+def first_tensor(batch: object) -> torch.Tensor:
+    """Return the model's input in a batch: the batch itself, or its first entry."""
+    tensor = batch
+    if isinstance(batch, tuple | list | Mapping) and batch:
+        tensor = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    if not isinstance(tensor, torch.Tensor):
+        raise DataError(
+            f"data for static batch norm gave a batch of {type(batch).__name__}; expected a tensor of inputs, or a "
+            f"tuple or a mapping that begins with one"
+        )
+    return tensor
+
+
 def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:
     """Yield lists of up to ``most`` consecutive batches of equal shape."""
     some: list[torch.Tensor] = []
-    for number, batch in enumerate(batches, 1):
-        if isinstance(batch, list | tuple):
-            raise DataError(f"batch {number} is a {type(batch).__name__}; expected the model's input alone")
+    for batch in batches:
         if some and (len(some) == most or batch.shape != some[0].shape):
             yield some
             some = []

@@ -14,6 +14,7 @@ from rich.text import Text
 from heterofl_flwr.common.errors import counted, printable, short
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix, level_name
+from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.runs.class_counts import ClassCounts
@@ -67,10 +68,13 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
-    """Return the table of levels: costs of each model, fraction of the clients, latest score of each model."""
+    """Return the table of levels: costs of each model, fraction of the clients, latest score and user's metrics."""
     kind, by_rate = headline_kind(records), costs.by_rate if costs else {}
     drawn = Counter(rate for record in records for rate in record.rates.values())
     few = {record.server_round for record in records if record.few_answered}
+    latest = next((record.evaluate_by_level for record in reversed(records) if record.evaluate_by_level), {})
+    users = (name for metrics in latest.values() for name in metrics if not name.endswith(HEADLINE_KINDS))
+    names = list(dict.fromkeys(users))
     rows = []
     for rate, level in levels(records, costs).items():
         rounds, values = level_points(records, level, kind)
@@ -80,8 +84,10 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
         if cost := by_rate.get(rate):
             parameters, macs = f"{cost.parameters:,}", formatting.count(cost.macs)
             size = formatting.size(2 * cost.bytes)
-        rows.append([level, f"{rate:g}", parameters, macs, share, score, size])
-    return ("level", "rate", "parameters", "MACs", "clients", kind, "bytes a round"), rows
+        evaluated = latest.get(level, {})
+        more = [formatting.score(name, evaluated.get(name)) for name in names]
+        rows.append([level, f"{rate:g}", parameters, macs, share, score, *more, size])
+    return ("level", "rate", "parameters", "MACs", "clients", kind, *names, "bytes a round"), rows
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:

@@ -356,6 +356,19 @@ class TestQueries:
         for rate in (1.0, 0.5):
             assert unpack_moments(record, rate, "it").layers["norm"].count == 10
 
+    def test_a_node_whose_config_has_no_level_may_choose_one(self):
+        app = ClientApp()
+        answer_queries(app, build, capacity=lambda context: "b" if context.run_config.get("memory") else "z")
+        asked = Message(RecordDict({"config": messages.new_config({})}), 7, "query.capability")
+        for context, rate in (
+            (node_context({"memory": True}), 0.5),
+            (node_context(level="c"), 0.25),
+            (node_context(rate=0.3), 0.3),
+        ):
+            assert app(asked, context).content["config"]["capacity"] == rate
+        with pytest.raises(ConfigError, match="'z' is no level: expected one of a"):
+            app(asked, node_context())
+
     def test_the_model_may_depend_on_the_run_config(self):
         app, seen = ClientApp(), []
 

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.nn.measure_moments import _alike, batch_norms, collect_moments
@@ -65,6 +66,13 @@ def test_paper_moments_are_torchs_cumulative_averages(small, name):
     for key, value in expected.items():
         torch.testing.assert_close(static.state_dict()[key], value, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(static(batches[0]), reference(batches[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_moments_of_a_loader_are_those_of_its_inputs():
+    inputs, model = torch.randn(8, 3), nn.BatchNorm1d(3)
+    loader = DataLoader(TensorDataset(inputs, torch.zeros(8)), batch_size=4)
+    found, expected = (collect_moments(model, batches).statistics("") for batches in (loader, inputs.split(4)))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
@@ -179,11 +187,12 @@ def test_a_batch_of_one_value_per_channel_is_refused_by_layer(size):
     _assert_same(before, _snapshot(model))
 
 
-@pytest.mark.parametrize(
-    "batch", [None, (torch.zeros(6, 3, 8, 8), torch.zeros(6)), torch.full((6, 3, 8, 8), torch.nan)]
-)
+@pytest.mark.parametrize("batch", [None, ("labels", torch.zeros(6)), torch.full((6, 3, 8, 8), torch.nan)])
 def test_batches_that_cannot_be_measured_are_refused(batch):
-    with pytest.raises(DataError, match=r"no batches|batch 1 is a tuple|moments of features\.norm1, .* are not finite"):
+    with pytest.raises(
+        DataError,
+        match=r"no batches|gave a batch of tuple; expected a tensor|moments of features\.norm1, .* are not finite",
+    ):
         collect_moments(CNN(3, hidden=(8, 8)), [] if batch is None else [batch])
     with pytest.raises(DataError, match="together is 0; expected 1 or more batches"):
         collect_moments(CNN(3, hidden=(8, 8)), [torch.zeros(6, 3, 8, 8)], together=0)

@@ -47,6 +47,14 @@ def test_a_level_has_its_share_of_clients_and_bytes_both_ways():
     assert (level, share, size) == ("d", "60.0 %", "80 B")
 
 
+def test_metrics_of_a_users_own_are_columns_of_the_levels():
+    first = make(1, [1.0, 0.5], evaluate_by_level={"a": {"f1": 0.1, "global-accuracy": 0.2}})
+    last = make(2, [1.0, 0.5], evaluate_by_level={"a": {"f1": 0.25, "local-loss": 3.0}, "b": {"local-loss": 4.0}})
+    heads, rows = level_cells([first, last, make(3, [1.0])], None)
+    assert heads[-2] == "f1"
+    assert [row[-2] for row in rows] == ["0.25", "-"]
+
+
 def test_a_row_of_the_closing_table_has_one_statistic():
     record = make(1, [1.0], evaluate={"local-loss": 9.0}, evaluate_medians={"local-loss": 1.0})
     assert score_cells([record])[1] == [("local-loss", "mean", "9", "-", "-"), ("local-loss", "median", "1", "1", "1")]
