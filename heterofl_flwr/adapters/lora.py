@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, kw_only=True)
 class LoraLevels:
-    """Callable that builds the model of a rate, made by ``lora``. The rate is the fraction of the full adapter rank.
+    """Callable that builds the model of a rate, made by ``lora``. Each adapter has ``rate`` times its full rank.
 
     Attributes
     ----------
@@ -65,14 +65,14 @@ def _find_device(model: nn.Module, frozen: Sequence[str]) -> torch.device:
 
 
 def lora(peft_model: "PeftModel") -> LoraLevels:
-    """Return a callable that builds the model of a rate. The rate is the fraction of the full adapter rank.
+    """Return a callable that builds the model of a rate. Each adapter has ``rate`` times its full rank, rounded up.
 
     All models share the frozen parameters of ``peft_model``. These are in memory once, and are not sent, averaged or
     stored. Clients and server exchange the adapters. Other trained parameters (``modules_to_save``, biases) are
-    exchanged in full. At a rate, an adapter of rank r has the first ``ceil(rate * r)`` rows of A and columns of B.
-    Every rate uses the scaling factor of the full rank. So a smaller adapter computes the same as the full adapter
-    with its remaining rows and columns set to zero. Each model is a ``PeftModel``. Adapters that it writes with
-    ``save_pretrained`` can be loaded by peft.
+    exchanged in full. From an adapter of full rank r, a model has the first ``ceil(rate * r)`` rows of A and columns of
+    B. Every rate uses the scaling factor of the full rank. So a smaller adapter computes the same as the full adapter
+    with all further rows and columns set to zero. Each model is a ``PeftModel``, so peft can load the files of its
+    method ``save_pretrained``.
 
     Parameters
     ----------

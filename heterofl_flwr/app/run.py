@@ -1,7 +1,7 @@
 """Train one global model over virtual clients of unequal size, through Flower.
 
 'heterofl settings' lists the keys of all settings. The exit code is 0 if every round was done and clients replied to
-the final evaluation. A run without evaluations needs the rounds alone.
+the final evaluation. In a run without evaluations, only the rounds matter.
 """
 
 import argparse

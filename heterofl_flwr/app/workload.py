@@ -206,7 +206,7 @@ class Workload:
 
     @cached_property
     def seeds(self) -> Split:
-        """The seed set of FedH2L, examples that all clients share, on the device."""
+        """Examples that all clients share: the seed set of FedH2L, on the device."""
         settings, train = self.settings, self.dataset.train
         rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
         return train.select(rows).to(self.device)
@@ -280,7 +280,7 @@ def load_data(data: DataSettings) -> Dataset:
 
 
 def shared_data(data: DataSettings) -> AbstractContextManager[None]:
-    """Return a context in which processes that start on this machine share the memory of the data set."""
+    """Return a context manager. Processes started inside it on this machine share the memory of the data set."""
     return shared_dataset(**_arguments(data))
 
 

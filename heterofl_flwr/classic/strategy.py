@@ -72,10 +72,10 @@ class HeteroFL(Strategy):
 
     Clients that return ``properties_of(context, moments=True)`` are queried for static batch norm moments.
 
-    Some options of ``heterofl_flwr.HeteroFL`` are not available. There are no ``callbacks``, because the classic API
-    does not tell a strategy the end of a round. There is no ``training.upload``, because the result of a
-    ``NumPyClient`` has no field for an encoding. There are neither ``sampling.spare`` nor ``asynchronous``, because the
-    server waits for all clients.
+    Some options of ``heterofl_flwr.HeteroFL`` are not available. ``callbacks`` is missing, because the classic API does
+    not tell a strategy the end of a round. ``training.upload`` is missing, because the result of a ``NumPyClient`` has
+    no field for an encoding. ``sampling.spare`` and ``asynchronous`` are missing, because the server waits for all
+    clients.
 
     Parameters
     ----------
@@ -87,8 +87,8 @@ class HeteroFL(Strategy):
     on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]] | None
         As in ``FedAvg``: function of the round that returns a config for clients.
     initial_parameters : Parameters | None
-        Initial parameters of the global model, in the order of its parameters or of its ``state_dict``. None: those of
-        a newly built model.
+        Initial parameters of the global model, in the order of its parameters or of its ``state_dict``. None: the
+        parameters of a newly built model.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn | None
         As in ``FedAvg``: function of a list of (number of examples, metrics) that returns metrics. None: means weighted
         by examples.
@@ -287,7 +287,7 @@ def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
 
 
 def _config(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
-    """Return the user's config for a round's instructions; raise ``ConfigError`` for reserved keys."""
+    """Return the user's config for a round's instructions; raise ``ConfigError`` if it contains reserved keys."""
     config = dict(config_fn(server_round)) if config_fn else {}
     messages.check_own_keys(config, RESERVED)
     return ConfigRecord(cast("dict[str, ConfigRecordValues]", config))

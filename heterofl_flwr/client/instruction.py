@@ -38,7 +38,8 @@ class Instruction:
     slice_rule
         Rule that selects the entries of a smaller model from the model of ``rate``.
     window
-        Round number that ``slice_rule`` uses; it may differ from ``server_round``.
+        Round number for ``slice_rule``. It differs from ``server_round`` if FedRolex's window moves by several entries
+        in each round.
     shared
         Patterns of the names of exchanged parameters. All other parameters stay with the client.
     has_trained

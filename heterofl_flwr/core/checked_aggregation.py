@@ -37,8 +37,8 @@ class Aggregation:
         The global state before the round. It is not changed. Entries that no client holds keep their values in the
         result.
     label_rows : Sequence[str]
-        Parameters whose rows belong to classes, such as ``["linear.weight", "linear.bias"]``. A client's rows count
-        only for the classes in its ``labels``.
+        Parameters whose rows belong to classes, such as ``["linear.weight", "linear.bias"]``. From a client with
+        ``labels``, only the rows of these classes are averaged.
     aggregator : Callable[[Mapping[str, Tensor]], Aggregator]
         Makes the aggregator from the global state: ``CountingMean``, or ``partial(RobustMean, robust=Robust())``.
     extra_rows : bool
@@ -134,11 +134,11 @@ class Aggregation:
         return self._aggregator.result()
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of the clients that held it."""
+        """Return, for each entry of a parameter, the total weight of the replies that contain the entry."""
         return self._aggregator.holders(name)
 
     def _check_plan(self, plan: Plan) -> None:
-        """Raise an error unless the plan fits the global state and contains only floating-point parameters."""
+        """Raise an error if the plan does not fit the global state, or if a parameter is not floating point."""
         if plan in self._plans:
             return
         plan.check_state(self._state)
@@ -237,7 +237,7 @@ def check_reply(
 ) -> None:
     """Raise ``ReplyError`` if a client's reply is invalid. The error lists all faults.
 
-    ``sub`` contains the client's parameters, and ``state`` the global state from which it started. ``largest`` is an
+    ``sub`` contains the client's parameters, and ``state`` the global state that the client trained. ``largest`` is an
     upper bound on the magnitude of an entry. ``norm_bound`` is an upper bound on the L2 norm of the difference between
     ``sub`` and ``state``; 0 for no bound.
     """

@@ -53,7 +53,7 @@ class Robust:
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return how many of the smallest values to drop, for this number of holders; as many of the largest."""
+        """Return the number of values to drop at each end: this many of the smallest, and as many of the largest."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 

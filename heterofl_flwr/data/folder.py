@@ -150,7 +150,7 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
     The label is the column ``columns.label``. If this name is empty, the label is the first of these that exists: the
     column ``label``, the only column of type ``ClassLabel``, the last column of a table of numbers. The inputs are the
     image column. A split without images uses all columns except label and owner as inputs. A split with a column
-    ``text``, but without label and image columns, is a text.
+    ``text``, but without label and image columns, becomes ``Texts``.
     """
     table, features = _Table(split, place), split.features
     if columns.owner == "":

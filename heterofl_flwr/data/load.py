@@ -65,7 +65,7 @@ def load_dataset(
 def shared_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> AbstractContextManager[None]:
-    """Return a context manager that shares a data set with the processes that are started on this machine meanwhile.
+    """Return a context manager. Processes started inside it on this machine share the memory of the data set.
 
     In such a process, ``load_dataset`` with the same arguments returns the shared data set without reading files. The
     data of a user's function are not shared: each process calls the function.

@@ -137,8 +137,8 @@ def noniid(
     seed : int
         Seed of the random draws.
     fidelity : Variant
-        Treatment of a client that draws two shards of one class. ``paper``: the client gets the first shard, and no
-        client gets the second. ``fixed``: the client gets both.
+        Treatment of a client that draws two shards of one class. ``paper``: the client gets only one shard, and one
+        shard is not used. ``fixed``: the client gets both.
     """
     check_count("the number of clients", clients, 1)
     present = targets.unique()  # (classes,), sorted

@@ -72,7 +72,7 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
 @operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of new tensors, such as zeros. A later operator with another tensor determines how they are sliced."""
+    """Trace rule of new tensors, such as zeros: sliced like the tensors that later operators combine them with."""
     trace.fresh(*call.outputs)
 
 

@@ -1,7 +1,7 @@
 """Small MNIST with 14 x 14 pixels and 10,000 training images, for experiments of a minute.
 
-``load`` has 5,000 more images of MNIST's training set as its test set. Use it to tune hyperparameters. For results to
-report, use ``with_test_images``. It has the same training images, and MNIST's test set.
+The test set of ``load`` is 5,000 more images from MNIST's training set. Use ``load`` to tune hyperparameters. For
+results to report, use ``with_test_images``, with the same training images and MNIST's test set.
 """
 
 import torch

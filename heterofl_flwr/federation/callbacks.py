@@ -14,7 +14,7 @@ from heterofl_flwr.stages.privacy_accountant import Releases
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunState:
-    """State of a run between two rounds, from which it can be resumed.
+    """State of a run between two rounds. The run can be resumed from this state.
 
     Attributes
     ----------
@@ -66,7 +66,8 @@ class Progress(RunState):
     record
         The round's record.
     evaluated
-        The parameters that are evaluated and saved: ``state``, unless a stage such as ``MovingAverage`` changes them.
+        The parameters that are evaluated and saved. These are ``state``, or the result of a stage such as
+        ``MovingAverage``.
     num_rounds
         The number of the run's final round.
     evaluated_slice
@@ -126,7 +127,7 @@ def progress_text(what: str, done: int, total: int, failed: int) -> str:
 
 
 def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:
-    """Return ``callbacks`` as a tuple; raise ``ConfigError`` unless all are instances of ``RoundCallback``."""
+    """Return ``callbacks`` as a tuple; raise ``ConfigError`` if an element is not a ``RoundCallback``."""
     if not isinstance(callbacks, Sequence) or not all(isinstance(callback, RoundCallback) for callback in callbacks):
         raise ConfigError(f"callbacks is {shown(callbacks)}; expected a list of instances of RoundCallback")
     return tuple(callbacks)

@@ -37,7 +37,7 @@ def split_metrics(
 ) -> dict[float | None, dict[str, float]]:
     """Return metrics grouped by the rate in their keys, such as ``accuracy/0.5``.
 
-    If a key ends with none of ``rates``, its metric belongs to the rate ``plain``.
+    Metrics whose keys end with none of ``rates`` belong to the rate ``plain``.
     """
     by_rate: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
@@ -87,7 +87,7 @@ def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
 def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
     """Return pairs (examples, value) by metric, for clients with examples.
 
-    Pairs with NaN are left out, unless all values of the metric are NaN.
+    Pairs with NaN are left out. If all values of a metric are NaN, all its pairs are returned.
     """
     by_metric: dict[str, list[tuple[float, float]]] = {}
     for number, metrics in answers:

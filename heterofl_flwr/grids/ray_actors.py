@@ -90,7 +90,7 @@ class Clients:
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
         """Run the clients of these messages; return the pickled replies. An error reply replaces an unpicklable reply.
 
-        ``pickled`` contains envelopes from ``pack``, and ``records`` their stored records.
+        ``pickled`` contains envelopes from ``pack``. ``records`` are the stored records that the envelopes refer to.
         """
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]

@@ -1,7 +1,7 @@
 """Handling of buffers, which clients and server do not exchange.
 
-Buffers of spectral norm are recomputed. Buffers with a table over channels are found, because moving slices do not
-allow them.
+Buffers of spectral norm are recomputed. Buffers whose values differ by channel are found, because they do not fit
+slices that move from round to round.
 """
 
 from collections.abc import Iterator

@@ -166,7 +166,6 @@ def _costs(runs: Mapping[object, RunFolder], histories: Mapping[RunFolder, Seque
 
 
 def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
-    """Return the mix of a run, and the setting ``train.distill``."""
     settings = flatten(folder.settings())
     return Mix.parse(str(settings.get("mix", "a"))), cast("InnerWidths", settings.get("train.distill", "none"))
 

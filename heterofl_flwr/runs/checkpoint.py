@@ -1,7 +1,7 @@
 """Checkpoints. Each is two files: a safetensors file with all tensors, and a JSON file with all other values.
 
-The JSON file is written last, so a checkpoint is complete as soon as this file exists. Checksums of both files are in
-the JSON file, and reveal damage.
+The JSON file is written last, so a checkpoint is complete as soon as this file exists. Checksums in the JSON file
+reveal damage of either file.
 """
 
 import json

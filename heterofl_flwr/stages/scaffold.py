@@ -19,7 +19,10 @@ STEP = "scaffold-step"
 @client_stage("scaffold")
 @dataclass(frozen=True)
 class ClientScaffold(ClientStage):
-    """Step along ``gradient - c_i + c``, then update ``c_i`` by option II of the paper (algorithm 1, line 12)."""
+    """Local steps along ``gradient - c_i + c``, then an update of ``c_i`` (option II in line 12 of algorithm 1).
+
+    Here ``c_i`` is the client's control variate, and ``c`` the server's.
+    """
 
     stateful: ClassVar[bool] = True
 
@@ -29,7 +32,10 @@ class ClientScaffold(ClientStage):
         return Quadratic(direction={name: control - context.stored(name, control) for name, control in controls})
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Store ``c_i = c_i - c + (x - y_i) / (K * learning rate)``; add ``K * learning rate`` to the reply."""
+        """Store ``c_i = c_i - c + (x - y_i) / (K * learning rate)``; add ``K * learning rate`` to the reply.
+
+        Here x is the received model, y_i the trained model, and K the number of local steps.
+        """
         if context.total_step <= 0:
             raise ConfigError("scaffold: the penalty was not in the client's loss, so its steps are not known")
         received = context.received()
@@ -72,7 +78,7 @@ class Scaffold(StatefulStage):
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Add the client's mean gradient, ``(x - y_i) / (K * learning rate)``, to the mean of the round."""
+        """Add the client's mean gradient, ``(x - y_i) / (K * learning rate)``, to the round's mean of gradients."""
         received, step = update.plan.extract(context.state), cast("float", update.fields[STEP])
         gradients = {name: (received[name] - tensor) / step for name, tensor in update.tensors.items()}
         self._gradients.add(update.plan, gradients, labels=update.labels)

@@ -30,7 +30,8 @@ class Update:
     labels
         The client's classes: only their rows of the classifier are averaged. None for all rows.
     weight
-        The client's weight in the mean; 0 for a client without examples, whose update is checked but not averaged.
+        The client's weight in the mean. It is 0 for a client without examples; then the update is checked, but not
+        averaged.
     form, scales
         Name of the encoding, such as ``int8``, and its step sizes.
     client
@@ -87,8 +88,7 @@ class RoundContext:
     global_rate
         Rate of the global model.
     norm_bound
-        Upper bound on the L2 norm of the mean change, if clients sum their changes in a ``Conversation``; 0 for no
-        bound.
+        Upper bound on the L2 norm of the mean change in secure aggregation (``Conversation``); 0 for no bound.
     """
 
     server_round: int
@@ -171,8 +171,8 @@ class ServerStage:
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the new model, computed from ``new``, the mean of the round.
 
-        With ``Needs(changes=True)``, ``new`` is the mean change. Entries that no client of the round has must keep
-        their values.
+        With ``Needs(changes=True)``, ``new`` is the mean change. If no client of the round has an entry in its slice,
+        the new model must have the entry's previous value.
         """
         return new
 

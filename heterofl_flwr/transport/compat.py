@@ -51,7 +51,7 @@ if TYPE_CHECKING or FLOWER >= (1, 38):
 else:
 
     class TaskIdentity:
-        """Replacement for a class that Flower has from 1.38 on. Older versions set run and sender in the grid."""
+        """Replacement for Flower's ``TaskIdentity`` before 1.38, where the grid sets a message's run and sender."""
 
         _run_id: ClassVar[int | None] = None
         _node_id: ClassVar[int | None] = None

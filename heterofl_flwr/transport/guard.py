@@ -80,7 +80,8 @@ class _Announced:
     def add(self, content: bytes) -> None:
         """Store the content of the last object in ``missing``, and remove this object from ``missing``.
 
-        Add the objects that the content refers to. Raise ``ReplyError`` if the reply becomes too large.
+        Then extend ``missing`` by the objects that the content refers to. Raise ``ReplyError`` if the reply becomes too
+        large.
         """
         id_, _ = self.missing.popitem()
         self.contents[id_] = content
@@ -95,8 +96,8 @@ class Guarded(Relay):
     """Proxy for a SuperLink's grid that checks replies before they are unpacked.
 
     Each reply is fetched object by object, without waiting for objects that have not arrived. An error reply replaces a
-    reply that is too large (as sent, or after its chunks are joined), that cannot be read, or that names a wrong
-    sender.
+    reply that is too large, cannot be read, or names a wrong sender. The limit on size holds for the bytes sent, and
+    for the bytes after joining chunks.
     """
 
     def __init__(self, grid: Grid, largest_reply: LargestReply) -> None:
@@ -144,7 +145,7 @@ class Guarded(Relay):
         return [replies[id_] for id_ in ids if id_ in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages, and yield the replies in the order of arrival until ``timeout``, whatever nodes send."""
+        """Send messages, and yield the replies in the order of arrival. No node can make this exceed ``timeout``."""
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:

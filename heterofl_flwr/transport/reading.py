@@ -129,8 +129,8 @@ def unpack_trained(
 ) -> tuple[Mapping[str, Tensor], Tensor | None]:
     """Return a reply's tensors, and the scales of encoded changes or None. The tensors are parameters or changes.
 
-    Before unpacking, the records are checked. Raise ``ReplyError`` if they are not the records of ``form``, if a name
-    is unknown, or if they have far more bytes than the plan's parameters.
+    The records are checked before they are unpacked. Raise ``ReplyError`` if the records are not those of the encoding
+    ``form``, if a name is wrong, or if the bytes are far more than the plan's parameters need.
     """
     expected = UPLOAD_RECORDS[form]
     if set(records) != set(expected):

@@ -218,7 +218,7 @@ def check_jobs(jobs: Iterable[Job]) -> None:
 
 
 def run_once(job: Job) -> bool:
-    """Run or resume a job; return False if it was finished already.
+    """Run or resume a job; return False without running if the job has finished or diverged before.
 
     Raises
     ------

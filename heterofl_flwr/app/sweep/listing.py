@@ -20,8 +20,8 @@ RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean o
 def list_jobs(jobs: Sequence[Job]) -> str:
     """Return a table of jobs: name, time, stage, and settings that differ from the paper's settings.
 
-    For a finished job, the time is the time that it took. For any other job, it is an estimate of the remaining time,
-    from the mean time of the job's finished rounds. The estimate for a new job uses rounds of jobs with the same data.
+    For a finished job, the time is its duration. For any other job, the time is an estimate of the remaining time, from
+    the mean time of the job's finished rounds. The estimate for a new job uses the rounds of jobs with the same data.
     """
     seconds, by_data, to_come, rows = [], defaultdict[str, list[float]](list), [], []
     for job in jobs:

@@ -18,9 +18,9 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Layout of a parameter whose values are stored as one row per client, equal for all clients.
+    """Storage of one parameter as a row of values, in the same order for all clients.
 
-    ``channels_last`` is True for the weight of a convolution whose values are stored in channels-last order.
+    ``channels_last`` is True for the weight of a convolution if its values are stored in channels-last order.
     """
 
     name: str

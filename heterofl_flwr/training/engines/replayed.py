@@ -37,7 +37,10 @@ class Replayed:
         self._outputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the function's results for these inputs. The call after ``WARM_UP`` calls records the graph."""
+        """Return the function's results for these inputs.
+
+        The first ``WARM_UP`` calls run without a graph. The next call records the graph.
+        """
         if self._warm_up:
             self._warm_up -= 1
             return self._run_aside(inputs)

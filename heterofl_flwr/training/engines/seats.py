@@ -1,4 +1,7 @@
-"""The engine ``seats``: clients of any rates train at the same time, each in a seat (``engines/seat.py``)."""
+"""The engine ``seats``: clients of any rates train at the same time, each in a seat.
+
+A seat (``engines/seat.py``) is a copy of a model with its optimiser. Clients use a seat one after another.
+"""
 
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -30,8 +33,8 @@ def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
     depend on other clients. On a CPU, results equal those of ``plain`` bit for bit. If memory is short, clients wait
     for a seat.
 
-    Some clients cannot use a seat, because a hook watches the model, or because the model's code copies values to the
-    CPU, changes attributes or draws random numbers on the CPU. ``plain`` trains such clients, and the reason is logged.
+    Some clients cannot use a seat: those whose model has a hook, or whose model's code copies values to the CPU,
+    changes attributes or draws random numbers on the CPU. ``plain`` trains such clients, and the reason is logged.
 
     Raises
     ------
