@@ -1,6 +1,6 @@
 """Write each model of a run into a folder in RUN/exports, in formats that run without this package.
 
-  model.safetensors  the tensors, to load into a model built by its code; batch norm has measured statistics
+  model.safetensors  the tensors; the model's code is needed to use them; batch norm has measured statistics
   model.pt2          a program of torch.export: runs wherever torch does
   model.onnx         a program for onnxruntime and similar runtimes, without torch; needs heterofl-flwr[export]
 

@@ -103,7 +103,7 @@ class RobustMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of holders of each entry of a parameter; 0 for entries with fewer than ``fewest``."""
+        """Return the number of holders of each entry of a parameter; 0 if the number is below ``Robust.fewest``."""
         holders = self._holders.holders(name)
         return holders.where(holders >= self._robust.fewest, 0.0)
 

@@ -210,7 +210,7 @@ def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
 
 
 class Region:
-    """Access to a slice's entries in a global tensor."""
+    """The entries of a slice in a global tensor, for reading and writing."""
 
     __slots__ = ("_index", "_local_shape", "_shape", "is_whole", "view")
 

@@ -212,7 +212,7 @@ class Findings(NamedTuple):
 
 @kept_random_state()
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
-    """Run a model at every depth, dropping its blocks one by one; raise ``ShapeError`` if a depth fails."""
+    """Run a model at every depth, dropping blocks step by step; raise ``ShapeError`` if the model fails at a depth."""
     findings, stacks = Findings({}, set(), {}), find_stacks(model, blocks)
     with watching(model, stacks) as watch:
         modes, expected, every = _run_whole(model, inputs, watch)

@@ -121,7 +121,7 @@ class Hall:
 
 @lru_cache
 def hall_of(device: torch.device) -> Hall:
-    """Return the ``Hall`` of a device. All calls in a process return the same object."""
+    """Return the pool of a device's seats. All calls in a process return the same object."""
     return Hall(device, MOST[device.type])
 
 
