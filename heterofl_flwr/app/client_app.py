@@ -29,7 +29,7 @@ class CohortApp(ClientApp):
 
     @staticmethod
     def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
-        """Train the slices of several messages, each on its own client's data."""
+        """Train the slices of several messages, each on the data of the message's client."""
         return _answer([AppTask(*pair) for pair in zip(received, contexts, strict=True)])
 
 

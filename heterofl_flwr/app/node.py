@@ -82,7 +82,7 @@ class AppTask(Task):
         return self.model(like).to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the training of a model on this client's data, with masked loss if the settings say so."""
+        """Return the job of training a model on this client's data. The settings say whether the loss is masked."""
         data = self.data
         self.penalty_used = True  # the engines add FedProx's penalty (``options``) and the stages' (the job)
         quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
@@ -156,7 +156,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's data: those in the folder ``data-path`` of its config or, without it, a part of ``data.name``."""
+    """Return a node's data: the folder ``data-path`` if the node config names one, else a part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

@@ -209,7 +209,7 @@ def build_devices(workload: Workload) -> Devices | None:
 class Start:
     """Start of a run.
 
-    ``state`` is the checkpoint to resume; None for a new run. If the run is finished, ``finished`` says so.
+    ``state`` is the checkpoint to resume; None for a new run. ``finished`` is a sentence if the run is finished.
     """
 
     state: RunState | None = None

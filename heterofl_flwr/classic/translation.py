@@ -1,7 +1,8 @@
 """Conversion between messages and the types of Flower's classic API: scalars, and arrays without names.
 
-Parameters come first, in the order of the plan. Batch norm moments follow, ordered by rate and layer. Server and client
-both build the model, so they know the name at each position. Lists in a config are sent as comma-separated text.
+Among the arrays, parameters come first, in the order of the plan. Batch norm moments follow, ordered by rate and layer.
+Server and client both build the model, so they know the name of each array. Lists in a config are sent as
+comma-separated text.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -158,7 +159,7 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
 
 
 def _read_config(scalars: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
-    """Return a config record with the entries of ``scalars`` whose names are in ``keys``, and with the capacity."""
+    """Return a config record with the entries of ``scalars`` in ``keys``, and with the capacity if one is reported."""
     fields: dict[str, object] = {key: scalars[key] for key in keys & scalars.keys()}
     if messages.LABELS in fields:
         text = str(fields[messages.LABELS])

@@ -63,7 +63,7 @@ class NodeFiles:
     def of(cls, node_config: Mapping[str, object]) -> "NodeFiles | None":
         """Return the files of a node; None if its config has no ``states-path``.
 
-        Simulated nodes have one common folder, so each partition has its subfolder.
+        Simulated nodes share one folder, so each partition has a subfolder.
         """
         folder = node_config.get(NODE_STATES)
         return cls(Path(str(folder)) / f"node-{node_config.get('partition-id', 'alone')}") if folder else None
@@ -104,7 +104,10 @@ def _folder(context: Context, instruction: Instruction) -> Path | None:
 
 
 def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the newest saved state. The state of this round counts only if the message is not the round's first."""
+    """Return the newest saved state.
+
+    The state of the current round is used only if this message is not the first one of the round.
+    """
     end = instruction.server_round + (not instruction.starts_round)
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < end]
     if not paths:

@@ -18,7 +18,7 @@ SAMPLES = 256
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude parameters from the exchange, such as the base model under adapters.
+    """Exclude parameters, such as those of a base model with adapters, from the exchange between server and clients.
 
     Excluded parameters are in no plan. They are not sent, averaged or stored. Copies of the model share them.
     """
@@ -97,7 +97,7 @@ def fingerprint(model: nn.Module) -> str:
 def exchanged_dtype(parameter: Tensor) -> torch.dtype:
     """Return the dtype in which a parameter is exchanged and averaged.
 
-    This is the parameter's dtype, but float32 for bfloat16, because numpy lacks bfloat16.
+    For a parameter in bfloat16, this is float32, because numpy lacks bfloat16. Otherwise, it is the parameter's dtype.
     """
     return torch.float32 if parameter.dtype == torch.bfloat16 else parameter.dtype
 

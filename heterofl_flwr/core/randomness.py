@@ -33,8 +33,8 @@ def generator(seed: int, *purpose: int | str) -> random.Random:
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
     """Context manager: restore the states of the global generators of torch, NumPy and Python on exit.
 
-    If ``seed`` is not None, torch's generators are seeded with it on entry. Others may know this seed. If the states
-    were not restored, they could compute later draws from it, for example privacy noise.
+    If ``seed`` is not None, torch's generators are seeded with it on entry. If the states were not restored, whoever
+    knows this seed could compute later draws, for example privacy noise.
     """
     cuda = torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - a builder may seed or read the old generator

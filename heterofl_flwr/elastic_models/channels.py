@@ -119,9 +119,9 @@ class Grouping:
         return self._places.setdefault(roots.tobytes(), places) if (places[:, 0] >= 0).any() else None
 
     def length(self, row: Row) -> Places | int | None:
-        """Return the length of an axis in a slice: a constant, or the places from which ``kept_positions`` computes it.
+        """Return the length of an axis in a slice if it is a constant; None if it is unknown.
 
-        Return None if the length is unknown.
+        If the length depends on the widths, return the places of the axis, the argument of ``kept_positions``.
         """
         roots = self._positions.roots(row)
         places = self.places(row)

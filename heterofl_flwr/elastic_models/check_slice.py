@@ -129,7 +129,7 @@ def _compare(step: Step, expected: Step) -> None:
 
 
 def _follow_widths(numbers: Sequence[float], full_numbers: Sequence[float], powers: Sequence[float]) -> bool:
-    """Whether each number equals the full model's, or equals it times a factor in ``powers``."""
+    """Whether each number equals the full model's number, possibly multiplied by a factor in ``powers``."""
     pairs = [
         (number, full_number)
         for number, full_number in zip(numbers, full_numbers, strict=True)

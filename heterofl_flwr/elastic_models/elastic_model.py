@@ -180,14 +180,14 @@ def elastic(
     ------
     UnsupportedLayerError
         If the model cannot be traced, for example because a computation depends on values, or a hook uses the original
-        model. Other rates are checked when they are first built.
+        model. Also if a slice fails the check. Here only one rate is checked; others are when they are first built.
 
     Warns
     -----
     UserWarning
         If outputs differ with ``check="zeroing"``.
         If parameters are not used on the example inputs; they keep their full width.
-        If the code divides a sum over channels by a literal that equals their full number.
+        If the code divides a sum over channels by a literal that equals the full number of channels.
         If a slice of rate 0.5 keeps more than 60 % of the parameters. The warning lists reasons, such as an unknown
         operator.
 

@@ -26,7 +26,10 @@ class Source:
 
     @cached_property
     def row(self) -> Row:
-        """The positions of the axis. For an integer of a layer, they are created at its first use as a length."""
+        """The positions of the axis.
+
+        If the source is an integer of a layer, the positions are created when the code first uses it as a length.
+        """
         return self._make()
 
 
@@ -171,7 +174,7 @@ class Trace:
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
-        """Slice axes of equal length alike; return their positions, or None if one of them is never sliced."""
+        """Require that axes of equal length are sliced alike. Return their positions; None if they are never sliced."""
         row, *rest = rows
         present = [partner for partner in rest if partner is not None]
         if row is None or len(present) < len(rest):

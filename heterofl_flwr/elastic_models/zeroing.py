@@ -2,8 +2,8 @@
 
 The outputs of both models must be equal, because zeros do not change sums and products. Three kinds of numbers depend
 on the width, and are taken from a recorded run of the slice: the count by which a mean or a norm divides, the entries
-over which a softmax or a maximum runs, and factors such as the scale of attention. A false alarm is possible, so a
-difference is only a warning: after ``exp``, for example, dropped channels are 1 instead of 0, and a mean includes them.
+over which a softmax or a maximum runs, and factors such as the scale of attention. A difference is only a warning,
+because false alarms are possible. For example, dropped channels are 1, not 0, after ``exp``, and a mean includes them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -18,8 +18,8 @@ from heterofl_flwr.federation.sampling import Purpose, draw
 class Levels:
     """Rates of the clients of one run, and sampling of clients.
 
-    Under *Fix* a client has one rate in all rounds. Under *Dynamic* each round draws a rate of the mix for each client.
-    A rate is never larger than the client's capacity.
+    With the assignment *Fix*, a client has one rate in all rounds. With *Dynamic*, each round draws a rate of the mix
+    for each client. A rate is never larger than the client's capacity.
     """
 
     def __init__(self, architecture: Architecture, nodes: Nodes, assignment: Assignment = "fix") -> None:

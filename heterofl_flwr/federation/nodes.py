@@ -35,11 +35,11 @@ class Capability:
 class Nodes:
     """Registry of the clients by node id. A client is added when it answers the capability query.
 
-    Each client has two numbers. The *partition* seeds its random draws. It is the number that the client reports; if
-    another client has reported this number before, the server assigns a free number. The *seat* determines the level of
-    a client that reports neither partition nor capacity. The seat follows from the names and ids of the present nodes,
-    not from reports, so no client can change the level of another client. ``seat_rates`` has the rate of each node's
-    seat.
+    Each client has two numbers. The *partition* seeds the client's random draws. It is the number that the client
+    reports; if another client has reported this number before, the server assigns a free number. The *seat* determines
+    the level of a client that reports neither partition nor capacity. The seat follows from the names and ids of the
+    present nodes, not from reports, so no client can change the level of another client. ``seat_rates`` has the rate of
+    each node's seat.
 
     Attributes
     ----------
@@ -50,7 +50,8 @@ class Nodes:
     unanswered : set[int]
         Present nodes that did not answer the latest capability query.
     demoted : set[str]
-        Names of nodes that train at the mix's smallest rate because their answer was not usable.
+        Names of nodes that train at the mix's smallest rate because their answer to the capability query was not
+        usable.
     changes : dict[int, str]
         Log lines on nodes that joined, left or came back, by node id. The caller logs the lines and clears the
         dictionary. If a node leaves and comes back between two logs, there is no line on it.
@@ -97,7 +98,7 @@ class Nodes:
         """Set the present nodes; return True if they changed. ``names`` has the registered names of new nodes.
 
         The capability of a node that left is deleted. The partition and seat of that node stay reserved until a new
-        node joins, which may get them: it may be the same machine, restarted under another node id.
+        node joins. The new node may get them, because it may be the same machine, restarted under another node id.
         """
         if (present := {*present}) == self.present:
             return False

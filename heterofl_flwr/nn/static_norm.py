@@ -69,7 +69,7 @@ def is_measured(layer: _BatchNorm) -> bool:
 
 @contextmanager
 def refusing_unmeasured(where: str) -> Iterator[None]:
-    """Within this context, raise ``ConfigError`` if batch norm is evaluated with a new layer's statistics."""
+    """Within this context, raise ``ConfigError`` if batch norm is evaluated with statistics that were not measured."""
     checked = WeakSet[nn.Module]()
 
     def check(layer: nn.Module, _: object) -> None:

@@ -96,7 +96,7 @@ def render_page(**content: object) -> str:
 
 
 def write_page(folder: RunFolder) -> Path:
-    """Write the report of a run, ``report.html`` and figures, into its folder; return the page's path."""
+    """Write the report of a run, ``report.html`` and figures, into the run's folder; return the path of the page."""
     about, settings, records, costs = folder.about(), folder.settings(), folder.history(), folder.costs()
     counts = read_counts(folder)
     figures = [(drawing, to_png(drawing.figure, drawing.title)) for drawing in draw_run(records, costs, counts)]

@@ -126,7 +126,7 @@ def confusion_cells(counts: ClassCounts) -> Cells:
 
 
 def marked(value: str, partial: bool) -> str:
-    """Return a value as text, with a star if ``partial``: too few clients replied."""
+    """Return a value as text. A star is added if ``partial``, which means that too few clients replied."""
     return f"{value} *" if partial else value
 
 

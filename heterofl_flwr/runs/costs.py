@@ -75,7 +75,7 @@ class Costs:
     mix : Mix
         The run's mix.
     example : torch.Tensor
-        A batch of one input.
+        A batch with one example.
     """
 
     def __init__(self, build: Build, mix: Mix, example: Tensor) -> None:
@@ -85,7 +85,7 @@ class Costs:
         self.add(mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
-        """Measure the models of rates that are new. Return whether there were any."""
+        """Measure the models of new rates. Return whether a rate was new."""
         new = set(rates) - self._costs.keys()
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
@@ -121,7 +121,7 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
-    """Return the bytes to and from clients that a round of FedAvg with the same clients and the global model sends."""
+    """Return the bytes that a round would send, in both directions, if all its clients trained the global model."""
     return costs.global_model.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
 
 

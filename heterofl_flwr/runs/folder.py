@@ -132,13 +132,13 @@ class RunFolder:
         about : Mapping[str, object] | None
             More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Function that adds missing settings to those in the folder, if an earlier version has written them.
+            Function that completes the settings in the folder: it adds those that the version that wrote them lacked.
 
         Raises
         ------
         ConfigError
-            If the folder has a run and ``resume`` is False, if it has none and ``resume`` is True, or if settings
-            differ. The folder is then unchanged.
+            If the folder has a run although ``resume`` is False, if it has no run although ``resume`` is True, or if
+            settings differ that are not in ``may_differ``. The folder is then unchanged.
         """
         self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
         self._lock = self._lock or acquire_lock(self.path, shared=True)

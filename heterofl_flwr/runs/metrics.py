@@ -31,7 +31,7 @@ class Score(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Name of the metric, followed by ``(median)`` if rounds are compared by the median."""
+        """Name of the metric, followed by ``(median)`` if ``final`` is the median over clients."""
         return f"{self.name} (median)" if self.statistic == "median" else self.name
 
 

@@ -1,7 +1,7 @@
 """Slices as plans: the overlap of two slices, and the number of clients that hold each entry.
 
-The overlap of two slices is a slice too. Both clients know its entries in the same order, that of the global model. So
-word n of the mask that two clients share belongs to entry n of their overlap.
+The overlap of two slices is a slice too. For both clients, its entries are in the order of the global model. So word n
+of the mask that two clients share belongs to entry n of their overlap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def whole(slices: Sequence[Plan]) -> Plan:
 
 
 def as_state(vector: NDArray[np.generic], plan: Plan) -> dict[str, Tensor]:
-    """Return a slice's vector as tensors by parameter name; they share the vector's memory."""
+    """Return a slice's vector as tensors by parameter name. The tensors share the memory of the vector."""
     parts = torch.from_numpy(vector).split([prod(shape) for shape in plan.shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(plan.shapes.items(), parts, strict=True)}
 

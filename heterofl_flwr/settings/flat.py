@@ -26,7 +26,7 @@ AUTOS = {*OTHER, "train.mask-fill"}
 
 
 def fields_of(group: Any) -> Mapping[str, FieldInfo]:
-    """Return the pydantic fields of a group class by name; empty if ``group`` is anything else."""
+    """Return the pydantic fields of a group class by name; empty if ``group`` is not a group class."""
     found = getattr(group, "__pydantic_fields__", {}) if isinstance(group, type) else {}
     return {name: field for name, field in found.items() if not field.exclude}
 
@@ -159,7 +159,8 @@ def validate(
 ) -> tuple[GroupType | None, list[str]]:
     """Make a group from a flat mapping with dotted keys.
 
-    Return the group and an empty list. If values are invalid, return None and a list with an error message for each.
+    Return the group and an empty list. If values are invalid, return None and a list with an error message for each of
+    these values.
     """
     nested: dict[str, Any] = {}
     for key, value in flat.items():

@@ -1,4 +1,4 @@
-"""Queries of stages, such as the keys of secure sums, before and after training."""
+"""Queries of stages before and after training, for example for the keys of secure sums."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

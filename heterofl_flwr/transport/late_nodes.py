@@ -58,7 +58,7 @@ class LateNodes(Relay):
         self._ready: dict[str, Message] = {}  # late replies that answer a new query, by message id
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages. First read the late replies of their nodes.
+        """Send messages, after reading late replies of the nodes to which they go.
 
         A late answer to a capability query replaces a new query, which is not sent. Other late replies are dropped.
         """
@@ -133,7 +133,7 @@ class LateNodes(Relay):
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Cancel messages. To detect late replies, the ids of each node's oldest and newest messages are stored."""
+        """Cancel messages. To detect late replies, the ids of the oldest and newest of each node are stored."""
         dropped = []
         for id_ in message_ids:
             if (sent := self._sent.get(id_)) is None:
@@ -157,7 +157,7 @@ class LateNodes(Relay):
                 del self._unanswered[sent.node_id]
 
     def _is_given_up(self, id_: str, now: float) -> bool:
-        """Whether to stop waiting for the reply to a message: its node answers one message late, and time is over."""
+        """Whether the time for the reply to a message is over, because its node answers one message late."""
         sent = self._sent.get(id_)
         if sent is None or sent.behind is None or sent.kind not in self._longest:
             return False
