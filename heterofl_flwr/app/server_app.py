@@ -76,8 +76,8 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
     """Run the strategy that the settings describe, and return it.
 
-    The run's folder is ``run.dir``. Without this setting, a run by ``flwr run`` gets a new folder below ``runs``, and a
-    run with a grid of this package writes no folder.
+    The run's folder is ``run.dir``. Without this setting, it depends on the grid: ``flwr run`` makes a new folder below
+    ``runs``; with a grid of this package, no folder is written.
     """
     give_back_freed_memory()
     folder = _choose_folder(grid, workload.settings)

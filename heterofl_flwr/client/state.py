@@ -1,7 +1,7 @@
 """State of a client between messages: its personal parameters and the tensors of stages.
 
 By default the state is in the client's context, which Flower deletes when the node stops or the run ends. With
-``states-path`` in the node config, the state is written to a file for each client and round, so a run can be resumed.
+``states-path`` in the node config, the state is written to a file for each client and round. A run can then be resumed.
 """
 
 from collections.abc import Mapping

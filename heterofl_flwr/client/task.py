@@ -127,8 +127,8 @@ class Task:
         Parameters
         ----------
         like : nn.Module | None
-            Untrained model of another task, to copy instead of loading parameters, which is slower. The messages of
-            both tasks must have equal parameters.
+            Untrained model of another task. It is copied, because loading parameters is slower. The messages of both
+            tasks must have equal parameters.
         """
         self._check_open()
         model = next(self._load())[1] if like is None else copy_exchanged(like)

@@ -35,9 +35,10 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
     Parameters
     ----------
     rule : SliceRule
-        ``prefix`` and ``important``: the first entries. ``rolling``: FedRolex's window, which moves by one entry in
-        each round. ``random-level``: a random subset for each rate and round (Federated Dropout). ``random-client``: a
-        random subset for each client and round.
+        ``prefix``: the first entries. ``important``: also the first entries, but the server has sorted the channels by
+        importance. ``rolling``: FedRolex's window, which moves by one entry in each round. ``random-level``: a random
+        subset for each rate and round (Federated Dropout). ``random-client``: a random subset for each client and
+        round.
     seed, server_round, rate, partition : int, int, float, int
         Inputs of the random draws. The first round is 1. For a window that moves by more than one entry, pass
         ``window_number(...)`` as the round.

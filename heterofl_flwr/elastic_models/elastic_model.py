@@ -180,7 +180,7 @@ def elastic(
     ------
     UnsupportedLayerError
         If the model cannot be traced, for example because a computation depends on values, or a hook uses the original
-        model. Also if a slice fails the check. Here only one rate is checked; others are when they are first built.
+        model. Also if a slice fails the check. ``elastic`` checks one rate, and ``build`` each other rate at first use.
 
     Warns
     -----

@@ -118,7 +118,7 @@ class Length(int):
 
 
 def is_length(number: object) -> bool:
-    """Whether a number is an exact ``Length``, so that it can be the length of an axis that shrinks with the rate."""
+    """Whether a number is an exact ``Length``. An axis of such a length shrinks with the rate."""
     return isinstance(number, Length) and number.exact
 
 

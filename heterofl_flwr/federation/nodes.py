@@ -38,8 +38,8 @@ class Nodes:
     Each client has two numbers. The *partition* seeds the client's random draws. It is the number that the client
     reports; if another client has reported this number before, the server assigns a free number. The *seat* determines
     the level of a client that reports neither partition nor capacity. The seat follows from the names and ids of the
-    present nodes, not from reports, so no client can change the level of another client. ``seat_rates`` has the rate of
-    each node's seat.
+    present nodes. It does not depend on reports, so no client can change the level of another client. ``seat_rates``
+    has the rate of each node's seat.
 
     Attributes
     ----------

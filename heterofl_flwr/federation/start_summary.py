@@ -53,8 +53,8 @@ def find_equal_levels(federation: Federation) -> list[str]:
 def count_releases(federation: Federation, rounds: range, *, simulated: bool) -> int:
     """Return an upper bound on the number of noisy releases (models and moments) in ``rounds``.
 
-    Clients on other machines (``simulated=False``) may report their capacity. An evaluation may then need the moments
-    of every level.
+    Clients on other machines (``simulated=False``) may report any capacity, so an evaluation may need the moments of
+    every level.
     """
     options, final_round = federation.options, rounds.stop - 1
     evaluation, levels = options.evaluation, len(federation.mix.all_rates)

@@ -132,7 +132,7 @@ class RunFolder:
         about : Mapping[str, object] | None
             More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Function that completes the settings in the folder: it adds those that the version that wrote them lacked.
+            Function from the stored settings to complete ones: an older version may have had fewer settings.
 
         Raises
         ------
@@ -265,7 +265,7 @@ class RunFolder:
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return the noisy releases of models and moments that ``privacy.json`` or the history counts."""
+        """Return the noisy releases of models and moments in ``privacy.json``; add those that only the history has."""
         return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:

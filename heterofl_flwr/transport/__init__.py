@@ -1,1 +1,1 @@
-"""Messages between server and clients: their keys, their arrays, how they are sent, and what is private to Flower."""
+"""Messages between server and clients: keys, arrays, ways to send messages, and all uses of Flower's private parts."""

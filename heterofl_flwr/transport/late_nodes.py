@@ -44,8 +44,8 @@ class LateNodes(Relay):
 
     - If the late reply arrives before the next message is sent, the node was only slow.
     - If the late reply arrives after the next message was sent, the node answers one message late. The proxy then
-      limits the time for the reply to the next message, to twice the longest time that a reply to this type of message
-      took, plus ``GRACE_SECONDS``. After this time, it returns an error for the next message.
+      limits the time for the reply to the next message. The limit is twice the longest time that a reply to this type
+      of message took, plus ``GRACE_SECONDS``. After this time, the proxy returns an error for the next message.
     - A late reply to a capability query answers the next capability query too. If the reply arrives before that query
       is sent, the query is not sent.
     """
