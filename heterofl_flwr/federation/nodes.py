@@ -56,7 +56,7 @@ class Nodes:
         Log lines on nodes that joined, left or came back, by node id. The caller logs the lines and clears the
         dictionary. If a node leaves and comes back between two logs, there is no line on it.
     away : dict[str, int]
-        Names of nodes that left, with the round since which each is away.
+        Dictionary from the name of each node that left to the round since which the node is away.
     """
 
     def __init__(self, reserved: Iterable[int] = ()) -> None:
