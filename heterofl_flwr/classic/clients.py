@@ -29,7 +29,7 @@ def node_of(proxy: ClientProxy) -> int:
 
 @dataclass
 class Clients:
-    """Adapter with the methods of Flower's ``Grid`` for the clients of a ``ClientManager``."""
+    """Adapter through which the clients of a ``ClientManager`` can be used like nodes of Flower's ``Grid``."""
 
     federation: Federation
     manager: ClientManager | None = None

@@ -99,7 +99,7 @@ def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
 
 @register(ParametrizationList)
 def parametrized_tensor(full_layer: ParametrizationList, local: ParametrizationList) -> dict[str, Axes]:
-    """Slicing rule of parametrizations, such as weight norm: keep the first entries of every axis of their tensors."""
+    """Slicing rule of parametrizations, such as weight norm: their tensors keep the first entries of every axis."""
     # Spectral norm recomputes its vectors, but other buffers, such as a random basis, are not sent.
     if any(not isinstance(step, _SpectralNorm) and list(step.buffers()) for step in full_layer):
         raise ShapeError(f"{full_layer[0]} has a buffer, which is not sent: clients would compute another tensor")

@@ -22,8 +22,8 @@ from heterofl_flwr.nn.layers import Scaler
 class Slice:
     """A slice of a traced model.
 
-    ``channels`` describes the full model, whose channels form groups. ``widths`` has the number of channels that the
-    slice keeps of each group.
+    ``channels`` describes the full model, whose channels form groups. ``widths`` has, for each group, the number of
+    channels that the slice keeps.
     """
 
     channels: Channels

@@ -1,7 +1,7 @@
 """A federation: an architecture, the registered clients, and their levels.
 
-This package does not import Flower. The strategies in ``strategies`` and ``classic``, one package for each API of
-Flower, translate between Flower's messages and this package.
+This package does not import Flower. The packages ``strategies`` and ``classic``, for Flower's two APIs, translate
+between Flower's messages and this package.
 """
 
 import secrets

@@ -14,7 +14,10 @@ Term = Callable[[nn.Module], Tensor | float]
 
 
 class AlignedQuadratic(NamedTuple):
-    """A quadratic penalty whose tensors are in the order of ``model.parameters()``. Lists of absent terms are empty."""
+    """A quadratic penalty whose tensors are in the order of ``model.parameters()``.
+
+    If a term is absent, its list is empty.
+    """
 
     strength: float
     centers: Sequence[Tensor]

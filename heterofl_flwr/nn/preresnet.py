@@ -17,7 +17,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    """Convolutions with a shortcut around all of them. Before each come Scaler, norm and ReLU.
+    """Convolutions with a shortcut around all of them. Each convolution comes after a Scaler, a norm and ReLU.
 
     ``convolutions`` has the output channels, the kernel size and the stride of each.
     """
