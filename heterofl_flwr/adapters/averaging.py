@@ -132,11 +132,11 @@ class ProductMean:
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors B and A of the best approximation of ``b_all @ a_all`` of this rank, sorted by singular value.
+    """Return factors B and A of the best approximation of ``b_all @ a_all`` with rank ``rank``.
 
-    A has orthonormal rows, and B contains the singular values. For a singular value of 0, the column of B is 0 but the
-    row of A is not, so training can change both, as in a new adapter. If the rank exceeds the number of outputs or
-    inputs, the factors are padded with zeros.
+    The factors are sorted by singular value. A has orthonormal rows, and B contains the singular values. For a singular
+    value of 0, the column of B is 0 but the row of A is not, so training can change both, as in a new adapter. If the
+    rank exceeds the number of outputs or inputs, the factors are padded with zeros.
     """
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
     u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)

@@ -50,7 +50,7 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply to the version ``sent``; the client holds ``plan``.
+        """Return the staleness of a reply from a client that holds ``plan`` and was sent the version ``sent``.
 
         The result is a dictionary from plans to staleness. The first key is ``plan``; each further key lies inside the
         previous key and is staler. An entry has the staleness of the smallest of these plans that contains the entry.

@@ -111,7 +111,7 @@ class Dataset:
     normal
         Mean and deviation by which the inputs were normalised; None if this package has not normalised them.
     names
-        Names of the classes, or words of a text's vocabulary, in numerical order; () if the source has none.
+        Names of the classes, or words of a text's vocabulary, in the order of their numbers; () if the source has none.
     columns
         Names of a table's columns, in the order of the inputs.
     owners

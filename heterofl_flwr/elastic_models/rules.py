@@ -73,7 +73,7 @@ class Call:
 
     @property
     def divisor(self) -> float | None:
-        """The number by which the call divides a tensor; None if the call is no division by a number."""
+        """The number by which the call divides a tensor; None if the call does not divide by a number."""
         number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
         if not isinstance(number, int | float) or not number:
             return None
@@ -205,7 +205,7 @@ class Operators(TorchDispatchMode):
 class Functions(TorchFunctionMode):
     """Torch mode that applies the trace rules of torch functions.
 
-    The trace records comparisons of lengths only outside of torch functions: these are in the model's code.
+    Comparisons of lengths are recorded only outside of torch functions, where they belong to the model's code.
     """
 
     def __init__(self, trace: Trace) -> None:

@@ -65,7 +65,7 @@ def open_state(traced: Traced, path: Path) -> Run:
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     """Return a copy of a model with the tensors of an exported ``model.safetensors``, in evaluation mode.
 
-    If the file has running statistics, batch norm layers that have none get them.
+    Running statistics in the file are added to batch norm layers that have none.
 
     Parameters
     ----------

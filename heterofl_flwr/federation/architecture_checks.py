@@ -14,7 +14,7 @@ from heterofl_flwr.nn.buffers import find_channel_tables
 def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
     """Raise ``ConfigError`` if a buffer has an entry for each channel. Used only for slices that move.
 
-    Buffers are not sent. A client always has the buffer entries of the first channels, but trains other channels.
+    Buffers are not sent. A client always has the buffer entries of the first channels, but may train other channels.
     """
     if tables := find_channel_tables(model, local):
         raise ConfigError(
@@ -28,7 +28,7 @@ def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
 def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
     """Raise ``ConfigError`` if frozen parameters are smaller in a client's model. Used only for slices that move.
 
-    A client always has the first channels of frozen parameters, but trains other channels of the layers around them.
+    A client always has the first channels of frozen parameters, but may train other channels of the layers around them.
     """
     parameters, part = frozen_parameters(model), frozen_parameters(local)
     if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:

@@ -191,9 +191,9 @@ class ActorPool(Runner):
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
         """Replace an actor that could not start, if any actor has started before.
 
-        After ``STARTS`` failures in a row, no more actors are replaced. One failure does not suffice, because Ray may
-        start an actor on a machine that has just failed. Raise ``ConfigError`` if no actor ever started, or if no actor
-        is left.
+        After ``STARTS`` failures in a row, no more actors are replaced. The pool tolerates some failures, because Ray
+        may start an actor on a machine that has just failed. Raise ``ConfigError`` if no actor ever started, or if no
+        actor is left.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:
@@ -205,7 +205,7 @@ class ActorPool(Runner):
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
         """Replace a dead actor, and queue its group again, up to ``RETRIES`` times.
 
-        After that the group's messages get error replies. The nodes' contexts stay as they were before the group ran.
+        After the last attempt, the group's messages get error replies, and the nodes keep their previous contexts.
         """
         death = self._describe_end(actor, error)
         if group is None:
@@ -227,7 +227,7 @@ class ActorPool(Runner):
             )
 
     def _ask(self, actor: Actor) -> None:
-        """Call the actor's ``ready`` without waiting. Its result will show that the actor is alive."""
+        """Call the actor's ``ready`` without waiting for the result, which will show that the actor is alive."""
         self._running[actor.ready.remote()] = actor, None
 
     def _replace(self, actor: Actor) -> None:

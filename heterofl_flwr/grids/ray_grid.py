@@ -32,13 +32,13 @@ class RayGrid(QueuedGrid):
         The ClientApp, or its import path ``"module:attribute"``. A ClientApp object is pickled: actors import code from
         modules, and get a copy of code that is defined in this script or notebook.
     num_nodes : int
-        Number of nodes. Node ``i`` has ``partition-id`` i; its id depends only on ``seed`` and i.
+        Number of nodes. Node ``i`` has ``partition-id`` i; the node's id depends only on ``seed`` and i.
     num_cpus : float
         Processor cores that Ray reserves for each actor. A client always uses one thread.
     num_gpus : float
         Fraction of a GPU for each actor, or a number of whole GPUs; with 0 an actor sees no GPU.
     at_once : int, optional
-        Maximum number of actors; None for as many as the machines have resources for.
+        Maximum number of actors; by default as many as fit into the machines' resources.
     cohort, by_rate, node_config, run_config, cost, seed
         See ``LocalGrid``. With GPUs, messages that are pushed together are divided evenly among the actors.
 

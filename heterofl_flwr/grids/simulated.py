@@ -106,7 +106,7 @@ class SimulatedDevices(Relay):
         return chain(faults, self._wait_for(flights, super().send_and_receive(sent, timeout=timeout)))
 
     def _wait_for(self, flights: Mapping[int, _Flight], replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies of a round. Then advance the simulated time to the end of the slowest device."""
+        """Yield the replies of a round. Then advance the simulated time to when the slowest device ends."""
 
         def land(reply: Message) -> Message:
             flight = flights.get(reply.metadata.src_node_id)
@@ -166,7 +166,7 @@ class SimulatedDevices(Relay):
         return _Flight(turn, message.metadata.message_type, self.seconds, array_bytes(message))
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
-        """Add a reply's costs. Return the reply, or an error reply if its device is away, drops out or is late."""
+        """Record a reply's costs. Return the reply; if its device is away, drops out or is late, an error reply."""
         examples, turn, devices = examples_of(reply), flight.turn, self._devices
         if examples is None:  # the strategy raises the error for such a reply
             return reply

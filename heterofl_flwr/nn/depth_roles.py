@@ -98,7 +98,7 @@ def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
 
 @contextmanager
 def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[Watch]:
-    """Within this context, observe a model. ``stacks`` has, by the name of each stack, the names of its blocks."""
+    """Within this context, observe a model. ``stacks`` maps the name of each stack to the names of its blocks."""
     watch, classes, hooks = Watch(), [], []
     uses = Counter(block for name in stacks for block in model.get_submodule(name)._modules.values())
     for name, blocks in stacks.items():

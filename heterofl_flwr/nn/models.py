@@ -81,9 +81,9 @@ class CNN(nn.Module):
 class MLP(nn.Module):
     """Linear layers with ReLU between them (Liang et al., 2020).
 
-    With the default widths, for MNIST, it has 633,226 parameters. The first ``convolutions`` layers are 5x5
-    convolutions with ReLU and pooling, as in LeNet; ``MODELS["lenet"]``, for CIFAR10, has 64,102 parameters. ``inputs``
-    is the shape of one input and ``hidden`` the width of each layer at rate 1. For the other parameters see ``CNN``.
+    The default widths are for MNIST and give 633,226 parameters. The first ``convolutions`` layers are 5x5 convolutions
+    with ReLU and pooling, as in LeNet. ``MODELS["lenet"]`` is for CIFAR10 and has 64,102 parameters. ``inputs`` is the
+    shape of one input. ``hidden`` is the width of each layer at rate 1. For the other parameters see ``CNN``.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")
@@ -159,7 +159,7 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Whether ``build`` was made by ``build_model``. Such models have no state except parameters."""
+    """Whether ``build`` was made by ``build_model``. Its models then have no state except parameters."""
     return isinstance(build, partial) and build.func is _build
 
 

@@ -121,7 +121,7 @@ def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
 
 
 def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
-    """Draw for each client the number of trainings, coloured by level. Return None without clients."""
+    """Draw the number of trainings of each client, coloured by level. Return None if there are no clients."""
     trainings = Counter(training for record in records for training in record.rates.items())
     clients = sorted({client for client, _ in trainings})
     if not clients:
@@ -158,7 +158,7 @@ def _draw_confusion(counts: ClassCounts) -> Figure | None:
 
 
 def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
-    """Return curves of the training loss over rounds: one for each level, or one of all clients without levels."""
+    """Return curves of the training loss over rounds: one for each level; without levels, one for all clients."""
     levels = sorted({level for record in records for level in record.train_by_level})
     by_level = {level: [record.train_by_level.get(level, {}) for record in records] for level in levels}
     by_level = by_level or {"all clients": [record.train for record in records]}

@@ -116,14 +116,17 @@ def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
 
 
 def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """Return the secret of ``shares``, which are by position from 0; b"" if the result exceeds 32 bytes."""
+    """Return the secret that Shamir shares represent; b"" if the result exceeds 32 bytes.
+
+    ``shares`` is a dictionary from positions, counted from 0, to shares.
+    """
     points = tuple(position + 1 for position in sorted(shares))[:threshold]
     value = _interpolate(shares, points, 0)
     return value.to_bytes(KEY_BYTES, "big") if value < 2 ** (8 * KEY_BYTES) else b""
 
 
 def are_consistent(shares: Mapping[int, bytes], threshold: int) -> bool:
-    """Whether all shares, by position (from 0), lie on one polynomial of degree ``threshold - 1``."""
+    """Whether all shares lie on one polynomial of degree ``threshold - 1``; keys are positions from 0."""
     points = tuple(position + 1 for position in sorted(shares))
     return all(
         _interpolate(shares, points[:threshold], point) == int.from_bytes(shares[point - 1], "big")

@@ -80,7 +80,7 @@ class ServerRound:
         """Remove the masks from all entries of the sum except classifier rows.
 
         ``revealed`` has the shares from ``ClientRound.reveal``. If masks cannot be removed from an entry, the entry
-        stays closed: ``sums`` shows 0 clients for it.
+        stays closed: ``sums`` shows 0 clients for this entry.
         """
         roster, survivors = self.roster, self.survivors
         rings = roster.open_rings(self.members, survivors)
@@ -245,7 +245,7 @@ class ServerRound:
                 self.liars.setdefault(client, "it dealt shares that do not fit their hashes")
 
     def _hashes(self, client: int, helper: int, parts: Sequence[Part]) -> list[bytes]:
-        """Return the hashes of the shares that ``helper`` received of the secrets of ``client``."""
+        """Return the hashes of the shares that ``client`` sent to ``helper``, for the secrets in ``parts``."""
         if KEY_PART in parts:
             return [self._keys[client].hashes[helper]]
         (dealt, _), all_parts = self._seeds[client], self._parts[self.roster.clients[client][0]]

@@ -151,9 +151,9 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
 
 
 def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
-    """Add noise to sums of clipped moments; return the noisy means of the moments.
+    """Add noise to sums of clipped moments over clients; return the noisy means over clients.
 
-    Sums are in fixed-point steps; results are floating-point moments, ready for evaluation.
+    The sums are in fixed-point steps. The means are floating-point moments, as without noise.
     """
     stream = Keystream()
 

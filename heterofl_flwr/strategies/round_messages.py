@@ -101,7 +101,7 @@ class RoundMessages:
         self.sent, self.records, self._received = [], {}, {}
 
     def restrict(self, sent: Iterable[Message]) -> None:
-        """Remove the clients whose messages a subclass of the strategy dropped; ``sent`` has the remaining messages."""
+        """Remove from the round clients whose messages a subclass dropped; ``sent`` has the remaining messages."""
         node_ids = {message.metadata.dst_node_id for message in sent}
         for message in self.sent:
             if self.current is not None and message.metadata.dst_node_id not in node_ids:

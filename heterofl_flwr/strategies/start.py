@@ -300,7 +300,7 @@ class _Loop:
 
 
 def _is_true(value: object) -> bool:
-    """Whether a callback's result is True, as a bool of Python, NumPy or torch. Other values do not end a run."""
+    """Whether a callback's result is the boolean True of Python, NumPy or torch. Only this value ends a run."""
     if isinstance(value, Tensor) and value.dtype == torch.bool and value.numel() == 1:
         return bool(value)
     return isinstance(value, bool | np.bool_) and bool(value)

@@ -201,7 +201,7 @@ class RoundHooks(Strategy):
         return StageQueries(grid, nodes, opened.server_round, config, lambda: opened.budget.remaining(share))
 
     def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the global model; under ``slice_rule="important"``, sort its channels every ``rank_every`` rounds."""
+        """Return the global model. With ``slice_rule="important"``, sort its channels every ``rank_every`` rounds."""
         channel_order = self.federation.architecture.channel_order
         if channel_order is None or (server_round - 1) % self.options.slicing.rank_every:
             return arrays
@@ -271,7 +271,7 @@ class RoundHooks(Strategy):
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
-        """Return the result of a user's metrics function on the clients' records; without function, ``means``."""
+        """Return the result of a user's metrics function on the clients' records, or ``means`` without a function."""
         if function is None or not node_ids:
             return MetricRecord(dict(means))
         metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)
