@@ -47,9 +47,9 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
 class ProductMean:
     """Mean of the products B @ A of adapters, truncated to the server's rank; other parameters get the counting mean.
 
-    The new factors are sorted by singular value. A client of rank r gets the first r rows of A and columns of B, which
-    are therefore the best approximation of rank r. The factors of all replies stay in memory until ``result`` is
-    called. The product matrices B @ A are never computed.
+    The new factors are sorted by singular value. So a client of rank r gets the best approximation of rank r: the first
+    r rows of A and columns of B. The factors of all replies stay in memory until ``result`` is called. The product
+    matrices B @ A are never computed.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return factors B and A of the best approximation of ``b_all @ a_all`` with rank ``rank``.
 
     The factors are sorted by singular value. A has orthonormal rows, and B contains the singular values. For a singular
-    value of 0, the column of B is 0 but the row of A is not, so training can change both, as in a new adapter. If the
+    value of 0, the column of B is 0, but the row of A is not. So training can change both, as in a new adapter. If the
     rank exceeds the number of outputs or inputs, the factors are padded with zeros.
     """
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)

@@ -53,7 +53,7 @@ class Request:
 
     @property
     def gpu_share(self) -> float:
-        """Fraction of a GPU for each client: ``gpus``; by default 1, or less if more clients than GPUs run at once."""
+        """Fraction of a GPU for each client. Default: 1, or less if ``parallel`` is above the number of GPUs."""
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
             return self.gpus or 0.0

@@ -165,7 +165,10 @@ def open_grid(request: Request) -> QueuedGrid:
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
-    """Return a function from a training message to the maximum size of the group in which its client trains."""
+    """Return a function that limits how many clients train together in a group.
+
+    The function takes a client's training message, and returns the maximum size of this client's group.
+    """
     if request.app is not None:
         return lambda message: 1
     workload = load_workload(request.config)
@@ -180,7 +183,7 @@ def cost(message: Message) -> float:
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings on standard error, except for lines of a round, which the run prints itself."""
+    """Handler that prints warnings on standard error, but skips lines of rounds: the run prints them itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning."""

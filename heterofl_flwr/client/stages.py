@@ -1,4 +1,4 @@
-"""Runner of an instruction's client stages, which add penalties to the loss and change the update to send."""
+"""Runner of the client stages in an instruction. They add penalties to the loss and change the update to send."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

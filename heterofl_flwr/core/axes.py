@@ -153,7 +153,7 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return axes that select, from one slice of a parameter, the entries that a second slice has too."""
+    """Return the common entries of two slices of a parameter, as axes that select them from the first slice."""
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):
         members = positions(second)

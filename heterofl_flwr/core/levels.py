@@ -21,7 +21,7 @@ _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3
 def exact_rate(rate: float | str | Fraction) -> Fraction:
     """Return a rate as the exact fraction of its decimal form; raise ``ConfigError`` if it is not in (0, 1].
 
-    Text may come from a client. So a huge exponent such as ``1e999999999``, which takes long to compute, is rejected.
+    Text may come from a client. So huge exponents such as ``1e999999999`` are rejected; they take long to compute.
     """
     text = str(rate).strip()
     try:

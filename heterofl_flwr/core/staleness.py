@@ -1,4 +1,4 @@
-"""Asynchronous aggregation: the staleness of a client's changes, and a mean in which stale changes count less."""
+"""Asynchronous aggregation: the staleness of clients' changes, and a mean with lower weights for stale changes."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -87,7 +87,7 @@ class StaleMean:
     exponent : float
         Exponent of the staleness discount; 0 switches it off. The discount is never below ``LEAST``.
     one_clock : bool
-        Whether every step counts for all regions, as in FedBuff, even for regions that it did not change.
+        Whether every step counts for all regions, even unchanged ones, as in FedBuff.
     """
 
     def __init__(

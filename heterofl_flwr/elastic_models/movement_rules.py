@@ -1,6 +1,6 @@
 """Trace rules of operators that only move entries: permutations, slices, joins, pads, indices and views.
 
-A position is a number that identifies entries which are kept or dropped together. Most rules run the operator on an
+A position is a number; entries with the same position are kept or dropped together. Most rules run the operator on an
 integer tensor whose values are the positions of one axis. Each entry of the result then shows which position was moved
 there. This also works if the operator splits an axis or joins several axes.
 """

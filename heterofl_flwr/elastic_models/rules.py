@@ -38,7 +38,7 @@ attention.
 class Call:
     """A call of an operator in a trace: its name, its arguments, its input and output tensors.
 
-    ``shape`` is the shape of the first argument before the call, which an in-place operator may change.
+    ``shape`` is the shape of the first argument before the call. An in-place operator may change this shape.
     """
 
     def __init__(
@@ -150,7 +150,10 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
 @cache
 def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
-    """Return the rule registered for an operator, the rule of ``add`` for other elementwise operators, or None."""
+    """Return the trace rule of an operator; None without a rule.
+
+    Elementwise operators that have no rule get the rule of ``add``.
+    """
     packet = called.overloadpacket
     if packet in OPERATORS:
         return OPERATORS[packet]

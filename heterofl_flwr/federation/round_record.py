@@ -126,8 +126,8 @@ class RoundRecord:
     def comparable(self) -> dict[str, float]:
         """Metrics of ``evaluate`` for comparing rounds, without the ``partial`` ones.
 
-        Metrics from clients are medians here: a single client could report a huge number, which would change a mean.
-        Only accuracies between 0 and 1 (``is_share``) stay means.
+        Metrics from clients are medians here: by reporting a huge number, a single client could change a mean, but not
+        a median. Only accuracies between 0 and 1 (``is_share``) stay means.
         """
         return {
             name: value if is_share(name) else self.evaluate_medians.get(name, value)

@@ -46,7 +46,7 @@ class ActorPool(Runner):
 
     If an actor dies, it is replaced, and its group runs again in another actor. The pool has no thread: it works only
     during calls that push, wait for or pull messages. The messages of a node are answered one after the other, in the
-    order of sending, because each message changes the context for the next message.
+    order of sending. The reason is that each message changes the node's context.
     """
 
     def __init__(self, options: ActorOptions, number: int, contexts: dict[int, Context]) -> None:
@@ -227,7 +227,7 @@ class ActorPool(Runner):
             )
 
     def _ask(self, actor: Actor) -> None:
-        """Call the actor's ``ready`` without waiting for the result, which will show that the actor is alive."""
+        """Start a call of the actor's ``ready``. The result will show that the actor is alive."""
         self._running[actor.ready.remote()] = actor, None
 
     def _replace(self, actor: Actor) -> None:

@@ -64,8 +64,8 @@ def called_with_rate(build: Build) -> Build:
 def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
     """Return a new model of this rate, in training mode; the state of torch's random generators does not change.
 
-    Set ``to_load`` if all parameters will be loaded afterwards. Models of ``build_model`` then skip the initialisation
-    of parameters, which is slow. A user's model is always initialised, because its buffers may depend on the initial
+    Set ``to_load`` if all parameters will be loaded afterwards. Models of ``build_model`` then skip the slow
+    initialisation of parameters. A user's model is always initialised, because its buffers may depend on the initial
     values.
     """
     # A model that is built in inference mode can never be trained.

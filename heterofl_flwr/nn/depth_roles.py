@@ -26,7 +26,7 @@ class CountedError(TypeError):
 
 
 class Watch:
-    """Observer of a running model: it records the stacks whose blocks the code counts, and the outputs of blocks."""
+    """Observer of a running model. It records outputs of blocks, and the stacks in which code counts the blocks."""
 
     def __init__(self) -> None:
         self.counted: set[str] = set()

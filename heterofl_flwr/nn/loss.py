@@ -34,8 +34,8 @@ def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill =
     logits : torch.Tensor
         Logits with classes in dimension 1.
     classes : torch.Tensor | None
-        The present classes: a mask made by ``class_mask``, or a vector of class numbers; None for all classes. A vector
-        is checked in each call, which is slow on a GPU.
+        The present classes: a mask made by ``class_mask``, or a vector of class numbers; None for all classes. Checking
+        a vector in each call is slow on a GPU.
     fill : Fill
         Logit of absent classes. ``zero``: 0, as in the paper's code; absent classes stay in the softmax and can win the
         argmax. ``-inf``: absent classes are excluded from softmax and argmax. ``none``: the logits are returned

@@ -1,4 +1,4 @@
-"""Reading of ``privacy.json``, which counts the noisy models and moments that a run has released."""
+"""Reading of ``privacy.json``, the file that counts a run's releases of noisy models and moments."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

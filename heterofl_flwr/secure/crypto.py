@@ -1,7 +1,7 @@
 """Keys, encryption, mask streams and secret shares: X25519, HKDF, ChaCha20-Poly1305, AES-256-CTR, Shamir.
 
 Secrets have 32 bytes. Their Shamir shares are computed in a prime field with Python's integers, in milliseconds.
-Flower's SecAgg+ computes in GF(2^128) bit by bit in Python, which is slower.
+Flower's SecAgg+ is slower: it computes in GF(2^128), bit by bit in Python.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ def digest(*parts: bytes) -> bytes:
 
 
 def hash_shares(shares: Sequence[bytes]) -> bytes:
-    """Return the joined hashes of shares. A hash does not reveal its share, which has 2^256 equally likely values."""
+    """Return the joined hashes of shares. Hashes do not reveal shares, as each has 2^256 equally likely values."""
     return b"".join(hashlib.sha256(share).digest()[:HASH_BYTES] for share in shares)
 
 

@@ -147,7 +147,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """Names of parameters in which a row has an impossible number of clients, because some client lied."""
+        """Names of parameters with an impossible number of clients in a row; some client must have lied."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 
@@ -228,10 +228,10 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add clients to ``liars`` that caused too many accusations about missing shares.
+        """Add to ``liars`` the clients that caused too many reports of missing shares.
 
-        A client is a liar if it revealed no shares of too many other clients, or if too many clients revealed no shares
-        from it. Too many means more than ``roster.tolerated``, the number of clients that may lie.
+        A client lied if it reports missing shares of too many other clients, or if too many clients report that its
+        shares are missing. Too many means more than ``roster.tolerated``, the number of clients that may lie.
         """
         accused = defaultdict[int, int](int)
         for helpers in self._accusers.values():

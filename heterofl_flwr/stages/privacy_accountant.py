@@ -51,12 +51,12 @@ class Privacy:
 
     @property
     def step(self) -> float:
-        """Fixed-point step in which changes are summed; 0 without noise."""
+        """Step size of the fixed-point numbers for sums of changes; 0 without noise."""
         return self.noise * self.clip / DEVIATION
 
     @property
     def moments_step(self) -> float:
-        """Fixed-point step in which moments are summed; 0 without noise."""
+        """Step size of the fixed-point numbers for sums of moments; 0 without noise."""
         return self.noise * self.moments_clip / DEVIATION
 
 
@@ -82,7 +82,7 @@ class Ledger(Protocol):
 
 
 class Spent:
-    """Privacy accountant of a run. It also counts earlier releases, from which the run's initial model was made."""
+    """Privacy accountant of a run. It also counts the releases of earlier runs that led to the initial model."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy

@@ -32,7 +32,7 @@ class ServerOptimizer(StatefulStage):
 
     @abstractmethod
     def _step(self, change: Tensor, moments: Moments, server_round: int) -> tuple[Tensor, Moments]:
-        """Return a parameter's step and the optimiser's new moments from the mean change; moments start at 0."""
+        """Compute a parameter's step and its new moments from the mean change. Moments start at 0."""
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:

@@ -40,9 +40,8 @@ class Steps:
     """Asynchronous training: ``concurrency`` clients train at once; the model takes a step after ``size`` replies.
 
     A step is a ``Round``. Clients of a step may have begun to train before the step, and other clients may still train
-    when it ends. If a client's reply counts in a step, the client trains again in the next step at the earliest,
-    because until then the model is the same. Old versions of the model are stored while clients still train from them:
-    one slice for each level.
+    when it ends. A client whose reply was added waits for the next step, because until then the model stays the same.
+    Old versions of the model are stored while clients still train from them: one slice for each level.
     """
 
     def __init__(self, strategy: RoundHooks, stage: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
@@ -150,7 +149,7 @@ class Steps:
                 callback.on_reply("trained", len(current.answers), self._stage.options.size, 0)
 
     def _too_stale(self, sampled: Sampled) -> Fault | None:
-        """Return a fault if even the least stale entry of a reply is staler than the bound; otherwise None."""
+        """Return a fault if all entries of a reply are staler than the bound; otherwise None."""
         bound = self._stage.options.bound
         if not bound or sampled.sent is None:
             return None

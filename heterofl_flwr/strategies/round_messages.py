@@ -174,8 +174,8 @@ def _size_or_fault(reply: Message) -> int | Fault:
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
     """Yield each node id with its reply or its fault, in the order of the messages.
 
-    Only replies that arrive before their turn are stored. A reply is dropped with a warning if its node was sent no
-    message, if it answers another message, or if the node has already replied.
+    Only replies that arrive before their turn are stored. A reply is dropped with a warning if it answers none of the
+    messages, or if its node has already replied.
     """
     order = [message.metadata.dst_node_id for message in sent]
     early: dict[int, Message] = {}

@@ -20,8 +20,8 @@ AT_ONCE = 1024
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
     """Return row numbers split into batches.
 
-    If the last batch would have one row, this row is added to the batch before it, because batch norm cannot normalise
-    a single value. (The paper's code fails on such a batch, but none occurs in its experiments.)
+    Batch norm cannot normalise a single value. So if the last batch would have one row, this row is added to the batch
+    before. (The paper's code fails on such a batch, but none occurs in its experiments.)
     """
     pieces = list(order.split(batch_size))
     if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
@@ -72,7 +72,7 @@ def _joined(batches: Sequence[Tensor], number: int) -> Iterator[tuple[Tensor, li
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Return the number of training steps in an epoch, which is the number of batches."""
+    """Return the number of training steps in an epoch: one for each batch."""
     groups = len(batch_rows(torch.empty(len(split)), batch_size)) if len(split) else 0
     return groups if split.reading is None else groups * -(-split.inputs.shape[1] // split.reading.length)
 

@@ -52,9 +52,9 @@ class _Identity:
 def describe(value: object) -> Hashable:
     """Return a description of a model or function.
 
-    Two descriptions are equal only if the models or functions compute the same for equal parameters and buffers.
-    Parameters and buffers are described by shape, strides, dtype and device, not by their values. Other tensors, and
-    objects that cannot be compared, equal only themselves.
+    Two descriptions are equal only if both models or functions compute the same results when their parameters and
+    buffers have the same values. Parameters and buffers are described by shape, strides, dtype and device, not by their
+    values. Other tensors, and objects that cannot be compared, equal only themselves.
     """
     return _describe(value, {})
 
