@@ -20,7 +20,7 @@ SAMPLES = 256
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
     """Exclude the parameters ``names`` from the exchange between server and clients.
 
-    Excluded parameters, such as those of a base model with adapters, are in no plan. They are not sent, averaged or
+    Excluded parameters, for example of a base model with adapters, are in no plan. They are not sent, averaged or
     stored. Copies of the model share them.
     """
     vars(model)[_EXCLUDED] = tuple(names)
