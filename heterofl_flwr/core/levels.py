@@ -140,7 +140,7 @@ class Mix:
         return tuple(count / sum(self.counts) for count in self.counts)
 
     def mean(self, values: Mapping[float, float]) -> float:
-        """Return the mean over the training clients of a quantity that depends only on a client's rate.
+        """Return the mean of a quantity over the training clients; the quantity depends only on a client's rate.
 
         ``values`` has the quantity for each rate.
         """

@@ -81,7 +81,7 @@ def rolled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("cat")
 def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``cat``: all inputs are sliced alike along all axes but the joined one."""
+    """Trace rule of ``cat``: along every axis except the joined one, all inputs are sliced alike."""
     parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch ignores these
     axis = call.named_arguments["dim"] % call.outputs[0].dim()
     joined = []
@@ -206,7 +206,7 @@ def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("as_strided")
 def strided(trace: Trace, call: Call, rows: list[Row | None]) -> Rows | None:
-    """Trace rule of ``as_strided``: a change of only the memory layout has no effect; otherwise no axis is sliced."""
+    """Trace rule of ``as_strided``: ignore calls that change only the memory layout; otherwise, slice no axis."""
     source, output = call.args[0], call.outputs[0]
     if source is output and all(row is None or len(row) == n for row, n in zip(rows, output.shape, strict=False)):
         return None

@@ -164,7 +164,9 @@ def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
 
 
 def follow(trace: Trace, call: Call) -> None:
-    """Apply the trace rule of an operator to a call. If the operator has no rule, its inputs are never sliced."""
+    """Apply the trace rule of an operator to a call. If the operator has no rule, the inputs of the call are never
+    sliced.
+    """
     rule = _find_operator(call.function)
     if rule is not None:
         rows = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])

@@ -1,4 +1,4 @@
-"""Checks of an architecture: buffers and frozen parameters under slices that move, and equality of parameters."""
+"""Checks of an architecture: buffers and frozen parameters for slices that move, and equality of parameters."""
 
 from collections.abc import Mapping
 

@@ -157,7 +157,7 @@ class SimulatedDevices(Relay):
         super().cancel(message_ids)
 
     def _start(self, message: Message) -> _Flight:
-        """Return the record of a training message, after writing the fraction of steps to run into its config."""
+        """Write the fraction of steps to run to a training message's config, and return the record of the message."""
         config = read_config(message)
         seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
         turn = Turn(seed, server_round, partition, read_value(config, RATE, float))

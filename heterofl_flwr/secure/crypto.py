@@ -126,7 +126,7 @@ def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 
 def are_consistent(shares: Mapping[int, bytes], threshold: int) -> bool:
-    """Whether all shares lie on one polynomial of degree ``threshold - 1``; keys are positions from 0."""
+    """Whether all shares lie on one polynomial of degree ``threshold - 1``. Keys of ``shares`` are positions from 0."""
     points = tuple(position + 1 for position in sorted(shares))
     return all(
         _interpolate(shares, points[:threshold], point) == int.from_bytes(shares[point - 1], "big")

@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest allowed change in steps, so that the sum over ``clients`` clients fits into 32 bits."""
+    """Return the largest change, in steps, that keeps the sum over ``clients`` clients within 32 bits."""
     return LARGEST_SUM // clients
 
 
@@ -19,7 +19,7 @@ def largest_steps(clients: int) -> int:
 def to_steps(
     changes: Mapping[str, Tensor], bound: float, clients: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return changes in steps of ``bound / largest_steps(clients)``, clipped to ``bound``.
+    """Clip changes to ``bound``; return them as numbers of steps of the size ``bound / largest_steps(clients)``.
 
     Changes are rounded up or down at random, so that the expected result is the exact change. Rounding to the nearest
     step would lose changes below half a step in every round.

@@ -140,7 +140,7 @@ class Spent:
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
     """Clip a client's batch norm moments, set counts to 1, and return the moments in fixed-point steps.
 
-    The means and second moments of all layers are clipped as one vector. Pass sums of results to ``noise_moments``.
+    The means and second moments of all layers are clipped as one vector. ``noise_moments`` takes sums of such moments.
     """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
     vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}

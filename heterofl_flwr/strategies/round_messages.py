@@ -70,7 +70,7 @@ class RoundMessages:
     Attributes
     ----------
     current
-        The open training or evaluation round; None between rounds.
+        The open training or evaluation round; None if no round is open.
     silent
         Clients that did not reply to the training message in time.
     sent

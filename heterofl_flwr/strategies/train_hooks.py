@@ -61,7 +61,7 @@ class RoundHooks(Strategy):
     log
         The record of the current round.
     round_messages
-        The messages of the current round; none between rounds.
+        The messages of the current round; empty between rounds.
     """
 
     train_kind: ClassVar[str] = MessageType.TRAIN
@@ -103,7 +103,7 @@ class RoundHooks(Strategy):
 
     @property
     def current(self) -> Round | EvaluationRound | None:
-        """The open training or evaluation round; None between rounds."""
+        """The open training or evaluation round; None if no round is open."""
         return self.round_messages.current
 
     def open_round(self) -> Round:
