@@ -164,9 +164,7 @@ def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
 
 
 def follow(trace: Trace, call: Call) -> None:
-    """Apply the trace rule of an operator to a call. If the operator has no rule, the inputs of the call are never
-    sliced.
-    """
+    """Apply the operator's trace rule to a call. Without a rule, the inputs of the call are never sliced."""
     rule = _find_operator(call.function)
     if rule is not None:
         rows = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])
