@@ -85,8 +85,8 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
             parameters, macs = f"{cost.parameters:,}", formatting.count(cost.macs)
             size = formatting.size(2 * cost.bytes)
         evaluated = latest.get(level, {})
-        more = [formatting.score(name, evaluated.get(name)) for name in names]
-        rows.append([level, f"{rate:g}", parameters, macs, share, score, *more, size])
+        added = [formatting.score(name, evaluated.get(name)) for name in names]
+        rows.append([level, f"{rate:g}", parameters, macs, share, score, *added, size])
     return ("level", "rate", "parameters", "MACs", "clients", kind, *names, "bytes a round"), rows
 
 
