@@ -18,14 +18,10 @@ SAMPLES = 256
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude parameters, such as those of a base model with adapters, from the exchange between server and clients.
+    """Exclude the parameters ``names`` from the exchange between server and clients.
 
-<<<<<<< HEAD
     Excluded parameters, for example of a base model with adapters, are in no plan. They are not sent, averaged or
     stored. Copies of the model share them.
-=======
-    Excluded parameters are in no plan. They are not sent, averaged or stored. Copies of the model share them.
->>>>>>> 23e84345 (README: flwr run in a clone)
     """
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:
