@@ -60,8 +60,8 @@ def load_models(
         Parameters of the largest model.
     message : Message
         The message. A message for an evaluation may have static batch norm moments. Without them, batch norm normalises
-        by batch. Some parameters of smaller models may not be slices of the largest model's. The message then has them
-        under names of the form ``rate/parameter``.
+        by batch. Some parameters of smaller models may not be slices of the largest model. The message has these
+        parameters under names of the form ``rate/parameter``.
     """
     moments = reading.array_records(message.content).get(messages.MOMENTS)
     level_tensors = read_record(message, messages.LEVELS)
@@ -147,9 +147,9 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise ``ReplyError`` if this client has trained in this run: then its saved state was lost.
+    """Raise ``ReplyError`` if this client, which has no saved state, has trained in this run before.
 
-    Call it if the client has no saved state. ``tensors`` describes this state in the error message.
+    The saved state was then lost. ``tensors`` describes this state in the error message.
     """
     if instruction.has_trained:
         raise ReplyError(

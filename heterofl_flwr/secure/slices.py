@@ -88,10 +88,10 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with more entries, in which the clients that send a row of a parameter are counted.
+    """Return the slices with additional entries: the number of clients that send each row of the parameters ``rows``.
 
-    ``rows`` names the parameters. Columns that occur in the same slices have equal counts, so one entry is enough for
-    each row and each class of columns.
+    Columns that occur in the same slices have equal numbers, so one entry is enough for each row and each class of
+    columns.
     """
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}
     counts = ({COUNTS + name: axes for name, axes in plan.axes.items()} for plan in reduced(slices, by_row))
