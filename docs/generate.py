@@ -36,6 +36,7 @@ from heterofl_flwr.settings.stored_settings import FILE, to_toml
 
 if TYPE_CHECKING:
     from simulations.results.runs import Run
+    from simulations.results.statistics import Summary
 
 DOCS = Path(__file__).parent
 TABLES = DOCS.parent / "results" / "tables"
@@ -371,28 +372,48 @@ def family() -> bytes:
 
 def family_cifar10() -> bytes:
     """Return the picture of CIFAR-10's levels, less these levels alone."""
-    from simulations.results.configurations import configurations
     from simulations.results.figures import draw_differences
-    from simulations.results.levels import EQUAL_PARTICIPATION, less_alone
-    from simulations.results.statistics import FEWEST
     from simulations.svg import to_svg
 
-    rows = []
-    for rounds, last in ((100, 1), (300, 5)):
-        runs = (run for run in _family("cifar10") if run.settings.num_rounds == rounds)
-        found = configurations(runs)["cifar10", "dirichlet-0.3"]
-        for label, by_level in less_alone(
-            found, "global-accuracy", last, EQUAL_PARTICIPATION
-        ):
-            if by_level and all(
-                summary.number >= FEWEST for summary in by_level.values()
-            ):
-                rows.append((f"{label.split(',')[0]}, {rounds} rounds", by_level))
+    rows = [(f"{label}, {rounds} rounds", levels) for label, rounds, levels in _alone()]
     return to_svg(
         draw_differences(rows, "points above the level alone"),
         "family-cifar10",
         modes=True,
     )
+
+
+def alone() -> str:
+    """Return CIFAR-10's levels, less these levels alone, as a table."""
+    from simulations.results.formats import show_difference
+
+    rows = [
+        (
+            label,
+            str(rounds),
+            str(min(one.number for one in levels.values())),
+            *(show_difference(one, 1) for one in levels.values()),
+        )
+        for label, rounds, levels in _alone()
+    ]
+    header = ("points above the level alone", "rounds", "seeds", *"abcd")
+    return markdown(header, rows, "---:")
+
+
+def _alone() -> Iterator[tuple[str, int, dict[str, "Summary"]]]:
+    """Yield method, rounds and differences of levels, where there are enough seeds."""
+    from simulations.results.configurations import configurations
+    from simulations.results.levels import EQUAL_PARTICIPATION, less_alone
+    from simulations.results.statistics import FEWEST
+
+    for rounds, last in ((100, 1), (300, 5)):
+        runs = (run for run in _family("cifar10") if run.settings.num_rounds == rounds)
+        found = configurations(runs)["cifar10", "dirichlet-0.3"]
+        for label, levels in less_alone(
+            found, "global-accuracy", last, EQUAL_PARTICIPATION
+        ):
+            if levels and all(one.number >= FEWEST for one in levels.values()):
+                yield label.split(",")[0], rounds, levels
 
 
 def disagreement(method: str) -> str:
@@ -411,6 +432,7 @@ TEXTS: Mapping[str, Callable[[], str]] = {
     "authors": authors,
     "reproduced": reproduced,
     "headline": headline,
+    "alone": alone,
 }
 
 
