@@ -1,12 +1,9 @@
 """Averaging of LoRA adapters of unequal rank by their products.
 
 An adapter adds ``scaling * B @ A`` to a layer's weight, with ``A`` (rank, inputs) and ``B`` (outputs, rank). A client
-of a smaller rank holds the first rows of ``A`` and the first columns of ``B``, with the same scaling. The counting mean
-averages ``A`` and ``B`` separately, but mean(B) @ mean(A) is not the mean of the products B @ A.
-
-``ProductMean`` averages the products and truncates the mean to the server's rank (FlexLoRA, Bai et al., 2024).
-
-Parameter names are those of peft. The counting mean averages all other exchanged parameters, such as biases.
+of a smaller rank holds the first rows of ``A`` and the first columns of ``B``. The counting mean averages ``A`` and
+``B`` separately, but mean(B) @ mean(A) is not the mean of B @ A. ``ProductMean`` averages the products (FlexLoRA, Bai
+et al., 2024).
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,14 +23,14 @@ FACTORS = ("lora_", "lora_embedding_")
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """Parameter names of an adapter's factors A and B; the rank is axis 0 of ``a`` and axis 1 of ``b``."""
+    """Parameter names of an adapter's factors A and B."""
 
     a: str
     b: str
 
 
 def find_adapters(names: Iterable[str]) -> list[Adapter]:
-    """Return the adapters for which ``names`` contains both factors, A and B."""
+    """Return the adapters of which both factors are in ``names``."""
     all_names, adapters = set(names), []
     for name in names:
         for prefix in FACTORS:
@@ -45,11 +42,10 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
 
 
 class ProductMean:
-    """Mean of the products B @ A of adapters, truncated to the server's rank; other parameters get the counting mean.
+    """Mean of the products B @ A of adapters, truncated to the server's rank; the counting mean of other parameters.
 
-    The new factors are sorted by singular value. So a client of rank r gets the best approximation of rank r: the first
-    r rows of A and columns of B. The factors of all replies stay in memory until ``result`` is called. The product
-    matrices B @ A are never computed.
+    The new factors are sorted by singular value, so a client of rank r gets the best approximation of rank r. All
+    replies stay in memory until ``result`` is called.
 
     Parameters
     ----------
@@ -73,7 +69,7 @@ class ProductMean:
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
-        """Add a client's reply to the mean."""
+        """Add a client's reply."""
         plan, weight = reply.plan, reply.weight
         if plan not in self._other_plans:
             self._other_plans[plan] = self._without_adapters(plan)
@@ -89,10 +85,6 @@ class ProductMean:
                 factors.append((b * weights.unsqueeze(1), a, weights))
 
     def _without_adapters(self, plan: Plan) -> Plan:
-        """Return a plan without adapters.
-
-        Raise ``ConfigError`` if a factor of an adapter is missing, or sliced along another axis than the rank.
-        """
         for adapter in self._factors:
             for name, rank_axis in ((adapter.a, 0), (adapter.b, 1)):
                 axes = plan.axes.get(name, ())
@@ -127,16 +119,14 @@ class ProductMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of the clients that hold this entry."""
+        """Return, for each entry, the total weight of the clients that hold it."""
         return self._holders.holders(name)
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors B and A of the best approximation of ``b_all @ a_all`` with rank ``rank``.
+    """Return factors B and A of the best approximation of ``b_all @ a_all`` with this rank.
 
-    The factors are sorted by singular value. A has orthonormal rows, and B contains the singular values. For a singular
-    value of 0, the column of B is 0, but the row of A is not. So training can change both, as in a new adapter. If the
-    rank exceeds the number of outputs or inputs, the factors are padded with zeros.
+    A has orthonormal rows, sorted by singular value. Missing rows of A and columns of B are 0.
     """
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
     u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)

@@ -1,1 +1,1 @@
-"""Entry points: the ServerApp and ClientApp for ``flwr run``, and the command ``heterofl`` with its subcommands."""
+"""Entry points: the apps for ``flwr run``, and the command ``heterofl``."""

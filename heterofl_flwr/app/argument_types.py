@@ -1,4 +1,4 @@
-"""Types of command-line arguments; importing this module does not load torch."""
+"""Types of command-line arguments, without torch."""
 
 import argparse
 import os
@@ -10,19 +10,19 @@ TABLE_FORMATS = ("table", "csv", "markdown", "latex")
 
 
 def read_path(text: str) -> Path:
-    """Return a path, with ``~`` replaced by the home folder. Shells do not replace it in ``--out=~/runs``."""
+    """Return a path, with ``~`` replaced by the home folder."""
     return Path(os.path.expanduser(text))
 
 
 def read_count(text: str) -> int:
-    """Return the integer in a text; raise ``ArgumentTypeError`` if it is not an integer of 1 or more."""
+    """Return a positive integer; raise ``ArgumentTypeError`` for anything else."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of 1 or more")
     return int(text)
 
 
 def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
-    """Return a function that reads positive integers, joined by ``separator``. Its errors show ``example``."""
+    """Return a reader of positive integers, joined by ``separator``. Its errors show ``example``."""
 
     def read(text: str) -> tuple[int, ...]:
         parts = text.split(separator)

@@ -1,8 +1,4 @@
-"""Certificates of a SuperLink and keys of its nodes.
-
-The SuperLink's certificate is signed by a certificate authority that is made for this deployment. Nodes trust only this
-authority. The authority does not change when the SuperLink's certificate is renewed, so nodes need no new file.
-"""
+"""Certificates of a SuperLink and keys of its nodes."""
 
 import ipaddress
 import re
@@ -30,10 +26,9 @@ _BEFORE = timedelta(hours=1)  # validity begins in the past, because clocks of n
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
-    """Write the SuperLink's certificate and key; return the paths of all written files.
+    """Write the SuperLink's certificate and key, and their certificate authority; return the paths.
 
-    The certificate authority is created if it does not exist. ``hosts`` are the names and addresses by which nodes
-    reach the SuperLink. The names and addresses in ``LOOPBACK`` are added.
+    ``hosts`` are the names and addresses by which nodes reach the SuperLink. An authority in ``folder`` is used again.
     """
     ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
     new = not ca_key.exists() and not ca_certificate.exists()
@@ -56,7 +51,7 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
 
 
 def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
-    """Write a node's private key, and its public key for registration with the SuperLink; return both paths."""
+    """Write a node's private and public key; return both paths."""
     path, public = new_paths(folder, name)
     key = generate_private_key(_CURVE)
     openssh = serialization.PublicFormat.OpenSSH
@@ -66,7 +61,7 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Return the paths for a node's two keys; raise ``ConfigError`` if the name is invalid or a file exists."""
+    """Return the paths of a node's keys; raise ``ConfigError`` for an invalid name or an existing file."""
     if not _NAME.fullmatch(name):
         expected = "letters, digits, '.', '_' and '-', which does not end in .key, .crt or .pub"
         raise ConfigError(f"node {name!r}: expected a name of {expected}")
@@ -97,7 +92,6 @@ def _sign_server(
     authority: x509.Certificate,
     authority_key: EllipticCurvePrivateKey,
 ) -> x509.Certificate:
-    """Return the certificate of a server for ``hosts`` and ``LOOPBACK``."""
     names = [_read_host(host) for host in dict.fromkeys((*hosts, *LOOPBACK))]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
     from_authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
@@ -133,7 +127,6 @@ def _private(key: EllipticCurvePrivateKey, form: serialization.PrivateFormat) ->
 
 
 def _read_authority(key: Path, certificate: Path) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
-    """Return the authority's key and certificate; raise ``ConfigError`` if they are invalid or do not match."""
     try:
         authority_key = serialization.load_pem_private_key(key.read_bytes(), password=None)
         authority = x509.load_pem_x509_certificate(certificate.read_bytes())

@@ -1,4 +1,4 @@
-"""``Request``: a run to start, with its settings, folder, clients and their resources; made from a command line."""
+"""``Request``: a run to start."""
 
 import argparse
 import math
@@ -38,7 +38,7 @@ CLIENT_APP = "heterofl_flwr.app.client_app:app"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A run to start. ``cpus``, ``gpus`` and ``parallel`` only have an effect with ``grid="ray"``."""
+    """A run to start. ``cpus``, ``gpus`` and ``parallel`` need ``grid="ray"``."""
 
     config: Mapping[str, Flat]  # all settings of the app
     out: Path  # the run's folder
@@ -53,7 +53,7 @@ class Request:
 
     @property
     def gpu_share(self) -> float:
-        """Fraction of a GPU for each client. Default: 1, or less if ``parallel`` is above the number of GPUs."""
+        """Fraction of a GPU for each client."""
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
             return self.gpus or 0.0
@@ -61,10 +61,10 @@ class Request:
 
 
 def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
-    """Return the request to run another Flower app, described by the ``pyproject.toml`` in ``folder``.
+    """Return the request to run the Flower app in ``folder``.
 
-    ``changes`` override settings of the app; ``how`` are further fields of ``Request``. Raise ``ConfigError`` if
-    ``changes`` has a setting that the app does not have.
+    ``changes`` override settings of the app; an unknown setting raises ``ConfigError``. ``how`` are further fields of
+    ``Request``.
     """
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]
@@ -82,10 +82,7 @@ def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
 
 
 def build_request(args: argparse.Namespace) -> Request:
-    """Return the request that a command line describes; nothing is started or written.
-
-    Raise ``ConfigError`` if the arguments or settings are invalid or contradict each other.
-    """
+    """Return the run that a command line describes; raise ``ConfigError`` if it is invalid."""
     if args.resume and args.app:
         raise ConfigError(
             f"--resume is for this package's own app, and --app is {args.app}: start it with --app alone, and let its "
@@ -126,7 +123,6 @@ def build_request(args: argparse.Namespace) -> Request:
 
 
 def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) -> int:
-    """Return the number of clients: for a resumed run the stored number, otherwise ``requested`` or else ``usual``."""
     if not resumes:
         return requested or usual
     has = RunFolder(out).about().get("clients") or requested

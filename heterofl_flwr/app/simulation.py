@@ -1,4 +1,4 @@
-"""``run_request``: run a ServerApp in this process, with its clients on a ``LocalGrid`` or ``RayGrid``."""
+"""``run_request``: run a ServerApp and its clients on this machine or a Ray cluster."""
 
 import logging
 import math
@@ -50,7 +50,7 @@ class RunError(HeteroFLError):
 def run_request(request: Request, *, log: bool = False) -> None:
     """Run an app until it is finished; raise ``RunError`` if it fails.
 
-    Flower's log is written into the run's folder. With ``log`` it is also shown.
+    Flower's log goes into the run's folder. With ``log`` it is also shown.
     """
     path = request.out / LOG
     RunFolder(request.out).refuse_links()
@@ -73,7 +73,6 @@ def _load_server(request: Request) -> ServerApp:
 
 
 def _serve(request: Request) -> None:
-    """Run the ServerApp on a grid."""
     if request.app is not None:  # the grid imports the ClientApp from this folder
         sys.path.insert(0, str(request.app))
     is_shared = request.app is None and request.grid == "ray"
@@ -87,10 +86,9 @@ def _serve(request: Request) -> None:
 
 
 class Checked(Relay):
-    """Proxy for a grid that checks the replies.
+    """Grid that checks the replies.
 
-    If a client lacks memory, its error reply ends the run. The user can then resume the run with fewer clients at once.
-    The proxy also records rounds in which all clients failed, because Flower's strategies ignore such failures.
+    It ends the run if a client runs out of memory or if all clients of a round fail.
     """
 
     def __init__(self, grid: QueuedGrid) -> None:
@@ -105,24 +103,23 @@ class Checked(Relay):
         return self._queued.wait_for_replies(message_ids, timeout)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived, after checking them."""
+        """Return the replies that have arrived."""
         replies = super().pull_messages(message_ids)
         return [self._check(reply, reply.metadata.group_id) for reply in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages, and return their replies after checking them."""
+        """Send messages and return their replies."""
         self._calls += 1
         replies = super().send_and_receive(messages, timeout=timeout)
         return [self._check(reply, f"call {self._calls}") for reply in replies]
 
     def raise_for_rounds_without_a_result(self) -> None:
-        """Raise ``HeteroFLError`` if all clients of a round failed to train, or all failed to evaluate."""
+        """Raise ``HeteroFLError`` if all clients failed to train, or all failed to evaluate, in a round."""
         for call, reasons in self._bad.items():
             if not self._good[call]:
                 raise HeteroFLError(f"in a round all clients ({len(reasons)}) failed; {reasons[-1]}")
 
     def _check(self, reply: Message, group: str) -> Message:
-        """Return a reply, after recording whether it is an error. Raise ``OutOfMemoryError`` if memory ran out."""
         call = group, reply.metadata.message_type
         if not reply.has_error():
             self._good[call] += 1
@@ -140,7 +137,7 @@ class Checked(Relay):
 
 
 def _describe(error: Exception) -> str:
-    """Return an error's text; for an error of another package, add its class and the innermost stack frames."""
+    """Return an error's text; for an error of another package, with its innermost stack frames."""
     if isinstance(error, HeteroFLError):
         return str(error)
     frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:]))
@@ -148,7 +145,7 @@ def _describe(error: Exception) -> str:
 
 
 def open_grid(request: Request) -> QueuedGrid:
-    """Return the grid on which an app's clients run; the caller must close it."""
+    """Return the grid for an app's clients; the caller must close it."""
     states = {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
     kind: Callable[..., QueuedGrid] = LocalGrid
     if request.grid == "ray":
@@ -165,10 +162,7 @@ def open_grid(request: Request) -> QueuedGrid:
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
-    """Return a function that limits how many clients train together in a group.
-
-    The function takes a client's training message, and returns the maximum size of this client's group.
-    """
+    """Return a function from a training message to the maximum size of its client's group."""
     if request.app is not None:
         return lambda message: 1
     workload = load_workload(request.config)
@@ -178,12 +172,12 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
 
 
 def cost(message: Message) -> float:
-    """Return the relative cost of a client's training, computed from the size of the parameters in its message."""
+    """Return the relative cost of a client's training, from the size of its model."""
     return STEP + sum(count_bytes(record) for record in message.content.values() if isinstance(record, ArrayRecord))
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings on standard error, but skips lines of rounds: the run prints them itself."""
+    """Handler that prints warnings, except those on rounds: the run prints them itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning."""
@@ -194,7 +188,6 @@ class Warnings(logging.Handler):
 
 @contextmanager
 def _flower_log(file: logging.FileHandler, *, shown: bool) -> Iterator[None]:
-    """Within this context, write the log to a file. Also print all its lines if ``shown``, else only warnings."""
     flower, ours = logging.getLogger("flwr"), logging.getLogger("heterofl_flwr")
     handlers, level, propagate = (flower.handlers, ours.handlers), ours.level, ours.propagate
     flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file, Warnings()]

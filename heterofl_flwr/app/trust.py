@@ -1,7 +1,4 @@
-"""The option ``--trust``: permission to run a user's code that is named in the settings of an existing run.
-
-Importing this module does not load torch.
-"""
+"""The option ``--trust``: permission to run a user's code that an existing run names."""
 
 import argparse
 from collections.abc import Iterable, Mapping
@@ -20,9 +17,9 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Raise ``ConfigError`` if stored settings name a user's code that has no permission to run.
+    """Raise ``ConfigError`` if stored settings name a user's code that may not run.
 
-    Code has permission if ``trusted`` is True, or if its module is also in ``named``, the values on the command line.
+    Code may run if ``trusted``, or if its module is also in ``named``, the values on the command line.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

@@ -1,4 +1,4 @@
-"""``Task`` for a ``NumPyClient``: ``heterofl_flwr.client.Task`` with arrays and scalars instead of messages."""
+"""``Task`` for a ``NumPyClient``: the ``Task`` of ``heterofl_flwr.client`` with arrays instead of messages."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
@@ -26,7 +26,7 @@ FitResult = tuple[NDArrays, int, dict[str, Scalar]]
 
 
 class Task(client.Task):
-    """A call of ``NumPyClient.fit`` or ``evaluate`` that a client answers.
+    """A call of ``NumPyClient.fit`` or ``evaluate``.
 
     Parameters
     ----------
@@ -54,20 +54,16 @@ class Task(client.Task):
 
     @property
     def asks_for_moments(self) -> bool:
-        """Whether this call of ``fit`` is a query for static batch norm moments.
-
-        If so, return ``moments(batches)`` from ``fit``.
-        """
+        """Whether this call of ``fit`` asks for batch norm moments. Then return ``moments(batches)``."""
         return self.instruction.kind == messages.QUERY_MOMENTS
 
     def moments(self, batches: Callable[[], Batches], *, device: torch.device | str = "cpu") -> FitResult:
-        """Measure the static batch norm moments of this client's data; return them as a result of ``fit``.
+        """Measure the batch norm moments of this client's data; return them as a result of ``fit``.
 
         Parameters
         ----------
         batches : Callable[[], Iterable]
-            Function that returns batches of the training inputs, as in ``heterofl_flwr.client.answer_queries``. The
-            function is called once for each rate.
+            Function that returns batches of the training inputs. It is called once for each rate.
         device : torch.device | str
             Device of the batches.
         """
@@ -98,7 +94,7 @@ class Task(client.Task):
 
 
 def parameters_of(model: nn.Module) -> NDArrays:
-    """Return a model's parameters in the order that the strategy expects, for example in ``initial_parameters``."""
+    """Return a model's parameters in the strategy's order, for example for ``initial_parameters``."""
     return [sent_tensor(parameter).numpy() for parameter in exchanged_parameters(model).values()]
 
 
@@ -108,16 +104,15 @@ def labels_text(labels: Iterable[int]) -> str:
 
 
 def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scalar]:
-    """Return the result of ``NumPyClient.get_properties``: the client's rate and partition from the node config.
+    """Return the result of ``NumPyClient.get_properties``: the client's rate and partition.
 
-    Set ``moments=True`` if your ``fit`` checks ``task.asks_for_moments``, and then returns ``task.moments(...)``.
+    Set ``moments=True`` if your ``fit`` checks ``task.asks_for_moments``.
     """
     properties = cast("dict[str, Scalar]", read_capability(context))
     return {**properties, messages.MOMENTS: True} if moments else properties
 
 
 def _to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Message:
-    """Return the arguments of ``fit`` or ``evaluate`` as a message of the Message API."""
     rate, shared = reading.read_value(config, messages.RATE, float), reading.read_shared(config)
     names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
     moments: list[str] = []

@@ -1,4 +1,4 @@
-"""Runner of the client stages in an instruction. They add penalties to the loss and change the update to send."""
+"""Client stages: penalties of the loss, and changes of the update to send."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,10 +25,9 @@ class ClientChain:
     Parameters
     ----------
     stages : Sequence[ClientStage]
-        The stages that the instruction names.
+        The stages of the instruction.
     context : ClientContext
-        Context that all stages share. Its ``state`` and ``broadcast`` have the tensors of all stages, named
-        ``stage/name``.
+        Context for all stages. Its ``state`` and ``broadcast`` have tensors by ``stage/name``.
     """
 
     def __init__(self, stages: Sequence[ClientStage], context: ClientContext) -> None:
@@ -36,7 +35,7 @@ class ClientChain:
         self.state: State = dict(context.state)
 
     def context_of(self, stage: ClientStage, total_step: float = 0.0) -> ClientContext:
-        """Return the context of one stage; its ``state`` and ``broadcast`` have only the tensors of this stage."""
+        """Return the context of one stage, with the tensors of this stage only."""
         start = f"{stage.registered_name}/"
         return replace(
             self._context,
@@ -70,9 +69,9 @@ class ClientChain:
         return [stage.registered_name for stage in self.stages if stage.stateful]
 
     def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
-        """Pass an update through all stages, and store their new state; return the changed update.
+        """Return the update after all stages, and store their new state.
 
-        If the client trained on no examples, stages with state are skipped, so their state does not change.
+        A client that trained on no examples keeps its state.
         """
         for stage in self.stages:
             if stage.stateful and not update.num_examples:
@@ -87,7 +86,7 @@ class ClientChain:
         return update
 
     def answer(self) -> dict[str, object]:
-        """Return the stages' answers to a query, as fields of the reply."""
+        """Return the stages' answers to a query."""
         answers: dict[str, object] = {}
         for stage in self.stages:
             if isinstance(stage, RespondingStage):
@@ -100,20 +99,20 @@ def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) ->
 
 
 class StageRunner(ClientChain):
-    """Runner of the client stages that an instruction names; it also adds the penalty of FedProx.
+    """Runner of the client stages of an instruction, and of the penalty of FedProx.
 
     Parameters
     ----------
     instruction : Instruction
-        The instruction, with the names of the stages and ``proximal_mu`` of FedProx.
+        The instruction, with the names of the stages.
     received : Callable[[], Mapping[str, Tensor]]
         Function that returns the parameters in the message.
     broadcast : Mapping[str, Tensor]
-        Tensors that the server halves of stages put into the message, named ``stage/parameter``.
+        Tensors from the server's stages, by ``stage/parameter``.
     tensors : dict[str, Tensor]
         Tensors that stages keep from message to message.
     node : Context
-        Context of the client, with the config of its node and the state of stages within a round.
+        The client's context.
 
     Attributes
     ----------
@@ -147,14 +146,14 @@ class StageRunner(ClientChain):
 
     @cached_property
     def own_penalty(self) -> Penalty:
-        """Penalty of the stages, without the term of FedProx."""
+        """Penalty of the stages, without FedProx."""
         if self.stateful and not self.state:
             check_not_lost(self._instruction, f"the tensors that {', '.join(self.stateful)} keeps")
         return self.sum_penalties()
 
     @cached_property
     def penalty(self) -> Penalty | None:
-        """Penalty of FedProx and of the stages; None if the loss has no penalty."""
+        """Penalty of FedProx and of the stages; None without one."""
         penalty, strength = self.own_penalty, self._instruction.proximal_mu
         if strength:
             quadratics = [Quadratic(strength, self._received()), *filter(None, [penalty.quadratic])]
@@ -163,7 +162,7 @@ class StageRunner(ClientChain):
 
 
 def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]) -> dict[str, object]:
-    """Return the answers of client stages to a query that the server sends before or after training.
+    """Return the client stages' answers to a query of the server.
 
     ``notes`` is the stages' state within the round; this function changes it.
     """
@@ -173,7 +172,6 @@ def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mappi
 
 
 def _check_broadcast(broadcast: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> None:
-    """Raise ``ReplyError`` if a broadcast tensor differs from its parameter in shape or dtype."""
     for name, tensor in broadcast.items():
         parameter = received.get(name.partition("/")[2])
         if parameter is None or (parameter.shape, parameter.dtype) != (tensor.shape, tensor.dtype):

@@ -1,4 +1,4 @@
-"""Pure maths on torch tensors: levels, widths, plans and the counting mean. This package does not import flwr."""
+"""Maths on torch tensors: levels, widths, plans and the counting mean, without Flower."""
 
 from heterofl_flwr.core.aggregator import Aggregator, CheckedReply
 from heterofl_flwr.core.axes import Axes, Axis, axes_between

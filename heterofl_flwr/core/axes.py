@@ -1,4 +1,4 @@
-"""Axes of a parameter, and the entries of each axis that a client keeps."""
+"""Axes of a parameter, and the entries that a client keeps."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,10 @@ from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a parameter with ``size`` entries in the global model; a client keeps ``local_size`` of them.
+    """One axis of a parameter: a client keeps ``local_size`` of the ``size`` entries.
 
-    The axis consists of ``parts`` equal parts, such as the heads of an attention layer or the gates of an LSTM. Most
-    axes have one part. Each part keeps ``local_size / parts`` entries: those at the ascending positions ``index``, or
-    the first ones if ``index`` is None.
+    The axis consists of ``parts`` equal parts, such as attention heads or the gates of an LSTM. A client keeps the
+    entries at the positions ``index`` of each part; by default the first ones.
     """
 
     size: int
@@ -49,7 +48,7 @@ class Axis:
         return self.size == axis.size and positions(axis) <= positions(self)
 
     def sliced(self, function: SliceFunction) -> "Axis":
-        """Return a copy of the axis that keeps, in each part, the entries that ``function`` selects."""
+        """Return a copy that keeps, in each part, the entries that ``function`` selects."""
         # A full axis and a prefix each have one canonical form, so that plans with the same entries are equal.
         if self.local_size == self.size:
             return Axis(self.size, self.size)
@@ -73,7 +72,7 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
     shape, local_shape : Sequence[int]
         The parameter's shape in the global model and in the client's.
     parts : Mapping[int, int] | None
-        Number of equal parts, such as heads, by the number of the axis. Other axes have one part.
+        Number of equal parts, such as heads, by axis; by default 1.
 
     Raises
     ------
@@ -94,18 +93,14 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
 
 @dataclass(frozen=True, slots=True)
 class PrefixAxis(Axis):
-    """An axis that can keep only its first entries, because a smaller layer consists of the first groups or heads.
-
-    If other entries were kept, one group of the smaller layer would mix channels of several groups.
-    """
+    """An axis of which only the first entries can be kept, as in a grouped convolution."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
     """An axis whose entries are channels of one or more groups, for example after a concatenation.
 
-    A group is a set of channels that are sliced in the same way throughout the model. Entries with the group number -1
-    belong to no group, and are always kept.
+    A group is a set of channels that are sliced alike throughout the model. Entries with group -1 are always kept.
     """
 
     groups: tuple[tuple[int, int], ...] = ()  # for each group: number of channels, number of channels kept
@@ -117,7 +112,7 @@ class CoupledAxis(Axis):
 
     @property
     def is_even(self) -> bool:
-        """Whether, on this axis, all channels of a sliced group have the same number of entries."""
+        """Whether all channels of a sliced group have equally many entries."""
         numbers = Counter(self.places)
         return all(
             width == channels or len({numbers[group, channel] for channel in range(channels)}) == 1
@@ -135,10 +130,10 @@ class CoupledAxis(Axis):
 
 
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
-    """Return the axis that keeps the first channels of each group: an ``Axis`` if possible, or a ``CoupledAxis``.
+    """Return the axis that keeps the first channels of each group.
 
-    ``places`` has the group and the channel of each entry. ``groups`` has, for each group, the number of channels and
-    the number of channels to keep.
+    ``places`` has the group and channel of each entry; ``groups`` has each group's number of channels, and how many to
+    keep.
     """
     length = len(places)
     used = sorted({group for group, _ in places if group >= 0})
@@ -153,7 +148,7 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return the common entries of two slices of a parameter, as axes that select them from the first slice."""
+    """Return the common entries of two slices, as axes of the first slice."""
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):
         members = positions(second)
@@ -163,7 +158,7 @@ def within(axes: Axes, second_axes: Axes) -> Axes:
 
 
 def positions(axis: Axis) -> set[int]:
-    """Return the positions of all entries that an axis keeps."""
+    """Return the positions of the entries that an axis keeps."""
     length, part_kept = axis.part
     within = range(part_kept) if axis.index is None else axis.index
     return {part * length + place for part in range(axis.parts) for place in within}

@@ -1,9 +1,4 @@
-"""Order of channels by importance: channels of large norm come first, so that small clients hold them.
-
-The channels of the global model itself are permuted; the function that the model computes stays the same. So every
-slice still consists of the first channels. FIARSE (Wu et al., NeurIPS 2024) also ranks by importance, but masks single
-entries.
-"""
+"""Order of channels by importance, so that small clients hold the channels of large norm."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,20 +14,18 @@ Places = Sequence[tuple[int, int]]
 
 
 class ChannelOrder:
-    """Groups of channels in the global model, and the order of the channels in each group by importance.
+    """Order of the global model's channels by importance, in groups of channels that several parameters share.
 
-    A group is a set of channels that several parameters share, for example the channels of a residual stream.
+    Permuting a group leaves the model's outputs unchanged.
 
     Parameters
     ----------
     model : nn.Module
-        The global model. For a model made by ``elastic``, ``elastic`` has determined the groups. In other models, all
-        axes of equal length form one group.
+        The global model. Without ``elastic``, all axes of equal length form one group.
     plans : Sequence[Plan]
         The prefix slice of each rate, from the largest to the smallest.
     margin : float
-        A channel takes another channel's place in a slice only if the new channel's norm is larger by more than this
-        fraction.
+        Fraction by which a channel's norm must be larger to take another channel's place in a slice.
     """
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan], margin: float = 0.0) -> None:
@@ -71,7 +64,7 @@ class ChannelOrder:
             self._factors[channels_held[channels_held >= 0]] *= 1 + margin
 
     def _check_groups(self, model: nn.Module, *, traced: bool) -> None:
-        """Raise ``ConfigError`` if permuting the channels of a group may change what the model computes."""
+        """Raise ``ConfigError`` if permuting channels may change the model's outputs."""
         norms = [f"{name}.weight" for name, layer in model.named_modules()
                  if isinstance(layer, nn.GroupNorm) and 1 < layer.num_groups < layer.num_channels]  # fmt: skip
         embeddings = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
@@ -102,7 +95,7 @@ class ChannelOrder:
 
     @torch.no_grad()
     def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the importance of each channel, by group: the L2 norm of all weights that produce or read it."""
+        """Return each channel's importance, by group: the L2 norm of all weights that produce or read it."""
         squares = torch.zeros_like(self._factors)
         for name, axes in self._channels.items():
             entries = state[name].double().cpu().square()
@@ -112,10 +105,7 @@ class ChannelOrder:
         return [squares[group].sqrt() for group in self._groups]
 
     def find(self, state: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the new order of channels, as indices of the current channels; None if no channel moves.
-
-        Channels of equal importance keep their order.
-        """
+        """Return the new order of channels, as indices of the current ones; None if no channel moves."""
         order = [
             group.start + (norms * self._factors[group]).argsort(descending=True, stable=True)
             for group, norms in zip(self._groups, self.importance(state), strict=True)
@@ -124,9 +114,9 @@ class ChannelOrder:
         return None if torch.equal(joined, torch.arange(len(joined))) else joined
 
     def apply(self, order: Tensor, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor with its channels permuted by ``order``, a result of ``find``.
+        """Return a tensor with its channels permuted by a result of ``find``.
 
-        ``tensor`` is the parameter ``name``, or has the same shape, such as its momentum.
+        ``tensor`` is the parameter ``name`` or has its shape, such as its momentum.
         """
         for axis, channels in self._channels.get(name, {}).items():
             new = torch.where(channels < 0, channels, order[channels])
@@ -142,7 +132,7 @@ def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, 
 
 
 def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:
-    """Return the places of all entries on sliced axes; all axes whose parts have the same length form one group."""
+    """Return the places of entries on sliced axes; axes whose parts have equal lengths form one group."""
     return {
         name: {number: _places(axis) for number, axis in enumerate(axes) if axis.local_size < axis.size}
         for name, axes in plan.axes.items()

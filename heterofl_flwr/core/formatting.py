@@ -1,4 +1,4 @@
-"""Formatting of numbers and tables as text."""
+"""Formatting of numbers and tables."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ NOTHING = "-"
 
 
 def score(name: str, value: float | None) -> str:
-    """Format a metric: accuracies and coverage in percent, everything else with four digits."""
+    """Format a metric: accuracies and coverage in percent, others with four digits."""
     if value is None:
         return NOTHING
     return percent(value) if name.endswith(("accuracy", "coverage")) else number(value)
@@ -28,22 +28,22 @@ def number(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """Format a large number with a suffix: k, M, G, T or P."""
+    """Format a number with a suffix: k, M, G, T or P."""
     return _scaled(value, ("", "k", "M", "G", "T", "P")).rstrip()
 
 
 def size(value: float) -> str:
-    """Format a number of bytes, in decimal units."""
+    """Format a number of bytes."""
     return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def energy(joules: float) -> str:
-    """Format an energy, in decimal units."""
+    """Format an energy."""
     return f"{joules:.2g} J" if joules < 99.5 else _scaled(joules, ("J", "kJ", "MJ", "GJ", "TJ"))
 
 
 def tick(label: str) -> str:
-    """Shorten the label of an axis tick: remove decimals that are zero."""
+    """Remove decimals that are zero from the label of an axis tick."""
     return label.replace(".00 ", " ").replace(".0 ", " ")
 
 
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def numbers(values: Sequence[int], limit: int = 12) -> str:
-    """Format ascending integers as ranges, such as ``1-4, 7``. At most ``limit`` ranges are listed."""
+    """Format ascending integers as at most ``limit`` ranges, such as ``1-4, 7``."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:
@@ -88,7 +88,7 @@ _LATEX = str.maketrans(
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
-    """Return a table as text; ``style`` is ``table`` (aligned plain text), ``csv``, ``markdown`` or ``latex``."""
+    """Return a table as text; ``style`` is ``table`` (plain text), ``csv``, ``markdown`` or ``latex``."""
     if style == "csv":
         file = io.StringIO()
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
@@ -114,7 +114,7 @@ def latex(text: str) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
-    """Return a table in Markdown. ``rule`` is the separator that aligns all columns except the first."""
+    """Return a table in Markdown. ``rule`` aligns all columns except the first."""
     lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
     texts = (" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines)
     return "\n".join(f"| {text} |" for text in texts)

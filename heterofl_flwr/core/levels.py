@@ -1,4 +1,4 @@
-"""Rates, levels from a to e, mixes of levels such as ``a1-b1-e8``, and the assignment of rates to clients."""
+"""Rates, levels, mixes of levels, and the assignment of rates to clients."""
 
 import math
 import re
@@ -19,10 +19,7 @@ _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3
 
 
 def exact_rate(rate: float | str | Fraction) -> Fraction:
-    """Return a rate as the exact fraction of its decimal form; raise ``ConfigError`` if it is not in (0, 1].
-
-    Text may come from a client. So huge exponents such as ``1e999999999`` are rejected; they take long to compute.
-    """
+    """Return a rate as an exact fraction; raise ``ConfigError`` if it is not in (0, 1]."""
     text = str(rate).strip()
     try:
         exact = rate if isinstance(rate, Fraction) else Fraction(text if _NUMBER.fullmatch(text) else "none")
@@ -38,7 +35,7 @@ LEVELS: Mapping[str, float] = MappingProxyType({"a": 1.0, "b": 0.5, "c": 0.25, "
 
 
 def rate_of(level: str | float) -> float:
-    """Return the rate of a level: a letter from a to e, or the rate itself as a number or text."""
+    """Return the rate of a level: a letter from a to e, or a number."""
     if isinstance(level, str) and level in LEVELS:
         return LEVELS[level]
     try:
@@ -51,22 +48,19 @@ def rate_of(level: str | float) -> float:
 
 
 def level_name(rate: float) -> str:
-    """Return the letter of the level with this rate, or the rate as text if no level has it."""
+    """Return the letter of a rate, or the rate as text if it has none."""
     return next((letter for letter, value in LEVELS.items() if value == rate), format(Decimal(str(rate)), "f"))
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Rates of the clients and the proportion of clients at each rate, from the largest rate to the smallest.
+    """Rates of the clients and the proportion of clients at each rate.
 
-    A mix consists of parts: ``a2-e2`` has two parts at level ``a`` and two at level ``e``. Two mixes are equal if they
-    differ only in the order or the grouping of their parts. Proportions are not reduced, so ``a2-e2`` is not ``a1-e1``.
+    A mix consists of parts: ``a2-e2`` has two parts at level ``a`` and two at level ``e``. Their order does not matter.
+    Proportions are not reduced, so ``a2-e2`` differs from ``a1-e1``.
 
-    ``global_rate`` is the rate of the global model, by default the largest rate of a client. ``with_global_rate`` can
-    make the global model larger than any client's model, as in FedRolex.
-
-    ``idle`` is the number of additional parts for clients that do not train. In ``a1-x3``, a quarter of the clients
-    train, at level ``a``. This is a baseline for ``a1-b1-c1-d1`` ("exclusive" learning).
+    ``global_rate`` is the rate of the global model; by default the largest rate of a client. ``idle`` is the number of
+    parts for clients that do not train: in ``a1-x3``, a quarter of the clients train.
     """
 
     rates: tuple[float, ...]
@@ -116,16 +110,16 @@ class Mix:
         return cls(rates, tuple(counts[rate] for rate in rates), idle=idle)
 
     def with_global_rate(self, level: str | float | None) -> "Mix":
-        """Return a copy of the mix whose global model has this level or rate; '' and None change nothing."""
+        """Return a copy whose global model has this level or rate; '' and None change nothing."""
         return self if level is None or level == "" else replace(self, global_rate=rate_of(level))
 
     @property
     def all_rates(self) -> tuple[float, ...]:
-        """The distinct rates of the global model and of all clients' models, descending."""
+        """The distinct rates of all models, descending."""
         return tuple(dict.fromkeys((self.global_rate, *self.rates)))
 
     def rates_inside(self, rate: float) -> tuple[float, ...]:
-        """Return the rates of the mix that are smaller than ``rate``, descending."""
+        """Return the rates of the mix below ``rate``, descending."""
         return tuple(smaller for smaller in self.rates if smaller < rate)
 
     @property
@@ -136,14 +130,11 @@ class Mix:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The fraction of the training clients at each rate; the sum is 1."""
+        """The fraction of the training clients at each rate."""
         return tuple(count / sum(self.counts) for count in self.counts)
 
     def mean(self, values: Mapping[float, float]) -> float:
-        """Return the mean of a quantity over the training clients; the quantity depends only on a client's rate.
-
-        ``values`` has the quantity for each rate.
-        """
+        """Return the mean over the training clients of a value for each rate."""
         return math.fsum(share * values[rate] for rate, share in zip(self.rates, self.shares, strict=True))
 
     def __str__(self) -> str:
@@ -153,12 +144,11 @@ class Mix:
 
 
 def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float | None = None) -> float:
-    """Return a client's rate under the assignment *Fix*: the same rate in all rounds.
+    """Return a client's rate under the assignment *Fix*: the same in all rounds.
 
-    A client with a ``capacity`` trains at that rate, but at most at the global rate. Any other client's rate depends on
-    its partition: partitions are divided into equal blocks, one for each part of the mix, from the largest rate to the
-    smallest. A remainder of the division belongs to the last block. If there are fewer partitions than parts, their
-    rates are spread evenly from the largest to the smallest. Clients of idle parts have rate 0.
+    A client with a ``capacity`` trains at that rate, but at most at the global rate. Other partitions are divided into
+    equal blocks, one for each part of the mix, from the largest rate to the smallest. A remainder belongs to the last
+    block. Clients of idle parts have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
@@ -172,10 +162,9 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 
 
 def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capacity: float | None = None) -> float:
-    """Return a client's rate under the assignment *Dynamic*: a new draw from the rates of the mix in each round.
+    """Return a client's rate under the assignment *Dynamic*: a draw from the mix in each round.
 
-    Rates are drawn in the proportions of the mix. A client with a ``capacity`` draws only from the rates up to its
-    capacity. Raise ``ConfigError`` if all rates of the mix are above the capacity.
+    A client with a ``capacity`` draws only from the rates up to it. Raise ``ConfigError`` if there are none.
     """
     limit = 1.0 if capacity is None else float(exact_rate(capacity))
     allowed = [(rate, count) for rate, count in zip(mix.rates, mix.counts, strict=True) if rate <= limit]
@@ -189,11 +178,9 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
 
 
 def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
-    """Return a client's rate in a round, for slices that grow by one level every ``growth`` rounds.
+    """Return a client's rate in a round, if slices grow by one level every ``growth`` rounds.
 
-    Growth begins at the smallest rate of the mix and ends at ``rate``, the rate of the client's level. With
-    ``growth=0``, the result is always ``rate``. FedGMR's gradual model restoration is similar, but it grows masks of
-    single entries.
+    Growth begins at the smallest rate of the mix and ends at ``rate``. With ``growth=0``, return ``rate``.
     """
     if not growth:
         return rate
@@ -203,9 +190,8 @@ def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
     """Return the rates of ``number`` new clients under the assignment *Fix*.
 
-    ``taken`` contains the rates of earlier clients; these rates do not change. Without earlier clients, the result is
-    that of ``fixed_rate``. Otherwise each new client in turn gets the rate that has the fewest clients relative to its
-    proportion in the mix. Ties are resolved in favour of the largest rate.
+    ``taken`` has the rates of earlier clients. Each new client in turn gets the rate that has the fewest clients
+    relative to the mix, and of several such rates the largest.
     """
     if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]

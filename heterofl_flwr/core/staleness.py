@@ -1,4 +1,4 @@
-"""Asynchronous aggregation: the staleness of clients' changes, and a mean with lower weights for stale changes."""
+"""Staleness of clients' changes in asynchronous training, and a mean that discounts it."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -21,8 +21,8 @@ LEAST = 1e-3
 class Clocks:
     """Counters of the global model's steps, one for each region of the model.
 
-    A region is a set of entries that clients of the same levels hold. A reply has a staleness in each region: the
-    number of steps that changed the region after the server sent the client its slice.
+    A region is a set of entries that the same levels hold. The staleness of a reply is the number of steps that changed
+    a region since the client was sent its slice.
     """
 
     def __init__(self, version: int = 0) -> None:
@@ -30,13 +30,13 @@ class Clocks:
         self._moved: dict[Plan, int] = {}  # by plan, the number of steps of which it was the largest; descending
 
     def snapshot(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
-        """Return a ``Version`` to store when a slice is sent: the slice ``tensors`` and the current counts of steps."""
+        """Return a slice with the current counts of steps, to store when it is sent."""
         return Version(self.version, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:
-        """Count a step of the global model. ``plans`` are the plans of the replies that were averaged in this step.
+        """Count a step of the global model that averaged replies with these plans.
 
-        Of any two plans, in this step and earlier ones, one must contain the other; otherwise raise ``ConfigError``.
+        Raise ``ConfigError`` if neither of two plans contains the other.
         """
         current = set(plans)
         ordered = sorted({*current, *self._moved}, key=lambda plan: plan.parameters, reverse=True)
@@ -50,10 +50,10 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply from a client that holds ``plan`` and was sent the version ``sent``.
+        """Return the staleness of a reply, by plan.
 
-        The result is a dictionary from plans to staleness. The first key is ``plan``; each further key lies inside the
-        previous key and is staler. An entry has the staleness of the smallest of these plans that contains the entry.
+        The first key is ``plan``; each further key lies inside the previous one and is staler. The smallest plan that
+        contains an entry gives its staleness.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
@@ -73,10 +73,8 @@ def _contains(outer: Plan, inner: Plan) -> bool:
 class StaleMean:
     """Mean change of each entry over the clients that hold it; stale changes count less.
 
-    Clients may have started from different versions of the model. A client's change is its reply minus the version that
-    it was sent. Each entry of the global model is moved by the weighted mean of the changes. The weights are
-    ``weight * (1 + staleness) ** -exponent``. If all clients started from the current version, the result equals the
-    counting mean bit for bit.
+    A client's change is its reply minus the slice that it was sent. The weights are ``weight * (1 + staleness) **
+    -exponent``. If all clients started from the current model, the result equals the counting mean.
 
     Parameters
     ----------
@@ -85,9 +83,9 @@ class StaleMean:
     clocks : Clocks
         Counters of the steps. ``result`` counts one more step.
     exponent : float
-        Exponent of the staleness discount; 0 switches it off. The discount is never below ``LEAST``.
+        Exponent of the discount; 0 switches it off. The discount is at least ``LEAST``.
     one_clock : bool
-        Whether every step counts for all regions, even unchanged ones, as in FedBuff.
+        Whether every step counts for all regions, as in FedBuff.
     """
 
     def __init__(
@@ -99,7 +97,7 @@ class StaleMean:
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
-        """Add a client's reply to the mean; the client may have started from an earlier version."""
+        """Add a client's reply."""
         plan, tensors = reply.plan, reply.tensors
         staleness = {plan: 0} if reply.sent is None else self._clocks.staleness(plan, reply.sent)
         shares = {inner: max(math.pow(1.0 + steps, -self._exponent), LEAST) for inner, steps in staleness.items()}
@@ -113,10 +111,7 @@ class StaleMean:
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return the current slice plus the client's change; each entry of the sum is multiplied by its discount.
-
-        ``shares`` is a dictionary from the plans of ``Clocks.staleness`` to discounts.
-        """
+        """Return the current slice plus the client's change; each entry of the sum is multiplied by its discount."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))
@@ -135,7 +130,7 @@ class StaleMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total discounted weight of the clients that hold this entry."""
+        """Return, for each entry, the total discounted weight of the clients that hold it."""
         return self._holders.holders(name)
 
 

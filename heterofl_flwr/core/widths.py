@@ -8,7 +8,7 @@ from heterofl_flwr.core.levels import exact_rate
 
 
 def width(size: int, rate: float | Fraction, heads: int = 1) -> int:
-    """Return the number of channels that remain at a rate in a layer with ``size`` channels, rounded up.
+    """Return the number of channels at a rate in a layer with ``size`` channels, rounded up.
 
     Parameters
     ----------
@@ -17,8 +17,8 @@ def width(size: int, rate: float | Fraction, heads: int = 1) -> int:
     rate : float | Fraction
         The model's rate, 0 < rate <= 1. A float stands for the decimal number that Python prints.
     heads : int
-        Number of equal parts of the width, such as heads in the embedding of an attention model. Each part is rounded
-        separately, so the result is a multiple of ``heads``.
+        Number of equal parts of the width, such as attention heads. Each part is rounded, so the result is a multiple
+        of ``heads``.
     """
     if size < 1 or heads < 1 or size % heads:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Data as tensors: ``Split`` has inputs and targets, ``Dataset`` a train and a test split."""
+"""Data as tensors: ``Split`` and ``Dataset``."""
 
 from dataclasses import dataclass, replace
 
@@ -11,14 +11,14 @@ from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Options for reading a text in pieces. Some words of a piece are masked; the targets are all its words.
+    """How a text is read in pieces. Some words of a piece are masked; the targets are all its words.
 
     Attributes
     ----------
     hides_as
         The token that replaces a masked word.
     share
-        The fraction of words that are masked. The masked words are drawn anew whenever the text is read.
+        The fraction of masked words. They are drawn anew at each reading.
     length
         Number of words in a piece; the last piece of a row may be shorter.
     """
@@ -30,10 +30,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """Mean and standard deviation of the inputs, for normalisation.
+    """Mean and standard deviation of each image channel or table column.
 
-    Both have one number for each channel of images, or for each column of a table. Before normalisation, pixels are
-    from 0 to 1.
+    For images, those of pixels from 0 to 1.
     """
 
     mean: tuple[float, ...]
@@ -42,7 +41,7 @@ class Normal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Inputs and targets of a train or test split.
+    """Inputs and targets for training or testing.
 
     Attributes
     ----------
@@ -51,10 +50,9 @@ class Split:
     targets
         Class number of each input, from 0, in int64. For text, the inputs themselves.
     black
-        The normalised value of a black pixel, for each channel. Random crops pad images with this value; if it is None,
-        with 0.
+        The normalised value of a black pixel, for each channel. Random crops pad with it, or with 0 if it is None.
     reading
-        Options for reading a text; None for other data.
+        How a text is read; None for other data.
     """
 
     inputs: Tensor
@@ -79,12 +77,12 @@ class Split:
         return len(self.targets)
 
     def select(self, rows: Tensor) -> "Split":
-        """Return a copy of the split with only the examples at these indices."""
+        """Return the examples at these indices."""
         inputs = self.inputs[rows]
         return replace(self, inputs=inputs, targets=inputs if self.reading else self.targets[rows])
 
     def to(self, device: torch.device | str) -> "Split":
-        """Return the split on a device; the result is the same object if it is on that device already."""
+        """Return the split on a device."""
         inputs = self.inputs.to(device)
         targets = inputs if self.reading else self.targets.to(device)
         if inputs is self.inputs and targets is self.targets:
@@ -96,7 +94,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """A data set. All clients in a process use the same object, so do not change it.
+    """A data set. Do not change it: all clients in a process share it.
 
     Attributes
     ----------
@@ -109,13 +107,13 @@ class Dataset:
     augment
         Augmentation of training images: a name in ``AUGMENTS``.
     normal
-        Mean and deviation by which the inputs were normalised; None if this package has not normalised them.
+        Mean and deviation by which the inputs were normalised; None if they were not.
     names
-        Names of the classes, or words of a text's vocabulary, in the order of their numbers; () if the source has none.
+        Names of the classes, or words of a text's vocabulary, by number; may be ().
     columns
-        Names of a table's columns, in the order of the inputs.
+        Names of a table's columns.
     owners
-        For the train and the test split, the owner of each example as a number; None if owners were not read.
+        For each split, the owner of each example as a number; None if owners were not read.
     """
 
     name: str
@@ -130,7 +128,7 @@ class Dataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, or their numbers as text if the source has no names."""
+        """Names of the classes, or their numbers as text."""
         return self.names or tuple(map(str, range(self.classes)))
 
     def __post_init__(self) -> None:

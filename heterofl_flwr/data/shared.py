@@ -1,8 +1,7 @@
-"""Shared memory for a data set: all processes of a run on a machine use one copy.
+"""Shared memory: all processes of a run on a machine use one copy of the data set.
 
-The first process writes the data set into an anonymous file in memory (``memfd_create``). The system frees the file as
-soon as no process uses it. Other processes map the file into their memory. A process that changes a tensor in place
-gets a private copy of the changed pages.
+The system frees the memory when the last process ends. A process that changes a tensor in place gets its own copy of
+the changed pages.
 """
 
 import json
@@ -34,11 +33,10 @@ _KINDS = {kind.__name__: kind for kind in (Dataset, Split, Reading, Normal)}
 
 @contextmanager
 def share(dataset: Dataset, key: object) -> Iterator[None]:
-    """Context manager: share a data set with other processes. They call ``find`` with the same key.
+    """Context manager: share a data set with other processes, which call ``find`` with the same key.
 
-    The other processes must inherit this process's environment variables. The tensors of ``dataset`` move to the shared
-    memory. If sharing fails, for example because the system is not Linux, a warning is logged, and ``find`` returns
-    None.
+    They must inherit this process's environment variables. The tensors of ``dataset`` move to the shared memory. If
+    sharing fails, a warning is logged and ``find`` returns None.
     """
     with ExitStack() as opened:
         try:
@@ -61,7 +59,7 @@ def share(dataset: Dataset, key: object) -> Iterator[None]:
 
 
 def find(key: object) -> Dataset | None:
-    """Return the data set that another process of this machine shares under this key; None if there is none."""
+    """Return the data set that another process shares under this key, or None."""
     path, _, token = os.environ.get(VARIABLE, "").partition(" ")
     with suppress(OSError):  # the other process runs on another machine, or may not be looked into
         if path and os.readlink(path) == f"/memfd:{_name(token, key)} (deleted)":
@@ -74,7 +72,7 @@ def _name(token: str, key: object) -> str:
 
 
 def _write(file: BinaryIO, dataset: Dataset) -> None:
-    """Write a data set to a file: a line of JSON with all values, then the tensors at multiples of ``PAGE``."""
+    """Write a data set: a line of JSON, then the tensors at multiples of ``PAGE``."""
     places: dict[int, tuple[int, Tensor]] = {}  # by id: a text's targets are its inputs
     size = 0
 
@@ -95,7 +93,6 @@ def _write(file: BinaryIO, dataset: Dataset) -> None:
 
 
 def _read(path: str) -> Dataset:
-    """Return the data set in a file that ``_write`` wrote; the tensors are mapped from the file."""
     with open(path, "rb") as file:
         header = file.readline()
     tensors: dict[int, Tensor] = {}

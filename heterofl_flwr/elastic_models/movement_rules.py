@@ -1,8 +1,7 @@
-"""Trace rules of operators that only move entries: permutations, slices, joins, pads, indices and views.
+"""Trace rules of operators that only move entries, such as permutations, slices and views.
 
-A position is a number; entries with the same position are kept or dropped together. Most rules run the operator on an
-integer tensor whose values are the positions of one axis. Each entry of the result then shows which position was moved
-there. This also works if the operator splits an axis or joins several axes.
+A position is a number; entries with the same position are kept or dropped together. Most rules run the operator on a
+tensor of the positions of one axis, and see where they end up.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
 @operator(*_VIEWS, *_SHUFFLES, "permute", "transpose", "t", "flip", "repeat", "constant_pad_nd", "select", "unbind")
 @operator("slice", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
 def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of operators that move entries: positions move with the entries. Padding is kept at every rate."""
+    """Trace rule of operators that move entries. Padding is kept at every rate."""
     args, space = call.args[1:], [*[False] * (len(rows) - 3), True, False, False]  # only channels shrink
     name, shape = call.name.removesuffix("_"), call.shape
     if name == "constant_pad_nd":
@@ -42,9 +41,9 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
-    """Find the axis along which the values of ``result`` change, and store these values in ``rows`` at this axis.
+    """Find the axis along which the positions in ``result`` change, and store them for this axis.
 
-    The values are positions of an input axis. ``flexible`` says which axes of the result may shrink.
+    ``flexible`` says which axes of the result may shrink.
     """
     # An axis of stride 0 repeats one entry, so only its first entry is used. The other axes along which the numbers
     # change are parts of the old axis: (2, 4) after an axis of 8 is viewed as two axes.
@@ -74,14 +73,14 @@ def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("roll")
 def rolled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``roll``: rolled axes are never sliced, because the shift is a constant in the code."""
+    """Trace rule of ``roll``: rolled axes are never sliced, because the shift is a constant."""
     trace.pin(*(rows[dim] for dim in call.named_arguments["dims"] or range(len(rows))))
     return rows
 
 
 @operator("cat")
 def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``cat``: along every axis except the joined one, all inputs are sliced alike."""
+    """Trace rule of ``cat``: all axes except the joined one are sliced alike."""
     parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch ignores these
     axis = call.named_arguments["dim"] % call.outputs[0].dim()
     joined = []
@@ -96,26 +95,26 @@ def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @stand_in(aten.stack)
 def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Stand-in for ``stack``: concatenate the tensors along a new axis."""
+    """Stand-in for ``stack``."""
     return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
 
 
 @stand_in(aten.glu)
 def gated(x: Tensor, dim: int = -1) -> Tensor:
-    """Stand-in for ``glu``: multiply the first half by the sigmoid of the second half."""
+    """Stand-in for ``glu``."""
     values, gates = torch.chunk(x, 2, dim)
     return values * gates.sigmoid()
 
 
 @stand_in(aten.channel_shuffle, aten.native_channel_shuffle)
 def shuffled(x: Tensor, groups: int) -> Tensor:
-    """Stand-in for a channel shuffle: transpose the axis of groups and the axis of channels in a group."""
+    """Stand-in for a channel shuffle."""
     return torch.flatten(x.unflatten(1, (groups, -1)).transpose(1, 2), 1, 2)
 
 
 @operator("embedding", "_embedding_bag", "_embedding_bag_forward_only")
 def embedding(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of embeddings: the rows of the table are never sliced, but its columns can be."""
+    """Trace rule of embeddings: the table is sliced by columns, never by rows."""
     words, columns = rows
     trace.pin(words)
     return [*(trace.rows(call.args[1]) if call.name == "embedding" else [None]), columns]
@@ -123,7 +122,7 @@ def embedding(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index", "_unsafe_index")
 def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of indexing by tensors: indexed axes are never sliced, but the others can be."""
+    """Trace rule of indexing by tensors: indexed axes are never sliced."""
     indices = {axis: index for axis, index in enumerate(call.args[1]) if index is not None}
     trace.pin(*(rows[axis] for axis in indices), *(row for index in indices.values() for row in trace.rows(index)))
     rest = [row for axis, row in enumerate(rows) if axis not in indices]
@@ -134,10 +133,7 @@ def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_add", "index_copy")
 def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``index_add`` and ``index_copy``: the indexed axis is never sliced.
-
-    Along all other axes, the tensor and the source are sliced alike.
-    """
+    """Trace rule of ``index_add`` and ``index_copy``: the indexed axis is never sliced."""
     _, _, index, source = (call.args[place] for place in range(4))
     axis, source_rows = call.args[1] % len(rows), trace.rows(source)
     trace.pin(rows[axis], source_rows[axis], *trace.rows(index))
@@ -148,10 +144,7 @@ def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_put", "_index_put_impl", "_unsafe_index_put")
 def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of assignment to indexed entries: indexed axes, and the axes before them, are never sliced.
-
-    Along all other axes, the tensor and the values are sliced alike.
-    """
+    """Trace rule of assignment to indexed entries: indexed axes, and axes before them, are never sliced."""
     indices, values = call.args[1:3]
     trace.pin(*(row for index in indices if index is not None for row in trace.rows(index)))
     # A boolean index of n dimensions indexes n axes.
@@ -167,7 +160,7 @@ def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("view_as_real", "view_as_complex")
 def complex_or_real(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``view_as_real`` and ``view_as_complex``: the axis of real and imaginary parts is never sliced."""
+    """Trace rule of ``view_as_real`` and ``view_as_complex``: real and imaginary parts are never separated."""
     if call.name == "view_as_real":
         return [*rows, None]
     trace.pin(rows[-1])
@@ -176,7 +169,7 @@ def complex_or_real(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_select", "unfold")
 def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``index_select`` and ``unfold``: the axis that is indexed or cut into windows is never sliced."""
+    """Trace rule of ``index_select`` and ``unfold``: their axis is never sliced."""
     axis = call.args[1] % max(len(rows), 1)
     trace.pin(rows[axis], *(row for index in call.inputs[1:] for row in trace.rows(index)))
     rows[axis] = None
@@ -185,7 +178,7 @@ def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("im2col")
 def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``im2col``: the entries of a channel under the kernel are kept or dropped with the channel."""
+    """Trace rule of ``im2col``: entries under the kernel are kept or dropped with their channel."""
     *batch, channels, height, width = rows
     trace.pin(height, width)
     taps = call.args[1][0] * call.args[1][1]
@@ -206,7 +199,7 @@ def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("as_strided")
 def strided(trace: Trace, call: Call, rows: list[Row | None]) -> Rows | None:
-    """Trace rule of ``as_strided``: ignore calls that change only the memory layout; otherwise, slice no axis."""
+    """Trace rule of ``as_strided``: no axis is sliced unless only the memory layout changes."""
     source, output = call.args[0], call.outputs[0]
     if source is output and all(row is None or len(row) == n for row, n in zip(rows, output.shape, strict=False)):
         return None

@@ -1,4 +1,4 @@
-"""Registries of trace rules, and the torch modes that apply the rules to operators and functions."""
+"""Registries of trace rules, and the torch modes that apply them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
@@ -36,9 +36,9 @@ attention.
 
 
 class Call:
-    """A call of an operator in a trace: its name, its arguments, its input and output tensors.
+    """A call of an operator in a trace: its name, arguments, inputs and outputs.
 
-    ``shape`` is the shape of the first argument before the call. An in-place operator may change this shape.
+    ``shape`` is the first argument's shape before the call, which may work in place.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Call:
 
     @cached_property
     def named_arguments(self) -> Mapping[str, Any]:
-        """The arguments by the names in the operator's schema, including defaults."""
+        """The arguments by name, including defaults."""
         arguments = self.function._schema.arguments
         defaults = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
         return {
@@ -73,7 +73,7 @@ class Call:
 
     @property
     def divisor(self) -> float | None:
-        """The number by which the call divides a tensor; None if the call does not divide by a number."""
+        """The number by which the call divides a tensor, or None."""
         number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
         if not isinstance(number, int | float) or not number:
             return None
@@ -93,10 +93,10 @@ OperatorRule = Callable[[Trace, Call, list[Row | None]], Rows | None]
 
 
 def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
-    """Register the decorated function as the trace rule of these ATen operators and of their in-place forms.
+    """Register the decorated function as the trace rule of these ATen operators, also in place.
 
-    A rule takes the trace, the call, and the positions of the first input's axes. It either returns the positions of
-    the first output's axes, or sets the positions of all outputs itself and returns None.
+    A rule takes the trace, the call, and the positions on the first input's axes. It returns those of the first output,
+    or sets those of all outputs and returns None.
     """
     existing = [name for plain in names for name in (plain, f"{plain}_") if hasattr(aten, name)]
     return OPERATORS.add(*(getattr(aten, name) for name in existing))
@@ -105,8 +105,8 @@ def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
 def function(*called: object) -> Callable[[_Rule], _Rule]:
     """Register the decorated function as the trace rule of these torch functions.
 
-    A rule takes the trace, a callable that runs the torch function, and the function's arguments. The rule records how
-    lengths in the arguments are used, and returns the result of the torch function.
+    A rule takes the trace, a callable that runs the torch function, and the arguments. It returns the function's
+    result.
     """
     return FUNCTIONS.add(*called)
 
@@ -114,10 +114,9 @@ def function(*called: object) -> Callable[[_Rule], _Rule]:
 def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
     """Register the decorated function to replace layers or operators while ``elastic`` traces a model.
 
-    A trace runs torch's built-in operators on tensors without values. So it cannot follow a layer that calls a custom
-    operator, or a layer whose computation depends on values. A stand-in computes an output of such a layer with
-    built-in operators. The axes of this output must depend on inputs and parameters as in the layer; its values do not
-    matter. Models that ``build`` returns run the layer itself::
+    A trace runs torch's own operators on tensors without values. It cannot follow custom operators, or code that
+    depends on values. A stand-in computes the output with torch's operators. Only its axes matter, not its values.
+    Models that ``build`` returns run the layer itself::
 
         @stand_in(MyLayer)
         def my_layer(layer: MyLayer, x: Tensor) -> Tensor:
@@ -139,7 +138,7 @@ def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
 def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
     """Register the decorated function to update attributes of sliced layers of these types.
 
-    ``elastic`` calls the function with each such layer of a sliced model. The function may change only this layer::
+    ``elastic`` calls the function with each such layer. The function may change only this layer::
 
         @adjust(MyLayer)
         def my_layer(layer: MyLayer) -> None:
@@ -150,10 +149,7 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
 @cache
 def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
-    """Return the trace rule of an operator; None without a rule.
-
-    Elementwise operators that have no rule get the rule of ``add``.
-    """
+    """Return an operator's trace rule or None. Elementwise operators without a rule get that of ``add``."""
     packet = called.overloadpacket
     if packet in OPERATORS:
         return OPERATORS[packet]
@@ -164,7 +160,7 @@ def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
 
 
 def follow(trace: Trace, call: Call) -> None:
-    """Apply the operator's trace rule to a call. Without a rule, the inputs of the call are never sliced."""
+    """Apply the operator's trace rule to a call. Without a rule, the inputs are never sliced."""
     rule = _find_operator(call.function)
     if rule is not None:
         rows = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])
@@ -182,7 +178,7 @@ def follow(trace: Trace, call: Call) -> None:
 
 
 class Operators(TorchDispatchMode):
-    """Torch mode that calls each operator, or its stand-in, and then passes the call to ``listener``."""
+    """Torch mode that calls each operator, or its stand-in, and passes the call to ``listener``."""
 
     def __init__(self, listener: Callable[[Call], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -206,10 +202,7 @@ class Operators(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """Torch mode that applies the trace rules of torch functions.
-
-    Comparisons of lengths are recorded only outside of torch functions, where they belong to the model's code.
-    """
+    """Torch mode that applies the trace rules of torch functions."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -228,11 +221,10 @@ class Functions(TorchFunctionMode):
 
 
 class Alike(TorchFunctionMode):
-    """Torch mode that makes a model call the same operators at every width and for every random draw.
+    """Torch mode that makes a model call the same operators at every width.
 
-    Torch selects operators of matrix products by the strides of the inputs, and strides depend on the width. So these
-    inputs are made contiguous. A random scalar is always 1, so stochastic depth drops no layer. Code that uses tensors
-    of the original model, not of the traced copy, raises ``UnsupportedLayerError``.
+    Inputs of matrix products are made contiguous, and random scalars are 1, so stochastic depth drops no layer. Code
+    that uses tensors of the untraced model raises ``UnsupportedLayerError``.
     """
 
     def __init__(self, tensors: Mapping[int, str]) -> None:
