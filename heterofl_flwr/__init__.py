@@ -1,7 +1,6 @@
-"""Federated learning of one global model on clients of unequal size with Flower: HeteroFL and related methods.
+"""Federated learning of one global model on clients of unequal size with Flower.
 
-Public names are loaded on first use, so ``import heterofl_flwr`` is fast and ``import heterofl_flwr.core`` does not
-load Flower.
+Names are loaded on first use, so that ``import heterofl_flwr.core`` does not load Flower.
 """
 
 from importlib import import_module
@@ -128,5 +127,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List all public names, including those that are not loaded yet."""
     return sorted({*globals(), *__all__})

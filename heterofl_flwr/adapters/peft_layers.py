@@ -1,4 +1,4 @@
-"""peft's adapter layers: their parameters with a rank axis, and their attributes that depend on the rank."""
+"""Adapter layers of peft: parameters with a rank axis, and attributes that depend on the rank."""
 
 import math
 import re
@@ -30,7 +30,7 @@ BASE = "base_model.model"
 
 
 def check_model(model: object) -> None:
-    """Raise an error if a model does not have exactly one LoRA adapter, or if the adapter's rank cannot be reduced."""
+    """Raise an error unless a model has exactly one LoRA adapter, of reducible rank."""
     with extra("lora"):  # imported here because it takes seconds to load
         from peft import LoraConfig, PeftModel
     if not isinstance(model, PeftModel):
@@ -69,7 +69,7 @@ def check_model(model: object) -> None:
 
 
 def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
-    """Yield pairs (name, layer) for all layers with an adapter, named as in the adapted model."""
+    """Yield pairs (name, layer) of the layers with an adapter."""
     from peft.tuners.lora import LoraLayer
 
     named = model.get_submodule(BASE).named_modules()
@@ -78,19 +78,19 @@ def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
 
 
 def adapter_parameters(layer: Layer) -> dict[str, nn.Parameter]:
-    """Return the adapter parameters of a layer, by their names in the layer."""
+    """Return the adapter parameters of a layer by name."""
     parts = tuple(layer.adapter_layer_names)
     return {name: parameter for name, parameter in layer.named_parameters() if name.partition(".")[0] in parts}
 
 
 def rank_axes(layer: Layer) -> dict[str, int]:
-    """Return a dictionary from each adapter parameter with a rank axis to the index of this axis."""
+    """Return the index of the rank axis of each adapter parameter that has one."""
     parts = {name: name.partition(".")[0] for name in adapter_parameters(layer) if not name.endswith(".bias")}
     return {name: RANK_AXES[part] for name, part in parts.items() if part in RANK_AXES}
 
 
 def find_fault(layer: Layer) -> str:
-    """Return the reason why the rank of a layer's adapter cannot be reduced; '' if it can."""
+    """Return why the rank of an adapter cannot be reduced; '' if it can."""
     ((name, rank),) = layer.r.items()
     variant = type(getattr(layer, "lora_variant", {}).get(name)).__name__
     parameters = dict(layer.named_parameters())
@@ -109,10 +109,9 @@ def find_fault(layer: Layer) -> str:
 
 
 def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
-    """Set the ranks stored in a model's layers and config to the actual sizes of its adapter weights.
+    """Set the ranks stored in a model to the sizes of its adapter weights.
 
-    An adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA). This function also changes ``alpha``, to keep
-    the factor ``alpha / r`` of ``full_model``.
+    ``alpha`` changes too, so that the factor of the adapter (``alpha / r``) stays the same as in ``full_model``.
     """
     adjust_layers(full_model, model)
     (name,) = model.peft_config
@@ -132,10 +131,7 @@ def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
 
 
 def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
-    """Return the slice of each adapter parameter of ``full_layer`` that the smaller layer ``local`` has.
-
-    A slice has the first entries of the rank axis, and all entries of the other axes.
-    """
+    """Return the slice of each adapter parameter that the smaller layer ``local`` has."""
     if full_layer.r and (fault := find_fault(full_layer)):
         raise ShapeError(fault)
     local_parameters = dict(local.named_parameters())
@@ -146,9 +142,6 @@ def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
 
 
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
-    """Return the parameter names of the last linear layer if ``modules_to_save`` names this layer; else ().
-
-    peft then trains the layer itself, not an adapter.
-    """
+    """Return the parameter names of the last linear layer if ``modules_to_save`` names it."""
     (name,) = model.peft_config
     return tuple(name_of_rows for name_of_rows in last_linear(model) if f".modules_to_save.{name}." in name_of_rows)

@@ -1,4 +1,4 @@
-"""The ClientApp for ``flwr run``: training and evaluation of a model on a client's part of a data set."""
+"""The ClientApp for ``flwr run``."""
 
 import atexit
 import gc
@@ -25,11 +25,11 @@ from heterofl_flwr.transport.arrays import read_tensors
 
 
 class CohortApp(ClientApp):
-    """A ClientApp whose ``train_cohort`` trains several clients at once; a ``LocalGrid`` or ``RayGrid`` calls it."""
+    """ClientApp that can train several clients at once."""
 
     @staticmethod
     def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
-        """Train the slices of several messages, each on the data of the message's client."""
+        """Train several clients at once, each on its data."""
         return _answer([AppTask(*pair) for pair in zip(received, contexts, strict=True)])
 
 
@@ -43,7 +43,7 @@ app.query("stages")(answer_stages)
 
 @app.query("moments")
 def moments_query(message: Message, context: Context) -> Message:
-    """Measure static batch norm moments on this client's training data, and reply with them."""
+    """Measure static batch norm moments on this client's training data."""
     task = AppTask(message, context)
     workload = task.workload
     batches: Iterable[Tensor] = workload.moments_batches(task.data.train, task.seed)
@@ -55,7 +55,7 @@ def moments_query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
-    """Train the slice in the message on this client's data, and reply with the trained slice."""
+    """Train the slice in the message on this client's data."""
     return _answer([AppTask(message, context)])[0]
 
 
@@ -72,7 +72,7 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 
 
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
-    """Train several clients together; return models and results. Most engines need clients of equal rates."""
+    """Train several clients together; most engines need clients of equal rates."""
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
@@ -91,7 +91,6 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
 
 
 def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
-    """Return a model for each task. A slice that consecutive messages share is read only once."""
     models: list[nn.Module] = []
     previous: Mapping[str, Array] = {}
     for task in tasks:
@@ -107,7 +106,7 @@ def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
 
 @app.evaluate()
 def evaluate_message(message: Message, context: Context) -> Message:
-    """Evaluate the models in the message, or this client's personal model, and reply with metrics."""
+    """Evaluate the models in the message, or this client's personal model."""
     task = AppTask(message, context)
     examples = len(task.data.test)
     measure = _evaluate_personal_model if task.workload.personal else _evaluate_sent_models
@@ -117,7 +116,6 @@ def evaluate_message(message: Message, context: Context) -> Message:
 
 
 def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
-    """Return the metrics of each rate's model on this client's test data."""
     sent = task.config.get(messages.CLASSES)
     classes = sent if isinstance(sent, list) else task.data.classes
     metrics: dict[str, float] = {}
@@ -129,10 +127,6 @@ def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
 
 
 def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
-    """Return the metrics of this client's personal model on the client's test data.
-
-    If the node has the run's data set, the model is evaluated on the whole test set too.
-    """
     workload = task.workload
     model = task.with_own_moments(task.load_model())
     metrics = _evaluate(task, model, task.data.classes)
@@ -147,10 +141,7 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 
 
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
-    """Return a model's metrics on a client's test data.
-
-    For ``global`` metrics all logits count, for ``local`` metrics only those of ``classes``.
-    """
+    """Return a model's metrics; ``local`` metrics count only the logits of ``classes``."""
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
     kind = workload.settings.fidelity
@@ -166,10 +157,6 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
 
 
 def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics in ``result``, the return value of the user's function ``evaluate.metric``.
-
-    Raise ``ConfigError`` if ``result`` is not a mapping from names to numbers, or if a name occurs in ``ours`` too.
-    """
     try:
         metrics = {str(name): float(value) for name, value in result.items()}  # type: ignore[attr-defined]
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -183,7 +170,7 @@ def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, 
 
 @app.train("publish")
 def publish_message(message: Message, context: Context) -> Message:
-    """Train on this client's data, and reply with class probabilities for examples that all clients share (FedH2L)."""
+    """Train, and reply with class probabilities for the shared examples (FedH2L)."""
     task = AppTask(message, context)
     ((model, result),) = _train([task])
     task.keep(model)
@@ -196,7 +183,7 @@ def publish_message(message: Message, context: Context) -> Message:
 
 @app.train("learn")
 def learn_message(message: Message, context: Context) -> Message:
-    """Train on the class probabilities that the other clients have sent, and reply with the model (FedH2L)."""
+    """Train on the class probabilities of the other clients (FedH2L)."""
     task = AppTask(message, context)
     workload = task.workload
     record = reading.array_records(message.content).get(messages.POSTERIORS)

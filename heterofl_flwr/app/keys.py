@@ -1,13 +1,13 @@
-"""Write the certificates and keys of a deployment into a folder, in the file formats of Flower's commands.
+"""Write the certificates and keys of a deployment into a folder.
 
 With --host, the command writes the files of the SuperLink:
 
   ca.crt      the authority's certificate: copy it to every node, and to everyone who runs 'flwr'
-  ca.key      the authority's key: whoever has it can pretend to be the SuperLink, so do not copy it to any node
-  server.crt  the SuperLink's certificate; it is valid for the names in --host, and for localhost, 127.0.0.1 and ::1
+  ca.key      the authority's key: keep it secret, and do not copy it to any node
+  server.crt  the SuperLink's certificate, valid for the names in --host, localhost, 127.0.0.1 and ::1
   server.key  the SuperLink's key
 
-If the folder has an authority, only the SuperLink's certificate and key are made anew. Nodes then need no new file.
+If the folder has an authority, only server.crt and server.key are made anew. Nodes then need no new file.
 
 With --node NAME, the command writes two keys. Put the private key NAME on the node, and register the public key
 NAME.pub with the SuperLink.

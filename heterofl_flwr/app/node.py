@@ -1,4 +1,4 @@
-"""``AppTask``: a message that this package's ClientApp has to answer, with the node's data and the model."""
+"""``AppTask``: a message for this package's ClientApp, with the node's data and the model."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -30,7 +30,7 @@ Value = TypeVar("Value", int, float, str)
 
 
 class AppTask(Task):
-    """A message that this package's ClientApp has to answer, with the node's data and the run's model."""
+    """Message for this package's ClientApp, with the node's data and the model."""
 
     def __init__(self, message: Message, context: Context) -> None:
         self.workload = load_workload(context.run_config)
@@ -40,12 +40,12 @@ class AppTask(Task):
         super().__init__(message, context, self.workload.builds[self.architecture], seed_torch=True)
 
     def value(self, key: str, kind: type[Value]) -> Value:
-        """Return a value of the message's config; raise ``ReplyError`` if it is missing or of another type."""
+        """Return a config value; raise ``ReplyError`` if it is missing or of another type."""
         return reading.read_value(self.config, key, kind)
 
     @property
     def options(self) -> TrainOptions:
-        """Training options of the settings; learning rate and ``proximal_mu`` come from the message."""
+        """Training options from the settings and the message."""
         return replace(
             self.workload.settings.train,
             learning_rate=self.value(messages.LEARNING_RATE, float),
@@ -60,12 +60,12 @@ class AppTask(Task):
 
     @property
     def clients(self) -> int:
-        """Number of clients that share the data set, from the node config; 0 if it is unknown."""
+        """Number of clients that share the data set; 0 if unknown."""
         number = read_capability(self.context).get(messages.NUM_PARTITIONS)
         return number if isinstance(number, int) and not self.has_own_data else 0
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield each rate in the message with its model; consecutive messages with equal parameters share models."""
+        """Yield pairs (rate, model) for the rates in the message."""
         if self.workload.personal:
             yield from ((rate, model.to(self.workload.device)) for rate, model in super().models())
             return
@@ -74,15 +74,15 @@ class AppTask(Task):
             yield rate, model
 
     def build_models(self) -> list[tuple[float, nn.Module]]:
-        """Return pairs of a rate in the message and a new model of this rate on the device."""
+        """Return pairs (rate, new model) for the rates in the message."""
         return [(rate, model.to(self.workload.device)) for rate, model in super().models()]
 
     def load_model(self, like: nn.Module | None = None) -> nn.Module:
-        """Return the model of the message on the device; see ``Task.model`` for ``like``."""
+        """Return the model of the message; see ``Task.model`` for ``like``."""
         return self.model(like).to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the job of training a model on this client's data. The settings say whether the loss is masked."""
+        """Return the job of training a model on this client's data."""
         data = self.data
         self.penalty_used = True  # the engines add FedProx's penalty (``options``) and the stages' (the job)
         quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
@@ -98,17 +98,15 @@ class AppTask(Task):
         )
 
     def note_steps(self, steps: int) -> None:
-        """Set ``total_step`` after ``steps`` steps of SGD, with or without momentum.
-
-        It is the distance that a parameter would move in these steps if its gradient were always 1.
-        """
+        """Set ``total_step`` after ``steps`` steps of SGD."""
+        # how far a parameter moves in these steps if its gradient is always 1
         options, length = self.options, float(steps)
         if beta := options.momentum:
             length = (steps - beta * (1 - beta**steps) / (1 - beta)) / (1 - beta)
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return this client's personal model; its batch norm layers use moments of this client's training inputs."""
+        """Return the personal model with batch norm moments of this client's data."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
@@ -116,7 +114,7 @@ class AppTask(Task):
         return with_static_norm(model, moments)
 
     def trained_batches(self) -> Iterable[Tensor]:
-        """Return batches of the personal model's training inputs: the client's data and FedH2L's shared examples."""
+        """Return batches of the personal model's training inputs."""
         workload = self.workload
         batches = workload.moments_batches(self.data.train, self.seed)
         if workload.settings.server.strategy != "fedh2l":
@@ -125,17 +123,13 @@ class AppTask(Task):
 
 
 class _LastModels:
-    """Cache of the models in the latest evaluation message of this process.
-
-    All clients of a round get equal parameters, so models that were loaded for one client are used for the next too.
-    """
+    """Models of the latest evaluation message, shared by clients with equal parameters."""
 
     def __init__(self) -> None:
         self._key: object = None
         self._models: list[tuple[float, nn.Module]] = []
 
     def of(self, task: AppTask) -> list[tuple[float, nn.Module]]:
-        """Return the models of a task's message: those in the cache if the previous message had equal parameters."""
         instruction = task.instruction
         fields = (instruction.kind, instruction.rates, instruction.slice_rule, instruction.window)
         records = reading.array_records(task.message.content)
@@ -147,7 +141,6 @@ class _LastModels:
         return self._models
 
     def clear(self) -> None:
-        """Free the models, for example before training."""
         self._key, self._models = None, []
 
 
@@ -156,7 +149,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's data: the folder ``data-path`` if the node config names one, else a part of ``data.name``."""
+    """Return a node's data: the folder ``data-path``, or a part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

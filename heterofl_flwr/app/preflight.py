@@ -1,4 +1,4 @@
-"""Checks of the settings, the data, the model and the folder before a run starts."""
+"""Checks before a run starts."""
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,7 @@ from heterofl_flwr.report import RunFolder
 
 
 def check_run(request: Request) -> str:
-    """Check a run before it starts.
-
-    If an earlier process has finished the run, return a sentence that says so, else an empty text.
-    """
+    """Check a run before it starts; return a note if it is already finished."""
     workload, folder = load_workload(request.config), RunFolder(request.out)
     start = find_start(folder, workload.settings)
     if not start.finished:
@@ -35,10 +32,7 @@ def check_run(request: Request) -> str:
 
 
 def check_task(workload: Workload, clients: int) -> None:
-    """Load the data set; raise an error if it does not exist, is too small for the clients, or does not fit a model.
-
-    Errors that a user's functions raise are ignored here, because the run raises them again, with a traceback.
-    """
+    """Load the data set; raise an error if it does not fit the clients or a model."""
     try:
         workload.partitions(clients)
         architecture = make_strategy(workload, ()).federation.architecture
@@ -59,7 +53,6 @@ def check_task(workload: Workload, clients: int) -> None:
 
 
 def _say_size(workload: Workload, clients: int) -> None:
-    """Print the number of clients that train in a round, and their mean number of steps."""
     number = workload.settings.asynchronous.size or workload.settings.sample.number(clients, "train")
     steps = workload.steps_each(clients)
     each = f", about {counted(round(steps), 'step')} each" if steps else ""
@@ -89,7 +82,6 @@ def _check_fit(workload: Workload, name: str, build: Build) -> None:
 
 
 def _check_output(workload: Workload, name: str, model: nn.Module) -> None:
-    """Raise ``ConfigError`` if the output of a user's model is not a score for each example and class."""
     inputs, classes = workload.dataset.train.inputs[:2], workload.dataset.classes
     try:
         with torch.inference_mode(), kept_random_state():

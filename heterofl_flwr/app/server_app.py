@@ -1,4 +1,4 @@
-"""The ServerApp for ``flwr run``: it runs the strategy that the settings describe, and writes the run's folder."""
+"""The ServerApp for ``flwr run``."""
 
 import logging
 import math
@@ -76,8 +76,7 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
     """Run the strategy that the settings describe, and return it.
 
-    The run's folder is ``run.dir``. Without this setting, it depends on the grid: ``flwr run`` makes a new folder below
-    ``runs``; with a grid of this package, no folder is written.
+    Without ``run.dir``, ``flwr run`` makes a new folder below ``runs``; with other grids, no folder is written.
     """
     give_back_freed_memory()
     folder = _choose_folder(grid, workload.settings)
@@ -186,7 +185,7 @@ def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> Fed
 
 
 def build_devices(workload: Workload) -> Devices | None:
-    """Return the simulated devices; None if the settings have none."""
+    """Return the simulated devices, if the settings have any."""
     settings = workload.settings
     name = settings.devices.profile
     if not name:
@@ -207,21 +206,14 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start of a run.
-
-    ``state`` is the checkpoint to resume; None for a new run. ``finished`` is a sentence if the run is finished.
-    """
+    """Start of a run: the checkpoint to resume, or a sentence if the run is finished."""
 
     state: RunState | None = None
     finished: str = ""
 
 
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:
-    """Return the start of a run in a folder: a new run, a checkpoint to resume, or a finished run.
-
-    Nothing is written. Raise ``ConfigError`` if the run cannot start in the folder, or cannot be resumed with these
-    settings.
-    """
+    """Return the start of a run in a folder; raise ``ConfigError`` if it cannot start there."""
     if folder is None:
         return Start()
     resume, rounds = settings.run.resume, settings.num_rounds
@@ -255,7 +247,6 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
 
 
 def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start, *, simulated: bool) -> None:
-    """Print an upper bound on epsilon after the final round, including the rounds before a resume."""
     rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
     final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
@@ -264,7 +255,6 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
 def _start_folder(
     folder: RunFolder, workload: Workload, start: Start, strategy: FederationStrategy, clients: int | None
 ) -> None:
-    """Write settings and class counts into the run's folder. The privacy accountant writes there too."""
     settings = workload.settings
     about = {
         "title": f"{method_name(settings)} on {settings.data.name}, {settings.mix}",

@@ -1,7 +1,7 @@
 """Start 'flower-supernode' with the remaining arguments, in a process that ends when the SuperNode ends.
 
-In Flower 1.41, a SuperNode whose connection to the SuperLink drops at the wrong moment stops working, but its process
-stays alive. With this command the process ends too, with exit code 1, so that a service manager restarts it.
+In Flower 1.41, a SuperNode that loses its connection can stop working while its process stays alive. With this command
+the process ends too, with exit code 1, so that a service manager restarts it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SCRIPT = "flower-supernode"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the SuperNode. ``SystemExit`` is raised when it is stopped; after an error, the exit code is 1."""
+    """Start the SuperNode, and exit with code 1 after an error."""
     sys.argv = [SCRIPT, *args.arguments]
     (script,) = entry_points(group="console_scripts", name=SCRIPT)
     script.load()()

@@ -1,8 +1,6 @@
-"""Conversion between messages and the types of Flower's classic API: scalars, and arrays without names.
+"""Conversion between messages and the types of Flower's classic API.
 
-Among the arrays, parameters come first, in the order of the plan. Batch norm moments follow, ordered by rate and layer.
-Server and client both build the model, so they know the name of each array. Lists in a config are sent as
-comma-separated text.
+Arrays have no names there: parameters come first, in the order of the plan, then batch norm moments by rate and layer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -48,17 +46,14 @@ def to_parameters(tensors: Mapping[str, Tensor]) -> Parameters:
 
 
 def record_parameters(*records: ArrayRecord) -> Parameters:
-    """Return the arrays of several records in one ``Parameters``, without copying the bytes."""
+    """Return the arrays of several records, without copying the bytes."""
     return Parameters([array.data for record in records for array in record.values()], _NUMPY)
 
 
 def name_arrays(
     names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER, remedy: str = messages.NOT_CONVERTED
 ) -> ArrayRecord:
-    """Return a record of arrays under names; raise ``ReplyError`` if there are not as many arrays as names.
-
-    If the sender is a client, the error message ends with ``remedy``.
-    """
+    """Return a record of named arrays; raise ``ReplyError`` if the numbers differ."""
     if len(arrays) != len(names):
         cause = "" if sender == SERVER else f"; {remedy}"
         raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}{cause}")
@@ -66,19 +61,13 @@ def name_arrays(
 
 
 def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
-    """Return the array names of batch norm moments, in the order in which the arrays are sent.
-
-    ``kind`` is the variant of the moments; ``layers`` has the names of the batch norm layers by rate.
-    """
+    """Return the names of batch norm moments in the order of sending."""
     parts = ("count", "first", "second")
     return [f"{rate}/{kind}.{name}.{part}" for rate, names in layers.items() for name in names for part in parts]
 
 
 def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
-    """Return a message's config as scalars of the classic API, with the name of the task added.
-
-    If the message has batch norm moments, their ``kind`` is added too.
-    """
+    """Return a message's config as scalars, with the task and the kind of moments."""
     config = reading.read_config(message)
     scalars: dict[str, Scalar] = {
         key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in config.items()
@@ -92,7 +81,7 @@ def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
 
 
 def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
-    """Return the config record from scalars of the classic API; the inverse of ``to_scalars``."""
+    """Return the config record in scalars; the inverse of ``to_scalars``."""
     reading.check_schema(scalars)
     config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(scalars)))
     if messages.RATES in scalars:
@@ -107,7 +96,7 @@ def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
 def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], moments: Sequence[str]) -> Message:
     """Return an instruction of the classic API as a message.
 
-    ``names`` are the names of the first arrays, and ``moments`` the names of the remaining ones.
+    ``names`` belong to the first arrays, and ``moments`` to the remaining ones.
     """
     records = name_arrays([*names, *moments], [Array(array) for array in arrays])
     content = RecordDict(
@@ -120,9 +109,9 @@ def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], mom
 
 
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
-    """Return a client's answer, or the error that calling the client raised, as a reply to ``message``.
+    """Return a client's answer, or its error, as a reply to ``message``.
 
-    ``names`` are the names of the answer's arrays. By default, these are the names of the arrays in ``message``.
+    ``names`` are the names of its arrays, by default those in ``message``.
     """
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")
@@ -135,12 +124,11 @@ def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] =
 
 
 def fail(message: Message, reason: str) -> Message:
-    """Return an error reply with the reason of a client's failure."""
+    """Return an error reply with a reason."""
     return Message(LocalFault(short(explained(reason))), reply_to=message)
 
 
 def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) -> RecordDict:
-    """Convert a client's answer to the content of a reply message."""
     if isinstance(answer, GetPropertiesRes):
         return RecordDict({messages.CONFIG: _read_config(answer.properties, _PROPERTIES, sender)})
     content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
@@ -159,7 +147,6 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
 
 
 def _read_config(scalars: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
-    """Return a config record with the entries of ``scalars`` in ``keys``, and with the capacity if one is reported."""
     fields: dict[str, object] = {key: scalars[key] for key in keys & scalars.keys()}
     if messages.LABELS in fields:
         text = str(fields[messages.LABELS])

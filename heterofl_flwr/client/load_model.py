@@ -1,4 +1,4 @@
-"""Models that a message asks for: build them at a rate, load their parameters, and read the trained parameters."""
+"""Models that a message asks for: build, load and read them."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_record(message: Message, name: str) -> dict[str, Tensor]:
-    """Return the tensors of the message's record ``name``; empty if there is no such record."""
+    """Return the tensors of a record of the message; empty without one."""
     record = reading.array_records(message.content).get(name)
     return {} if record is None else read_tensors(record)
 
@@ -48,20 +48,10 @@ def load_models(
     state: Mapping[str, Tensor],
     message: Message,
 ) -> Iterator[tuple[float, nn.Module]]:
-    """Build and load the model of each rate in an instruction; yield pairs (rate, model), the largest first.
+    """Build and load the models of an instruction; yield pairs (rate, model), the largest first.
 
-    Parameters
-    ----------
-    instruction : Instruction
-        The instruction: its rates, and its rule for the slices of smaller models.
-    build : Callable[[float], nn.Module]
-        Function of a rate that returns the model.
-    state : Mapping[str, Tensor]
-        Parameters of the largest model.
-    message : Message
-        The message. A message for an evaluation may have static batch norm moments. Without them, batch norm normalises
-        by batch. Some parameters of smaller models may not be slices of the largest model. The message has these
-        parameters under names of the form ``rate/parameter``.
+    ``state`` has the parameters of the largest model. Parameters of smaller models that are not slices of it are in the
+    message, under names of the form ``rate/parameter``.
     """
     moments = reading.array_records(message.content).get(messages.MOMENTS)
     level_tensors = read_record(message, messages.LEVELS)
@@ -83,10 +73,7 @@ def load_models(
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy ``state`` into the model's exchanged parameters, and recompute the buffers of spectral norms.
-
-    Other buffers stay unchanged.
-    """
+    """Copy ``state`` into the exchanged parameters, and recompute spectral norms."""
     parameters = exchanged_parameters(model)
     if misfits := name_misfits(state, parameters):
         raise ReplyError(
@@ -101,31 +88,19 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
-    """Return the model in evaluation mode. Batch norm uses ``moments``; if they are None, it normalises by batch."""
+    """Return the model in evaluation mode; without ``moments``, batch norm normalises by batch."""
     if moments is None:
         return without_statistics(model).eval()
     return with_static_norm(model, moments)
 
 
 def sent_tensor(parameter: Tensor) -> Tensor:
-    """Return a CPU copy of a parameter, in the dtype in which parameters are sent."""
+    """Return a CPU copy of a parameter in the dtype of messages."""
     return torch.empty(parameter.shape, dtype=exchanged_dtype(parameter)).copy_(parameter.detach())
 
 
 def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters that stay with a client.
-
-    Before the client's first training, their values are a slice of the run's initial global model.
-
-    Parameters
-    ----------
-    instruction : Instruction
-        The instruction. Parameters stay with the client if they match none of its patterns.
-    build : Callable[[float], nn.Module]
-        Function of a rate that returns the model.
-    saved : Mapping[str, Tensor]
-        Parameters that the client saved after an earlier training; empty without any.
-    """
+    """Return the parameters that stay with a client: ``saved``, or else initial ones."""
     rate = instruction.rate
     model = new_model(build, rate)
     expected = {
@@ -147,10 +122,7 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise ``ReplyError`` if this client, which has no saved state, has trained in this run before.
-
-    The saved state was then lost. ``tensors`` describes this state in the error message.
-    """
+    """Raise ``ReplyError`` if this client, which has no saved state, has trained before."""
     if instruction.has_trained:
         raise ReplyError(
             f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run. "
@@ -173,19 +145,19 @@ def _slice(
 
 
 class IssuedModels:
-    """Registry of the models that a task has returned. A reply with any other model is rejected."""
+    """Registry of the models that a task has returned."""
 
     def __init__(self) -> None:
         self._inner = WeakKeyDictionary[nn.Module, list[InnerWidth] | None]()
         self._names: tuple[str, ...] = ()
 
     def add(self, model: nn.Module) -> None:
-        """Register a new model, and record the names of its exchanged parameters before a user can freeze some."""
+        """Register a new model. Call this before a user can freeze parameters."""
         self._names = tuple(exchanged_parameters(model))
         self._inner[model] = None
 
     def check(self, model: nn.Module, call: str) -> None:
-        """Raise ``ConfigError`` if the task has not returned this model; the error names ``call``, the user's call."""
+        """Raise ``ConfigError`` if the task has not returned this model."""
         if model not in self._inner:
             raise ConfigError(
                 f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned; "
@@ -194,7 +166,7 @@ class IssuedModels:
             )
 
     def parameters_of(self, model: object) -> dict[str, nn.Parameter]:
-        """Return the parameters of a trained model by name, both those to send and those that stay with the client."""
+        """Return all exchanged and personal parameters of a trained model by name."""
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 "a reply to training carries no model: give task.reply what task.model() returned, trained"
@@ -217,10 +189,7 @@ class IssuedModels:
         return {name: parameters[name] for name in self._names}
 
     def inner_widths(self, model: nn.Module, build: Build, rates: Iterable[float]) -> Sequence[InnerWidth]:
-        """Return the smaller models that are slices of ``model``, the smallest first.
-
-        The first call for a model builds them, on the device of ``model``.
-        """
+        """Return the smaller models that are slices of ``model``, the smallest first."""
         widths = self._inner[model]
         if widths is None:
             device = device_of(model)

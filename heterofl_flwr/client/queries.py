@@ -1,4 +1,4 @@
-"""Answers of a node to the server's queries: on its capability, for stages, and on static batch norm moments."""
+"""Answers of a node to the server's queries."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -37,15 +37,14 @@ def answer_queries(
     build : Callable[[float], nn.Module]
         Function of a rate that returns the model. The server uses the same function.
     data : Callable[[Context], Batches] | None
-        Function of the context that returns batches of this node's training inputs, for static batch norm. A batch is a
-        tensor, or a tuple or mapping whose first entry is a tensor. Without ``data`` a node reports no moments. If no
-        node reports moments, the server does not ask again, and batch norm normalises by batch.
+        Function of the context that returns batches of training inputs, for static batch norm. A batch is a tensor, or
+        a tuple or mapping whose first entry is a tensor. Without ``data``, the node reports no moments. If no node
+        reports moments, batch norm normalises by batch.
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
-        Function of the context that returns ``build``. Use it if the model depends on the context, for example on its
-        ``run_config``.
+        Function of the context that returns ``build``, for a model that depends on the ``run_config``.
     capacity : Callable[[Context], str | float] | None
-        Function of the context that returns the largest level or rate that this node can train, for example by its free
-        memory. It is called only if the node config has neither ``level`` nor ``rate``.
+        Function of the context that returns the largest level or rate that this node can train. It is called only if
+        the node config has neither ``level`` nor ``rate``.
     """
     if (build is None) == (build_from is None):
         raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, its maker")
@@ -67,12 +66,12 @@ def answer_queries(
 
 
 def answer_capability(message: Message, context: Context) -> Message:
-    """Return the reply to ``query.capability``: the node's rate and its partition."""
+    """Reply to ``query.capability`` with the node's rate and partition."""
     return messages.answer(message, read_capability(context))
 
 
 def answer_stages(message: Message, context: Context) -> Message:
-    """Return the reply to ``query.stages``, which the server sends before and after training."""
+    """Reply to ``query.stages``."""
     notes = load_notes(context)
     answers = answer_questions(reading.read_config(message), notes, context.node_config)
     save_notes(context, notes)
@@ -82,16 +81,16 @@ def answer_stages(message: Message, context: Context) -> Message:
 def answer_moments(
     task: Task, batches: Callable[[], Batches], device: torch.device | str = "cpu", *, together: int = 1
 ) -> Message:
-    """Return the reply to ``query.moments``; the arguments are those of ``measure_moments``."""
+    """Reply to ``query.moments``; the arguments are those of ``measure_moments``."""
     return messages.answer(task.message, {}, {messages.MOMENTS: measure_moments(task, batches, device, together)})
 
 
 def measure_moments(
     task: Task, batches: Callable[[], Batches], device: torch.device | str, together: int = 1
 ) -> ArrayRecord:
-    """Measure the static batch norm moments at each rate of a task; return their record.
+    """Return the static batch norm moments at each rate of a task.
 
-    ``batches`` is called once for each rate. ``together`` is documented in ``heterofl_flwr.nn.collect_moments``.
+    ``batches`` is called once for each rate.
     """
     variants: tuple[Variant, ...] = get_args(Variant)
     kind = reading.read_choice(task.config, messages.MOMENTS_KIND, variants)

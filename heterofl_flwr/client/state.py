@@ -1,7 +1,6 @@
-"""State of a client between messages: its personal parameters and the tensors of stages.
+"""State of a client between messages: personal parameters and tensors of stages.
 
-By default the state is in the client's context, which Flower deletes when the node stops or the run ends. With
-``states-path`` in the node config, the state is written to a file for each client and round. A run can then be resumed.
+The state is in the client's context, or in files below ``states-path`` of the node config.
 """
 
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ _NOTES = "heterofl-round"
 
 
 def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the tensors that this client saved before this message; None if there are none."""
+    """Return the tensors that this client saved earlier; None without any."""
     if folder := _folder(context, instruction):
         return _read_file(folder, instruction)
     record = context.state.get(_record_name(instruction))
@@ -41,10 +40,7 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
 
 
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    """Save a client's tensors after training, in a file or in its context.
-
-    In the context, they replace all tensors that were saved before, those of other runs too.
-    """
+    """Save a client's tensors after training, in a file or in its context."""
     if folder := _folder(context, instruction):
         _write_file(folder, instruction, tensors)
         return
@@ -54,17 +50,14 @@ def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[st
 
 
 class NodeFiles:
-    """Files of a node in its folder ``states-path``; they outlast the node's process and the run."""
+    """Files of a node in its folder ``states-path``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> "NodeFiles | None":
-        """Return the files of a node; None if its config has no ``states-path``.
-
-        Simulated nodes share one folder, so each partition has a subfolder.
-        """
+        """Return the files of a node; None without ``states-path``."""
         folder = node_config.get(NODE_STATES)
         return cls(Path(str(folder)) / f"node-{node_config.get('partition-id', 'alone')}") if folder else None
 
@@ -82,13 +75,13 @@ class NodeFiles:
 
 
 def load_notes(context: Context) -> dict[str, bytes]:
-    """Return the per-round state of stages from the context."""
+    """Return the per-round state of stages."""
     record = context.state.get(_NOTES)
     return cast("dict[str, bytes]", dict(record)) if isinstance(record, ConfigRecord) else {}
 
 
 def save_notes(context: Context, notes: Mapping[str, bytes]) -> None:
-    """Save the per-round state of stages in the context; it is never written to disk."""
+    """Save the per-round state of stages in the context, never on disk."""
     context.state[_NOTES] = ConfigRecord(dict(notes))
 
 
@@ -97,17 +90,13 @@ def _record_name(instruction: Instruction) -> str:
 
 
 def _folder(context: Context, instruction: Instruction) -> Path | None:
-    """Return the folder of a client's files in this run; None if its node has no ``states-path``."""
     if not (folder := context.node_config.get(NODE_STATES)) or instruction.run_key is None:
         return None
     return Path(str(folder)) / f"{instruction.run_key:016x}" / f"{instruction.partition:05d}"
 
 
 def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the newest saved state.
-
-    The state of the current round is used only if this message is not the first one of the round.
-    """
+    """Return the newest state; that of this round only after the round's first message."""
     end = instruction.server_round + (not instruction.starts_round)
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < end]
     if not paths:
@@ -122,10 +111,7 @@ def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | No
 
 
 def _write_file(folder: Path, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    """Write the state of a round, and remove files that no checkpoint needs.
-
-    The oldest checkpoint needs the newest file of a round up to ``oldest_checkpoint``.
-    """
+    """Write the state of a round, and remove files that no checkpoint needs."""
     write_atomic(folder / CLIENT_STATES.replace("*", f"{instruction.server_round:06d}"), pack(tensors))
     oldest, paths = instruction.oldest_checkpoint, files_by_round(folder, CLIENT_STATES)
     unneeded = [path for server_round, path in paths.items() if server_round <= oldest]

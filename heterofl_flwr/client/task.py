@@ -1,4 +1,4 @@
-"""``Task``: a message that a client answers, with the model, penalty and reply for the user's training loop."""
+"""``Task``: a message that a client answers."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
@@ -50,14 +50,12 @@ class Task:
     message : Message
         The message that the ``ClientApp`` received.
     context : Context
-        The client's context, which stores parameters that stay with the client and the state of stages.
+        The client's context. It stores personal parameters and the state of stages.
     build : Callable[[float], nn.Module]
-        Function of a rate that returns the model. The server uses the same function. It may draw random numbers: the
-        global random generators are restored afterwards.
+        Function of a rate that returns the model. The server uses the same function.
     seed_torch : bool
         Whether each new model seeds torch's global generators with ``seed``, so that runs can be repeated exactly.
-        Leave it False if the training draws privacy noise from torch's global generators, as Opacus does. The server
-        and the other clients know the seed, so they could compute the noise and subtract it.
+        Leave it False if these generators also draw privacy noise, as in Opacus: the server knows the seed.
 
     Attributes
     ----------
@@ -67,8 +65,10 @@ class Task:
         Whether ``penalty`` or ``loss`` was called. Set it to True if the loop adds the same penalty itself.
     total_step : float
         Sum of the learning rates of the local steps, for SCAFFOLD. Each call of ``penalty`` or ``loss`` adds the
-        learning rate that the server sent. Set the sum yourself if a step calls them more than once, or if it uses
-        another learning rate.
+        learning rate that the server sent. Set it yourself if a step calls them more than once or has another learning
+        rate.
+    - Task._saved
+    - Task._stages
     """
 
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:
@@ -105,7 +105,7 @@ class Task:
 
     @property
     def seed(self) -> int:
-        """Random seed, a function of the run's seed, the round and the client."""
+        """Random seed of this run, round and client."""
         return self.instruction.seed
 
     @property
@@ -115,20 +115,18 @@ class Task:
 
     @property
     def config(self) -> ConfigRecord:
-        """Config of the message, including the server's ``train_config`` or ``evaluate_config``."""
+        """Config of the message, with the server's ``train_config`` or ``evaluate_config``."""
         return self.instruction.config
 
     def model(self, like: nn.Module | None = None) -> nn.Module:
-        """Return a new model at the message's rate, loaded with the received parameters and the client's personal ones.
+        """Return a new model at the message's rate, loaded with the received and the personal parameters.
 
-        For an evaluation, batch norm uses the static moments in the message. If the message has none, batch norm
-        normalises by batch.
+        In an evaluation, batch norm uses the static moments in the message. Without them, it normalises by batch.
 
         Parameters
         ----------
         like : nn.Module | None
-            Untrained model of another task. It is copied, because loading parameters is slower. The messages of both
-            tasks must have equal parameters.
+            Untrained model of another task with equal parameters. Copying it is faster than loading.
         """
         self._check_open()
         model = next(self._load())[1] if like is None else copy_exchanged(like)
@@ -143,7 +141,7 @@ class Task:
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Return the penalty to add to the loss of a batch; 0 if the run uses none.
 
-        It is the sum of the terms of FedProx and of stages such as FedDyn. Call this method once in each step.
+        It is the sum of the terms of FedProx and of stages such as FedDyn. Call it once in each step.
         """
         self.penalty_used = True
         self.total_step += self.instruction.learning_rate
@@ -152,7 +150,7 @@ class Task:
 
     @property
     def stage_penalty(self) -> Penalty:
-        """Penalty of stages such as FedDyn, without the term of FedProx."""
+        """Penalty of stages such as FedDyn, without FedProx."""
         return self._stages.own_penalty
 
     def loss(
@@ -168,10 +166,10 @@ class Task:
     ) -> Tensor:
         """Return the loss of a batch with in-place distillation and the penalty.
 
-        In-place distillation also trains the smaller models inside the client's model. They learn to match the output
-        probabilities of the client's model. At the smallest level, and with slices that move, there are no smaller
-        models; the loss is then ``criterion(model(inputs), targets) + penalty(model)``. With four levels, distillation
-        makes a step of the largest model about twice as long.
+        In-place distillation also trains the smaller models inside the client's model to match its output
+        probabilities. Without smaller models, the loss is ``criterion(model(inputs), targets) + penalty(model)``: at
+        the smallest level, and with slices that move. With four levels, a step of the largest model takes about twice
+        as long.
 
         Parameters
         ----------
@@ -182,11 +180,10 @@ class Task:
         criterion : Callable[[Tensor, Tensor], Tensor]
             Function of logits of shape (examples, classes) and targets that returns the loss.
         labels : Iterable[int] | None
-            Classes of this client's data. Logits of other classes are set to 0, in ``criterion`` and in distillation.
-            None: all classes.
+            Classes of this client's data; None: all classes. Logits of other classes are set to 0.
         label_share : float
-            Weight of the criterion in the loss of a smaller model. The divergence from the probabilities of the
-            client's model has the weight ``1 - label_share``.
+            Weight of ``criterion`` in the loss of a smaller model. The divergence from the client's model has the
+            weight ``1 - label_share``.
         weight : float
             Weight of the smaller models' losses; 0: they are not trained.
         temperature : float
@@ -222,16 +219,17 @@ class Task:
         model : nn.Module | None
             The trained model: its parameters are sent, its buffers are not. None in an evaluation.
         num_examples : int
-            Number of examples used. With 0 the reply does not count, and the state of stages does not change.
+            Number of examples used. With 0 the reply does not count.
         labels : Iterable[int] | Mapping[str, Iterable[int]] | None
-            Classes of this client's training data. In the classifier, only the rows of these classes are averaged.
-            None: all classes. If the model has several heads, pass a mapping from the name of each head's layer or
-            parameter to the head's classes, such as ``{"digits": [1, 2], "months": [11]}``.
+            Classes of this client's training data; None: all classes. Only their rows of the classifier are averaged.
+            For several heads, pass a mapping from the name of each head's layer or parameter to its classes, such as
+            ``{"digits": [1, 2], "months": [11]}``.
         metrics : Mapping[str, float | Sequence[float]] | None
-            Metrics to report. Lists are not averaged; a ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn`` of
-            the strategy receives them.
+            Metrics to report. Lists are not averaged: ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn``
+            receives them.
         capacity : str | float | None
-            Largest level or rate that this node can hold from the next round on; None if it has not changed.
+            Largest level or rate that this node can hold from the next round on; None for no change.
+        - Task._contents
         """
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
         reported = messages.new_metrics(contents.metrics, contents.num_examples)
@@ -263,7 +261,7 @@ class Task:
         return Contents(records, {**config, **labels_config(classes)}, metrics, num_examples)
 
     def keep(self, model: nn.Module | None) -> None:
-        """Save the client's personal parameters and the state of stages. ``reply(model, ...)`` saves them too."""
+        """Save the personal parameters and the state of stages, as ``reply(model, ...)`` does."""
         parameters, travels = self._issued.parameters_of(model), self.instruction.travels
         personal = {name: sent_tensor(parameter) for name, parameter in parameters.items() if not travels(name)}
         stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.state.items()}
@@ -271,7 +269,6 @@ class Task:
             save_tensors(self.context, self.instruction, personal | stages)
 
     def _load(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield pairs (rate, model) for each rate of the instruction, the largest first."""
         instruction, state = self.instruction, self._received()
         if instruction.is_partial:
             saved = {name: tensor for name, tensor in self._saved.items() if not name.startswith(STAGES)}
@@ -289,7 +286,6 @@ class Task:
         num_examples: int,
         metrics: Mapping[str, float | Sequence[float]],
     ) -> Outgoing:
-        """Run the client stages; return the update to send. Save the personal parameters and the stages' state."""
         parameters = self._issued.parameters_of(model)
         if num_examples and not self.penalty_used:
             check_penalty(self._stages, self.instruction.proximal_mu)
@@ -305,6 +301,5 @@ class Task:
         return outgoing
 
     def _check_open(self) -> None:
-        """Raise ``ConfigError`` if the task was answered already."""
         if not self._is_open:
             raise ConfigError("this task has been answered: make a new Task for each message, and reply to it once")

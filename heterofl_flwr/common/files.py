@@ -1,4 +1,4 @@
-"""Atomic writes, strict JSON, and errors that name the file that cannot be read."""
+"""Atomic writes, strict JSON, and errors that name the file."""
 
 import json
 import math
@@ -21,15 +21,9 @@ CLIENT_STATES = "*.safetensors"
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file under a temporary name, sync it to disk, and then rename it.
+    """Write a file atomically; ``mode`` has its permission bits.
 
-    ``mode`` has the permission bits of the file, before the process's umask is applied. The temporary file has them
-    too.
-
-    Raises
-    ------
-    HeteroFLError
-        If the file cannot be written, for example because the disk is full. An existing file is unchanged.
+    After a failure, which raises ``HeteroFLError``, an existing file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with writing(path):
@@ -46,7 +40,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file and sync it to disk; after a failure the file is unchanged."""
+    """Append a line to a file and sync it; after a failure the file is unchanged."""
     data = f"{line}\n".encode()
     # Without a buffer, closing the file after a failure writes nothing.
     with writing(path), open(path, "ab", buffering=0, opener=_open_no_link) as file:
@@ -61,19 +55,17 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file; raise ``OSError`` if it is a symbolic link, which another user of the folder could have made.
-
-    On Windows, links are followed: few users there have the right to make one.
-    """
+    """Open a file; raise ``OSError`` if it is a symbolic link (Windows follows links)."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Context manager for writing a file: create its folder on entry, and sync this folder to disk on exit.
+    """Context manager for writing a file: create its folder, and sync this folder on exit.
 
-    Without the sync, a power failure could lose the name of a new file. An ``OSError`` becomes a ``HeteroFLError``.
+    An ``OSError`` becomes a ``HeteroFLError``.
     """
+    # Without the sync, a power failure could lose the name of a new file.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -92,7 +84,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Context manager for reading a file; a failure becomes a ``ConfigError`` with the file's name and ``remedy``."""
+    """Context manager for reading a file; a failure becomes a ``ConfigError`` with ``remedy``."""
     try:
         yield
     except DAMAGED as error:
@@ -100,7 +92,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file; a failure raises a ``HeteroFLError`` with the file's name."""
+    """Remove a file; raise ``HeteroFLError`` on failure."""
     try:
         path.unlink()
     except OSError as error:
@@ -108,17 +100,14 @@ def remove(path: Path) -> None:
 
 
 def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
-    """Return a dictionary from round to file, ascending, of the files that match a pattern such as ``round-*.json``.
-
-    The star in the pattern stands for the round.
-    """
+    """Return files by round, ascending, for a pattern such as ``round-*.json``."""
     before, after = pattern.split("*")
     numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
     return dict(sorted((int(number), path) for path, number in numbers.items() if number.isdecimal()))
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """Return a value as strict JSON. NaN and infinity become strings that ``float`` can parse."""
+    """Return a value as strict JSON; NaN and infinity become strings."""
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

@@ -1,7 +1,4 @@
-"""Tensors by name: selection by prefix, comparison and serialisation.
-
-The module ``files`` must not import torch, so these functions have a separate module.
-"""
+"""Tensors by name: selection by prefix, comparison and serialisation."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +12,7 @@ Value = TypeVar("Value")
 
 
 def entries_under(prefix: str, named: Mapping[str, Value]) -> dict[str, Value]:
-    """Return the entries whose names begin with a prefix; the prefix is removed from the names."""
+    """Return the entries whose names begin with a prefix, without the prefix."""
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
@@ -29,7 +26,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return a text on up to three tensors that are missing, unexpected or of a wrong shape; '' if there are none."""
+    """Describe tensors that are missing, unexpected or of a wrong shape; '' without any."""
     shapes, expected_shapes = (
         {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, expected)
     )
@@ -40,5 +37,5 @@ def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 
 def norm_between(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """Return the L2 norm of the difference of two states, computed over all entries in double precision."""
+    """Return the L2 norm of the difference of two states."""
     return math.hypot(*((tensor.double() - reference[name]).norm().item() for name, tensor in state.items()))

@@ -1,4 +1,4 @@
-"""The ``Aggregator`` protocol, and the checked replies that an aggregator receives."""
+"""The ``Aggregator`` protocol, and the replies that an aggregator receives."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,18 +14,16 @@ Rows = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """Slice of the global model that was sent to a client, with step counts of the global model at that time.
-
-    An asynchronous server compares these counts with the current ones to compute the staleness of the client's reply.
+    """Slice of the global model that was sent to a client.
 
     Attributes
     ----------
     number
         Number of steps that the global model had made.
     plan, tensors
-        The entries in the slice, and their values.
+        The slice, and its values.
     moved
-        For each plan, the number of steps in which this plan was the largest among the replies (``Clocks``).
+        For each plan, the number of steps in which it was the largest among the replies.
     """
 
     number: int
@@ -35,7 +33,7 @@ class Version:
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        """The sent parameters in their full shapes, with zeros in all entries outside the slice."""
+        """The sent parameters in their full shapes, with zeros outside the slice."""
         state = {}
         for name, axes in self.plan.axes.items():
             state[name] = self.tensors[name].new_zeros([axis.size for axis in axes])
@@ -54,12 +52,11 @@ class CheckedReply:
     tensors
         The client's parameters, in the shapes of the plan and the dtypes of the global state.
     rows
-        Dictionary from a parameter to the indices of its rows to average. Parameters that are not in the dictionary
-        are averaged in all rows.
+        Indices of the rows to average, by parameter. All other parameters are averaged in all rows.
     weight
         The client's weight in the mean.
     sent
-        The version of the global model that was sent to the client; None if it is the current one.
+        The version of the global model that the client received; None for the current one.
     """
 
     plan: Plan
@@ -72,9 +69,9 @@ class CheckedReply:
 class Aggregator(Protocol):
     """Protocol of a mean of replies. Call ``add`` for each reply of a round, and then ``result`` once.
 
-    In each round, a new aggregator is made from the global state. An aggregator must not change the tensors of this
-    state. Set ``by_entry = False`` in a class if an entry of its result can depend on other entries of the replies.
-    Server optimisers reject such classes.
+    Each round makes a new aggregator from the global state, and must not change the tensors of this state. Set
+    ``by_entry = False`` in a class if an entry of its result can depend on other entries. Server optimisers reject such
+    classes.
     """
 
     def add(self, reply: CheckedReply) -> None:
@@ -84,9 +81,9 @@ class Aggregator(Protocol):
         """Return the new global state in new tensors. Entries that no client held are unchanged."""
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of the clients that hold this entry.
+        """Return the total weight of the clients that hold each entry of a parameter.
 
-        This method can also be called after ``result``.
+        It can also be called after ``result``.
         """
 
 

@@ -1,4 +1,4 @@
-"""The counting mean: each entry is averaged over the clients that hold it (section 3.1 of the paper)."""
+"""The counting mean: each entry is averaged over the clients that hold it (section 3.1)."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -21,12 +21,12 @@ Weights = Literal["equal", "examples"]
 
 
 def sum_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype in which a parameter is summed: float32, or the parameter's dtype if it is wider."""
+    """Return the dtype of a parameter's sum, float32 or wider."""
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def empty_sum(parameter: Tensor) -> Tensor:
-    """Return an uninitialised tensor of a parameter's shape, for its sum."""
+    """Return an uninitialised tensor for a parameter's sum."""
     dtype = sum_dtype(parameter)
     if parameter.device.type != "cpu":
         return torch.empty_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
@@ -36,9 +36,9 @@ def empty_sum(parameter: Tensor) -> Tensor:
 
 
 class Nested(NamedTuple):
-    """Slices of one parameter, sorted so that each contains the next, and the shells between them.
+    """Slices of one parameter, each inside the one before, and the shells between them.
 
-    A shell consists of the entries of a slice that the next slice lacks. In two dimensions, it has the shape of an L.
+    A shell has the entries of a slice that the next slice lacks.
     """
 
     slices: tuple[Axes, ...]  # from the largest to the smallest
@@ -48,7 +48,7 @@ class Nested(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
-    """Sort prefix slices of one parameter by size; return None if a slice does not contain the next smaller one."""
+    """Sort prefix slices of one parameter by size; None if they are not nested."""
     ordered = sorted(slices, key=lambda axes: [axis.local_size for axis in axes], reverse=True)
     parts: list[int] = []
     bounds: list[tuple[int, ...]] = []
@@ -67,7 +67,7 @@ def nest(slices: tuple[Axes, ...]) -> Nested | None:
 
 
 def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
-    """Return disjoint boxes that cover the box ``outer`` except the box ``inner``; both begin at the origin."""
+    """Return disjoint boxes that cover the box ``outer`` without the box ``inner``."""
     return tuple(
         (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))
         for number in range(len(outer))
@@ -76,9 +76,9 @@ def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, .
 
 
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
-    """Divide each entry of a parameter's sum by the total weight of the clients that hold the entry, in place.
+    """Divide each entry of a sum in place by the total weight of its holders.
 
-    ``counts`` has the weight of the clients by slice. Entries that no client holds get their value in ``old``.
+    Entries that no client holds get their value in ``old``.
     """
     nested = nest(tuple(counts)) if all(map(is_prefix, counts)) else None
     # Shells do not work if some slices are counted by row and others drop rows.
@@ -94,7 +94,7 @@ def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> N
 
 
 def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
-    """Return the total weight of the clients that hold each entry, as a tensor of the shape of ``total``."""
+    """Return the total weight of the clients that hold each entry."""
     weights = torch.zeros_like(total)
     for axes, count in counts.items():
         number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
@@ -104,7 +104,6 @@ def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
 
 
 def _divide(total: Tensor, old: Tensor, count: Count) -> None:
-    """Divide a tensor in place by ``count``; entries whose count is 0 get their value in ``old``."""
     if isinstance(count, Tensor):
         count = count.view(-1, *[1] * (total.dim() - 1)) if count.dim() == 1 else count
         divisor = count.to(total)
@@ -118,10 +117,7 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 
 
 class Holders:
-    """Total weight of the clients that hold each slice.
-
-    A client may count for only some rows of a parameter. Each row of this parameter then has a separate total.
-    """
+    """Total weight of the clients that hold each slice."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -130,14 +126,13 @@ class Holders:
 
     @property
     def plans(self) -> Iterable[Plan]:
-        """The distinct plans of the clients that were added."""
+        """The distinct plans of the clients."""
         return self._weights.keys()
 
     def add(self, plan: Plan, rows: Mapping[str, Tensor], weight: float) -> None:
         """Add a client's weight to the total of its plan.
 
-        ``rows`` maps a parameter to the indices of the rows for which the client counts. For a parameter that is not in
-        ``rows``, the client counts in all rows.
+        ``rows`` has the rows for which the client counts, by parameter; by default it counts in all rows.
         """
         before = self._weights.get(plan, 0.0)
         by_row = self._by_row.setdefault(plan, {})
@@ -150,7 +145,7 @@ class Holders:
         self._weights[plan] = before + weight
 
     def counts(self, name: str) -> dict[Axes, Count]:
-        """Return, for each slice of a parameter, the total weight of the clients that hold it."""
+        """Return the total weight of the clients by slice of a parameter."""
         counts: dict[Axes, Count] = {}
         for plan, weight in self._weights.items():
             if name in plan.axes:
@@ -160,13 +155,13 @@ class Holders:
 
     @torch.no_grad()
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of the clients that hold it."""
+        """Return the total weight of the clients that hold each entry of a parameter."""
         old = self._state[name]
         return held_by(torch.empty_like(old, dtype=sum_dtype(old)), self.counts(name))
 
 
 class Sums:
-    """Weighted sum of the replies, for each parameter that occurs in a reply."""
+    """Weighted sums of the replies, by parameter."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -174,10 +169,9 @@ class Sums:
 
     @torch.no_grad()
     def add(self, plan: Plan, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor], weight: float) -> None:
-        """Add a client's parameters, multiplied by ``weight``, to the sums.
+        """Add a client's parameters, multiplied by ``weight``.
 
-        ``rows`` maps a parameter to the indices of the rows to add. Parameters that are not in ``rows`` are added in
-        all rows.
+        ``rows`` has the rows to add, by parameter; by default all rows are added.
         """
         for name, axes in plan.axes.items():
             old = self._state[name]
@@ -196,9 +190,9 @@ class Sums:
 
     @torch.no_grad()
     def means(self, holders: Holders) -> dict[str, Tensor]:
-        """Return the new global state: each entry's sum divided by the total weight of the clients that hold the entry.
+        """Return the new global state: each sum divided by the weight of its holders.
 
-        Entries that no client holds keep their value. Call this once: it divides the sums in place and releases them.
+        Call this once: it changes the sums.
         """
         new = {}
         for name, old in self._state.items():
@@ -210,7 +204,7 @@ class Sums:
 
 
 class CountingMean:
-    """Weighted mean of each entry over the clients that hold it. This is the aggregator of HeteroFL.
+    """Weighted mean of each entry over the clients that hold it: the aggregator of HeteroFL.
 
     Parameters
     ----------
@@ -222,7 +216,7 @@ class CountingMean:
         self._sums, self._holders = Sums(state), Holders(state)
 
     def add(self, reply: CheckedReply) -> None:
-        """Add a client's reply to the mean."""
+        """Add a client's reply."""
         self._sums.add(reply.plan, reply.tensors, reply.rows, reply.weight)
         self._holders.add(reply.plan, reply.rows, reply.weight)
 
@@ -231,5 +225,5 @@ class CountingMean:
         return self._sums.means(self._holders)
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of the clients that held it."""
+        """Return the total weight of the clients that held each entry of a parameter."""
         return self._holders.holders(name)

@@ -1,4 +1,4 @@
-"""Selection of the parameters that server and clients exchange. By default, these are the trained parameters."""
+"""Selection of the parameters that server and clients exchange."""
 
 import copy
 import hashlib
@@ -18,29 +18,25 @@ SAMPLES = 256
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude the parameters ``names`` from the exchange between server and clients.
-
-    Excluded parameters, for example of a base model with adapters, are in no plan. They are not sent, averaged or
-    stored. Copies of the model share them.
-    """
+    """Exclude parameters from the exchange; copies of the model share them."""
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:
         model.get_parameter(name)  # raises an error for an unknown name
 
 
 def exchange_frozen(model: nn.Module) -> nn.Module:
-    """Mark a model so that its frozen parameters (``requires_grad=False``) are exchanged too, and return the model.
+    """Exchange a model's frozen parameters (``requires_grad=False``) too, and return the model.
 
-    Call this if each process computes different frozen values, for example random ones. Also call it if slices move.
+    Call this if slices move, or if each process computes different frozen values.
     """
     vars(model)[_WITH_FROZEN] = True
     return model
 
 
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that server and clients exchange. A tied parameter occurs only under its first name.
+    """Return the parameters that server and clients exchange.
 
-    Frozen parameters are left out by default, because every node builds the same values. ``fingerprint`` checks this.
+    A tied parameter occurs only under its first name.
     """
     excluded = _excluded(model)
     with_frozen = {
@@ -54,39 +50,32 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Return a dictionary from each name of a parameter to its first name; a tied parameter has several names."""
+    """Return a dictionary from each parameter name to the parameter's first name."""
     names: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
     return {name: names.setdefault(id(parameter), name) for name, parameter in named}
 
 
 def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict in which each tied parameter occurs only under its first name.
-
-    If ``state`` has different tensors under the names of a tied parameter, the last tensor is used, as in
-    ``load_state_dict``.
-    """
+    """Return a state dict with each tied parameter only under its first name."""
     names = first_names(model)
     return {names.get(name, name): tensor for name, tensor in state.items()}
 
 
 def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model that are not exchanged, by name."""
+    """Return the parameters that are not exchanged, by name."""
     exchanged = exchanged_parameters(model)
     return {name: parameter for name, parameter in model.named_parameters() if name not in exchanged}
 
 
 def shares_parameters(model: nn.Module) -> bool:
-    """Whether a model has excluded parameters; copies of the model share them."""
+    """Whether a model has excluded parameters, which its copies share."""
     return bool(_excluded(model))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of the parameters that are not exchanged; '' if there are none.
-
-    Of a large parameter, only a sample of entries is used. Entries are converted to bfloat16 first, so that models in
-    bfloat16 and in float32 have the same digest.
-    """
+    """Return a digest of the parameters that are not exchanged; '' without any."""
+    # bfloat16, so that models in bfloat16 and in float32 have the same digest
     digest, frozen = hashlib.sha256(), frozen_parameters(model)
     for name, parameter in frozen.items():
         values = parameter.detach().flatten()
@@ -96,15 +85,13 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def exchanged_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype in which a parameter is exchanged and averaged.
-
-    For a parameter in bfloat16, this is float32, because numpy lacks bfloat16. Otherwise, it is the parameter's dtype.
-    """
+    """Return the dtype in which a parameter is exchanged: float32 for bfloat16."""
+    # numpy lacks bfloat16
     return torch.float32 if parameter.dtype == torch.bfloat16 else parameter.dtype
 
 
 def copy_exchanged(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model, except that excluded parameters are not copied but shared."""
+    """Return a deep copy of a model; excluded parameters are shared."""
     shared = _excluded(model)
     return copy.deepcopy(
         model, {id(parameter): parameter for parameter in model.parameters() if id(parameter) in shared}
@@ -122,7 +109,7 @@ def _excluded(model: nn.Module) -> set[int]:
 
 
 def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ``ConfigError`` if a pattern matches no parameter name; the error message names the option ``what``."""
+    """Raise ``ConfigError`` if a pattern matches no parameter name."""
     if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
         raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
 
@@ -134,5 +121,5 @@ LG-FedAvg. Without patterns, all parameters stay with their clients (Standalone)
 
 
 def is_shared(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a parameter's name matches one of the patterns (``fnmatch``)."""
+    """Whether a name matches one of the patterns (``fnmatch``)."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""Options for reproducing or correcting errors of the code that the authors of HeteroFL published."""
+"""Options for reproducing or correcting errors in the code of HeteroFL's authors."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ Variant = Literal["paper", "fixed"]
 
 @group
 class Fidelity:
-    """Options for errors in the code of HeteroFL's authors that affect the published numbers, one for each error.
+    """Options for errors in the code of HeteroFL's authors that affect the published numbers.
 
-    ``paper`` reproduces an error, and ``fixed`` corrects it. ``Fidelity.of("paper")`` and ``Fidelity.of("fixed")`` set
-    all options alike. ``Fidelity.of("paper", moments="fixed")`` corrects only one error.
+    ``paper`` reproduces an error, and ``fixed`` corrects it. ``Fidelity.of("paper")`` sets all options to ``paper``,
+    and ``Fidelity.of("paper", moments="fixed")`` corrects one error.
     """
 
     encoder_init: Variant = "paper"

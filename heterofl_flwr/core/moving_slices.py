@@ -1,9 +1,7 @@
-"""Slice rules: which entries of an axis a client keeps.
+"""Slice rules: which entries of an axis a client keeps."""
 
-HeteroFL keeps the first entries, FedRolex a moving window, and Federated Dropout a random subset. A slice function
-takes only two numbers: the length of an axis, or of a part of an axis, and the number of entries to keep. So two axes
-of equal length that belong together, for example in a residual stream, keep entries at the same positions.
-"""
+# A slice function sees only lengths. So axes of equal length that belong together, for example in a residual stream,
+# keep entries at the same positions.
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -26,7 +24,7 @@ NESTED_RULES: tuple[SliceRule, ...] = ("prefix", "important")
 
 
 def prefix(length: int, number: int) -> None:
-    """Slice function of HeteroFL (section 3.1). It returns None, which stands for the first ``number`` entries."""
+    """Slice function of HeteroFL: None, which stands for the first ``number`` entries (section 3.1)."""
 
 
 def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> SliceFunction:
@@ -35,13 +33,12 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
     Parameters
     ----------
     rule : SliceRule
-        ``prefix``: the first entries. ``important``: also the first entries, but the server has sorted the channels by
-        importance. ``rolling``: FedRolex's window, which moves by one entry in each round. ``random-level``: a random
-        subset for each rate and round (Federated Dropout). ``random-client``: a random subset for each client and
-        round.
+        ``prefix``: the first entries. ``important``: also the first entries, after the server has sorted the channels
+        by importance. ``rolling``: FedRolex's window. ``random-level``: a random subset for each rate and round
+        (Federated Dropout). ``random-client``: a random subset for each client and round.
     seed, server_round, rate, partition : int, int, float, int
-        Inputs of the random draws. The first round is 1. For a window that moves by more than one entry, pass
-        ``window_number(...)`` as the round.
+        Inputs of the random draws. For a window that moves by several entries, pass ``window_number(...)`` as the
+        round.
     """
     if rule in NESTED_RULES:
         return prefix
@@ -55,5 +52,5 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
 
 
 def window_number(server_round: int, roll_by: int) -> int:
-    """Return the round to pass to ``make_slice_function`` if a window moves by ``roll_by`` entries in each round."""
+    """Return the round for ``make_slice_function`` if a window moves by ``roll_by`` entries."""
     return 1 + roll_by * (server_round - 1)

@@ -1,8 +1,4 @@
-"""Random numbers as pure functions of a seed and a purpose.
-
-Nothing in this package draws from a global random state. Each draw uses a new generator for one purpose, such as
-``generator(seed, "level", server_round, partition)``. So a draw does not depend on earlier draws.
-"""
+"""Random numbers as pure functions of a seed and a purpose."""
 
 import hashlib
 import random
@@ -18,24 +14,24 @@ from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 
 
 def derive(seed: int, *purpose: int | str) -> int:
-    """Return a 63-bit seed derived from all arguments. It is the same on every platform and Python version."""
+    """Return a 63-bit seed derived from all arguments, the same on every platform."""
     # repr quotes text, so ("a", "b") differs from ("a/b",), and 1 from "1".
     text = repr([part if isinstance(part, str) else int(part) for part in (seed, *purpose)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *purpose: int | str) -> random.Random:
-    """Return a new random generator, seeded by ``derive`` with the same arguments."""
+    """Return a random generator, seeded by ``derive`` with the same arguments."""
     return random.Random(derive(seed, *purpose))
 
 
 @contextmanager
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
-    """Context manager: restore the states of the global generators of torch, NumPy and Python on exit.
+    """Context manager that restores the global random states of torch, NumPy and Python.
 
-    If ``seed`` is not None, torch's generators are seeded with it on entry. If the states were not restored, whoever
-    knows this seed could compute later draws, for example privacy noise.
+    With ``seed``, torch's generators are seeded on entry.
     """
+    # If they were not restored, whoever knows the seed could compute later draws, for example privacy noise.
     cuda = torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - a builder may seed or read the old generator
     with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []):
@@ -52,7 +48,7 @@ def kept_random_state(seed: int | None = None) -> Iterator[None]:
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch's global generators on all devices of this machine."""
+    """Seed torch's global generators on all devices."""
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         torch.manual_seed(seed)
     else:
@@ -60,7 +56,7 @@ def seed_torch(seed: int) -> None:
 
 
 def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -> dict[str, Tensor]:
-    """Build a model with torch's generators seeded, and return a copy of its exchanged parameters."""
+    """Build a model with torch seeded, and return its exchanged parameters."""
     with kept_random_state(seed):
         model = build(rate)
     named = exchanged_parameters(model).items()

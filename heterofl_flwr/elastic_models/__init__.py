@@ -1,4 +1,4 @@
-"""Any model at any width: a trace of the model's code finds the axes that must be sliced alike. Imports no flwr."""
+"""Any model at any width, by a trace of the model's code."""
 
 from heterofl_flwr.elastic_models import function_rules, movement_rules  # noqa: F401  # importing registers their rules
 from heterofl_flwr.elastic_models.cut_layers import SCALED
