@@ -1,6 +1,6 @@
-"""Export of a trained model to files that run without this package: safetensors, ``torch.export`` and ONNX.
+"""Export of a trained model to files that run without this package.
 
-The outputs of every file are compared with those of the model. Libraries of optional formats are imported when needed.
+The outputs of every file are compared with those of the model.
 """
 
 from heterofl_flwr.export.export import export_model

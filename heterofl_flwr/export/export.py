@@ -1,4 +1,4 @@
-"""Export of a model in several formats; the outputs of each file are compared with those of the model."""
+"""Export of a model in several formats."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +41,8 @@ def export_model(
 ) -> dict[str, int]:
     """Export a model to files in a folder, and return the size of each format in bytes.
 
-    Every file is opened again. Its outputs may differ from the model's by at most 1e-4 of the largest output
-    (``TOLERANCE``). The files are moved into the folder only after this check; after an error, the folder is unchanged.
+    Every file is opened again, and its outputs may differ from the model's by at most 1e-4 of the largest output. After
+    an error, the folder is unchanged.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def export_model(
     outputs : Sequence[str]
         Names of the outputs in ONNX. Default: the keys of a dict that the model returns, or else ``logits``.
     moments : Moments | None
-        Static batch norm moments, such as ``strategy.moments[rate]``, for a model whose batch norm has no statistics.
+        Static batch norm moments, such as ``strategy.moments[rate]``, if batch norm has no statistics.
 
     Raises
     ------
@@ -104,7 +104,6 @@ def export_model(
 
 
 def _replace(target: Path, new: Path) -> None:
-    """Replace all files of an earlier export in the folder ``target`` by the files of the folder ``new``."""
     target.mkdir(exist_ok=True)
     for kind in FORMATS.values():
         for end in ("", ".data"):
@@ -156,7 +155,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
     Raises
     ------
     HeteroFLError
-        If ``torch.export`` cannot trace the model, or the model works only with some lengths of an axis.
+        If ``torch.export`` cannot trace the model, or it works only with some lengths of an axis.
     """
     # Zeros, because a program stores its example inputs, and these must not contain data.
     example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)
@@ -175,7 +174,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 
 
 def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
-    """Run an exported file; raise ``HeteroFLError`` if its outputs differ from the expected ones (``TOLERANCE``)."""
+    """Run an exported file; raise ``HeteroFLError`` if its outputs differ from the expected ones."""
     try:
         outputs = _compute(run, inputs)
     except Exception as error:  # raised by a guard of torch or by the runtime
@@ -200,7 +199,6 @@ def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected
 
 
 def _name_outputs(returned: object, names: Sequence[str]) -> Sequence[str]:
-    """Return names for the output tensors: the keys if the model returns a dict, otherwise ``names`` or ``logits``."""
     if not isinstance(returned, Mapping) or not all(isinstance(value, Tensor) for value in returned.values()):
         return names or ("logits",)
     keys = [str(key) for key in tree_leaves({key: key for key in returned})]

@@ -1,4 +1,4 @@
-"""Export formats. Each has a function to write a file, a function to open it, and a list of required packages."""
+"""Export formats: functions that write and open files."""
 
 import copy
 import warnings
@@ -34,7 +34,7 @@ Run = Callable[[Inputs], object]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Traced:
-    """A model to export, on the CPU and in evaluation mode, with its exported program and example inputs."""
+    """A model to export, on the CPU and in evaluation mode."""
 
     model: nn.Module
     program: ExportedProgram
@@ -44,18 +44,14 @@ class Traced:
 
 
 def write_state(traced: Traced, path: Path) -> None:
-    """Write a model's parameters and buffers as safetensors; a tied parameter is written only under its first name."""
+    """Write parameters and buffers as safetensors, a tied parameter under its first name."""
     names = first_names(traced.model)
     state = {name: tensor for name, tensor in traced.model.state_dict().items() if names.get(name, name) == name}
     path.write_bytes(pack(state))
 
 
 def open_state(traced: Traced, path: Path) -> Run:
-    """Return a function that runs a copy of the model with the tensors of the file.
-
-    Before the file is loaded, all tensors in the state dict of the copy are set to zero. So if the file lacks a tensor,
-    the outputs change, and the comparison with the model fails.
-    """
+    """Return a function that runs the model with the tensors of the file."""
     bare = copy.deepcopy(traced.model)
     for tensor in bare.state_dict().values():  # other buffers, such as position tables, are made by the model's code
         tensor.zero_()
@@ -65,7 +61,7 @@ def open_state(traced: Traced, path: Path) -> Run:
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     """Return a copy of a model with the tensors of an exported ``model.safetensors``, in evaluation mode.
 
-    Running statistics in the file are added to batch norm layers that have none.
+    Batch norm without statistics gets those of the file.
 
     Parameters
     ----------
@@ -97,10 +93,7 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
 
 
 def write_onnx(traced: Traced, path: Path) -> None:
-    """Write the exported program as an ONNX file.
-
-    Torch folds batch norm into other layers. For a large model, torch writes the tensors to a second file.
-    """
+    """Write the exported program as an ONNX file; a large model gets a second file."""
     axes = tree_map(lambda leaf: {axis: name for axis, name in traced.axes.items() if axis < leaf.dim()}, traced.inputs)
     names = list(traced.outputs)
     with warnings.catch_warnings():
@@ -127,7 +120,7 @@ def open_onnx(traced: Traced, path: Path) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An export format: its file name, functions that write and open the file, and the packages they require."""
+    """An export format. ``needs`` are the packages that it requires."""
 
     file: str
     write: Callable[[Traced, Path], None]
@@ -150,7 +143,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 
 def formats_named(names: Sequence[str]) -> dict[str, Format]:
-    """Return export formats by name; raise an error for unknown names and for missing packages."""
+    """Return export formats by name; raise an error if one is unknown or lacks a package."""
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         raise ConfigError(f"formats are {', '.join(unknown) or 'none'}; expected some of {', '.join(FORMATS)}")

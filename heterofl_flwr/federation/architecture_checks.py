@@ -1,4 +1,4 @@
-"""Checks of an architecture: buffers and frozen parameters for slices that move, and equality of parameters."""
+"""Checks of a model's buffers and frozen parameters."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,7 @@ from heterofl_flwr.nn.buffers import find_channel_tables
 
 
 def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if a buffer has an entry for each channel. Used only for slices that move.
-
-    Buffers are not sent. A client always has the buffer entries of the first channels, but may train other channels.
-    """
+    """Raise ``ConfigError`` if a buffer has an entry for each channel. Call this only for slices that move."""
     if tables := find_channel_tables(model, local):
         raise ConfigError(
             f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
@@ -26,10 +23,7 @@ def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
 
 
 def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if frozen parameters are smaller in a client's model. Used only for slices that move.
-
-    A client always has the first channels of frozen parameters, but may train other channels of the layers around them.
-    """
+    """Raise ``ConfigError`` if a client's frozen parameters are smaller. Call this only for slices that move."""
     parameters, part = frozen_parameters(model), frozen_parameters(local)
     if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:
         raise ConfigError(
@@ -40,6 +34,6 @@ def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
 
 
 def equals(state: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Whether the parameters of ``model`` equal those in ``state``; False if ``state`` is empty."""
+    """Whether the parameters of ``model`` equal those in ``state``."""
     parameters = exchanged_parameters(model)
     return bool(state) and all(torch.equal(tensor, parameters[name].to(tensor)) for name, tensor in state.items())

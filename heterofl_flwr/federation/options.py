@@ -1,7 +1,4 @@
-"""The server's options in groups, checks across groups, and a function that builds the chain of stages.
-
-Four groups are in other modules: ``Sampling``, ``Limits``, ``Privacy`` and ``Buffered``.
-"""
+"""The server's options in groups, and the chain of stages that they switch on."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -45,8 +42,7 @@ def multi_step(
 ) -> Schedule:
     """Return a schedule in which the learning rate drops at milestones (Table 6 of the paper).
 
-    After each round in ``milestones``, the learning rate is multiplied by ``factor``. After every round, it is
-    multiplied by ``decay``.
+    It is multiplied by ``factor`` after each round in ``milestones``, and by ``decay`` after every round.
     """
 
     def rate(server_round: int) -> float:
@@ -65,7 +61,7 @@ OptionalLevel = Annotated[
 
 @group
 class Slicing:
-    """Options of slicing: the part of the global model that each client trains."""
+    """Options of slicing: what each client trains of the global model."""
 
     assignment: Assignment = "fix"
     """levels stay with their clients (fix) or are drawn anew each round (dynamic)"""
@@ -123,7 +119,7 @@ class Training:
 
     @property
     def schedule(self) -> Schedule | None:
-        """Function from the round to the learning rate; None if clients choose the learning rate."""
+        """Function from the round to the learning rate; None if clients choose it."""
         if self.learning_rate is None or callable(self.learning_rate):
             return self.learning_rate
         return multi_step(self.learning_rate, self.milestones, decay=self.lr_decay)
@@ -185,7 +181,7 @@ class Evaluation:
 
 @group
 class Options:
-    """All options of the server; raises ``ConfigError`` for groups that contradict one another."""
+    """All options of the server; raises ``ConfigError`` if they contradict one another."""
 
     sampling: Participation = Participation()
     slicing: Annotated[InstanceOf[Slicing], "Slicing(...), or leave it out"] = Slicing()
@@ -213,7 +209,6 @@ class Options:
             )
 
     def _check_by_level(self) -> None:
-        """Raise ``ConfigError`` for options that do not work if parameters have different values for each level."""
         faults = {
             "privacy.clip": self.privacy.clip,
             "limits.norm_bound": self.limits.norm_bound,
@@ -232,7 +227,7 @@ class Options:
 def build_chain(
     options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None = None
 ) -> Chain:
-    """Return the chain of a run: the mean of replies, surrounded by the stages that the options switch on.
+    """Return the mean of replies with the stages that the options switch on.
 
     ``all_is_trained`` is False if clients hold parameters that they do not train.
     """

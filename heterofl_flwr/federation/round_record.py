@@ -1,4 +1,4 @@
-"""``RoundRecord``: everything that is known of a round, and its lines in the log."""
+"""``RoundRecord``: everything that is known of a round."""
 
 import logging
 from collections import Counter
@@ -25,8 +25,6 @@ host_log = logging.getLogger("flwr")
 class RoundRecord:
     """Everything that is known of one round; fields are filled in during the round.
 
-    All values are plain Python types, so a record can be written as one line of JSON.
-
     Attributes
     ----------
     server_round
@@ -40,52 +38,47 @@ class RoundRecord:
     failures
         For each client that failed, or whose reply was refused: the reason, by partition.
     answered, expected
-        The number of clients with a usable reply, and the number that would take part if no node were missing. 0 in
-        histories of older versions.
+        The number of clients with a usable reply, and of those that would take part if no node were missing.
     names
         The registered names of the clients in ``failures``, by partition.
     away
         The nodes that left, by name, each with the first round in which it was away.
     notes
-        Remarks for the end of the round's log line, for example about nodes that are away, silent or late.
+        Remarks for the log, for example about nodes that are away, silent or late.
     refused
         The partitions of clients whose reply was refused; they are in ``failures`` too.
     train
-        Means of the clients' training metrics, weighted by examples. In asynchronous runs also the mean ``staleness``:
-        the number of steps since a client was sent its slice.
+        Means of the clients' training metrics, weighted by examples. In asynchronous runs also the mean ``staleness``.
     train_by_level
         The same means for each level.
     evaluate
         Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses and
-        ``coverage``. Coverage is the fraction of the present clients that evaluated the global model. Empty in rounds
-        without evaluation.
+        ``coverage``, the fraction of the present clients that evaluated the global model. Empty in rounds without
+        evaluation.
     evaluate_by_level
         The same metrics for the model of each level.
     evaluate_medians
-        Unweighted medians over the clients, for each metric of ``evaluate`` that clients report. Empty in histories of
-        older versions.
+        Medians over the clients of each metric in ``evaluate`` that clients report.
     accuracy_deciles
-        The nine deciles of the clients' ``local-accuracy``. Empty in histories of older versions.
+        The nine deciles of the clients' ``local-accuracy``.
     worst_client
         The partition of the client with the lowest ``local-accuracy``.
     evaluate_failures
         For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of them that answered. Both numbers count either all
-        sampled clients, or only clients that were sent the global model: the choice with the smaller fraction of
-        answers. 0 without evaluation, and in histories of older versions.
+        The number of clients sampled to evaluate, and the number that answered. Both count all sampled clients, or only
+        those with the global model, whichever answered less; 0 without evaluation.
     partial
-        Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. Such a value never counts
-        as the best of a run.
+        Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. They never count as the
+        best of a run.
     privacy
-        Privacy that the run has spent so far, such as ``epsilon``; see ``Spent.metrics``. Empty without noise.
+        Privacy spent so far, such as ``epsilon``. Empty without noise.
     bytes_down, bytes_up
         Bytes of parameters and labels that the server sent to clients for training, and received from them.
     bytes_by_level
-        The part of ``bytes_down`` sent to the clients of each level. Empty in histories of older versions.
+        The ``bytes_down`` of each level.
     simulated_seconds, joules
-        The time that training would have taken on the simulated devices, and an estimate of the energy that all of them
-        would have used. 0 without simulated devices.
+        Time and estimated energy of training on the simulated devices; 0 without.
     """
 
     server_round: int
@@ -126,8 +119,7 @@ class RoundRecord:
     def comparable(self) -> dict[str, float]:
         """Metrics of ``evaluate`` for comparing rounds, without the ``partial`` ones.
 
-        Metrics from clients are medians here: by reporting a huge number, a single client could change a mean, but not
-        a median. Only accuracies between 0 and 1 (``is_share``) stay means.
+        Metrics from clients are medians, which no single client can distort. Only accuracies stay means.
         """
         return {
             name: value if is_share(name) else self.evaluate_medians.get(name, value)
@@ -137,7 +129,7 @@ class RoundRecord:
 
     @property
     def failed_names(self) -> list[str]:
-        """The registered name of each client in ``failures``; ``partition N`` for a client without a name."""
+        """The name of each client in ``failures``, or ``partition N`` without one."""
         return [self.names.get(partition, f"partition {partition}") for partition in self.failures]
 
     def to_json(self) -> dict[str, object]:
@@ -145,10 +137,7 @@ class RoundRecord:
         return asdict(self)
 
     def line(self) -> str:
-        """Return the round's line for the log: levels with their clients and bytes, upload, failures and notes.
-
-        ``report.console.round_line`` makes the line that a terminal shows.
-        """
+        """Return the round's line for the log."""
         levels = []
         for rate, clients in sorted(Counter(self.rates.values()).items(), reverse=True):
             sent = self.bytes_by_level.get(level_name(rate))
@@ -161,7 +150,7 @@ class RoundRecord:
         )
 
     def metrics_line(self) -> str:
-        """Return the metrics as text. If not all clients evaluated, the coverage follows each metric from clients."""
+        """Return the metrics as text, with the coverage if not all clients evaluated."""
         coverage = self.evaluate.get("coverage", 1.0)
         clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
         return ", ".join(
@@ -172,8 +161,8 @@ class RoundRecord:
     def note_central(self, metrics: Mapping[str, object]) -> None:
         """Record the metrics of an evaluation on the server.
 
-        A metric named ``global-...`` replaces the clients' metric of this name. Any other metric with the name of a
-        client's metric gets the prefix ``server-``.
+        A metric ``global-...`` replaces the clients' metric. Other names that clients use too get the prefix
+        ``server-``.
         """
         clients = {name for name in (*self.train, *self.evaluate) if not name.startswith("global-")}
         named = {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
@@ -181,14 +170,11 @@ class RoundRecord:
         self.partial = tuple(name for name in self.partial if name not in numbers)
 
     def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
-        """Record the metrics that a subclass of the strategy has changed in ``means``, or added to them."""
+        """Record the metrics in ``means`` that a subclass changed or added."""
         self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
-        """Update ``means`` with the numbers in ``computed``, the result of a user's function; return these numbers.
-
-        The record's medians of these metrics are deleted, because they belong to the old numbers.
-        """
+        """Update ``means`` with the metrics of a user's function, and return these metrics."""
         numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers
         self.evaluate_medians = {name: median for name, median in self.evaluate_medians.items() if name not in numbers}
@@ -196,9 +182,6 @@ class RoundRecord:
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise ``ConfigError`` if a user's function returned anything other than a mapping of metrics or None.
-
-    ``whose`` names the function in the error.
-    """
+    """Raise ``ConfigError`` if the user's function ``whose`` returned neither a mapping of metrics nor None."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")

@@ -1,4 +1,4 @@
-"""Base classes of the grids that run clients: they group messages, store contexts of nodes and order replies."""
+"""Base classes of the grids that run clients."""
 
 import itertools
 import logging
@@ -27,10 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(order=True, slots=True)
 class Group:
-    """Messages to different nodes that a ClientApp answers in one call; often a single message.
-
-    Groups are sorted by the call of ``push_messages`` that sent them, then by urgency, then in the order of sending.
-    """
+    """Messages to different nodes that a ClientApp answers in one call; often a single message."""
 
     push: int
     urgency: float
@@ -46,19 +43,18 @@ class Group:
 
     @property
     def nodes(self) -> list[int]:
-        """Ids of the nodes that the messages go to."""
+        """Ids of the nodes that get the messages."""
         return [message.metadata.dst_node_id for message in self.messages]
 
 
 def together(
     messages: Sequence[Message], most: Callable[[Message], int], *, by_rate: bool = True
 ) -> list[list[Message]]:
-    """Divide messages into groups; the clients of a group may train together.
+    """Divide messages into groups of nearly equal size, whose clients may train together.
 
-    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. ``most`` is a function from a
-    message to the maximum size of its group. Groups have nearly equal sizes: six messages become three and three, not
-    five and one. Messages keep their order within a group. If a node has several messages, the group of the first
-    precedes that of the second. A message without a rate forms a group by itself.
+    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. ``most`` returns the maximum
+    size of a message's group. Messages to the same node keep their order. A message without a rate forms a group by
+    itself.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}
@@ -76,7 +72,6 @@ def together(
 
 
 def _rate(message: Message) -> float | None:
-    """Return the rate of a training message; None for any other message."""
     is_training = message.metadata.message_type == MessageType.TRAIN and message.has_content()
     config = message.content.get(CONFIG) if is_training else None
     rate = config.get(RATE) if isinstance(config, ConfigRecord) else None
@@ -84,7 +79,7 @@ def _rate(message: Message) -> float | None:
 
 
 class Runner(ABC):
-    """Base class of objects that run groups of messages and store each node's context between messages."""
+    """Base class of objects that run clients and store their contexts."""
 
     poll_until: float | None = 0.0
     """Deadline for ``collect``, in seconds of ``time.monotonic``; None for no deadline."""
@@ -106,29 +101,29 @@ class Runner(ABC):
 
     @abstractmethod
     def submit(self, groups: Sequence[Group]) -> None:
-        """Queue the groups of one call of ``push_messages``."""
+        """Queue groups of messages."""
 
     @abstractmethod
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait for the replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
+        """Wait for replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
-        """Remove the replies to these messages from the runner, and return them in the order of ``ids``."""
+        """Return the replies to these messages, and forget them."""
         return [reply for id_ in self.wait(ids, self.poll_until) if (reply := self._done.pop(id_, None))]
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Drop these messages, and the replies to them."""
+        """Forget these messages and their replies."""
         for id_ in ids:
             self._groups.pop(id_, None)
             self._done.pop(id_, None)
 
     def close(self) -> None:
-        """End everything that the runner has started. Further calls do nothing."""
+        """End everything that the runner has started."""
         self._groups.clear()
         self._done.clear()
 
     def _keep(self, group: Group, answers: Sequence[Envelope]) -> None:
-        """Store the replies to a group's messages and the nodes' new contexts, except for cancelled messages."""
+        """Store replies and contexts, except those of cancelled messages."""
         for message, (reply, context, trouble) in zip(group.messages, answers, strict=True):
             node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
             if self._groups.pop(id_, None) is None:
@@ -185,7 +180,7 @@ class QueuedGrid(Grid):
         """Make the runner of the clients, and pass it to ``_run_clients``."""
 
     def _run_clients(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
-        """Set the grid's runner. ``close`` will close the runner, and then call the functions in ``afterwards``."""
+        """Set the grid's runner. ``close`` will close it, and then call the functions in ``afterwards``."""
         self._runner = runner
         ending = ExitStack()
         for call in (Identity(self._run.run_id).release, *afterwards):
@@ -194,25 +189,23 @@ class QueuedGrid(Grid):
         self._finalizer = weakref.finalize(self, ending.close)
 
     def __enter__(self) -> Self:
-        """Return the grid."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close the grid."""
         self.close()
 
     def close(self) -> None:
-        """End the runner, even if clients still run, and restore Flower's task identity. Further calls do nothing."""
+        """End the runner, even if clients still run."""
         self._finalizer()
 
     @property
     def run(self) -> Run:
-        """Copy of Flower's ``Run`` object for the current run."""
+        """Copy of Flower's ``Run`` object."""
         return Run(**vars(self._run))
 
     @property
     def deaths(self) -> tuple[str, ...]:
-        """Descriptions of the actors that died while they ran clients; only a ``RayGrid`` has actors."""
+        """Descriptions of the Ray actors that died while they ran clients."""
         return tuple(self._runner.deaths)
 
     def set_run(self, run: Run) -> None:
@@ -231,7 +224,7 @@ class QueuedGrid(Grid):
         return list(self._node_configs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids. A ``RayGrid`` starts to run the clients at once."""
+        """Send messages and return their ids."""
         if not self._finalizer.alive:
             raise HeteroFLError(f"this {type(self).__name__} is closed; messages need an open one")
         messages = list(messages)
@@ -246,27 +239,26 @@ class QueuedGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that are ready. A ``LocalGrid`` runs the clients first."""
+        """Return the replies that are ready. A ``LocalGrid`` runs the clients first."""
         return self._runner.collect(list(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages, wait for the replies, and return them in the order of the messages.
 
-        After ``timeout`` seconds, missing replies are left out. No more clients are started, and Ray actors that still
-        run a client are ended. A ``LocalGrid`` cannot interrupt a client.
+        After ``timeout`` seconds, missing replies are left out. A ``LocalGrid`` cannot interrupt a client.
         """
         return list(exchange(self, messages, timeout=timeout))
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait until these messages are answered, at most ``timeout`` seconds. Return the ids of answered messages."""
+        """Wait at most ``timeout`` seconds for replies; return the ids of answered messages."""
         return self._runner.wait(list(message_ids), None if timeout is None else time.monotonic() + timeout)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages and their replies, even if clients work on the messages."""
+        """Forget messages and their replies."""
         self._runner.cancel(list(message_ids))
 
     def _renew(self, run: Run) -> None:
-        """Set the run, and give every node a new context with an empty state."""
+        """Set the run, and give every node a new context."""
         self._run = run
         for node_id, config in self._node_configs.items():
             self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))

@@ -1,4 +1,4 @@
-"""Pool of the Ray actors of a ``RayGrid``: it gives groups of messages to actors, and replaces dead actors."""
+"""The Ray actors of a ``RayGrid``, and the messages that they get."""
 
 import logging
 import math
@@ -44,9 +44,8 @@ Reference = Any
 class ActorPool(Runner):
     """Pool of Ray actors, each of which runs one group of messages at a time.
 
-    If an actor dies, it is replaced, and its group runs again in another actor. The pool has no thread: it works only
-    during calls that push, wait for or pull messages. The messages of a node are answered one after the other, in the
-    order of sending. The reason is that each message changes the node's context.
+    A dead actor is replaced, and its group runs again. The pool has no thread: it works only while its methods are
+    called.
     """
 
     def __init__(self, options: ActorOptions, number: int, contexts: dict[int, Context]) -> None:
@@ -70,7 +69,7 @@ class ActorPool(Runner):
             raise
 
     def submit(self, groups: Sequence[Group]) -> None:
-        """Queue groups of messages. Idle actors start to run them at once."""
+        """Queue groups of messages, and start idle actors."""
         with self._lock:
             stored: dict[int, Reference] = {}
             urgency: dict[int, float] = {}
@@ -87,7 +86,7 @@ class ActorPool(Runner):
             self._step(0.0)
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait until all these messages are answered, or until the deadline. Return the ids of answered messages."""
+        """Wait for replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
         seconds = math.inf
         while seconds > 0 and not self._groups.keys().isdisjoint(ids):
             seconds = math.inf if deadline is None else deadline - time.monotonic()
@@ -96,7 +95,7 @@ class ActorPool(Runner):
         return [id_ for id_ in ids if id_ in self._done]
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Drop these messages. If all messages of a running group are dropped, end its actor."""
+        """Forget these messages. End an actor if all its messages are forgotten."""
         with self._lock:
             super().cancel(ids)
             self._waiting = [group for group in self._waiting if self._is_awaited(group)]
@@ -114,10 +113,7 @@ class ActorPool(Runner):
             self._waiting, self._idle, self._running = [], [], {}
 
     def _step(self, seconds: float) -> None:
-        """Give waiting groups to idle actors, and process the results of running actors.
-
-        If there is no result, wait for the first one up to ``seconds``.
-        """
+        """Start idle actors and process results; wait up to ``seconds`` for the first result."""
         self._hand_out()
         running = list(self._running)
         if running:
@@ -133,7 +129,6 @@ class ActorPool(Runner):
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Give the first waiting groups to idle actors."""
         while self._idle and (group := self._take_next()) is not None:
             actor = self._idle.pop()
             try:
@@ -143,10 +138,7 @@ class ActorPool(Runner):
                 self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
     def _take_next(self) -> Group | None:
-        """Remove and return the first waiting group that can run now; None if no group can.
-
-        A group can run if its nodes are not busy, and none of them has a message in an earlier waiting group.
-        """
+        """Remove and return the first group whose nodes are neither busy nor in an earlier group."""
         busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
         for place, group in enumerate(self._waiting):
             if busy.isdisjoint(group.nodes):
@@ -155,7 +147,7 @@ class ActorPool(Runner):
         return None
 
     def _send(self, actor: Actor, group: Group) -> Reference:
-        """Give a group to an actor; return Ray's reference to the result. Large records are passed by reference too."""
+        """Send a group to an actor; large records are passed by reference."""
         references = {id_: group.stored[id_] for id_ in map(id, _records(group)) if id_ in group.stored}
         numbers = {id_: number for number, id_ in enumerate(references)}
         pairs = zip(group.messages, group.nodes, strict=True)
@@ -180,7 +172,7 @@ class ActorPool(Runner):
             self._idle.append(actor)
 
     def _accept_start(self, actor: Actor, trouble: str, takes_groups: bool, log: str) -> None:
-        """Process the three results of ``Clients.ready``: error or "", support of groups, path of stderr."""
+        """Process the result of ``Clients.ready``: error or "", support of groups, path of stderr."""
         if trouble:
             self._accept_failed_start(actor, trouble)
             return
@@ -189,11 +181,9 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Replace an actor that could not start, if any actor has started before.
+        """Replace an actor that could not start, unless none ever started or ``STARTS`` failed in a row.
 
-        After ``STARTS`` failures in a row, no more actors are replaced. The pool tolerates some failures, because Ray
-        may start an actor on a machine that has just failed. Raise ``ConfigError`` if no actor ever started, or if no
-        actor is left.
+        Raise ``ConfigError`` if no actor ever started, or none is left.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:
@@ -203,10 +193,7 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace a dead actor, and queue its group again, up to ``RETRIES`` times.
-
-        After the last attempt, the group's messages get error replies, and the nodes keep their previous contexts.
-        """
+        """Replace a dead actor, and queue its group again, up to ``RETRIES`` times."""
         death = self._describe_end(actor, error)
         if group is None:
             self._accept_failed_start(actor, f"it {death} while it loaded the ClientApp")
@@ -227,25 +214,19 @@ class ActorPool(Runner):
             )
 
     def _ask(self, actor: Actor) -> None:
-        """Start a call of the actor's ``ready``. The result will show that the actor is alive."""
         self._running[actor.ready.remote()] = actor, None
 
     def _replace(self, actor: Actor) -> None:
-        """End an actor, and start another one."""
         _kill(actor)
         self._logs.pop(actor, None)
         self._warn_at = time.monotonic() + PATIENCE  # a replacement has as long to start as the first actors had
         self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
-        """Whether at least one message of a group is not cancelled.
-
-        In that case all messages of the group run, so that cancelling some does not change the replies to the others.
-        """
+        """Whether a message of a group is not cancelled; then the whole group runs."""
         return any(id_ in self._groups for id_ in group.ids)
 
     def _describe(self, message: Message, group: Group, death: str) -> str:
-        """Return a sentence about the death of the actor that ran ``message`` and the rest of its group."""
         node_id, number = message.metadata.dst_node_id, len(group.messages) - 1
         partition = self._contexts[node_id].node_config.get("partition-id")
         among = f" and {number} others" if number else ""
@@ -253,10 +234,7 @@ class ActorPool(Runner):
         return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
 
     def _describe_end(self, actor: Actor, error: Exception) -> str:
-        """Return how an actor ended: Ray's text without its list of common causes, and the last lines of stderr.
-
-        These lines are missing if the actor ran on another machine.
-        """
+        """Return how an actor ended, with the last lines of its stderr if it ran on this machine."""
         text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
         log = self._logs.get(actor, Path())
@@ -266,10 +244,6 @@ class ActorPool(Runner):
         return f"died: {text.strip().rstrip('.')}{end}"
 
     def _warn_if_none_starts(self) -> None:
-        """Warn if no actor has become ready for ``PATIENCE`` seconds, for example because other jobs use the cluster.
-
-        The pool goes on waiting, because the actors may only be slow, for example while they import torch.
-        """
         none_is_ready = not self._idle and all(group is None for _, group in self._running.values())
         if time.monotonic() > self._warn_at and none_is_ready:
             logger.warning("no actor has started in %g s; waiting: %s", PATIENCE, self._options.lack())

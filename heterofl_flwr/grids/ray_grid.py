@@ -1,4 +1,4 @@
-"""``RayGrid``: a grid that runs clients in Ray actors, on this machine or on a cluster."""
+"""``RayGrid``: a grid that runs clients in Ray actors."""
 
 import atexit
 import math
@@ -14,25 +14,22 @@ from heterofl_flwr.grids.queued import QueuedGrid
 class RayGrid(QueuedGrid):
     """Run any ClientApp in Ray actors, for any Flower strategy.
 
-    With any number of actors, results equal those of a ``LocalGrid`` bit for bit, and replies are in the order of the
-    messages. Actors run until ``close``, so caches in modules persist between messages. Actors may share GPUs and run
-    on other machines. If an actor dies (killed, out of memory, machine lost), it is replaced, and its messages are
-    given to another actor. A message whose actor dies three times gets an error reply. ``deaths`` lists the dead
-    actors.
+    Results equal those of a ``LocalGrid`` bit for bit, with any number of actors. Actors run until ``close``, so caches
+    in modules persist between messages. If an actor dies, it is replaced, and another actor gets its messages. A
+    message whose actor dies three times gets an error reply. ``deaths`` lists the dead actors.
 
-    The grid uses the Ray cluster that this process is connected to, or else the cluster at the address in the
-    environment variable ``RAY_ADDRESS``. All machines of a cluster need the same packages and paths. Without a cluster,
-    the grid starts Ray on this machine, and ``close`` ends Ray.
+    The grid uses the Ray cluster that this process is connected to, or else the cluster at the address ``RAY_ADDRESS``.
+    All machines of a cluster need the same packages and paths. Without a cluster, the grid starts Ray on this machine
+    until ``close``.
 
     Use it as a context manager, or call ``close``.
 
     Parameters
     ----------
     client_app : ClientApp or str
-        The ClientApp, or its import path ``"module:attribute"``. A ClientApp object is pickled: actors import code from
-        modules, and get a copy of code that is defined in this script or notebook.
+        The ClientApp, or its import path ``"module:attribute"``. A ClientApp object is pickled.
     num_nodes : int
-        Number of nodes. Node ``i`` has ``partition-id`` i; the node's id depends only on ``seed`` and i.
+        Number of nodes. Node ``i`` has ``partition-id`` i.
     num_cpus : float
         Processor cores that Ray reserves for each actor. A client always uses one thread.
     num_gpus : float
@@ -99,6 +96,6 @@ class RayGrid(QueuedGrid):
         atexit.register(self._finalizer)  # runs before Ray's own; a bound method would keep the grid alive
 
     def close(self) -> None:
-        """End the actors, even if clients still run in them. End Ray too if this grid started it."""
+        """End the actors, and Ray if this grid started it."""
         super().close()
         atexit.unregister(self._finalizer)

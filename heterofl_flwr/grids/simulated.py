@@ -1,4 +1,4 @@
-"""``SimulatedDevices``: proxy for a grid that simulates slow, late and unavailable devices."""
+"""``SimulatedDevices``: slow, late and unavailable devices."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 
 @dataclass(slots=True)
 class _Flight:
-    """A message on a simulated device. ``takes`` and ``reply`` are set when its client has trained in the grid."""
+    """A message on a simulated device. ``takes`` and ``reply`` are set once its client has trained."""
 
     turn: Turn
     kind: str
@@ -49,16 +49,12 @@ class SimulatedDevices(Relay):
     """Proxy for a grid whose clients train on simulated devices.
 
     A client gives an error reply if its device is unavailable, drops out or misses the deadline. The simulated time and
-    energy of a round are in its ``RoundRecord``. Only training is simulated: other messages pass unchanged and take no
-    time.
+    energy of a round are in its ``RoundRecord``. Only training is simulated: other messages take no time.
 
-    In a round that waits for all devices, replies are in the order of the grid. At the end of the round the simulated
-    time advances to the last reply, dropout or deadline. Other rounds do not wait for all devices
-    (``HeteroFL(asynchronous=...)``, ``spare``). In such a round, pulling replies advances the time to the arrival of
-    the first reply. The proxy stores a reply until its simulated arrival.
+    Time advances at the end of a round, to the last reply, dropout or deadline. In asynchronous runs and with ``spare``
+    clients, it advances when replies are pulled, to the arrival of the first reply.
 
-    Seed, round, partition and rate of a client are read from HeteroFL's messages. A ``Windowed`` grid must be inside of
-    this proxy, not around it (see the example).
+    Only HeteroFL's messages can be simulated. A ``Windowed`` grid must be inside of this proxy (see the example).
 
     Parameters
     ----------
@@ -85,7 +81,7 @@ class SimulatedDevices(Relay):
         self._spent = self._joules = 0.0  # costs since the previous take_costs
 
     def take_costs(self) -> dict[str, float]:
-        """Return the simulated seconds and joules since the previous call of this method. Failed devices count too."""
+        """Return the simulated seconds and joules since the previous call."""
         costs = {"simulated_seconds": self._spent, "joules": self._joules}
         self._spent = self._joules = 0.0
         return costs
@@ -106,7 +102,7 @@ class SimulatedDevices(Relay):
         return chain(faults, self._wait_for(flights, super().send_and_receive(sent, timeout=timeout)))
 
     def _wait_for(self, flights: Mapping[int, _Flight], replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies of a round. Then advance the simulated time to when the slowest device ends."""
+        """Yield the replies of a round. Then advance the simulated time to the end of the slowest device."""
 
         def land(reply: Message) -> Message:
             flight = flights.get(reply.metadata.src_node_id)
@@ -120,7 +116,7 @@ class SimulatedDevices(Relay):
             self._spent += longest
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids; record at which simulated time training messages are sent."""
+        """Send messages and return their ids."""
         messages = list(messages)
         flights = [self._start(message) if is_training(message) else None for message in messages]
         ids = list(super().push_messages(messages))
@@ -128,10 +124,9 @@ class SimulatedDevices(Relay):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Advance the simulated time to the first arrival of these replies.
+        """Advance the simulated time to the first arrival of these replies; return those that have arrived.
 
-        Return the replies that have arrived by then. The result is empty while any client still trains in the grid,
-        because that client's reply may be the first in simulated time.
+        The result is empty while any client still trains in the grid, as its reply may be the first.
         """
         ids = set(message_ids)
         training = [id_ for id_ in self._out if id_ in ids]
@@ -150,14 +145,14 @@ class SimulatedDevices(Relay):
         return [flight.reply for flight in due if flight.reply is not None]
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages and their replies."""
+        """Forget messages and their replies."""
         message_ids = list(message_ids)
         for id_ in message_ids:
             self._out.pop(id_, None)
         super().cancel(message_ids)
 
     def _start(self, message: Message) -> _Flight:
-        """Write the fraction of steps to run to a training message's config, and return the record of the message."""
+        """Tell a client the fraction of steps to run, and return the record of its message."""
         config = read_config(message)
         seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
         turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
@@ -166,7 +161,7 @@ class SimulatedDevices(Relay):
         return _Flight(turn, message.metadata.message_type, self.seconds, array_bytes(message))
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
-        """Record a reply's costs. Return the reply; if its device is away, drops out or is late, an error reply."""
+        """Return the reply, or an error reply if its device is away, drops out or is late."""
         examples, turn, devices = examples_of(reply), flight.turn, self._devices
         if examples is None:  # the strategy raises the error for such a reply
             return reply
@@ -195,7 +190,7 @@ def array_bytes(message: Message) -> int:
 
 
 def examples_of(reply: Message) -> int | None:
-    """Return the number of examples in a reply; None if it is an error reply or has no valid number."""
+    """Return the number of examples in a reply, or None if it has none."""
     metrics = None if reply.has_error() else reply.content.get(METRICS)
     examples = metrics.get(NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
     return examples if isinstance(examples, int) and examples >= 0 else None

@@ -1,4 +1,4 @@
-"""New models, made by a user's function ``build``, and cached slicing plans between models of two rates."""
+"""New models from a user's function ``build``, and slicing plans between them."""
 
 import inspect
 from collections import defaultdict
@@ -25,7 +25,7 @@ a new one for each message.
 
 
 def check_build(build: Build) -> None:
-    """Raise ``ConfigError`` if ``build`` cannot be called with a rate as its only argument."""
+    """Raise ``ConfigError`` if ``build`` cannot be called with a rate alone."""
     expected = "expected a function from a rate to a model"
     if isinstance(build, nn.Module):
         raise ConfigError(f"build is a model, {type(build).__name__}; {expected}, such as the class itself")
@@ -43,7 +43,7 @@ def check_build(build: Build) -> None:
 
 
 def called_with_rate(build: Build) -> Build:
-    """Return a wrapper that raises ``ConfigError`` if ``build`` raises ``TypeError`` or returns no module."""
+    """Return a wrapper that raises ``ConfigError`` if ``build`` does not take a rate or return a module."""
 
     @wraps(build)
     def called(rate: float) -> nn.Module:
@@ -62,11 +62,9 @@ def called_with_rate(build: Build) -> Build:
 
 
 def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
-    """Return a new model of this rate, in training mode; the state of torch's random generators does not change.
+    """Return a new model of this rate, in training mode; torch's random state does not change.
 
-    Set ``to_load`` if all parameters will be loaded afterwards. Models of ``build_model`` then skip the slow
-    initialisation of parameters. A user's model is always initialised, because its buffers may depend on the initial
-    values.
+    With ``to_load``, models of ``build_model`` skip the slow initialisation of parameters.
     """
     # A model that is built in inference mode can never be trained.
     values = _NoInitialValues() if to_load and is_named(build) else nullcontext()
@@ -80,7 +78,6 @@ class _NoInitialValues(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call ``func``; if ``func`` would fill a parameter with random numbers, return the parameter unchanged."""
         kwargs = kwargs or {}
         tensor = args[0] if args else kwargs.get("tensor")
         return tensor if func in _FILLS and isinstance(tensor, nn.Parameter) else func(*args, **kwargs)
@@ -90,7 +87,7 @@ _FILLS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.un
 
 
 def plan_between(build: Build, top: float, rate: float) -> Plan:
-    """Return the plan that slices a model of ``rate`` out of a model of rate ``top``; plans are cached."""
+    """Return the cached plan that slices a model of ``rate`` out of one of rate ``top``."""
     try:
         plans = _plans.setdefault(build, {})
     except TypeError:  # the function is not hashable or has no weak references
@@ -101,7 +98,7 @@ def plan_between(build: Build, top: float, rate: float) -> Plan:
 
 
 def equal_levels(sizes: Mapping[float, Hashable]) -> list[str]:
-    """Return a warning for each set of rates whose models have equal sizes; ``sizes`` maps rates to sizes."""
+    """Return a warning for each set of rates whose models have equal sizes."""
     rates_by_size = defaultdict[Hashable, list[float]](list)
     for rate, size in sizes.items():
         rates_by_size[size].append(rate)

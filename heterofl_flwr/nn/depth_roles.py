@@ -1,6 +1,6 @@
 """Detection of blocks whose role depends on the model's depth.
 
-A block has such a role if the model's code counts the blocks, uses the last block, or connects distant blocks.
+A block has such a role if the model's code counts the blocks, uses the last one, or connects distant ones.
 """
 
 from collections import Counter
@@ -19,14 +19,14 @@ Links = Mapping[str, frozenset[str]]
 
 
 class CountedError(TypeError):
-    """Error that a watched stack of blocks raises when code asks for its length.
+    """Error of a watched stack of blocks when code asks for its length.
 
-    For ``*blocks``, Python asks for the length only as a hint, and ignores a ``TypeError``. So this is a ``TypeError``.
+    A ``TypeError``, because Python ignores it in ``*blocks``.
     """
 
 
 class Watch:
-    """Observer of a running model. It records outputs of blocks, and the stacks in which code counts the blocks."""
+    """Observer of a running model: which blocks are connected, and which are counted."""
 
     def __init__(self) -> None:
         self.counted: set[str] = set()
@@ -35,9 +35,9 @@ class Watch:
         self._inside = False  # True while the container's __getitem__ runs, which asks for the length itself
 
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
-        """Return the links between blocks, from the runs of the model since the previous call.
+        """Return the links between blocks since the previous call.
 
-        In the links, the last block of a stack is named ``last of <stack>``, because it is another block at each depth.
+        The last block of a stack is named ``last of <stack>``, as it differs by depth.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
@@ -51,7 +51,7 @@ class Watch:
         return links
 
     def note_count(self, name: str) -> None:
-        """Record that code counts the blocks of a stack. From now on, asking for a length raises no error."""
+        """Record that code counts the blocks of a stack. From now on, counting them raises no error."""
         self.counted.add(name)
         self.raises = False
 
@@ -60,7 +60,7 @@ class Watch:
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a subclass of ``container`` that detects when code uses its length or negative indices."""
+        """Return a subclass of ``container`` that detects uses of its length or of negative indices."""
 
         def length(stack: Any) -> int:
             if self.raises and not self._inside:
@@ -98,7 +98,7 @@ def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
 
 @contextmanager
 def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[Watch]:
-    """Within this context, observe a model. ``stacks`` maps the name of each stack to the names of its blocks."""
+    """Within this context, observe a model. ``stacks`` has the names of each stack's blocks."""
     watch, classes, hooks = Watch(), [], []
     uses = Counter(block for name in stacks for block in model.get_submodule(name)._modules.values())
     for name, blocks in stacks.items():

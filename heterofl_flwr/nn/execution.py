@@ -1,4 +1,4 @@
-"""Running a model: its inputs, tensors, device, memory layout and threads."""
+"""Running a model: its inputs, device, memory layout and threads."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,18 +10,18 @@ from torch.utils._pytree import tree_leaves
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters. A model without parameters is on the CPU."""
+    """Return the device of a model's parameters; the CPU without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers by name. A shared tensor appears under each of its names."""
+    """Return a model's parameters and buffers by name. A shared tensor appears under each name."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return dict(named)
 
 
 def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return positional and keyword arguments for a model; ``inputs`` is a tensor, a tuple or a mapping of keywords."""
+    """Return positional and keyword arguments for a model."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
@@ -34,7 +34,7 @@ def call(model: nn.Module, inputs: object) -> object:
 
 
 def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator[Tensor]:
-    """Yield all tensors in a value: in nested tuples, lists and dicts, and in the attributes of other objects."""
+    """Yield all tensors in a value, its nested containers and the attributes of its objects."""
     seen = {} if seen is None else seen
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
@@ -47,7 +47,7 @@ def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator
 
 
 def bears_channels_last(model: nn.Module) -> bool:
-    """Return whether the convolutions of a model work in the channels-last layout on this processor.
+    """Return whether channels-last convolutions of a model are safe on this processor.
 
     Torch 2.14 has a bug on processors with AVX2 but without AVX512: the backward pass of a strided 1x1 convolution with
     fewer than eight input channels writes outside its memory.
@@ -58,7 +58,7 @@ def bears_channels_last(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within this context, a model is in evaluation mode. On exit each module gets its previous mode."""
+    """Within this context, a model is in evaluation mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -69,7 +69,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """Convert convolution weights on a CPU to channels-last layout; return pairs of weight and previous tensor."""
+    """Convert convolution weights on a CPU to channels-last; return pairs of weight and previous tensor."""
     fit = bears_channels_last(model)
     weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
     homes = [weight.data for weight in weights]
@@ -84,8 +84,7 @@ def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 def channels_last(model: nn.Module) -> Iterator[None]:
     """Within this context, convolution weights on a CPU are in channels-last layout.
 
-    The paper's CNN then trains up to a quarter faster. On exit the values are copied back into the previous tensors, so
-    earlier references to them remain valid.
+    On exit the values are copied back, so earlier references to the tensors remain valid.
     """
     homes = to_channels_last(model)
     try:

@@ -1,4 +1,4 @@
-"""Layers for models of several widths: the Scaler (section 3.3 of the paper) and norm layers."""
+"""Layers for models of several widths: the Scaler (section 3.3 of the paper) and norms."""
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -15,13 +15,13 @@ from heterofl_flwr.core.levels import exact_rate
 class Scaler(nn.Module):
     """Division by ``rate`` in training; identity in evaluation.
 
-    Before a norm that removes the scale (sbn, in, gn, ln), the Scaler has almost no effect: it only changes the
-    relative size of the norm's epsilon. In models without norms and in a Transformer, it changes the result.
+    Before a norm (sbn, in, gn, ln), the Scaler has almost no effect. In models without norms and in a Transformer, it
+    changes the result.
 
     Parameters
     ----------
     rate : float | Fraction
-        The model's rate divided by the rate of the largest model, the global rate.
+        The model's rate divided by the rate of the largest model.
     """
 
     def __init__(self, rate: float | Fraction = 1.0) -> None:
@@ -34,15 +34,12 @@ class Scaler(nn.Module):
         return x / self.rate if self.training and self.rate != 1 else x
 
     def extra_repr(self) -> str:
-        """Return the text in parentheses in the module's ``repr``: the rate."""
+        """Return the rate, for the module's ``repr``."""
         return f"rate={self.rate:g}"
 
 
 def make_scaler(rate: float, global_rate: float, enabled: bool = True) -> nn.Module:
-    """Return the Scaler of a model; the identity if ``enabled`` is False.
-
-    A Scaler has no parameters and no buffers, so a model may use one Scaler in many places.
-    """
+    """Return a model's Scaler; the identity if ``enabled`` is False. A model may use it in many places."""
     ratio = exact_rate(rate) / exact_rate(global_rate)
     if ratio > 1:
         raise ConfigError(f"a model of rate {rate} is larger than the global model of rate {global_rate}")
@@ -70,9 +67,8 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     Parameters
     ----------
     kind : str
-        ``none``: no norm. ``in``: instance norm. ``gn``: group norm with four groups, or gcd(4, ``channels``) groups if
-        4 does not divide ``channels``. ``ln``: group norm with one group. ``sbn``: static batch norm, that is, batch
-        norm without running statistics; ``with_static_norm`` adds statistics for evaluation.
+        ``none``: no norm. ``in``: instance norm. ``gn``: group norm with gcd(4, ``channels``) groups. ``ln``: group
+        norm with one group. ``sbn``: static batch norm, that is, batch norm without running statistics.
     channels : int
         Number of channels.
     """

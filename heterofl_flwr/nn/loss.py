@@ -1,4 +1,4 @@
-"""Cross entropy masked to the classes that a client has (section 4 of the paper), and perplexity."""
+"""Cross entropy masked to the classes of a client (section 4 of the paper), and perplexity."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -17,8 +17,7 @@ Fill = Literal["zero", "-inf", "none"]
 def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tensor:
     """Return a boolean mask of length ``number``, True for the class numbers in ``classes``.
 
-    Raise ``DataError`` for invalid class numbers. On a GPU, this check waits for all queued work. So make a mask once
-    for each client, not for each batch.
+    Raise ``DataError`` for invalid class numbers. On a GPU, this check waits for all queued work.
     """
     present = class_numbers(classes, number, DataError)
     mask = torch.zeros(number, dtype=torch.bool, device=present.device)
@@ -34,12 +33,10 @@ def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill =
     logits : torch.Tensor
         Logits with classes in dimension 1.
     classes : torch.Tensor | None
-        The present classes: a mask made by ``class_mask``, or a vector of class numbers; None for all classes. Checking
-        a vector in each call is slow on a GPU.
+        The present classes: class numbers, or a mask made by ``class_mask``, which is faster on a GPU; None for all.
     fill : Fill
-        Logit of absent classes. ``zero``: 0, as in the paper's code; absent classes stay in the softmax and can win the
-        argmax. ``-inf``: absent classes are excluded from softmax and argmax. ``none``: the logits are returned
-        unchanged.
+        Logit of absent classes. ``zero``: 0, as in the paper's code; absent classes stay in the softmax. ``-inf``: they
+        are excluded. ``none``: the logits are returned unchanged.
     """
     if fill not in get_args(Fill):
         raise ConfigError(f"{fill!r} is no fill for logits; expected one of {', '.join(get_args(Fill))}")
@@ -56,7 +53,7 @@ def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill =
 def masked_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, classes: torch.Tensor | None = None, fill: Fill = "zero"
 ) -> torch.Tensor:
-    """Return the mean cross entropy of the logits that ``mask_logits`` returns.
+    """Return the mean cross entropy of logits masked by ``mask_logits``.
 
     With ``-inf``, a target that is not in ``classes`` makes the loss infinite.
     """
@@ -77,8 +74,7 @@ def perplexity(losses: Sequence[float], counts: Sequence[int], kind: Variant = "
     counts : Sequence[int]
         The number of tokens of each chunk.
     kind : Variant
-        ``paper``: the mean over chunks of exp(loss); short and long chunks have equal weight. ``fixed``: exp of the
-        mean loss over all tokens.
+        ``paper``: the mean over chunks of exp(loss). ``fixed``: exp of the mean loss over all tokens.
     """
     Fidelity(perplexity=kind)
     if not losses or len(losses) != len(counts) or min(counts) < 1:

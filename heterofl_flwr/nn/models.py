@@ -1,4 +1,4 @@
-"""The models CNN and MLP (with LeNet), the dictionary of all models by name, and the paper's three set-ups."""
+"""The models CNN and MLP, all models by name, and the paper's three set-ups."""
 
 import inspect
 from collections import OrderedDict
@@ -22,8 +22,8 @@ from heterofl_flwr.nn.transformer import Transformer
 class CNN(nn.Module):
     """The paper's convolutional network (MNIST).
 
-    A stage is a 3x3 convolution, Scaler, norm, ReLU and pooling; the last stage has no pooling. The output of the last
-    stage is averaged over all positions and passed to a linear classifier.
+    A stage is a 3x3 convolution, Scaler, norm and ReLU, with pooling between stages. The output is averaged over all
+    positions and passed to a linear classifier.
 
     Parameters
     ----------
@@ -79,11 +79,10 @@ class CNN(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them (Liang et al., 2020).
+    """Convolutions, if any, then linear layers, with ReLU between them (Liang et al., 2020).
 
-    The default widths are for MNIST and give 633,226 parameters. The first ``convolutions`` layers are 5x5 convolutions
-    with ReLU and pooling, as in LeNet. ``MODELS["lenet"]`` is for CIFAR10 and has 64,102 parameters. ``inputs`` is the
-    shape of one input. ``hidden`` is the width of each layer at rate 1. For the other parameters see ``CNN``.
+    The default widths are for MNIST and give 633,226 parameters. With two convolutions it is LeNet. ``hidden`` is the
+    width of each layer at rate 1. For the other parameters see ``CNN``.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")
@@ -145,7 +144,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def build_model(name: str, **options: object) -> Build:
     """Return a function from a rate to a new model of this name with these options.
 
-    ``name`` and the names of options are checked at once, not when the first model is built.
+    The arguments are checked at once.
     """
     if name not in MODELS:
         raise ConfigError(f"{name!r} is no model; expected one of {', '.join(MODELS)}")
@@ -159,7 +158,7 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Whether ``build`` was made by ``build_model``. Its models then have no state except parameters."""
+    """Whether ``build_model`` made ``build``. Then its models have no state except parameters."""
     return isinstance(build, partial) and build.func is _build
 
 

@@ -93,7 +93,7 @@ def draw_run(
 
 
 def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
-    """Yield a figure for each metric of a user's app: its values in evaluation and in training."""
+    """Yield a figure for each metric of a user's app."""
     usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
     names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
     names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
@@ -108,20 +108,19 @@ def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
-    """Return the curves of a metric over ``spent``: global, local, worst. No curves if ``spent`` is all 0."""
+    """Return a metric's global, local and worst curve over ``spent``; none if ``spent`` is all 0."""
     metrics = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
     return {scope: points(spent, values) for scope, values in metrics.items()} if any(spent) else {}
 
 
 def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
-    """Return three curves over rounds: median, first and ninth decile of the clients' accuracies."""
+    """Return the median, first and ninth decile of the clients' accuracies over rounds."""
     deciles = {"ninth decile": 8, "median": 4, "first decile": 0}
     values: list[Sequence[float | None]] = [record.accuracy_deciles or [None] * 9 for record in records]
     return {name: points(rounds, [of_round[index] for of_round in values]) for name, index in deciles.items()}
 
 
 def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
-    """Draw the number of trainings of each client, coloured by level. Return None if there are no clients."""
     trainings = Counter(training for record in records for training in record.rates.items())
     clients = sorted({client for client, _ in trainings})
     if not clients:
@@ -139,12 +138,10 @@ def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
 
 
 def _draw_classes(counts: ClassCounts) -> Figure | None:
-    """Draw the number of training examples for each client and class. Return None if they are unknown."""
     return draw_matrix(np.array(counts.clients).T, "client", (), counts.names) if counts.clients else None
 
 
 def _draw_confusion(counts: ClassCounts) -> Figure | None:
-    """Draw the confusion matrix in percent of each true class. Return None if it is unknown or has too many classes."""
     if not counts.confusion or len(counts.names) > MOST_NAMES:
         return None
     numbers = np.array(counts.confusion)  # (class, predicted class)
@@ -158,7 +155,7 @@ def _draw_confusion(counts: ClassCounts) -> Figure | None:
 
 
 def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
-    """Return curves of the training loss over rounds: one for each level; without levels, one for all clients."""
+    """Return the training loss over rounds of each level, or of all clients without levels."""
     levels = sorted({level for record in records for level in record.train_by_level})
     by_level = {level: [record.train_by_level.get(level, {}) for record in records] for level in levels}
     by_level = by_level or {"all clients": [record.train for record in records]}
@@ -168,9 +165,9 @@ def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
 
 
 def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | None:
-    """Draw curves over rounds or another quantity. Return None if no curve has a finite value.
+    """Draw curves over rounds or another quantity. Return None if no value is finite.
 
-    The vertical axis may leave out the steep beginning of curves.
+    The vertical axis may leave out a steep beginning.
     """
     finite = {
         name: (places, [value if math.isfinite(value) else math.nan for value in values])
@@ -197,7 +194,7 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | 
 
 
 def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return the lowest and highest value of the vertical axis; the beginning of curves may lie outside."""
+    """Return the ends of the vertical axis; the beginning of curves may lie outside."""
     settled = [value for curve in curves for value in curve[len(curve) // CLIMB if len(curve) >= SHORT else 0 :]]
     numbers = [value for value in settled if not math.isnan(value)]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
@@ -207,7 +204,7 @@ def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _join_alike(curves: Curves, distance: float) -> Curves:
-    """Merge curves that differ by at most ``distance``. A merged curve is named, for example, ``global and local``."""
+    """Merge curves that differ by at most ``distance``, as ``global and local``."""
 
     def coincide(a: Points, b: Points) -> bool:
         return a[0] == b[0] and all(abs(y - z) <= distance for y, z in zip(a[1], b[1], strict=True))

@@ -1,1 +1,1 @@
-"""Folder of a run with settings, history, checkpoints and models; costs and metrics of a run; origin of results."""
+"""The folder of a run, and its costs, metrics and origin."""

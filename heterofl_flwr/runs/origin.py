@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def command() -> str:
-    """Return the command that the user typed. Child processes get this command from an environment variable."""
+    """Return the command that the user typed, also in child processes."""
     program = Path(sys.argv[0]).name
     if program.startswith(("flwr-", "flower-")):  # started by Flower, with secret tokens among the arguments
         typed = ["flwr", "run", "."]
@@ -31,17 +31,17 @@ def command() -> str:
 
 @cache
 def commit() -> str:
-    """Return the commit of this package's code, followed by ``CHANGED`` if files of the package differ from it.
+    """Return the commit of this package's code, followed by ``CHANGED`` if its files differ.
 
-    The result is cached, because a process keeps running the code that it has loaded.
+    The result is cached, because a process keeps the code that it has loaded.
     """
     return commit_of(PACKAGE.parent, PACKAGE.name) or UNKNOWN
 
 
 def commit_of(checkout: Path, package: str) -> str | None:
-    """Return the commit of a git checkout, followed by ``CHANGED`` if files of the package differ from it.
+    """Return the commit of a git checkout, followed by ``CHANGED`` if files of the package differ.
 
-    Return None if ``checkout`` is not the top folder of a git checkout, or has no folder ``package``.
+    Return None if ``checkout`` is no git checkout or has no folder ``package``.
     """
     git = ("git", "-C", str(checkout))
     top, _, head = (_ask(*git, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
@@ -53,7 +53,7 @@ def commit_of(checkout: Path, package: str) -> str | None:
 
 @cache
 def machine() -> str:
-    """Return a text with this machine's processor, number of cores and GPUs."""
+    """Return this machine's processor, number of cores and GPUs as text."""
     path = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*:(.*)", path.read_text(errors="replace"), re.MULTILINE) if path.exists() else None
     processor = model[1].strip() if model else platform.processor() or platform.machine()
@@ -63,7 +63,7 @@ def machine() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a device for a report; the name of a GPU contains its model."""
+    """Return the name of a device for a report."""
     return f"{device} ({_gpu_names()})" if device.type == "cuda" else str(device)
 
 
@@ -73,7 +73,7 @@ def _gpu_names() -> str:
 
 
 def _ask(program: str, *arguments: str) -> str | None:
-    """Return the output of a program; None if it is not installed or fails."""
+    """Return the output of a program; None if it is missing or fails."""
     call = [shutil.which(program) or program, *arguments]
     try:
         return subprocess.run(call, capture_output=True, text=True, check=True, timeout=60).stdout.strip()  # noqa: S603

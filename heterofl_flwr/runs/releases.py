@@ -1,4 +1,4 @@
-"""Reading of ``privacy.json``, the file that counts a run's releases of noisy models and moments."""
+"""Reading of ``privacy.json``: how many noisy results a run has published."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ RELEASES = TypeAdapter(list[Releases])
 def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
-    """Return the noisy releases of models and moments that are counted in the file ``privacy.json``.
+    """Return the published noisy models and moments that ``privacy.json`` counts.
 
-    If ``records`` count more releases than the file, the missing ones are added. Their noise is read from the settings.
+    If ``records`` count more, the missing ones are added with the noise of the settings.
     """
     counted = {kind: max((int(record.privacy.get(kind, 0)) for record in records), default=0) for kind in KINDS}
     releases: list[Releases] = []

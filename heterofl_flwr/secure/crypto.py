@@ -1,8 +1,4 @@
-"""Keys, encryption, mask streams and secret shares: X25519, HKDF, ChaCha20-Poly1305, AES-256-CTR, Shamir.
-
-Secrets have 32 bytes. Their Shamir shares are computed in a prime field with Python's integers, in milliseconds.
-Flower's SecAgg+ is slower: it computes in GF(2^128), bit by bit in Python.
-"""
+"""Keys, encryption, mask streams and secret shares: X25519, HKDF, ChaCha20-Poly1305, AES-256-CTR, Shamir."""
 
 import hashlib
 import secrets
@@ -44,10 +40,10 @@ def public_of(private: bytes) -> bytes:
 
 
 def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
-    """Return a secret key of two clients, from the private key of one client and the public key of the other.
+    """Return the secret key of two clients, from one's private and the other's public key.
 
-    Keys for different purposes are independent. A purpose begins with the digest of the roster, the list of the round's
-    clients. So a key serves one pair in one round, and clients with different rosters derive different keys.
+    Keys for different purposes are independent. A purpose begins with the digest of the roster, so a key serves one
+    pair in one round.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
@@ -67,12 +63,12 @@ def are_usable(keys: Sequence[bytes]) -> bool:
 
 
 def seal(key: bytes, plain: bytes) -> bytes:
-    """Encrypt and authenticate bytes. The key must be used only once, because the nonce is always zero."""
+    """Encrypt and authenticate bytes. Use a key only once: the nonce is always zero."""
     return ChaCha20Poly1305(key).encrypt(bytes(12), plain, None)
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes:
-    """Decrypt bytes from ``seal``; return b"" if they were changed or encrypted with another key."""
+    """Decrypt bytes from ``seal``; return b"" if they or the key are wrong."""
     try:
         return ChaCha20Poly1305(key).decrypt(bytes(12), sealed, None)
     except InvalidTag:
@@ -85,7 +81,7 @@ def digest(*parts: bytes) -> bytes:
 
 
 def hash_shares(shares: Sequence[bytes]) -> bytes:
-    """Return the joined hashes of shares. Hashes do not reveal shares, as each has 2^256 equally likely values."""
+    """Return the joined hashes of shares."""
     return b"".join(hashlib.sha256(share).digest()[:HASH_BYTES] for share in shares)
 
 
@@ -99,12 +95,12 @@ def add_stream(total: Words, key: bytes, sign: int = 1) -> None:
 
 
 def cut(text: bytes, size: int = SHARE_BYTES) -> list[bytes]:
-    """Split bytes into pieces of ``size`` bytes, for example joined shares into single shares."""
+    """Split bytes into pieces of ``size`` bytes."""
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
-    """Return Shamir shares of a secret: the values at 1, 2, ... of a random polynomial of degree ``threshold - 1``."""
+    """Return Shamir shares of a secret, of which ``threshold`` are enough to restore it."""
     coefficients = [int.from_bytes(secret, "big"), *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
     shares = []
     for point in range(1, number + 1):
@@ -116,9 +112,9 @@ def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
 
 
 def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """Return the secret that Shamir shares represent; b"" if the result exceeds 32 bytes.
+    """Return the secret of Shamir shares; b"" if the result exceeds 32 bytes.
 
-    ``shares`` is a dictionary from positions, counted from 0, to shares.
+    ``shares`` are by position, counted from 0.
     """
     points = tuple(position + 1 for position in sorted(shares))[:threshold]
     value = _interpolate(shares, points, 0)
@@ -126,7 +122,7 @@ def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 
 def are_consistent(shares: Mapping[int, bytes], threshold: int) -> bool:
-    """Whether all shares lie on one polynomial of degree ``threshold - 1``. Keys of ``shares`` are positions from 0."""
+    """Whether all shares lie on one polynomial of degree ``threshold - 1``."""
     points = tuple(position + 1 for position in sorted(shares))
     return all(
         _interpolate(shares, points[:threshold], point) == int.from_bytes(shares[point - 1], "big")
@@ -135,7 +131,6 @@ def are_consistent(shares: Mapping[int, bytes], threshold: int) -> bool:
 
 
 def _interpolate(shares: Mapping[int, bytes], points: tuple[int, ...], argument: int) -> int:
-    """Return the value at ``argument`` of the polynomial through the shares at ``points``."""
     values = (int.from_bytes(shares[point - 1], "big") for point in points)
     return sum(weight * value for weight, value in zip(_weights(points, argument), values, strict=True)) % PRIME
 

@@ -1,4 +1,4 @@
-"""Fixed-point numbers: parameter changes as integer numbers of steps. Sums over clients fit into 32 bits."""
+"""Parameter changes as integers, whose sum over clients fits into 32 bits."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest change, in steps, that keeps the sum over ``clients`` clients within 32 bits."""
+    """Return the largest change, in steps, whose sum over ``clients`` clients fits into 32 bits."""
     return LARGEST_SUM // clients
 
 
@@ -19,10 +19,9 @@ def largest_steps(clients: int) -> int:
 def to_steps(
     changes: Mapping[str, Tensor], bound: float, clients: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Clip changes to ``bound``; return them as numbers of steps of the size ``bound / largest_steps(clients)``.
+    """Clip changes to ``bound``; return them as numbers of steps of ``bound / largest_steps(clients)``.
 
-    Changes are rounded up or down at random, so that the expected result is the exact change. Rounding to the nearest
-    step would lose changes below half a step in every round.
+    They are rounded up or down at random, without bias.
     """
     largest, steps = largest_steps(clients), {}
     for name, change in changes.items():

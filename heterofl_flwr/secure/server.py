@@ -1,4 +1,4 @@
-"""The server's side of a round of secure aggregation: add masked vectors, and remove the masks from the sum."""
+"""The server's side of secure aggregation."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ KEY_PART: Part = 0
 
 
 class ServerRound:
-    """The server in a round of secure aggregation: it sums the clients' masked vectors, entry by entry.
+    """The server in a round of secure aggregation: it sums masked vectors and removes the masks.
 
-    ``shares`` has, for each client, the encrypted shares of its private key. The clients in ``shares`` are the members.
-    Members whose masked vector has arrived are the survivors.
+    ``shares`` has each client's encrypted shares of its private key. Its clients are the members; those whose masked
+    vector has arrived are the survivors.
 
     Attributes
     ----------
     liars
-        Clients that lied, each with the evidence, such as shares that do not match their hashes.
+        Clients that lied, each with the evidence.
     """
 
     def __init__(self, roster: Roster, shares: Mapping[int, Dealt]) -> None:
@@ -44,7 +44,7 @@ class ServerRound:
 
     @property
     def survivors(self) -> list[int]:
-        """Sorted numbers of the clients whose masked vectors were added."""
+        """The clients whose masked vectors were added, sorted."""
         return sorted(self._seeds)
 
     @property
@@ -53,18 +53,18 @@ class ServerRound:
         return len(self._seeds) >= self.roster.threshold
 
     def keys_for(self, client: int) -> Dealt:
-        """Return, for each member, the share of its private key that was encrypted for ``client``."""
+        """Return the share of each member's private key that was encrypted for ``client``."""
         pairs = ((self._keys[dealer].sealed[client], self._keys[dealer].hashes[client]) for dealer in self.members)
         return Dealt(*map(list, zip(*pairs, strict=True)))
 
     def seeds_for(self, client: int) -> Dealt:
-        """Return, for each survivor, the shares of its mask seeds that were encrypted for ``client``."""
+        """Return the shares of each survivor's mask seeds that were encrypted for ``client``."""
         place = self.members.index(client)
         dealt = (self._seeds[dealer][0] for dealer in self.survivors)
         return Dealt(*map(list, zip(*((seed.sealed[place], seed.hashes[place]) for seed in dealt), strict=True)))
 
     def add(self, client: int, masked: Masked) -> None:
-        """Add a member's masked vector; if it is invalid, raise ``ReplyError`` and change nothing."""
+        """Add a member's masked vector; raise ``ReplyError`` if it is invalid."""
         vector, shares, digests = masked
         number = self.roster.clients[client][0]
         expected, parts = (self.roster.slices[number].parameters,), self._parts[number]
@@ -79,8 +79,7 @@ class ServerRound:
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
         """Remove the masks from all entries of the sum except classifier rows.
 
-        ``revealed`` has the shares from ``ClientRound.reveal``. If masks cannot be removed from an entry, the entry
-        stays closed: ``sums`` shows 0 clients for this entry.
+        ``revealed`` has the shares from ``ClientRound.reveal``. An entry without enough shares stays masked.
         """
         roster, survivors = self.roster, self.survivors
         rings = roster.open_rings(self.members, survivors)
@@ -102,10 +101,9 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return, for each part of the classifier rows, the number of clients that have the part's rarest row.
+        """Return, for each part of the classifier rows, the number of clients that have its rarest row.
 
-        A part is a set of entries that are unmasked together. Parts whose number is below the minimum are left out, and
-        stay closed. Rows without clients are ignored.
+        A part is unmasked as a whole. Parts with too few clients are left out, and stay masked.
         """
         numbers: defaultdict[Part, list[int]] = defaultdict(list)
         for name in self._row_names:
@@ -117,7 +115,7 @@ class ServerRound:
         return {part: min(row) for part, row in sorted(numbers.items()) if min(row) >= self.roster.least}
 
     def unmask_rows(self, numbers: Mapping[Part, int], revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks from the parts of classifier rows in ``numbers``.
+        """Remove the masks from the classifier rows in ``numbers``.
 
         ``revealed`` has the shares from ``ClientRound.reveal_rows``.
         """
@@ -125,7 +123,7 @@ class ServerRound:
         self._take_off(set(numbers), shares)
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return, for each parameter, the sum of changes in steps, and the number of clients in each entry's sum.
+        """Return each parameter's sum of changes in steps, and the number of clients of each entry.
 
         The number is 0 for entries that are still masked.
         """
@@ -138,7 +136,7 @@ class ServerRound:
         return {name: (totals[name], counts[name].float()) for name in totals if not name.startswith(COUNTS)}
 
     def closed(self) -> dict[str, Tensor]:
-        """Return, for each parameter, a boolean tensor: True for closed entries, but False for rows without clients."""
+        """Return which entries of each parameter are still masked, except rows without clients."""
         opened = as_state(self._opened, self._union)
         closed = {name: ~tensor for name, tensor in opened.items() if not name.startswith(COUNTS)}
         for name in self._row_names:
@@ -147,7 +145,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """Names of parameters with an impossible number of clients in a row; some client must have lied."""
+        """Names of parameters with an impossible number of clients in a row, so that some client lied."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 
@@ -156,9 +154,9 @@ class ServerRound:
         return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
-        """Return the number of clients that have each classifier row; -1 if the number is closed or impossible.
+        """Return the number of clients that have each classifier row; -1 if it is masked or impossible.
 
-        Columns that occur in the same slices form a class. The result has one column for each class.
+        There is one column for each set of columns that occur in the same slices.
         """
         vectors = self._total.view(np.int32), self._opened
         numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
@@ -175,11 +173,9 @@ class ServerRound:
         return counts
 
     def _of(self, client: int, parts: set[Part]) -> list[Part]:
-        """Return the elements of ``parts`` for which a client has seeds."""
         return [part for part in self._parts[self.roster.clients[client][0]] if part in parts]
 
     def _take_off(self, parts: set[Part], shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> None:
-        """Remove the private masks of all survivors from these parts of the sum."""
         roster, by_slice = self.roster, defaultdict[int, list[int]](list)
         for client in self.survivors:
             by_slice[roster.clients[client][0]].append(client)
@@ -200,11 +196,7 @@ class ServerRound:
     def _collect(
         self, revealed: Mapping[int, Sequence[bytes]], expected: Mapping[int, Sequence[Part]]
     ) -> Mapping[tuple[int, Part], Mapping[int, bytes]]:
-        """Return the valid shares of secrets, by (client, part), then by sender.
-
-        Senders of invalid shares are added to ``liars``. An honest client sends no invalid shares, because it checks
-        the shares that it receives against their hashes.
-        """
+        """Return the valid shares of secrets, by (client, part), then by sender; note liars."""
         shares: defaultdict[tuple[int, Part], dict[int, bytes]] = defaultdict(dict)
         for helper, texts in revealed.items():
             complete = texts if len(texts) == len(expected) else [b""] * len(expected)
@@ -215,7 +207,7 @@ class ServerRound:
         return shares
 
     def _true_shares(self, helper: int, client: int, parts: Sequence[Part], text: bytes) -> Mapping[Part, bytes]:
-        """Return the shares of a client's secrets that ``helper`` revealed, by part; {} if any share is false."""
+        """Return the shares of a client's secrets that ``helper`` revealed, by part; {} if any is false."""
         if parts and not text:
             self._accusers[client].add(helper)
             return {}
@@ -228,11 +220,7 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add to ``liars`` the clients that caused too many reports of missing shares.
-
-        A client lied if it reports missing shares of too many other clients, or if too many clients report that its
-        shares are missing. Too many means more than ``roster.tolerated``, the number of clients that may lie.
-        """
+        """Note as liars the clients that report missing shares, or are reported, too often."""
         accused = defaultdict[int, int](int)
         for helpers in self._accusers.values():
             for helper in helpers:
@@ -245,7 +233,6 @@ class ServerRound:
                 self.liars.setdefault(client, "it dealt shares that do not fit their hashes")
 
     def _hashes(self, client: int, helper: int, parts: Sequence[Part]) -> list[bytes]:
-        """Return the hashes of the shares that ``client`` sent to ``helper``, for the secrets in ``parts``."""
         if KEY_PART in parts:
             return [self._keys[client].hashes[helper]]
         (dealt, _), all_parts = self._seeds[client], self._parts[self.roster.clients[client][0]]
@@ -253,10 +240,9 @@ class ServerRound:
         return [digest for part, digest in zip(all_parts, hashes, strict=True) if part in set(parts)]
 
     def _secret(self, client: int, part: Part, shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> bytes | None:
-        """Reconstruct a client's seed or private key from valid shares; return None if this is not possible.
+        """Return a client's seed or private key from valid shares, or None.
 
-        A key must match the client's public key. A seed that does not match its hash is still returned if its shares
-        lie on one polynomial.
+        A seed with a false hash is still returned if its shares lie on one polynomial.
         """
         dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
         if len(dealt_shares) < threshold:
@@ -271,7 +257,7 @@ class ServerRound:
 
 
 def fits(dealt: Dealt, receivers: int, secrets: int) -> bool:
-    """Whether encrypted shares and hashes have the right lengths for this number of receivers and secrets."""
+    """Whether encrypted shares and hashes have the right lengths."""
     sealed = [secrets * crypto.SHARE_BYTES + crypto.TAG_BYTES] * receivers
     hashes = [secrets * crypto.HASH_BYTES] * receivers
     return list(map(len, dealt.sealed)) == sealed and list(map(len, dealt.hashes)) == hashes

@@ -1,4 +1,4 @@
-"""Checks that the stages of a chain are compatible with each other and with the mean."""
+"""Checks that the stages of a chain fit each other and the mean."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -15,7 +15,7 @@ Kind = Literal["counting", "robust", "asynchronous", "other"]
 
 
 def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights) -> None:
-    """Raise one ``ConfigError`` that lists all incompatible stages, each with a remedy."""
+    """Raise one ``ConfigError`` that lists all incompatible stages."""
     faults = [fault for stage in stages for fault in _faults_of_class(stage)]
     if faults:
         raise ConfigError("; ".join(faults))
@@ -43,7 +43,6 @@ def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind:
 def _faults(
     stage: ServerStage, stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights
 ) -> Iterator[str]:
-    """Yield a stage's requirements that the chain does not meet."""
     needs, name = stage.needs, stage_name(stage)
     if needs.counting_mean and kind != "counting":
         remedy = {

@@ -1,8 +1,4 @@
-"""Compressed replies: the changes of a client's parameters in float16 or int8.
-
-A change is far smaller than its parameter, so a few bits represent the change more exactly than the parameter. The
-server adds the change to the parameters that it sent.
-"""
+"""Compressed replies: the changes of a client's parameters in float16 or int8."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -47,9 +43,8 @@ class ClientCompress(ClientStage):
 class Compress(ServerStage):
     """Restore parameters from changes in float16 or int8.
 
-    In int8, a change is a whole number of steps. The scales are the step sizes in float32: one for each row (index of
-    axis 0) of each parameter, with parameters sorted by name. A parameter with one entry in each row, such as a bias,
-    counts as a single row.
+    In int8, each row (index of axis 0) of a parameter has its own step size in float32. A parameter with one entry in
+    each row, such as a bias, counts as a single row.
     """
 
     def __init__(self, upload: Upload) -> None:
@@ -60,7 +55,7 @@ class Compress(ServerStage):
         return ClientCompress(upload=self.upload)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Restore the parameters from changes in float16 or int8; return an update in float32 unchanged."""
+        """Restore the parameters from compressed changes."""
         if update.form == FULL_PRECISION:
             return update
         tensors = restore(update.plan, context.state, update.tensors, update.scales)
@@ -71,11 +66,10 @@ class Compress(ServerStage):
 def compress(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], upload: Upload, *, seed: int
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return the compressed changes of parameters from ``before`` to ``after``, and their scales.
+    """Return the changes of parameters in float16 or int8, and the step sizes of int8.
 
-    In int8, the largest change of a row is 127 steps, and changes are rounded up or down at random, without bias. Use a
-    different ``seed`` for each client and round, so that rounding errors cancel in the mean. Raise ``ShapeError`` if
-    names or shapes differ. Raise ``ReplyError`` if a change is not finite, or too large for ``upload``.
+    In int8, changes are rounded up or down at random, without bias, so use another ``seed`` for each client and round.
+    Raise ``ShapeError`` if names or shapes differ, and ``ReplyError`` if a change is not finite or too large.
     """
     if wrong := name_misfits(after, before):
         raise ShapeError(f"the model of the reply is not the one that the server sent ({wrong})")
@@ -103,7 +97,7 @@ def compress(
 def restore(
     plan: Plan, global_state: Mapping[str, Tensor], changes: Mapping[str, Tensor], scales: Tensor | None
 ) -> dict[str, Tensor]:
-    """Check a client's changes, and return the client's parameters: its slice of the global state plus the changes."""
+    """Return the client's parameters: its slice of the global state plus the checked changes."""
     form = torch.empty(0, dtype=torch.float16 if scales is None else torch.int8)
     check_reply(dict.fromkeys(plan.axes, form), plan, changes)
     by_name = None if scales is None else _scales_by_name(plan, scales)
@@ -119,7 +113,6 @@ def restore(
 
 
 def _quantise(change: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return a change as a number of steps for each entry, and a step size for each row."""
     rows = change.reshape(_rows(change.shape))  # (rows, entries)
     scales = (rows.abs().amax(1) / _STEPS).to(torch.float32)  # (rows,)
     # Rounding to the nearest step would lose a drift of less than half a step in every client and round. If one entry
@@ -130,17 +123,12 @@ def _quantise(change: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
 
 
 def _rows(shape: Sequence[int]) -> tuple[int, int]:
-    """Return a parameter's number of rows, and the number of entries in a row.
-
-    If rows have one entry each, all entries count as a single row.
-    """
     size = math.prod(shape)
     rows = shape[0] if shape and size > shape[0] else min(size, 1)
     return rows, max(size, 1) // max(rows, 1)
 
 
 def _scales_by_name(plan: Plan, scales: Tensor) -> dict[str, Tensor]:
-    """Return the scales of each parameter; raise ``ReplyError`` if they are invalid."""
     rows = {name: _rows(plan.shapes[name])[0] for name in sorted(plan.axes)}
     expected = (sum(rows.values()),)
     if scales.dtype != torch.float32 or scales.shape != expected:

@@ -1,4 +1,4 @@
-"""Differential privacy of clients: options of clipping and noise, and an accountant of the spent privacy."""
+"""Differential privacy of clients: options, and an accountant of the spent privacy."""
 
 import math
 import secrets
@@ -51,18 +51,18 @@ class Privacy:
 
     @property
     def step(self) -> float:
-        """Step size of the fixed-point numbers for sums of changes; 0 without noise."""
+        """Step size of fixed-point sums of changes; 0 without noise."""
         return self.noise * self.clip / DEVIATION
 
     @property
     def moments_step(self) -> float:
-        """Step size of the fixed-point numbers for sums of moments; 0 without noise."""
+        """Step size of fixed-point sums of moments; 0 without noise."""
         return self.noise * self.moments_clip / DEVIATION
 
 
 @dataclass(frozen=True, slots=True)
 class Releases:
-    """Entry of a ledger: a number of published noisy results (*releases*) with the same noise and clip."""
+    """A number of published noisy results (*releases*) with the same noise and clip."""
 
     kind: Kind
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)]  #: Standard deviation, in multiples of ``clip``.
@@ -78,11 +78,11 @@ class Ledger(Protocol):
         """Return the stored releases."""
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
-        """Store the releases so far; when this returns, they are on disk."""
+        """Store the releases on disk before returning."""
 
 
 class Spent:
-    """Privacy accountant of a run. It also counts the releases of earlier runs that led to the initial model."""
+    """Privacy accountant of a run and of the earlier runs that led to its initial model."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -96,22 +96,19 @@ class Spent:
         return tuple(self._releases.values())
 
     def merge(self, releases: Iterable[Releases]) -> None:
-        """Add the releases of a ledger or a checkpoint; releases with the same source are counted only once."""
+        """Add releases; those with the same source are counted only once."""
         for entry in releases:
             key = entry.kind, entry.noise, entry.clip, entry.source
             if key not in self._releases or self._releases[key].number < entry.number:
                 self._releases[key] = entry
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Add the releases in ``ledger``; from now on, write each release to the ledger before it is published.
-
-        After an interruption, a run repeats rounds with new noise. So the releases before the interruption count too.
-        """
+        """Add the releases in ``ledger``; from now on, write each release there before it is published."""
         self.merge(ledger.releases())
         self._ledger = ledger
 
     def add(self, kind: Kind, number: int = 1) -> None:
-        """Count ``number`` new releases; call this before they are published."""
+        """Count new releases; call this before they are published."""
         privacy = self._privacy
         clip = privacy.clip if kind == TRAINING else privacy.moments_clip
         before = self._releases.get((kind, privacy.noise, clip, self._source))
@@ -121,7 +118,7 @@ class Spent:
             self._ledger.write_releases(self.releases)
 
     def epsilon(self, further: int = 0) -> float:
-        """Return the epsilon of all releases so far, plus ``further`` releases with the noise of the options."""
+        """Return the epsilon of all releases so far, plus ``further`` ones."""
         by_noise = Counter({self._privacy.noise: further})
         for entry in self.releases:
             by_noise[entry.noise] += entry.number
@@ -138,9 +135,9 @@ class Spent:
 
 
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
-    """Clip a client's batch norm moments, set counts to 1, and return the moments in fixed-point steps.
+    """Clip a client's batch norm moments and return them in fixed-point steps.
 
-    The means and second moments of all layers are clipped as one vector. ``noise_moments`` takes sums of such moments.
+    The means and second moments of all layers are clipped as one vector. Counts become 1.
     """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
     vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}
@@ -151,9 +148,9 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
 
 
 def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
-    """Add noise to sums of clipped moments over clients; return the noisy means over clients.
+    """Add noise to sums of clipped moments; return the means over clients.
 
-    The sums are in fixed-point steps. The means are floating-point moments, as without noise.
+    The sums are in fixed-point steps, the means are not.
     """
     stream = Keystream()
 

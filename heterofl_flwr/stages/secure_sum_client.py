@@ -1,4 +1,4 @@
-"""The client half of SecureSum: keys, shares and masked changes; and the config keys of its messages."""
+"""The client half of SecureSum, and the config keys of its messages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class ClientSecureSum(RespondingStage):
     """Mask the client's change, and answer the server's questions about keys and shares."""
 
     def answer(self, context: ClientContext) -> Fields:
-        """Return what the server's query asks for: public keys, shares of private keys, or shares to unmask the sum."""
+        """Return what the server asks for: public keys, or shares."""
         notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":
             run, server_round = context.config.get(RUN), context.config.get("server-round")
@@ -83,7 +83,7 @@ class ClientSecureSum(RespondingStage):
         raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares, reveal or rows")
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Mask the change; remove the client's classes, number of examples and metrics from the update."""
+        """Mask the change; remove the client's classes, number of examples and metrics."""
         if not update.num_examples:
             raise ConfigError(
                 "SecureSum counts every masked change once, so a client with num_examples=0 leaves the round; expected "
@@ -109,8 +109,7 @@ class ClientSecureSum(RespondingStage):
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
     """Return a client's change as one vector, with 0 in the rows of classes that the client lacks.
 
-    The vector also has entries for counting clients (``with_counts``): 1 for rows of the client's classes, 0 for other
-    rows.
+    Further entries count clients: 1 for rows of the client's classes, 0 for other rows.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
@@ -143,16 +142,15 @@ def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientR
 
 
 def _rounds(context: ClientContext) -> MaskedRounds:
-    """Return the record of the rounds in which this client masked a change."""
     return MaskedRounds(_notes(context), context.records)
 
 
 def dealt_of(fields: Fields, key: str) -> Dealt:
-    """Return the encrypted shares under ``key`` in the fields of a message, with their hashes."""
+    """Return the encrypted shares under ``key`` of a message, with their hashes."""
     return Dealt(list_of(bytes, fields, key), list_of(bytes, fields, HASHES))
 
 
 def list_of(kind: type, fields: Fields, key: str) -> list[Any]:
-    """Return the list of bytes or integers under ``key`` in the fields of a message; [] for a value of another type."""
+    """Return the list under ``key`` of a message; [] for a value of another type."""
     value = fields.get(key)
     return value if isinstance(value, list) and all(type(item) is kind for item in value) else []

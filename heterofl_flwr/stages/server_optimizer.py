@@ -1,8 +1,7 @@
 """Server optimisers: a step of the global model along the mean change of a round.
 
-Formulas, options and defaults are those of Flower's ``FedAvgM``, ``FedAdagrad``, ``FedAdam`` and ``FedYogi`` (Hsu et
-al., 2019; Reddi et al., 2020). One rule is added: if no client of a round has an entry, the entry and its moments do
-not change.
+Formulas and defaults are those of Flower's ``FedAvgM``, ``FedAdagrad``, ``FedAdam`` and ``FedYogi`` (Hsu et al., 2019;
+Reddi et al., 2020). Entries that no client of a round has do not change.
 """
 
 import math
@@ -32,11 +31,11 @@ class ServerOptimizer(StatefulStage):
 
     @abstractmethod
     def _step(self, change: Tensor, moments: Moments, server_round: int) -> tuple[Tensor, Moments]:
-        """Compute a parameter's step and its new moments from the mean change. Moments start at 0."""
+        """Compute a parameter's step and its new moments, which start at 0."""
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the global model after the step. To save memory, ``new`` is overwritten."""
+        """Return the global model after the step. ``new`` is overwritten."""
         for name, mean in new.items():
             old = context.state[name]
             change = mean - old
@@ -70,10 +69,7 @@ class Momentum(ServerOptimizer):
 
 @with_options
 class Nesterov(ServerOptimizer):
-    """Nesterov momentum, as ``torch.optim.SGD(nesterov=True)``.
-
-    ``velocity = momentum * velocity + change``; the step is ``learning_rate * (change + momentum * velocity)``.
-    """
+    """Nesterov momentum, as ``torch.optim.SGD(nesterov=True)``."""
 
     momentum: Decay = 0.9
     """decay of the velocity from round to round"""
@@ -121,7 +117,7 @@ class Adam(ServerOptimizer):
 
 @with_options
 class Yogi(Adam):
-    """Yogi on the server, as Flower's ``FedYogi``: ``Adam`` with another second moment and without bias correction."""
+    """Yogi on the server, as Flower's ``FedYogi``, without bias correction."""
 
     eta: Positive = 1e-2
 

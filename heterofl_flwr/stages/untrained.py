@@ -1,4 +1,4 @@
-"""``Untrained``: a stage that leaves out of the mean the parameters that a client does not train."""
+"""``Untrained``: a stage that leaves untrained parameters out of the mean."""
 
 from dataclasses import replace
 
@@ -7,18 +7,18 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 
 
 def trained_plan(update: Update, context: RoundContext) -> Plan:
-    """Return a client's plan without the parameters that clients of its rate do not train."""
+    """Return a client's plan without the parameters that it does not train."""
     untrained = context.untrained(update.rate)
     return Plan({name: axes for name, axes in update.plan.axes.items() if name not in untrained})
 
 
 class Untrained(ServerStage):
-    """Average only the parameters that a client trains; untrained ones would pull the mean towards the old values."""
+    """Average only the parameters that a client trains."""
 
     reads_replies = False
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Remove from the update the parameters that clients of its rate do not train."""
+        """Remove from the update the parameters that its client does not train."""
         if not context.untrained(update.rate):
             return update
         plan = trained_plan(update, context)

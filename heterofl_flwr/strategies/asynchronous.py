@@ -1,4 +1,4 @@
-"""Asynchronous training: the model takes a step after every ``size`` replies, while other clients still train."""
+"""Asynchronous training: the model takes a step while other clients still train."""
 
 import math
 import time
@@ -27,7 +27,7 @@ OVERDUE_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A client in training: its slice, the start time of the step that sent the slice, and the bytes sent."""
+    """A client in training. ``since`` is the start time of the step that sent its slice."""
 
     node_id: int
     sampled: Sampled
@@ -39,9 +39,8 @@ class _Turn:
 class Steps:
     """Asynchronous training: ``concurrency`` clients train at once; the model takes a step after ``size`` replies.
 
-    A step is a ``Round``. Clients of a step may have begun to train before the step, and other clients may still train
-    when it ends. A client whose reply was added waits for the next step, because until then the model stays the same.
-    Old versions of the model are stored while clients still train from them: one slice for each level.
+    A step is a ``Round``, but its clients may have begun to train earlier. A client whose reply was added waits for the
+    next step.
     """
 
     def __init__(self, strategy: RoundHooks, stage: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
@@ -61,7 +60,7 @@ class Steps:
     def run(
         self, server_round: int, arrays: ArrayRecord, timeout: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Run a step until it has enough replies or ``timeout`` seconds are over; return the model and metrics."""
+        """Run a step until it has enough replies or time is over; return the model and metrics."""
         began, options = time.monotonic(), self._stage.options
         slices = Slices(self._strategy.federation.architecture, arrays)
         current = self._open(server_round, slices, began - timeout)
@@ -92,21 +91,18 @@ class Steps:
         cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
-        """Mark clients without a reply after ``patience`` seconds as overdue.
-
-        Return the number of seconds until the next client becomes overdue.
-        """
+        """Mark clients without a reply after ``patience`` seconds as overdue; return the time to the next."""
         now = time.monotonic()
         self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
         turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
         return min((turn.sent_at + patience - now for turn in turns), default=math.inf)
 
     def _busy(self) -> list[_Turn]:
-        """Return the clients in training, and the clients whose replies wait for a later step."""
+        """Return the clients in training, and those whose replies wait for a later step."""
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
-        """Open a step. Give up clients that have left, or that began to train no later than the time ``before``."""
+        """Open a step. Give up clients that have left, or that began to train by the time ``before``."""
         strategy, federation = self._strategy, self._strategy.federation
         nodes = federation.nodes
         registration = NodeRegistration(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
@@ -126,7 +122,7 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add waiting replies to the step in order of arrival. A reply without a free seat waits for a later step."""
+        """Add waiting replies to the step, in order of arrival, as far as it has free seats."""
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
             turn, reply = waiting.popleft()
@@ -149,7 +145,6 @@ class Steps:
                 callback.on_reply("trained", len(current.answers), self._stage.options.size, 0)
 
     def _too_stale(self, sampled: Sampled) -> Fault | None:
-        """Return a fault if all entries of a reply are staler than the bound; otherwise None."""
         bound = self._stage.options.bound
         if not bound or sampled.sent is None:
             return None
@@ -157,7 +152,6 @@ class Steps:
         return Fault(f"{steps} steps stale, expected up to {bound} (asynchronous.bound)") if steps > bound else None
 
     def _send(self, current: Round, slices: Slices, began: float) -> None:
-        """Send slices to more clients until ``concurrency`` clients train at once."""
         drawn, clocks = self._draw(current), self._stage.clocks
         for node_id in drawn:
             current.begin(node_id)
@@ -174,10 +168,7 @@ class Steps:
             self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
 
     def _draw(self, current: Round) -> list[int]:
-        """Sample the clients that begin to train now.
-
-        After a resume, clients that trained when the run stopped come first.
-        """
+        """Sample the clients that begin to train now; after a resume, first those that trained before."""
         nodes, training = self._strategy.federation.nodes, [turn.node_id not in self._overdue for turn in self._busy()]
         number = self._stage.options.concurrency - sum(training)
         free = {nodes.partition(node_id): node_id for node_id in current.trainable if node_id not in current.slices}

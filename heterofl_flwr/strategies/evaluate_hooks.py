@@ -1,4 +1,4 @@
-"""Flower's two hooks of evaluation, ``configure_evaluate`` and ``aggregate_evaluate``, with batch norm moments."""
+"""Flower's hooks of evaluation: ``configure_evaluate`` and ``aggregate_evaluate``."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -19,13 +19,13 @@ from heterofl_flwr.transport.messages import client_config, instruction
 
 
 class EvaluationHooks(RoundHooks):
-    """Base class of strategies: Flower's two hooks of evaluation, in addition to those of training."""
+    """Base class of strategies: Flower's two hooks of evaluation."""
 
     @as_flower_error()
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return a message for each sampled client, with the model and its static batch norm moments."""
+        """Return a message for each sampled client, with the model and its batch norm moments."""
         evaluation, federation = self.options.evaluation, self.federation
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []
@@ -72,10 +72,7 @@ class EvaluationHooks(RoundHooks):
         grid: Grid,
         make_message: Callable[[str, int, Mapping[str, object]], Message],
     ) -> None:
-        """Query clients for static batch norm moments, if the model needs them.
-
-        If no client had moments in an earlier round, the query is not repeated.
-        """
+        """Query clients for batch norm moments, unless none had any in an earlier round."""
         collected = CollectedMoments(self.federation, current.rates, remote=self.is_remote(grid))
         self.moments, norms = {}, collected.norms
         if not norms or self._have_moments is False:
@@ -100,7 +97,7 @@ class EvaluationHooks(RoundHooks):
 
     @as_flower_error()
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the metrics: means over the clients, weighted by examples, and the worst client's accuracy."""
+        """Return the metrics: means weighted by examples, and the worst client's accuracy."""
         opened, current, function = self.round_messages, self.current, self._evaluate_metrics_fn
         if not isinstance(current, EvaluationRound):
             return None

@@ -1,4 +1,4 @@
-"""Messages of a round, their replies in order, faults, and the time limit of the round."""
+"""Messages of a round, their replies and faults, and the time limit of the round."""
 
 import logging
 import time
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 class Budget:
-    """Time limit that all exchanges of a round share. So a slow client cannot delay each exchange by the full limit."""
+    """Time limit that all exchanges of a round share."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
 
     def extend(self, seconds: float) -> None:
-        """Postpone the deadline by ``seconds``, for a wait that does not count towards the limit."""
+        """Postpone the deadline by ``seconds``."""
         self._deadline += seconds
 
     def remaining(self, share: float = 1.0) -> float:
@@ -46,13 +46,12 @@ class Budget:
 
 
 class Replies(Iterator[Message]):
-    """Iterator over the replies of an exchange. It does not store replies, so they can be read only once."""
+    """Iterator over the replies of an exchange. They can be read only once."""
 
     def __init__(self, replies: Iterator[Message]) -> None:
         self._replies, self.are_read = replies, False
 
     def __next__(self) -> Message:
-        """Return the next reply."""
         try:
             return next(self._replies)
         except StopIteration:
@@ -60,7 +59,6 @@ class Replies(Iterator[Message]):
             raise
 
     def __len__(self) -> int:
-        """Raise ``TypeError``, because the number of replies is not known before all are read."""
         raise TypeError("replies come one by one and have no length: expected replies = list(replies) first")
 
 
@@ -70,7 +68,7 @@ class RoundMessages:
     Attributes
     ----------
     current
-        The open training or evaluation round; None if no round is open.
+        The open training or evaluation round, or None.
     silent
         Clients that did not reply to the training message in time.
     sent
@@ -90,7 +88,7 @@ class RoundMessages:
 
     @property
     def budget(self) -> Budget:
-        """Time limit of the round. If hooks are called outside ``start``, each exchange has a new limit."""
+        """Time limit of the round. Outside ``start``, each exchange has a new limit."""
         return self._budget or Budget(self._timeout)
 
     def open(self, current: Round | EvaluationRound) -> None:
@@ -101,7 +99,7 @@ class RoundMessages:
         self.sent, self.records, self._received = [], {}, {}
 
     def restrict(self, sent: Iterable[Message]) -> None:
-        """Remove from the round clients whose messages a subclass dropped; ``sent`` has the remaining messages."""
+        """Keep only the clients of the messages ``sent`` in the round."""
         node_ids = {message.metadata.dst_node_id for message in sent}
         for message in self.sent:
             if self.current is not None and message.metadata.dst_node_id not in node_ids:
@@ -109,7 +107,7 @@ class RoundMessages:
         self.sent = [message for message in self.sent if message.metadata.dst_node_id in node_ids]
 
     def watch(self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]) -> Replies:
-        """Return an iterator over ``replies`` that calls the callbacks and records the size or fault of each reply."""
+        """Return an iterator over ``replies`` that calls the callbacks and records sizes and faults."""
         return Replies(self._watched(replies, what, number, callbacks))
 
     def _watched(
@@ -130,9 +128,9 @@ class RoundMessages:
     def read(
         self, current: Round | EvaluationRound, replies: Iterable[Message], read: Callable[[int, Message], None]
     ) -> None:
-        """Call ``read`` for each reply of the round ``current``, and refuse the clients with faults.
+        """Call ``read`` for each reply, and refuse the clients with faults.
 
-        If a subclass of the strategy dropped a client's reply, the client is removed from the round.
+        If a subclass dropped a client's reply, the client is removed from the round.
         """
         if self._received and isinstance(replies, Replies) and replies.are_read:
             raise ConfigError(
@@ -164,7 +162,6 @@ class RoundMessages:
 
 
 def _size_or_fault(reply: Message) -> int | Fault:
-    """Return the size of a reply's arrays in bytes, or its fault if it is an error reply."""
     usable = reply_or_fault(reply)
     if isinstance(usable, Fault):
         return usable
@@ -174,8 +171,7 @@ def _size_or_fault(reply: Message) -> int | Fault:
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
     """Yield each node id with its reply or its fault, in the order of the messages.
 
-    Only replies that arrive before their turn are stored. A reply is dropped with a warning if it answers none of the
-    messages, or if its node has already replied.
+    A reply that answers none of the messages, or a second reply of a node, is dropped with a warning.
     """
     order = [message.metadata.dst_node_id for message in sent]
     early: dict[int, Message] = {}
@@ -213,9 +209,9 @@ def read_each(
     read: Callable[[int, Message], Result],
     unusable: type[HeteroFLError] = ReplyError,
 ) -> Iterator[tuple[int, Result | Fault]]:
-    """Yield each node id with the result of ``read(node_id, reply)``, or its fault, in the order of the messages.
+    """Yield each node id with the result of ``read(node_id, reply)`` or a fault, in the order of the messages.
 
-    If ``read`` raises an error of the class ``unusable``, the error becomes a fault.
+    An error of the class ``unusable`` becomes a fault.
     """
     for node_id, outcome in outcomes(sent, replies):
         if isinstance(outcome, Fault):
@@ -236,7 +232,7 @@ def query(
     seconds: float,
     read: Callable[[int, Message], Result],
 ) -> dict[int, Result | Fault]:
-    """Send a query to each client in ``configs``; return, by client, the result of ``read`` or a fault."""
+    """Send a query to each client in ``configs``; return the result of ``read`` or a fault, by client."""
     sent = [
         Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
         for node_id, config in configs.items()

@@ -1,4 +1,4 @@
-"""``FederationStrategy``, the base class of the strategies: ``start`` and its loop over rounds."""
+"""``FederationStrategy``, the base class of the strategies, with its loop over rounds."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -40,7 +40,7 @@ OTHER_BYTES = 1 << 20
 
 
 class FederationStrategy(EvaluationHooks):
-    """Base class of the strategies: Flower's ``start``, extended by callbacks, resume and asynchronous steps."""
+    """Base class of the strategies: Flower's ``start``, with callbacks, resume and asynchronous steps."""
 
     def start(
         self,
@@ -62,18 +62,16 @@ class FederationStrategy(EvaluationHooks):
         grid, num_rounds, timeout, train_config, evaluate_config
             As in Flower's ``Strategy.start``.
         initial_arrays : ArrayRecord | None
-            Initial parameters; by default those of a newly built global model.
+            Initial parameters; by default those of a new global model.
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
             Function that evaluates the global model on the server, every ``evaluation.every`` rounds and before the
-            first round. If some parameters are not shared, the function gets only the shared ones; load them with
-            ``strict=False``. Batch norm statistics are never among the arrays. Evaluation without statistics raises an
-            error: measure them first (``with_static_norm``).
+            first round. If some parameters are not shared, it gets only the shared ones; load them with
+            ``strict=False``. Measure batch norm statistics first (``with_static_norm``), since the arrays have none.
         should_stop : Callable[[int, Result], bool] | None
-            Function that is called after each round with the round's number and the result so far, as in Flower 1.43.
-            If it returns True, the run ends.
+            Function of the round and the result so far, as in Flower 1.43. If it returns True, the run ends.
         resume : RunState | None
             State of a stopped run, such as ``Progress`` or a checkpoint. The run continues with the next round, up to
-            ``num_rounds``. If all rounds are done, only the callbacks are called.
+            ``num_rounds``.
         """
         check_arguments(num_rounds, initial_arrays, resume, evaluate_fn=evaluate_fn, should_stop=should_stop)
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
@@ -123,10 +121,7 @@ class FederationStrategy(EvaluationHooks):
         )
 
     def initialize_parameters(self, client_manager: object) -> NoReturn:
-        """Raise ``ConfigError``.
-
-        Only a server of Flower's classic API calls this method. Such a server needs ``heterofl_flwr.classic.HeteroFL``.
-        """
+        """Raise ``ConfigError``: Flower's classic API needs ``heterofl_flwr.classic.HeteroFL``."""
         raise ConfigError(
             f"{type(self).__name__} of heterofl_flwr is for the Message API: call its start(grid) in @app.main(), or "
             f"give ServerAppComponents the HeteroFL of heterofl_flwr.classic"
@@ -147,7 +142,6 @@ class FederationStrategy(EvaluationHooks):
         return plan.parameters * entry + len(plan.axes) * NAME_BYTES + OTHER_BYTES
 
     def _load(self, state: RunState) -> None:
-        """Restore the strategy from the state of a stopped run; clients will be queried again."""
         try:
             self.federation.architecture.check_state(state.state)
         except ShapeError as error:
@@ -169,17 +163,14 @@ class FederationStrategy(EvaluationHooks):
         self._have_moments = bool(self.moments) or None
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Send the messages of ``configure_train``, and return the replies.
-
-        With spare clients, return only as many usable replies as are needed.
-        """
+        """Send training messages and return the replies; with spare clients, only as many as are needed."""
         if self.options.sampling.spare and isinstance(self.current, Round):
             return exchange(grid, sent, timeout=timeout, enough=self.current.needed, in_order=False)
         return grid.send_and_receive(sent, timeout=timeout)
 
 
 class _Loop:
-    """The loop over rounds of one call of ``start``; ``result`` has the arrays and metrics so far."""
+    """The loop over rounds of one call of ``start``."""
 
     def __init__(
         self,
@@ -256,7 +247,6 @@ class _Loop:
     def _send(
         self, server_round: int, sent: list[Message], what: str, train_share: float | None = None
     ) -> Iterable[Message]:
-        """Send the messages of ``configure_train`` or ``configure_evaluate``, and return the replies."""
         strategy, opened = self._strategy, self._strategy.messages_of(server_round)
         opened.restrict(sent)
         if train_share is None:
@@ -277,7 +267,7 @@ class _Loop:
                 self._strategy.log.note_central(metrics)
 
     def _call_back(self) -> bool:
-        """Call the callbacks and ``should_stop`` after a round; return True if one of them ends the run."""
+        """Call the callbacks and ``should_stop``; return True if one of them ends the run."""
         strategy, stops = self._strategy, []
         server_round = strategy.log.server_round
         if strategy.callbacks:
@@ -300,7 +290,7 @@ class _Loop:
 
 
 def _is_true(value: object) -> bool:
-    """Whether a callback's result is the boolean True of Python, NumPy or torch. Only this value ends a run."""
+    """Whether a callback's result is the boolean True of Python, NumPy or torch. Only this ends a run."""
     if isinstance(value, Tensor) and value.dtype == torch.bool and value.numel() == 1:
         return bool(value)
     return isinstance(value, bool | np.bool_) and bool(value)

@@ -1,4 +1,4 @@
-"""Flower's two hooks of training: ``configure_train`` makes the messages, ``aggregate_train`` reads the replies."""
+"""Flower's hooks of training: ``configure_train`` and ``aggregate_train``."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -57,7 +57,7 @@ class RoundHooks(Strategy):
     chain
         The stages around the mean, with their state.
     moments
-        Static batch norm moments of the latest evaluation, by rate.
+        Batch norm moments of the latest evaluation, by rate.
     log
         The record of the current round.
     round_messages
@@ -96,18 +96,18 @@ class RoundHooks(Strategy):
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the parameters to evaluate and save. Stages such as ``MovingAverage`` compute them from ``arrays``."""
+        """Return the parameters to evaluate and save, such as those of ``MovingAverage``."""
         state = read_tensors(arrays)
         evaluated = self.chain.evaluated(state)
         return arrays if evaluated is state else pack_tensors(evaluated)
 
     @property
     def current(self) -> Round | EvaluationRound | None:
-        """The open training or evaluation round; None if no round is open."""
+        """The open training or evaluation round, or None."""
         return self.round_messages.current
 
     def open_round(self) -> Round:
-        """Return the open training round; raise ``RoundError`` if none is open."""
+        """Return the open training round; raise ``RoundError`` if there is none."""
         if not isinstance(self.current, Round):
             raise RoundError("the round was not configured: call configure_train (configure_fit) before aggregating")
         return self.current
@@ -121,10 +121,7 @@ class RoundHooks(Strategy):
         grid: Grid,
         sampled: Sequence[int],
     ) -> Round:
-        """Open a training round, or a step of asynchronous training.
-
-        If the strategy sets no learning rate, the record shows the ``lr`` in ``config``.
-        """
+        """Open a training round, or a step of asynchronous training."""
         current = Round(
             self.federation,
             self.chain,
@@ -140,7 +137,7 @@ class RoundHooks(Strategy):
         return current
 
     def _learning_rate(self, server_round: int, config: ConfigRecord) -> float:
-        """Return the learning rate of the schedule or, without a schedule, ``lr`` in ``config`` (default 0)."""
+        """Return the learning rate of the schedule, or else ``lr`` in ``config``."""
         if self._schedule is None:
             rate = config.get(messages.LEARNING_RATE)
             return float(rate) if isinstance(rate, int | float) else 0.0
@@ -150,7 +147,7 @@ class RoundHooks(Strategy):
         return float(value)
 
     def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
-        """Return the messages of a server round; with ``timed``, all its exchanges share one time limit."""
+        """Return the messages of a server round; with ``timed``, all exchanges share one time limit."""
         if self.round_messages.server_round != server_round:
             self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
         return self.round_messages
@@ -160,7 +157,7 @@ class RoundHooks(Strategy):
         self.round_messages = RoundMessages(0, self.timeout)
 
     def is_remote(self, grid: Grid) -> bool:
-        """Whether clients are on other machines; computed once for each grid."""
+        """Whether clients are on other machines."""
         if self._grid[0] is not grid:
             self._grid = grid, crosses_superlink(grid)
         return self._grid[1]
@@ -196,12 +193,11 @@ class RoundHooks(Strategy):
         return {node_id: configs[node_id] for node_id in current.slices if node_id in configs}
 
     def _queries_of_stages(self, grid: Grid, opened: RoundMessages, share: float) -> StageQueries:
-        """Return the sender of the stages' queries. A query may take the fraction ``share`` of the remaining time."""
+        """Return the sender of the stages' queries, each limited to ``share`` of the remaining time."""
         nodes, config = self.federation.nodes, self.chain.instruction
         return StageQueries(grid, nodes, opened.server_round, config, lambda: opened.budget.remaining(share))
 
     def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the global model. With ``slice_rule="important"``, sort its channels every ``rank_every`` rounds."""
         channel_order = self.federation.architecture.channel_order
         if channel_order is None or (server_round - 1) % self.options.slicing.rank_every:
             return arrays
@@ -236,7 +232,7 @@ class RoundHooks(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate the replies in the order of the messages; return the new global model and the training metrics."""
+        """Return the new global model and the training metrics. Replies are added in the order of the messages."""
         current = self.open_round()
         opened = self.messages_of(server_round)
         opened.read(current, replies, self.add_reply)
@@ -256,7 +252,6 @@ class RoundHooks(Strategy):
             self.round_messages.keep_records(node_id, reply)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
-        """Return the content of a reply; raise ``ReplyError`` if anything is missing or of another type."""
         plan, most = current.slices[node_id].plan, self.options.limits.examples
         return reading.read_train_reply(reply, plan, most, self.federation.nodes.name(node_id))
 
@@ -271,7 +266,7 @@ class RoundHooks(Strategy):
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
-        """Return the result of a user's metrics function on the clients' records, or ``means`` without a function."""
+        """Return the result of a user's metrics function, or else ``means``."""
         if function is None or not node_ids:
             return MetricRecord(dict(means))
         metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)

@@ -20,8 +20,7 @@ AT_ONCE = 1024
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
     """Return row numbers split into batches.
 
-    Batch norm cannot normalise a single value. So if the last batch would have one row, this row is added to the batch
-    before. (The paper's code fails on such a batch, but none occurs in its experiments.)
+    A last batch of one row joins the batch before, as batch norm cannot normalise a single value.
     """
     pieces = list(order.split(batch_size))
     if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
@@ -31,7 +30,7 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
 
 @contextmanager
 def explained_single() -> Iterator[None]:
-    """Within this context, raise ``DataError`` with a remedy if batch norm gets only one value per channel."""
+    """Within this context, raise ``DataError`` with a remedy if batch norm gets one value per channel."""
     try:
         yield
     except ValueError as error:
@@ -44,7 +43,7 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a text in pieces. Each piece is a pair: the inputs, with some words masked, and the targets."""
+    """Yield a text in pieces: the inputs, with some words masked, and the targets."""
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
     yield from zip(masked.split(reading.length, 1), tokens.split(reading.length, 1), strict=True)
@@ -53,7 +52,7 @@ def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) ->
 def training_batches(
     split: Split, options: TrainOptions, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the inputs and targets of one epoch in random order; all random numbers come from ``generator``."""
+    """Yield the inputs and targets of one epoch in random order."""
     device, augment = split.targets.device, AUGMENTS[options.augment]
     batches = batch_rows(torch.randperm(len(split), generator=generator).to(device), options.batch_size)
     for rows, sizes in _joined(batches, 1 if split.reading else AT_ONCE // options.batch_size):
@@ -72,7 +71,7 @@ def _joined(batches: Sequence[Tensor], number: int) -> Iterator[tuple[Tensor, li
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Return the number of training steps in an epoch: one for each batch."""
+    """Return the number of training steps in an epoch."""
     groups = len(batch_rows(torch.empty(len(split)), batch_size)) if len(split) else 0
     return groups if split.reading is None else groups * -(-split.inputs.shape[1] // split.reading.length)
 
@@ -85,7 +84,7 @@ def count_steps(job: TrainingJob, options: TrainOptions) -> int:
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """Yield an iterator over batches for each epoch, up to the client's number of steps.
 
-    Exhaust each iterator before the next one, because all of them share a random generator.
+    Exhaust each iterator before the next one: they share a random generator.
     """
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)
@@ -98,14 +97,12 @@ def input_batches(
 ) -> Iterator[Tensor]:
     """Yield batches of a split's inputs without targets, for ``heterofl_flwr.nn.collect_moments``.
 
-    Each input occurs once.
-
     Parameters
     ----------
     split : Split
         The data, on the model's device.
     batch_size : int
-        Number of inputs in a batch; a last batch of one input is joined to the batch before it.
+        Number of inputs in a batch; a last batch of one input joins the batch before it.
     seed : int | None
         Seed of the shuffle; None keeps the order.
     augment : str

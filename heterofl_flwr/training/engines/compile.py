@@ -1,4 +1,4 @@
-"""The engine ``compile``: like ``plain``, but ``torch.compile`` compiles the forward and backward passes."""
+"""The engine ``compile``: ``plain`` with ``torch.compile``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -14,12 +14,9 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients one after the other with compiled code.
 
-    Results equal those of ``plain`` up to rounding and random numbers of dropout. The compiled code takes the
-    parameters as inputs. So all clients and rounds of a process share the code if their models differ only in the
-    parameters' values. Before each step, torch checks everything else that the code has read from a model. Batches
-    smaller than ``batch_size`` run without compilation. After eight compilations in a process
-    (``torch._dynamo.config.recompile_limit``), new models and batch shapes run without compilation too. On a CPU, torch
-    needs a C++ compiler.
+    Results equal those of ``plain`` up to rounding and dropout. Models that differ only in the parameters' values share
+    the code. Batches smaller than ``batch_size``, and all new models after eight compilations
+    (``torch._dynamo.config.recompile_limit``), run without compilation. On a CPU, torch needs a C++ compiler.
 
     Raises
     ------
@@ -41,7 +38,7 @@ def _forward(model: nn.Module, batch_size: int, inputs: Tensor) -> Tensor:
 
 @cache
 def _compiler() -> Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]:
-    """Return the compiled form of ``_call``. Torch's compiler is imported here, when it is first needed."""
+    """Return the compiled form of ``_call``; imports torch's compiler."""
     return torch.compile(_call, dynamic=False, mode="reduce-overhead")  # on a GPU, with CUDA graphs
 
 

@@ -1,4 +1,4 @@
-"""Structure of a model: its hooks, and a description that shows whether two models compute the same function."""
+"""Description of a model, which shows whether two models compute the same function."""
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping
@@ -21,12 +21,12 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 @lru_cache(maxsize=256)
 def log_once(message: str) -> None:
-    """Log, once in a process, the reason why a model is trained more slowly than others."""
+    """Log once in a process why a model is trained more slowly than others."""
     logger.info(message)
 
 
 def find_hook(model: nn.Module) -> str | None:
-    """Return a text that names a layer or parameter with a hook; None if the model has no hooks."""
+    """Return a text that names a layer or parameter with a hook, or None."""
     for name, layer in model.named_modules():
         if any(getattr(layer, hooks, None) for hooks in _LAYER_HOOKS):
             return f"a hook watches layer {name or '(the model itself)'}"
@@ -37,7 +37,7 @@ def find_hook(model: nn.Module) -> str | None:
 
 
 class _Identity:
-    """Wrapper of an object; two wrappers are equal only if they contain the same object."""
+    """Wrapper of an object that equals only wrappers of the same object."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -52,9 +52,8 @@ class _Identity:
 def describe(value: object) -> Hashable:
     """Return a description of a model or function.
 
-    Two descriptions are equal only if both models or functions compute the same results when their parameters and
-    buffers have the same values. Parameters and buffers are described by shape, strides, dtype and device, not by their
-    values. Other tensors, and objects that cannot be compared, equal only themselves.
+    Two descriptions are equal only if both compute the same results for equal parameters and buffers. Objects that
+    cannot be compared equal only themselves.
     """
     return _describe(value, {})
 
@@ -71,7 +70,7 @@ def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
 
 @singledispatch
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
-    """Return a tag and the parts of a value. The tag identifies everything in the value except its parts."""
+    """Return a tag and the parts of a value. The tag identifies everything except the parts."""
     kind: Any = type(value)
     has_parts = hasattr(value, "__dict__")
     if isinstance(value, Tensor | type) or (kind.__hash__ is None and not has_parts):
