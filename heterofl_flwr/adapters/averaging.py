@@ -1,9 +1,6 @@
-"""Averaging of LoRA adapters of unequal rank by their products.
+"""Averaging of LoRA adapters of unequal rank by their products (FlexLoRA, Bai et al., 2024).
 
-An adapter adds ``scaling * B @ A`` to a layer's weight, with ``A`` (rank, inputs) and ``B`` (outputs, rank). A client
-of a smaller rank holds the first rows of ``A`` and the first columns of ``B``. The counting mean averages ``A`` and
-``B`` separately, but mean(B) @ mean(A) is not the mean of B @ A. ``ProductMean`` averages the products (FlexLoRA, Bai
-et al., 2024).
+An adapter adds ``scaling * B @ A`` to a layer's weight. The mean of the products is not mean(B) @ mean(A).
 """
 
 from collections.abc import Iterable, Mapping
@@ -124,10 +121,7 @@ class ProductMean:
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors B and A of the best approximation of ``b_all @ a_all`` with this rank.
-
-    A has orthonormal rows, sorted by singular value. Missing rows of A and columns of B are 0.
-    """
+    """Return factors B and A of the best approximation of ``b_all @ a_all`` with this rank."""
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
     u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
     b, a = (q_b @ u * values)[:, :rank], (v @ q_a.mT)[:rank]

@@ -26,9 +26,9 @@ _BEFORE = timedelta(hours=1)  # validity begins in the past, because clocks of n
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
-    """Write the SuperLink's certificate and key, and their certificate authority; return the paths.
+    """Write the SuperLink's certificate and key; return the paths of all written files.
 
-    ``hosts`` are the names and addresses by which nodes reach the SuperLink. An authority in ``folder`` is used again.
+    A certificate authority in ``folder`` is used again. ``hosts`` are names and addresses of the SuperLink.
     """
     ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
     new = not ca_key.exists() and not ca_certificate.exists()
@@ -61,7 +61,7 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Return the paths of a node's keys; raise ``ConfigError`` for an invalid name or an existing file."""
+    """Return the paths of a node's keys; raise ``ConfigError`` if the name is invalid or taken."""
     if not _NAME.fullmatch(name):
         expected = "letters, digits, '.', '_' and '-', which does not end in .key, .crt or .pub"
         raise ConfigError(f"node {name!r}: expected a name of {expected}")

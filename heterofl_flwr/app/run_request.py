@@ -63,8 +63,7 @@ class Request:
 def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
     """Return the request to run the Flower app in ``folder``.
 
-    ``changes`` override settings of the app; an unknown setting raises ``ConfigError``. ``how`` are further fields of
-    ``Request``.
+    ``changes`` are settings of the app, ``how`` are further fields of ``Request``.
     """
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]

@@ -48,10 +48,7 @@ class RunError(HeteroFLError):
 
 
 def run_request(request: Request, *, log: bool = False) -> None:
-    """Run an app until it is finished; raise ``RunError`` if it fails.
-
-    Flower's log goes into the run's folder. With ``log`` it is also shown.
-    """
+    """Run an app until it is finished; raise ``RunError`` if it fails."""
     path = request.out / LOG
     RunFolder(request.out).refuse_links()
     try:
@@ -114,7 +111,7 @@ class Checked(Relay):
         return [self._check(reply, f"call {self._calls}") for reply in replies]
 
     def raise_for_rounds_without_a_result(self) -> None:
-        """Raise ``HeteroFLError`` if all clients failed to train, or all failed to evaluate, in a round."""
+        """Raise ``HeteroFLError`` if all clients of a round failed."""
         for call, reasons in self._bad.items():
             if not self._good[call]:
                 raise HeteroFLError(f"in a round all clients ({len(reasons)}) failed; {reasons[-1]}")
@@ -137,7 +134,6 @@ class Checked(Relay):
 
 
 def _describe(error: Exception) -> str:
-    """Return an error's text; for an error of another package, with its innermost stack frames."""
     if isinstance(error, HeteroFLError):
         return str(error)
     frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:]))
@@ -162,7 +158,7 @@ def open_grid(request: Request) -> QueuedGrid:
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
-    """Return a function from a training message to the maximum size of its client's group."""
+    """Return a function that limits how many clients train together."""
     if request.app is not None:
         return lambda message: 1
     workload = load_workload(request.config)

@@ -19,7 +19,7 @@ def check_trust(
 ) -> None:
     """Raise ``ConfigError`` if stored settings name a user's code that may not run.
 
-    Code may run if ``trusted``, or if its module is also in ``named``, the values on the command line.
+    Code in ``named``, the values on the command line, may run.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

@@ -20,14 +20,14 @@ from heterofl_flwr.transport import messages
 
 
 class ClientChain:
-    """The client stages of one task, in the order of the server's chain.
+    """The client stages of one task, in the server's order.
 
     Parameters
     ----------
     stages : Sequence[ClientStage]
         The stages of the instruction.
     context : ClientContext
-        Context for all stages. Its ``state`` and ``broadcast`` have tensors by ``stage/name``.
+        Context for all stages, with tensors named ``stage/name``.
     """
 
     def __init__(self, stages: Sequence[ClientStage], context: ClientContext) -> None:
@@ -104,11 +104,11 @@ class StageRunner(ClientChain):
     Parameters
     ----------
     instruction : Instruction
-        The instruction, with the names of the stages.
+        The instruction.
     received : Callable[[], Mapping[str, Tensor]]
         Function that returns the parameters in the message.
     broadcast : Mapping[str, Tensor]
-        Tensors from the server's stages, by ``stage/parameter``.
+        Tensors from the server's stages, named ``stage/parameter``.
     tensors : dict[str, Tensor]
         Tensors that stages keep from message to message.
     node : Context
@@ -117,7 +117,7 @@ class StageRunner(ClientChain):
     Attributes
     ----------
     notes
-        State of stages within a round; ``on_update`` changes it.
+        State of stages within a round.
     """
 
     def __init__(

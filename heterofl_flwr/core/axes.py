@@ -93,14 +93,14 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
 
 @dataclass(frozen=True, slots=True)
 class PrefixAxis(Axis):
-    """An axis of which only the first entries can be kept, as in a grouped convolution."""
+    """An axis that can keep only its first entries, as in a grouped convolution."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
-    """An axis whose entries are channels of one or more groups, for example after a concatenation.
+    """An axis of channels of one or more groups, for example after a concatenation.
 
-    A group is a set of channels that are sliced alike throughout the model. Entries with group -1 are always kept.
+    A group is a set of channels that are sliced alike. Entries with group -1 are always kept.
     """
 
     groups: tuple[tuple[int, int], ...] = ()  # for each group: number of channels, number of channels kept
@@ -132,8 +132,7 @@ class CoupledAxis(Axis):
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
     """Return the axis that keeps the first channels of each group.
 
-    ``places`` has the group and channel of each entry; ``groups`` has each group's number of channels, and how many to
-    keep.
+    ``places`` has each entry's group and channel, ``groups`` each group's channels and how many to keep.
     """
     length = len(places)
     used = sorted({group for group, _ in places if group >= 0})

@@ -1,4 +1,4 @@
-"""Order of channels by importance, so that small clients hold the channels of large norm."""
+"""Order of channels by importance."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,14 +14,12 @@ Places = Sequence[tuple[int, int]]
 
 
 class ChannelOrder:
-    """Order of the global model's channels by importance, in groups of channels that several parameters share.
-
-    Permuting a group leaves the model's outputs unchanged.
+    """Order of the global model's channels by importance, which does not change the model's outputs.
 
     Parameters
     ----------
     model : nn.Module
-        The global model. Without ``elastic``, all axes of equal length form one group.
+        The global model.
     plans : Sequence[Plan]
         The prefix slice of each rate, from the largest to the smallest.
     margin : float
@@ -95,7 +93,7 @@ class ChannelOrder:
 
     @torch.no_grad()
     def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return each channel's importance, by group: the L2 norm of all weights that produce or read it."""
+        """Return the L2 norm of all weights that produce or read each channel."""
         squares = torch.zeros_like(self._factors)
         for name, axes in self._channels.items():
             entries = state[name].double().cpu().square()
@@ -105,7 +103,7 @@ class ChannelOrder:
         return [squares[group].sqrt() for group in self._groups]
 
     def find(self, state: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the new order of channels, as indices of the current ones; None if no channel moves."""
+        """Return the new order of channels as indices, or None if no channel moves."""
         order = [
             group.start + (norms * self._factors[group]).argsort(descending=True, stable=True)
             for group, norms in zip(self._groups, self.importance(state), strict=True)
@@ -114,10 +112,7 @@ class ChannelOrder:
         return None if torch.equal(joined, torch.arange(len(joined))) else joined
 
     def apply(self, order: Tensor, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor with its channels permuted by a result of ``find``.
-
-        ``tensor`` is the parameter ``name`` or has its shape, such as its momentum.
-        """
+        """Return a parameter, or its momentum, with the channels in a new order."""
         for axis, channels in self._channels.get(name, {}).items():
             new = torch.where(channels < 0, channels, order[channels])
             # Entries of one channel, such as those of several heads or pixels, keep their order.
@@ -132,7 +127,7 @@ def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, 
 
 
 def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:
-    """Return the places of entries on sliced axes; axes whose parts have equal lengths form one group."""
+    """Return the places of entries on sliced axes. Axes of equal length form one group."""
     return {
         name: {number: _places(axis) for number, axis in enumerate(axes) if axis.local_size < axis.size}
         for name, axes in plan.axes.items()

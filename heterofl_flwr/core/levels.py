@@ -19,7 +19,7 @@ _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3
 
 
 def exact_rate(rate: float | str | Fraction) -> Fraction:
-    """Return a rate as an exact fraction; raise ``ConfigError`` if it is not in (0, 1]."""
+    """Return a rate as a fraction; raise ``ConfigError`` if it is not in (0, 1]."""
     text = str(rate).strip()
     try:
         exact = rate if isinstance(rate, Fraction) else Fraction(text if _NUMBER.fullmatch(text) else "none")
@@ -35,7 +35,7 @@ LEVELS: Mapping[str, float] = MappingProxyType({"a": 1.0, "b": 0.5, "c": 0.25, "
 
 
 def rate_of(level: str | float) -> float:
-    """Return the rate of a level: a letter from a to e, or a number."""
+    """Return the rate of a level from a to e, or the rate itself."""
     if isinstance(level, str) and level in LEVELS:
         return LEVELS[level]
     try:
@@ -48,7 +48,7 @@ def rate_of(level: str | float) -> float:
 
 
 def level_name(rate: float) -> str:
-    """Return the letter of a rate, or the rate as text if it has none."""
+    """Return the letter of a rate, or else the rate as text."""
     return next((letter for letter, value in LEVELS.items() if value == rate), format(Decimal(str(rate)), "f"))
 
 
@@ -146,9 +146,8 @@ class Mix:
 def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float | None = None) -> float:
     """Return a client's rate under the assignment *Fix*: the same in all rounds.
 
-    A client with a ``capacity`` trains at that rate, but at most at the global rate. Other partitions are divided into
-    equal blocks, one for each part of the mix, from the largest rate to the smallest. A remainder belongs to the last
-    block. Clients of idle parts have rate 0.
+    A client with a ``capacity`` trains at that rate, but at most at the global rate. Other partitions form equal
+    blocks, one for each part of the mix, from the largest rate to the smallest. Idle clients have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
@@ -164,7 +163,7 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capacity: float | None = None) -> float:
     """Return a client's rate under the assignment *Dynamic*: a draw from the mix in each round.
 
-    A client with a ``capacity`` draws only from the rates up to it. Raise ``ConfigError`` if there are none.
+    Rates above ``capacity`` are not drawn. Raise ``ConfigError`` if all are above.
     """
     limit = 1.0 if capacity is None else float(exact_rate(capacity))
     allowed = [(rate, count) for rate, count in zip(mix.rates, mix.counts, strict=True) if rate <= limit]
@@ -178,20 +177,16 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
 
 
 def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
-    """Return a client's rate in a round, if slices grow by one level every ``growth`` rounds.
-
-    Growth begins at the smallest rate of the mix and ends at ``rate``. With ``growth=0``, return ``rate``.
-    """
+    """Return a client's rate if slices grow by one level every ``growth`` rounds, up to ``rate``."""
     if not growth:
         return rate
     return min(rate, mix.rates[max(0, len(mix.rates) - 1 - (server_round - 1) // growth)])
 
 
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
-    """Return the rates of ``number`` new clients under the assignment *Fix*.
+    """Return the rates of new clients under the assignment *Fix*, beside the rates ``taken``.
 
-    ``taken`` has the rates of earlier clients. Each new client in turn gets the rate that has the fewest clients
-    relative to the mix, and of several such rates the largest.
+    Each client in turn gets the rate that has the fewest clients relative to the mix.
     """
     if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]

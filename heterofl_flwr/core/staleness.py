@@ -21,8 +21,7 @@ LEAST = 1e-3
 class Clocks:
     """Counters of the global model's steps, one for each region of the model.
 
-    A region is a set of entries that the same levels hold. The staleness of a reply is the number of steps that changed
-    a region since the client was sent its slice.
+    A region is a set of entries that the same levels hold. Its staleness is its number of steps since it was sent.
     """
 
     def __init__(self, version: int = 0) -> None:
@@ -30,7 +29,7 @@ class Clocks:
         self._moved: dict[Plan, int] = {}  # by plan, the number of steps of which it was the largest; descending
 
     def snapshot(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
-        """Return a slice with the current counts of steps, to store when it is sent."""
+        """Return a slice with the current counts of steps."""
         return Version(self.version, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:
@@ -50,10 +49,9 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply, by plan.
+        """Return the staleness of a reply, by plan, from ``plan`` to smaller and staler ones.
 
-        The first key is ``plan``; each further key lies inside the previous one and is staler. The smallest plan that
-        contains an entry gives its staleness.
+        The smallest plan that contains an entry gives its staleness.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
@@ -73,8 +71,7 @@ def _contains(outer: Plan, inner: Plan) -> bool:
 class StaleMean:
     """Mean change of each entry over the clients that hold it; stale changes count less.
 
-    A client's change is its reply minus the slice that it was sent. The weights are ``weight * (1 + staleness) **
-    -exponent``. If all clients started from the current model, the result equals the counting mean.
+    The weights are ``weight * (1 + staleness) ** -exponent``. If nothing is stale, the result equals the counting mean.
 
     Parameters
     ----------
@@ -111,7 +108,7 @@ class StaleMean:
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return the current slice plus the client's change; each entry of the sum is multiplied by its discount."""
+        """Return the current slice plus the client's change, times each entry's discount."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))

@@ -1,8 +1,4 @@
-"""Shared memory: all processes of a run on a machine use one copy of the data set.
-
-The system frees the memory when the last process ends. A process that changes a tensor in place gets its own copy of
-the changed pages.
-"""
+"""Shared memory: all processes of a run on a machine use one copy of the data set."""
 
 import json
 import logging
@@ -33,10 +29,9 @@ _KINDS = {kind.__name__: kind for kind in (Dataset, Split, Reading, Normal)}
 
 @contextmanager
 def share(dataset: Dataset, key: object) -> Iterator[None]:
-    """Context manager: share a data set with other processes, which call ``find`` with the same key.
+    """Context manager: share a data set with processes that call ``find`` with the same key.
 
-    They must inherit this process's environment variables. The tensors of ``dataset`` move to the shared memory. If
-    sharing fails, a warning is logged and ``find`` returns None.
+    They must inherit this process's environment variables. If sharing fails, a warning is logged.
     """
     with ExitStack() as opened:
         try:
@@ -72,7 +67,6 @@ def _name(token: str, key: object) -> str:
 
 
 def _write(file: BinaryIO, dataset: Dataset) -> None:
-    """Write a data set: a line of JSON, then the tensors at multiples of ``PAGE``."""
     places: dict[int, tuple[int, Tensor]] = {}  # by id: a text's targets are its inputs
     size = 0
 

@@ -1,7 +1,6 @@
 """Trace rules of operators that only move entries, such as permutations, slices and views.
 
-A position is a number; entries with the same position are kept or dropped together. Most rules run the operator on a
-tensor of the positions of one axis, and see where they end up.
+Most rules run the operator on a tensor of positions, and see where they end up.
 """
 
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
-    """Find the axis along which the positions in ``result`` change, and store them for this axis.
+    """Find the axis along which the positions in ``result`` change, and store them for it.
 
     ``flexible`` says which axes of the result may shrink.
     """
@@ -64,7 +63,7 @@ def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Seque
 
 @operator("expand")
 def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``expand``: a repeated axis is sliced like the axis that it is combined with later."""
+    """Trace rule of ``expand``: a repeated axis is sliced like the one that it is combined with."""
     shape = call.outputs[0].shape
     added = len(shape) - len(rows)
     before = zip([*[0] * added, *call.args[0].shape], [*[None] * added, *rows], shape, strict=True)
@@ -73,7 +72,7 @@ def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("roll")
 def rolled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``roll``: rolled axes are never sliced, because the shift is a constant."""
+    """Trace rule of ``roll``: rolled axes are never sliced."""
     trace.pin(*(rows[dim] for dim in call.named_arguments["dims"] or range(len(rows))))
     return rows
 
@@ -144,7 +143,7 @@ def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_put", "_index_put_impl", "_unsafe_index_put")
 def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of assignment to indexed entries: indexed axes, and axes before them, are never sliced."""
+    """Trace rule of ``index_put``: indexed axes, and axes before them, are never sliced."""
     indices, values = call.args[1:3]
     trace.pin(*(row for index in indices if index is not None for row in trace.rows(index)))
     # A boolean index of n dimensions indexes n axes.
@@ -178,7 +177,7 @@ def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("im2col")
 def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``im2col``: entries under the kernel are kept or dropped with their channel."""
+    """Trace rule of ``im2col``: entries under the kernel stay with their channel."""
     *batch, channels, height, width = rows
     trace.pin(height, width)
     taps = call.args[1][0] * call.args[1][1]
@@ -187,7 +186,7 @@ def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("col2im")
 def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``col2im``: entries that are summed into one channel are kept or dropped together."""
+    """Trace rule of ``col2im``: entries that are summed stay together."""
     *batch, channels, windows = rows
     trace.pin(windows)
     if channels is not None:

@@ -36,9 +36,9 @@ attention.
 
 
 class Call:
-    """A call of an operator in a trace: its name, arguments, inputs and outputs.
+    """A call of an operator in a trace.
 
-    ``shape`` is the first argument's shape before the call, which may work in place.
+    ``shape`` is the first argument's shape before the call.
     """
 
     def __init__(
@@ -93,10 +93,9 @@ OperatorRule = Callable[[Trace, Call, list[Row | None]], Rows | None]
 
 
 def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
-    """Register the decorated function as the trace rule of these ATen operators, also in place.
+    """Register the decorated function as the trace rule of these ATen operators.
 
-    A rule takes the trace, the call, and the positions on the first input's axes. It returns those of the first output,
-    or sets those of all outputs and returns None.
+    A rule returns the positions of the first output, or sets those of all outputs and returns None.
     """
     existing = [name for plain in names for name in (plain, f"{plain}_") if hasattr(aten, name)]
     return OPERATORS.add(*(getattr(aten, name) for name in existing))
@@ -105,8 +104,7 @@ def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
 def function(*called: object) -> Callable[[_Rule], _Rule]:
     """Register the decorated function as the trace rule of these torch functions.
 
-    A rule takes the trace, a callable that runs the torch function, and the arguments. It returns the function's
-    result.
+    A rule takes the trace, a callable that runs the torch function, and the arguments.
     """
     return FUNCTIONS.add(*called)
 
@@ -178,7 +176,7 @@ def follow(trace: Trace, call: Call) -> None:
 
 
 class Operators(TorchDispatchMode):
-    """Torch mode that calls each operator, or its stand-in, and passes the call to ``listener``."""
+    """Torch mode that calls each operator or its stand-in, then ``listener``."""
 
     def __init__(self, listener: Callable[[Call], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -223,8 +221,8 @@ class Functions(TorchFunctionMode):
 class Alike(TorchFunctionMode):
     """Torch mode that makes a model call the same operators at every width.
 
-    Inputs of matrix products are made contiguous, and random scalars are 1, so stochastic depth drops no layer. Code
-    that uses tensors of the untraced model raises ``UnsupportedLayerError``.
+    Random scalars are 1, so stochastic depth drops no layer. Code that uses tensors of the untraced model raises
+    ``UnsupportedLayerError``.
     """
 
     def __init__(self, tensors: Mapping[int, str]) -> None:

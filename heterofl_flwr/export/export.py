@@ -113,7 +113,7 @@ def _replace(target: Path, new: Path) -> None:
 
 
 def read_inputs(inputs: object) -> Inputs:
-    """Check a model's inputs, and return them on the CPU as a tuple or dictionary of tensors."""
+    """Return a model's inputs on the CPU, as a tuple or dictionary of tensors."""
     arguments = dict(inputs) if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
     leaves = (
         list(arguments.values()) if isinstance(arguments, dict) else arguments if isinstance(arguments, tuple) else ()
@@ -150,7 +150,7 @@ _REMEDY = (
 
 
 def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
-    """Return the model's exported program, without data of ``inputs`` and without file paths of this machine.
+    """Return the model's exported program, without data and paths of this machine.
 
     Raises
     ------

@@ -182,6 +182,6 @@ class RoundRecord:
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise ``ConfigError`` if the user's function ``whose`` returned neither a mapping of metrics nor None."""
+    """Raise ``ConfigError`` if the function ``whose`` returned neither metrics nor None."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(order=True, slots=True)
 class Group:
-    """Messages to different nodes that a ClientApp answers in one call; often a single message."""
+    """Messages to different nodes that a ClientApp answers in one call."""
 
     push: int
     urgency: float
@@ -53,8 +53,7 @@ def together(
     """Divide messages into groups of nearly equal size, whose clients may train together.
 
     The messages of a group go to different nodes and, if ``by_rate``, have the same rate. ``most`` returns the maximum
-    size of a message's group. Messages to the same node keep their order. A message without a rate forms a group by
-    itself.
+    size of a message's group. Messages to the same node keep their order.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}
@@ -245,7 +244,7 @@ class QueuedGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages, wait for the replies, and return them in the order of the messages.
 
-        After ``timeout`` seconds, missing replies are left out. A ``LocalGrid`` cannot interrupt a client.
+        After ``timeout`` seconds, missing replies are left out.
         """
         return list(exchange(self, messages, timeout=timeout))
 

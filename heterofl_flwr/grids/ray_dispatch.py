@@ -44,8 +44,7 @@ Reference = Any
 class ActorPool(Runner):
     """Pool of Ray actors, each of which runs one group of messages at a time.
 
-    A dead actor is replaced, and its group runs again. The pool has no thread: it works only while its methods are
-    called.
+    It has no thread: it works only while its methods are called.
     """
 
     def __init__(self, options: ActorOptions, number: int, contexts: dict[int, Context]) -> None:
@@ -138,7 +137,7 @@ class ActorPool(Runner):
                 self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
     def _take_next(self) -> Group | None:
-        """Remove and return the first group whose nodes are neither busy nor in an earlier group."""
+        """Return the first group whose nodes are neither busy nor in an earlier group."""
         busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
         for place, group in enumerate(self._waiting):
             if busy.isdisjoint(group.nodes):
@@ -181,10 +180,7 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Replace an actor that could not start, unless none ever started or ``STARTS`` failed in a row.
-
-        Raise ``ConfigError`` if no actor ever started, or none is left.
-        """
+        """Replace an actor that could not start; raise ``ConfigError`` if none ever started or is left."""
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:
             logger.warning("An idle actor is replaced: %s.", trouble)
@@ -234,7 +230,7 @@ class ActorPool(Runner):
         return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
 
     def _describe_end(self, actor: Actor, error: Exception) -> str:
-        """Return how an actor ended, with the last lines of its stderr if it ran on this machine."""
+        """Return how an actor ended, with the last lines of its stderr."""
         text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
         log = self._logs.get(actor, Path())

@@ -43,7 +43,7 @@ def check_build(build: Build) -> None:
 
 
 def called_with_rate(build: Build) -> Build:
-    """Return a wrapper that raises ``ConfigError`` if ``build`` does not take a rate or return a module."""
+    """Return a wrapper that raises ``ConfigError`` if ``build`` is no function of a rate."""
 
     @wraps(build)
     def called(rate: float) -> nn.Module:
@@ -62,7 +62,7 @@ def called_with_rate(build: Build) -> Build:
 
 
 def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
-    """Return a new model of this rate, in training mode; torch's random state does not change.
+    """Return a new model of this rate; torch's random state does not change.
 
     With ``to_load``, models of ``build_model`` skip the slow initialisation of parameters.
     """
@@ -87,7 +87,7 @@ _FILLS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.un
 
 
 def plan_between(build: Build, top: float, rate: float) -> Plan:
-    """Return the cached plan that slices a model of ``rate`` out of one of rate ``top``."""
+    """Return the plan that slices a model of ``rate`` out of one of rate ``top``."""
     try:
         plans = _plans.setdefault(build, {})
     except TypeError:  # the function is not hashable or has no weak references

@@ -1,7 +1,4 @@
-"""Detection of blocks whose role depends on the model's depth.
-
-A block has such a role if the model's code counts the blocks, uses the last one, or connects distant ones.
-"""
+"""Detection of blocks whose role depends on the model's depth, such as the last block."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +34,7 @@ class Watch:
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
         """Return the links between blocks since the previous call.
 
-        The last block of a stack is named ``last of <stack>``, as it differs by depth.
+        The last block of a stack is named ``last of <stack>``.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
@@ -60,7 +57,7 @@ class Watch:
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a subclass of ``container`` that detects uses of its length or of negative indices."""
+        """Return a subclass of ``container`` that detects uses of its length or negative indices."""
 
         def length(stack: Any) -> int:
             if self.raises and not self._inside:

@@ -28,13 +28,13 @@ def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
 
 
 def call(model: nn.Module, inputs: object) -> object:
-    """Call a model; ``inputs`` is a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    """Call a model with a tensor, a tuple of arguments or a mapping of keyword arguments."""
     positional, keywords = arguments(inputs)
     return model(*positional, **keywords)
 
 
 def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator[Tensor]:
-    """Yield all tensors in a value, its nested containers and the attributes of its objects."""
+    """Yield all tensors in a value, also in attributes of objects."""
     seen = {} if seen is None else seen
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
@@ -69,7 +69,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """Convert convolution weights on a CPU to channels-last; return pairs of weight and previous tensor."""
+    """Convert convolution weights on a CPU to channels-last; return them with their previous tensors."""
     fit = bears_channels_last(model)
     weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
     homes = [weight.data for weight in weights]
@@ -84,7 +84,7 @@ def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 def channels_last(model: nn.Module) -> Iterator[None]:
     """Within this context, convolution weights on a CPU are in channels-last layout.
 
-    On exit the values are copied back, so earlier references to the tensors remain valid.
+    On exit the values are copied back, so references to the tensors remain valid.
     """
     homes = to_channels_last(model)
     try:

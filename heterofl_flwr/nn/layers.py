@@ -1,4 +1,4 @@
-"""Layers for models of several widths: the Scaler (section 3.3 of the paper) and norms."""
+"""Layers for models of several widths: the Scaler and norms."""
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction

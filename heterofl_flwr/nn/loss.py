@@ -1,4 +1,4 @@
-"""Cross entropy masked to the classes of a client (section 4 of the paper), and perplexity."""
+"""Masked cross entropy (section 4 of the paper) and perplexity."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -17,7 +17,7 @@ Fill = Literal["zero", "-inf", "none"]
 def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tensor:
     """Return a boolean mask of length ``number``, True for the class numbers in ``classes``.
 
-    Raise ``DataError`` for invalid class numbers. On a GPU, this check waits for all queued work.
+    Raise ``DataError`` for invalid class numbers. On a GPU, this waits for all queued work.
     """
     present = class_numbers(classes, number, DataError)
     mask = torch.zeros(number, dtype=torch.bool, device=present.device)

@@ -81,8 +81,8 @@ class CNN(nn.Module):
 class MLP(nn.Module):
     """Convolutions, if any, then linear layers, with ReLU between them (Liang et al., 2020).
 
-    The default widths are for MNIST and give 633,226 parameters. With two convolutions it is LeNet. ``hidden`` is the
-    width of each layer at rate 1. For the other parameters see ``CNN``.
+    The default widths are for MNIST and give 633,226 parameters. ``hidden`` is the width of each layer at rate 1. For
+    the other parameters see ``CNN``.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")

@@ -31,17 +31,14 @@ def command() -> str:
 
 @cache
 def commit() -> str:
-    """Return the commit of this package's code, followed by ``CHANGED`` if its files differ.
-
-    The result is cached, because a process keeps the code that it has loaded.
-    """
+    """Return the commit of this package's code, followed by ``CHANGED`` if files differ."""
     return commit_of(PACKAGE.parent, PACKAGE.name) or UNKNOWN
 
 
 def commit_of(checkout: Path, package: str) -> str | None:
     """Return the commit of a git checkout, followed by ``CHANGED`` if files of the package differ.
 
-    Return None if ``checkout`` is no git checkout or has no folder ``package``.
+    Return None without a checkout.
     """
     git = ("git", "-C", str(checkout))
     top, _, head = (_ask(*git, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")

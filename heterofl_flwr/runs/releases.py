@@ -18,10 +18,7 @@ RELEASES = TypeAdapter(list[Releases])
 def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
-    """Return the published noisy models and moments that ``privacy.json`` counts.
-
-    If ``records`` count more, the missing ones are added with the noise of the settings.
-    """
+    """Return the published noisy models and moments that ``privacy.json`` or ``records`` count."""
     counted = {kind: max((int(record.privacy.get(kind, 0)) for record in records), default=0) for kind in KINDS}
     releases: list[Releases] = []
     if path.exists():

@@ -42,8 +42,7 @@ def public_of(private: bytes) -> bytes:
 def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
     """Return the secret key of two clients, from one's private and the other's public key.
 
-    Keys for different purposes are independent. A purpose begins with the digest of the roster, so a key serves one
-    pair in one round.
+    A purpose begins with the digest of the roster, so a key serves one pair in one round.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
@@ -86,7 +85,7 @@ def hash_shares(shares: Sequence[bytes]) -> bytes:
 
 
 def add_stream(total: Words, key: bytes, sign: int = 1) -> None:
-    """Add the AES-256 key stream of ``key`` to ``total`` in place; subtract it if ``sign`` is negative."""
+    """Add the AES-256 key stream of ``key`` to ``total`` in place, or subtract it."""
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
     combine = np.add if sign > 0 else np.subtract
     for start in range(0, len(total), _BLOCK):

@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest change, in steps, whose sum over ``clients`` clients fits into 32 bits."""
+    """Return the largest change, in steps, whose sum over clients fits into 32 bits."""
     return LARGEST_SUM // clients
 
 

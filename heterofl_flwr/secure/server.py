@@ -20,7 +20,7 @@ KEY_PART: Part = 0
 
 
 class ServerRound:
-    """The server in a round of secure aggregation: it sums masked vectors and removes the masks.
+    """The server in a round of secure aggregation.
 
     ``shares`` has each client's encrypted shares of its private key. Its clients are the members; those whose masked
     vector has arrived are the survivors.
@@ -77,9 +77,9 @@ class ServerRound:
         self._seeds[client] = shares, dict(zip(parts, digests, strict=True))
 
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks from all entries of the sum except classifier rows.
+        """Remove the masks from the sum, except from classifier rows.
 
-        ``revealed`` has the shares from ``ClientRound.reveal``. An entry without enough shares stays masked.
+        ``revealed`` has the shares from ``ClientRound.reveal``. Entries without enough shares stay masked.
         """
         roster, survivors = self.roster, self.survivors
         rings = roster.open_rings(self.members, survivors)
@@ -103,7 +103,7 @@ class ServerRound:
     def row_numbers(self) -> dict[Part, int]:
         """Return, for each part of the classifier rows, the number of clients that have its rarest row.
 
-        A part is unmasked as a whole. Parts with too few clients are left out, and stay masked.
+        Parts with too few clients are left out, and stay masked.
         """
         numbers: defaultdict[Part, list[int]] = defaultdict(list)
         for name in self._row_names:
@@ -123,7 +123,7 @@ class ServerRound:
         self._take_off(set(numbers), shares)
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return each parameter's sum of changes in steps, and the number of clients of each entry.
+        """Return each parameter's sum of changes in steps, and each entry's number of clients.
 
         The number is 0 for entries that are still masked.
         """
@@ -145,7 +145,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """Names of parameters with an impossible number of clients in a row, so that some client lied."""
+        """Names of parameters with an impossible number of clients: some client lied."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 
@@ -154,10 +154,7 @@ class ServerRound:
         return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
-        """Return the number of clients that have each classifier row; -1 if it is masked or impossible.
-
-        There is one column for each set of columns that occur in the same slices.
-        """
+        """Return the number of clients that have each classifier row; -1 if it is masked or impossible."""
         vectors = self._total.view(np.int32), self._opened
         numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
         holders = self._holders(name, self.survivors)
@@ -207,7 +204,7 @@ class ServerRound:
         return shares
 
     def _true_shares(self, helper: int, client: int, parts: Sequence[Part], text: bytes) -> Mapping[Part, bytes]:
-        """Return the shares of a client's secrets that ``helper`` revealed, by part; {} if any is false."""
+        """Return the shares that ``helper`` revealed; {} if any is false."""
         if parts and not text:
             self._accusers[client].add(helper)
             return {}
@@ -240,10 +237,7 @@ class ServerRound:
         return [digest for part, digest in zip(all_parts, hashes, strict=True) if part in set(parts)]
 
     def _secret(self, client: int, part: Part, shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> bytes | None:
-        """Return a client's seed or private key from valid shares, or None.
-
-        A seed with a false hash is still returned if its shares lie on one polynomial.
-        """
+        """Return a client's seed or private key from valid shares, or None."""
         dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
         if len(dealt_shares) < threshold:
             return None

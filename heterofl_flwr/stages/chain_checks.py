@@ -65,7 +65,6 @@ def _faults(
 
 
 def _faults_of_sum(stages: Sequence[ServerStage]) -> Iterator[str]:
-    """Yield an error for each stage that reads single replies, if a ``Conversation`` hides them."""
     summing = next((stage for stage in stages if isinstance(stage, Conversation)), None)
     if summing is None:
         return

@@ -43,8 +43,7 @@ class ClientCompress(ClientStage):
 class Compress(ServerStage):
     """Restore parameters from changes in float16 or int8.
 
-    In int8, each row (index of axis 0) of a parameter has its own step size in float32. A parameter with one entry in
-    each row, such as a bias, counts as a single row.
+    In int8, each row (index of axis 0) of a parameter has its own step size. A bias counts as a single row.
     """
 
     def __init__(self, upload: Upload) -> None:
@@ -68,8 +67,8 @@ def compress(
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the changes of parameters in float16 or int8, and the step sizes of int8.
 
-    In int8, changes are rounded up or down at random, without bias, so use another ``seed`` for each client and round.
-    Raise ``ShapeError`` if names or shapes differ, and ``ReplyError`` if a change is not finite or too large.
+    Changes are rounded to int8 at random, so use another ``seed`` for each client and round. Raise ``ShapeError`` if
+    names or shapes differ, and ``ReplyError`` if a change is not finite or too large.
     """
     if wrong := name_misfits(after, before):
         raise ShapeError(f"the model of the reply is not the one that the server sent ({wrong})")

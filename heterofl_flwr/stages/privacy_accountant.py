@@ -82,7 +82,7 @@ class Ledger(Protocol):
 
 
 class Spent:
-    """Privacy accountant of a run and of the earlier runs that led to its initial model."""
+    """Privacy accountant of a run, including the runs that led to its initial model."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -103,7 +103,7 @@ class Spent:
                 self._releases[key] = entry
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Add the releases in ``ledger``; from now on, write each release there before it is published."""
+        """Add the releases in ``ledger``, and write each new release there before it is published."""
         self.merge(ledger.releases())
         self._ledger = ledger
 
@@ -135,10 +135,7 @@ class Spent:
 
 
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
-    """Clip a client's batch norm moments and return them in fixed-point steps.
-
-    The means and second moments of all layers are clipped as one vector. Counts become 1.
-    """
+    """Clip a client's batch norm moments as one vector; return them in fixed-point steps."""
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
     vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}
     vector |= {("second", name): layer.second_sum / layer.count for name, layer in counted.items()}

@@ -107,9 +107,9 @@ class ClientSecureSum(RespondingStage):
 
 
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
-    """Return a client's change as one vector, with 0 in the rows of classes that the client lacks.
+    """Return a client's change as one vector, with 0 in rows of absent classes.
 
-    Further entries count clients: 1 for rows of the client's classes, 0 for other rows.
+    Further entries count clients: 1 for rows of the client's classes, else 0.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
@@ -151,6 +151,6 @@ def dealt_of(fields: Fields, key: str) -> Dealt:
 
 
 def list_of(kind: type, fields: Fields, key: str) -> list[Any]:
-    """Return the list under ``key`` of a message; [] for a value of another type."""
+    """Return the list under ``key`` of a message; [] for another type."""
     value = fields.get(key)
     return value if isinstance(value, list) and all(type(item) is kind for item in value) else []

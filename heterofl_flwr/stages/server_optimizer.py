@@ -1,7 +1,7 @@
 """Server optimisers: a step of the global model along the mean change of a round.
 
-Formulas and defaults are those of Flower's ``FedAvgM``, ``FedAdagrad``, ``FedAdam`` and ``FedYogi`` (Hsu et al., 2019;
-Reddi et al., 2020). Entries that no client of a round has do not change.
+Formulas are those of Flower (Hsu et al., 2019; Reddi et al., 2020). Entries that no client of a round has do not
+change.
 """
 
 import math

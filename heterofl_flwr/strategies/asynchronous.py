@@ -39,8 +39,7 @@ class _Turn:
 class Steps:
     """Asynchronous training: ``concurrency`` clients train at once; the model takes a step after ``size`` replies.
 
-    A step is a ``Round``, but its clients may have begun to train earlier. A client whose reply was added waits for the
-    next step.
+    A step is a ``Round`` whose clients may have begun to train earlier.
     """
 
     def __init__(self, strategy: RoundHooks, stage: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
@@ -60,7 +59,7 @@ class Steps:
     def run(
         self, server_round: int, arrays: ArrayRecord, timeout: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Run a step until it has enough replies or time is over; return the model and metrics."""
+        """Run a step until it has enough replies or time is over."""
         began, options = time.monotonic(), self._stage.options
         slices = Slices(self._strategy.federation.architecture, arrays)
         current = self._open(server_round, slices, began - timeout)
@@ -91,7 +90,7 @@ class Steps:
         cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
-        """Mark clients without a reply after ``patience`` seconds as overdue; return the time to the next."""
+        """Mark clients without a reply after ``patience`` seconds; return the time to the next."""
         now = time.monotonic()
         self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
         turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
@@ -122,7 +121,7 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add waiting replies to the step, in order of arrival, as far as it has free seats."""
+        """Add waiting replies to the step while it has free seats."""
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
             turn, reply = waiting.popleft()
@@ -168,7 +167,7 @@ class Steps:
             self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
 
     def _draw(self, current: Round) -> list[int]:
-        """Sample the clients that begin to train now; after a resume, first those that trained before."""
+        """Sample the clients that begin to train now, after a resume first those that trained before."""
         nodes, training = self._strategy.federation.nodes, [turn.node_id not in self._overdue for turn in self._busy()]
         number = self._stage.options.concurrency - sum(training)
         free = {nodes.partition(node_id): node_id for node_id in current.trainable if node_id not in current.slices}

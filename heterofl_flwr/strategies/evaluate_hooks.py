@@ -25,7 +25,7 @@ class EvaluationHooks(RoundHooks):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return a message for each sampled client, with the model and its batch norm moments."""
+        """Return a message for each sampled client, with the model."""
         evaluation, federation = self.options.evaluation, self.federation
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []

@@ -1,4 +1,4 @@
-"""Messages of a round, their replies and faults, and the time limit of the round."""
+"""Messages of a round, their replies, and the time limit of the round."""
 
 import logging
 import time
@@ -130,7 +130,7 @@ class RoundMessages:
     ) -> None:
         """Call ``read`` for each reply, and refuse the clients with faults.
 
-        If a subclass dropped a client's reply, the client is removed from the round.
+        Clients whose reply a subclass dropped are removed from the round.
         """
         if self._received and isinstance(replies, Replies) and replies.are_read:
             raise ConfigError(
@@ -171,7 +171,7 @@ def _size_or_fault(reply: Message) -> int | Fault:
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
     """Yield each node id with its reply or its fault, in the order of the messages.
 
-    A reply that answers none of the messages, or a second reply of a node, is dropped with a warning.
+    Other replies are dropped with a warning.
     """
     order = [message.metadata.dst_node_id for message in sent]
     early: dict[int, Message] = {}
@@ -209,10 +209,7 @@ def read_each(
     read: Callable[[int, Message], Result],
     unusable: type[HeteroFLError] = ReplyError,
 ) -> Iterator[tuple[int, Result | Fault]]:
-    """Yield each node id with the result of ``read(node_id, reply)`` or a fault, in the order of the messages.
-
-    An error of the class ``unusable`` becomes a fault.
-    """
+    """Yield each node id with the result of ``read(node_id, reply)`` or a fault, in the order of the messages."""
     for node_id, outcome in outcomes(sent, replies):
         if isinstance(outcome, Fault):
             yield node_id, outcome
@@ -232,7 +229,7 @@ def query(
     seconds: float,
     read: Callable[[int, Message], Result],
 ) -> dict[int, Result | Fault]:
-    """Send a query to each client in ``configs``; return the result of ``read`` or a fault, by client."""
+    """Send a query to each client in ``configs``; return results of ``read`` or faults."""
     sent = [
         Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
         for node_id, config in configs.items()

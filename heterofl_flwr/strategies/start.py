@@ -132,7 +132,7 @@ class FederationStrategy(EvaluationHooks):
         log_summary(self.federation)
 
     def largest_reply(self, message: Message) -> int:
-        """Return an upper bound on the size in bytes of the reply to a message."""
+        """Return an upper bound on the bytes of the reply to a message."""
         plan = self.federation.architecture.global_plan
         if message.metadata.message_type.startswith(MessageType.TRAIN) and isinstance(self.current, Round):
             sampled = self.current.slices.get(message.metadata.dst_node_id)
@@ -163,7 +163,7 @@ class FederationStrategy(EvaluationHooks):
         self._have_moments = bool(self.moments) or None
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Send training messages and return the replies; with spare clients, only as many as are needed."""
+        """Send training messages and return the replies; with spare clients, only as many as needed."""
         if self.options.sampling.spare and isinstance(self.current, Round):
             return exchange(grid, sent, timeout=timeout, enough=self.current.needed, in_order=False)
         return grid.send_and_receive(sent, timeout=timeout)

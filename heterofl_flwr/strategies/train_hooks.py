@@ -35,7 +35,7 @@ MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
 
 
 class FailedRound(RoundError, AggregationError):
-    """A ``RoundError`` that is also Flower's ``AggregationError``, so that Flower ends the run as failed."""
+    """A ``RoundError`` that is also Flower's ``AggregationError``, so that Flower ends the run."""
 
 
 @contextmanager
@@ -147,7 +147,7 @@ class RoundHooks(Strategy):
         return float(value)
 
     def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
-        """Return the messages of a server round; with ``timed``, all exchanges share one time limit."""
+        """Return the messages of a server round; with ``timed``, its exchanges share one time limit."""
         if self.round_messages.server_round != server_round:
             self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
         return self.round_messages
@@ -184,7 +184,7 @@ class RoundHooks(Strategy):
         return list(opened.sent)
 
     def _ask_before(self, grid: Grid, opened: RoundMessages, current: Round) -> dict[int, Fields]:
-        """Run the stages' queries before training; return the extra config of each client that may train."""
+        """Run the stages' queries before training; return the clients' extra config."""
         queries = self._queries_of_stages(grid, opened, STAGES_SHARE)
         configs = queries.converse(current.before())
         for node_id in [node_id for node_id in current.slices if node_id not in configs]:
@@ -193,7 +193,6 @@ class RoundHooks(Strategy):
         return {node_id: configs[node_id] for node_id in current.slices if node_id in configs}
 
     def _queries_of_stages(self, grid: Grid, opened: RoundMessages, share: float) -> StageQueries:
-        """Return the sender of the stages' queries, each limited to ``share`` of the remaining time."""
         nodes, config = self.federation.nodes, self.chain.instruction
         return StageQueries(grid, nodes, opened.server_round, config, lambda: opened.budget.remaining(share))
 

@@ -30,7 +30,7 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
 
 @contextmanager
 def explained_single() -> Iterator[None]:
-    """Within this context, raise ``DataError`` with a remedy if batch norm gets one value per channel."""
+    """Within this context, raise ``DataError`` if batch norm gets one value per channel."""
     try:
         yield
     except ValueError as error:
@@ -64,7 +64,6 @@ def training_batches(
 
 
 def _joined(batches: Sequence[Tensor], number: int) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield the rows of up to ``number`` batches together, with the size of each batch."""
     for start in range(0, len(batches), max(number, 1)):
         group = list(batches[start : start + max(number, 1)])
         yield torch.cat(group), list(map(len, group))
@@ -84,7 +83,7 @@ def count_steps(job: TrainingJob, options: TrainOptions) -> int:
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """Yield an iterator over batches for each epoch, up to the client's number of steps.
 
-    Exhaust each iterator before the next one: they share a random generator.
+    Exhaust each iterator before the next one.
     """
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)

@@ -14,9 +14,9 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients one after the other with compiled code.
 
-    Results equal those of ``plain`` up to rounding and dropout. Models that differ only in the parameters' values share
-    the code. Batches smaller than ``batch_size``, and all new models after eight compilations
-    (``torch._dynamo.config.recompile_limit``), run without compilation. On a CPU, torch needs a C++ compiler.
+    Results equal those of ``plain`` up to rounding and dropout. Batches below ``batch_size``, and new models after
+    eight compilations (``torch._dynamo.config.recompile_limit``), run without compilation. On a CPU, torch needs a C++
+    compiler.
 
     Raises
     ------

@@ -52,8 +52,7 @@ class _Identity:
 def describe(value: object) -> Hashable:
     """Return a description of a model or function.
 
-    Two descriptions are equal only if both compute the same results for equal parameters and buffers. Objects that
-    cannot be compared equal only themselves.
+    Models with equal descriptions compute the same results for equal parameters and buffers.
     """
     return _describe(value, {})
 
