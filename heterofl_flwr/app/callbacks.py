@@ -1,4 +1,4 @@
-"""Evaluation of the global model on the server, and the callbacks of the setting ``run.callbacks``."""
+"""Evaluation on the server, and the callbacks of a run."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -28,9 +28,9 @@ NAMES = ("tensorboard", "wandb", "mlflow")
 def evaluate_global(
     strategy: FederationStrategy, workload: Workload, folder: RunFolder | None, server_round: int, arrays: ArrayRecord
 ) -> MetricRecord | None:
-    """Return the global model's metrics on the whole test set; None before the first round.
+    """Return the global model's metrics on the test set; None before the first round.
 
-    All logits are used, without a mask. If ``folder`` is not None, the confusion matrix is written into it.
+    The confusion matrix is written into ``folder``.
     """
     if not server_round:
         return None
@@ -50,10 +50,7 @@ def evaluate_global(
 
 
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
-    """Return the callbacks of a run.
-
-    These are the monitor and the recorder, if the settings enable them, and the callbacks of ``run.callbacks``.
-    """
+    """Return the callbacks of a run."""
     settings, run = workload.settings, workload.settings.run
     check_names(run.callbacks)
     callbacks: list[RoundCallback] = []

@@ -1,7 +1,4 @@
-"""The command ``heterofl``: parsing of arguments, calls of subcommands, and exit codes.
-
-Subcommands load torch only when they run.
-"""
+"""The command ``heterofl``. Subcommands load torch only when they run."""
 
 import argparse
 import atexit
@@ -40,11 +37,9 @@ INTERRUPTED = 130
 
 
 def status_of(program: str, work: Callable[[], int | None]) -> int:
-    """Call ``work`` and return the exit code of the program; print an error that ``work`` raises.
+    """Call ``work`` and return the program's exit code; print an error that it raises.
 
-    The exit code is the result of ``work`` (None counts as 0). After an error of this package it is ``MISUSED``, and
-    after a ``KeyboardInterrupt`` it is ``INTERRUPTED``. Each message begins with ``program``. ``work`` should also
-    parse the command line, so that errors in it are printed in the same way.
+    The code is the result of ``work`` (0 for None), ``MISUSED`` or ``INTERRUPTED``.
     """
     try:
         try:
@@ -68,7 +63,7 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, ``FAILED``, ``MISUSED`` or ``INTERRUPTED``."""
+    """Run the command; return its exit code."""
     if arguments is None:
         atexit.register(gc.freeze)  # Python would look for garbage among all objects of torch, for half a second
 
@@ -82,11 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the parsed arguments.
-
-    A command with the option ``--set`` also takes settings without it: ``train.lr=0.05`` stands for ``--set
-    train.lr=0.05``.
-    """
+    """Return the parsed arguments; ``train.lr=0.05`` stands for ``--set train.lr=0.05``."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["sweep"], ["supernode"]):  # the others are Hydra's or Flower's, and --help too
         return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
@@ -103,7 +94,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check_settings(words: Sequence[str]) -> None:
-    """Raise ``ConfigError`` for unknown settings and invalid values. This check needs no torch, which loads slowly."""
+    """Check settings without loading torch, which is slow."""
     settings = {setting.key: setting for setting in stored_settings()}
     parts = (word.partition("=") for word in words)
     assignments = {key.strip(): text for key, equals, text in parts if key.strip() and equals}

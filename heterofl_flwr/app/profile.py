@@ -1,16 +1,15 @@
-"""Print the mean cost per client of each mix, as the paper does in Tables 7 to 9.
+"""Print the mean cost per client of each mix, as in Tables 7 to 9 of the paper.
 
-The model is one of this package or of yours. The columns are:
+The columns are:
 
   ratio       parameters, relative to the global model of the mix
   parameters  number of parameters
   MACs        multiply-accumulate operations of one forward pass
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-After the row of a --mix, there is a row for each level, such as 'a1-b9: b'. After the table comes the price of each
---mix: its cost relative to separate federations, one for each level. In the federation of a level, all clients that can
-hold a model of the level take part, as often as in the mix. Without --mix, the table has the 31 mixes of equal shares
-of levels a to e. CSV has all digits, and no price.
+After each --mix come its levels, such as 'a1-b9: b'. After the table comes the price of each --mix: its cost relative
+to separate federations, one for each level. All clients that can hold a level's model take part in its federation.
+Without --mix, the table has the 31 mixes of equal shares of levels a to e. CSV has all digits, and no price.
 """
 
 import argparse
@@ -118,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
-    """Return text on the price of a mix, without and with training of smaller levels inside a client's model."""
+    """Return the line on the price of a mix."""
     from heterofl_flwr.runs.costs import price
 
     rates = [rate for rate in mix.parts if rate]
@@ -132,7 +131,7 @@ def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]
 
 
 def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
-    """Return a mix's row of the table; ``style`` is the format of the table, such as "csv"."""
+    """Return a mix's row; ``style`` is the format of the table, such as "csv"."""
     from heterofl_flwr.core.formatting import count
 
     if style == "csv":
@@ -141,17 +140,13 @@ def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
 
 
 def all_mixes(levels: str) -> list[str]:
-    """Return the mixes in the order of the paper's tables: each subset of ``levels``, with equal shares."""
+    """Return the mix of equal shares of each subset of ``levels``, in the paper's order."""
     subsets = (subset for size in range(1, len(levels) + 1) for subset in combinations(levels, size))
     return ["-".join(subset) for subset in sorted(subsets, key=lambda subset: (subset[0], len(subset), subset))]
 
 
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
-    """Return the set-up (model, options, shape of inputs) for ``name``, a data set or a model.
-
-    For a data set, the model is that of the paper. ``shape`` and ``options`` come from the user and override the
-    defaults.
-    """
+    """Return model, options and input shape for ``name``, a data set or a model."""
     from heterofl_flwr.nn.models import PAPER, Setup
     from heterofl_flwr.settings.defaults import options_of
     from heterofl_flwr.settings.flat import from_flat
@@ -172,7 +167,7 @@ def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, obj
 
 
 def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) -> "tuple[Build, Tensor]":
-    """Return a user's build function and an example input: a batch of size 1, filled with zeros."""
+    """Return a user's build function and an example input of zeros."""
     import torch
 
     from heterofl_flwr.nn.build import called_with_rate, check_build
@@ -187,7 +182,7 @@ def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) 
 def profile_rates(
     name: str, build: "Build", example: "Tensor", rates: Collection[float], device: str
 ) -> "dict[float, Profile]":
-    """Return the profile of the model of each rate, as a dictionary from rate to profile."""
+    """Return the profile of the model of each rate."""
     import torch
 
     from heterofl_flwr.nn.profile import profile

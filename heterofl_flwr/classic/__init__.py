@@ -1,7 +1,6 @@
 """HeteroFL for Flower's classic API: ``flwr.server.strategy.Strategy`` and ``NumPyClient``.
 
-The strategy passes each call to ``heterofl_flwr.HeteroFL`` and behaves like it. On the client, make a ``Task`` in
-``fit`` and ``evaluate``. Labels are sent as text in ``metrics["labels"]``::
+On the client, make a ``Task`` in ``fit`` and ``evaluate``::
 
     class Client(NumPyClient):
         def get_properties(self, config):

@@ -1,4 +1,4 @@
-"""``Clients``, an adapter from a ``ClientManager`` to a ``Grid``; conversion of classic results to reply messages."""
+"""``Clients``, an adapter from a ``ClientManager`` to a ``Grid``."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +23,13 @@ Answer = TypeVar("Answer", FitRes, EvaluateRes)
 
 
 def node_of(proxy: ClientProxy) -> int:
-    """Return a client's id as an integer; an id that is not a number is hashed."""
+    """Return a client's id as an integer; hash an id that is not a number."""
     return int(proxy.cid) if proxy.cid.isdecimal() else derive(0, "client", proxy.cid)
 
 
 @dataclass
 class Clients:
-    """Adapter through which the clients of a ``ClientManager`` can be used like nodes of Flower's ``Grid``."""
+    """Adapter from a ``ClientManager`` to a ``Grid``."""
 
     federation: Federation
     manager: ClientManager | None = None
@@ -38,7 +38,7 @@ class Clients:
 
     @property
     def are_remote(self) -> bool:
-        """Whether any client is on another machine, behind a SuperLink or the gRPC bridge of ``start_server``."""
+        """Whether any client is on another machine."""
         return any(
             hasattr(proxy, "bridge") or crosses_superlink(getattr(proxy, "grid", None))
             for proxy in self.proxies.values()
@@ -52,14 +52,14 @@ class Clients:
         return list(self.proxies)
 
     def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Call the client of each message, in parallel; return the replies in the order of the messages."""
+        """Call all clients in parallel; return the replies in the order of the messages."""
         with ThreadPoolExecutor(_THREADS) as pool:
             calls = [(message, pool.submit(self._ask, message, timeout)) for message in sent]
         # Not in the threads: numpy parses array headers here, which fails in Python 3.11.7 in two threads at once.
         return [to_reply(message, *call.result()) for message, call in calls]
 
     def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
-        """Call a client; return its answer or error, and the names of the arrays if it has batch norm moments."""
+        """Return a client's answer or error, and the names of its moments, if any."""
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # the id that the reply refers to
         try:
@@ -84,7 +84,7 @@ class Clients:
 def collect_answers(
     sent: Mapping[int, Message], results: Sequence[tuple[ClientProxy, Answer] | BaseException]
 ) -> dict[int, Answer]:
-    """Return the first answer of each client in ``sent``, by client id."""
+    """Return the first answer of each client, by client id."""
     answers = {node_of(result[0]): result[1] for result in reversed(results) if not isinstance(result, BaseException)}
     return {number: answers[number] for number in sent if number in answers}
 
@@ -94,9 +94,9 @@ def to_replies(
     answers: Mapping[int, Answer],
     failures: Sequence[tuple[ClientProxy, Answer] | BaseException],
 ) -> Iterator[Message]:
-    """Yield a reply to each sent message. A client without an answer gets an error reply.
+    """Yield a reply to each message; a client without an answer gets an error reply.
 
-    Flower does not tell which client raised an error. So each error reply lists the errors that Flower reported.
+    Flower does not tell which client raised an error, so each error reply lists all errors.
     """
     unnamed = [failure for failure in failures if isinstance(failure, BaseException)]
     errors: list[str] = sorted({f"{type(error).__name__}: {error}"[:300] for error in unnamed})

@@ -1,4 +1,4 @@
-"""Reading a node's config (``--node-config``): the level or rate that fits the node, and its partition of the data."""
+"""Level, rate and partition in a node's config (``--node-config``)."""
 
 from flwr.app import Context
 
@@ -11,7 +11,7 @@ _SYNONYMS = {messages.CAPACITY: messages.NODE_LEVEL}
 
 
 def read_capability(context: Context) -> dict[str, object]:
-    """Return config entries for a message: the rate, partition and number of partitions in the node's config."""
+    """Return the rate and partition in a node's config, as entries for a message."""
     node = context.node_config
     for key in node:
         plain = key.lower().replace("_", "-")
@@ -39,7 +39,7 @@ def read_capability(context: Context) -> dict[str, object]:
 
 
 def partition_of(context: Context) -> tuple[int, int]:
-    """Return a node's partition, from 0, and the number of partitions; raise ``ConfigError`` if one is missing."""
+    """Return a node's partition, from 0, and the number of partitions."""
     fields = read_capability(context)
     partition, parts = fields.get(messages.PARTITION), fields.get(messages.NUM_PARTITIONS)
     if not isinstance(partition, int) or not isinstance(parts, int):

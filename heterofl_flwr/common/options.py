@@ -1,8 +1,6 @@
-"""Groups of options: dataclasses that define the name, type, default, bounds and description of each option.
+"""Groups of options: dataclasses with a type, default, bounds and description for each option.
 
-Strategies, clients and the settings of a run use the same groups. In a run config, the key of an option is its alias,
-or its name in kebab-case. A field with ``exclude=True`` is an option of strategies and clients, but not a setting. The
-string below a field is its description. Types are strict: text is not converted to numbers.
+The string below a field is its description. A field with ``exclude=True`` is not a setting of a run.
 """
 
 import re
@@ -31,10 +29,7 @@ KEYS = ConfigDict(
 
 
 def check(test: Callable[[Any], object]) -> AfterValidator:
-    """Return a pydantic validator that rejects values for which ``test`` is false.
-
-    If ``test`` raises an error, this error is reported.
-    """
+    """Return a pydantic validator that rejects values for which ``test`` is false."""
 
     def validate(value: Kind) -> Kind:
         if not test(value):
@@ -56,7 +51,7 @@ Decay = Annotated[float, Strict(), Field(ge=0, lt=1), "a number of 0 or more, an
 
 
 def is_interval(value: object) -> bool:
-    """Whether a value is a valid interval: a number of rounds, such as 10, or seconds as text, such as '30s'."""
+    """Whether a value is a number of rounds, such as 10, or of seconds, such as '30s'."""
     if isinstance(value, str):
         return re.fullmatch(r"[1-9][0-9]*s", value) is not None
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -64,7 +59,7 @@ def is_interval(value: object) -> bool:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def group(kind: type[Kind]) -> type[Kind]:
-    """Class decorator for a frozen group of options, which are passed by keyword only.
+    """Class decorator for a frozen group of keyword-only options.
 
     Invalid values raise one ``ConfigError`` that lists all of them.
     """
@@ -73,12 +68,11 @@ def group(kind: type[Kind]) -> type[Kind]:
 
 @dataclass_transform()
 def with_options(kind: type[Kind]) -> type[Kind]:
-    """Class decorator like ``group``, for a class that is not frozen. Its options can also be passed by position."""
+    """Class decorator like ``group``, for a class that is not frozen and has positional options."""
     return _checked(dataclass(config=KEYS)(kind), ordered=True)
 
 
 def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
-    """Make a pydantic dataclass raise our errors, and let its options inherit descriptions from base classes."""
     construct = kind.__init__
     for name, option in kind.__pydantic_fields__.items():  # pydantic reads only descriptions in the class itself
         inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__[1:])
@@ -101,33 +95,32 @@ def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
 
 
 def specs(kind: Any) -> dict[str, FieldInfo]:
-    """Return the pydantic field of each option of a group class, by name."""
+    """Return the pydantic field of each option of a group, by name."""
     return {field.name: kind.__pydantic_fields__[field.name] for field in fields(kind)}
 
 
 def values(of: Any) -> dict[str, Any]:
-    """Return the values of the options of a group, by name."""
+    """Return the values of a group's options, by name."""
     return {name: getattr(of, name) for name in specs(of)}
 
 
 def is_group(value: object) -> bool:
-    """Whether a value is an instance of a group of options."""
+    """Whether a value is a group of options."""
     return hasattr(type(value), "__pydantic_fields__")
 
 
 def same(kind: Any, name: str) -> Any:
-    """Return a pydantic field with the same default and description as the option ``name`` of the group ``kind``."""
+    """Return a pydantic field with the default and description of option ``name`` of ``kind``."""
     option = specs(kind)[name]
     return Field(default=option.default, description=option.description)
 
 
 def pick(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
-    """Return a group of class ``kind``, made from those ``arguments`` that are options of it. Others are ignored."""
+    """Make a group from those ``arguments`` that are its options."""
     return kind(**{name: arguments[name] for name in specs(kind) if name in arguments})
 
 
 def _explain(kind: Any, error: ValidationError) -> Exception:
-    """Return an error that lists each invalid option with its value and the expected values."""
     options = {key: field for name, field in specs(kind).items() for key in (name, str(field.alias))}
     faults: dict[str, str] = {}
     for entry in error.errors(include_url=False):

@@ -1,14 +1,10 @@
 """Clipping and noise for the counting mean.
 
-The counting mean divides an entry's sum by m, the number of clients whose slices contain the entry (its holders).
-Suppose that one client can change the sum by up to C. Then it can change the mean by up to C/m. So the noise of the
-mean is the noise of the sum divided by m, and entries with few holders get more noise. An entry without a holder keeps
-its value and gets no noise.
+If one client can change the sum of an entry by up to C, it can change the mean of m clients by up to C/m. So the noise
+of the mean is the noise of the sum divided by m.
 
-A client's change is clipped to an L2 norm of C, and then rounded towards zero to whole multiples of a fixed step.
-Rounding towards zero never lengthens a change. Sums of whole steps are exact in double precision. So one client changes
-the sum by at most C, with no rounding error on top. Discrete Gaussian noise, also in whole steps, is added to the sum.
-All later computation, including rounding to the model's precision, is post-processing.
+Changes and noise are whole multiples of a step, so that sums are exact in double precision. A clipped change is rounded
+towards zero, which never lengthens it.
 """
 
 import math
@@ -39,12 +35,12 @@ BLOCK = 2**15
 
 
 class Keystream:
-    """Random bits from AES-256 in counter mode. They cannot be predicted without the key.
+    """Random bits from AES-256 in counter mode.
 
     Parameters
     ----------
     key : bytes | None
-        32 bytes, for tests only. By default, a new key from the operating system, which is never stored.
+        32 bytes, for tests only. By default, a new key, which is never stored.
     """
 
     def __init__(self, key: bytes | None = None) -> None:
@@ -53,13 +49,13 @@ class Keystream:
         self._encryptor = Cipher(cipher, modes.CTR(bytes(16))).encryptor()
 
     def words(self, number: int) -> NDArray[np.uint64]:
-        """Return the next ``number`` words of the stream; a word has 64 bits."""
+        """Return the next ``number`` words of 64 bits."""
         return np.frombuffer(self._encryptor.update(bytes(8 * number)), dtype="<u8")
 
 
 @torch.no_grad()
 def draw(stream: Keystream, shape: torch.Size) -> Tensor:
-    """Return discrete Gaussian noise with standard deviation ``DEVIATION``, as whole numbers in double precision."""
+    """Return discrete Gaussian noise with standard deviation ``DEVIATION``, in whole numbers."""
     noise = np.empty(shape.numel())
     for start in range(0, len(noise), BLOCK):
         part = noise[start : start + BLOCK]
@@ -76,7 +72,7 @@ def _values(stream: Keystream, number: int) -> NDArray[np.int64]:
 
 
 def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return ``number`` candidates of rejection sampling, and a mask of the accepted candidates."""
+    """Return candidates of rejection sampling, and a mask of the accepted ones."""
     # Bits from the top: cell of the table, sign, ``fine``, first bits of the uniform number that decides on acceptance.
     word = stream.words(number)
     cell = (word >> np.uint64(64 - _CELL_BITS)).view(np.int64)
@@ -106,12 +102,10 @@ def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
 
 @cache
 def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return two tables to draw the coarse part of a noise value by inverting its distribution function.
+    """Return the probability that the coarse part is k or more, and a table for fast draws.
 
-    The first table has the probability that the coarse part is k or more, for each k from the largest down to 1. The
-    second table divides the interval from 0 to 1 into equal cells, and has the coarse part of each cell. It has
-    ``_SPLIT`` for a cell that contains one of the probabilities. There, the coarse part depends on the exact uniform
-    number.
+    k falls from the largest to 1. The table divides the interval from 0 to 1 into cells, and has the coarse part of
+    each. It is ``_SPLIT`` where a cell has several.
     """
     # The probability of larger values is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]
@@ -131,7 +125,7 @@ _ROUNDING = 1 - 1e-6
 
 @torch.no_grad()
 def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
-    """Return ``after``, with its change from ``before`` scaled down to an L2 norm of at most ``clip``."""
+    """Return ``after``, with its change from ``before`` clipped to an L2 norm of ``clip``."""
     length = norm_between(after, before)
     if length <= clip:
         return dict(after)
@@ -141,9 +135,9 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
 
 @torch.no_grad()
 def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
-    """Clip a vector to an L2 norm of ``clip``, and express it in whole multiples of ``step``.
+    """Clip a vector to an L2 norm of ``clip``; return whole multiples of ``step``.
 
-    The multiples are rounded towards zero. The vector must be in double precision.
+    They are rounded towards zero. The vector must be in double precision.
     """
     length = math.hypot(*(part.norm().item() for part in vector.values()))
     share = min(1.0, _ROUNDING * clip / length) if length else 1.0
@@ -152,7 +146,7 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Return a sum with noise added, in the unit of the parameter. ``total`` is a sum of results of ``in_steps``."""
+    """Add noise to a sum of results of ``in_steps``; return it in the parameter's unit."""
     return (total + draw(stream, total.shape).to(total.device)).mul_(step)
 
 
@@ -166,9 +160,8 @@ def released(
 ) -> dict[str, Tensor]:
     """Return the noisy global state after a round.
 
-    ``old`` is the state before the round. ``mean`` is the counting mean of the clients' changes, in units of ``step``
-    and in double precision. ``holders(name)`` returns, for each entry of a parameter, the number of clients that sent
-    it. ``stream`` is for tests only.
+    ``mean`` is the counting mean of the changes, in units of ``step``. ``holders(name)`` is the number of clients that
+    sent each entry.
     """
     stream = stream or Keystream()
     new = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in old.items()}
@@ -187,15 +180,15 @@ ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
 
 
 def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
-    """Return the total Rényi divergence of ``releases`` noisy sums, at each order.
+    """Return the Rényi divergence of ``releases`` noisy sums, at each order.
 
-    ``noise`` is the noise multiplier: the standard deviation divided by the clipping norm.
+    ``noise`` is the standard deviation divided by the clipping norm.
     """
     return [releases * order / (2 * noise**2) for order in orders]
 
 
 def epsilon(spent: Sequence[float], delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """Return the epsilon of differential privacy for a ``delta``. ``spent`` has the Rényi divergence at each order.
+    """Return the epsilon for ``delta``. ``spent`` has the Rényi divergence at each order.
 
     The conversion is proposition 12 of Canonne, Kamath and Steinke (2020).
     """

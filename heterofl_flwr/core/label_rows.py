@@ -31,20 +31,16 @@ LabelRule = Literal["sent", "none"]
 
 
 def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
-    """Return the names of the parameters of a model's last linear layer; an empty list if no layer is linear.
-
-    ``prefix`` is the path of the model in a larger model. The names begin with it.
-    """
+    """Return the names of the last linear layer's parameters, with ``prefix`` before them."""
     layers = [(name, layer) for name, layer in model.named_modules(prefix=prefix) if isinstance(layer, nn.Linear)]
     return [parameter for name, layer in layers[-1:] for parameter, _ in layer.named_parameters(prefix=name)]
 
 
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
-    """Return the names of the classifier's parameters with one row for each class; () if the classifier is unclear.
+    """Return the names of the classifier's parameters; () if the classifier is unclear.
 
-    A model can name these parameters in its attribute ``label_rows``. Otherwise the classifier is the only linear layer
-    with the same number of outputs at every rate. If all linear layers have this property, it is the last of them. The
-    result is () if several layers are candidates, or if the candidate belongs to a decoder.
+    A model can name them in its attribute ``label_rows``. Otherwise the classifier is the only linear layer with the
+    same number of outputs at every rate. If all linear layers have this property, it is the last of them.
     """
     model, smaller = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(model, "label_rows", None)
@@ -70,12 +66,7 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
 
 
 def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str]:
-    """Return the names of possible classifiers among the ``unshrunk`` layers.
-
-    Unshrunk layers have the same number of outputs at every rate. A layer with n outputs is no classifier if a later
-    linear layer has n inputs. If no layer of the model shrinks, the last candidate remains. With it remain the
-    candidates in the same parent module that have the same number of inputs.
-    """
+    """Return possible classifiers. A layer with n outputs is none if a later one has n inputs."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)
     inputs = [layer.in_features for layer in layers.values()]
@@ -88,10 +79,7 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
 
 
 def _is_decoder(model: nn.Module, head: str) -> bool:
-    """Whether a convolution follows the linear layer ``head``, or the model is an autoencoder.
-
-    In an autoencoder, ``head`` has as many outputs as the model has inputs, and a narrower layer comes before it.
-    """
+    """Whether a convolution follows the layer ``head``, or the model is an autoencoder."""
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)]
     place = [name for name, _ in named].index(head)
     *before, layer_before = [layer for _, layer in named[: place + 1] if isinstance(layer, nn.Linear)]

@@ -1,4 +1,4 @@
-"""Slicing rules by layer type. A rule decides which entries of the global layer's parameters a smaller layer keeps."""
+"""Slicing rules by layer type: which entries of a layer's parameters a smaller layer keeps."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -25,9 +25,9 @@ _rules = Registry("register")
 def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the decorated function as the slicing rule of layer types and their subclasses.
 
-    The rule takes the global layer and the local layer, and returns a dictionary from parameter name to axes. If it
-    includes all parameters of a child layer, under names such as ``"linear_q.weight"``, the child needs no rule. The
-    new rule replaces an earlier rule of the same type::
+    The rule takes the global layer and the local layer, and returns a dictionary from parameter name to axes. A child
+    layer needs no rule if all its parameters are included, under names such as ``"linear_q.weight"``. An earlier rule
+    of the same type is replaced::
 
         @register(MyLayer)
         def my_layer(full: MyLayer, local: MyLayer) -> dict[str, Axes]:
@@ -39,10 +39,10 @@ def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
 def axes_by_name(
     full_layer: nn.Module, local: nn.Module, parts: Callable[[str], Mapping[int, int]], *, recurse: bool = True
 ) -> dict[str, Axes]:
-    """Return the axes of each parameter of a layer, for use in a slicing rule.
+    """Return the axes of each parameter of a layer, for a slicing rule.
 
-    ``parts(name)`` returns the axes of a parameter that consist of several equal parts, such as heads. It is a
-    dictionary from axis to number of parts. The slice keeps the first entries of each part.
+    ``parts(name)`` returns, by axis, the number of equal parts such as heads. The slice keeps the first entries of each
+    part.
     """
     full_parameters, parameters = (dict(layer.named_parameters(recurse=recurse)) for layer in (full_layer, local))
     is_cut = any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
@@ -67,10 +67,9 @@ def prefix_of_every_axis(full_layer: nn.Module, local: nn.Module) -> dict[str, A
 
 @register(_ConvNd)
 def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
-    """Slicing rule of convolutions: keep the first input and output channels, and the full kernel.
+    """Slicing rule of convolutions: keep the first channels, and the full kernel.
 
-    A smaller grouped convolution has fewer groups, each of the full size. If the groups became narrower instead, some
-    channels of the slice would be in another group than in the full layer.
+    A smaller grouped convolution has fewer groups, each of the full size.
     """
     if full_layer.kernel_size != local.kernel_size:
         raise ShapeError(f"kernel sizes {full_layer.kernel_size} and {local.kernel_size} differ; kernels are never cut")
@@ -87,7 +86,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Replace each sliced axis by a ``PrefixAxis``. This is for layers that drop their last groups or heads."""
+    """Return the axes of a layer that drops its last groups or heads."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
@@ -99,7 +98,7 @@ def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
 
 @register(ParametrizationList)
 def parametrized_tensor(full_layer: ParametrizationList, local: ParametrizationList) -> dict[str, Axes]:
-    """Slicing rule of parametrizations, such as weight norm: their tensors keep the first entries of every axis."""
+    """Slicing rule of parametrizations, such as weight norm: keep the first entries of every axis."""
     # Spectral norm recomputes its vectors, but other buffers, such as a random basis, are not sent.
     if any(not isinstance(step, _SpectralNorm) and list(step.buffers()) for step in full_layer):
         raise ShapeError(f"{full_layer[0]} has a buffer, which is not sent: clients would compute another tensor")
@@ -121,9 +120,9 @@ _HEADED = {
 
 @register(nn.MultiheadAttention)
 def multihead_attention(full_layer: nn.MultiheadAttention, local: nn.MultiheadAttention) -> dict[str, Axes]:
-    """Slicing rule of attention: keep all heads, and the first entries of each head.
+    """Slicing rule of attention: keep the first entries of each head.
 
-    If the local layer has fewer heads, keep only the first heads, each in full.
+    If the local layer has fewer heads, keep the first heads in full.
     """
     dropped = full_layer.num_heads != local.num_heads
     if dropped and full_layer.head_dim != local.head_dim:
@@ -144,8 +143,7 @@ _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.
 def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellBase) -> dict[str, Axes]:
     """Slicing rule of recurrent layers: keep the first rows of each gate.
 
-    In a bidirectional network, the inputs of later layers are the outputs of both directions. There, also keep the
-    first inputs from each direction.
+    In a bidirectional network, later layers keep the first inputs from each direction.
     """
     gates = next(number for kind, number in _GATES.items() if isinstance(full_layer, kind))
     directions = 2 if getattr(full_layer, "bidirectional", False) else 1
@@ -159,7 +157,7 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 
 
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of each exchanged parameter of ``local``. Tied parameters are listed under their first name."""
+    """Return the axes of each exchanged parameter of ``local``, tied ones once."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
@@ -188,7 +186,6 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
 
 
 def _check_last_layer(full_model: nn.Module, local: nn.Module) -> None:
-    """Raise ``ShapeError`` if a shallower model's classifier is named like a hidden layer of the global model."""
     layers, smaller = (
         {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)}
         for model in (full_model, local)
@@ -210,7 +207,7 @@ def _outputs(layer: nn.Linear | _ConvNd) -> int:
 
 
 def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by name. A tied parameter is listed under each of its names."""
+    """Return the shape of each parameter. A tied parameter is listed under each of its names."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if lazy := [name for name, parameter in named.items() if is_lazy(parameter)]:
         raise ShapeError(f"parameters {', '.join(lazy[:5])} have no shape yet: run one batch through the model first")
@@ -255,10 +252,6 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
 
 
 def _without_tied(full_model: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes without duplicates of tied parameters.
-
-    If the two models tie differently, raise ``ShapeError``.
-    """
     full_names, local_names = first_names(full_model), first_names(local)
     for name, tied_to in local_names.items():
         if full_names[name] != tied_to:

@@ -16,23 +16,18 @@ PADDING = 4
 def crop_flip(
     inputs: Tensor, generator: torch.Generator, black: Tensor | None = None, sizes: Sequence[int] | None = None
 ) -> Tensor:
-    """Shift each image by up to 4 pixels in each direction, and mirror it with probability 1/2.
-
-    The draws have the same distribution as torchvision's ``RandomCrop(size, padding=4)`` and
-    ``RandomHorizontalFlip()``, applied to each image.
+    """Shift each image by up to 4 pixels, and mirror it with probability 1/2.
 
     Parameters
     ----------
     inputs : Tensor
-        Normalised images (number, channels, height, width). They are not changed.
+        Normalised images (number, channels, height, width).
     generator : torch.Generator
         Generator of the draws, on the CPU.
     black : Tensor | None
-        Padding value for each channel. Give the normalised value of a black pixel, because torchvision pads before it
-        normalises. None pads with 0.
+        Padding value of each channel: the normalised value of a black pixel. None pads with 0.
     sizes : Sequence[int] | None
-        Sizes of the batches in ``inputs``, if several batches are concatenated. Each batch gets the same draws as if it
-        were augmented alone. None means a single batch.
+        Sizes of the batches in ``inputs``. Each batch gets the same draws as if it were alone.
     """
     if inputs.dim() != 4:
         raise DataError(

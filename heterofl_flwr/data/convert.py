@@ -1,4 +1,4 @@
-"""Conversion of raw splits to a ``Dataset``: labels as numbers, choice of test examples, and normalisation."""
+"""Conversion of raw splits to a ``Dataset``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,8 +37,7 @@ def to_dataset(
 ) -> Dataset:
     """Make a data set from raw splits. Without a test split, every fifth example becomes a test example.
 
-    ``normal`` has the means and standard deviations for normalisation. By default, those of each channel or column are
-    measured on the train split.
+    ``normal`` has the means and standard deviations; by default those of the train split.
     """
     raws = [train] if test is None else [train, test]
     targets, classes, names = _number_labels(raws)
@@ -68,14 +67,13 @@ def _to_floats(inputs: Tensor) -> Tensor:
 
 
 def _measure(inputs: Tensor) -> Normal:
-    """Return the mean and the standard deviation of each channel or column; a deviation of 0 becomes 1."""
     axes = [dim for dim in range(inputs.dim()) if dim != 1]
     deviation, mean = torch.std_mean(inputs, axes, correction=0)
     return Normal(tuple(mean.tolist()), tuple(torch.where(deviation > 0, deviation, 1.0).tolist()))
 
 
 def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, ...]]:
-    """Return each split's labels as numbers, the number of classes, and the class names (empty if there are none)."""
+    """Return labels as numbers, the number of classes, and the class names."""
     train, test = raws[0], raws[-1]
     if isinstance(train.labels[0], str):  # number the names in alphabetical order
         names = tuple(sorted(map(str, set(train.labels))))
@@ -98,10 +96,7 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
 
 
 def number_owners(*splits: Values | None) -> list[Tensor]:
-    """Return, for each split, the owners of its examples as numbers. Owners are numbered in alphabetical order.
-
-    Splits that are None are left out.
-    """
+    """Return the owners of each split's examples as numbers, in alphabetical order."""
     owners = [values for values in splits if values is not None]
     return _number(owners, sorted(set().union(*owners)))
 
@@ -112,14 +107,9 @@ def _number(splits: Sequence[Values], names: Sequence[int | str]) -> list[Tensor
 
 
 def hold_out(place: str, groups: Tensor) -> Tensor:
-    """Return a mask that selects test examples: every fifth example of each group, such as a class.
+    """Return a mask of the test examples: every fifth of each group, such as a class.
 
-    ``place`` is the source of the data, for error messages.
-
-    Raises
-    ------
-    DataError
-        If no group has five examples.
+    Raise ``DataError`` if no group has five examples. ``place`` is the source of the data.
     """
     sizes = groups.unique(return_counts=True)[1].tolist()
     rank = torch.empty_like(groups)

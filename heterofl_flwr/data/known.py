@@ -1,4 +1,4 @@
-"""Data sets with short names: their paths on the hub, and what is known about them before they are read."""
+"""Data sets with short names, and what is known about them before they are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from heterofl_flwr.data.dataset import Dataset, Normal
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of a table's columns that contain labels, owners and text. An empty name means the default."""
+    """Names of a table's columns of labels, owners and text; empty means the default."""
 
     label: str = ""
     owner: str | None = None  # column with each example's owner; None if owners are not read
@@ -21,7 +21,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data set of the Hugging Face hub: its path, and properties that are known before it is read."""
+    """A data set of the Hugging Face hub, and what is known before it is read."""
 
     path: str  # path on the hub, with the configuration
     shape: tuple[int, ...] = ()  # shape of one input
@@ -34,7 +34,7 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: all full rows
 
     def fill(self, named: Columns) -> Columns:
-        """Return column names in which the defaults of this data set replace the empty names of ``named``."""
+        """Return ``named``, with its empty names replaced by this data set's defaults."""
         usual = self.columns
         if usual.text and named.label:
             raise DataError(f"{self.path} is a text, without classes: found data.label={named.label!r}, expected ''")
@@ -74,13 +74,13 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 
 def short_name(name: str) -> str:
-    """Return the short name of a data set if ``name`` is its path on the hub; otherwise return ``name``."""
+    """Return a data set's short name, or ``name`` if it has none."""
     return next((short for short, source in SOURCES.items() if source.path == name), name)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Properties of a data set that a model depends on: shape of an input, number of classes, and augmentation."""
+    """Properties of a data set that a model depends on."""
 
     shape: tuple[int, ...]
     classes: int
@@ -93,10 +93,7 @@ class Facts:
 
     @classmethod
     def find(cls, name: str, label: str = "") -> Self | None:
-        """Return the facts of a data set without reading it; None if they are unknown.
-
-        ``label`` is the name of the label column. An empty name means the default column of the data set.
-        """
+        """Return the facts of a data set without reading it; None if they are unknown."""
         source = SOURCES.get(short_name(name), Source(name))
         number = source.classes.get(label) if label else next(iter(source.classes.values()), None)
         return cls(source.shape, number, source.augment) if number else None

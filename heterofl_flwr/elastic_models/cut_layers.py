@@ -1,4 +1,4 @@
-"""Slices of a traced model. Each sliced model stores a ``Slice``, and ``Plan.of`` reads it to make the model's plan."""
+"""Slices of a traced model."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,10 +20,9 @@ from heterofl_flwr.nn.layers import Scaler
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """A slice of a traced model.
+    """A slice of a traced model, and its slicing rule for ``Plan.of``.
 
-    ``channels`` describes the full model, whose channels form groups. ``widths`` has, for each group, the number of
-    channels that the slice keeps.
+    ``widths`` has, for each group of channels in ``channels``, the number that is kept.
     """
 
     channels: Channels
@@ -33,7 +32,7 @@ class Slice:
         return self
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a copy of the entries of a full tensor that the slice keeps. ``name`` is its name in the model."""
+        """Return the entries of a full tensor that the slice keeps."""
         whole_tensor = tensor
         for axis, places in enumerate(self.channels.axes.get(name, ())):
             indices = None if places is None else kept_positions(places, self.widths)
@@ -42,10 +41,7 @@ class Slice:
         return tensor.clone() if tensor is whole_tensor else tensor
 
     def places(self, names: Iterable[str]) -> dict[str, dict[int, list[tuple[int, int]]]]:
-        """Return, for each parameter and each of its sliceable axes, the places of the kept entries.
-
-        An entry's place is its group, and its channel in this group.
-        """
+        """Return the group and channel of each kept entry, by parameter and axis."""
         axes = {name: enumerate(self.channels.axes.get(name, ())) for name in names}
         return {
             name: {
@@ -57,14 +53,11 @@ class Slice:
         }
 
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-        """Slicing rule for ``Plan.of``: return axes that select the entries of ``local``, by parameter name."""
+        """Return axes that select the entries of ``local``, by parameter name."""
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
-        """Return axes that select a smaller slice from this slice, by parameter name.
-
-        ``named`` yields the names and tensors of this slice's parameters.
-        """
+        """Return axes that select a smaller slice from this slice, by parameter name."""
         if not self.channels.equal(smaller.channels):
             raise ShapeError("the two models are slices of different models, or of one that was traced differently")
         if any(its > mine for mine, its in zip(self.widths, smaller.widths, strict=True)):
@@ -100,9 +93,9 @@ Add a layer type whose output is a product with its parameters: ``SCALED[Conv1D]
 
 
 def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> None:
-    """Add a Scaler after each layer that has fewer outputs in the sliced model than in the full model.
+    """Add a Scaler after each layer that has fewer outputs than in the full model.
 
-    ``SCALED`` lists the layer types. ``ratio`` is the rate of the model divided by the global rate.
+    ``ratio`` is the rate of the model divided by the global rate.
     """
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
@@ -115,26 +108,21 @@ def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> N
 
 
 def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:
-    """Forward hook that scales a layer's output. If the output is a tuple, only its first tensor is scaled."""
     scale = scaler.train(layer.training)
     return (scale(output[0]), *output[1:]) if isinstance(output, tuple) else scale(output)
 
 
 def _outputs(layer: nn.Module) -> int | None:
-    """Return the number of outputs of a layer that a Scaler can follow; None for other layers.
-
-    The number is read from an attribute, because the weight may be parametrised.
-    """
+    """Read the number of outputs from an attribute, because the weight may be parametrised."""
     if isinstance(layer, nn.MultiheadAttention):
         layer = layer.out_proj
     return next((getattr(layer, attribute) for kind, attribute in SCALED.items() if isinstance(layer, kind)), None)
 
 
 def adjust_layers(full_model: nn.Module, model: nn.Module) -> None:
-    """Update the attributes of sliced layers that store a width, such as ``in_features``.
+    """Update attributes of sliced layers that store a width, such as ``in_features``.
 
-    Attributes that the model's code reads are updated through the trace. This function updates the others. For example,
-    torch's linear layers store their widths, but compute with the shapes of their weights.
+    The trace updates only attributes that the model's code reads.
     """
     before = dict(full_model.named_modules())
     with evaluating(model):  # in training, reading a weight with spectral norm would update its vectors

@@ -1,8 +1,7 @@
 """Trace rules of torch functions that take lengths as arguments.
 
-A rule takes the trace, the function's arguments, and ``run``, which calls the function. It links each length that the
-function takes to an axis. If the model's code has read the length from another axis, the two axes shrink in proportion.
-If the length is a literal number, the axis is never sliced.
+A rule links each length to an axis. If the model's code has read the length from another axis, both axes shrink in
+proportion. If the length is a literal number, the axis is never sliced.
 """
 
 import inspect
@@ -30,16 +29,13 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 def layer_norm(
     trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: object, **__: object
 ) -> object:
-    """Trace rule of layer norm: link the last axes of the input to the lengths in ``normalized_shape``."""
+    """Trace rule of layer norm: link the last axes to ``normalized_shape``."""
     return _use_shape(trace, run(), normalized_shape)
 
 
 @function(F.group_norm, torch.group_norm)
 def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: object, **__: object) -> object:
-    """Trace rule of group norm: a slice keeps whole groups of channels, or the same channels of every group.
-
-    If a slice drops groups, ``num_groups`` is linked to the number of remaining groups.
-    """
+    """Trace rule of group norm: keep whole groups, or the same channels of each group."""
     output = run()
     channels = trace.rows(output)[1]
     _use_groups(trace, num_groups, couple_groups(trace, channels, num_groups), channels)
@@ -49,7 +45,7 @@ def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: objec
 @function(torch.conv1d, torch.conv2d, torch.conv3d)
 @function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> object:
-    """Trace rule of grouped convolutions: if a slice drops groups, link ``groups`` to the number that remains."""
+    """Trace rule of grouped convolutions: if a slice drops groups, link their number."""
     output = run()
     groups = named.get("groups", options[4] if len(options) > 4 else 1)
     if groups > 1:
@@ -60,7 +56,7 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Link the number of groups in the model's code to the number in a slice. A literal number keeps all channels."""
+    """Link the number of groups. A literal number keeps all channels."""
     if groups is None or is_length(number):
         trace.use(number, groups)
     else:
@@ -69,10 +65,7 @@ def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | N
 
 @function(F.multi_head_attention_forward)
 def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
-    """Trace rule of ``multi_head_attention_forward``: the embedding shrinks in proportion to the heads.
-
-    This is needed because the function requires the embedding to be as wide as all heads together.
-    """
+    """Trace rule of ``multi_head_attention_forward``: the embedding shrinks in proportion to the heads."""
     output = run()
     arguments = _ATTENTION.bind(*args, **named).arguments
     outer = trace.rows(arguments["query"])[-1]
@@ -84,7 +77,7 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
-    """Trace rule of indexing with square brackets: link each bound of a Python slice to the entries before it."""
+    """Trace rule of indexing: link each bound of a Python slice to the entries before it."""
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
     if not any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index_tuple):
@@ -99,11 +92,7 @@ def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> 
 
 @function(Tensor.select, torch.select)
 def select(trace: Trace, run: Run, input: Tensor, dim: int, index: int) -> object:
-    """Trace rule of ``select``: the selected entry is kept at every rate.
-
-    The entries before it are kept too, or for a negative index those after it. So the index selects the same entry at
-    every rate.
-    """
+    """Trace rule of ``select``: the index selects the same entry at every rate."""
     _index(trace, index, trace.rows(input)[dim])
     return run()
 
@@ -125,11 +114,7 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 
 
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
-    """Apply the trace rule of a Python slice with a step: the entries within one step are kept or dropped together.
-
-    An example is the pairs of entries in rotary embeddings. If the step does not divide the axis, the axis is never
-    sliced.
-    """
+    """Keep or drop the entries within a step together, as rotary embeddings need."""
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)
         trace.positions.unite(parts, parts[:, :1])
@@ -138,7 +123,7 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Link the bound of a Python slice to the entries before it. For a negative bound, always keep those after it."""
+    """Link a bound to the entries before it. Always keep those after a negative bound."""
     if end < 0:
         trace.pin(row[end:])
         trace.sliced.append(row)
@@ -177,7 +162,7 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 
 @function(Tensor.narrow, torch.narrow)
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
-    """Trace rule of ``narrow``: link ``length`` to the selected entries, and ``start`` to the entries before these."""
+    """Trace rule of ``narrow``: link ``length`` to the selected entries, and ``start`` to those before."""
     row = trace.rows(input)[dim]
     if row is not None:
         _use_before(trace, start, row)
@@ -187,7 +172,7 @@ def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: 
 
 @function(Tensor.size, Tensor.shape.__get__)  # type: ignore[attr-defined]  # a property of C
 def size(trace: Trace, run: Run, tensor: Tensor, dim: int | None = None) -> object:
-    """Trace rule of ``size`` and ``shape``: return lengths that remember from which axis they were read."""
+    """Trace rule of ``size`` and ``shape``: return lengths that remember their axis."""
     lengths = torch.Size(trace.lengths(tensor))
     return lengths if dim is None else lengths[dim]
 
@@ -199,9 +184,9 @@ def numel(trace: Trace, run: Run, tensor: Tensor) -> int:
 
 
 def shaped(shape: slice, trace: Trace, run: Run, /, *args: Any, **named: Any) -> object:
-    """Trace rule of functions with a shape, such as ``view``: link the axes of the result to the lengths in the shape.
+    """Trace rule of functions such as ``view``: link the axes of the result to the lengths.
 
-    ``shape`` selects the positional arguments that form the shape.
+    ``shape`` selects the positional arguments that are lengths.
     """
     return _run_with_shape(trace, run, named.get("size", named.get("shape", args[shape])))
 
@@ -233,7 +218,7 @@ def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
 
 
 def _use_shape(trace: Trace, output: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Link the last axes of a tensor to lengths in the code, in the same order. A length of -1 is not linked."""
+    """Link the last axes of a tensor to lengths; -1 is not linked."""
     for length, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
         if length != -1:
             trace.use(length, row)

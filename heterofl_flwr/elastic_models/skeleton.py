@@ -1,4 +1,4 @@
-"""A copy of a model for tracing: tensors have no values, and integer attributes of layers become ``Length`` objects."""
+"""A copy of a model for tracing, without the values of tensors."""
 
 import copy
 import random
@@ -25,7 +25,7 @@ _LARGEST_WIDTH = 1 << 20
 
 
 class Number(NamedTuple):
-    """Place of an integer in a layer: the name of an attribute, and an index if the attribute is a sequence."""
+    """Place of an integer in a layer: an attribute, and an index in a sequence."""
 
     layer: str
     name: str
@@ -33,7 +33,7 @@ class Number(NamedTuple):
 
 
 def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
-    """Return, by name, the attribute dictionaries of all layers, and all dicts and lists nested in them."""
+    """Return the attribute dictionaries of all layers, and all containers in them, by name."""
     containers = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
     names, seen = list(containers), set(map(id, containers.values()))
     for name in names:  # the loop appends to it
@@ -51,10 +51,7 @@ def entries(container: dict[Any, Any] | list[Any]) -> dict[Any, Any]:
 
 
 def other_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return, by name, the tensors in layers' attributes that are neither parameters nor buffers.
-
-    An example is a tensor that an earlier call of the model has stored in a layer.
-    """
+    """Return tensors in layers' attributes that are neither parameters nor buffers, by name."""
     registered = set(map(id, named_tensors(model).values()))
     values = {
         f"{name}{key}": value
@@ -65,9 +62,9 @@ def other_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """Return a copy of a model with other tensors. ``new(name, tensor)`` returns the replacement of each tensor.
+    """Return a copy of a model with the tensors that ``new(name, tensor)`` returns.
 
-    Tensors that are shared in the model are shared in the copy too.
+    Shared tensors stay shared.
     """
     memo: dict[int, object] = {}
     for name, tensor in (named_tensors(model) | other_tensors(model)).items():
@@ -84,11 +81,10 @@ def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Modu
 
 
 class Skeleton:
-    """A copy of a model on torch's meta device, for tracing. It knows which of its layers is running.
+    """A copy of a model on torch's meta device, for tracing.
 
-    ``says_tracing`` is the result of ``torch.jit.is_tracing()`` while the copy runs. If it is True, some models skip
-    checks of values, such as whether a mask is all True. But other models then compute lengths as tensors, and such
-    lengths cannot be traced.
+    While it runs, ``torch.jit.is_tracing()`` returns ``says_tracing``. If it is True, some models skip checks of
+    values; others compute lengths as tensors, which cannot be traced.
     """
 
     def __init__(self, model: nn.Module, says_tracing: bool) -> None:
@@ -116,19 +112,16 @@ class Skeleton:
 
     @property
     def place(self) -> str:
-        """Description of the layer that is running, for error messages."""
+        """The layer that is running, for error messages."""
         name, layer = self.at_work
         return f"layer {name or '(the model itself)'} of type {type(layer).__name__}"
 
     def names_in(self, called: Call) -> list[str]:
-        """Return the names of the parameters and buffers among the inputs of an operator call."""
+        """Return the names of the parameters and buffers that an operator call reads."""
         return [self._names[id(tensor)] for tensor in called.inputs if id(tensor) in self._names]
 
     def remember(self, trace: Trace) -> dict[Number, Source]:
-        """Start a trace: give each tensor new positions, and replace each integer attribute of a layer by a ``Length``.
-
-        Return the source of each ``Length``, by the place of the integer.
-        """
+        """Start a trace: replace integers of layers by ``Length`` objects; return their sources."""
         trace.fresh(*named_tensors(self.model).values())
         for name, tensor in other_tensors(self.model).items():
             trace.fresh(tensor)
@@ -152,11 +145,9 @@ class Skeleton:
         return sources
 
     def run(self, example_inputs: object, mode: bool, *watching: AbstractContextManager[object]) -> object:
-        """Run the copy on inputs without values and return its output; ``mode`` True means training mode.
+        """Run the copy on inputs without values, in training mode if ``mode`` is True.
 
-        Batch norm stays in evaluation mode, because it rejects small batches in training mode. All runs make equal
-        random draws, for example for stochastic depth. Einsum multiplies its operands from left to right. ``watching``
-        are context managers that are active during the run.
+        Batch norm stays in evaluation mode, because it rejects small batches. All runs make equal random draws.
         """
         self._path.clear()
         _clear_einops()
@@ -182,7 +173,7 @@ class Skeleton:
 
 
 def _clear_einops() -> None:
-    """Clear the caches of einops. A cached shape would hide from the trace the axes that its lengths come from."""
+    """Clear the caches of einops, which hide from the trace where lengths come from."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "einops":
             for function in vars(module).values():

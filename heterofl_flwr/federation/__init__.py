@@ -1,1 +1,1 @@
-"""The server's side of federated learning without Flower: clients, levels, rounds, evaluation and records."""
+"""The server's side of federated learning, without Flower."""

@@ -1,4 +1,4 @@
-"""Architectures: the parameters that are sent to clients, the slices of each rate, and checks of global states."""
+"""Architectures: the parameters that are sent to clients, and the slice of each rate."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -47,30 +47,30 @@ Value = TypeVar("Value")
 
 
 class Architecture:
-    """The shared parameters of a federation, and the slice of them for each rate.
+    """The shared parameters of a federation, and the slice of each rate.
 
-    In this base class, no parameters are shared: each client has a model of its choice and sends no parameters.
+    In this base class, each client has a model of its choice and sends no parameters.
 
     Attributes
     ----------
     mix, options, seed
-        The mix of rates, the server's options, and the random seed of the run.
+        The mix, the server's options, and the random seed of the run.
     shared
-        Patterns (``fnmatch``) of the names of parameters that clients receive and send back.
+        Patterns (``fnmatch``) of the names of shared parameters.
     personal
-        Whether some parameters stay with each client and are never averaged.
+        Whether some parameters stay with each client.
     model
         The global model, as a template: its values have no meaning.
     global_plan
-        The plan (``Plan``) with all entries of the global model.
+        The plan of the whole global model.
     dtypes
         The dtype of each parameter in messages.
     rows
-        Names of the parameters with one row for each class, such as the classifier's weight.
+        Names of the parameters with one row for each class.
     ignores_labels
         Whether the labels in replies are ignored.
     channel_order
-        The order of channels by importance; None if slices do not depend on importance.
+        The order of channels by importance, or None.
     """
 
     personal = True
@@ -89,7 +89,7 @@ class Architecture:
 
     @property
     def clients_keep(self) -> bool:
-        """Whether clients store personal parameters, or the state of a stage, between rounds."""
+        """Whether clients store parameters or the state of a stage between rounds."""
         return self.personal or any(stage.keeps_client_state for stage in self.options.stages)
 
     @property
@@ -98,51 +98,48 @@ class Architecture:
         return True
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan of a rate's slice: the first channels of each layer. It covers shared parameters only."""
+        """Return the plan of a rate's slice: the first channels of each layer."""
         return self.global_plan
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the plan of a client's slice in a round; ``partition`` is the client's number."""
+        """Return the plan of a client's slice in a round."""
         return self.plan(rate)
 
     def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the number of channels of each batch norm layer in the model of ``rate``, by layer name."""
+        """Return the number of channels of each batch norm layer, by layer name."""
         return {}
 
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the names of the parameters that clients of a rate receive but do not train."""
+        """Return the names of parameters that clients of a rate receive but do not train."""
         return frozenset()
 
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters in a rate's model; empty if it has none.
-
-        Frozen parameters are not sent.
-        """
+        """Return a hash of the frozen parameters, which are not sent; empty without any."""
         return ""
 
     def slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
-        """Return the function by which the slice rule ``rule`` selects the entries of a slice in a round."""
+        """Return the function that selects the entries of a slice in a round."""
         number = window_number(server_round, self.options.slicing.roll_by)
         return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
 
     def nested_rates(self, rate: float) -> list[float]:
-        """Return ``rate``, followed by the smaller rates of the mix whose slices lie inside the slice of ``rate``."""
+        """Return ``rate`` and the smaller rates of the mix whose slices lie inside its slice."""
         slicing = self.options.slicing
         is_nested = slicing.slice_rule in NESTED_RULES and not slicing.by_level
         nested = self.mix.rates_inside(rate) if is_nested else ()
         return [rate, *nested]
 
     def initial_state(self) -> State:
-        """Return the shared parameters of a newly built global model; equal random seeds give equal values."""
+        """Return the shared parameters of a newly built global model."""
         return {}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check the values of a global state; return its shared parameters in the dtypes of messages."""
+        """Check a global state; return its shared parameters in the dtypes of messages."""
         return {}
 
 
 def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["GlobalModel", float], Value]:
-    """Cache the results of a method of one argument, ``rate``. Each instance has a cache of its own."""
+    """Cache the results of a method by rate, for each instance."""
 
     @wraps(method)
     def cached(self: "GlobalModel", rate: float) -> Value:
@@ -155,7 +152,7 @@ def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["Globa
 
 
 class GlobalModel(Architecture):
-    """Architecture with one global model. Each client gets a slice with the shapes of ``build(rate)`` at its rate."""
+    """Architecture with one global model. Each client gets a slice with the shapes of ``build(rate)``."""
 
     personal = False
 
@@ -186,7 +183,7 @@ class GlobalModel(Architecture):
 
     @_cached
     def plan(self, rate: float) -> Plan:
-        """Return the plan of a rate's slice: the first channels of each layer. It covers shared parameters only."""
+        """Return the plan of a rate's slice: the first channels of each layer."""
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":
@@ -196,7 +193,7 @@ class GlobalModel(Architecture):
         return shared_part(plan, self.shared)
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the plan of a client's slice in a round; ``partition`` is the client's number."""
+        """Return the plan of a client's slice in a round."""
         rule = self.options.slicing.slice_rule
         if rule in NESTED_RULES:
             return self.plan(rate)
@@ -208,7 +205,7 @@ class GlobalModel(Architecture):
 
     @_cached
     def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the number of channels of each batch norm layer in the model of ``rate``, by layer name."""
+        """Return the number of channels of each batch norm layer, by layer name."""
         return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
 
     @property
@@ -218,17 +215,13 @@ class GlobalModel(Architecture):
 
     @property
     def _frozen(self) -> set[str]:
-        """Names of frozen parameters, which noise could change; empty in a run without privacy noise."""
+        """Names of frozen parameters, which noise could change; empty without privacy noise."""
         parameters = self.model.named_parameters() if self.options.privacy.noise else ()
         return {name for name, parameter in parameters if not parameter.requires_grad}
 
     @_cached
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the names of the parameters that clients of a rate receive but do not train.
-
-        Their names match a pattern in the model's attribute ``untrained``, or they are frozen and the run has privacy
-        noise.
-        """
+        """Return the names of parameters that clients of a rate receive but do not train."""
         if self.trains_all:
             return frozenset()
         patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
@@ -237,14 +230,11 @@ class GlobalModel(Architecture):
 
     @_cached
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters in a rate's model; empty if it has none.
-
-        Frozen parameters are not sent.
-        """
+        """Return a hash of the frozen parameters, which are not sent; empty without any."""
         return fingerprint(self.build(rate))
 
     def initial_state(self) -> State:
-        """Return the shared parameters of a newly built global model; equal random seeds give equal values."""
+        """Return the shared parameters of a newly built global model."""
         state = initial_state(self.build, self.mix.global_rate, self.seed)
         if equals(state, self.model) and equals(
             initial_state(self.build, self.mix.global_rate, self.seed + 1), self.model
@@ -258,10 +248,7 @@ class GlobalModel(Architecture):
         return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check the values of a global state; return its shared parameters in the dtypes of messages.
-
-        Buffers are left out.
-        """
+        """Check a global state; return its shared parameters in the dtypes of messages."""
         # A ``state_dict`` lists a tied parameter under each of its names. The last entry counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
@@ -280,7 +267,6 @@ class GlobalModel(Architecture):
         return checked
 
     def _find_rows(self, exchanged: Collection[str]) -> list[str]:
-        """Return the names of the shared parameters with one row for each class."""
         label_rows = self.options.averaging.label_rows
         names = find_label_rows(self.build, self.mix) if label_rows is None else label_rows
         rows = dict.fromkeys(self._first_names.get(name, name) for name in names)
@@ -288,7 +274,6 @@ class GlobalModel(Architecture):
 
 
 def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise ``ConfigError`` if frozen parameters in ``state`` differ from the values that ``build`` gives them."""
     for name, parameter in frozen.items():
         if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
             raise ConfigError(
@@ -299,5 +284,4 @@ def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tenso
 
 
 def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor may be converted to ``dtype``: the dtypes are equal, or both are floating-point types."""
     return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)

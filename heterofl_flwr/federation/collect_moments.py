@@ -1,4 +1,4 @@
-"""Collection of static batch norm moments from clients: the layers to measure, checks, and a sum for each rate."""
+"""Collection of static batch norm moments from clients."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ ANSWER_MOMENTS = (
 class CollectedMoments:
     """Batch norm moments from clients, collected in one round.
 
-    Call ``add`` or ``refuse`` for each client that was queried, then ``result``.
+    Call ``add`` or ``refuse`` for each queried client, then ``result``.
 
     Parameters
     ----------
@@ -33,14 +33,14 @@ class CollectedMoments:
     rates : Mapping[int, Sequence[float]]
         The rates that each client evaluates, by node id.
     remote : bool
-        True if the clients are other machines. Their moments are then summed robustly, if no noise is added.
+        Whether the clients are other machines. Their moments are then summed robustly, unless noise is added.
 
     Attributes
     ----------
     norms : dict[int, Norms]
-        For each client to query, the batch norm layers of its models. It is empty if the run needs no moments.
+        The batch norm layers to measure, by node id; empty if the run needs no moments.
     faults : dict[str, str]
-        By client name, the reason why the client's moments are not used.
+        The reason why a client's moments are not used, by client name.
     """
 
     def __init__(self, federation: Federation, rates: Mapping[int, Sequence[float]], *, remote: bool) -> None:
@@ -58,7 +58,7 @@ class CollectedMoments:
             }
 
     def add(self, moments: Mapping[float, Moments]) -> None:
-        """Add a client's moments of each rate to the sums. If any do not fit, raise ``ReplyError`` and add none."""
+        """Add a client's moments. If any do not fit, raise ``ReplyError`` and add none."""
         architecture, privacy = self._federation.architecture, self._options.privacy
         expected = self._options.averaging.fidelity.moments
         for rate, client_moments in moments.items():
@@ -79,10 +79,9 @@ class CollectedMoments:
         self.faults[self._federation.nodes.name(node_id)] = fault.reason
 
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
-        """Return the sum of all clients' moments for each rate, with noise if the run has privacy noise.
+        """Return the sum of the moments for each rate, with the run's privacy noise.
 
-        ``needed`` is True if the run has no earlier moments. Then ``RoundError`` is raised if clients were refused and
-        no usable moments remain.
+        If they are ``needed``, raise ``RoundError`` if clients were refused and no usable moments remain.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy

@@ -1,8 +1,4 @@
-"""A federation: an architecture, the registered clients, and their levels.
-
-This package does not import Flower. The packages ``strategies`` and ``classic``, for Flower's two APIs, translate
-between Flower's messages and this package.
-"""
+"""A federation: an architecture, the registered clients, and their levels."""
 
 import secrets
 from collections.abc import Collection, Mapping
@@ -24,11 +20,11 @@ class Federation:
     Attributes
     ----------
     architecture
-        The parameters that are sent to clients, and the slices of each rate.
+        The parameters that are sent to clients, and the slice of each rate.
     nodes, levels
-        The registered clients of this run, and their rates.
+        The registered clients, and their rates.
     run_key
-        Random id of the run. Clients discard the state that they stored in other runs.
+        Random id of the run. Clients discard the state of other runs.
     """
 
     def __init__(self, architecture: Architecture, assignment: Assignment = "fix") -> None:
@@ -38,7 +34,6 @@ class Federation:
         self.reset()
 
     def _check_options(self) -> None:
-        """Raise ``ConfigError`` if options contradict one another."""
         personal, slice_rule = self.architecture.personal, self.options.slicing.slice_rule
         if self.mix.idle and (self.assignment == "dynamic" or personal):
             raise ConfigError(
@@ -71,16 +66,13 @@ class Federation:
 
     @property
     def setup(self) -> dict[str, str]:
-        """Dictionary with the mix, the seed and the stages of the run as text.
-
-        A run can resume only from a checkpoint with an equal setup.
-        """
+        """Mix, seed and stages as text. A run resumes only from an equal setup."""
         rates = f"{self.mix}, {self.assignment}, global rate {self.mix.global_rate:g}"
         stages = ", ".join(map(stage_name, self.options.stages))
         return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
 
     def load(self, state: RunState) -> None:
-        """Resume a run from ``state``. All clients are queried again, because they may have changed since."""
+        """Resume a run from ``state``. All clients are queried again."""
         setup = self.setup
         if changes := [
             f"{name} was {value} and is {setup.get(name)}"
@@ -98,10 +90,10 @@ class Federation:
     def register(
         self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
     ) -> None:
-        """Register new clients. ``answers`` has each client's answer to the capability query, or a ``Fault``.
+        """Register new clients by their answers to the capability query.
 
-        A client with a ``Fault`` or an invalid answer gets the mix's smallest rate. If such clients are too many,
-        ``check_faults`` raises ``RoundError``.
+        A client with a ``Fault`` or an invalid answer gets the mix's smallest rate. Too many of them raise
+        ``RoundError``.
         """
         self.levels.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
         names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
@@ -119,8 +111,7 @@ class Federation:
     def evaluated_rule(self) -> SliceRule:
         """Slice rule of the models that clients evaluate.
 
-        With moving slices, it is the slice rule of training if every client evaluates the global model. In all other
-        cases, it is ``prefix``.
+        It is ``prefix``, or that of training if every client evaluates the global model.
         """
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
@@ -130,6 +121,6 @@ class Federation:
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
         """Return the function that selects the slice to evaluate at ``rate``.
 
-        Under the slice rule ``random-client``, slices depend on the client. Here, the slice of client 0 is used.
+        Under the slice rule ``random-client``, it is the slice of client 0.
         """
         return self.architecture.slice_function(self.evaluated_rule, server_round, rate)

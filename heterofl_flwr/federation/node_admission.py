@@ -1,7 +1,4 @@
-"""Admission of new nodes: the largest rate of each node, also without a usable answer to the capability query.
-
-The class ``Limits`` also has bounds on replies, which are checked in other modules.
-"""
+"""Admission of new nodes: the largest rate of each node."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -23,7 +20,7 @@ Answers = Mapping[int, Capability | Fault]
 
 
 def _read_named(value: object) -> dict[str, Any]:
-    """Return a mapping by node name. ``value`` is such a mapping, or text such as ``phone=c,camera=a``."""
+    """Return a mapping by node name, also from text such as ``phone=c,camera=a``."""
     if isinstance(value, str):
         pairs = [pair.split("=", 1) for pair in value.split(",")] if value.strip() else []
         named = {name.strip(): level.strip() for name, level in pairs}  # a part without "=" raises ValueError
@@ -86,7 +83,7 @@ class Limits:
     """partitions of nodes, by registered name or node id; other nodes never get these partitions"""
 
     def check_levels(self, mix: Mix, assignment: str) -> None:
-        """Raise ``ConfigError`` if a level in the table ``levels`` is larger or smaller than those of ``mix``."""
+        """Raise ``ConfigError`` if a level in the table ``levels`` is outside the range of ``mix``."""
         wide = [who for who, level in self.levels.items() if rate_of(level) > mix.global_rate]
         faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
         if assignment == "dynamic":
@@ -97,10 +94,7 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return a client's capability under these limits.
-
-        The server's tables take precedence over ``reported``, the capability that the client reported.
-        """
+        """Return a client's capability under these limits. The server's tables take precedence."""
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
         bound = self.partitions.get(name, self.partitions.get(node_id))
@@ -127,10 +121,9 @@ def admit(
     unusable: Capability,
     check: Callable[[Capability], None],
 ) -> tuple[dict[int, Capability], dict[int, str]]:
-    """Return, by node id, the capabilities of all new clients under ``limits``, and the reasons of unusable answers.
+    """Return the capabilities of new clients, and the reasons of unusable answers, by node id.
 
-    A client with an unusable answer gets the capability ``unusable``. ``check`` raises ``ReplyError`` for an invalid
-    capability.
+    A client with an unusable answer gets the capability ``unusable``.
     """
     admitted, faults = {}, {}
     for node_id, answer in answers.items():
@@ -148,11 +141,7 @@ def admit(
 
 
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
-    """Warn of new clients without a usable answer; raise ``RoundError`` if too few clients have a known capability.
-
-    The minimum is the number of replies that a round needs. Without this error, most clients would silently train only
-    the smallest model.
-    """
+    """Warn of unusable answers; raise ``RoundError`` if too few clients have a known capability."""
     usable, smallest = total - len(faults), mix.rates[-1]
     least = min(least_replies(min_replies, total), total)
     if usable < least and smallest < mix.global_rate:

@@ -1,4 +1,4 @@
-"""A round of training: the sampled clients and their slices, their replies or failures, and the new global model."""
+"""A round of training."""
 
 import logging
 import re
@@ -40,10 +40,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Rate, level and slice at which a sampled client trains.
+    """Rate, level and slice of a sampled client.
 
-    ``sent`` is for asynchronous runs only: the version of the slice that the client received. It may stem from an
-    earlier round.
+    ``sent`` is the version of the slice that it received, in an asynchronous run.
     """
 
     rate: float
@@ -58,13 +57,13 @@ class Round:
     Attributes
     ----------
     trainable
-        The clients that can be sampled to train.
+        The clients that can be sampled.
     needed
         The number of usable replies to wait for.
     slices
-        Rate, level and slice of each sampled client, in the order in which replies are added.
+        Rate, level and slice of each client, in the order in which replies are added.
     answers
-        Number of examples and metrics of each client whose reply was added.
+        Number of examples and metrics in each added reply.
     silent
         Clients that did not answer in time.
     log
@@ -124,8 +123,7 @@ class Round:
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
         """Add a client to the round.
 
-        ``sampled`` is None if the client's training begins now. In an asynchronous run, training may have begun in an
-        earlier round; ``sampled`` then has the rate and slice from that round.
+        Pass ``sampled`` if its training has begun in an earlier round.
         """
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
@@ -144,24 +142,21 @@ class Round:
             )
 
     def note_sent(self, node_id: int, num_bytes: int) -> None:
-        """Record the number of bytes sent to a client in the log of the round."""
+        """Record the number of bytes sent to a client."""
         self._sent_bytes[node_id] = num_bytes
         level = self.slices[node_id].level
         self.log.bytes_down += num_bytes
         self.log.bytes_by_level[level] = self.log.bytes_by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
-        """Return a generator that yields the stages' queries to clients before training. Send it the clients' answers.
-
-        At its end, the generator returns extra config entries for the instruction of each client that may train.
-        """
+        """Yield the stages' queries before training; return extra config entries for each client."""
         clients = self.slices.items()
         return self._chain.before(
             {id_: Update(plan=client.plan, tensors={}, rate=client.rate) for id_, client in clients}
         )
 
     def add(self, node_id: int, reply: TrainReply) -> None:
-        """Add a client's reply to the mean of the round; raise ``ReplyError`` if it does not fit the client's slice."""
+        """Add a client's reply to the mean; raise ``ReplyError`` if it does not fit."""
         sampled, nodes = self.slices[node_id], self._federation.nodes
         equal = self._options.averaging.weights == "equal"
         if reply.capacity is not None:
@@ -197,10 +192,7 @@ class Round:
             nodes.set_capacity(node_id, reply.capacity)
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Record a remark on a client whose clock is wrong.
-
-        The clock is wrong if it dates the client's reply in the future, or earlier than the instruction.
-        """
+        """Record a remark if a client's clock must be wrong."""
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
@@ -208,7 +200,6 @@ class Round:
             self._remarks[text].append(node_id)
 
     def _is_unchanged(self, sampled: Sampled, reply: TrainReply) -> bool:
-        """Whether the parameters in a reply equal those that the client was sent."""
         if reply.form != FULL_PRECISION:
             return self._chain.summing is None and not any(tensor.any() for tensor in reply.tensors.values())
         axes, version = sampled.plan.axes, sampled.sent
@@ -218,11 +209,7 @@ class Round:
         return bool(axes) and all(torch.equal(reply.tensors[name], sent[name]) for name, sent in slices)
 
     def refuse(self, node_id: int, fault: Fault) -> None:
-        """Record and log the reason why a client's reply is not used.
-
-        In a round with spare clients, a client without an answer is recorded only if the round ends with too few
-        replies.
-        """
+        """Record and log the reason why a client's reply is not used."""
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
             if fault.kind == "silent" and self._options.sampling.spare:  # close() finds out if too few replied
@@ -232,8 +219,7 @@ class Round:
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
         """Remove a client from the round without recording a failure.
 
-        This serves subclasses of the strategy that drop messages. If they drop a client's reply, ``reply_bytes`` is its
-        size. If they drop the message to the client, it is None.
+        This serves subclasses of the strategy that drop messages. ``reply_bytes`` is the size of a dropped reply.
         """
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))
@@ -243,7 +229,6 @@ class Round:
         self.needed = min(self.needed, len(self.slices))
 
     def _note_fault(self, node_id: int, fault: Fault) -> None:
-        """Record the reason of a client's failure. Log a warning too, except for a simulated failure."""
         nodes = self._federation.nodes
         partition = nodes.partition(node_id)
         if fault.kind == "failed":
@@ -315,7 +300,7 @@ class Round:
         )
 
     def _failed_levels(self) -> dict[str, str]:
-        """Return a hint for each level whose clients all failed by the same error, while other clients trained."""
+        """Return a hint for each level whose clients all failed by the same error."""
         errors: dict[float, set[str]] = defaultdict(set)
         for node_id, sampled in self.slices.items():
             # Without numbers, because a shape in an error may have the size of the client's batch.

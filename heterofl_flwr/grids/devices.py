@@ -1,7 +1,4 @@
-"""Simulated devices: speed, availability and power of the clients' devices.
-
-Random draws are functions of the seed, the round, the partition and the rate. So no state is stored between rounds.
-"""
+"""Simulated devices: speed, availability and power of the clients' devices."""
 
 import math
 import random
@@ -53,7 +50,7 @@ Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A client in a round: the values on which the random draws for its device depend."""
+    """A client in a round, on which the random draws for its device depend."""
 
     seed: int
     server_round: int
@@ -61,12 +58,12 @@ class Turn:
     rate: float
 
     def draws(self, purpose: str) -> random.Random:
-        """Return a random generator for one kind of random draw, which ``purpose`` names."""
+        """Return a random generator for one purpose."""
         return generator(self.seed, f"device-{purpose}", self.server_round, self.partition)
 
     @property
     def progress(self) -> float:
-        """Random fraction of the client's work that is done when its device drops out."""
+        """Fraction of the client's work that is done when its device drops out."""
         return self.draws("reached").random()
 
 
@@ -76,12 +73,11 @@ class Devices:
     Parameters
     ----------
     profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
-        Profiles by level or rate. A rate without a profile uses the profile of the next larger rate; the largest
-        profile if no larger rate has one.
+        Profiles by level or rate. A rate without a profile uses that of the next larger rate, or else the largest.
     work : Workload
-        Function that returns the number of multiplications of a client, such as a ``TrainingCost`` of this module.
+        Function that returns the number of multiplications of a client, such as a ``TrainingCost``.
     deadline : float
-        Simulated seconds that a round waits for replies; by default without limit.
+        Simulated seconds that a round waits for replies.
     """
 
     def __init__(self, profiles: Profiles, work: Workload, *, deadline: float = math.inf) -> None:
@@ -144,9 +140,7 @@ PASSES = 3
 
 
 class TrainingCost:
-    """Callable that returns the number of multiplications of a client's training in a round.
-
-    Multiplications of a forward pass are counted once for the model of each rate.
+    """Callable that returns the multiplications of a client's training in a round.
 
     Parameters
     ----------
@@ -157,9 +151,9 @@ class TrainingCost:
     epochs : int
         Passes over a client's examples in a round.
     inputs : float
-        Number of model inputs for each training example. For text it is above 1, because a row is split into several.
+        Number of model inputs for each training example. For text it is above 1, because rows are split.
     widths, rates : InnerWidths, Sequence[float]
-        Which smaller models inside the client's model are also trained in a step, and all rates of the mix.
+        Which smaller models are also trained in a step, and all rates of the mix.
     """
 
     def __init__(
@@ -176,7 +170,7 @@ class TrainingCost:
         self._macs = cache(lambda rate: build_and_profile(build, rate, example)[1].macs)
 
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
-        """Return the multiplications of a client's training in a round. ``kind`` and ``partition`` are ignored."""
+        """Return the multiplications of a client's training in a round."""
         passes = mean_passes(self._widths, rate, self._rates)
         forward = math.fsum(number * self._macs(inner) for inner, number in passes.items())
         return PASSES * self._epochs * examples * (self._inputs * forward)

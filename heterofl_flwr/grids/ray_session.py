@@ -1,8 +1,4 @@
-"""The connection to Ray, from the first Ray grid of this process to the last.
-
-If ``RAY_ADDRESS`` is set, this process joins a cluster. Otherwise it starts Ray on this machine, and ends Ray after the
-last grid.
-"""
+"""The connection to Ray. With ``RAY_ADDRESS``, join a cluster; otherwise start Ray on this machine."""
 
 import logging
 import os
@@ -46,7 +42,7 @@ _SETTINGS = {
 
 
 class Session:
-    """The connection to Ray. All grids of this process share it."""
+    """The connection to Ray, which all grids of this process share."""
 
     _grids: ClassVar[int] = 0
     _environment: ClassVar[Mapping[str, str]] = {}  # variables with which this process started Ray
@@ -55,7 +51,7 @@ class Session:
 
     @classmethod
     def enter(cls) -> Mapping[str, str]:
-        """Count one more grid, and join or start Ray for the first. Return the environment variables of its actors."""
+        """Connect for the first grid; return the environment variables of its actors."""
         environment = _environment()
         with cls._lock, ExitStack() as started:
             if cls._grids == 0:
@@ -65,7 +61,7 @@ class Session:
 
     @classmethod
     def leave(cls) -> None:
-        """Count one grid less. After the last one, leave the cluster, or end Ray if this process started it."""
+        """Disconnect after the last grid. End Ray if this process started it."""
         with cls._lock:
             cls._grids -= 1
             if cls._grids == 0:
@@ -73,10 +69,7 @@ class Session:
 
 
 def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
-    """Join or start Ray. Return the environment variables with which Ray was started; empty if Ray was joined.
-
-    ``started`` gets callbacks that leave or end Ray.
-    """
+    """Join or start Ray; return the environment variables with which it was started."""
     if ray.is_initialized():
         return {}
     address = os.environ.get("RAY_ADDRESS")
@@ -104,17 +97,12 @@ def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str,
 
 
 def _probe(address: str) -> None:
-    """Raise ``OSError`` if nothing listens at an address. An address without a port (``auto``) is not checked."""
     place = urlsplit(f"//{address.rpartition('://')[2]}")
     if place.port is not None:
         socket.create_connection((place.hostname or "", place.port), SECONDS_TO_CONNECT).close()
 
 
 def _start(environment: Mapping[str, str], started: ExitStack) -> None:
-    """Start Ray on this machine with a temporary folder.
-
-    ``started`` gets callbacks that end Ray and remove the folder.
-    """
     default, short = tempfile.gettempdir(), Path("/tmp")  # noqa: S108  # on purpose
     folder = tempfile.mkdtemp(prefix="ray-", dir=short if len(default) >= LONGEST and short.is_dir() else default)
     started.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -135,14 +123,14 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
 
 
 def _read_authentication() -> None:
-    """Make Ray read its authentication mode from the environment. Otherwise Ray reads the mode only on import."""
+    """Make Ray read its authentication mode again. It reads the mode only on import."""
     native: Any = ray._raylet
     native.AuthenticationTokenLoader.instance().reset_cache()
     native.Config.initialize("")
 
 
 def shut_down() -> None:
-    """Disconnect from Ray, and wait for the end of the Ray processes that this process has started."""
+    """Disconnect from Ray, and wait for the end of the processes that it started."""
     node: Any = ray._private.worker._global_node
     started: list[Any] = [info.process for infos in node.all_processes.values() for info in infos] if node else []
     ray.shutdown()
@@ -152,7 +140,7 @@ def shut_down() -> None:
 
 
 def check_alive() -> None:
-    """Raise ``HeteroFLError`` if a Ray process that this process has started is dead. Otherwise calls would hang."""
+    """Raise ``HeteroFLError`` if a Ray process is dead. Calls would hang."""
     node: Any = ray._private.worker._global_node
     for name in ("gcs_server", "raylet"):
         for info in node.all_processes.get(name, ()) if node else ():
@@ -163,7 +151,7 @@ def check_alive() -> None:
 
 
 def _init(**options: Any) -> None:
-    """Call ``ray.init`` without output, and undo its change of the handler of SIGTERM."""
+    """Call ``ray.init`` without output, and restore the handler of SIGTERM."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
@@ -174,7 +162,6 @@ def _init(**options: Any) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return environment variables for actors. They set the import path, and one thread for each numerical library."""
     modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     inherited = {name: os.environ[name] for name in (VARIABLE, SHARED) if name in os.environ}

@@ -1,4 +1,4 @@
-"""``Windowed``: proxy for a grid that limits the number of unanswered messages."""
+"""``Windowed``, a grid that limits the number of unanswered messages."""
 
 from collections.abc import Iterable
 
@@ -13,21 +13,18 @@ from heterofl_flwr.transport.relay import Relay
 class Windowed(Relay):
     """Proxy for a grid that limits the number of messages in flight, and thereby the memory for replies.
 
-    A message is in flight until ``send_and_receive`` yields its reply. Replies are yielded in the order of the
-    messages. If the strategy aggregates replies one by one, a round needs memory for ``window`` replies, however many
-    clients it has. When half of the window is free, it is filled with new messages at once, so that a ``LocalGrid`` can
-    group them.
+    A message is in flight until ``send_and_receive`` yields its reply. Replies are in the order of the messages. When
+    half of the window is free, it is filled at once, so that a ``LocalGrid`` can group messages.
 
-    All other methods pass calls on to ``grid``, which the caller must close. Messages that are sent by
-    ``push_messages``, as in rounds with spare clients, are not limited.
+    Close ``grid`` yourself. Messages sent by ``push_messages``, as in rounds with spare clients, are not limited.
 
     Parameters
     ----------
     grid : Grid
         Any grid of Flower, or a ``LocalGrid``.
     window : int
-        Maximum number of messages in flight. Use at least twice the number of clients that the grid runs at once. With
-        less, some workers are idle.
+        Maximum number of messages in flight. Use at least twice the number of clients that the grid runs at once, or
+        some workers are idle.
     """
 
     def __init__(self, grid: Grid, window: int) -> None:
@@ -36,9 +33,8 @@ class Windowed(Relay):
         self._window = window
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send the first messages, and return a generator of replies. It sends the other messages as replies arrive.
+        """Send the first messages, and return a generator that yields replies and sends the others.
 
-        The generator ends ``timeout`` seconds after this call: missing replies are left out and no more messages are
-        sent. Time in which the strategy works on replies counts too.
+        It ends ``timeout`` seconds after this call. Time in which the strategy works on replies counts too.
         """
         return exchange(self._grid, messages, window=self._window, timeout=timeout)

@@ -1,4 +1,4 @@
-"""Measuring means and variances of the inputs of batch norm layers, for static batch norm (section 3.2)."""
+"""Measuring static batch norm moments (section 3.2)."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,31 +23,28 @@ JOINT = ("cuda",)
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the batch norm layers of a model by name, in the order of the model."""
+    """Return the batch norm layers of a model by name."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
 
 
 def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper", *, together: int = 1) -> Moments:
     """Return means and variances of the inputs of every batch norm layer, measured in one pass over ``batches``.
 
-    Batch norm layers normalise by the statistics of each batch, as in training. All other modules run in evaluation
-    mode. The model, its modes and its buffers are restored afterwards. A model without batch norm is not run.
+    Batch norm layers normalise each batch by its statistics, as in training. All other modules run in evaluation mode.
+    The model is restored afterwards.
 
     Parameters
     ----------
     model : nn.Module
-        Any model with batch norm layers, with or without running statistics.
+        Any model with batch norm layers.
     batches : Iterable[Tensor | tuple | list | Mapping]
-        Inputs on the model's device. A batch is a tensor, or a tuple, list or mapping whose first entry is a tensor, so
-        a ``DataLoader`` works.
+        Inputs on the model's device. A batch is a tensor, or a tuple, list or mapping whose first entry is a tensor.
     kind : Variant
-        With ``paper``, the batch means and the unbiased batch variances are averaged over batches, as in
-        ``BatchNorm2d(momentum=None)``. With ``fixed``, mean and variance are those of all samples and positions
-        together. The batch size then matters only because earlier layers normalise by batch.
+        With ``paper``, batch means and unbiased batch variances are averaged over batches, as in
+        ``BatchNorm2d(momentum=None)``. With ``fixed``, mean and variance are those of all samples together.
     together : int
-        Maximum number of batches of equal shape in one forward pass. More than 1 is faster for small batches. Each
-        batch is still normalised by its statistics alone. The model must meet two conditions: only batch norm mixes the
-        examples of a batch, and the first dimension is always that of the examples.
+        Maximum number of batches of equal shape in one forward pass. More than 1 is faster for small batches. Only
+        batch norm may mix the examples of a batch, and their dimension must always be the first.
     """
     Fidelity(moments=kind)
     if together < 1:
@@ -73,7 +70,6 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Within this context, layers may be changed. On exit, modes, attributes and buffers become what they were."""
     before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -102,7 +98,6 @@ def first_tensor(batch: object) -> torch.Tensor:
 
 
 def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:
-    """Yield lists of up to ``most`` consecutive batches of equal shape."""
     some: list[torch.Tensor] = []
     for batch in batches:
         if some and (len(some) == most or batch.shape != some[0].shape):
@@ -114,11 +109,9 @@ def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Te
 
 
 class _Sums:
-    """Running sums of the moments of one batch norm layer.
+    """Running sums of the moments of one batch norm layer, whose ``forward`` it replaces.
 
-    The constructor replaces the layer's ``forward`` by that of this class. With momentum 1, the layer writes each
-    batch's mean and variance, which it computes anyway, into its running statistics. From there they are added to the
-    sums. The sums stay on the layer's device, so that no batch waits for a copy from a GPU.
+    The layer writes each batch's mean and variance into its running statistics. From there they are added to the sums.
     """
 
     def __init__(self, name: str, layer: _BatchNorm, kind: Variant, place: torch.Tensor) -> None:
@@ -135,16 +128,11 @@ class _Sums:
         vars(layer)["forward"] = self.forward
 
     def moments(self, batches: int) -> LayerMoments:
-        """Return the moments of ``batches`` batches.
-
-        If the layer is called several times in a batch, the kind ``paper`` averages over these calls.
-        """
         count = min(self.count, batches) if self.kind == "paper" else self.count
         calls = self.count / count if count else 1
         return LayerMoments(count, (self.first_sum / calls).cpu(), (self.second_sum / calls).cpu())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # the parameter's name in torch
-        """Return the input with each batch normalised by its mean and variance, and add these to the sums."""
         if len(input) % self.batches:
             raise DataError(
                 f"batch norm layer {self.name} got an input of shape {tuple(input.shape)}, which is not made of "
@@ -163,13 +151,12 @@ class _Sums:
         return outputs[0] if self.batches == 1 else torch.cat(outputs)
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise one batch of shape (examples, channels, ...), and add its mean and variance to the sums."""
         output: torch.Tensor = self.normalise(x)  # writes the batch's moments into the layer's buffers
         self._add(x, self.layer.running_mean, self.layer.running_var)
         return output
 
     def _normalise_jointly(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise several batches in one call, with the channels of all batches side by side as separate channels."""
+        """Normalise several batches in one call, with their channels side by side."""
         layer, number = self.layer, self.batches
         wide = x.reshape(number, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (examples, batches * channels, ...)
         tensors = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
@@ -179,7 +166,6 @@ class _Sums:
         return output.reshape(-1, number, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
 
     def _add(self, x: torch.Tensor, *moments: torch.Tensor | None) -> None:
-        """Add means and variances of one or several batches to the sums. In ``x``, their channels are side by side."""
         # A layer in half precision computes its moments in half precision, so compute them again in float32.
         half = x.dtype in (torch.float16, torch.bfloat16)
         axes = [axis for axis in range(x.dim()) if axis != 1]

@@ -1,4 +1,4 @@
-"""A client's model and the smaller models inside it, which are trained together (FjORD, in-place distillation)."""
+"""A client's model and the smaller models inside it, which are trained together."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast, get_args
@@ -21,9 +21,9 @@ those in between (the sandwich rule). ``all``: all widths.
 
 
 def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> Mapping[float, float]:
-    """Return, for each rate, how often a training step runs the model of this rate on average.
+    """Return how often a training step runs the model of each rate, on average.
 
-    ``largest`` is the rate of the client, and ``rates`` are all rates of the mix.
+    ``largest`` is the rate of the client, and ``rates`` are those of the mix.
     """
     smaller = sorted((rate for rate in rates if rate < largest), reverse=True)
     if widths == "none" or not smaller:
@@ -38,25 +38,19 @@ def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> 
 
 
 class InnerWidth:
-    """A smaller model that computes with the first entries of a larger model's parameters.
-
-    ``smaller`` provides the structure and the buffers; its parameters are not used.
-    """
+    """A smaller model that computes with the first entries of a larger model's parameters."""
 
     def __init__(self, model: nn.Module, smaller: nn.Module) -> None:
         self._smaller, self._plan = smaller.train(), Plan.of(model, smaller)
 
     def output(self, model: nn.Module, inputs: object) -> object:
-        """Return the output of the smaller model with the first entries of ``model``'s parameters."""
+        """Return the smaller model's output, with the parameters of ``model``."""
         parts = self._plan.parts(dict(model.named_parameters()))
         return functional_call(self._smaller, parts, *arguments(inputs))
 
 
 class Nested(nn.Module):
-    """A model together with smaller models, which compute with the first entries of the model's parameters.
-
-    ``forward`` runs the full model. Only the parameters of ``model`` are trained. Random draws use torch's global
-    generator.
+    """A model and smaller models, which compute with the first entries of its parameters.
 
     Parameters
     ----------
@@ -82,13 +76,12 @@ class Nested(nn.Module):
         return logits
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of each model that this step trains, the smallest model first. The choice may be random."""
+        """Return the logits of the models of this step, the smallest first. The choice may be random."""
         inner = self._draw()
         outer = [] if self.widths == "ordered" and inner else [self(x)]
         return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + outer
 
     def _draw(self) -> list[int]:
-        """Return the indices in ``smaller`` of the models that this step trains, the smallest model first."""
         number = len(self._smaller)
         if self.widths == "all" or number == 0:
             return [*range(number - 1, -1, -1)]

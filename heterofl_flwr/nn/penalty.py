@@ -1,4 +1,4 @@
-"""Penalties on a client's loss: quadratic functions of the model, which need no autograd, and any other functions."""
+"""Penalties on a client's loss."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ Term = Callable[[nn.Module], Tensor | float]
 class AlignedQuadratic(NamedTuple):
     """A quadratic penalty whose tensors are in the order of ``model.parameters()``.
 
-    If a term is absent, its list is empty.
+    The list of an absent term is empty.
     """
 
     strength: float
@@ -33,8 +33,7 @@ class Quadratic:
     strength
         Weight of the quadratic term.
     center, direction
-        Tensors by parameter name. A parameter without a center lacks the quadratic term. A parameter without a
-        direction lacks the linear term.
+        Tensors by parameter name. A parameter that is missing lacks the term.
     """
 
     strength: float = 0.0
@@ -66,10 +65,7 @@ class Quadratic:
         return self._moved[key]
 
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
-        """Return the penalty with a tensor for every parameter, in the model's order.
-
-        A missing center is replaced by the parameter's value, and a missing direction by 0.
-        """
+        """Return the penalty with a tensor for every parameter, in the model's order."""
         named = list(model.named_parameters())
         centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]
         zero = torch.zeros(())
@@ -97,13 +93,12 @@ class Quadratic:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Penalty:
-    """The sum of a quadratic penalty and other functions of the model. It is false if it has no terms."""
+    """The sum of a quadratic penalty and other functions of the model."""
 
     quadratic: Quadratic | None = None
     terms: Sequence[Term] = ()
 
     def __bool__(self) -> bool:
-        """Return whether the penalty has any terms."""
         return self.quadratic is not None or bool(self.terms)
 
     def __call__(self, model: nn.Module) -> Tensor | float:

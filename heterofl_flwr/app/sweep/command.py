@@ -1,8 +1,4 @@
-"""Command that runs a sweep with Hydra, with the configurations in ``conf/``.
-
-The Hydra sweeper in ``hydra_plugins`` makes the list of jobs. ``sweep/job.py`` finds out from a job's folder whether
-the job is new, begun or finished.
-"""
+"""The command that runs a sweep with Hydra."""
 
 import logging
 import os
@@ -43,7 +39,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_job(config: DictConfig) -> float | None:
-    """Run a job; return the final value of its metric, or None if it has none. Optimising sweepers use this value."""
+    """Run a job; return the final value of its metric, which optimising sweepers use."""
     hydra_config = HydraConfig.get()
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
     if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper does this itself
