@@ -14,7 +14,7 @@ Places = Sequence[tuple[int, int]]
 
 
 class ChannelOrder:
-    """Order of the global model's channels by importance, which does not change the model's outputs.
+    """Order of the global model's channels by importance. Reordering does not change the model's outputs.
 
     Parameters
     ----------

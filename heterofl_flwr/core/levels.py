@@ -184,9 +184,10 @@ def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
 
 
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
-    """Return the rates of new clients under the assignment *Fix*, beside the rates ``taken``.
+    """Return the rates of ``number`` new clients under the assignment *Fix*.
 
-    Each client in turn gets the rate that has the fewest clients relative to the mix.
+    ``taken`` are the rates of earlier clients. Each new client gets the rate that has the fewest clients relative to
+    the mix.
     """
     if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]

@@ -49,9 +49,9 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply, by plan, from ``plan`` to smaller and staler ones.
+        """Return the staleness of a reply, by plan: from ``plan`` to smaller and staler ones.
 
-        The smallest plan that contains an entry gives its staleness.
+        An entry has the staleness of the smallest plan that contains it.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))

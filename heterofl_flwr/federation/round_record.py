@@ -119,7 +119,7 @@ class RoundRecord:
     def comparable(self) -> dict[str, float]:
         """Metrics of ``evaluate`` for comparing rounds, without the ``partial`` ones.
 
-        Metrics from clients are medians, which no single client can distort. Only accuracies stay means.
+        Metrics from clients are medians, except accuracies, so no single client can distort them.
         """
         return {
             name: value if is_share(name) else self.evaluate_medians.get(name, value)

@@ -163,7 +163,10 @@ class FederationStrategy(EvaluationHooks):
         self._have_moments = bool(self.moments) or None
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Send training messages and return the replies; with spare clients, only as many as needed."""
+        """Send training messages and return the replies.
+
+        With spare clients, return only as many usable replies as are needed.
+        """
         if self.options.sampling.spare and isinstance(self.current, Round):
             return exchange(grid, sent, timeout=timeout, enough=self.current.needed, in_order=False)
         return grid.send_and_receive(sent, timeout=timeout)
