@@ -1,4 +1,4 @@
-"""LoRA adapters: all levels share one frozen model, and smaller levels have adapters of lower rank."""
+"""LoRA adapters: smaller levels have adapters of lower rank."""
 
 from heterofl_flwr.adapters.averaging import ProductMean
 from heterofl_flwr.adapters.lora import LoraLevels, lora

@@ -1,4 +1,4 @@
-"""Models with LoRA adapters at several rates: all share one frozen model; a lower rate gives a lower adapter rank."""
+"""LoRA adapters whose rank depends on the client's rate."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, kw_only=True)
 class LoraLevels:
-    """Callable that builds the model of a rate, made by ``lora``. Each adapter has ``rate`` times its full rank.
+    """Callable that builds the model of a rate, made by ``lora``.
 
     Attributes
     ----------
     model : peft.PeftModel
-        The model at full rank, with the initial adapters of all levels.
+        The model at full rank, with the initial adapters.
     rank_axes : Mapping[str, int]
-        Index of the rank axis, by name of the adapter parameter.
+        Index of the rank axis, by parameter name.
     frozen : tuple[str, ...]
-        Names of the frozen parameters. All levels share them; messages do not carry them.
+        Names of the frozen parameters.
     """
 
     model: "PeftModel"
@@ -39,10 +39,7 @@ class LoraLevels:
     device: torch.device  # device of the frozen parameters when ``lora`` was called
 
     def __call__(self, rate: float) -> "PeftModel":
-        """Return a new model of this rate.
-
-        The new adapters are copies of the first rows (of A) or columns (of B) of the full-rank adapters.
-        """
+        """Return a new model of this rate."""
         exact_rate(rate)
         # deepcopy reuses the objects in its memo.
         memo: dict[int, object] = {id(parameter): parameter for parameter in map(self.model.get_parameter, self.frozen)}
@@ -67,32 +64,30 @@ def _find_device(model: nn.Module, frozen: Sequence[str]) -> torch.device:
 def lora(peft_model: "PeftModel") -> LoraLevels:
     """Return a callable that builds the model of a rate. Each adapter has ``rate`` times its full rank, rounded up.
 
-    All models share the frozen parameters of ``peft_model``. These are in memory once, and are not sent, averaged or
-    stored. Clients and server exchange the adapters. Other trained parameters (``modules_to_save``, biases) are
-    exchanged in full. From an adapter of full rank r, a model has the first ``ceil(rate * r)`` rows of A and columns of
-    B. Every rate uses the scaling factor of the full rank. So a smaller adapter computes the same as the full adapter
-    with all further rows and columns set to zero. Each model is a ``PeftModel``, so peft can load the files of its
-    method ``save_pretrained``.
+    All models share the frozen parameters of ``peft_model``. These are not sent, averaged or stored. Clients and server
+    exchange the adapters and all other trained parameters (``modules_to_save``, biases). A smaller adapter has the
+    first rows of A and the first columns of B, and the scaling factor of the full rank. Each model is a ``PeftModel``,
+    so peft can load the files of its method ``save_pretrained``.
 
     Parameters
     ----------
     peft_model : peft.PeftModel
-        A model with one LoRA adapter, made by ``peft.get_peft_model``, at the largest rank. Ranks and alphas may differ
+        A model with one LoRA adapter at the largest rank, made by ``peft.get_peft_model``. Ranks and alphas may differ
         by layer; rsLoRA and DoRA are supported.
 
     Raises
     ------
     ConfigError
-        If the model cannot be used; the message lists the reasons.
+        If the model cannot be used.
     UnsupportedLayerError
-        If the rank of a layer's adapter cannot be reduced, for example in a grouped convolution.
+        If a layer's rank cannot be reduced, for example in a grouped convolution.
     MissingExtraError
         If peft is missing.
 
     Notes
     -----
-    The frozen parameters must be the same on every client and on the server: load the same checkpoint. All levels share
-    them, so moving one level to another device or precision moves all levels.
+    Load the same checkpoint on every client and on the server. If you move one level to another device or precision,
+    all levels move.
 
     Examples
     --------

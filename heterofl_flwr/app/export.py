@@ -1,11 +1,11 @@
 """Write each model of a run into a folder in RUN/exports, in formats that run without this package.
 
-  model.safetensors  the tensors; the model's code is needed to use them; batch norm has measured statistics
-  model.pt2          a program of torch.export: runs wherever torch does
-  model.onnx         a program for onnxruntime and similar runtimes, without torch; needs heterofl-flwr[export]
+  model.safetensors  the tensors, with measured batch norm statistics; needs the model's code
+  model.pt2          a program of torch.export, for torch
+  model.onnx         a program for onnxruntime and similar runtimes; needs heterofl-flwr[export]
 
-Each file is opened again before it is kept, and its outputs on test examples are compared with the model's outputs. A
-table of all models (rate, parameters, score, sizes) is printed. README.md has the table and says how to prepare inputs.
+The outputs of each file on test examples are compared with the model's outputs. The folder's README.md lists the models
+and says how to prepare inputs.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Source(NamedTuple):
-    """Parts of a run that the export needs: functions that build and score a model, example inputs, README text."""
+    """Parts of a run that an export needs."""
 
     build: "Build"
     inputs: "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
-    """Return the ``Source`` for a run of this package's app; its settings name the model and the data."""
+    """Return the ``Source`` of a run of this package's app."""
     from heterofl_flwr.app.workload import load_workload
     from heterofl_flwr.export.export import BATCH
     from heterofl_flwr.settings.flat import from_stored, to_flat
@@ -131,7 +131,7 @@ def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
-    """Return the ``Source`` for a run of a user's app, from the functions in ``--model`` and ``--inputs``."""
+    """Return the ``Source`` of a run of a user's app."""
     from heterofl_flwr.common.user_code import load_function
     from heterofl_flwr.export.export import BATCH
 
@@ -141,7 +141,7 @@ def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return rate, size and round of final models as a dictionary by level. Empty ``levels`` stands for all levels."""
+    """Return rate, size and round of final models by level. Empty ``levels`` means all."""
     from heterofl_flwr.runs.models import model_facts
 
     models = model_facts(folder)
@@ -156,7 +156,7 @@ def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str,
 
 
 def inputs_of(test: "Split", seed: int) -> "Tensor":
-    """Return up to ``COMPARED`` test examples as model input. In text, some words are masked for prediction."""
+    """Return up to ``COMPARED`` test examples as model input."""
     import torch
 
     from heterofl_flwr.core.randomness import derive
@@ -169,7 +169,7 @@ def inputs_of(test: "Split", seed: int) -> "Tensor":
 
 
 def preparation(dataset: "Dataset") -> str:
-    """Return sentences for users of the exported files: how to prepare inputs, and the names of the classes."""
+    """Return text for the README: how to prepare inputs, and class names."""
     if dataset.test.reading is not None:
         hidden = dataset.test.reading.hides_as
         return f"Inputs are words by number (the `names` of the data set); {hidden} is a hidden word to predict."

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write and print the report of a run, or the comparison of several runs."""
+    """Report on one run, or compare several runs."""
     from heterofl_flwr.report import write_report
 
     if len(args.folders) > 1:
@@ -39,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(paths: Sequence[Path], out: Path, style: str, metrics: Sequence[str]) -> None:
-    """Write the page that compares several runs, and print its table."""
     from heterofl_flwr.common.errors import extra
     from heterofl_flwr.core.formatting import render
     from heterofl_flwr.runs.folder import RunFolder
@@ -56,7 +55,7 @@ def _compare(paths: Sequence[Path], out: Path, style: str, metrics: Sequence[str
 
 
 def show_results(path: Path) -> None:
-    """Print the tables of a run, and the path of its report."""
+    """Print the tables of a run and the path of its report."""
     from rich.console import Console
 
     from heterofl_flwr.report import RunFolder, summary_table

@@ -1,7 +1,7 @@
 """Train one global model over virtual clients of unequal size, through Flower.
 
-'heterofl settings' lists the keys of all settings. The exit code is 0 if every round was done and clients replied to
-the final evaluation. In a run without evaluations, only the rounds matter.
+'heterofl settings' lists all settings. The exit code is 0 if every round was done and clients replied to the final
+evaluation.
 """
 
 import argparse
@@ -73,10 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the app; return the exit code.
-
-    The code is ``FAILED`` if a round was not done or no client replied to the final evaluation.
-    """
+    """Run the app. Return ``FAILED`` if a round or the final evaluation failed."""
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.app import preflight, simulation
     from heterofl_flwr.app.main import FAILED
@@ -118,7 +115,6 @@ def _resume_command(args: argparse.Namespace, folder: Path, config: Mapping[str,
 
 
 def _report(folder: Path) -> int:
-    """Print the results of a run; return the exit code: ``FAILED`` if no client replied to the final evaluation."""
     from heterofl_flwr.app.main import FAILED
     from heterofl_flwr.report import RunFolder
 

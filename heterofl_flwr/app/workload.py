@@ -1,7 +1,4 @@
-"""``Workload``: data set, partitions and models of a run of this package's app.
-
-The server and the clients use it. It is cached in each process, so a simulation loads data and builds models once.
-"""
+"""``Workload``: data set, partitions and models of a run of this package's app."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -44,7 +41,7 @@ AT_ONCE = {"cpu": 50, "cuda": 1000}
 
 
 class NodeData:
-    """A node's training examples, test examples and classes. The examples are selected from the data on first use."""
+    """A node's training examples, test examples and classes."""
 
     def __init__(self, train: Callable[[], Split], test: Callable[[], Split], classes: tuple[int, ...]) -> None:
         self._gather_train, self._gather_test, self.classes = train, test, classes
@@ -74,12 +71,12 @@ class Workload:
 
     @cached_property
     def facts(self) -> Facts:
-        """Input shape, number of classes and augmentation of the data set. They are read from the data if unknown."""
+        """Input shape, number of classes and augmentation of the data set."""
         return Facts.find(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
 
     @cached_property
     def terms(self) -> Terms:
-        """Column names, class names and normalisation of the data set. A node's private data are converted to these."""
+        """Column names, class names and normalisation of the data set."""
         name, label = self.settings.data.name, self.settings.data.label
         facts = Facts.find(name, label)
         return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
@@ -90,7 +87,7 @@ class Workload:
         return resolve_device(self.settings.engine.device)
 
     def arithmetic(self, *, training: bool = False) -> AbstractContextManager[None]:
-        """Return a context manager that sets the precision ``engine.precision``. ``bf16`` only affects training."""
+        """Return a context manager that sets ``engine.precision``. ``bf16`` only affects training."""
         precision = self.settings.engine.precision
         return arithmetic("tf32" if precision == "bf16" and not training else precision, self.device)
 
@@ -117,7 +114,7 @@ class Workload:
 
     @cached_property
     def metric(self) -> Callable[..., Mapping[str, float]] | None:
-        """User's function for more metrics on clients (``evaluate.metric``); None without one."""
+        """User's function for more metrics (``evaluate.metric``), or None."""
         name = self.settings.evaluate.metric
         return load_function(name, "evaluate.metric") if name else None
 
@@ -137,17 +134,17 @@ class Workload:
 
     @cached_property
     def builds(self) -> Mapping[str, Build]:
-        """Dictionary from architecture to build function; several entries only in FedH2L (``distill.models``)."""
+        """Build functions by architecture. Only FedH2L has several."""
         builds = {name: Workload(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
         return builds or {self.settings.model.name: self.build}
 
     def architecture(self, partition: int) -> str:
-        """Return the name of the architecture of the client with this partition."""
+        """Return the architecture of the client with this partition."""
         return list(self.builds)[partition % len(self.builds)]
 
     @property
     def personal(self) -> bool:
-        """Whether clients have personal parameters: with ``server.shared``, and in FedH2L."""
+        """Whether clients have personal parameters."""
         return self.settings.server.shared != ALL or self.settings.server.strategy == "fedh2l"
 
     @property
@@ -157,7 +154,7 @@ class Workload:
 
     @property
     def counts_labels(self) -> bool:
-        """Whether a row of the classifier is averaged only over clients that have examples of its class."""
+        """Whether a classifier row is averaged only over clients with examples of its class."""
         return self.masked or self.settings.fidelity == "paper"
 
     @property
@@ -167,13 +164,13 @@ class Workload:
 
     @property
     def cohort(self) -> int:
-        """Maximum number of clients that the engine trains at the same time."""
+        """Maximum number of clients that the engine trains together."""
         engine = self.settings.engine
         return 1 if engine.name in ("plain", "compile") else engine.cohort or COHORTS.get(self.device.type, 1)
 
     @property
     def mixes_rates(self) -> bool:
-        """Whether clients that train together (see ``cohort``) may have different rates."""
+        """Whether clients that train together may have different rates."""
         return mixes_rates(self.settings.engine.name, self.device)
 
     def _deal(self, number: int) -> Partitions:
@@ -181,20 +178,20 @@ class Workload:
         return split_dataset(self.dataset, settings.data.split, number, settings.seed, settings.fidelity)
 
     def count_classes(self, number: int) -> Matrix:
-        """Return a matrix of numbers of training examples, with a row for each client and a column for each class."""
+        """Return numbers of training examples, (clients, classes)."""
         rows = self.partitions(number).train
         clients = torch.arange(number).repeat_interleave(torch.tensor([len(part) for part in rows]))
         return count_pairs(clients, self.dataset.train.targets[torch.cat(rows)], (number, self.dataset.classes))
 
     def steps_each(self, number: int) -> float | None:
-        """Return the number of local steps in a round, as the mean over ``number`` clients; None for text."""
+        """Return a client's mean number of steps in a round, or None for text."""
         if self.dataset.train.reading is not None:
             return None
         train = self.settings.train
         return max(train.epochs * sum(map(len, self.partitions(number).train)) / number / train.batch_size, 1)
 
     def part(self, partition: int, num_partitions: int) -> NodeData:
-        """Return the data of the client with number ``partition`` among ``num_partitions`` clients."""
+        """Return the data of client ``partition`` of ``num_partitions``."""
         parts = self.partitions(num_partitions)
         if not 0 <= partition < num_partitions:
             raise ConfigError(f"partition-id is {partition}; expected 0 to {num_partitions - 1}, num-partitions less 1")
@@ -206,13 +203,12 @@ class Workload:
 
     @cached_property
     def seeds(self) -> Split:
-        """Examples that all clients share: the seed set of FedH2L, on the device."""
+        """The seed set of FedH2L: examples that all clients share."""
         settings, train = self.settings, self.dataset.train
         rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
         return train.select(rows).to(self.device)
 
     def _join_tests(self, number: int) -> Split:
-        """Return the test examples of all clients together, on the device."""
         if not number or not (parts := self.partitions(number)).partial:
             return self.test
         return self.dataset.test.select(torch.cat(parts.test).sort().values).to(self.device)
@@ -223,16 +219,13 @@ class Workload:
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return the model to train: ``model``, or with ``train.distill`` a ``Nested``.
-
-        A ``Nested`` has ``model`` and new models of all lower rates, which share the parameters of ``model``.
-        """
+        """Return ``model``, or with ``train.distill`` a ``Nested`` of it and smaller models."""
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)
 
     def joint_loss(self, server_round: int) -> JointLoss | None:
-        """Return the loss of exits or inner widths in a round; None if only one output is trained."""
+        """Return the loss of exits or inner widths, or None if only one output is trained."""
         kind, distill = self.settings.train.exits, self.settings.distill
         if self.settings.train.distill != "none":
             return partial(
@@ -244,7 +237,7 @@ class Workload:
         return partial(EXIT_LOSSES[kind], weight=weight, temperature=distill.temperature)
 
     def evaluate_centrally(self, model: nn.Module, test: Split, server_round: int) -> EvaluateResult:
-        """Evaluate a model on the server. Random numbers depend only on the run's seed and the round."""
+        """Evaluate a model on the server."""
         settings = self.settings
         seed = derive(settings.seed, "central", server_round)
         with self.arithmetic():
@@ -258,16 +251,14 @@ class Workload:
 
     @property
     def moments_together(self) -> int:
-        """Number of batches in a forward pass that measures batch norm moments; 1 for users' models."""
+        """Number of batches in a forward pass that measures batch norm moments."""
         ours = all(name in MODELS for name in self.builds)
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
     def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:
         """Yield the batches of inputs on which batch norm moments are measured.
 
-        The batches are shuffled and augmented, as in the code of HeteroFL's authors. In unshuffled data, a batch could
-        have a single class. With ``fidelity=fixed``, moments are pooled over all batches, so batches are neither
-        shuffled nor augmented.
+        They are shuffled and augmented, except with ``fidelity=fixed``.
         """
         if self.settings.fidelity == "fixed":
             return input_batches(split, self.moments_batch_size)
@@ -280,7 +271,7 @@ def load_data(data: DataSettings) -> Dataset:
 
 
 def shared_data(data: DataSettings) -> AbstractContextManager[None]:
-    """Return a context manager. Processes started inside it on this machine share the memory of the data set."""
+    """Context manager: processes started inside it share the memory of the data set."""
     return shared_dataset(**_arguments(data))
 
 

@@ -1,4 +1,4 @@
-"""``HeteroFL`` for Flower's classic API, an adapter to the strategy of the Message API."""
+"""``HeteroFL`` for Flower's classic API."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, cast
@@ -59,8 +59,6 @@ LACKS = frozenset({"asynchronous", "callbacks"})
 
 
 class _Strategy(heterofl.HeteroFL):
-    """``heterofl_flwr.HeteroFL`` whose grid is the adapter ``Clients``."""
-
     clients: Clients
 
     def is_remote(self, grid: Grid) -> bool:
@@ -70,34 +68,28 @@ class _Strategy(heterofl.HeteroFL):
 class HeteroFL(Strategy):
     """Train one global model on clients of unequal size, with Flower's classic API.
 
-    Clients that return ``properties_of(context, moments=True)`` are queried for static batch norm moments.
-
-    Some options of ``heterofl_flwr.HeteroFL`` are not available. ``callbacks`` is missing, because the classic API does
-    not tell a strategy the end of a round. ``training.upload`` is missing, because the result of a ``NumPyClient`` has
-    no field for an encoding. ``sampling.spare`` and ``asynchronous`` are missing, because the server waits for all
-    clients.
+    Clients that return ``properties_of(context, moments=True)`` are queried for static batch norm moments. Four options
+    of ``heterofl_flwr.HeteroFL`` are missing: ``callbacks``, ``training.upload``, ``sampling.spare`` and
+    ``asynchronous``.
 
     Parameters
     ----------
     build, mix
         As in ``heterofl_flwr.HeteroFL``.
     evaluate_fn : Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None] | None
-        Function that evaluates the global model on the server. Its arguments are the round, the parameters (no buffers)
-        and an empty config. It returns loss and metrics.
+        As in ``FedAvg``. The parameters do not include buffers, and the config is empty.
     on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]] | None
         As in ``FedAvg``: function of the round that returns a config for clients.
     initial_parameters : Parameters | None
-        Initial parameters of the global model, in the order of its parameters or of its ``state_dict``. None: the
-        parameters of a newly built model.
+        Initial parameters of the global model, in the order of its parameters or of its ``state_dict``. Default: those
+        of a new model.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn | None
-        As in ``FedAvg``: function of a list of (number of examples, metrics) that returns metrics. None: means weighted
-        by examples.
+        As in ``FedAvg``. Default: means weighted by examples.
     num_rounds : int
-        Number of rounds of the run, which the classic API does not tell a strategy. Needed only if ``evaluation.every``
-        is above 1 and clients should evaluate after the final round.
+        Number of rounds of the run. Needed for the evaluation after the final round if ``evaluation.every`` is above 1.
     **options : Any
-        All other arguments of ``heterofl_flwr.HeteroFL``. Four of them may have the names of the classic ``FedAvg``:
-        ``fraction_fit``, ``min_fit_clients``, ``min_evaluate_clients`` and ``min_available_clients``.
+        All other arguments of ``heterofl_flwr.HeteroFL``. The names ``fraction_fit``, ``min_fit_clients``,
+        ``min_evaluate_clients`` and ``min_available_clients`` of ``FedAvg`` work too.
     """
 
     def __init__(
@@ -140,10 +132,7 @@ class HeteroFL(Strategy):
         self._sent: dict[int, Message] = {}
 
     def start(self, *arguments: object, **keywords: object) -> NoReturn:
-        """Raise ``ConfigError``.
-
-        Only apps of Flower's Message API call this method; they need ``heterofl_flwr.HeteroFL``.
-        """
+        """Raise ``ConfigError``: apps of the Message API need ``heterofl_flwr.HeteroFL``."""
         raise ConfigError(
             "HeteroFL of heterofl_flwr.classic is for ServerAppComponents(strategy=...); for start(grid) import "
             "HeteroFL from heterofl_flwr"
@@ -175,7 +164,7 @@ class HeteroFL(Strategy):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Return the ``FitIns`` of each sampled client, with the client's slice of the model and its rate."""
+        """Return the ``FitIns`` of each sampled client, with its slice of the model."""
         config, grid = _config(self._fit_config_fn, server_round), self._grid(client_manager)
         with some_identity():
             sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
@@ -187,7 +176,7 @@ class HeteroFL(Strategy):
         results: list[tuple[ClientProxy, FitRes]],
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Aggregate the results in the order of the instructions; return the new global model and training metrics."""
+        """Aggregate the results. Return the new global model and training metrics."""
         current = self._inner.open_round()
         answers = collect_answers(self._sent, [*results, *failures])
         arrays, _ = self._inner.aggregate_train(server_round, to_replies(self._sent, answers, failures))
@@ -199,7 +188,7 @@ class HeteroFL(Strategy):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Return the ``EvaluateIns`` of each sampled client, with the model and its static batch norm moments."""
+        """Return the ``EvaluateIns`` of each sampled client."""
         config, grid = _config(self._evaluate_config_fn, server_round), self._grid(client_manager)
         with some_identity():
             sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
@@ -211,7 +200,7 @@ class HeteroFL(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Return the mean loss over the clients, weighted by examples, and their mean metrics."""
+        """Return the mean loss, weighted by examples, and the mean metrics."""
         current = self._inner.current
         if not isinstance(current, EvaluationRound):
             return None, {}
@@ -225,7 +214,7 @@ class HeteroFL(Strategy):
         return loss, {key: value for key, value in metrics.items() if self._evaluate_metrics_fn or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
-        """Evaluate the global model on the server with ``evaluate_fn``; return None if there is no such function."""
+        """Evaluate the global model with ``evaluate_fn``. Return None without it."""
         if self._evaluate_fn is None:
             return None
         evaluated = record_parameters(self._inner.evaluated_arrays(self._record(parameters)))
@@ -246,10 +235,7 @@ class HeteroFL(Strategy):
     def _instructions(
         self, sent: Sequence[Message], task: str, kind: Callable[[Parameters, dict[str, Scalar]], Instruction]
     ) -> list[tuple[ClientProxy, Instruction]]:
-        """Convert messages to instructions of the classic API.
-
-        Messages with the same records share one ``Parameters``.
-        """
+        """Messages with the same records share one ``Parameters``."""
         self._sent = {message.metadata.dst_node_id: message for message in sent}
         packets: dict[tuple[int, ...], Parameters] = {}
         instructions = []
@@ -267,7 +253,6 @@ class HeteroFL(Strategy):
         answers: Sequence[FitRes | EvaluateRes],
         means: dict[str, float],
     ) -> dict[str, Scalar]:
-        """Return and record the metrics of the user's ``function``; without a function, return ``means``."""
         if function is None or not answers:
             return dict(means)
         metrics = function([(answer.num_examples, answer.metrics) for answer in answers])
@@ -276,7 +261,6 @@ class HeteroFL(Strategy):
 
 
 def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
-    """Warn if a server optimiser's ``tau`` differs from the default of Flower's classic strategy of the same name."""
     for stage in stages:
         if isinstance(stage, Adam | Adagrad) and type(stage) is not Yogi and stage.tau != CLASSIC_TAU:
             host_log.warning(
@@ -287,7 +271,6 @@ def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
 
 
 def _config(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
-    """Return the user's config for a round's instructions; raise ``ConfigError`` if it contains reserved keys."""
     config = dict(config_fn(server_round)) if config_fn else {}
     messages.check_own_keys(config, RESERVED)
     return ConfigRecord(cast("dict[str, ConfigRecordValues]", config))

@@ -1,4 +1,4 @@
-"""The instruction of a message: its config, parsed and checked once."""
+"""The instruction in a server's message."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -21,27 +21,26 @@ class Instruction:
     Attributes
     ----------
     config
-        The config record of the message, including the server's ``train_config``.
+        The config record of the message.
     kind
         Message type: ``train``, ``evaluate``, ``query.moments``, or ``train.publish`` and ``train.learn`` of FedH2L.
     rate
         Rate of the client's model.
     rates
-        In an evaluation, the rates of all models to evaluate. In training, ``rate`` and the rates of the smaller models
-        inside the client's model.
+        Rates of all models to evaluate. In training, ``rate`` and the rates of the smaller models inside the model.
     global_rate
         Rate of the global model.
     run_seed
         Random seed of the run.
     server_round, partition
-        Round, counted from 1, and index of the client's part of the data.
+        Round, counted from 1, and index of the client's data.
     slice_rule
-        Rule that selects the entries of a smaller model from the model of ``rate``.
+        Rule that selects the entries of smaller models.
     window
         Round number for ``slice_rule``. It differs from ``server_round`` if FedRolex's window moves by several entries
         in each round.
     shared
-        Patterns of the names of exchanged parameters. All other parameters stay with the client.
+        Name patterns of the exchanged parameters. All others stay with the client.
     has_trained
         Whether this client has trained in this run before.
     run_key
@@ -49,7 +48,7 @@ class Instruction:
     oldest_checkpoint
         Earliest round after which the run may be resumed.
     frozen_base
-        Hash of the frozen parameters, which are not exchanged; empty if there are none.
+        Hash of the frozen parameters; empty if there are none.
     learning_rate
         Learning rate that the server sent; 0 for none.
     proximal_mu
@@ -79,7 +78,7 @@ class Instruction:
 
     @classmethod
     def of(cls, message: Message) -> "Instruction":
-        """Parse the instruction in a message; raise ``ReplyError`` if a value is missing or has the wrong type."""
+        """Parse the instruction in a message. Raise ``ReplyError`` if a value is missing or has the wrong type."""
         config = reading.read_config(message)
         rules: tuple[SliceRule, ...] = get_args(SliceRule)
         rate = reading.read_value(config, messages.RATE, float)
@@ -107,7 +106,7 @@ class Instruction:
 
     @property
     def seed(self) -> int:
-        """Random seed, a function of the run's seed, the round and the client."""
+        """Random seed, from the run's seed, the round and the client."""
         start = reading.read_optional(self.config, messages.SECURE_START, int)
         return derive(self.run_seed, "client", self.server_round, self.partition, *([start] if start else []))
 
@@ -123,12 +122,12 @@ class Instruction:
 
     @property
     def starts_round(self) -> bool:
-        """Whether this is the client's first message of a round. Then the client loads its state of earlier rounds."""
+        """Whether this is the client's first message of a round."""
         return self.kind in FIRST_OF_ROUND
 
     @property
     def is_partial(self) -> bool:
-        """Whether some parameters stay with the client and are not sent to the server."""
+        """Whether some parameters stay with the client."""
         return self.shared != ALL
 
     def travels(self, name: str) -> bool:

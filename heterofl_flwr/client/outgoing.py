@@ -1,4 +1,4 @@
-"""Checks of a user's arguments of ``Task``, and conversion of tensors and classes for the reply."""
+"""Checks of a user's arguments of ``Task``, and conversion of values for the reply."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ Received = Callable[[], Mapping[str, Tensor]]
 
 
 class Contents(NamedTuple):
-    """Contents of a reply, before they become records of a message."""
+    """Contents of a reply, before they become records."""
 
     records: Mapping[str, ArrayRecord]
     config: Mapping[str, object]
@@ -29,7 +29,7 @@ class Contents(NamedTuple):
 
 
 def check_arguments(message: object, context: object, build: object) -> None:
-    """Raise ``ConfigError`` if an argument of ``Task`` has a wrong type, for example if two arguments are swapped."""
+    """Raise ``ConfigError`` if an argument of ``Task`` has a wrong type."""
     for name, value, expected in (("message", message, Message), ("context", context, Context)):
         if not isinstance(value, expected):
             raise ConfigError(
@@ -40,17 +40,14 @@ def check_arguments(message: object, context: object, build: object) -> None:
 
 
 def read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:
-    """Return a client's classes as integers; raise an error for other values.
-
-    If ``labels`` maps names of heads (output layers) to classes, so does the result.
-    """
+    """Return a client's classes as integers, by head if ``labels`` is a mapping."""
     if isinstance(labels, Mapping):
         return {head: whole_numbers(classes) for head, classes in labels.items()}
     return None if labels is None else whole_numbers(labels)
 
 
 def labels_config(classes: Labels | None) -> dict[str, list[int]]:
-    """Return a client's classes as entries of a reply's config record."""
+    """Return a client's classes as entries of a config record."""
     if isinstance(classes, Mapping):
         return {f"{messages.HEAD_LABELS}{head}": list(numbers) for head, numbers in classes.items()}
     return {} if classes is None else {messages.LABELS: list(classes)}
@@ -59,7 +56,7 @@ def labels_config(classes: Labels | None) -> dict[str, list[int]]:
 def trained_tensors(
     parameters: Mapping[str, Tensor], received: Received, travels: Callable[[str], bool]
 ) -> dict[str, Tensor]:
-    """Return copies of the parameters for which ``travels(name)`` is True, in the dtypes of the received parameters."""
+    """Return copies of the parameters with ``travels(name)``, in the received dtypes."""
     tensors = {}
     for name in filter(travels, parameters):
         dtype, expected = parameters[name].dtype, received()[name].dtype
@@ -70,7 +67,7 @@ def trained_tensors(
 
 
 def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None:
-    """Warn if all tensors equal the received tensors. Comparing stops at the first tensor that differs."""
+    """Warn if all tensors equal the received tensors."""
     if tensors and all(torch.equal(tensor, received()[name]) for name, tensor in tensors.items()):
         warn_once(
             "this client's parameters are those that it received: nothing was trained. Make a new optimizer for each "
@@ -79,10 +76,7 @@ def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None
 
 
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
-    """Raise or warn if the strategy expects a penalty term; called if the user's training loop added none to its loss.
-
-    If a server stage needs the penalty, raise ``ConfigError``. If only FedProx needs it, warn.
-    """
+    """Raise ``ConfigError`` if training lacked the penalty of a stage. Warn if it lacked FedProx's."""
     if stages.penalty is None:
         return
     advice = "add task.penalty(model) to the loss of each batch"

@@ -1,1 +1,1 @@
-"""Basic modules that all other packages may import: errors, atomic files, groups of options."""
+"""Basic modules: errors, atomic files, groups of options."""

@@ -1,16 +1,16 @@
-"""The errors of this package.
+"""The errors of this package; all derive from ``HeteroFLError``.
 
-Every error raised on purpose derives from ``HeteroFLError``, so a caller can catch at any level::
+::
 
-    HeteroFLError
-    ├── ConfigError            (ValueError)  a setting, a mix, a rate or a level is invalid
-    ├── ShapeError             (ValueError)  the shapes of two models or states do not match
-    ├── DataError              (ValueError)  a data set or a batch is invalid
-    ├── ReplyError             (ValueError)  a client's reply is rejected as a whole
-    ├── RoundError                          too few clients are connected, or too few replied
-    ├── OutOfMemoryError       (MemoryError) a client's model and batch need more memory than available
-    ├── MissingExtraError      (ImportError) a package of an optional extra is not installed
-    └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
+HeteroFLError
+├── ConfigError            (ValueError)  a setting, a mix, a rate or a level is invalid
+├── ShapeError             (ValueError)  the shapes of two models or states do not match
+├── DataError              (ValueError)  a data set or a batch is invalid
+├── ReplyError             (ValueError)  a client's reply is rejected as a whole
+├── RoundError                          too few clients are connected, or too few replied
+├── OutOfMemoryError       (MemoryError) a client's model and batch need more memory than available
+├── MissingExtraError      (ImportError) a package of an optional extra is not installed
+└── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -98,25 +98,21 @@ class Fault:
 
 
 def short(fault: str, longest: int = LONGEST_FAULT) -> str:
-    """Return a client's error as text that is safe to log: shortened, without control characters, with indented lines.
-
-    Without the indentation, a client could forge a line of the log by a line break in its error.
-    """
+    """Return a client's error as short, printable text that cannot forge lines of the log."""
     if len(fault) > longest:
         fault = f"{fault[: longest // 2]} ... {fault[-longest // 2 :]}"
     return printable(fault.rstrip("\n")).replace("\n", "\n    ")
 
 
 def printable(text: str) -> str:
-    """Replace all control characters except line breaks, so that a terminal does not obey them."""
+    """Replace all control characters except line breaks."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:
-    """Return a text that lists each distinct error once, such as ``node 3 and 2 more: out of memory``.
+    """Return text that lists each distinct error once, such as ``node 3 and 2 more: out of memory``.
 
-    ``faults`` maps a client's id or name to its error. ``what`` is the word before a client, such as ``node``. At most
-    ``SHOWN_FAULTS`` errors are listed; the text ends with the number of other errors.
+    ``faults`` maps a client's id or name to its error. ``what`` is the word before a client, such as ``node``.
     """
     clients: dict[str, list[object]] = {}
     for client, fault in faults.items():
@@ -133,7 +129,7 @@ def counted(number: int | str, noun: str) -> str:
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """Return the first ``most`` names in sorted order as text, followed by the number of remaining names."""
+    """Return the first ``most`` names in sorted order, and how many remain."""
     ordered = sorted(names)
     rest = [f"{len(ordered) - most} more"] if len(ordered) > most else []
     return ", ".join([*ordered[:most], *rest])
@@ -141,14 +137,14 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 
 @contextmanager
 def extra(name: str, otherwise: str = "") -> Iterator[None]:
-    """Context manager for imports from an optional extra; a missing package raises ``MissingExtraError``.
+    """Context manager for imports from an optional extra. A missing package raises ``MissingExtraError``.
 
     Parameters
     ----------
     name : str
         The extra, as in ``pip install 'heterofl-flwr[name]'``.
     otherwise : str
-        End of the error message: the alternative for a user without the extra, such as ``use --grid local``.
+        End of the error message, such as ``use --grid local``.
     """
     try:
         yield
@@ -172,7 +168,7 @@ def check_count(name: str, value: object, least: int) -> None:
 
 
 def unknown_settings(keys: Iterable[str], settings: Collection[str]) -> list[str]:
-    """Return an error message for each key that is not in ``settings``, with suggestions of similar names."""
+    """Return an error message for each unknown key, with suggestions of similar names."""
     faults = []
     for key in (key for key in keys if key not in settings):
         # A key with a missing or wrong group may differ from the right key in many letters.

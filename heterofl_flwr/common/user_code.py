@@ -1,8 +1,6 @@
 """Loading of functions that a user names as ``module:function``.
 
-The module may be installed. A module in the current folder is found as well, if a command line names it. Such a module
-can import other modules of the folder. All other imports ignore the current folder, because it may belong to somebody
-else. If only the settings of a stored run name the module, the user must pass ``--trust`` (``app/trust.py``).
+Modules in the current folder are found only if a command line names them, because it may be somebody else's folder.
 """
 
 import json
@@ -25,21 +23,21 @@ _NAMED = re.compile(r"(?<![\w.])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]\w*(?![\w/])")
 
 
 def named_modules(texts: Iterable[object]) -> set[str]:
-    """Return the top-level modules of all references ``module:function`` that occur in ``texts``."""
+    """Return the top-level modules of all references ``module:function`` in ``texts``."""
     return {module for text in texts if isinstance(text, str) for module in _NAMED.findall(text)}
 
 
 def allow_modules(modules: Iterable[str]) -> None:
-    """Make these modules of the current folder importable. They can import other modules of the folder."""
+    """Make these modules of the current folder importable."""
     folder, allowed = _allowed()
     if names := sorted({*modules, *(allowed if folder == os.getcwd() else ())}):
         os.environ[VARIABLE] = json.dumps([os.getcwd(), names])
 
 
 def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigError) -> Callable[..., Any]:
-    """Return the function with the reference ``module:function``.
+    """Return the function ``module:function``.
 
-    Error messages begin with ``what``, such as the name of a setting. ``kind`` is the class of the errors.
+    Error messages begin with ``what``. ``kind`` is the class of the errors.
     """
     try:
         function = resolve_name(reference)
@@ -54,13 +52,12 @@ def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigE
 
 
 def _allowed() -> tuple[str, list[str]]:
-    """Return the folder of user code and the importable modules in it, from the environment variable."""
     folder, modules = json.loads(os.environ.get(VARIABLE, '["", []]'))
     return folder, modules
 
 
 class _FolderFinder(MetaPathFinder):
-    """Import finder for allowed modules in the folder of user code; it is asked after all other finders."""
+    """Import finder for allowed modules in the folder of user code."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -72,7 +69,7 @@ class _FolderFinder(MetaPathFinder):
 
 
 def _importer_is_in(folder: str) -> bool:
-    """Whether the running import statement is in a file below ``folder``, outside ``site-packages``."""
+    """Whether the importing file is below ``folder``, outside ``site-packages``."""
     frame = sys._getframe(2)
     while frame.f_back and frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back

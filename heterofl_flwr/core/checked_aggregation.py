@@ -1,4 +1,4 @@
-"""Aggregation of one round's replies: each reply is checked, with its labels, and then passed to an aggregator."""
+"""Aggregation of one round's replies, with checks."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,27 +29,24 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Aggregation:
-    """Aggregation of one round: checks each reply, adds it to an aggregator, and returns the aggregator's result.
+    """Aggregation of one round: checks each reply and adds it to an aggregator.
 
     Parameters
     ----------
     global_state : Mapping[str, Tensor]
-        The global state before the round. It is not changed. Entries that no client holds keep their values in the
-        result.
+        The global state before the round; not changed. Entries that no client holds keep their values.
     label_rows : Sequence[str]
-        Parameters whose rows belong to classes, such as ``["linear.weight", "linear.bias"]``. From a client with
+        Parameters with one row for each class, such as ``["linear.weight", "linear.bias"]``. From a client with
         ``labels``, only the rows of these classes are averaged.
     aggregator : Callable[[Mapping[str, Tensor]], Aggregator]
         Makes the aggregator from the global state: ``CountingMean``, or ``partial(RobustMean, robust=Robust())``.
     extra_rows : bool
-        Averaging of rows that belong to no class, such as the embedding of [MASK]. True: over all clients whose slice
-        contains them. False: only over clients that send no labels (``Fidelity.extra_rows``).
+        Averaging of rows that belong to no class, such as the embedding of [MASK]. True: over all clients that hold
+        them. False: only over clients that send no labels (``Fidelity.extra_rows``).
     largest : float
-        Upper bound on the magnitude of a reply's entries. By default, only NaN and infinity are rejected. A finite
-        bound prevents overflow in the sum of several replies.
+        Upper bound on the magnitude of a reply's entries. By default, only NaN and infinity are rejected.
     norm_bound : float
-        Upper bound on the L2 norm of the difference between a reply and the state that the client trained; 0 for no
-        bound.
+        Upper bound on the L2 norm of a client's change; 0 for no bound.
 
     Attributes
     ----------
@@ -103,9 +100,9 @@ class Aggregation:
         sub : Mapping[str, Tensor]
             The client's parameters, in the plan's shapes and the global model's dtypes.
         labels : Sequence[int] | Mapping[str, Sequence[int]] | None
-            The client's classes; only their rows are averaged. None averages all rows. If the model has several heads
-            (output layers): a mapping from the name of a head's layer or parameter to the head's classes, such as
-            ``{"digits": [1, 2], "months.weight": [11]}``.
+            The client's classes; only their rows are averaged. None averages all rows. With several heads (output
+            layers), a mapping from a head's layer or parameter to its classes: ``{"digits": [1, 2], "months.weight":
+            [11]}``.
         weight : float
             The client's weight in the mean. HeteroFL uses 1 for every client. A reply of weight 0 is checked, but not
             averaged.
@@ -128,17 +125,16 @@ class Aggregation:
         self.replies += 1
 
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state in new tensors; dtypes do not change. Call this once."""
+        """Return the new global state in new tensors. Call this once."""
         self._check_open()
         self._has_result = True
         return self._aggregator.result()
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of the replies that contain the entry."""
+        """Return the total weight of the replies that contain each entry of a parameter."""
         return self._aggregator.holders(name)
 
     def _check_plan(self, plan: Plan) -> None:
-        """Raise an error if the plan does not fit the global state, or if a parameter is not floating point."""
         if plan in self._plans:
             return
         plan.check_state(self._state)
@@ -154,7 +150,7 @@ class Aggregation:
 
 
 class LabelRows:
-    """Selection of rows to average from a reply, in parameters that have one row for each class."""
+    """Rows to average in parameters that have one row for each class."""
 
     def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
         if missing := [name for name in names if name not in state or state[name].dim() == 0]:
@@ -163,10 +159,7 @@ class LabelRows:
         self._extra_rows = extra_rows
 
     def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
-        """Return the indices of the rows to average in a client's reply, as a dictionary by parameter name.
-
-        The dictionary lacks parameters whose rows are all averaged.
-        """
+        """Return the indices of the rows to average, by parameter. Missing parameters: all rows."""
         rows: dict[str, Tensor] = {}
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
             sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
@@ -181,7 +174,7 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the indices of the rows to average for a client with these labels, ascending; None for all rows."""
+        """Return the indices of a client's rows to average, ascending. None: all rows."""
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None
@@ -205,10 +198,7 @@ class LabelRows:
 def class_numbers(
     labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
 ) -> Tensor:
-    """Return labels as a tensor of distinct class numbers, ascending.
-
-    If a label is invalid, raise an error of the class ``unusable``.
-    """
+    """Return labels as distinct class numbers, ascending. Raise ``unusable`` if one is invalid."""
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
         numbers = torch.as_tensor(labels)
@@ -235,11 +225,10 @@ def check_reply(
     *,
     norm_bound: float = 0.0,
 ) -> None:
-    """Raise ``ReplyError`` if a client's reply is invalid. The error lists all faults.
+    """Raise ``ReplyError`` with all faults of a client's reply.
 
-    ``sub`` contains the client's parameters, and ``state`` the global state that the client trained. ``largest`` is an
-    upper bound on the magnitude of an entry. ``norm_bound`` is an upper bound on the L2 norm of the difference between
-    ``sub`` and ``state``; 0 for no bound.
+    ``largest`` is an upper bound on an entry's magnitude, and ``norm_bound`` on the L2 norm of the change; 0 for no
+    bound.
     """
     # Sums may be in single precision, where a weight outside its range would become 0 or infinity.
     single = torch.finfo(torch.float32)
@@ -258,7 +247,7 @@ def check_reply(
 
 
 def check_names(plan: Plan, names: Iterable[str]) -> None:
-    """Raise ``ReplyError`` if ``names`` differ from the names of the plan's parameters."""
+    """Raise ``ReplyError`` if ``names`` differ from the plan's parameters."""
     _raise_if_any(list(_name_faults(plan, dict.fromkeys(names))))
 
 
@@ -287,7 +276,7 @@ def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.
 
 
 def value_faults(sub: Mapping[str, Tensor], largest: float = math.inf) -> Iterator[str]:
-    """Yield an error message for each tensor that contains NaN, infinity or a magnitude above ``largest``."""
+    """Yield an error for each tensor with NaN, infinity or a magnitude above ``largest``."""
     for name, tensor in sub.items():
         flat = tensor.reshape(-1)
         # The norm bounds every entry, is not finite if any entry is not, and is much cheaper than comparing each entry.

@@ -1,14 +1,8 @@
 """Robust aggregation: each entry changes by the trimmed mean or the median of its holders' changes.
 
-The holders of an entry are the clients whose slices contain it. A minority of the holders cannot move the entry far,
-whatever values the minority sends. In HeteroFL, entries have different holders, so the mean is computed for each entry.
-
-- **Three holders or more.** ``trimmed``: the largest and the smallest changes are dropped, and the others are averaged
-  (Yin et al., 2018). ``median``: the middle change, or the mean of the middle two.
-- **One or two holders.** There is no majority. The entry changes by the plain mean of the changes, or keeps its value.
-
-Both kinds need all replies at once, so the slices of all clients are stored in single precision. ``result`` also needs
-memory for a few copies of one parameter of all clients.
+The holders of an entry are the clients whose slices contain it. ``trimmed`` drops the largest and the smallest changes
+(Yin et al., 2018). With one or two holders, there is no majority: the entry changes by the plain mean, or keeps its
+value. The slices of all clients are stored in single precision until the end of the round.
 """
 
 import math
@@ -49,11 +43,11 @@ class Robust:
 
     @property
     def fewest(self) -> int:
-        """Threshold: an entry changes only if at least this many clients hold it."""
+        """Minimum number of holders for an entry to change."""
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return the number of values to drop at each end: this many of the smallest, and as many of the largest."""
+        """Return the number of smallest values to drop, and as many of the largest."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 
@@ -76,7 +70,7 @@ class RobustMean:
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
-        """Store a client's change of its slice. Rows of classes that the client lacks are stored as NaN."""
+        """Store a client's change of its slice."""
         if reply.weight != 1:
             raise ConfigError(f"a robust mean counts each client once; found the weight {reply.weight:g}, expected 1")
         changes = {}
@@ -103,12 +97,12 @@ class RobustMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of holders of each entry of a parameter; 0 if the number is below ``Robust.fewest``."""
+        """Return the number of holders of each entry; 0 if below ``Robust.fewest``."""
         holders = self._holders.holders(name)
         return holders.where(holders >= self._robust.fewest, 0.0)
 
     def _stack(self, name: str) -> Tensor:
-        """Return all clients' changes of a parameter, (clients, entries). Entries that a client lacks are NaN."""
+        """Return all clients' changes, (clients, entries). Entries that a client lacks are NaN."""
         holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]
         stack = old.new_full((len(holders), *old.shape), math.nan, dtype=sum_dtype(old))
@@ -118,7 +112,7 @@ class RobustMean:
 
 
 def combine(stack: Tensor, robust: Robust) -> Tensor:
-    """Return the robust mean of each column of ``stack``, ignoring NaN; 0 for columns with too few values."""
+    """Return the robust mean of each column, ignoring NaN. Columns with too few values get 0."""
     counts = (~stack.isnan()).sum(0)
     change = stack.new_zeros(stack.shape[1])
     for number in counts.unique().tolist():

@@ -1,4 +1,4 @@
-"""Registries that map layer types, operators or functions to rules."""
+"""Registries of rules for layer types, operators or functions."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,12 +18,12 @@ def is_layer_type(value: object) -> bool:
 
 
 class Registry(dict[Any, Callable[..., Any]]):
-    """Dictionary from layer types, operators or functions to their rules.
+    """Rules by layer type, operator or function.
 
     Parameters
     ----------
     name : str
-        Name of the decorator that registers rules, for error messages.
+        Name of the decorator, for error messages.
     expected : str
         Description of valid keys, for error messages.
     accepts : Callable[[object], bool]
@@ -37,7 +37,7 @@ class Registry(dict[Any, Callable[..., Any]]):
         self.name, self.expected, self.accepts = name, expected, accepts
 
     def add(self, *keys: object) -> Callable[[Rule], Rule]:
-        """Return a decorator that registers a function as the rule of each key, replacing any earlier rule."""
+        """Return a decorator that sets the rule of each key."""
         wrong = [key for key in keys if not self.accepts(key)]
         if wrong or not keys:
             raise ConfigError(f"{self.name} takes {self.expected}, got {wrong or 'nothing'}")
@@ -49,5 +49,5 @@ class Registry(dict[Any, Callable[..., Any]]):
         return add
 
     def find(self, layer: nn.Module) -> Callable[..., Any] | None:
-        """Return the rule of the layer's type, or of the nearest base class with a rule; None if there is no rule."""
+        """Return the rule of the layer's type or of its nearest base class, or None."""
         return next((self[kind] for kind in type(layer).__mro__ if kind in self), None)

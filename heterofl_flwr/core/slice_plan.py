@@ -1,9 +1,4 @@
-"""``Plan``: which entries of each parameter a client holds. ``Region``: reads and writes these entries in a tensor.
-
-HeteroFL's slices keep the first entries of each axis. Such a region is a view of the tensor, without index tensors. An
-axis may consist of several parts, such as attention heads. A region has two dimensions for it, (parts, entries of a
-part), but the client's tensor has one.
-"""
+"""``Plan``: which entries of each parameter a client holds. ``Region``: access to these entries in a tensor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +32,7 @@ class Plan:
     Attributes
     ----------
     axes : Mapping[str, Axes]
-        The axes of each parameter, by name. Each axis knows which of its entries the client holds.
+        The axes of each parameter. Each axis knows which entries the client holds.
     """
 
     axes: Mapping[str, Axes]
@@ -53,16 +48,14 @@ class Plan:
     ) -> "Plan":
         """Return the plan of a local model inside a global model, by the rules of their layers' types.
 
-        The plan is computed from layers and shapes; the models are not run. So it cannot detect an axis that consists
-        of several parts, such as the two directions of a bidirectional LSTM or the inputs of a concatenation. A slice
-        should keep the first entries of each part, not the first entries of the axis. For this, name such axes in
-        ``heads``. Or register a rule for the module around both layers (``register``); all strategies use such rules.
+        The models are not run. So an axis of several parts is not detected, such as the two directions of a
+        bidirectional LSTM or the inputs of a concatenation. A slice should keep the first entries of each part. Name
+        such axes in ``heads``, or register a rule for the module around both layers (``register``).
 
         Parameters
         ----------
         full_model, local : nn.Module
-            The same architecture at two widths. Only parameters are compared; buffers, such as running statistics, are
-            never exchanged.
+            The same architecture at two widths. Buffers are not compared, because they are never exchanged.
         heads : Heads | None
             Dictionary from a pattern of parameter names (``fnmatch``) to (number of parts, index of the axis). For a
             linear layer after a bidirectional LSTM: ``{"classifier.weight": (2, 1)}``.
@@ -89,8 +82,8 @@ class Plan:
     ) -> "Plan":
         """Return the plan of a local model inside a global model, from the shapes of their parameters.
 
-        Both arguments map names to shapes, tensors or arrays. The local model may lack parameters of the global model,
-        but not have additional parameters. For the options see ``Plan.of``.
+        Both arguments map names to shapes, tensors or arrays. The local model may lack parameters, but not add any. For
+        the options see ``Plan.of``.
         """
         if unknown := set(local_shapes) - set(full_shapes):
             raise ShapeError(f"the global model has no parameter {listed(unknown)}; it has {listed(full_shapes)}")
@@ -113,7 +106,7 @@ class Plan:
 
     @cached_property
     def parameters(self) -> int:
-        """The total number of entries that the client holds."""
+        """The number of entries that the client holds."""
         return sum(map(prod, self.shapes.values()))
 
     @cached_property
@@ -128,16 +121,13 @@ class Plan:
         return type(self), (self.axes,)
 
     def sliced(self, function: SliceFunction) -> "Plan":
-        """Return a plan with the same shapes, but with the entries that ``function`` selects."""
+        """Return a plan of the same shapes, with the entries that ``function`` selects."""
         if function is not prefix:
             self.check_groups()
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def check_groups(self) -> None:
-        """Raise ``ConfigError`` if an axis can keep only its first entries, so that no other slice is possible.
-
-        An example is an attention layer whose smaller version lacks the last heads.
-        """
+        """Raise ``ConfigError`` if an axis can keep only its first entries."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
                 f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
@@ -159,20 +149,20 @@ class Plan:
         )
 
     def extract(self, global_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return contiguous copies of the client's entries of the global state, in the client's shapes."""
+        """Return copies of the client's entries of the global state, in the client's shapes."""
         self.check_state(global_state)
         return {name: Region(global_state[name].detach(), axes).read() for name, axes in self.axes.items()}
 
     def parts(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the client's entries of ``state``, in the client's shapes, without ``detach``.
 
-        The results are views where possible, and gradients flow back to ``state``.
+        The results are views where possible.
         """
         self.check_state(state)
         return {name: Region(state[name], axes).part() for name, axes in self.axes.items()}
 
     def check_state(self, global_state: Mapping[str, Tensor]) -> None:
-        """Raise ``ShapeError`` if the global state lacks a parameter of this plan or its shape differs."""
+        """Raise ``ShapeError`` if the global state lacks a parameter or has another shape."""
         for name, axes in self.axes.items():
             expected = tuple(axis.size for axis in axes)
             if name not in global_state:
@@ -184,7 +174,6 @@ class Plan:
 
 
 def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFunction) -> Plan:
-    """Return a plan with these axes, after dividing the axes named in ``heads`` into their parts."""
     heads = heads or {}
     check_patterns("heads", heads, axes)
     headed = {}
@@ -199,7 +188,7 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
 
 
 def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
-    """Return a plan with only those parameters of ``plan`` that match one of ``patterns``.
+    """Return the plan of those parameters that match one of ``patterns``.
 
     Raise ``ConfigError`` if a pattern matches no parameter.
     """
@@ -223,7 +212,7 @@ class Region:
         self._index = None if prefix else _build_index(axes, tensor.device)
 
     def part(self) -> Tensor:
-        """Return the entries in the client's shape, as a view of the tensor if possible."""
+        """Return the entries in the client's shape, as a view if possible."""
         return (self.view if self._index is None else self.view[self._index]).reshape(self._local_shape)
 
     def read(self) -> Tensor:
@@ -236,16 +225,16 @@ class Region:
         self.view[... if self._index is None else self._index] = local.view(self._shape)
 
     def scale(self, factor: float) -> None:
-        """Multiply the entries of the global tensor by a number, in place."""
+        """Multiply the entries by a number, in place."""
         if self._index is None:
             self.view.mul_(factor)
         else:
             self.view[self._index] *= factor
 
     def add(self, local: Tensor, weight: float, rows: Tensor | None = None) -> None:
-        """Add ``weight`` times a client's tensor to the entries of the global tensor, in place.
+        """Add ``weight`` times a client's tensor, in place. With ``rows``, add only these rows.
 
-        With ``rows``, only the rows with these indices are added. Then the slice must keep all rows of the tensor.
+        With ``rows``, the slice must keep all rows of the tensor.
         """
         if rows is not None:
             added = local.reshape(self._shape)[rows].to(self.view.dtype)
@@ -262,7 +251,7 @@ class Region:
 
 
 def is_prefix(axes: Axes) -> bool:
-    """Whether every axis keeps its first entries, or the first entries of each part. Such a slice is a view."""
+    """Whether every axis keeps its first entries, or the first entries of each part."""
     return all(axis.index is None for axis in axes)
 
 
@@ -274,9 +263,9 @@ def _find_geometry(
 ) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
     """Return how to view a tensor as a region.
 
-    Each axis is a tuple: full length, local length, number of parts, and whether it keeps a prefix. The results are, in
-    order: the tensor's shape with parts as separate dimensions; the slices that index the region in this shape; whether
-    all axes keep a prefix; the region's shape; the client's shape; whether the region is the full tensor.
+    Each axis is a tuple: full length, local length, number of parts, and whether it keeps a prefix. The results are:
+    the tensor's shape with parts as dimensions; the region's slices in this shape; whether all axes keep a prefix; the
+    region's shape; the client's shape; whether the region is the full tensor.
     """
     # If an axis of 6 entries in 2 parts keeps 4 entries, it becomes two dimensions, (2, 3), with the region [:, :2].
     dimensions: list[tuple[int, slice, int]] = []  # for each dimension: full length, slice, local length
@@ -297,7 +286,7 @@ def _find_geometry(
 
 
 def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
-    """Return one index tensor for each dimension of a region. Together they broadcast to the region's shape."""
+    """Return index tensors that broadcast to the region's shape."""
     lists: list[Tensor] = []
     for axis in axes:
         if axis.parts > 1:

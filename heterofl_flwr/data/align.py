@@ -1,4 +1,4 @@
-"""Alignment of a node's data with the data set of the run: class numbers, order of columns, and normalisation."""
+"""Conversion of a node's data to the run's classes, columns and normalisation."""
 
 from dataclasses import dataclass, replace
 
@@ -12,10 +12,7 @@ from heterofl_flwr.data.known import SOURCES, Facts, short_name
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Meaning of the numbers in a data set: its classes, columns and normalisation.
-
-    An attribute is empty or None if its value is unknown.
-    """
+    """Classes, columns and normalisation of a data set; empty or None if unknown."""
 
     name: str
     classes: int
@@ -28,7 +25,7 @@ class Terms:
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Terms":
-        """Return the ``Terms`` of a loaded data set."""
+        """Return the terms of a loaded data set."""
         inputs = dataset.train.inputs
         return cls(
             name=dataset.name,
@@ -43,18 +40,15 @@ class Terms:
 
     @classmethod
     def of_source(cls, name: str, facts: Facts) -> "Terms":
-        """Return the ``Terms`` of a data set with a short name, such as ``mnist``, without loading it."""
+        """Return the terms of a data set such as ``mnist`` without loading it."""
         source = SOURCES[short_name(name)]
         return cls(name, facts.classes, facts.shape, names=source.names, normal=source.normal or source.measured)
 
 
 def align(dataset: Dataset, terms: Terms) -> Dataset:
-    """Convert a node's data to the class numbers, columns and normalisation of the run's data set.
+    """Convert a node's data to the run's classes, columns and normalisation.
 
-    Raises
-    ------
-    DataError
-        If the node's data has classes or columns that the run's data set lacks, or if the shapes of inputs differ.
+    Raise ``DataError`` if the run lacks a class or column, or if input shapes differ.
     """
     if (dataset.train.reading is None) != (terms.reading is None):
         raise DataError(f"{dataset.name} and the run's data set, {terms.name}, are not both text, or both not")
@@ -78,7 +72,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
 
 
 def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
-    """Return, for each column of the run, the index of the node's column; None if no change is needed."""
+    """Return the node's column index for each column of the run, or None if they agree."""
     if dataset.columns == terms.columns or not (dataset.columns and terms.columns):
         return None
     missing = [name for name in terms.columns if name not in dataset.columns]
@@ -93,7 +87,7 @@ def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
 
 
 def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
-    """Return, for each class of the node's data, the run's number of this class; None if no change is needed."""
+    """Return the run's number of each class of the node, or None if they agree."""
     if dataset.names and terms.names:
         if strange := [name for name in dataset.names if name not in terms.names]:
             raise DataError(
@@ -130,7 +124,7 @@ def _align_split(
 
 
 def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
-    """Return a text data set with token numbers of the run's vocabulary. Words that it lacks become token 0."""
+    """Words that the run's vocabulary lacks become token 0."""
     numbers = {name: number for number, name in enumerate(terms.names)}
     lookup = torch.tensor([numbers.get(name, 0) for name in dataset.names])
     train, test = (

@@ -1,7 +1,4 @@
-"""Reading of a folder, or of a data set of the hub, with Hugging Face's ``datasets``.
-
-The label and the inputs are found from the types of the columns.
-"""
+"""Reading of a folder or a hub data set with Hugging Face's ``datasets``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +21,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 
 
 def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Dataset:
-    """Return the data set in a folder. If ``folder`` is None, return the data set ``source.path`` of the hub.
-
-    ``datasets`` ensures that all splits have the same columns.
-    """
+    """Return the data set in a folder, or ``source.path`` of the hub without one."""
     splits: Mapping[str, datasets.Dataset] = _read_folder(folder) if folder else _read_hub(source.path)
     place = str(folder) if folder else f"the hub's data set {source.path!r}"
     missing = [split for split in ("train", "test") if split not in splits]
@@ -45,11 +39,6 @@ def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Da
 
 
 def _read_folder(folder: Path) -> Any:
-    """Return the splits that ``datasets`` finds in a folder.
-
-    The folder contains images as ``train/<class>/*.png`` and ``test/<class>/*.png``, or parquet or CSV files.
-    ``datasets`` infers the split of each file. Hidden files and folders are not read.
-    """
     datasets.disable_progress_bars()
     # Otherwise ``datasets`` drops the label of a folder with a single class.
     options = {"drop_labels": False} if _has_classes_of_images(folder) else {}
@@ -70,7 +59,7 @@ def _read_folder(folder: Path) -> Any:
 
 
 def _has_classes_of_images(folder: Path) -> bool:
-    """Whether all files in a folder are images in subfolders that are named after their classes."""
+    """Whether all files are images in subfolders named after their classes."""
     below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     folders = [path for path in below if not any(part.startswith(".") for part in path.parts)]
     return bool(folders) and all(
@@ -79,7 +68,7 @@ def _has_classes_of_images(folder: Path) -> bool:
 
 
 def _read_hub(path: str) -> Any:
-    """Return the splits of a data set of the hub; ``path`` is ``user/set`` or ``user/set/configuration``."""
+    """``path`` is ``user/set`` or ``user/set/configuration``."""
     owner, name, *configuration = path.split("/", 2)
     try:
         return datasets.load_dataset(f"{owner}/{name}", *configuration)
@@ -92,7 +81,7 @@ def _read_hub(path: str) -> Any:
 
 
 class _Table:
-    """The columns of a split, with checks. Error messages name the source of the split."""
+    """Columns of a split, with checks."""
 
     def __init__(self, split: datasets.Dataset, place: str) -> None:
         self.table, self.place = split.with_format("arrow")[:], place
@@ -100,7 +89,6 @@ class _Table:
             raise DataError(f"{place}: there are no examples")
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return the column with this name; raise ``DataError`` if it does not exist or has missing values."""
         if name not in self.table.column_names:
             matches = ", ".join(self.table.column_names)
             raise DataError(f"{self.place}: found the columns {matches}; expected one named {name}: name one found")
@@ -111,7 +99,6 @@ class _Table:
         return column
 
     def values(self, name: str, what: str) -> Values:
-        """Return the column with this name as integers or strings. ``what`` describes the column in error messages."""
         column = self.column(name)
         values = column.to_pylist()
         if not all(isinstance(value, int | str) for value in values):
@@ -122,7 +109,6 @@ class _Table:
         return [int(value) if isinstance(value, bool) else value for value in values]
 
     def numbers(self, names: Sequence[str]) -> torch.Tensor:
-        """Return numeric columns as one tensor (examples, columns)."""
         expected, types = "an image column or columns of numbers", pa.types
         if not names:
             raise self.error("no column beside the label", expected)
@@ -137,7 +123,6 @@ class _Table:
         return torch.stack(numbers, dim=1)
 
     def error(self, actual: str, expected: str) -> DataError:
-        """Return an error with the actual and the expected columns in its message."""
         return DataError(
             f"{self.place}: found {actual} among the columns {', '.join(self.table.column_names)}; expected "
             f"{expected}: rename or drop columns, or write a function and name it as module:function"
@@ -147,10 +132,8 @@ class _Table:
 def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | Texts:
     """Return the inputs, labels and owners of a split.
 
-    The label is the column ``columns.label``. If this name is empty, the label is the first of these that exists: the
-    column ``label``, the only column of type ``ClassLabel``, the last column of a table of numbers. The inputs are the
-    image column. A split without images uses all columns except label and owner as inputs. A split with a column
-    ``text``, but without label and image columns, becomes ``Texts``.
+    Without ``columns.label``, the label is the column ``label``, the only ``ClassLabel`` column, or the last column of
+    a table of numbers. A split with a column ``text`` but no label or images becomes ``Texts``.
     """
     table, features = _Table(split, place), split.features
     if columns.owner == "":
@@ -187,10 +170,7 @@ def _is_image(feature: object) -> bool:
 
 
 def _read_images(split: datasets.Dataset, name: str, place: str) -> torch.Tensor:
-    """Return images of equal size as one uint8 tensor (number, channels, height, width).
-
-    Grey images have one channel. All others are converted to red, green and blue.
-    """
+    """Return images of equal size as uint8, (number, channels, height, width)."""
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
     try:
         for image in split.cast_column(name, datasets.Image())[name]:

@@ -1,7 +1,4 @@
-"""Loading of data sets by name: bundled, from a folder, from a user's function, or from the Hugging Face hub.
-
-Modules that read files are imported only when needed, so that clients with other data do not need their libraries.
-"""
+"""Loading of data sets by name."""
 
 import os
 import threading
@@ -45,13 +42,13 @@ def load_dataset(
         ``module:function``, which returns a ``Dataset`` or ``((x, y), (x, y))`` for train and test.
         See ``docs/howto/data.md``.
     root : str | os.PathLike[str] | None
-        A folder with copies of data sets of the hub, laid out as ``<root>/ylecun/mnist/...``. Default: the folder in
-        the environment variable ``HETEROFL_DATA``. Without either, data sets are loaded from the hub.
+        A folder with copies of hub data sets, such as ``<root>/ylecun/mnist/...``. Default: the environment variable
+        ``HETEROFL_DATA``. Without either, data sets are loaded from the hub.
     label : str
-        The name of the column with the classes; inferred by default.
+        Column with the classes; inferred by default.
     owner : str | None
-        The name of the column with each example's owner. ``""``: the default column, if the data set has a short name
-        such as ``femnist``. None: owners are not read.
+        Column with each example's owner. ``""``: the default column of a short name such as ``femnist``. None: owners
+        are not read.
 
     Raises
     ------
@@ -65,10 +62,9 @@ def load_dataset(
 def shared_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> AbstractContextManager[None]:
-    """Return a context manager. Processes started inside it on this machine share the memory of the data set.
+    """Context manager: processes started inside it share the memory of the data set.
 
-    In such a process, ``load_dataset`` with the same arguments returns the shared data set without reading files. The
-    data of a user's function are not shared: each process calls the function.
+    Data of a user's function are not shared.
     """
     if _is_function(name):
         return nullcontext()
@@ -78,10 +74,9 @@ def shared_dataset(
 
 
 def absolute_paths(name: str, root: str | os.PathLike[str] | None) -> tuple[str, str]:
-    """Return ``name`` and ``root`` as text, with folders as absolute paths; a missing root is ``""``.
+    """Return ``name`` and ``root`` as text, with folders as absolute paths.
 
-    ``name`` is unchanged if it is a short name or names a data set below the root. This holds even if the current
-    folder has a folder of this name.
+    A short name stays the same, even if the current folder has a folder of this name.
     """
     root, folder = root or os.environ.get(ROOT_VARIABLE) or "", os.path.realpath(os.path.expanduser(name))
     root = os.path.realpath(os.path.expanduser(root)) if root else ""
@@ -130,11 +125,7 @@ def _find_folder(root: str, hub_name: str) -> Path | None:
 
 
 def _from_function(name: str) -> Dataset:
-    """Call the user's function ``module:function``, and return its data set.
-
-    The function returns a ``Dataset`` or two pairs of arrays or tensors. Inputs are not normalised; floats and bytes
-    become float32. The number of classes is the largest target plus one.
-    """
+    """Call the user's function. The number of classes is the largest target plus one."""
     made = load_function(name, "the data set", DataError)()
     if isinstance(made, Dataset):
         return made
@@ -164,7 +155,6 @@ def _to_split(pair: Sequence[object], place: str) -> Split:
 
 
 def _digits() -> Raw:
-    """Return scikit-learn's handwritten digits: 1,797 images of 8x8 pixels."""
     # Not load_digits(), which does the same: importing scikit-learn takes more than a second in each process.
     with extra("data"):
         digits = find_spec("sklearn")

@@ -1,8 +1,4 @@
-"""Partitions of examples among clients (paper, section 4), as pure functions of the targets and a seed.
-
-These functions take class numbers and return row numbers. So no image is copied, and splitting 60,000 examples among
-100 clients takes milliseconds.
-"""
+"""Partitions of examples among clients, as pure functions of targets and a seed."""
 
 import re
 import warnings
@@ -31,7 +27,7 @@ Deal = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Partitions:
-    """Partitions of a data set: for each client, the indices of its train and test examples, and its classes."""
+    """Indices of each client's train and test examples, and its classes."""
 
     train: tuple[Tensor, ...]
     test: tuple[Tensor, ...]
@@ -46,8 +42,8 @@ class Partitions:
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Variant = "paper") -> Partitions:
     """Split the train and the test split of a data set among clients.
 
-    The rows of a text are split by owner or evenly. If a text has fewer test rows than clients, the first clients get
-    one test row each, and the others none. For text, a client's classes are the words in its training rows.
+    Texts are split by owner or evenly. If there are fewer test rows than clients, the first clients get one row each.
+    For text, a client's classes are the words in its training rows.
 
     Parameters
     ----------
@@ -55,8 +51,8 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
         The data set to split.
     kind : str
         ``iid``. ``non-iid-<n>``: at most n classes for each client. ``dirichlet-<alpha>``: Dirichlet distribution with
-        the concentration alpha. ``natural``: the i-th client has the examples of the i-th owner.
-        ``natural-<column>``: the same, where ``<column>`` contains the owners.
+        the concentration alpha. ``natural``: the i-th client has the examples of the i-th owner. ``natural-<column>``:
+        the same, with the owners in ``<column>``.
     clients : int
         Number of clients.
     seed : int
@@ -99,15 +95,12 @@ def check_kind(kind: str) -> re.Match[str]:
 
 
 def owner_column(kind: str) -> str | None:
-    """Return the argument ``owner`` of ``load_dataset`` for a kind of split.
-
-    ``natural-<column>`` gives the column, ``natural`` gives ``''``, and all other kinds give None.
-    """
+    """Return the argument ``owner`` of ``load_dataset`` for a kind of split."""
     return (check_kind(kind)["owner"] or "") if kind.startswith("natural") else None
 
 
 def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return random rows for each client. All clients get the same number; rows of the remainder are not used."""
+    """Return random rows for each client, the same number for all."""
     check_count("the number of clients", clients, 1)
     size = len(targets) // clients
     if not size:
@@ -119,26 +112,11 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 def noniid(
     targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
-    """Return two results: the rows of each client, and the classes of its shards, from which the rows come.
+    """Return the rows of each client, and the classes of its shards for ``matching_test``.
 
-    A client has rows of at most ``classes_per_client`` classes. Each class is cut into
-    ``clients * classes_per_client / classes`` shards, and shards are assigned to clients at random. If this number is
-    not an integer, some classes, chosen at random, have one shard more. (The code of HeteroFL's authors requires an
-    integer, and then gives the same result.) The second result is the argument ``deal`` of ``matching_test``.
-
-    Parameters
-    ----------
-    targets : Tensor
-        The class of each example.
-    clients : int
-        Number of clients.
-    classes_per_client : int
-        Number of shards for each client.
-    seed : int
-        Seed of the random draws.
-    fidelity : Variant
-        Treatment of a client that draws two shards of one class. ``paper``: the client gets only one shard, and one
-        shard is not used. ``fixed``: the client gets both.
+    Each class is cut into ``clients * classes_per_client / classes`` shards, which are assigned at random. If this
+    number is not an integer, some classes have one shard more. A client that draws two shards of one class gets only
+    one with ``paper``, and both with ``fixed``.
     """
     check_count("the number of clients", clients, 1)
     present = targets.unique()  # (classes,), sorted
@@ -165,11 +143,7 @@ def noniid(
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
-    """Return the rows of each client in the test split, from the classes that the client has in the train split.
-
-    ``deal`` has the classes of each client's shards, as returned by ``noniid``. If a class has fewer examples than
-    shards, some shards are empty.
-    """
+    """Return the test rows of each client, from the classes of its training shards."""
     Fidelity.of(fidelity)
     generator = _generator(seed, "shards")
     stacks: dict[int, list[Tensor]] = {}
@@ -187,7 +161,7 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
 
 
 def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return the rows of each client, drawn by the ``DirichletPartitioner`` of flwr-datasets."""
+    """Return the rows of each client, drawn by flwr-datasets' ``DirichletPartitioner``."""
     with extra("data"):  # imported here because they load slowly
         from datasets import Dataset as Table  # type: ignore[import-untyped]
         from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
@@ -208,10 +182,7 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
 
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the rows of each client in the train split, and in the test split. Each client has the rows of one owner.
-
-    The result equals that of flwr-datasets' ``NaturalIdPartitioner``, which loops over rows in Python and is slower.
-    """
+    """Return the train rows and the test rows of each client. Each client is one owner."""
     check_count("the number of clients", clients, 1)
     if dataset.owners is None:
         raise ConfigError(f"split is natural, but {dataset.name} does not say whose each example is: use another split")
@@ -229,10 +200,7 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return the test rows of each client.
-
-    A client with a fraction of a class's training rows gets the same fraction of this class's test rows.
-    """
+    """Return test rows with each client's fraction of every class as in training."""
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]
     for name in targets.unique().tolist():

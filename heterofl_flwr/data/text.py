@@ -22,7 +22,7 @@ LENGTH = Reading(hides_as=0).length
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """One split of raw texts. A token is a word between spaces."""
+    """One split of raw texts. Tokens are separated by spaces."""
 
     texts: Sequence[str]
     place: str  # source of the split, for messages
@@ -30,11 +30,10 @@ class Texts:
 
 
 def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int] | None = None) -> Dataset:
-    """Make a data set of rows of tokens. Without a test split, every fifth row of each owner becomes a test row.
+    """Make a data set of rows of tokens.
 
-    The vocabulary consists of the two special tokens, and of the words of the train split in order of first occurrence.
-    ``rows`` has the number of rows of each split, by split name. Without it, or if the texts have owners, each owner's
-    text is cut into rows of 64 tokens. Tokens that do not fill a row are dropped.
+    Without a test split, every fifth row of an owner becomes a test row. ``rows`` is the number of rows of each split.
+    Without it, or with owners, rows have 64 tokens.
     """
     raws, numbers = [train] if test is None else [train, test], {UNKNOWN: 0, END: 1}
     named = number_owners(*(raw.owners for raw in raws))
@@ -53,7 +52,7 @@ def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int]
 
 
 def _cut(raw: Texts, owners: Sequence[int], lookup: Callable[[str], int], rows: int) -> tuple[Tensor, Tensor]:
-    """Return rows of tokens, and the owner's number of each row. A row has tokens of only one owner."""
+    """Return rows of tokens, each from one owner, and the owner of each row."""
     streams: dict[int, list[int]] = defaultdict(list)
     for text, owner in zip(raw.texts, owners, strict=True):
         streams[owner] += map(lookup, (*text.split(), END))

@@ -1,9 +1,6 @@
-"""Trace rules of operators that compute: elementwise operators, reductions, products, convolutions and norms.
+"""Trace rules of elementwise operators, reductions, products, convolutions and norms.
 
-A trace rule says which axes of an operator's inputs and outputs must be sliced alike. In a grouped convolution or norm,
-a slice either drops whole groups or makes every group narrower. The rule takes the choice that allows more widths: a
-depthwise convolution loses groups, and a convolution with two wide groups has two narrower groups. Keeping the first
-channels of the layer, whatever their group, would move some channels into other groups.
+A trace rule says which axes of an operator's inputs and outputs must be sliced alike.
 """
 
 from collections.abc import Sequence
@@ -51,15 +48,15 @@ _POOLS = (
 
 @operator("add", *_ENTRYWISE)
 def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of elementwise operators: inputs and output are sliced alike on each axis after broadcasting."""
+    """Trace rule of elementwise operators: inputs and output are sliced alike."""
     for output in call.outputs:
         trace.mark(broadcast(trace, call.inputs, output.shape), output)
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
-    """Require equal slices of tensors that are broadcast to ``shape``; return the positions of the result's axes.
+    """Require equal slices of tensors that are broadcast to ``shape``. Return the result's axes.
 
-    The last ``inner`` axes of ``shape`` are left out.
+    The last ``inner`` axes are left out.
     """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
@@ -72,24 +69,20 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
 @operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of new tensors, such as zeros: sliced like the tensors that later operators combine them with."""
+    """Trace rule of new tensors, such as zeros: sliced like what they are combined with."""
     trace.fresh(*call.outputs)
 
 
 @operator("tril", "triu")
 def triangle(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of ``tril`` and ``triu``: the last two axes are never sliced, since their indices have a meaning."""
+    """Trace rule of ``tril`` and ``triu``: the last two axes are never sliced."""
     trace.pin(*rows[-2:])
     trace.mark(rows, *call.outputs)
 
 
 @operator(*_SUMS, *_SEARCHES)
 def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of reductions and searches over axes.
-
-    A reduced axis may be sliced; the smaller model reduces over the entries that it keeps. An axis that ``argmax`` or
-    ``sort`` searches is never sliced, because its indices have a meaning.
-    """
+    """Trace rule of reductions and searches. Axes that ``argmax`` or ``sort`` search are never sliced."""
     dim = call.named_arguments.get("dim")
     dims = range(len(rows)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
     axes = [axis % len(rows) for axis in dims]
@@ -104,7 +97,7 @@ def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))
 def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of pooling, resizing and padding of images: spatial axes are never sliced, but channels can be."""
+    """Trace rule of pooling, resizing and padding of images: spatial axes are never sliced."""
     space = next(int(letter) for letter in call.name if letter.isdigit())
     trace.pin(*rows[len(rows) - space :])
     trace.mark([*rows[: len(rows) - space], *[None] * space], *call.outputs)
@@ -112,10 +105,7 @@ def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of matrix products: the two axes that are summed over are sliced alike.
-
-    ``addmm`` and similar operators add a tensor to the product. This tensor is sliced like the product.
-    """
+    """Trace rule of matrix products: the two axes that are summed over are sliced alike."""
     *added, a, b = call.inputs
     a_rows, b_rows = trace.rows(a), trace.rows(b)
     inner = max(len(b_rows) - 2, 0)
@@ -133,10 +123,9 @@ def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 def grouped_product(
     tokens: Tensor, experts: Tensor, offsets: object = None, bias: Tensor | None = None, out_dtype: object = None
 ) -> Tensor:
-    """Stand-in for ``grouped_mm``, which multiplies each token by its expert's matrix.
+    """Stand-in for ``grouped_mm`` that multiplies all tokens by the first expert's matrix.
 
-    The stand-in multiplies all tokens by the first expert's matrix. So the axis of experts is never sliced; slices keep
-    all experts and make each expert narrower.
+    So the axis of experts is never sliced.
     """
     entries = 16 // tokens.element_size()
     if any(length % entries for length in (tokens.shape[-1], *experts.shape[-2:])):
@@ -150,7 +139,7 @@ def grouped_product(
 
 @operator("linalg_solve_triangular")
 def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of linear equations: the equations and unknowns are never sliced, but the right-hand sides can be."""
+    """Trace rule of linear equations: equations and unknowns are never sliced."""
     right_rows = trace.rows(call.inputs[1])
     trace.pin(*rows[-2:], right_rows[-2])
     return [*broadcast(trace, call.inputs, call.outputs[0].shape, inner=2), None, right_rows[-1]]
@@ -158,7 +147,7 @@ def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("_fft_c2c", "_fft_r2c", "_fft_c2r")
 def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of Fourier transforms: transformed axes are never sliced, since a frequency depends on all entries."""
+    """Trace rule of Fourier transforms: transformed axes are never sliced."""
     for axis in call.named_arguments["dim"]:
         trace.pin(rows[axis])
         rows[axis] = None
@@ -166,12 +155,12 @@ def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 
 def drops_groups(groups: int, channels: int) -> bool:
-    """Whether slices of a layer drop whole groups of channels. If False, slices make every group narrower."""
-    return groups >= channels // groups
+    """Whether slices drop whole groups of channels. Otherwise, every group gets narrower."""
+    return groups >= channels // groups  # the choice that allows more widths
 
 
 def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None:
-    """Tie channels of a layer with groups: within each group if slices drop groups, else across all groups.
+    """Tie channels within each group if slices drop groups, else across all groups.
 
     Return the position of each group's first channel if slices drop groups, else None.
     """
@@ -184,7 +173,7 @@ def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None
 
 
 def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *, transposed: bool) -> Row | None:
-    """Tie the channels of a grouped convolution's input to its weight; return the positions of the output channels."""
+    """Tie input channels to the weight. Return the positions of the output channels."""
     first_row, second_row, *_ = trace.rows(weight)
     inputs = weight.shape[0] if transposed else weight.shape[1] * groups
     if transposed:
@@ -207,10 +196,7 @@ def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *,
 
 @operator("convolution", "_convolution")
 def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of convolutions: the input's channels are sliced like the weight's inputs.
-
-    The bias is sliced like the weight's outputs. The kernel is never sliced.
-    """
+    """Trace rule of convolutions: input and output channels are sliced, the kernel is not."""
     weight, bias, transposed, groups = (call.args[place] for place in (1, 2, 6, 8))
     batch, channels, *space = rows
     first_row, second_row, *kernel = trace.rows(weight)
@@ -229,7 +215,7 @@ def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 @operator("_native_batch_norm_legit_functional", "_batch_norm_with_update", "_batch_norm_no_update")
 @operator("cudnn_batch_norm", "native_group_norm")
 def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of batch and group norm: weight, bias and statistics are sliced like the input's channels."""
+    """Trace rule of batch and group norm: parameters and statistics are sliced like the channels."""
     rows[1] = trace.meet(rows[1], *(trace.rows(tensor)[0] for tensor in call.inputs[1:]))
     if "group" in call.named_arguments:
         couple_groups(trace, rows[1], call.named_arguments["group"])
@@ -238,10 +224,7 @@ def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("_weight_norm_interface")
 def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of weight norm: directions and magnitudes are sliced alike.
-
-    The smaller model computes norms over the entries that it keeps.
-    """
+    """Trace rule of weight norm: directions and magnitudes are sliced alike."""
     directions, lengths = call.inputs
     joined = broadcast(trace, [directions, lengths], directions.shape)
     trace.mark(joined, call.outputs[0])
@@ -252,10 +235,7 @@ def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator("native_layer_norm", "_fused_rms_norm")
 def layer_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of layer norm: weight and bias are sliced like the last axes of the input.
-
-    The smaller model computes mean and variance over the entries that it keeps.
-    """
+    """Trace rule of layer norm: weight and bias are sliced like the input's last axes."""
     for axis in range(-len(call.named_arguments["normalized_shape"]), 0):
         rows[axis] = trace.meet(rows[axis], *(trace.rows(tensor)[axis] for tensor in call.inputs[1:]))
     return rows

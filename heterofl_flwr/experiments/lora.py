@@ -1,8 +1,6 @@
 """Data and models of ``experiment=lora``: LoRA adapters of unequal rank on a frozen base model.
 
-The base model is an MLP trained on the first half of MNIST. The clients have the second half, rotated by 90 degrees, so
-the base model is wrong on nearly all of their images. The clients train LoRA adapters on all layers. The ranks are 16,
-8, 4 and 2, by level; for comparison, rank 2 for all. ``HETEROFL_DATA`` is the folder with data sets.
+The base model learns the first half of MNIST. The clients have the second half, rotated by 90 degrees.
 """
 
 import copy
@@ -36,7 +34,7 @@ def _turned(split: Split) -> Split:
 
 
 def load() -> Dataset:
-    """Return the clients' data set. The setting ``data.name`` names this function."""
+    """Return the clients' data set."""
     return read_images()[0]
 
 
@@ -51,7 +49,7 @@ def base_model() -> nn.Module:
 
 @cache
 def levels(rank: int) -> Build:
-    """Return a function from a rate to the base model with adapters of rank ``rate * rank`` and scaling factor 2."""
+    """Return a function from a rate to the base model with adapters of rank ``rate * rank``."""
     with extra("lora"):
         from peft import LoraConfig, get_peft_model
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LAYERS)
@@ -60,10 +58,10 @@ def levels(rank: int) -> Build:
 
 
 def rank_16(rate: float) -> nn.Module:
-    """Return the base model with adapters of rank ``16 * rate``. The setting ``model.name`` names this function."""
+    """Return the base model with adapters of rank ``16 * rate``."""
     return levels(16)(rate)
 
 
 def rank_2(rate: float) -> nn.Module:
-    """Return the base model with adapters of rank ``2 * rate``. The setting ``model.name`` names this function."""
+    """Return the base model with adapters of rank ``2 * rate``."""
     return levels(2)(rate)

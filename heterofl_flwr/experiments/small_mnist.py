@@ -1,7 +1,6 @@
 """Small MNIST with 14 x 14 pixels and 10,000 training images, for experiments of a minute.
 
-The test set of ``load`` is 5,000 more images from MNIST's training set. Use ``load`` to tune hyperparameters. For
-results to report, use ``with_test_images``, with the same training images and MNIST's test set.
+Tune hyperparameters with ``load``, and report results with ``with_test_images``.
 """
 
 import torch
@@ -13,14 +12,14 @@ TRAIN, HELD_OUT = 10_000, 5_000
 
 
 def load() -> Dataset:
-    """Return a data set of 10,000 images for training and 5,000 for tests, all from MNIST's training set."""
+    """Return 10,000 images for training and 5,000 for tests, all from MNIST's training set."""
     mnist = load_dataset("mnist").train
     drawn = _drawn(mnist)
     return _dataset("small-mnist", _part(mnist, drawn[:TRAIN]), _part(mnist, drawn[TRAIN : TRAIN + HELD_OUT]))
 
 
 def with_test_images() -> Dataset:
-    """Return a data set with the training images of ``load`` and with MNIST's test set."""
+    """Return the training images of ``load``, with MNIST's test set."""
     mnist = load_dataset("mnist")
     train = _part(mnist.train, _drawn(mnist.train)[:TRAIN])
     return _dataset("small-mnist-tested", train, _part(mnist.test, torch.arange(len(mnist.test))))

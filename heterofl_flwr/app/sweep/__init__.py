@@ -1,9 +1,9 @@
 """Run the jobs of a sweep with Hydra, one after the other or in parallel.
 
-The jobs are all combinations of the given values, or the rows of an experiment, such as a table of the paper. All
-arguments are Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups and all values,
-'heterofl settings' says what each setting means. A repeated command skips finished jobs and resumes interrupted
-jobs. In the final table, jobs that differ only in the seed form a row with the mean, minimum and maximum of results.
+The jobs are all combinations of the values, or the rows of an experiment, such as a table of the paper. Arguments are
+Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups and values, 'heterofl settings'
+explains the settings. A repeated command skips finished jobs and resumes interrupted jobs. The final table shows the
+mean, minimum and maximum over seeds.
 """
 
 import argparse

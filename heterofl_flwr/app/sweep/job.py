@@ -1,8 +1,4 @@
-"""``Job``: one run of a sweep.
-
-The settings determine the name of a job's folder, and the folder shows whether the job is finished. So every sweep
-skips a job if an earlier sweep finished a job with equal settings.
-"""
+"""``Job``: one run of a sweep, in a folder named after its settings."""
 
 import os
 import re
@@ -64,7 +60,7 @@ class EngineOptions(Group):
 
 
 class LaunchOptions(Group):
-    """Options of a sweep: its folder, its table, and how clients are run. They are not settings of a run."""
+    """Options of a sweep that are not settings of its runs."""
 
     folder: Text = ""
     """folder with the folders of all runs"""
@@ -111,10 +107,9 @@ class Job:
 
     @property
     def changes(self) -> dict[str, Flat]:
-        """Settings that differ from the defaults for the job's data set, as a mapping from key to value.
+        """Settings that differ from the defaults for the job's data set.
 
-        Settings in ``IN_NAME`` and settings without effect on results are left out. A setting that a later version adds
-        is left out at its default value, so it does not change the names of existing jobs.
+        Settings in ``IN_NAME`` and settings without effect on results are left out.
         """
         flat = to_flat(self.settings) | {"engine.clients": self.clients}
         data, split, model = (str(flat[key]) for key in ("data.name", "data.split", "model.name"))
@@ -134,7 +129,7 @@ class Job:
 
     @property
     def config(self) -> dict[str, Flat]:
-        """Run config of the job for Flower: all settings, with the job's folder as ``run.dir``."""
+        """Run config of the job for Flower."""
         name, root = absolute_paths(self.settings.data.name, self.settings.data.root)
         flat = {**to_flat(self.settings), "data.name": name, "data.root": root}
         if self.engine.gpus == 0 and flat["engine.device"] == AUTO:
@@ -156,13 +151,13 @@ class Job:
 
 
 def flat(config: DictConfig) -> dict[str, object]:
-    """Return Hydra's composed configuration as a mapping with dotted keys, without Hydra's own options."""
+    """Return Hydra's configuration as a mapping with dotted keys."""
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return flatten(cast("dict[str, object]", OmegaConf.to_container(settings, resolve=True)))
 
 
 def build_job(config: Mapping[str, object]) -> Job:
-    """Return the job of a flat configuration; raise one ``ConfigError`` that names all faults."""
+    """Return the job of a flat configuration. A ``ConfigError`` names all faults."""
     # Hydra reads -inf, a value of train.mask-fill, as a number.
     config = {key: str(value) if value in (float("inf"), float("-inf")) else value for key, value in config.items()}
     assigned = {key: value for key, value in config.items() if key not in LAUNCH}
@@ -181,7 +176,7 @@ def build_job(config: Mapping[str, object]) -> Job:
 
 
 def _canonical(settings: Settings) -> Settings:
-    """Return settings in a canonical form: settings with the same meaning become equal."""
+    """Make settings with the same meaning equal."""
     name = short_name(absolute_paths(settings.data.name, settings.data.root)[0])
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": name})})
     if len(settings.mix.rates) > 1 or settings.mix.idle:
@@ -196,7 +191,7 @@ OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
 
 
 def is_done(job: Job) -> bool:
-    """Whether the job's run is finished; raise ``ConfigError`` if its folder has a run with other settings."""
+    """Whether the job's run is finished. Raise ``ConfigError`` if its folder has other settings."""
     folder = RunFolder(job.path)
     if not folder.started:
         return False
@@ -205,10 +200,7 @@ def is_done(job: Job) -> bool:
 
 
 def check_jobs(jobs: Iterable[Job]) -> None:
-    """Raise an error if a job's data set or model cannot be used, before any job is run.
-
-    Jobs that differ only in mix, assignment, seed and rounds are checked once.
-    """
+    """Raise an error if a job's data set or model is unusable, before any job runs."""
     kinds: dict[tuple[object, ...], Job] = {}
     for job in jobs:
         kind = {**to_flat(job.settings), "mix": "", "assignment": "", "seed": 0, "num-rounds": 0}
@@ -218,14 +210,9 @@ def check_jobs(jobs: Iterable[Job]) -> None:
 
 
 def run_once(job: Job) -> bool:
-    """Run or resume a job; return False without running if the job has finished or diverged before.
+    """Run or resume a job. Return False if it had finished or diverged before.
 
-    Raises
-    ------
-    filelock.Timeout
-        If another process runs the job.
-    HeteroFLError
-        If the run fails, or the job's folder has a run with other settings.
+    Raise ``filelock.Timeout`` if another process runs the job.
     """
     with FileLock(job.path.parent / LOCKS / job.path.name, blocking=False):  # released also if the process dies
         if is_done(job) or job.stage == DIVERGED:
@@ -246,10 +233,7 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the score of the job's run in its metric; None if no evaluation has this metric.
-
-    The metric is ``run.metric``. If this setting is empty, it is the headline metric: accuracy, perplexity or loss.
-    """
+    """Return the job's score in ``run.metric``, by default the headline metric."""
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)

@@ -1,4 +1,4 @@
-"""Two tables of a sweep: jobs with progress and remaining time, and results over seeds."""
+"""Tables of a sweep: progress of jobs, and results over seeds."""
 
 import math
 from collections import defaultdict
@@ -18,10 +18,9 @@ RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean o
 
 
 def list_jobs(jobs: Sequence[Job]) -> str:
-    """Return a table of jobs: name, time, stage, and settings that differ from the paper's settings.
+    """Return a table of jobs: name, time, stage and changed settings.
 
-    For a finished job, the time is its duration. For any other job, the time is an estimate of the remaining time, from
-    the mean time of the job's finished rounds. The estimate for a new job uses the rounds of jobs with the same data.
+    The time of an unfinished job is the estimated remaining time.
     """
     seconds, by_data, to_come, rows = [], defaultdict[str, list[float]](list), [], []
     for job in jobs:
@@ -44,12 +43,10 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> str:
-    """Return a table of the results of finished jobs: mean, minimum and maximum over seeds.
+    """Return a table of results of finished jobs: mean, minimum and maximum over seeds.
 
-    ``rows`` has the settings of each job as texts. A row of the table is named by the texts that not all jobs have.
-    Jobs that differ only in the seed share a row. For each of ``metrics``, a column shows the mean of the final values.
-    The column "price" compares the run with separate federations, one for each level. It shows the ratios of
-    client-rounds, bytes and multiplications.
+    ``rows`` has the settings of each job as texts. The column "price" is the cost relative to separate federations, one
+    for each level.
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)
