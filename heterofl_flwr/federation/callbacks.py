@@ -14,34 +14,34 @@ from heterofl_flwr.stages.privacy_accountant import Releases
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunState:
-    """State of a run between two rounds. The run can be resumed from this state.
+    """State of a run between two rounds. The run can be resumed from it.
 
     Attributes
     ----------
     server_round
         The number of the latest finished round.
     state
-        The global model's parameters after that round; training continues from them.
+        The global model's parameters after that round.
     stages
         The tensors of the stages' states. Each name is the stage's name, then the tensor's.
     moments
-        The static batch norm moments of the latest evaluation (``Moments.to_tensors``); empty without any. Each name
-        begins with the rate and a slash.
+        The static batch norm moments of the latest evaluation (``Moments.to_tensors``). Each name begins with the rate
+        and a slash.
     run_key
-        Random id of the run; clients discard state of other runs. None in states of older versions.
+        Random id of the run; clients discard state of other runs.
     trained
         The partitions of the clients that have trained, if clients keep state from round to round.
     dealt
-        The number of partitions of the data, if all clients report the same number; else 0.
+        The number of partitions of the data; 0 if clients report different numbers.
     nodes
-        Dictionary by registered node name. The value is the round in which the node became absent; 0 for present nodes.
+        For each registered node name, the round in which the node became absent; 0 for present nodes.
     releases
-        Number and noise of the differentially private results that the model was made from. If training started from a
-        model of another run, the results of that run are included.
+        Number and noise of the differentially private results in the model. Those of a run from which training started
+        are included.
     setup
-        Mix, seed and stages of the run as text; a resumed run must have the same. Empty in states of older versions.
+        Mix, seed and stages of the run as text; a resumed run must have the same.
     callbacks
-        The states of the callbacks by class name (``name_callbacks``).
+        The states of the callbacks by class name.
     """
 
     server_round: int
@@ -59,23 +59,20 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Progress(RunState):
-    """State and record of a run after a round, as callbacks get it. It also has the attributes of ``RunState``.
+    """State and record of a run after a round. It also has the attributes of ``RunState``.
 
     Attributes
     ----------
     record
         The round's record.
     evaluated
-        The parameters that are evaluated and saved. These are ``state``, or the result of a stage such as
-        ``MovingAverage``.
+        The parameters to evaluate and save: ``state``, or the result of a stage such as ``MovingAverage``.
     num_rounds
         The number of the run's final round.
     evaluated_slice
-        Function of a round and a rate. It returns the rule that selected the entries of this rate's model, as evaluated
-        in this round.
+        Function of a round and a rate. It returns the slice rule of this rate's model in the evaluation of this round.
     level_tensors
-        Function of a rate. It returns those parameters that have separate values for each level
-        (``Slicing.by_level``), with the values of this rate's level.
+        Function of a rate. It returns this level's values of the parameters in ``Slicing.by_level``.
     """
 
     record: RoundRecord
@@ -86,12 +83,11 @@ class Progress(RunState):
 
 
 class RoundCallback:
-    """Base class of callbacks; each method has a default that does nothing.
+    """Base class of callbacks. By default, its methods do nothing.
 
-    A callback that prints each round itself sets ``prints_rounds = True``; the strategy then prints no lines of rounds.
-
-    A callback that saves the run's state sets ``oldest_checkpoint`` to the earlier of the two rounds that it saved most
-    recently. Clients that store their state in files (``states-path``) keep the files needed to resume from this round.
+    A callback that prints each round itself sets ``prints_rounds = True``. A callback that saves the run's state sets
+    ``oldest_checkpoint`` to the earlier of the two latest saved rounds. Clients then keep the files in ``states-path``
+    that are needed to resume from this round.
     """
 
     prints_rounds: ClassVar[bool] = False
@@ -111,18 +107,18 @@ class RoundCallback:
         return False
 
     def on_end(self, state: State) -> None:
-        """Run after the run's final round, also if a callback stopped the run early."""
+        """Run after the final round, also if a callback stopped the run."""
 
     def state(self) -> Mapping[str, object]:
-        """Return this callback's state for checkpoints, such as the best value so far. Only JSON types are allowed."""
+        """Return this callback's state for checkpoints, in JSON types."""
         return {}
 
     def load(self, state: Mapping[str, object]) -> None:
-        """Restore the state that ``state()`` returned; called before ``on_start`` if the run is resumed."""
+        """Restore the state that ``state()`` returned; called before ``on_start`` in a resumed run."""
 
 
 def progress_text(what: str, done: int, total: int, failed: int) -> str:
-    """Return the arguments of ``RoundCallback.on_reply`` as text."""
+    """Return the arguments of ``on_reply`` as text."""
     return f"{done - failed} of {counted(total, 'client')} {what}" + (f", {failed} failed" if failed else "")
 
 
@@ -134,7 +130,7 @@ def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, 
 
 
 def name_callbacks(callbacks: Sequence[RoundCallback]) -> dict[str, RoundCallback]:
-    """Return callbacks by class name; the second callback of a class gets the suffix ``-2``, and so on."""
+    """Return callbacks by class name. Repeated names get a suffix: ``-2``, ``-3``."""
     named, counts = dict[str, RoundCallback](), Counter[str]()
     for callback in callbacks:
         name = type(callback).__name__

@@ -1,4 +1,4 @@
-"""Metrics that clients report: their names, and their means over clients."""
+"""Metrics that clients report, and their means over clients."""
 
 import math
 import re
@@ -23,7 +23,7 @@ Perplexity comes first because only language models have it, and they have an ac
 
 
 def split_metric(key: str) -> tuple[str, float | None]:
-    """Split a key such as ``accuracy/0.5`` into the metric and the rate; the rate is None if the key has no rate."""
+    """Split a key such as ``accuracy/0.5`` into the metric and the rate or None."""
     metric, _, text = key.rpartition("/")
     try:
         rate = float(text)
@@ -35,10 +35,7 @@ def split_metric(key: str) -> tuple[str, float | None]:
 def split_metrics(
     metrics: Mapping[str, float], rates: Collection[float], plain: float | None
 ) -> dict[float | None, dict[str, float]]:
-    """Return metrics grouped by the rate in their keys, such as ``accuracy/0.5``.
-
-    Metrics whose keys end with none of ``rates`` belong to the rate ``plain``.
-    """
+    """Return metrics by the rate in their keys. The rate ``plain`` is for all other keys."""
     by_rate: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
         metric, rate = split_metric(key)
@@ -50,11 +47,9 @@ def split_metrics(
 
 
 def minority_headlines(answers: Sequence[Answer]) -> set[str]:
-    """Return the headline metrics that fewer than half of the clients with examples report.
+    """Return the headline metrics (accuracy, loss, perplexity) that fewer than half of the clients report.
 
-    Headline metrics are accuracy, loss and perplexity; models are compared by one of them. Dropping rare metrics
-    prevents a single client from choosing which. Metrics of one architecture among several, such as
-    ``mlp-global-accuracy``, are not headline metrics.
+    They are dropped, so that no single client decides which metric compares models.
     """
     reported = Counter(name for number, metrics in answers if number > 0 for name in metrics)
     clients = sum(number > 0 for number, _ in answers)
@@ -63,15 +58,12 @@ def minority_headlines(answers: Sequence[Answer]) -> set[str]:
 
 
 def is_share(key: str) -> bool:
-    """Whether a metric is an accuracy between 0 and 1 (``SHARES``); ``key`` may have a prefix and a rate."""
+    """Whether a metric is an accuracy between 0 and 1."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
 
 
 def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the mean of each metric over the clients that report it, weighted by examples.
-
-    NaN values are left out, so one client cannot make the mean NaN. If all values are NaN, the mean is NaN.
-    """
+    """Return the mean of each metric over clients, weighted by examples, ignoring NaN."""
     return {
         key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
         for key, pairs in values_by_metric(answers).items()
@@ -79,16 +71,13 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means of all metrics, except headline metrics that only a minority of clients reports."""
+    """Return the weighted means, except headline metrics that only a minority reports."""
     dropped = minority_headlines(answers)
     return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
 
 
 def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
-    """Return pairs (examples, value) by metric, for clients with examples.
-
-    Pairs with NaN are left out. If all values of a metric are NaN, all its pairs are returned.
-    """
+    """Return pairs (examples, value) by metric. Pairs with NaN are left out, unless all are NaN."""
     by_metric: dict[str, list[tuple[float, float]]] = {}
     for number, metrics in answers:
         for key in metrics if number > 0 else ():

@@ -25,7 +25,7 @@ _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
 
 @group
 class Sampling:
-    """Options of sampling: spare clients, the minimum number of replies of a round, and the time to wait for nodes."""
+    """Options of sampling: spare clients, minimum number of replies, and time to wait for nodes."""
 
     spare: NotNegative = 0.0
     """extra clients to sample, as a fraction of the clients needed. Above 0, a round ends as soon as enough clients
@@ -41,7 +41,7 @@ class Sampling:
 
 @group
 class Participation(Sampling):
-    """Options of ``Sampling``, and options for the number of clients that take part in a round."""
+    """Options of ``Sampling``, and the numbers of clients in a round."""
 
     fraction_train: Share = Field(default=1.0, alias="fraction")
     """fraction of the clients that train in a round, rounded up; clients of a mix's x do not count"""
@@ -56,7 +56,7 @@ class Participation(Sampling):
 
     @classmethod
     def of(cls, sampling: Sampling, **numbers: Any) -> "Participation":
-        """Make an instance from the options in ``sampling``, and from ``numbers`` for all other fields."""
+        """Make an instance from ``sampling``, with ``numbers`` for all other fields."""
         if not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling is {sampling!r}, expected Sampling(...), or leave it out")
         return cls(**{name: getattr(sampling, name) for name in specs(Sampling)}, **numbers)
@@ -69,8 +69,7 @@ class Participation(Sampling):
     def number(self, clients: int, purpose: Purpose) -> int:
         """Return the number of clients to sample: a fraction of ``clients``, rounded up, and at least 1.
 
-        If ``min_train_nodes`` (or ``min_evaluate_nodes``) is set, the fraction is rounded down, and this number is the
-        lower bound.
+        With ``min_train_nodes`` or ``min_evaluate_nodes``, round down, to at least this number.
         """
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":
@@ -80,25 +79,19 @@ class Participation(Sampling):
         return max(math.ceil(Fraction(str(share)) * clients), 1)
 
     def with_spare(self, number: int) -> int:
-        """Return ``number`` plus the number of spare clients to sample."""
+        """Return ``number`` plus the number of spare clients."""
         return number + math.ceil(Fraction(str(self.spare)) * number)
 
 
 def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) -> list[int]:
-    """Sample ``number`` clients without replacement, as a function of ``seed`` and ``purpose``.
-
-    To repeat a draw, pass the clients in the same order.
-    """
+    """Sample ``number`` clients without replacement, as a function of ``seed`` and ``purpose``."""
     if number >= len(ordered):
         return list(ordered)
     return generator(seed, "sample", *purpose).sample(ordered, number)
 
 
 def least_replies(least: MinReplies, needed: int) -> int:
-    """Return the minimum number of usable replies of a round that needs ``needed`` clients.
-
-    ``least`` is the option ``min_replies``: a number, a fraction of ``needed``, or ``auto`` for half of ``needed``.
-    """
+    """Return the minimum number of usable replies; ``auto`` is half of ``needed``."""
     if isinstance(least, int):
         return least
     share = Fraction(1, 2) if least == "auto" else Fraction(str(least))

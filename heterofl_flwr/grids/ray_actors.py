@@ -1,4 +1,4 @@
-"""Ray actors that run clients: options, the actor class, and pickling of messages."""
+"""Ray actors that run clients, and pickling of their messages."""
 
 import io
 import os
@@ -27,7 +27,7 @@ Actor = Any
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """Options of a grid's actors: ClientApp, resources that Ray reserves, and added environment variables."""
+    """Options of a grid's actors: ClientApp, resources and environment variables."""
 
     client_app: ClientApp | str
     num_cpus: float
@@ -45,15 +45,12 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return how many actors fit into the sum of all machines' resources.
-
-        An actor that fits on no single machine is counted too. If started, it waits for resources.
-        """
+        """Return how many actors fit into the resources of all machines together."""
         has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
         return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 
     def lack(self) -> str:
-        """Return a text with the resources that an actor needs and the resources that the cluster has."""
+        """Return text on the resources that an actor needs and the cluster has."""
         has, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
@@ -63,7 +60,7 @@ class ActorOptions:
 
 
 class Clients:
-    """Class of the Ray actors. An actor loads the ClientApp and runs clients, one call at a time."""
+    """Class of the Ray actors. An actor runs clients, one call at a time."""
 
     def __init__(self, client_app: ClientApp | str, folder: str) -> None:
         with suppress(OSError):  # another machine may not have the folder
@@ -80,17 +77,14 @@ class Clients:
             )
 
     def ready(self) -> tuple[str, bool, str]:
-        """Return a tuple: an error, whether the ClientApp has ``train_cohort``, and the path of the stderr file.
-
-        The error is a text. It says why this actor cannot run clients, and is empty if it can.
-        """
+        """Return an error or ``""``, whether ``train_cohort`` exists, and the path of stderr."""
         trouble = f"on {socket.gethostname()}: {self._trouble}" if self._trouble else ""
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
-        """Run the clients of these messages; return the pickled replies. An error reply replaces an unpicklable reply.
+        """Run the clients of these envelopes. Return pickled replies or error replies.
 
-        ``pickled`` contains envelopes from ``pack``. ``records`` are the stored records that the envelopes refer to.
+        ``records`` are the stored records of the envelopes.
         """
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]
@@ -109,7 +103,7 @@ class Clients:
 
 
 def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -> PickleBuffer:
-    """Pickle an envelope (message and context). Records that are stored in Ray are replaced with numbers.
+    """Pickle a message and its context. Records that are stored in Ray become numbers.
 
     ``stored`` maps the ``id()`` of such a record to its number.
     """
@@ -121,7 +115,7 @@ def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -
 
 
 def unpack(pickled: bytes, records: Sequence[ArrayRecord] = ()) -> Envelope:
-    """Unpickle an envelope. ``records[n]`` replaces the number ``n`` that ``pack`` wrote for a stored record."""
+    """Unpickle an envelope. ``records[n]`` replaces the number ``n``."""
     unpickler = pickle.Unpickler(io.BytesIO(pickled))  # noqa: S301  # pickled by this grid or by its actor
     unpickler.persistent_load = lambda number: records[number]  # type: ignore[method-assign]
     return cast(Envelope, unpickler.load())

@@ -1,8 +1,4 @@
-"""Handling of buffers, which clients and server do not exchange.
-
-Buffers of spectral norm are recomputed. Buffers whose values differ by channel are found, because they do not fit
-slices that move from round to round.
-"""
+"""Buffers of models, which clients and server do not exchange."""
 
 from collections.abc import Iterator
 
@@ -22,8 +18,8 @@ _STEPS = 15  # torch does as many when it creates a layer with spectral norm
 def renew_spectral_norms(model: nn.Module) -> None:
     """Recompute the largest singular vectors of each layer with spectral norm, by power iteration.
 
-    The result depends only on the parameters, so processes with equal parameters get equal vectors. Both
-    ``parametrizations.spectral_norm`` and the older ``torch.nn.utils.spectral_norm`` are supported.
+    The result depends only on the parameters. Both ``parametrizations.spectral_norm`` and
+    ``torch.nn.utils.spectral_norm`` are supported.
     """
     for layer in model.modules():
         if isinstance(layer, ParametrizationList) and any(isinstance(step, _SpectralNorm) for step in layer):
@@ -39,7 +35,7 @@ def _older_norms(layer: nn.Module) -> Iterator[SpectralNorm]:
 
 
 def _renew(chain: ParametrizationList) -> None:
-    """Recompute the vectors of a spectral norm. Each call of ``chain`` in training mode is one power iteration."""
+    """Each call of ``chain`` in training mode is one power iteration."""
     with evaluating(chain):  # other parametrizations in the chain might use random numbers
         for parametrization in chain:
             # A one-dimensional tensor is normalised without singular vectors.
@@ -51,17 +47,14 @@ def _renew(chain: ParametrizationList) -> None:
 
 
 def _start(vector: Tensor) -> None:
-    """Fill a vector with a random unit vector, from a fixed seed."""
     fixed = torch.Generator("cpu").manual_seed(0)
     vector.copy_(nn.functional.normalize(torch.randn(len(vector), generator=fixed, device="cpu"), dim=0))
 
 
 def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
-    """Return the names of buffers whose values differ by channel and that are shorter in the smaller model.
+    """Return the names of buffers whose values differ by channel, such as position encodings.
 
-    Examples are the sines of a position encoding, and random features. Not included are buffers with equal values for
-    all channels. Statistics of norm layers are not included because they are measured, and vectors of spectral norm
-    because they are recomputed.
+    Statistics of norm layers and vectors of spectral norm are not included.
     """
     shapes = {name: buffer.shape for name, buffer in local.named_buffers()}
     renewed: set[int] = set()

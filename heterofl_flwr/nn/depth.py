@@ -1,4 +1,4 @@
-"""Models of several depths: a shallower model has the first blocks of each stack of the full model."""
+"""Models of several depths: a shallower model has the first blocks of the full model."""
 
 import copy
 import re
@@ -31,7 +31,7 @@ STACKS = nn.Sequential, nn.ModuleList
 
 @dataclass(frozen=True, eq=False)
 class Shallow:
-    """Callable that builds the model of a rate, with the first blocks of each stack. Made by ``shallow``."""
+    """Callable that builds the model of a rate, made by ``shallow``."""
 
     build: Build
     blocks: str
@@ -39,9 +39,9 @@ class Shallow:
     idle: dict[int, tuple[str, ...]] = field(default_factory=dict)  # unused parameters, by number of dropped blocks
 
     def __call__(self, rate: float) -> nn.Module:
-        """Return a new model of this rate, with fewer blocks.
+        """Return a new model of this rate.
 
-        Of a stack of n blocks, the model has the first ``ceil(depth rate * n)`` blocks.
+        It has the first ``ceil(depth rate * n)`` blocks of a stack of n blocks.
         """
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
@@ -52,7 +52,6 @@ class Shallow:
         return model
 
     def _rates(self, rate: float) -> Rates:
-        """Return the width rate and the depth rate of the level with this rate."""
         if not self.levels:
             return 1.0, float(exact_rate(rate))
         if rate not in self.levels:
@@ -66,26 +65,24 @@ def shallow(
 ) -> Shallow:
     """Return a function from a rate to a model with fewer blocks, for ``HeteroFL(build=...)``.
 
-    A model has the first blocks of each stack, at least one, with the names of the full model. So a deeper model has
-    all parameters of a shallower model. The server averages each block over the clients that have it.
+    A model has the first blocks of each stack, at least one, with the names of the full model. The server averages each
+    block over the clients that have it.
 
     Parameters
     ----------
     model : nn.Module | Callable[[float], nn.Module]
-        The full model, or a function from a width rate to a model with all blocks: your own, or the result of
-        ``elastic``.
+        The full model, or a function from a width rate to a model with all blocks, such as the result of ``elastic``.
     blocks : str
         Pattern (``fnmatch``, applied to each part between dots) of the blocks' names: ``"layers.*"``, or
         ``"stages.*.*"`` for several stacks. Blocks are children of ``nn.Sequential`` or ``nn.ModuleList``.
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
-        once at every depth. ``ShapeError`` is raised if the model fails without a block, for example because the
-        block's input and output have different shapes. A shallower model may have parameters that it does not use, for
-        example in a separate list of norms for the blocks. A warning names such parameters. For clients of this depth,
-        the server leaves them out of the average. ``None`` skips these checks.
+        once at every depth; ``ShapeError`` is raised if it fails. A warning names parameters that a shallower model has
+        but does not use, such as norms in a separate list. The server leaves these out of the average. ``None`` skips
+        the checks.
     levels : Mapping[str | float, tuple[float, float]] | None
-        Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default, the width rate
-        is 1, and the depth rate is the level's rate.
+        Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. Default: the width rate is
+        1, and the depth rate is the level's rate.
 
     Examples
     --------
@@ -133,10 +130,9 @@ def shallow(
 
 
 def read_levels(text: str) -> Mapping[float, Rates] | None:
-    """Parse the setting ``model.shrink``; return a dictionary from a level's rate to its width rate and depth rate.
+    """Parse ``model.shrink``, such as ``b=0.7:0.75,c=0.7:0.5``. Return the width and depth rate of each level's rate.
 
-    An example is ``b=0.7:0.75,c=0.7:0.5``; level a is always the full model. The result is None for the text ``width``
-    (only widths shrink), and empty for ``depth`` (only depths shrink).
+    ``width`` gives None, and ``depth`` an empty dictionary.
     """
     if text in ("width", "depth"):
         return None if text == "width" else {}
@@ -169,7 +165,7 @@ def _copied(model: nn.Module, rate: float) -> nn.Module:
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
-    """Return a dictionary from the name of each stack to the names of its blocks that match ``pattern``."""
+    """Return the names of each stack's blocks that match ``pattern``."""
     stacks = {
         parent: [
             child
@@ -191,7 +187,7 @@ def _join(parent: str, child: str) -> str:
 
 
 def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
-    """Drop the last blocks of each stack from a model, in place; return the names of the dropped blocks."""
+    """Drop the last blocks of each stack, in place. Return their names."""
     dropped = []
     for parent, names in stacks.items():
         # Not del stack[...]: nn.Sequential would rename the remaining blocks.
@@ -203,7 +199,7 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 
 class Findings(NamedTuple):
-    """Results of running a model at all depths: unused parameters, and blocks that get other inputs at some depth."""
+    """Unused parameters, and blocks that get other inputs at some depth."""
 
     idle: dict[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
     partly: set[str]  # parameters with a row for each block, some of these rows unused
@@ -212,7 +208,6 @@ class Findings(NamedTuple):
 
 @kept_random_state()
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
-    """Run a model at every depth, dropping blocks step by step; raise ``ShapeError`` if the model fails at a depth."""
     findings, stacks = Findings({}, set(), {}), find_stacks(model, blocks)
     with watching(model, stacks) as watch:
         modes, expected, every = _run_whole(model, inputs, watch)
@@ -240,10 +235,7 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Run the full model; return the modes in which it works, the shape of its output, and the used rows (``_run``).
-
-    The mode True is training, and False is evaluation.
-    """
+    """Return the modes in which a model works (True: training), its output's shape, and the used rows."""
     modes = [True, False]
     while True:
         try:
@@ -267,10 +259,7 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
 def _run_without(
     model: nn.Module, dropped: Sequence[str], inputs: object, modes: Sequence[bool], expected: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """Run a model after ``dropped`` blocks were removed from it, and return the used rows (see ``_run``).
-
-    Raise ``ShapeError`` if the model fails, or if the shape of its output is not ``expected``.
-    """
+    """Return the used rows of a model after ``dropped`` blocks were removed."""
     try:
         shape, used = _run(model, inputs, modes)
         fault = "" if shape == expected else f"it returns {shape}, not {expected}"
@@ -287,10 +276,7 @@ def _run_without(
 
 
 def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
-    """Run a model forward and backward; return the shape of its first output, and the used rows of parameters.
-
-    The used rows are a mask for each parameter with a gradient. A row's value is False if its gradient is zero.
-    """
+    """Return the shape of the first output, and masks of the parameters' rows with nonzero gradients."""
     model.zero_grad()
     for mode in modes:
         for layer in model.modules():

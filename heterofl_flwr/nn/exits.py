@@ -1,4 +1,4 @@
-"""Models with early exits: a sequence of stages, each with a head. A smaller model ends after an earlier stage."""
+"""Models with early exits: a sequence of stages, each with a head."""
 
 import copy
 from collections import OrderedDict
@@ -27,7 +27,7 @@ Stage = tuple[nn.Module, nn.Module]
 
 
 class Exit(nn.Module):
-    """A stage of a model, and the head that turns the stage's output into logits."""
+    """A stage of a model, and its head."""
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -45,10 +45,9 @@ class Exits(nn.Module):
     stages : Iterable[tuple[nn.Module, nn.Module]]
         The stages in order, each with its head.
     ensemble : bool
-        Whether evaluation returns the mean of all exits' logits (DepthFL) instead of the logits of the deepest exit.
+        Whether evaluation returns the mean of all exits' logits (DepthFL) instead of the deepest exit's.
     deepest_only : bool
-        Whether clients train only their deepest exit. If True, clients do not train the heads of all other exits, and
-        the server does not average these heads.
+        Whether clients train only their deepest exit. The server then averages no other heads.
     """
 
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
@@ -59,7 +58,7 @@ class Exits(nn.Module):
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the deepest exit, or in evaluation with ``ensemble`` the mean of all exits' logits."""
+        """Return the logits of the deepest exit, or in evaluation with ``ensemble`` the mean over all exits."""
         if not self.training:
             # All heads are run, even if only one is returned, so that their batch norm is measured too.
             logits = self.all_logits(x)
@@ -79,20 +78,20 @@ class Exits(nn.Module):
 
     @property
     def label_rows(self) -> tuple[str, ...]:
-        """Names of the parameters with a row for each class. They are in the last linear layer of each head."""
+        """Names of the parameters with a row for each class."""
         heads = {f"exits.{number}.head": stage.get_submodule("head") for number, stage in enumerate(self.exits)}
         return tuple(parameter for name, head in heads.items() for parameter in last_linear(head, name))
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Patterns of the names of parameters that a client has but does not train."""
+        """Name patterns of parameters that a client has but does not train."""
         return tuple(f"exits.{number}.head.*" for number in range(len(self.exits) - 1)) if self.deepest_only else ()
 
 
 def with_exits(build: Build, *, ensemble: bool = False, deepest_only: bool = False) -> Build:
     """Return a function from a width rate to a model with an exit after each stage (``Exits``).
 
-    ``build`` must return a ``CNN`` or ``PreResNet``, or another class for which ``split_stages`` has a rule.
+    ``build`` must return a ``CNN``, a ``PreResNet``, or a class with a rule in ``split_stages``.
     """
     return partial(_build_exits, build, ensemble, deepest_only)
 
@@ -103,7 +102,7 @@ def _build_exits(build: Build, ensemble: bool, deepest_only: bool, rate: float) 
 
 @singledispatch
 def split_stages(model: nn.Module) -> Sequence[Stage]:
-    """Split a model into stages; return pairs of a stage and a new head.
+    """Split a model into stages, each with a new head.
 
     ``split_stages.register`` adds a rule for another model class.
     """
@@ -115,7 +114,7 @@ def split_stages(model: nn.Module) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: CNN) -> Sequence[Stage]:
-    """Split the paper's CNN before each pooling. Layer names lose their numbers, so they are the same in all stages."""
+    """Split before each pooling. Layers have the same names in all stages."""
     stages: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
     for name, layer in model.features.named_children():
         if isinstance(layer, nn.MaxPool2d):
@@ -126,7 +125,7 @@ def _(model: CNN) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: PreResNet) -> Sequence[Stage]:
-    """Split a PreResNet after each stage. The head after a stage begins with a copy of the next stage's first norm."""
+    """Split after each stage. Its head begins with a copy of the next stage's first norm."""
     first_stage, *later_stages = model.stages.children()
     bodies = [nn.Sequential(OrderedDict(stem=model.stem, blocks=first_stage)), *later_stages]
     norms = [*(copy.deepcopy(stage.get_submodule("0.norm1")) for stage in later_stages), model.norm]
@@ -137,7 +136,6 @@ def _(model: PreResNet) -> Sequence[Stage]:
 
 
 def _with_head(body: nn.Module, classes: int, **before: nn.Module) -> Stage:
-    """Return a pair: ``body``, and a new head that consists of the layers ``before``, pooling and a linear layer."""
     channels = [layer.out_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)][-1]
     linear = nn.Linear(channels, classes)
     nn.init.zeros_(linear.bias)

@@ -1,7 +1,4 @@
-"""Moments of the inputs of batch norm layers: sums from which means and variances are computed.
-
-The moments of several clients are added.
-"""
+"""Moments of the inputs of batch norm layers: sums from which means and variances are computed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +22,7 @@ SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerMoments:
-    """Sums over the inputs of one batch norm layer: a count, and two float64 vectors with one entry per channel."""
+    """Sums over the inputs of one batch norm layer: a count, and float64 vectors by channel."""
 
     count: int  # batches (paper) or values per channel (fixed)
     first_sum: torch.Tensor  # sum of batch means (paper) or of all values (fixed)
@@ -46,8 +43,7 @@ class LayerMoments:
 class Moments:
     """The moments of every batch norm layer of a model, over the data of one or more clients.
 
-    ``a + b`` are the moments over the data of ``a`` and of ``b``. Only sums are stored, so the order of clients does
-    not matter, except for rounding in float64.
+    ``a + b`` are the moments over the data of ``a`` and of ``b``.
 
     Attributes
     ----------
@@ -55,14 +51,13 @@ class Moments:
         ``paper``: batch means and batch variances are averaged with equal weight. ``fixed``: moments are computed over
         all samples and positions.
     layers
-        Moments by the layer's name. The count of a layer is 0 if no data have passed through it.
+        Moments by layer name. The count of a layer without data is 0.
     """
 
     kind: Variant
     layers: Mapping[str, LayerMoments]
 
     def __post_init__(self) -> None:
-        """Raise an error if a sum is not finite, or if a layer's sums are not two vectors of equal length."""
         Fidelity(moments=self.kind)
         for name, layer in self.layers.items():
             shapes = tuple(layer.first_sum.shape), tuple(layer.second_sum.shape)
@@ -92,7 +87,7 @@ class Moments:
         return self.layers[name].statistics(self.kind)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return all counts and sums as a dictionary from name to tensor; ``from_tensors`` is the inverse."""
+        """Return all counts and sums as tensors by name."""
         return {
             f"{self.kind}.{name}.{part}": torch.as_tensor(value)
             for name, layer in self.layers.items()
@@ -101,7 +96,7 @@ class Moments:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> "Moments":
-        """Return moments from a dictionary that ``to_tensors`` made; raise an error for any other dictionary."""
+        """Return moments from the result of ``to_tensors``. Raise an error for other tensors."""
         kinds = {key.split(".", 1)[0] for key in tensors}
         if len(kinds) != 1:
             raise DataError(f"expected moments of one kind, got {', '.join(sorted(kinds)) or 'none at all'}")
@@ -115,7 +110,7 @@ class Moments:
 
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
-    """Raise ``ShapeError`` if layers or their numbers of channels differ from ``channels``."""
+    """Raise ``ShapeError`` if the layers or their channels differ from ``channels``."""
     sizes = {name: len(layer.first_sum) for name, layer in moments.layers.items()}
     faults = [f"{name} is missing" for name in channels if name not in sizes]
     faults += [f"{name} is unknown" for name in sizes if name not in channels]
@@ -129,7 +124,7 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` if a count is too large for this number of examples, or if no data can have these sums."""
+    """Raise ``DataError`` if no data of this many examples can have these sums."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -148,22 +143,16 @@ def check_possible(moments: Moments, examples: int) -> None:
 
 
 def build_layer_moments(kind: Variant, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:
-    """Return the moments of a layer from its statistics; the inverse of ``LayerMoments.statistics``."""
+    """Return a layer's moments; the inverse of ``LayerMoments.statistics``."""
     second = variance * count if kind == "paper" else variance * (count - 1) + mean**2 * count
     return LayerMoments(count, mean * count, second)
 
 
 def sum_robust(clients: Sequence[Moments]) -> Moments:
-    """Return the sum of clients' moments, after clipping; robust against a minority of clients with false moments.
+    """Return the sum of clients' moments, robust against a minority of false moments.
 
-    For each layer and channel, the clients' means and variances are clipped to within a distance of their median. The
-    distance is the larger of two values. One is ``SPREAD`` times the median absolute deviation over clients. The other
-    is ``CLOSE`` times the median standard deviation (for means) or ``CLOSE`` times the median variance (for variances).
-    A client's count is limited to ``WEIGHT`` times the median count. If nothing is clipped, the result is bit for bit
-    the plain sum.
-
-    A minority cannot move a median beyond the values of the other clients. If fewer than three clients have data for a
-    layer, there is no majority, and nothing is clipped.
+    For each channel, means and variances are clipped to an interval around their median over clients. Counts are
+    limited to ``WEIGHT`` times the median count. With fewer than three clients, nothing is clipped.
     """
     start, *rest = clients
     layers = {
@@ -195,17 +184,14 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 
 
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Return values, (clients, channels), clipped to an interval around their median over clients.
-
-    Half the interval is ``SPREAD`` times the median absolute deviation, but at least ``close``.
-    """
+    """Clip values, (clients, channels), to ``SPREAD`` median absolute deviations or ``close`` around the median."""
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
     return values.clamp(middle - reach, middle + reach)
 
 
 def _median(values: torch.Tensor) -> torch.Tensor:
-    """Return the median over clients (axis 0). For an even number of clients, it is the mean of the middle two."""
+    """Return the median over axis 0, or the mean of the middle two."""
     ordered = values.sort(0).values
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 

@@ -19,8 +19,7 @@ from heterofl_flwr.nn.layers import make_scaler
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention with separate projections for query, key, value and output.
 
-    Products of query and key are divided by the square root of the head dimension. In a smaller model, this is the
-    smaller head dimension. Attention weights have no dropout.
+    Attention weights have no dropout.
 
     Parameters
     ----------
@@ -56,7 +55,7 @@ class MultiHeadAttention(nn.Module):
 
 @register(MultiHeadAttention)
 def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -> dict[str, Axes]:
-    """Return the axes of each parameter. Rows of q, k, v and columns of o keep the first entries of each head."""
+    """Rows of q, k, v and columns of o keep the first entries of each head."""
     if full_layer.heads != local.heads:
         raise ShapeError(f"attention has {full_layer.heads} heads in the full model and {local.heads} in the local one")
     if full_layer.linear_o.out_features == local.linear_o.out_features:
@@ -68,7 +67,7 @@ def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerShape:
-    """Size of a Transformer at rate 1, by default as in the paper. ``sequence`` is the maximum input length."""
+    """Size of a Transformer at rate 1. ``sequence`` is the maximum input length."""
 
     sequence: int = 64
     embedding: int = 256
@@ -81,13 +80,12 @@ class TransformerShape:
 class Transformer(nn.Module):
     """The paper's Transformer: token and position embedding, encoder layers and a decoder to the vocabulary.
 
-    Encoder layers have GELU, and LayerNorm after each sub-layer. If the width of the embedding at a rate is not a
-    multiple of the number of heads, the width of each head is rounded up.
+    Encoder layers have GELU, and LayerNorm after each sub-layer. The width of each head is rounded up.
 
     Parameters
     ----------
     vocabulary : int
-        Number of words. The token with this number, one past the last word, is [MASK].
+        Number of words. The token with this number is [MASK].
     shape : TransformerShape
         The size at rate 1.
     rate, global_rate, scaler
@@ -139,8 +137,6 @@ class Transformer(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """Token and position embedding, LayerNorm, dropout."""
-
     def __init__(self, tokens: int, sequence: int, embedding: int, dropout: float, *, scaler: nn.Module) -> None:
         super().__init__()
         self.scaler = scaler
@@ -159,8 +155,6 @@ class _Embedding(nn.Module):
 
 
 class _EncoderLayer(nn.Module):
-    """Attention and a feed-forward network, each with dropout, a residual connection and a LayerNorm after it."""
-
     def __init__(self, embedding: int, hidden: int, heads: int, dropout: float, *, scaler: nn.Module) -> None:
         super().__init__()
         self.scaler = scaler

@@ -1,4 +1,4 @@
-"""Comparison of several runs as a table and a page: means over seeds, and differences between runs of equal seed."""
+"""Comparison of several runs as a table and a page."""
 
 import re
 from base64 import b64encode
@@ -49,7 +49,7 @@ HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "agai
 
 
 def compare_runs(folders: Sequence[RunFolder]) -> Cells:
-    """Return the table of runs: a row for each combination of settings and metric. Values are means over seeds."""
+    """Return a table of runs by settings and metric, with means over seeds."""
     rows, table = _rows(folders), []
     histories = {folder: folder.history() for folder in folders}  # read each file once
     scored = {folder: {score.label: score for score in scores(history)} for folder, history in histories.items()}
@@ -67,10 +67,7 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
 
 
 def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cells:
-    """Return the table of runs with a row for each combination of settings, and two columns for each of ``metrics``.
-
-    The first column has the mean of final values over seeds, and the second its difference from the first row.
-    """
+    """Return a table of runs by settings: each metric's mean, and the difference from the first row."""
     rows, histories = _rows(folders), {folder: folder.history() for folder in folders}
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
@@ -84,9 +81,9 @@ def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cel
 
 
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
-    """Return the mean of ``second - reference`` over common seeds as text, with a 95 % t interval.
+    """Return the mean of ``second - reference`` over common seeds, with a 95 % t interval.
 
-    With fewer than three common seeds, the text has no interval.
+    Fewer than three common seeds give no interval.
     """
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     if not differences:
@@ -103,7 +100,7 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
 
 
 def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str] = ()) -> Cells:
-    """Write the page that compares runs; return its table. Empty ``metrics`` stands for all metrics of evaluations."""
+    """Write the page that compares runs. Return its table."""
     table = compare_metrics(folders, metrics) if metrics else compare_runs(folders)
     figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(folders)]
     note = (
@@ -122,11 +119,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 
 
 def _rows(folders: Sequence[RunFolder]) -> Rows:
-    """Return the rows of the table as nested dictionaries: settings as text, then seed, then run.
-
-    The text has only settings that differ between runs. A run of an earlier version may lack a setting; then the
-    default counts.
-    """
+    """Return runs by the settings that differ, as text, and by seed."""
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
@@ -144,7 +137,7 @@ def _rows(folders: Sequence[RunFolder]) -> Rows:
 def _means(
     metric: str, key: str, rows: Rows, finals: Mapping[RunFolder, Mapping[str, float]]
 ) -> dict[str, tuple[str, str]]:
-    """Return two texts for each row: the mean of a metric over seeds, and the difference from the first row's mean."""
+    """Return the mean over seeds and its difference from the first row, by row."""
     means, reference = {}, None
     for row, runs in rows.items():
         by_seed = {seed: finals[run][key] for seed, run in runs.items() if key in finals[run]}
@@ -157,7 +150,7 @@ def _means(
 
 
 def _costs(runs: Mapping[object, RunFolder], histories: Mapping[RunFolder, Sequence[RoundRecord]]) -> tuple[str, str]:
-    """Return two texts on runs with equal settings: mean bytes, and costs relative to separate federations."""
+    """Return mean bytes, and costs relative to separate federations."""
     folders = list(runs.values())
     mix, widths = _mix(folders[0])
     sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)
@@ -171,7 +164,6 @@ def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
 
 
 def _short_names(folders: Sequence[RunFolder]) -> list[str]:
-    """Return short names of the folders, without words that are in all names."""
     names = [folder.path.resolve().name for folder in folders]
     parts = [re.split("[-_]", name) for name in names]
     common = set(parts[0]).intersection(*parts)
@@ -180,7 +172,6 @@ def _short_names(folders: Sequence[RunFolder]) -> list[str]:
 
 
 def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
-    """Yield three figures with a curve for each run: the headline metric over rounds, bytes and multiplications."""
     curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {unit: {} for unit in AXES}
     metric = next(filter(None, (headline(folder.history()) for folder in folders)), "")
     for folder, name in zip(folders, _short_names(folders), strict=True):

@@ -1,4 +1,4 @@
-"""Style of figures: colours, axes and legends. Conversion of figures to PNG."""
+"""Style of figures, and conversion to PNG."""
 
 import io
 import math
@@ -34,7 +34,7 @@ MOST_NAMES, LONGEST_NAME = 20, 12  # maximum number of rows with names, and of c
 
 
 def series(number: int) -> tuple[str, str]:
-    """Return the colour and line style of series ``number``. The first 18 series differ from each other."""
+    """Return the colour and line style of series ``number``."""
     return COLOURS[SERIES[number % len(SERIES)]], DASHES[number // len(SERIES) % len(DASHES)]
 
 
@@ -45,7 +45,7 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
-    """Set the style and labels of axes, and return the axes."""
+    """Set the style and labels of axes. Return the axes."""
     axes.set_xlabel(xlabel, fontsize=SMALL, color=COLOURS["muted"])
     axes.set_ylabel(ylabel, fontsize=SMALL, color=COLOURS["muted"])
     axes.tick_params(labelsize=SMALL, labelcolor=COLOURS["muted"], color=COLOURS["grid"])
@@ -57,7 +57,7 @@ def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
 
 
 def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], rows: Sequence[str]) -> Figure:
-    """Draw a matrix in colours, with a row for each class. Zeros are blank. Names are left out if there are many."""
+    """Draw a matrix in colours, with a row for each class. Zeros are blank."""
     figure, axes = new_axes(xlabel, "class")
     axes.grid(visible=False)
     highest = values.max() or 1
@@ -77,7 +77,7 @@ def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], r
 
 
 def add_legend(axes: Axes) -> None:
-    """Add a legend above the axes, in as many columns as fit. The figure becomes higher, to make room for it."""
+    """Add a legend above the axes. The figure becomes higher."""
     (handles, names), figure = axes.get_legend_handles_labels(), axes.get_figure(root=True)
     if handles and figure:
         names = [name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}" for name in names]
@@ -100,7 +100,7 @@ def add_legend(axes: Axes) -> None:
 
 
 def to_png(figure: Figure, title: str) -> bytes:
-    """Return the figure as PNG on a white background, with a title above it."""
+    """Return the figure as PNG, with a title above it."""
     figure.suptitle(title, fontsize=10.5, color=COLOURS["ink"])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200)

@@ -1,4 +1,4 @@
-"""``Monitor``: the callback that serves a run's metrics for Prometheus, and its health, over HTTP."""
+"""``Monitor``: callback that serves a run's metrics and health over HTTP."""
 
 import json
 import logging
@@ -35,14 +35,14 @@ class Monitor(RoundCallback):
     """Callback that serves a run's metrics and health over HTTP during the run.
 
     ``/metrics`` has the latest round in the format of Prometheus. ``/health`` is a JSON object. Its HTTP status is 503
-    if the latest round ended more than ``timeout + wait + margin`` seconds ago, else 200. The margin is the duration of
-    the longest round so far, but at least one minute.
+    if the latest round ended more than ``timeout + wait + margin`` seconds ago. The margin is the duration of the
+    longest round so far, but at least one minute.
 
     Parameters
     ----------
     address : str
         Address to listen at, such as ``127.0.0.1:9090``. With port 0, the system chooses a port. The attribute
-        ``address`` has this port after the start of the run.
+        ``address`` then has this port.
     timeout : float
         Seconds that clients have in a round: ``start(timeout=...)``.
     wait : float
@@ -108,14 +108,14 @@ class Monitor(RoundCallback):
         self.close()
 
     def close(self) -> None:
-        """Stop the HTTP server. Call it if the run ends with an error, because ``on_end`` is not called then."""
+        """Stop the HTTP server. Call it if the run ends with an error."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def health(self) -> dict[str, object]:
-        """Return the JSON object of ``/health``; its ``status`` is ``ok`` or ``overdue``."""
+        """Return the JSON object of ``/health``."""
         seconds, limit, record = time.monotonic() - self._ended, self._limit + self._longest, self._record
         return {
             "status": "ok" if seconds <= limit else "overdue",
@@ -132,7 +132,7 @@ class Monitor(RoundCallback):
         }
 
     def collect(self) -> Iterator[object]:
-        """Yield the metrics in the Prometheus client's classes; the Prometheus client calls this."""
+        """Yield the metrics; called by the Prometheus client."""
         gauge, counter, record = self._core.GaugeMetricFamily, self._core.CounterMetricFamily, self._record
         sent = Counter(level_name(rate) for rate in record.rates.values())
         answered = Counter(dict.fromkeys(sent, 0))
@@ -168,10 +168,7 @@ def _keyed(values: Mapping[str, int]) -> Values:
 
 
 def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, Mapping[str, float]]) -> Values:
-    """Return the values of headline metrics, such as accuracy, by (phase, metric, level).
-
-    Metrics with other names are left out, because clients may have any number of them.
-    """
+    """Return headline metrics only. Clients may report any number of others."""
     return {
         (phase, name, level): value
         for level, values in {"": metrics, **by_level}.items()
@@ -181,7 +178,6 @@ def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, 
 
 
 def _split(address: str) -> tuple[str, int]:
-    """Return host and port of an address; raise ``ConfigError`` if the address is invalid."""
     host, _, port = str(address).rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ConfigError(f"the metrics address is {address!r}; expected host:port, such as 127.0.0.1:9090")
@@ -189,19 +185,16 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _text(seconds: float) -> str:
-    """Return a Unix time as text in ISO 8601 with the local time zone."""
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
 class _Server(ThreadingTCPServer):
-    """HTTP server with threads that do not keep the process alive."""
+    """HTTP server whose threads do not keep the process alive."""
 
     daemon_threads = allow_reuse_address = True
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Request handler for ``/metrics`` and ``/health``."""
-
     timeout = IDLE_SECONDS
 
     def __init__(self, monitor: Monitor, metrics: Callable[[], bytes], *args: Any) -> None:
@@ -209,7 +202,6 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
-        """Respond to a request."""
         status, kind, body = 404, "text/plain; version=0.0.4; charset=utf-8", b"expected /metrics or /health\n"
         if self.path == "/metrics":
             status, body = 200, self._metrics()

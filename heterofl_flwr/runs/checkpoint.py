@@ -1,8 +1,4 @@
-"""Checkpoints. Each is two files: a safetensors file with all tensors, and a JSON file with all other values.
-
-The JSON file is written last, so a checkpoint is complete as soon as this file exists. Checksums in the JSON file
-reveal damage of either file.
-"""
+"""Checkpoints: a safetensors file with all tensors, and a JSON file that is written last."""
 
 import json
 import logging
@@ -29,7 +25,7 @@ _PARTS = ("state", "moments", "stages")
 
 
 def save_checkpoint(folder: Path, state: RunState) -> None:
-    """Write a checkpoint, then remove all checkpoints but the newest two. If writing fails, nothing is removed."""
+    """Write a checkpoint, then remove all checkpoints but the newest two."""
     parts = {part: getattr(state, part) for part in _PARTS}
     tensors = pack({f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()})
     content = {
@@ -58,9 +54,9 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
 
 
 def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
-    """Return the state in the newest usable checkpoint; log a warning for each checkpoint that is skipped.
+    """Return the state in the newest undamaged checkpoint of at most round ``last_round``.
 
-    A checkpoint is skipped if it is damaged or its round is after ``last_round``, the final round in the history.
+    Log a warning for each checkpoint that is skipped.
     """
     paths = files_by_round(folder, PATTERN)
     for server_round, path in reversed(paths.items()):

@@ -1,4 +1,4 @@
-"""``classes.json`` in a run's folder: numbers of training examples and of predictions by class."""
+"""``classes.json``: numbers of training examples and of predictions by class."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +31,7 @@ class ClassCounts:
     confusion
         Numbers of test examples, by class and predicted class.
     server_round
-        The round whose global model made the predictions in ``confusion``.
+        The round whose model made the predictions.
     """
 
     names: Sequence[str] = ()
@@ -40,7 +40,6 @@ class ClassCounts:
     server_round: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` if the size of a matrix differs from the number of names."""
         widths = {len(row) for row in (*self.clients, *self.confusion)}
         if widths - {len(self.names)} or len(self.confusion) not in (0, len(self.names)):
             raise ValueError(f"a matrix is not of {len(self.names)} classes")
@@ -52,7 +51,7 @@ _COUNTS = TypeAdapter(ClassCounts)
 def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
     """Return a matrix that counts how often each pair (row, column) occurs.
 
-    The result is empty without pairs, if ``shape`` is too large, or if a column is outside ``shape``.
+    It is empty if ``shape`` is too large, or if a column is outside ``shape``.
     """
     height, width = shape
     if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:
@@ -62,14 +61,14 @@ def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix
 
 
 def read_counts(folder: RunFolder) -> ClassCounts:
-    """Return the class counts in a run's folder. They are empty if the folder has none."""
+    """Return the class counts in a run's folder, or empty counts."""
     path = _path(folder)
     with reading(path, "remove it: reports then show no classes"):
         return _COUNTS.validate_json(path.read_bytes()) if path.exists() else ClassCounts()
 
 
 def write_counts(folder: RunFolder, **counts: Any) -> None:
-    """Write fields of ``ClassCounts`` into the file in a run's folder. All other fields of the file are unchanged."""
+    """Write fields of ``ClassCounts`` into the file. All other fields are unchanged."""
     write_atomic(_path(folder), to_json(asdict(replace(read_counts(folder), **counts))).encode())
 
 

@@ -11,9 +11,9 @@ log = logging.getLogger(__name__)
 
 
 def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
-    """Acquire the lock of a folder and return the lock; raise ``ConfigError`` if another process has it.
+    """Acquire the lock of a folder. Raise ``ConfigError`` if another process has it.
 
-    With ``shared``, this process can acquire the lock again while it has it, for example after an error.
+    With ``shared``, this process can acquire the lock again.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

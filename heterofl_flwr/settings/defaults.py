@@ -1,4 +1,4 @@
-"""Values of settings that are ``auto``: the paper's values for its data sets, and defaults for other data sets."""
+"""Values of settings that are ``auto``: the paper's for its data sets, and defaults for others."""
 
 import inspect
 from collections.abc import Mapping
@@ -48,11 +48,7 @@ CLIENTS: Mapping[str, int] = MappingProxyType({"digits": 20})
 
 
 def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
-    """Return the values of settings that are ``auto``, by key, for a data set, a split and a model.
-
-    If ``model`` is not the preset's model for this data set, ``model.hidden`` and ``model.norm`` get the defaults of
-    ``model``.
-    """
+    """Return the values of ``auto`` settings for a data set, a split and a model."""
     data = short_name(data)
     values = {**PRESETS.get(data, OTHER), **({} if split == "iid" else NOT_IID.get(data, {}))}
     if model not in (AUTO, values["model.name"]):
@@ -62,20 +58,17 @@ def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
 
 
 def model_has(model: str, option: str) -> bool:
-    """Whether ``model`` is the name of a model of this package that has this option."""
+    """Whether ``model`` is a model of this package with this option."""
     return model in MODELS and option in inspect.signature(MODELS[model]).parameters
 
 
 def options_of(model: str, values: Mapping[str, object]) -> dict[str, object]:
-    """Return the entries of ``values`` that are options of ``model``; none if ``model`` is a user's function."""
+    """Return the entries of ``values`` that are options of ``model``."""
     return {name: value for name, value in values.items() if model_has(model, name)}
 
 
 def model_options(settings: Settings) -> dict[str, object]:
-    """Return the arguments of ``build_model`` that follow from the settings alone, without those from the data.
-
-    The result is empty for a user's model, ``module:function``.
-    """
+    """Return the arguments of ``build_model`` that follow from the settings alone."""
     model = settings.model
     options = {name: getattr(model, name) for name in ("hidden", "norm", "scaler")}
     options |= {"encoder_init": settings.fidelity, "global_rate": global_width(settings)}
@@ -83,24 +76,20 @@ def model_options(settings: Settings) -> dict[str, object]:
 
 
 def global_width(settings: Settings) -> float:
-    """Return the width of the global model as a fraction of the width at rate 1.
-
-    A model's Scaler divides by (width rate of the model) / (width of the global model).
-    """
+    """Return the width of the global model as a fraction of the width at rate 1."""
     levels, rate = read_levels(settings.model.shrink), settings.mix.global_rate
     return rate if levels is None else levels[rate][0] if levels else 1.0
 
 
 def architectures(settings: Settings) -> tuple[str, ...]:
-    """Return the model names that FedH2L assigns to clients (``distill.models``); empty for other strategies."""
+    """Return the model names that FedH2L assigns to clients; empty for other strategies."""
     return settings.distill.models if settings.server.strategy == "fedh2l" else ()
 
 
 def with_architecture(settings: Settings, name: str) -> Settings:
-    """Return the settings with ``model.name`` set to ``name``, at that model's default widths.
+    """Return the settings with another model, at its default widths.
 
-    If both models have the option ``norm``, its value is unchanged. If only the new model has the option, its value is
-    ``sbn``. If the new model lacks the option, the value is ``none``.
+    The option ``norm`` stays the same if both models have it.
     """
     requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
     norm = requested if model_has(name, "norm") else "none"

@@ -1,4 +1,4 @@
-"""Parser of the setting ``server.stages``, which names stages of this package and users' classes."""
+"""Parser of the setting ``server.stages``."""
 
 import re
 from collections.abc import Mapping
@@ -31,10 +31,9 @@ STAGES: Mapping[str, type[ServerStage]] = MappingProxyType(
 
 
 def parse_stages(text: str, *, load: bool = True) -> tuple[ServerStage, ...]:
-    """Return the server stages that a text names, such as ``momentum(0.9), moving-average(decay=0.99)``, in this order.
+    """Return the server stages in text such as ``momentum(0.9), moving-average(decay=0.99)``.
 
-    A stage can be a user's class, ``module:Class``. Missing arguments have their defaults. With ``load=False``, no
-    user's module is imported, and the result lacks users' stages.
+    With ``load=False``, users' classes (``module:Class``) are left out.
     """
     parts = re.findall(r"[^,()]+(?:\([^()]*\))?", text)
     if ", ".join(part.strip() for part in parts) != re.sub(r"\s*,\s*(?![^(]*\))", ", ", text.strip()):

@@ -15,9 +15,8 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 class ClientFedDyn(ClientStage):
     """Minimise ``loss(w) - <g, w> + alpha / 2 |w - theta|^2``.
 
-    Here theta is the received model, and ``g`` is the client's stored state, at first 0. Except for a constant, the
-    penalty is ``alpha / 2 |w - (theta + g / alpha)|^2``. After training, the client stores
-    ``g = g - alpha (w - theta)``.
+    Here theta is the received model. The client stores ``g``, at first 0; after training, ``g = g - alpha (w -
+    theta)``.
     """
 
     stateful: ClassVar[bool] = True
@@ -28,12 +27,12 @@ class ClientFedDyn(ClientStage):
     def quadratic(self, context: ClientContext) -> Quadratic:
         """Return FedDyn's penalty, a ``Quadratic``."""
         received = context.received()
-        return Quadratic(
+        return Quadratic(  # the penalty is alpha / 2 |w - (theta + g / alpha)|^2 and a constant
             self.alpha, {name: theta + context.stored(name, theta) / self.alpha for name, theta in received.items()}
         )
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Store the new linear term ``g`` of the client's penalty; return the update unchanged."""
+        """Store the new ``g``. Return the update unchanged."""
         received = context.received()
         for name, trained in update.tensors.items():
             theta = received[name]
@@ -47,13 +46,10 @@ class FedDyn(StatefulStage):
 
     The holders of an entry are the clients whose slices contain it. For each entry, the server stores the drift ``d``
     (in the paper -h / alpha): ``d = d + (sum of w - theta over holders that trained in this round) / m``. Here m counts
-    all holders, including those that did not train in this round. If all models have the same size, m is the number of
-    clients, as in the paper. The new value of the entry is its mean over the holders, plus d. If no holder trained, the
-    entry and its drift do not change.
+    all holders, including those that did not train in this round. The new value of the entry is its mean over the
+    holders, plus d. If no holder trained, the entry and its drift do not change.
 
-    The paper assumes that clients reach their minimum in each round. In practice, a lower learning rate makes clients
-    move less, so they could not undo a drift from earlier rounds. Therefore, if the server lowers the learning rate, it
-    also lowers the drift by the same factor.
+    If the server lowers the learning rate, it also lowers the drift by the same factor.
     """
 
     name = "FedDyn"
@@ -63,7 +59,7 @@ class FedDyn(StatefulStage):
     """weight of the penalty"""
 
     def client(self) -> ClientStage:
-        """Return the half of this stage that runs on clients."""
+        """Return the client half of this stage."""
         return ClientFedDyn(alpha=self.alpha)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""MovingAverage: evaluate and save an exponential average of the models of all rounds."""
+"""MovingAverage: evaluate and save an average of the models of all rounds."""
 
 import torch
 
@@ -11,8 +11,8 @@ from heterofl_flwr.stages.server_stage import HolderCounts, RoundContext, Statef
 class MovingAverage(StatefulStage):
     """Exponential average of the models of all rounds: ``average = decay * average + (1 - decay) * model``.
 
-    The average is evaluated, saved and exported. It does not change training: clients get the latest model. The average
-    starts with the model after the first round. Entries that no client holds in a round keep their average.
+    The average is evaluated, saved and exported. It does not change training. It starts with the model after the first
+    round. Entries that no client holds in a round keep their average.
     """
 
     decay: Decay = 0.9

@@ -1,4 +1,4 @@
-"""Noise: client-level differential privacy. Noise is added to the sum of clients' clipped changes."""
+"""Noise: client-level differential privacy."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 
 
 class Noise(Clip):
-    """Differential privacy: sum clipped changes in fixed point, and add noise to the sum."""
+    """Differential privacy: sum clipped changes in fixed point, and add noise."""
 
     needs = Needs(changes=True, counting_mean=True, equal_weights=True)
 
@@ -21,14 +21,14 @@ class Noise(Clip):
         self.step, self.spent = privacy.step, spent
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update with the client's clipped change instead of parameters, in fixed point."""
+        """Return the update with the client's clipped change in fixed point."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         before = update.plan.extract(context.state)
         changes = {name: tensor.double() - before[name] for name, tensor in update.tensors.items()}
         return replace(update, tensors=in_steps(changes, self.clip, self.step))
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the previous model plus the noisy mean change. The privacy accountant counts one more release."""
+        """Return the previous model plus the noisy mean change."""
         moved = released(context.state, new, holders, self.step)
         self.spent.add(TRAINING)
         return moved

@@ -27,7 +27,7 @@ class ClientScaffold(ClientStage):
     stateful: ClassVar[bool] = True
 
     def quadratic(self, context: ClientContext) -> Quadratic:
-        """Return SCAFFOLD's penalty ``<c - c_i, w>``, which is linear in the parameters ``w``."""
+        """Return SCAFFOLD's penalty ``<c - c_i, w>``."""
         controls = context.broadcast.items()
         return Quadratic(direction={name: control - context.stored(name, control) for name, control in controls})
 
@@ -50,19 +50,18 @@ class Scaffold(StatefulStage):
 
     The holders of an entry are the clients whose slices contain it. After a round, ``c = c + (sum of the changes of c_i
     over holders that trained in this round) / m``. Here m counts all holders, including those that did not train in
-    this round. If all models have the same size, m is the number of clients, as in the paper. The new model is the
-    mean, as without this stage. Clients do not send c_i. They send K times the learning rate, and the server computes
-    the change of c_i: ``(x - y_i) / (K * learning rate) - c``.
+    this round. The new model is the mean, as without this stage. Clients send K times the learning rate, and the server
+    computes the change of c_i: ``(x - y_i) / (K * learning rate) - c``.
     """
 
     needs = Needs(counting_mean=True, equal_weights=True)
 
     def client(self) -> ClientStage:
-        """Return the half of this stage that runs on clients."""
+        """Return the client half of this stage."""
         return ClientScaffold()
 
     def broadcast(self, context: RoundContext) -> State:
-        """Return the control variate ``c`` for the clients, and start a new mean of gradients."""
+        """Return the control variate ``c`` for the clients."""
         if context.learning_rate <= 0:
             raise ConfigError("Scaffold divides by the learning rate, which is 0: expected learning_rate=")
         zeros = {name: torch.zeros_like(tensor) for name, tensor in context.state.items()}
@@ -70,7 +69,7 @@ class Scaffold(StatefulStage):
         return {name: self.tensors.get(name, zero) for name, zero in zeros.items()}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Raise ``ReplyError`` if a reply has no valid ``K * learning rate``; return the update unchanged."""
+        """Raise ``ReplyError`` if a reply has no valid ``K * learning rate``."""
         step = update.fields.get(STEP)
         is_valid = isinstance(step, float) and 0.999 * context.learning_rate <= step < math.inf
         if update.weight and not is_valid:  # a client without examples takes no step
@@ -78,13 +77,13 @@ class Scaffold(StatefulStage):
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Add the client's mean gradient, ``(x - y_i) / (K * learning rate)``, to the round's mean of gradients."""
+        """Add the client's mean gradient, ``(x - y_i) / (K * learning rate)``, to the round's mean."""
         received, step = update.plan.extract(context.state), cast("float", update.fields[STEP])
         gradients = {name: (received[name] - tensor) / step for name, tensor in update.tensors.items()}
         self._gradients.add(update.plan, gradients, labels=update.labels)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Update the control variate ``c``; return the mean ``new`` unchanged."""
+        """Update the control variate ``c``. Return the mean unchanged."""
         for name, gradient in self._gradients.result().items():
             control, share = self.tensors.get(name, torch.zeros_like(gradient)), holders(name) / context.holders(name)
             self.tensors[name] = control + torch.where(holders(name) > 0, share * (gradient - control), 0).to(control)

@@ -1,4 +1,4 @@
-"""The server half of a stage: it changes clients' updates before the mean, and the model after the mean."""
+"""The server half of a stage: it changes updates before the mean, and the model after it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Update:
     labels
         The client's classes: only their rows of the classifier are averaged. None for all rows.
     weight
-        The client's weight in the mean. It is 0 for a client without examples; then the update is checked, but not
+        The client's weight in the mean. A client without examples has weight 0: its update is checked, but not
         averaged.
     form, scales
         Name of the encoding, such as ``int8``, and its step sizes.
@@ -39,7 +39,7 @@ class Update:
     fields
         Entries of the reply's config.
     version
-        The version of the model that the client was sent; None for the model at the start of the round.
+        The version of the model that the client was sent; None for the current one.
     """
 
     plan: Plan
@@ -68,19 +68,17 @@ class RoundContext:
     model
         A module with the architecture of the global model. Its parameter values are meaningless.
     rows
-        Names of the parameters with one row for each class, such as the classifier's weight.
+        Names of the parameters with one row for each class.
     untrained
-        Function from a rate to the names of parameters that clients of this rate have but do not train.
+        Function from a rate to the names of parameters that clients of this rate do not train.
     holders
-        Function from a parameter's name to a number for each entry: how many clients of the run have the entry in their
-        slice. Clients that do not take part in this round are counted too.
+        Function from a parameter's name to the number of holders of each entry, among all clients of the run.
     by_label
-        True if a client's classifier rows are averaged only for the labels that the client sends.
+        Whether classifier rows are averaged only for the labels that clients send.
     extra_rows
-        True if rows that belong to no class are averaged over every client that has them (``Fidelity.extra_rows``).
+        Whether rows that belong to no class are averaged over every client that has them (``Fidelity.extra_rows``).
     grid
-        With noise, two numbers: the L2 norm to which changes are clipped, and the step of the fixed-point numbers that
-        are summed.
+        With noise, two numbers: the L2 norm to which changes are clipped, and the step of the fixed-point numbers.
     learning_rate
         Learning rate of the clients in this round; 0 if the server sends none.
     run
@@ -88,7 +86,7 @@ class RoundContext:
     global_rate
         Rate of the global model.
     norm_bound
-        Upper bound on the L2 norm of the mean change in secure aggregation (``Conversation``); 0 for no bound.
+        Upper bound on the L2 norm of the mean change in secure aggregation; 0 for no bound.
     """
 
     server_round: int
@@ -108,21 +106,21 @@ class RoundContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Requirements of a stage on the mean and on other stages of the chain.
+    """Requirements of a stage on the mean and on other stages.
 
     Attributes
     ----------
     changes
-        Updates contain changes from the global model, in double precision, instead of parameters.
+        Updates contain changes from the global model, in double precision.
     counting_mean
         The mean is the counting mean, not a robust mean.
     equal_weights
         Each client has weight 1 in the mean.
     steps
-        Each entry of the mean depends only on the same entry of the updates. The stage can then use the change of an
-        entry as the direction of an optimiser step.
+        Each entry of the mean depends only on the same entry of the updates. The mean change can then be a step of an
+        optimiser.
     holders
-        Minimum number of clients to sample at the largest rate in each round. If the run has fewer, all are sampled.
+        Minimum number of clients to sample at the largest rate in each round.
     """
 
     changes: bool = False
@@ -135,8 +133,7 @@ class Needs:
 class ServerStage:
     """Base class for the server half of a stage. By default, its methods change nothing.
 
-    A chain of stages handles each update in reverse order: the last stage first. It handles the mean in order: the
-    first stage first.
+    A chain handles updates from its last stage to its first, and the mean from its first stage to its last.
     """
 
     name: str = ""
@@ -148,40 +145,37 @@ class ServerStage:
     """False if ``on_reply`` may be skipped because clients or ``on_mean`` do the same."""
 
     def client(self) -> ClientStage | None:
-        """Return this stage's client half, or None. Clients receive its registered name and its fields."""
+        """Return the client half of this stage, or None."""
         return None
 
     def broadcast(self, context: RoundContext) -> Mapping[str, Tensor]:
-        """Return tensors for the client half, by parameter name, in global shapes. Clients receive slices of them."""
+        """Return tensors for the client half, by parameter name. Clients receive slices of them."""
         return {}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update to add to the mean; raise ``ReplyError`` to reject the client's reply.
+        """Return the update to add to the mean. Raise ``ReplyError`` to reject the reply.
 
         Do not change the tensors of ``update`` in place.
         """
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Process an update after it was added to the mean. ``update`` is the result of ``on_reply`` of all stages.
-
-        This method is not called for updates of weight 0.
-        """
+        """Process an update after it was added to the mean. Updates of weight 0 are skipped."""
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the new model, computed from ``new``, the mean of the round.
 
-        With ``Needs(changes=True)``, ``new`` is the mean change. If no client of the round has an entry in its slice,
-        the new model must have the entry's previous value.
+        With ``Needs(changes=True)``, ``new`` is the mean change. Entries that no client of the round holds must keep
+        their values.
         """
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the model to evaluate and save, computed from the trained model ``state``."""
+        """Return the model to evaluate and save, computed from the trained model."""
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return this level's values of those parameters that each level has separately (``Slicing.by_level``)."""
+        """Return this level's values of the parameters in ``Slicing.by_level``."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:
@@ -203,7 +197,7 @@ class ServerStage:
 
 
 class StatefulStage(ServerStage):
-    """A server stage with named tensors that are saved in checkpoints. Assign new tensors; change none in place."""
+    """A server stage with named tensors that are saved in checkpoints. Do not change them in place."""
 
     def __init__(self) -> None:
         self.tensors: State = {}

@@ -1,4 +1,4 @@
-"""In-place distillation: the smaller models inside a client's model learn from the outputs of the full model."""
+"""In-place distillation: smaller models inside a client's model learn from its outputs."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -27,8 +27,7 @@ def distilled_loss(
 ) -> Tensor:
     """Return the loss of a model and of the smaller models inside it.
 
-    ``inner`` has the smaller models, the smallest first. If ``inner`` is empty, the loss is ``criterion`` on the full
-    model's logits. For the other arguments see ``Task.loss``.
+    ``inner`` has the smaller models, the smallest first. For the other arguments see ``Task.loss``.
     """
     inputs, targets = batch
     masking = Masking(None if labels is None else sorted(labels), "zero")
@@ -48,7 +47,6 @@ def distilled_loss(
 
 
 def _read_logits(output: object, name: str, masking: Masking) -> Tensor:
-    """Return a model's logits after masking; raise ``ConfigError`` if their shape is not (examples, classes)."""
     if not isinstance(output, Tensor) or output.dim() != 2:
         form = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(f"the output of {name} is {form}; expected logits, (examples, classes)")

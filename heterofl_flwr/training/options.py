@@ -1,4 +1,4 @@
-"""Options of a client's training, and the results of training and evaluation."""
+"""Options and results of a client's training."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ the model's full depth and width is the last one.
 
 
 class SeveralOutputs(Protocol):
-    """A model with several outputs that are trained together: ``Exits``, or ``Nested`` with smaller models inside."""
+    """A model with several outputs that are trained together: ``Exits`` or ``Nested``."""
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of each output. The last output is that of the model's full depth and width."""
+        """Return the logits of each output, the full model's last."""
 
 
 @group
@@ -83,7 +83,7 @@ class EvaluateResult:
     Attributes
     ----------
     examples
-        Number of examples, or of words of a text. If it is 0, all other values are 0.
+        Number of examples, or of words of a text. If it is 0, so are all other values.
     loss
         Mean loss.
     correct
@@ -119,18 +119,18 @@ class TrainingJob:
     split
         The client's examples.
     seed
-        Seed of run, round and partition, for example ``derive(seed, "train", server_round, partition)``.
+        Random seed, for example ``derive(seed, "train", server_round, partition)``.
     classes
         The client's classes. The loss masks the logits of all other classes. None: no masking.
     step_share
-        Fraction of the client's steps to run, above 0 and up to 1; the number of steps is rounded up.
+        Fraction of the client's steps to run, above 0 and up to 1. The number of steps is rounded up.
     joint_loss
-        Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``). With None, only the last output
-        is trained. The engines ``compile`` and ``cohort`` leave clients with a joint loss to ``plain``.
+        Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``). None: only the last output is
+        trained. The engines ``compile`` and ``cohort`` leave such clients to ``plain``.
     quadratic
-        Quadratic penalty on the model's parameters, in addition to FedProx. None: no such penalty.
+        Quadratic penalty on the model's parameters, in addition to FedProx.
     penalty
-        Function that returns a term to add to the loss of each batch. Only the engine ``plain`` supports it; all other
+        Function that returns a term to add to the loss of each batch. Only the engine ``plain`` supports it; other
         engines leave such clients to ``plain``.
     """
 
@@ -144,7 +144,6 @@ class TrainingJob:
     penalty: Callable[[], Tensor | float] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ``ConfigError`` if ``step_share`` is out of range."""
         if not 0 < self.step_share <= 1:
             raise ConfigError(f"step_share is {self.step_share!r}; expected a number over 0 and up to 1")
 

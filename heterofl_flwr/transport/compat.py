@@ -1,6 +1,6 @@
-"""All uses of names that are not public in Flower, and of names that differ between the supported versions.
+"""All uses of names that are not public in Flower, or that differ between versions.
 
-Flower may change these names at any time. Names without a version in a comment are equal in Flower 1.32 to 1.42.
+Names without a version in a comment are equal in Flower 1.32 to 1.42.
 """
 
 import json
@@ -51,7 +51,7 @@ if TYPE_CHECKING or FLOWER >= (1, 38):
 else:
 
     class TaskIdentity:
-        """Replacement for Flower's ``TaskIdentity`` before 1.38, where the grid sets a message's run and sender."""
+        """Replacement for Flower's ``TaskIdentity`` before 1.38."""
 
         _run_id: ClassVar[int | None] = None
         _node_id: ClassVar[int | None] = None
@@ -62,14 +62,14 @@ class JsonFormatter(logging.Formatter):
     """Formatter that writes one JSON object for each log record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as a line of JSON; ``message`` includes the traceback."""
+        """Return the record as a line of JSON."""
         now = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
         line = {"time": now, "level": record.levelname, "logger": record.name, "message": super().format(record)}
         return json.dumps(line)
 
 
 def set_log_format(log: str) -> None:
-    """Make Flower's log handlers write the time before each line (``text``), or JSON lines (``json``)."""
+    """Make Flower's log handlers write the time (``text``), or JSON lines (``json``)."""
     for handler in logging.getLogger("flwr").handlers:
         if hasattr(handler, "timestamps"):
             handler.timestamps = True
@@ -78,7 +78,7 @@ def set_log_format(log: str) -> None:
 
 
 def runs_on_node() -> bool:
-    """Whether this process was started by a SuperNode to run the ClientApp."""
+    """Whether a SuperNode started this process to run the ClientApp."""
     return Path(sys.argv[0]).stem == "flwr-clientapp"
 
 
@@ -94,7 +94,7 @@ def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:
 
 
 def set_identity(run_id: int | None, node_id: int | None, task_id: int | None = 1) -> None:
-    """Set the ids of this process's run, node and task. From Flower 1.38 on, new messages contain these ids."""
+    """Set the ids of this process's run, node and task."""
     identity: Any = TaskIdentity  # the private fields, because the properties refuse None
     identity._run_id, identity._node_id, identity._task_id = run_id, node_id, task_id
 
@@ -106,7 +106,7 @@ def get_identity() -> tuple[int | None, int | None, int | None]:
 
 @contextmanager
 def some_identity() -> Iterator[None]:
-    """Context in which messages can be made even if Flower has set no identity, for example under ``start_server``."""
+    """Context in which messages can be made even if Flower has set no identity."""
     identity = get_identity()
     if identity[0] is None:
         set_identity(0, 0)
@@ -117,12 +117,12 @@ def some_identity() -> Iterator[None]:
 
 
 def set_metadata(message: Message, **values: object) -> None:
-    """Change metadata of a message through private fields, as Flower's grids do: the properties have no setters."""
+    """Change metadata of a message, whose properties have no setters."""
     message.metadata.__dict__.update({f"_{name}": value for name, value in values.items()})
 
 
 def get_nodes(grid: Any) -> Iterable[NodeInfo]:
-    """Return Flower's information about each node: its id and, from Flower 1.38 on, its registered name."""
+    """Return Flower's information about each node: id and, from 1.38 on, name."""
     if hasattr(grid, "get_nodes"):
         nodes: Iterable[NodeInfo] = grid.get_nodes()
         return nodes
@@ -139,16 +139,15 @@ def has_runtime_client(grid: object) -> bool:
 
 
 def runtime_client(grid: object) -> Any:
-    """Return the RPC client that a SuperLink's grid uses for requests such as ``PullMessages`` and ``PullObject``."""
+    """Return the RPC client of a SuperLink's grid."""
     name = next(name for name in _CLIENTS if hasattr(type(grid), name))
     return getattr(grid, name)
 
 
 def connect_length_check(grid: object, check: Callable[[int], None]) -> bool:
-    """Make the grid call ``check`` with the length of each response before it reads the response.
+    """Make the grid call ``check`` with the length of each response before it is read.
 
-    ``check`` may raise an error. Return True if this is possible: with HTTP (Flower 1.35 or newer, through httpx).
-    Return False with gRPC, where the length is not known before the response is read.
+    Return False if this is impossible, as with gRPC.
     """
     client: Any = getattr(getattr(grid, "_runtime_client", None), "_client", None)
     if not hasattr(client, "event_hooks"):

@@ -1,12 +1,6 @@
-"""``Guarded``: proxy for a SuperLink's grid that fetches and checks each reply before it is unpacked.
+"""``Guarded``: proxy for a SuperLink's grid that checks each reply before it is unpacked.
 
-Flower's grid unpacks each announced reply at once. So without ``Guarded``, one node can end or stall a run:
-
-- A reply that cannot be parsed raises an error that ends the run.
-- A reply with missing objects makes the grid wait far beyond the round's deadline.
-- A few bytes that refer to one chunk many times, or long texts in a reply, fill the memory.
-
-``Guarded`` replaces such a reply with an error reply of the same node. The replies of all other nodes are not affected.
+Without it, one node's reply can end the run, stall a round or fill the memory.
 """
 
 import copy
@@ -44,10 +38,7 @@ Each object needs a request of its own, and a reply may have thousands of object
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
-    """Return ``grid``, wrapped in the proxies ``Guarded`` and ``LateNodes`` if it is a SuperLink's grid.
-
-    All other grids are returned unchanged: their replies are made on this machine and need no checks.
-    """
+    """Return ``grid`` with checks of its replies if it is a SuperLink's grid."""
     if isinstance(grid, Guarded):
         return grid
     if isinstance(grid, Relay):
@@ -62,11 +53,9 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
 
 @dataclass(slots=True)
 class _Announced:
-    """A reply that a SuperLink has announced, and those of its objects that were fetched so far.
+    """A reply that a SuperLink has announced, and its objects so far.
 
-    Each object names the objects that it refers to, so the objects to fetch are found from the message on. The
-    SuperLink's list of a reply's objects is not used. It may be wrong for objects that several replies share, because
-    the SuperLink stores one entry for each object.
+    The SuperLink's list of objects is not used. It may be wrong if several replies share an object.
     """
 
     message_id: str
@@ -78,11 +67,7 @@ class _Announced:
     contents: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, content: bytes) -> None:
-        """Store the content of the last object in ``missing``, and remove this object from ``missing``.
-
-        Then extend ``missing`` by the objects that the content refers to. Raise ``ReplyError`` if the reply becomes too
-        large.
-        """
+        """Store the content of the last object in ``missing``, and list the objects that it refers to."""
         id_, _ = self.missing.popitem()
         self.contents[id_] = content
         named = dict.fromkeys(head_of(content)[1])
@@ -95,9 +80,7 @@ class _Announced:
 class Guarded(Relay):
     """Proxy for a SuperLink's grid that checks replies before they are unpacked.
 
-    Each reply is fetched object by object, without waiting for objects that have not arrived. An error reply replaces a
-    reply that is too large, cannot be read, or names a wrong sender. The limit on size holds for the bytes sent, and
-    for the bytes after joining chunks.
+    An error reply replaces a reply that is too large, cannot be read, or names a wrong sender.
     """
 
     def __init__(self, grid: Grid, largest_reply: LargestReply) -> None:
@@ -114,7 +97,7 @@ class Guarded(Relay):
             )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, and store the size limit of the reply to each message."""
+        """Send messages, and store how large each reply may be."""
         messages = list(messages)
         largest = [self._largest_reply(message) for message in messages]
         ids = list(self._grid.push_messages(messages)) if messages else []
@@ -123,7 +106,7 @@ class Guarded(Relay):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived completely. An error reply replaces a reply that is not usable."""
+        """Return the replies that have arrived. An error reply replaces an unusable reply."""
         ids = list(message_ids)
         replies = {id_: fault for id_ in ids if id_ not in self._announced and (fault := self._look_for(id_))}
         until = time.monotonic() + FETCH_SECONDS
@@ -145,23 +128,19 @@ class Guarded(Relay):
         return [replies[id_] for id_ in ids if id_ in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages, and yield the replies in the order of arrival. No node can make this exceed ``timeout``."""
+        """Send messages, and yield the replies in the order of arrival."""
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Delete the stored size limits and fetched objects of the replies to these messages."""
+        """Forget these messages and their replies."""
         for id_ in message_ids:
             self._announced.pop(id_, None)
             self._largest.pop(id_, None)
 
     def _look_for(self, about: str) -> Message | None:
-        """Ask the SuperLink whether it has a reply to the message ``about``; store the announcement of a reply.
-
-        Return an error reply if the announcement is not usable, else None. The SuperLink announces each reply once. A
-        node decides how long its announcement is, and an announcement that is too long is not read. So each request is
-        for only one message.
-        """
+        """Ask for the announcement of a reply. Return an error reply if it is unusable."""
         largest = self._largest.get(about, 0)
+        # One message a request: a node could make its announcement so long that the response is not read.
         request = compat.PullAppMessagesRequest(message_ids=[about])
         try:
             with self._no_longer_than(largest):
@@ -175,7 +154,7 @@ class Guarded(Relay):
         return None
 
     def _read(self, announced: _Announced) -> Message | None:
-        """Return the reply, or an error reply if it is not usable; None if some of its objects have not arrived."""
+        """Return the reply or an error reply, or None if objects have not arrived."""
         try:
             with self._no_longer_than(announced.largest):
                 if not self._fetch(announced):
@@ -185,7 +164,7 @@ class Guarded(Relay):
             return self._error(announced.about, error)
 
     def _fetch(self, announced: _Announced) -> bool:
-        """Fetch objects of a reply until one has not arrived or time is up; return True if the reply is complete."""
+        """Fetch objects of a reply until time is up. Return whether it is complete."""
         until = time.monotonic() + TURN_SECONDS
         while announced.missing:
             if time.monotonic() > until:
@@ -202,7 +181,7 @@ class Guarded(Relay):
 
     @contextmanager
     def _no_longer_than(self, num_bytes: int) -> Iterator[None]:
-        """Context in which a response of more than ``num_bytes`` raises ``ReplyError`` before it is read."""
+        """Context in which a longer response raises ``ReplyError`` before it is read."""
         self._longest_answer = num_bytes
         try:
             yield
@@ -210,23 +189,17 @@ class Guarded(Relay):
             self._longest_answer = None
 
     def _check_length(self, num_bytes: int) -> None:
-        """Raise ``ReplyError`` if a response is longer than the limit of ``_no_longer_than``."""
         longest = self._longest_answer
         if longest is not None and num_bytes > longest:
             raise _too_large(longest)
 
     def _error(self, about: str, error: Exception) -> Message:
-        """Return an error reply to the message ``about``, to replace an unusable reply."""
         reason = f"unusable reply: {type(error).__name__}: {error}"
         signer = self._superlink.node.node_id  # the sender of error replies that Flower's grid makes
         return messages.error_reply(about, self.run.run_id, signer, Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
 
 def _unpack(announced: _Announced) -> Message:
-    """Unpack a reply's objects into its message.
-
-    Raise ``ReplyError`` if unpacking would need too much memory, or if the message is not the announced reply.
-    """
     contents = announced.contents
     kinds = {id_: head_of(content)[0] for id_, content in contents.items()}
     json_bytes = sum(len(content) for id_, content in contents.items() if kinds[id_] != "ArrayChunk")
@@ -250,7 +223,7 @@ def _unpack(announced: _Announced) -> Message:
 
 
 def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
-    """Return the size in bytes of an array after joining its chunks. A chunk counts each time that it occurs."""
+    """Return the size of an array after joining its chunks. A chunk may occur several times."""
     _, chunks, _ = head_of(content)
     places = json.loads(content.partition(compat.HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
     return sum(len(contents[chunks[place]]) for place in places)

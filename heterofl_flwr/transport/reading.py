@@ -1,8 +1,4 @@
-"""Checked reading of configs, records and replies.
-
-The argument ``sender`` names the sender in error messages. By default, it is the server, as in messages that clients
-read.
-"""
+"""Checked reading of configs, records and replies. Error messages name the ``sender``."""
 
 import logging
 import math
@@ -37,20 +33,20 @@ Value = TypeVar("Value")
 
 
 def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
-    """Return a message's config; raise ``ReplyError`` if ``check_schema`` rejects it."""
+    """Return a message's config. Raise ``ReplyError`` if its schema is wrong."""
     config = find_record(message.content, CONFIG, ConfigRecord) or ConfigRecord()
     check_schema(config, sender)
     return config
 
 
 def find_record(content: RecordDict, name: str, kind: type[Value]) -> Value | None:
-    """Return the record ``name``, or None if no record of the class ``kind`` has this name."""
+    """Return the record ``name`` of the class ``kind``, or None."""
     record = content.get(name)
     return record if isinstance(record, kind) else None
 
 
 def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
-    """Raise ``ReplyError`` if a config has no schema version, or the version of an incompatible package."""
+    """Raise ``ReplyError`` if a config's schema version is missing or incompatible."""
     if messages.SCHEMA_KEY not in config:
         cause = messages.NOT_HETEROFL if sender == SERVER else messages.NOT_CONVERTED
         raise ReplyError(f"{sender} sent a message without the config of HeteroFL: {cause}")
@@ -62,7 +58,7 @@ def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
 
 
 def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value:
-    """Return one value of a config; raise ``ReplyError`` if the key is missing or the value's type is not ``kind``."""
+    """Return a value of a config. Raise ``ReplyError`` if it is missing or not a ``kind``."""
     value: object = config.get(key)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**63 else value  # a larger integer, forged, may overflow a float
@@ -72,20 +68,17 @@ def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender
 
 
 def read_optional(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value | None:
-    """Return one value of a config, or None if the key is missing.
-
-    Raise ``ReplyError`` if the value's type is not ``kind``.
-    """
+    """Return a value of a config, or None. Raise ``ReplyError`` if it is not a ``kind``."""
     return read_value(config, key, kind, sender) if key in config else None
 
 
 def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> ReplyError:
-    """Return a ``ReplyError`` with the unexpected value of ``key`` and the ``expected`` values."""
+    """Return a ``ReplyError`` for an unexpected value of ``key``."""
     return ReplyError(f"{sender} sent {shown(value)} as {key}, expected {expected}")
 
 
 def read_list(config: Mapping[str, object], key: str, kind: type[Value], default: list[Value]) -> list[Value]:
-    """Return a list of values of the type ``kind``, or ``default`` if the key is missing."""
+    """Return a list of values of the type ``kind``, or ``default``."""
     value = config.get(key, default)
     if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
         raise unexpected(value, key, f"a list of {kind.__name__}")
@@ -93,21 +86,21 @@ def read_list(config: Mapping[str, object], key: str, kind: type[Value], default
 
 
 def read_rates(config: Mapping[str, object]) -> list[float]:
-    """Return the list of rates in a message's config; if it is missing, a list with only the client's rate."""
+    """Return the rates in a message's config, by default the client's."""
     return read_list(config, messages.RATES, float, [read_value(config, messages.RATE, float)])
 
 
 def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the name patterns of exchanged parameters in a message's config; by default, a pattern for all names."""
+    """Return the name patterns of exchanged parameters, by default of all."""
     return tuple(pattern for pattern in read_list(config, messages.SHARED, str, list(ALL)) if pattern)
 
 
 def read_choice(
     config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "", sender: str = SERVER
 ) -> Value:
-    """Return the value of a key, or ``default`` if the key is missing.
+    """Return the value of a key, or ``default``.
 
-    Raise ``ReplyError`` if the result is none of ``choices``.
+    Raise ``ReplyError`` if it is none of ``choices``.
     """
     value = config.get(key, default)
     choice = next((choice for choice in choices if choice == value), None)
@@ -117,9 +110,9 @@ def read_choice(
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Return the array records of a message by name, without Flower's ``content.array_records``.
+    """Return the array records of a message by name.
 
-    That property creates a reference cycle, which keeps the whole message in memory until the garbage collector runs.
+    Flower's ``content.array_records`` keeps the message in memory by a reference cycle.
     """
     return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
@@ -127,10 +120,9 @@ def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
 def unpack_trained(
     records: Mapping[str, ArrayRecord], form: str, plan: Plan, sender: str
 ) -> tuple[Mapping[str, Tensor], Tensor | None]:
-    """Return a reply's tensors, and the scales of encoded changes or None. The tensors are parameters or changes.
+    """Return a reply's tensors, and the scales of encoded changes or None.
 
-    The records are checked before they are unpacked. Raise ``ReplyError`` if the records are not those of the encoding
-    ``form``, if a name is wrong, or if the bytes are far more than the plan's parameters need.
+    Raise ``ReplyError`` if the records do not fit the encoding ``form`` and the plan.
     """
     expected = UPLOAD_RECORDS[form]
     if set(records) != set(expected):
@@ -149,10 +141,7 @@ def unpack_trained(
 
 
 def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> None:
-    """Raise ``ReplyError`` if a reply has the whole model instead of a slice.
-
-    Apps that were not converted to HeteroFL send such replies.
-    """
+    """Raise ``ReplyError`` if a reply of an unconverted app has the whole model."""
     full_shapes = {name: tuple(axis.size for axis in axes) for name, axes in plan.axes.items()}
     for record in records:
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in full_shapes}
@@ -163,7 +152,7 @@ def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> 
 
 
 def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> TrainReply:
-    """Return the content of a training reply; raise ``ReplyError`` if a value is missing or invalid.
+    """Return the content of a training reply. Raise ``ReplyError`` if a value is invalid.
 
     ``most`` is the largest number of examples that the client may report.
     """
@@ -192,10 +181,7 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
 
 
 def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str, float]]:
-    """Return two results: the reply's number of examples, and all other metrics except lists.
-
-    Raise ``ReplyError`` if the number of examples is invalid or above ``most``.
-    """
+    """Return a reply's number of examples, at most ``most``, and all other metrics."""
     record = find_record(reply.content, messages.METRICS, MetricRecord)
     if record is None:
         raise ReplyError(f"{sender} sent no {messages.METRICS} record")
@@ -210,7 +196,7 @@ def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str,
 
 
 def read_capability(reply: Message, sender: str) -> Capability:
-    """Return a node's capability (capacity and data partition) from its reply to the capability query."""
+    """Return a node's capacity and data partition from its reply."""
     config = read_config(reply, sender)
     return Capability(
         capacity=read_optional(config, messages.CAPACITY, float, sender),
@@ -220,10 +206,7 @@ def read_capability(reply: Message, sender: str) -> Capability:
 
 
 def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
-    """Return the batch norm moments in a reply, by rate; empty if the reply has no moments.
-
-    Raise ``ReplyError`` if the arrays are too many, or far larger than moments of the layers in ``norms``.
-    """
+    """Return the batch norm moments in a reply, by rate. Raise ``ReplyError`` if they are too large."""
     read_config(reply, sender)
     record = array_records(reply.content).get(messages.MOMENTS)
     if record is None:  # the node has no data to measure moments on
@@ -237,12 +220,9 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
 
 
 def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]:
-    """Return the metrics that are numbers. NaN replaces a number that is out of bounds; means over clients ignore NaN.
+    """Return the metrics that are numbers. NaN replaces a number that is out of bounds.
 
-    Raises
-    ------
-    ReplyError
-        If there are too many metrics to store, or if a name is too long or not printable.
+    Raise ``ReplyError`` if there are too many, or if a name is too long or not printable.
     """
     numbers = {
         name: value for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)

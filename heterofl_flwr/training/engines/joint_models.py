@@ -1,4 +1,4 @@
-"""Joint models: a wide model that computes the models of several clients at once, side by side in its channels."""
+"""Joint models: a wide model that computes the models of several clients at once."""
 
 import copy
 from collections.abc import Sequence
@@ -18,10 +18,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Storage of one parameter as a row of values, in the same order for all clients.
-
-    ``channels_last`` is True for the weight of a convolution if its values are stored in channels-last order.
-    """
+    """Storage of one parameter as a row of values, in the same order for all clients."""
 
     name: str
     shape: torch.Size
@@ -29,11 +26,11 @@ class Layout:
     channels_last: bool
 
     def rows(self, tensor: Tensor, clients: int) -> Tensor:
-        """Return a parameter or gradient of a joint model as a tensor (clients, values)."""
+        """Return a parameter or gradient as a tensor (clients, values)."""
         return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(clients, -1)
 
     def shaped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return rows of values as a view of ``shape``: the parameter's shape in a joint model or a client's model."""
+        """Return rows of values as a view of ``shape``."""
         if not self.channels_last:
             return rows.view(tuple(shape))
         number, channels, height, width = shape
@@ -43,16 +40,14 @@ class Layout:
 def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     """Return the layouts of the models' parameters, trained parameters first.
 
-    All models must have the same parameters, except for their values, and equal buffers. Otherwise, raise
-    ``IncompatibleError``. On a CPU, the weights of image convolutions are stored channels last, because wide models are
-    faster with it.
+    Raise ``IncompatibleError`` if parameters have other shapes, or buffers other values.
     """
     model, specs = models[0], tensor_specs(models[0])
     if any(tensor_specs(local) != specs for local in models[1:]):
         raise IncompatibleError("the clients' models differ in their parameters or buffers")
     if not all(all(map(torch.equal, model.buffers(), local.buffers())) for local in models[1:]):
         raise IncompatibleError("the clients' models differ in the values of their buffers")
-    fit = bears_channels_last(model)
+    fit = bears_channels_last(model)  # on a CPU, wide convolutions are faster channels last
     images = {
         id(layer.weight)
         for layer in model.modules()
@@ -66,7 +61,7 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
 
 
 class Joint:
-    """A model that computes the models of several clients at once. ``place`` sets their parameters."""
+    """A model that computes several clients at once. ``place`` sets their parameters."""
 
     def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
         self.layouts, self._clients, self._twin = layouts, clients, wide_twin(model, clients)
@@ -92,7 +87,7 @@ class Joint:
             parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Return the gradient of each trained parameter, (clients, values); None if a parameter has no gradient."""
+        """Return each trained parameter's gradient, (clients, values), or None."""
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
@@ -106,14 +101,12 @@ class Joint:
 def build_verified(
     models: Sequence[nn.Module], layouts: Sequence[Layout], values: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Joint:
-    """Return the joint model of clients after checking its logits and gradients.
+    """Return the joint model of clients, after checking it against separate models.
 
-    For the first and the last client, logits and gradients are compared with the results of the client's separate
-    model. ``inputs`` has one batch for each client, all of the same shape. The check uses float64. In float32, rounding
-    can move a value across a kink, for example of ReLU, and change gradients by percents. Raise ``IncompatibleError``
-    if logits or gradients differ. This includes models that draw random numbers. Raise it also if a model changes a
-    buffer, because the joint model cannot keep a buffer for each client.
+    ``inputs`` has one batch for each client, all of the same shape. Raise ``IncompatibleError`` if logits or gradients
+    differ, or if a model changes a buffer.
     """
+    # In float32, rounding can move a value across the kink of a ReLU and change gradients by percents.
     exact = [copy.deepcopy(model).double() for model in models]
     exact_inputs = [batch.double() if batch.is_floating_point() else batch for batch in inputs]
     _verify(Joint(exact[0], layouts, len(models)), exact, [rows.double() for rows in values], exact_inputs)
@@ -147,16 +140,12 @@ def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor],
 
 
 def _probe(logits: Tensor) -> Tensor:
-    """Return a weighted sum of logits (batch, clients, ...).
-
-    The weights within a client are unequal. All clients have the same weights.
-    """
+    """Return a weighted sum of logits (batch, clients, ...), with the same weights for all clients."""
     client = logits[:, :1].detach()  # (batch, 1, ...)
     return (logits * torch.arange(client.numel(), device=client.device).cos().view_as(client)).sum()
 
 
 def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the logits of a client's separate model; raise ``IncompatibleError`` if a buffer changes."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     logits: Tensor = functional_call(model, {**values, **buffers}, (inputs,))
     changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffers[name], buffer)]
@@ -166,11 +155,7 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Raise ``IncompatibleError`` if a pair of tensors is not nearly equal.
-
-    The norm of the difference may be ``TOLERANCE`` times the tensor's norm. For tensors with small norms, a tenth of
-    the largest norm replaces the norm.
-    """
+    """Raise ``IncompatibleError`` unless the tensors are nearly equal, in pairs."""
     if [tensor.shape for tensor in together] != [tensor.shape for tensor in alone]:
         raise IncompatibleError(f"together, {what} have another shape")
     norms = [tensor.norm() for tensor in alone]

@@ -1,4 +1,4 @@
-"""Replay of a function of GPU tensors, such as a training step, as a CUDA graph."""
+"""Replay of a function of GPU tensors as a CUDA graph."""
 
 import random
 from collections.abc import Callable
@@ -15,15 +15,9 @@ WARM_UP = 3
 class Replayed:
     """Callable that records the GPU kernels of ``function`` once, and then replays them as a CUDA graph.
 
-    A training step of a small model launches hundreds of kernels, and launching a kernel takes longer than running it.
-    A graph launches all kernels at once. It uses the memory addresses of the recording. So all tensors that the
-    function uses besides its inputs, such as parameters, must keep their addresses. A replay repeats only kernels, not
-    effects in Python such as counting calls. If an input's shape differs from the recording, the function runs without
-    the graph. Some functions cannot be recorded, for example because they copy a value to the CPU. They always run
-    without a graph, and ``obstacle`` is the reason.
-
-    The function is recorded on ``stream`` and replayed on the current stream. Functions with the same ``pool`` share
-    memory for intermediate values, so they must not run at the same time.
+    All tensors that the function uses besides its inputs must keep their addresses. A replay repeats no effects in
+    Python. Inputs of another shape run without the graph. So do functions that cannot be recorded; ``obstacle`` is the
+    reason. Functions with the same ``pool`` share memory, so they must not run at the same time.
     """
 
     def __init__(
@@ -37,10 +31,7 @@ class Replayed:
         self._outputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the function's results for these inputs.
-
-        The first ``WARM_UP`` calls run without a graph. The next call records the graph.
-        """
+        """Return the function's results. The first ``WARM_UP`` calls run without a graph."""
         if self._warm_up:
             self._warm_up -= 1
             return self._run_aside(inputs)
@@ -54,7 +45,7 @@ class Replayed:
         return tuple(output.clone() for output in self._outputs)  # the next replay overwrites them
 
     def _run_aside(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Run the function on the recording stream. Autograd and libraries then set up their state for this stream."""
+        """Run on the recording stream, so that autograd and libraries set up their state for it."""
         usual = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(usual)
         with torch.cuda.stream(self._stream):
@@ -63,7 +54,7 @@ class Replayed:
         return outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        """Record the function's kernels without running them. If this fails, set ``obstacle`` to the reason."""
+        """Record the kernels without running them. If this fails, set ``obstacle``."""
         graph, self._inputs = torch.cuda.CUDAGraph(), tuple(value.clone() for value in inputs)
         draws = _host_draws()
         # cuBLAS has a workspace for each of torch's 32 streams, which graphs of one stream would share. A workspace
@@ -91,6 +82,6 @@ class Replayed:
 
 
 def _host_draws() -> tuple[object, ...]:
-    """Return the states of the CPU's random generators. They change if a function draws random numbers."""
+    """Return the states of the CPU's random generators."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - models may draw
     return torch.get_rng_state().tolist(), random.getstate(), np.array(keys).tobytes(), rest

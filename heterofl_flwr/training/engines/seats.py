@@ -1,7 +1,4 @@
-"""The engine ``seats``: clients of any rates train at the same time, each in a seat.
-
-A seat (``engines/seat.py``) is a copy of a model with its optimiser. Clients use a seat one after another.
-"""
+"""The engine ``seats``: clients train at the same time, each in a seat (``engines/seat.py``)."""
 
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -25,21 +22,12 @@ RESERVE = 0.1
 
 
 def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients at the same time, each in a seat. Results equal those of the engine ``plain`` up to rounding.
+    """Train clients at the same time, each in a seat. Results equal those of ``plain`` up to rounding.
 
-    A seat is a copy of a model with its optimiser. On a GPU, it also has a stream, and for each batch shape a CUDA
-    graph of the whole step. When a client has finished, a client with the same kind of model and options can use the
-    seat. The client's parameters are copied into the seat, and copied out after training. A client's results do not
-    depend on other clients. On a CPU, results equal those of ``plain`` bit for bit. If memory is short, clients wait
-    for a seat.
-
-    Some clients cannot use a seat: those whose model has a hook, or whose model's code copies values to the CPU,
-    changes attributes or draws random numbers on the CPU. ``plain`` trains such clients, and the reason is logged.
-
-    Raises
-    ------
-    DivergedError
-        If a loss is NaN or infinite.
+    A seat is a copy of a model with its optimiser. On a GPU, it replays training steps as CUDA graphs. If memory is
+    short, clients wait for a seat. Models with hooks, and models whose code copies values to the CPU, changes
+    attributes or draws random numbers there, are left to ``plain``. Raise ``DivergedError`` if a loss is NaN or
+    infinite.
     """
     device = device_of(jobs[0].model)
     if device.type not in MOST:
@@ -49,7 +37,7 @@ def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 
 
 class Hall:
-    """Pool of the seats of a device, at most ``most``."""
+    """Pool of the seats of a device."""
 
     def __init__(self, device: torch.device, most: int) -> None:
         self._device, self._most = device, most
@@ -60,7 +48,7 @@ class Hall:
         self.obstacles: dict[Hashable, str] = {}  # reasons against a seat by kind
 
     def take(self, job: TrainingJob, options: TrainOptions) -> Seat | None:
-        """Return a free or new seat for a client, or None if the client must wait.
+        """Return a seat, or None if the client must wait.
 
         Raise ``UnfitError`` if the client cannot use a seat.
         """
@@ -87,7 +75,6 @@ class Hall:
         return seat
 
     def _has_room(self, kind: Hashable) -> bool:
-        """Whether the device's memory and the upper bound on seats allow one more seat."""
         if len(self._free) + len(self._taken) >= self._most:
             return False
         if self._device.type != "cuda":
@@ -96,7 +83,7 @@ class Hall:
         return self._free_before - self._sizes.get(kind, 0) > RESERVE * total
 
     def measure(self, seat: Seat) -> None:
-        """Record the memory of a seat if it is the first seat of its kind. Call this after the seat's first turn."""
+        """Record the memory of a kind of seat after the first turn."""
         if self._device.type == "cuda" and seat.kind not in self._sizes:
             self._sizes[seat.kind] = self._free_before - self._read_memory()[0]
 
@@ -105,7 +92,7 @@ class Hall:
         return torch.cuda.mem_get_info(self._device)
 
     def leave(self, seat: Seat, *, stays: bool = True) -> None:
-        """Free a seat for the next client. If ``stays`` is False, close the seat instead."""
+        """Free a seat for the next client, or close it."""
         self._taken.remove(seat)
         if stays:
             self._free.append(seat)
@@ -113,7 +100,7 @@ class Hall:
             seat.close()
 
     def shrink(self) -> None:
-        """Close free seats, and allow no more seats than are in use now. Call this when memory has run out."""
+        """Close free seats, and allow no new ones. Call this when memory has run out."""
         while self._free:
             self._free.pop().close()
         self._most = max(len(self._taken), 1)
@@ -121,12 +108,12 @@ class Hall:
 
 @lru_cache
 def hall_of(device: torch.device) -> Hall:
-    """Return the pool of a device's seats. All calls in a process return the same object."""
+    """Return the pool of a device's seats, the same in all calls."""
     return Hall(device, MOST[device.type])
 
 
 class Round:
-    """Clients that train in seats, taking turns, until all clients have finished."""
+    """Clients that take turns in seats until all have finished."""
 
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, hall: Hall) -> None:
         self._started, self._jobs, self._options, self._hall = perf_counter(), jobs, options, hall
@@ -134,7 +121,7 @@ class Round:
         self._alone: list[TrainingJob] = []
 
     def train(self) -> list[TrainResult]:
-        """Train the clients, and return their results in order."""
+        """Train the clients. Return their results in order."""
         try:
             while self._waiting or self._seated:
                 while self._waiting and self._seat_next():
@@ -150,10 +137,7 @@ class Round:
         return [results[id(job)] for job in self._jobs]
 
     def _seat_next(self) -> bool:
-        """Assign a seat to the first waiting client, or leave the client for ``plain``.
-
-        Return False if the client must wait for a seat.
-        """
+        """Return False if the first waiting client must wait longer."""
         job = self._waiting[0]
         try:
             seat = self._hall.take(job, self._options)
@@ -175,7 +159,7 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """Run a client's turn. After an error, the client can start again: its model changes only at the end."""
+        """After an error, the client can start again: its model changes only at the end."""
         try:
             is_done = client.advance()
         except UnfitError as error:
