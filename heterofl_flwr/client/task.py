@@ -67,8 +67,6 @@ class Task:
         Sum of the learning rates of the local steps, for SCAFFOLD. Each call of ``penalty`` or ``loss`` adds the
         learning rate that the server sent. Set it yourself if a step calls them more than once or has another learning
         rate.
-    - Task._saved
-    - Task._stages
     """
 
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:
@@ -88,12 +86,10 @@ class Task:
 
     @cached_property
     def _saved(self) -> dict[str, Tensor]:
-        """Tensors that this client saved in earlier messages."""
         return load_tensors(self.context, self.instruction) or {}
 
     @cached_property
     def _stages(self) -> StageRunner:
-        """Client stages of the instruction."""
         broadcast = read_record(self.message, messages.BROADCAST)
         tensors = entries_under(STAGES, self._saved)
         return StageRunner(self.instruction, self._received, broadcast, tensors, self.context)
@@ -229,7 +225,6 @@ class Task:
             receives them.
         capacity : str | float | None
             Largest level or rate that this node can hold from the next round on; None for no change.
-        - Task._contents
         """
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
         reported = messages.new_metrics(contents.metrics, contents.num_examples)
@@ -243,7 +238,6 @@ class Task:
         metrics: Mapping[str, float | Sequence[float]],
         capacity: str | float | None,
     ) -> Contents:
-        """Return the contents of the reply, before ``reply`` packs them into a message."""
         self._check_open()
         classes = read_classes(labels)
         config: dict[str, object] = {} if capacity is None else {messages.CAPACITY: rate_of(capacity)}

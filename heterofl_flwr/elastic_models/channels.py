@@ -1,4 +1,4 @@
-"""Channels (sets of entries that are kept or dropped together), and groups of channels that share one width."""
+"""Channels: entries of axes that are kept or dropped together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,8 @@ Places = NDArray[np.int64]
 
 
 class Positions:
-    """Union-find data structure on position numbers, vectorised for axes with thousands of entries.
+    """Union-find structure on positions, the numbers that identify entries of axes.
 
-    A position number identifies an entry of an axis. Entries with united positions are kept or dropped together.
     Position 0 is always kept, and so is every position that is united with it.
     """
 
@@ -29,7 +28,7 @@ class Positions:
         self.number = 1  # number of positions
 
     def new(self, number: int) -> Row:
-        """Return new position numbers for an axis with ``number`` entries."""
+        """Return new positions for an axis."""
         start, self.number = self.number, self.number + number
         if self.number > len(self._parents):
             self._parents = np.pad(self._parents[:start], (0, 2 * self.number - start))
@@ -38,7 +37,7 @@ class Positions:
         return row
 
     def roots(self, row: Row) -> Row:
-        """Return, for each position, the smallest position that is united with it."""
+        """Return the smallest position that each position is united with."""
         roots = self._parents[row]
         while not np.array_equal(above := self._parents[roots], roots):
             roots = above
@@ -46,7 +45,7 @@ class Positions:
         return roots
 
     def unite(self, row: Row, partners: Row) -> None:
-        """Unite each position of ``row`` with the position of ``partners`` at the same index; shapes are broadcast."""
+        """Unite positions pairwise; shapes are broadcast."""
         while True:
             roots, partner_roots = np.broadcast_arrays(self.roots(row), self.roots(partners))
             differ = roots != partner_roots
@@ -59,17 +58,16 @@ class Positions:
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """The channels and groups of a model.
+    """Channels and groups of a model.
 
-    A channel is a set of entries, on any axes of any parameters, that are kept or dropped together. A group is a
-    sequence of channels. A slice keeps the first channels of each group, and their number is the width of the group.
+    A channel is a set of entries that are kept or dropped together. A slice keeps the first channels of each group.
     """
 
     sizes: Sequence[int]  # number of channels of each group
     axes: Mapping[str, Sequence[Places | None]]  # by parameter or buffer; None for an axis that is kept in full
 
     def equal(self, channels: "Channels") -> bool:
-        """Whether another object, possibly from another process, has the same groups and axes."""
+        """Whether other channels have the same groups and axes."""
         if self is channels:
             return True
         return self.sizes == channels.sizes and all(
@@ -85,8 +83,7 @@ def _same(places: Places | None, others_places: Places | None) -> bool:
 class Grouping:
     """Grouping of the positions of a trace into channels and groups.
 
-    Channels that occur on the same axes form a group. Examples are the channels of a residual stream, or of one part of
-    a concatenation. A group has its channels in their order on the first of these axes.
+    Channels that occur on the same axes form a group, such as the channels of a residual stream.
     """
 
     def __init__(self, positions: Positions, axes: Sequence[Row]) -> None:
@@ -108,10 +105,7 @@ class Grouping:
             self.sizes.append(len(members))
 
     def places(self, row: Row | None) -> Places | None:
-        """Return the group and the channel of each entry of an axis; None if the axis is never sliced.
-
-        Axes with equal positions share one array.
-        """
+        """Return the group and channel of each entry of an axis; None if never sliced."""
         if row is None:
             return None
         roots = self._positions.roots(row)
@@ -119,9 +113,9 @@ class Grouping:
         return self._places.setdefault(roots.tobytes(), places) if (places[:, 0] >= 0).any() else None
 
     def length(self, row: Row) -> Places | int | None:
-        """Return the length of an axis in a slice if it is a constant; None if it is unknown.
+        """Return the length of an axis in a slice; None if unknown.
 
-        If the length depends on the widths, return the places of the axis, the argument of ``kept_positions``.
+        If the length depends on the widths, return the places of the axis.
         """
         roots = self._positions.roots(row)
         places = self.places(row)
@@ -131,6 +125,6 @@ class Grouping:
 
 
 def kept_positions(places: Places, widths: Sequence[int]) -> Row:
-    """Return the indices on an axis that a slice keeps, in ascending order; ``widths`` are the widths of all groups."""
+    """Return the indices that a slice of these widths keeps, in ascending order."""
     # The last entry, 1, is the width of group -1, whose entries all have number 0: they are always kept.
     return np.flatnonzero(places[:, 1] < np.array([*widths, 1])[places[:, 0]])

@@ -1,4 +1,4 @@
-"""Check of a slice: it must call the same operators as the traced full model, with outputs of matching shapes."""
+"""Check that a slice calls the same operators as the full model."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -29,10 +29,9 @@ _POWERS = (-1, -1 / 2, -1 / 4, 1 / 4, 1 / 2, 1)
 
 
 class Step(NamedTuple):
-    """An operator call in the trace of the full model. Each slice must make the same calls.
+    """An operator call in the trace of the full model.
 
-    A length in an output's shape is a constant, or the places of an axis that can be sliced, or None if any length is
-    valid.
+    In ``outputs``, a length is a number, the places of a sliced axis, or None if any length is valid.
     """
 
     operator: str
@@ -45,12 +44,12 @@ class Step(NamedTuple):
 class DifferentStepError(Exception):
     """An operator call of a slice differs from that of the full model.
 
-    It is not a subclass of ``TypeError``, because Python's binary operators catch a ``TypeError``.
+    It is no ``TypeError``, because Python's binary operators catch those.
     """
 
 
 class Findings(NamedTuple):
-    """Result of a check in which all shapes match: layers with a number that does not follow the width."""
+    """Layers of a slice with a number that does not follow the width."""
 
     literal: set[str]  # layers that divide a sum by the full length
     factors: set[str]  # layers that multiply by a number that changes with the rate, but not like a width
@@ -64,11 +63,10 @@ def check_slice(
     example_inputs: object,
     rate: float,
 ) -> Findings:
-    """Run a slice, and compare its operator calls with ``steps``, the calls of the full model.
+    """Compare the operator calls of a slice with ``steps``, those of the full model.
 
-    ``UnsupportedLayerError`` is raised at the first difference. If ``steps`` is None, the slice is run but not
-    compared. ``widths`` has the number of channels in each group of the slice, and ``sizes`` the number in each group
-    of the full model. ``skeleton`` is the slice without values.
+    The first difference raises ``UnsupportedLayerError``. ``widths`` and ``sizes`` are the numbers of channels by
+    group, in the slice and in the full model.
     """
     expected, findings = _expected(steps or (), widths), Findings(set(), set())
     powers = [1.0, *((few / size) ** power for few, size in set(zip(widths, sizes, strict=True)) for power in _POWERS)]
@@ -102,7 +100,6 @@ _END = Step("nothing more", [], [])
 
 
 def _expected(steps: Sequence[Step], widths: Sequence[int]) -> Iterator[Step]:
-    """Yield the steps of the full model with the lengths that a slice with these widths must have."""
     arrays = {id(x): x for step in steps for shape in step.outputs for x in shape if isinstance(x, np.ndarray)}
     counts = {key: len(kept_positions(array, widths)) for key, array in arrays.items()}  # steps share few arrays
     for step in steps:
@@ -129,7 +126,6 @@ def _compare(step: Step, expected: Step) -> None:
 
 
 def _follow_widths(numbers: Sequence[float], full_numbers: Sequence[float], powers: Sequence[float]) -> bool:
-    """Whether each number equals the full model's number, possibly multiplied by a factor in ``powers``."""
     pairs = [
         (number, full_number)
         for number, full_number in zip(numbers, full_numbers, strict=True)

@@ -1,4 +1,4 @@
-"""``elastic``: make any model sliceable, as a function from a rate to a slice of the model."""
+"""``elastic``: make any model sliceable."""
 
 import math
 import warnings
@@ -44,7 +44,7 @@ _NOT_SMALLER = 0.6
 
 @dataclass(eq=False, kw_only=True)
 class Elastic:
-    """Callable from a rate to a slice of one model; made by ``elastic``."""
+    """Function from a rate to a slice of one model; made by ``elastic``."""
 
     model: nn.Module  # copy of the full model
     traced: Traced
@@ -56,16 +56,8 @@ class Elastic:
     checked_widths: set[tuple[int, ...]]  # widths of slices that have passed the check
 
     def __call__(self, rate: float) -> nn.Module:
-        """Return a new model of this rate with a slice of the full model's weights. At rate 1, it has all of them.
-
-        When a rate is used for the first time, the slice is run without values. It must call the same operators as the
-        full model.
-
-        Raises
-        ------
-        UnsupportedLayerError
-            If the slice cannot be run, or does not call the same operators as the full model.
-        """
+        """Return a new model of this rate, with a slice of the full model's weights."""
+        # The first use of a rate checks that the slice calls the same operators as the full model.
         model = self.checked(rate)
         if self.scaler:
             ratio = exact_rate(rate) / exact_rate(self.global_rate)
@@ -75,7 +67,7 @@ class Elastic:
         return model
 
     def checked(self, rate: float) -> nn.Module:
-        """Return the slice of a rate, without Scalers. A slice of new widths is first compared with the full model."""
+        """Return the slice of a rate, checked against the full model, without Scalers."""
         part = self.part(rate)
         model = self._cut(part)
         if part.widths not in self.checked_widths:
@@ -92,7 +84,6 @@ class Elastic:
         return model
 
     def _cut(self, part: Slice) -> nn.Module:
-        """Return the sliced model, with its layers' attributes set to the widths of the slice."""
         model = copy_with(self.model, part.cut)
         layers = dict(model.named_modules(remove_duplicate=False))
         for number, places in self.traced.numbers.items():
@@ -108,7 +99,6 @@ class Elastic:
         return model
 
     def _check(self, model: nn.Module, part: Slice, rate: float, steps: Sequence[Step] | None) -> None:
-        """Compare the operators that a slice calls with the full model's; warn about numbers that fail to shrink."""
         skeleton = Skeleton(model, self.traced.says_tracing)
         findings = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
         for layers, text in zip(findings, (_LITERAL, _FACTORS), strict=True):
@@ -116,11 +106,11 @@ class Elastic:
                 warnings.warn(text.format(", ".join(sorted(layers))), stacklevel=4)
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan of this rate's model inside the full model. It equals the result of ``Plan.of``."""
+        """Return the plan of this rate's model inside the full model."""
         return Plan(self.part(1.0).axes(self.model.named_parameters(), self.part(rate))).sliced(prefix)
 
     def part(self, rate: float) -> Slice:
-        """Return the ``Slice`` of this rate. It has the number of channels of each group."""
+        """Return the ``Slice`` of this rate, with the number of channels of each group."""
         exact_rate(rate)
         channels = self.traced.channels
         few = {size: width(size, rate) for size in channels.sizes}
@@ -142,10 +132,9 @@ def elastic(
 ) -> Elastic:
     """Return ``build``, a function from a rate to a slice of ``model``; pass it to ``HeteroFL(build)``.
 
-    The model is run on tensors without values, of the shapes of the example inputs. This shows which axes of its
-    parameters must be sliced alike, for example because of a residual addition, a concatenation or attention. Inputs
-    and outputs keep their widths. ``model`` is not changed. ``build(1.0)`` has the weights of ``model`` and computes
-    the same outputs, bit for bit. A smaller model has a slice of the weights and is of the same class.
+    The model is run on tensors without values, to see which axes of its parameters must be sliced alike. Inputs and
+    outputs keep their widths. ``model`` is not changed. ``build(1.0)`` computes the same outputs, bit for bit. A
+    smaller model has a slice of the weights and is of the same class.
 
     Parameters
     ----------
@@ -155,32 +144,30 @@ def elastic(
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. One or two examples are
         enough.
     fixed : Sequence[str]
-        Patterns (``fnmatch``) of the names of layers or parameters that keep their full width at every rate.
+        Patterns (``fnmatch``) of the names of layers or parameters that keep their full width.
     outputs : Sequence[str]
-        Names of the outputs that your code reads, if the model returns a mapping or an object with attributes. Only
-        these outputs keep their widths. By default, all output tensors keep their widths, hidden states too.
+        Names of the outputs that your code reads, if the model returns a mapping or an object. Only these keep their
+        widths. By default, all output tensors do, hidden states too.
     multiple_of : int
-        The width of each group of channels is rounded up to a multiple of this number, but never above the full width.
-        In attention, the width of a head is rounded. If a convolution drops whole groups, their number is rounded.
+        The width of each group of channels is rounded up to a multiple of this number. In attention, the width of a
+        head is rounded.
     global_rate : float
         The largest rate of the mix; the Scaler divides by ``rate / global_rate``.
     scaler : bool | None
         Whether a ``Scaler`` follows each linear layer, convolution, embedding and ``nn.MultiheadAttention`` whose
         output shrinks. In training, the Scaler divides the output by the rate (section 3.3). Add other layer types to
-        ``SCALED``. By default, models with norms have Scalers, and models without norms have none: Scalers would make
-        their activations grow from layer to layer, and training would diverge.
+        ``SCALED``. By default, only models with norms have Scalers; models without norms would diverge.
     static_norm : bool
         Whether to remove the running statistics of batch norm (section 3.2). Running statistics are never sent.
     check : str
         How a slice is compared with the full model. ``steps``: by its operators, without values. ``zeroing``: also by
-        its output on the example inputs, which must equal that of the full model with zeros outside the slice. Both
-        models then run once in double precision.
+        its output on the example inputs, which must equal that of the full model with zeros outside the slice.
 
     Raises
     ------
     UnsupportedLayerError
-        If the model cannot be traced, for example because a computation depends on values, or a hook uses the original
-        model. Also if a slice fails the check. ``elastic`` checks one rate, and ``build`` each other rate at first use.
+        If the model cannot be traced, or if a slice fails the check. ``elastic`` checks one rate, and ``build`` each
+        other rate at first use.
 
     Warns
     -----
@@ -188,8 +175,7 @@ def elastic(
         If outputs differ with ``check="zeroing"``.
         If parameters are not used on the example inputs; they keep their full width.
         If the code divides a sum over channels by a literal that equals the full number of channels.
-        If a slice of rate 0.5 keeps more than 60 % of the parameters. The warning lists reasons, such as an unknown
-        operator.
+        If a slice of rate 0.5 keeps more than 60 % of the parameters.
 
     Examples
     --------
@@ -234,7 +220,6 @@ def elastic(
 
 
 def _warn_if_large(build: Elastic, fixed: Sequence[str]) -> None:
-    """Warn if a slice of rate 0.5 is not much smaller than the model, and list the reasons."""
     number, half = build.plan(1.0).parameters, replace(build, multiple_of=1).plan(0.5).parameters
     reasons = "".join(f"\n- {reason}" for reason in build.traced.reasons[:5])
     if half <= _NOT_SMALLER * number or (not reasons and (fixed or build.traced.unused)):

@@ -1,8 +1,4 @@
-"""State of a trace: the positions of all axes of all tensors, and lengths that remember their axes.
-
-A position is a number that identifies entries of axes. Entries with the same position are kept or dropped together. If
-the model's code reads the length of an axis, the code gets an integer that remembers this axis.
-"""
+"""State of a trace, and lengths that remember their axes."""
 
 import math
 from collections import Counter
@@ -18,7 +14,7 @@ from heterofl_flwr.elastic_models.channels import Positions, Row, Rows
 
 
 class Source:
-    """The source of a length: an axis of a tensor, or an integer stored in a layer."""
+    """Source of a length: an axis of a tensor, or an integer of a layer."""
 
     def __init__(self, trace: "Trace", make: Callable[[], Row]) -> None:
         self.trace = trace
@@ -26,15 +22,11 @@ class Source:
 
     @cached_property
     def row(self) -> Row:
-        """The positions of the axis.
-
-        If the source is an integer of a layer, the positions are created when the code first uses it as a length.
-        """
+        """Positions of the axis."""
         return self._make()
 
 
 def _computed(name: str) -> Callable[..., Any]:
-    """Return an arithmetic method of ``Length`` whose result remembers the sources of both operands."""
     plain = getattr(int, name)
 
     def compute(self: "Length", *operands: Any) -> object:
@@ -54,11 +46,7 @@ def _computed(name: str) -> Callable[..., Any]:
 
 
 def _compared(name: str) -> Callable[..., Any]:
-    """Return a comparison method of ``Length`` that records the comparison in the trace.
-
-    Lengths of different traces are never equal. So a cached function (``functools.lru_cache``) is called anew in each
-    trace.
-    """
+    # Lengths of different traces are never equal, so that a cached function (``functools.lru_cache``) is called anew.
     plain = getattr(int, name)
 
     def compare(self: "Length", operand: object) -> Any:
@@ -72,10 +60,9 @@ def _compared(name: str) -> Callable[..., Any]:
 
 
 class Length(int):
-    """An integer that the model's code computes from lengths of axes. It remembers these axes.
+    """Integer that remembers the axes from whose lengths it was computed.
 
-    A ``Length`` is exact if only multiplications, and divisions without remainder, were used to compute it. Factors and
-    divisors may be lengths or constants.
+    It is exact if it was computed by multiplication and by division without remainder.
     """
 
     sources: tuple[Source, ...]
@@ -86,19 +73,19 @@ class Length(int):
     def of(
         cls, value: int, sources: tuple[Source, ...], divisors: tuple[Source, ...] = (), *, exact: bool = True
     ) -> "Length":
-        """Return a ``Length`` with this value, computed from these sources."""
+        """Return a ``Length`` computed from these sources."""
         number = cls(value)
         number.sources, number.divisors, number.exact = sources, divisors, exact
         return number
 
     @property
     def trace(self) -> "Trace":
-        """The trace in which the lengths were read."""
+        """Trace in which the lengths were read."""
         return self.sources[0].trace
 
     @property
     def rows(self) -> list[Row]:
-        """The positions of all axes from which the number was computed."""
+        """Positions of all axes from which the number was computed."""
         return [source.row for source in self.sources + self.divisors]
 
     __add__ = __radd__ = _computed("__add__")
@@ -118,12 +105,12 @@ class Length(int):
 
 
 def is_length(number: object) -> bool:
-    """Whether a number is an exact ``Length``. An axis of such a length shrinks with the rate."""
+    """Whether a number is an exact ``Length``, which shrinks with the rate."""
     return isinstance(number, Length) and number.exact
 
 
 class Trace:
-    """State of a trace: the positions of all axes, and the axes that are never sliced or that must be sliced alike."""
+    """State of a trace of a model's code."""
 
     def __init__(self, place: Callable[[], str] = str) -> None:
         self.positions = Positions()
@@ -137,11 +124,11 @@ class Trace:
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # by id; the tensor is stored too, or its id could be reused
 
     def rows(self, tensor: Tensor) -> tuple[Row | None, ...]:
-        """Return the positions of each axis of a tensor; None for an axis that is never sliced, or is unknown."""
+        """Return the positions of each axis of a tensor; None where unknown or never sliced."""
         return tuple(map(self.open, self.marked_rows(tensor) or [None] * tensor.dim()))
 
     def marked_rows(self, tensor: Tensor) -> Rows | None:
-        """Return the positions that ``mark`` has stored for a tensor; None if there are none."""
+        """Return the positions that ``mark`` has stored for a tensor, if any."""
         return self._rows[id(tensor)][1] if id(tensor) in self._rows else None
 
     def mark(self, rows: Rows, *tensors: Tensor) -> None:
@@ -150,22 +137,16 @@ class Trace:
             self._rows[id(tensor)] = tensor, tuple(rows)
 
     def fresh(self, *tensors: Tensor) -> None:
-        """Give tensors new positions, so that their axes are not tied to other axes.
-
-        An axis of one entry is never sliced, so it gets no positions.
-        """
+        """Give tensors new positions, not tied to other axes."""
         for tensor in tensors:
             self.mark([self.positions.new(length) if length > 1 else None for length in tensor.shape], tensor)
 
     def open(self, row: Row | None) -> Row | None:
-        """Return the positions of an axis, or None if all of them are always kept."""
+        """Return the positions of an axis; None if all are always kept."""
         return row if row is not None and self.positions.roots(row).any() else None
 
     def pin(self, *rows: Row | None, why: str = "") -> None:
-        """Keep all entries with these positions at every rate.
-
-        ``why`` is a reason to report to the user. It is counted only for axes that could be sliced before this call.
-        """
+        """Keep all entries with these positions at every rate; ``why`` is reported to the user."""
         for row in rows:
             channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
             if channels and why:
@@ -174,7 +155,7 @@ class Trace:
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
-        """Require that axes of equal length are sliced alike. Return their positions; None if they are never sliced."""
+        """Require that axes of equal length are sliced alike; return their positions."""
         row, *rest = rows
         present = [partner for partner in rest if partner is not None]
         if row is None or len(present) < len(rest):
@@ -185,7 +166,7 @@ class Trace:
         return row
 
     def tie(self, row_a: Row | None, row_b: Row | None) -> None:
-        """Require that two axes shrink in proportion at every rate."""
+        """Require that two axes shrink in proportion."""
         if row_a is None or row_b is None:
             self.pin(row_a, row_b)
             return
@@ -198,9 +179,9 @@ class Trace:
             self.positions.unite(row.reshape(-1, part), row_a[:part])
 
     def use(self, length: object, row: Row | None) -> None:
-        """Record that the model's code uses a number as the length of an axis.
+        """Record that the code uses a number as the length of an axis.
 
-        If the number is a ``Length``, the axis shrinks with it. If it is a plain number, the axis is never sliced.
+        The axis shrinks if the number is a ``Length``, and is never sliced otherwise.
         """
         if isinstance(length, Length) and any(source.trace is not self for source in length.sources + length.divisors):
             raise UnsupportedLayerError(
@@ -213,16 +194,13 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the axes of full length ``divisor`` over which a sum was taken to compute the tensor."""
+        """Return the axes of length ``divisor`` over which the tensor is a sum."""
         _, summed = self.sums.get(id(tensor), (None, []))
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
     def compare(self, length: Length, operand: float) -> None:
-        """Record that the model's code compares a length with a number. The result must be the same at every rate.
-
-        So if the number is another length, both lengths shrink in proportion. If it is a literal, the length never
-        shrinks. Literals below 1 are ignored, because no length is below 1.
-        """
+        """Record that the code compares a length with a number."""
+        # The result must be the same at every rate. No length is below 1.
         if not self.listening:
             return
         if isinstance(operand, Length) and operand.trace is not self:
@@ -234,17 +212,14 @@ class Trace:
             self.pin(*rows, why=f"the code compares a length with {int(operand)}")
 
     def lengths(self, tensor: Tensor) -> tuple[int, ...]:
-        """Return a tensor's shape; lengths of axes that may be sliced are ``Length`` objects."""
+        """Return a tensor's shape, with ``Length`` objects for axes that may be sliced."""
         return tuple(
             length if row is None else Length.of(length, (Source(self, lambda row=row: row),))  # type: ignore[misc]
             for length, row in zip(tensor.shape, self.rows(tensor), strict=True)
         )
 
     def _variable(self, length: Length) -> Row | None:
-        """Select the axis with which a length shrinks; never slice the other axes from which the length was computed.
-
-        Return the positions of the axis; None if the length never shrinks.
-        """
+        """Return the axis with which a length shrinks, and never slice the others."""
         self.pin(*(source.row for source in length.divisors))
         variable = next((s for s in reversed(length.sources) if self.open(s.row) is not None), None)
         self.pin(*(source.row for source in length.sources if source is not variable))
@@ -252,6 +227,5 @@ class Trace:
 
 
 def _at_least_one(number: Length) -> bool:
-    """Whether a number is at least 1 at every rate, because it is a multiple of the product of its lengths."""
     multiple = math.prod(len(source.row) for source in number.sources)
     return number.exact and not number.divisors and int(number) % multiple == 0

@@ -1,9 +1,7 @@
-"""Trace a model in training and in evaluation mode, to find the channels that must be kept or dropped together.
+"""Trace a model, to find the channels that must be kept or dropped together."""
 
-The model's code runs on tensors without values, and every operation on an axis is recorded. Smaller models run the same
-code. Two alternatives do not work. In the graphs of ``torch.fx`` and ``torch.export``, computed lengths are constants,
-so a graph is right at one width only. Rules by layer type do not see operations between layers.
-"""
+# Graphs of ``torch.fx`` and ``torch.export`` have constants as lengths, so they are right at one width only. Rules by
+# layer type do not see operations between layers.
 
 import copy
 import re
@@ -50,7 +48,7 @@ def trace_model(
     fixed: Sequence[str] = (),
     outputs: Sequence[str] = (),
 ) -> Traced:
-    """Trace a model. The arguments are those of ``elastic``."""
+    """Trace a model; the arguments are those of ``elastic``."""
     _check_model(model)
     _check_inputs(example_inputs)
     containers = [(name, container, copy.copy(container)) for name, container in find_containers(model).items()]
@@ -66,7 +64,6 @@ def trace_model(
 
 
 def _check_model(model: nn.Module) -> None:
-    """Raise ``UnsupportedLayerError`` if the model has a compiled layer or a sparse tensor."""
     for name, layer in model.named_modules():
         if isinstance(layer, torch.jit.ScriptModule | torch.fx.GraphModule):
             raise UnsupportedLayerError(
@@ -79,7 +76,6 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_inputs(example_inputs: object) -> None:
-    """Raise ``UnsupportedLayerError`` if a tensor of the inputs cannot be replaced by a tensor without values."""
     replaced = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
     if any(tensor.layout != torch.strided for tensor in replaced):
         raise UnsupportedLayerError("example_inputs has a sparse tensor, and a trace follows dense ones: give it dense")
@@ -115,10 +111,7 @@ def _explain(error: Exception, layer: nn.Module) -> str:
 
 
 def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
-    """Undo changes to the original model; raise ``UnsupportedLayerError`` if the trace has changed it.
-
-    For each dict and list of the model, ``containers`` has the name, the object, and a copy from before the trace.
-    """
+    """Undo changes to ``containers``: name, object and earlier copy of each dict and list."""
     changed = []
     for name, container, before in containers:
         old = entries(before)
@@ -134,7 +127,7 @@ def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
 
 
 class Tracer:
-    """One trace of a model, with its records: the parameters that were used, and the operator calls."""
+    """One trace of a model: the used parameters and the operator calls."""
 
     def __init__(self, skeleton: Skeleton, fixed: Sequence[str]) -> None:
         self._skeleton = skeleton
@@ -154,7 +147,7 @@ class Tracer:
         self._normalises = False
 
     def trace(self, example_inputs: object, outputs: Sequence[str]) -> Traced:
-        """Run the model in training and in evaluation mode. Its outputs are never sliced."""
+        """Run the model in training and in evaluation mode."""
         # Outputs after the first may be hidden states that no code reads.
         why = "that tensor is one of the model's outputs (outputs=[...] names those that matter)"
         for mode in MODES:
@@ -163,10 +156,6 @@ class Tracer:
         return self._find()
 
     def _outputs(self, example_inputs: object, mode: bool, names: Sequence[str]) -> list[Tensor]:
-        """Run the model in one mode (True for training), and return its output tensors, or only those in ``names``.
-
-        Errors name the layer that failed.
-        """
         skeleton = self._skeleton
         try:
             output = skeleton.run(example_inputs, mode, Functions(self._trace), Operators(self._record))
@@ -238,10 +227,7 @@ class Tracer:
 
 
 def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
-    """Never slice parameters that were not used; return the outermost layers that have only such parameters.
-
-    The code that uses these parameters was not run, so it is unknown which of their axes belong together.
-    """
+    # The code that uses these parameters was not run, so it is unknown which of their axes belong together.
     parameters = dict(model.named_parameters())
     busy = [f"{name}." for name in parameters if name in used]
     rows = {name: trace.rows(parameters[name]) for name in sorted(parameters.keys() - used)}
@@ -257,11 +243,8 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Never slice the length of a table, such as position embeddings: a longer input may read more of it.
-
-    An axis belongs to a table if the code slices it at a plain number, and if some of its entries are always kept.
-    Entries of packed weights are no table: their positions occur on other axes too.
-    """
+    """Never slice the length of a table, such as position embeddings."""
+    # A longer input may read more of a table. Packed weights are no table: their positions occur on other axes too.
     roots = trace.positions.roots
     numbers = np.zeros(trace.positions.number, np.int64)  # by root, the number of axes with this position
     for row in axes:
@@ -272,7 +255,6 @@ def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
 
 
 def _names_fixed(model: nn.Module, fixed: Sequence[str]) -> Iterator[str]:
-    """Yield the names of parameters and buffers that match a pattern, or that belong to a layer that matches one."""
     tensors = named_tensors(model)
     names = [name for name in (*dict(model.named_modules()), *tensors) if name]
     for pattern in fixed:

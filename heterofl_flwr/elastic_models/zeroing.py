@@ -1,10 +1,8 @@
-"""Comparison of a slice with the full model after its entries outside the slice are set to zero.
+"""Comparison of a slice with the full model with zeros outside the slice."""
 
-The outputs of both models must be equal, because zeros do not change sums and products. Three kinds of numbers depend
-on the width, and are taken from a recorded run of the slice: the count by which a mean or a norm divides, the entries
-over which a softmax or a maximum runs, and factors such as the scale of attention. A difference is only a warning,
-because false alarms are possible. For example, dropped channels are 1, not 0, after ``exp``, and a mean includes them.
-"""
+# Zeros do not change sums and products. What depends on the width is taken from a recorded run of the slice: the count
+# by which a mean or a norm divides, the entries over which a softmax or a maximum runs, and factors such as the scale
+# of attention. False alarms are possible: dropped channels are 1, not 0, after ``exp``.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -41,8 +39,6 @@ class _Record(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Torch mode that records the operator calls of a slice."""
-
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.records: list[_Record] = []
@@ -55,7 +51,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Replayer(TorchDispatchMode):
-    """Torch mode that runs the full model with zeros, but with the counts and factors of the recorded slice."""
+    """Torch mode that runs the full model with the counts and factors of the slice."""
 
     def __init__(self, records: Sequence[_Record]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -101,10 +97,7 @@ def _dims(x: Tensor, arguments: Mapping[str, Any]) -> list[int]:
 
 
 def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) -> Tensor:
-    """Return a mask of the entries of ``x`` that are outside the slice. ``shape`` is the tensor's shape in the slice.
-
-    On an axis that is shorter in the slice, an index is outside if all entries at this index are zero.
-    """
+    """Mask the entries outside the slice: on a shorter axis, indices with only zeros."""
     dropped = torch.zeros_like(x, dtype=torch.bool)
     for axis, (length, slice_length) in enumerate(zip(x.shape, shape, strict=True)):
         if slice_length < length and (axes is None or axis in axes):
@@ -114,7 +107,6 @@ def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) ->
 
 
 def _moments(name: str, x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> object:
-    """Return the mean, the variance or both over the entries of the slice. ``x`` must be zero at all other entries."""
     axes = _dims(x, arguments)
     count, keep = float(np.prod([shape[axis] for axis in axes])), bool(arguments.get("keepdim"))
     mean = x.sum(axes, keepdim=keep) / count
@@ -126,7 +118,6 @@ def _moments(name: str, x: Tensor, shape: torch.Size, arguments: Mapping[str, An
 
 
 def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the results of layer or group norm, computed over the entries of the slice."""
     groups, dropped = arguments.get("group"), _dropped(x, shape)
     if groups is None:
         axes, parts, alive = list(range(-len(arguments["normalized_shape"]), 0)), x, ~dropped
@@ -144,10 +135,7 @@ def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[T
 
 
 def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, example_inputs: object) -> str:
-    """Return a text on the difference in outputs between a slice and the full model with zeros; '' if they are equal.
-
-    Both models run once in evaluation mode and in double precision.
-    """
+    """Describe how the outputs of a slice and of the zeroed full model differ; '' if equal."""
     inputs = tree_map(lambda leaf: _double(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
     models = [copy_with(model, lambda name, tensor: _double(tensor)) for model in (slice_, full_model)]
     for name, tensor in named_tensors(models[1]).items():
@@ -180,7 +168,6 @@ def _double(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _run(model: nn.Module, inputs: object, mode: TorchDispatchMode) -> tuple[list[Tensor], dict[str, float]]:
-    """Run a model; return its output tensors, and the sum of each layer's output in the order in which layers end."""
     sums: dict[str, float] = {}
 
     def note(name: str, output: object) -> None:

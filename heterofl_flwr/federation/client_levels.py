@@ -1,4 +1,4 @@
-"""Rates of clients: the rate at which each client trains in a round, and the clients that a round samples."""
+"""Rates of clients, and sampling of the clients of a round."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -18,8 +18,7 @@ from heterofl_flwr.federation.sampling import Purpose, draw
 class Levels:
     """Rates of the clients of one run, and sampling of clients.
 
-    With the assignment *Fix*, a client has one rate in all rounds. With *Dynamic*, each round draws a rate of the mix
-    for each client. A rate is never larger than the client's capacity.
+    With *Fix*, a client has one rate in all rounds. With *Dynamic*, each round draws a rate for each client.
     """
 
     def __init__(self, architecture: Architecture, nodes: Nodes, assignment: Assignment = "fix") -> None:
@@ -29,10 +28,9 @@ class Levels:
         self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
-        """Raise ``ReplyError`` if a reported capacity is not a valid rate, or if ``build`` fails at this rate.
+        """Raise ``ReplyError`` if a client cannot train at the capacity that it reports.
 
-        ``limit`` is the largest rate that the server allows this client. Under *Dynamic*, ``build`` is not called,
-        because clients train only at rates of the mix.
+        ``limit`` is the largest rate that the server allows this client.
         """
         if capacity is None:
             return
@@ -44,11 +42,8 @@ class Levels:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
-        """Set the ids of the present nodes, and the registered names of new ones.
-
-        Each new node gets a seat, a number that follows from the sorted names and ids (see ``Nodes``). Under *Fix*, the
-        node also gets the rate of its seat. So the rate of a node does not depend on what other nodes report.
-        """
+        """Set the present nodes, and the registered names of new ones."""
+        # Under *Fix*, a new node gets the rate of its seat, which does not depend on the reports of other nodes.
         if not self._nodes.update(present, names, server_round) or self._assignment != "fix":
             return
         rates, node_ids = self._nodes.seat_rates, sorted(self._nodes.order, key=self._nodes.seat)
@@ -57,16 +52,13 @@ class Levels:
             rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
 
     def rate(self, server_round: int, node_id: int) -> float:
-        """Return the rate at which a client trains in a round.
-
-        A client with personal parameters keeps the first rate that this method returned for it.
-        """
+        """Return the rate at which a client trains in a round."""
         growth = self._options.slicing.growth
         rate = grown_rate(self._mix, self._find_rate(server_round, node_id), server_round, growth)
         return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
 
     def _find_rate(self, server_round: int, node_id: int) -> float:
-        """Return a client's rate before ``Slicing.growth`` is applied."""
+        """Return a client's rate before ``Slicing.growth``."""
         node = self._nodes[node_id]
         place = self._nodes.seat(node_id) if node.partition is None else node.partition
         if self._assignment == "dynamic":
@@ -90,7 +82,7 @@ class Levels:
         return min(self._nodes[node_id].holds or 1.0, self._mix.rates[0])
 
     def can_train(self, node_id: int) -> bool:
-        """Whether a client can train at a rate of the mix; True if the client has not reported its capacity yet."""
+        """Whether a client can train at a rate of the mix; True if its capacity is unknown."""
         if node_id not in self._nodes:
             return True
         if self._assignment == "fix":
@@ -99,7 +91,7 @@ class Levels:
         return capacity is None or capacity >= self._mix.rates[-1]
 
     def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
-        """Return the clients that can be sampled to train; raise ``RoundError`` if no client can."""
+        """Return the clients that can train; raise ``RoundError`` without any."""
         idle = {node_id for node_id in self._nodes if not self.can_train(node_id)}  # only nodes that have answered
         trainable = [node_id for node_id in node_ids if node_id not in idle] if idle else list(node_ids)
         if not trainable:
@@ -110,7 +102,7 @@ class Levels:
         return trainable
 
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
-        """Sample the clients of a round without replacement. For training, ``Participation.spare`` adds clients."""
+        """Sample the clients of a round without replacement."""
         number = self._options.sampling.number(len(node_ids), purpose)
         if purpose == "train":
             number = self._options.sampling.with_spare(number)
@@ -126,16 +118,11 @@ class Levels:
         return sampled + draw(self._in_order(rest), number, purpose, server_round, seed=self._seed)
 
     def _in_order(self, node_ids: Sequence[int]) -> Sequence[int]:
-        """Return clients in the order of their partitions if ``asks_all``; otherwise in the order of ``node_ids``."""
         return sorted(node_ids, key=self._nodes.partition) if self.asks_all else node_ids
 
     @property
     def asks_all(self) -> bool:
-        """Whether all nodes must report their capability before clients are sampled.
-
-        This is the case, for example, if a node has no registered name. Clients are then sampled in the order of their
-        reported partitions, so that a run can be repeated.
-        """
+        """Whether all nodes must report their capability before clients are sampled."""
         options = self._options
         return (
             not self._nodes.all_named
@@ -145,7 +132,7 @@ class Levels:
         )
 
     def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """Return the number of clients, sampled or not, that hold each entry of the parameter ``name``."""
+        """Return the number of clients that hold each entry of a parameter."""
         rates = [self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)]
         plans = [self._architecture.plan(rate) for rate in rates]
         return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))

@@ -1,4 +1,4 @@
-"""An evaluation round: the rates that each client evaluates, and the summary of their metrics."""
+"""A round of evaluation, and the summary of its metrics."""
 
 import logging
 import math
@@ -31,14 +31,12 @@ SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, floa
 class EvaluationRound:
     """A round of evaluation.
 
-    For each client, call ``refuse`` or add its metrics to ``answers``. Then call ``close``, which writes the results
-    into ``log``, the round's record. A client does not evaluate if it was late in training (``silent``), or if its
-    answer to the query for moments was late.
+    For each client, call ``refuse`` or add its metrics to ``answers``. Then call ``close``.
 
     Attributes
     ----------
     rates
-        The rates whose models each client evaluates, from the largest to the smallest.
+        The rates that each client evaluates, the largest first.
     answers
         Number of examples and metrics of each client that has replied.
     """
@@ -70,11 +68,6 @@ class EvaluationRound:
             )
 
     def _pick_rates(self, node_id: int, *, levels: bool) -> Rates:
-        """Return the rates of the models that a client evaluates.
-
-        These are all rates up to the client's capacity; without ``levels``, only the largest of them. With personal
-        parameters, it is only the rate at which the client trains.
-        """
         if self._federation.architecture.personal:
             return (self._federation.levels.rate(self._server_round, node_id),)
         capacity = None if self._options.evaluation.nodes == "all" else self._federation.nodes[node_id].holds
@@ -82,20 +75,17 @@ class EvaluationRound:
         return rates if levels else rates[:1]
 
     def _has_global_model(self, rates: Sequence[float]) -> bool:
-        """Whether a client that evaluates these rates has the global model. A personal model counts as global."""
+        """Whether these rates include the global model; a personal model counts as global."""
         return self._federation.architecture.personal or rates[0] == self._federation.mix.global_rate
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
-        """Record the reason why a client's moments are not used.
-
-        A client that did not send them in time is not asked to evaluate.
-        """
+        """Record why a client's moments are not used; a late client does not evaluate."""
         if fault.kind == "silent":
             del self.rates[node_id]
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
     def restrict_rates(self, moments: Collection[float]) -> None:
-        """Evaluate only the rates in ``moments``, the rates for which clients have sent moments."""
+        """Evaluate only the rates for which clients have sent moments."""
         rates = {node_id: tuple(rate for rate in rates if rate in moments) for node_id, rates in self.rates.items()}
         rates = {node_id: client_rates for node_id, client_rates in rates.items() if client_rates}
         if rates != self.rates:
@@ -104,16 +94,13 @@ class EvaluationRound:
         self.rates = rates
 
     def refuse(self, node_id: int, fault: Fault) -> None:
-        """Record the reason why a client's evaluation is not used."""
+        """Record why a client's evaluation is not used."""
         nodes = self._federation.nodes
         self._log.evaluate_failures[nodes.partition(node_id)] = fault.reason
         logger.warning("round %d: %s did not evaluate: %s", self._server_round, nodes.name(node_id), fault.reason)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
-        """Remove a client from the round without counting it as failed.
-
-        This is called if a subclass of the strategy dropped the client's message or reply.
-        """
+        """Remove a client whose message or reply a subclass dropped; it did not fail."""
         del self.rates[node_id], self._is_global[node_id]
 
     def close(self) -> dict[str, float]:
@@ -155,11 +142,11 @@ class EvaluationRound:
         return dict(log.evaluate)
 
     def global_answers(self) -> list[int]:
-        """Return the ids of the clients that evaluated the global model or a personal model."""
+        """Return the clients that evaluated the global model or a personal model."""
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:
-        """Record the numbers of sampled clients and of replies; return True if fewer than half replied."""
+        """Record how many clients replied; return True if fewer than half did."""
         log, sampled = self._log, self._is_global
         if not sampled:
             return False
@@ -172,10 +159,7 @@ class EvaluationRound:
         return log.few_answered
 
     def _split_answers(self) -> SplitAnswers:
-        """Return the answers with metrics by rate.
-
-        Accuracies, perplexities and losses that fewer than half of the clients report are left out.
-        """
+        """Return the answers by rate, without metrics that fewer than half of the clients report."""
         answers: dict[int, tuple[float, dict[float | None, dict[str, float]]]] = {}
         for node_id, (number, metrics) in self.answers.items():
             rates = self.rates[node_id]
@@ -204,17 +188,16 @@ class EvaluationRound:
     def _summarise(
         self, answers: SplitAnswers, rate: float | None, summary: Callable[[Sequence[Answer]], dict[str, float]]
     ) -> dict[str, float]:
-        """Return the metrics of a rate, summarised over the clients by the function ``summary``."""
         return summary([(number, metrics[rate]) for number, metrics in answers.values() if rate in metrics])
 
 
 def means_and_worst(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means of all metrics, and as ``worst-accuracy`` the lowest local accuracy of a client."""
+    """Return the weighted means of all metrics, and the worst local accuracy."""
     accuracies = [metrics[LOCAL_ACCURACY] for number, metrics in answers if number and LOCAL_ACCURACY in metrics]
     accuracies = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
     return weighted_means(answers) | ({WORST_ACCURACY: min(accuracies)} if accuracies else {})
 
 
 def medians(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the unweighted median of each metric, over the clients with examples."""
+    """Return the median of each metric over the clients with examples."""
     return {key: median(value for _, value in pairs) for key, pairs in values_by_metric(answers).items()}

@@ -1,4 +1,4 @@
-"""Registry of a run's clients: capabilities, names, and two numbers for each client, its partition and its seat."""
+"""Registry of a run's clients."""
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ _RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_r
 
 @group
 class Capability:
-    """A client's answer to the capability query, and the server's limit for this client."""
+    """A client's capability, and the server's limit for this client."""
 
     capacity: _RateOrNone = None  # the largest rate that the client can hold; None: any
     limit: float = 1.0  # the largest rate that the server allows this client
@@ -26,37 +26,33 @@ class Capability:
 
     @property
     def holds(self) -> float | None:
-        """The largest rate that the client may train at; None if it may train at any rate."""
+        """The largest rate that the client may train at; None for any rate."""
         if self.capacity is None and self.limit == 1:
             return None
         return self.limit if self.capacity is None else min(self.capacity, self.limit)
 
 
 class Nodes:
-    """Registry of the clients by node id. A client is added when it answers the capability query.
+    """Registry of the clients by node id.
 
-    Each client has two numbers. The *partition* seeds the client's random draws. It is the number that the client
-    reports; if another client has reported this number before, the server assigns a free number. The *seat* determines
-    the level of a client that reports neither partition nor capacity. The seat follows from the names and ids of the
-    present nodes. It does not depend on reports, so no client can change the level of another client. ``seat_rates``
-    has the rate of each node's seat.
+    Each client has two numbers. The *partition* seeds its random draws. The *seat* determines the level of a client
+    that reports neither partition nor capacity. It follows from the names and ids of the nodes, so no client can change
+    the level of another client.
 
     Attributes
     ----------
     present : set[int]
-        Ids of the present nodes: those that Flower's grid lists now.
+        Ids of the nodes in Flower's grid.
     order : list[int]
         ``present``, sorted by registered name, then by id.
     unanswered : set[int]
         Present nodes that did not answer the latest capability query.
     demoted : set[str]
-        Names of nodes that train at the mix's smallest rate because their answer to the capability query was not
-        usable.
+        Names of nodes without a usable answer, which train at the smallest rate.
     changes : dict[int, str]
-        Log lines on nodes that joined, left or came back, by node id. The caller logs the lines and clears the
-        dictionary. If a node leaves and comes back between two logs, there is no line on it.
+        Log lines on nodes that joined, left or came back. The caller clears the dictionary.
     away : dict[str, int]
-        Dictionary from the name of each node that left to the round since which the node is away.
+        Round since which each node that left is away, by name.
     """
 
     def __init__(self, reserved: Iterable[int] = ()) -> None:
@@ -95,11 +91,8 @@ class Nodes:
         return self._capabilities[node_id]
 
     def update(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> bool:
-        """Set the present nodes; return True if they changed. ``names`` has the registered names of new nodes.
-
-        The capability of a node that left is deleted. The partition and seat of that node stay reserved until a new
-        node joins. The new node may get them, because it may be the same machine, restarted under another node id.
-        """
+        """Set the present nodes; return True if they changed."""
+        # New nodes may get partition and seat of a node that left: the same machine may restart under another node id.
         if (present := {*present}) == self.present:
             return False
         gone, came = self.present - present, present - self.present
@@ -129,12 +122,9 @@ class Nodes:
         return True
 
     def register(self, answers: Mapping[int, Capability], faulty: Collection[int] = ()) -> None:
-        """Register the answers of nodes to the capability query; ``faulty`` nodes gave no usable answer.
-
-        A client that reports no partition, or the partition of another client, gets a free number, if possible the
-        number of its seat. If nodes have no registered names, the number follows from random node ids. The run then
-        cannot be repeated exactly.
-        """
+        """Register the answers to the capability query; ``faulty`` nodes gave no usable answer."""
+        # A client that reports no partition, or that of another client, gets a free number, if possible that of its
+        # seat. Without registered names, it follows from random node ids, and the run cannot be repeated exactly.
         if answers.keys() - self._partitions.keys():  # new clients may get the partitions of nodes that left
             for node_id in self._partitions.keys() - self.present:
                 del self._partitions[node_id]
@@ -165,7 +155,6 @@ class Nodes:
             )
 
     def _greet(self, node_ids: Iterable[int]) -> None:
-        """Add a line to ``changes`` for each node that came back or joined, once for each arrival."""
         for node_id in node_ids:
             if node_id not in self._ungreeted:
                 continue
@@ -180,7 +169,6 @@ class Nodes:
             self.changes[node_id] = line
 
     def _number_partitions(self, answers: Mapping[int, Capability], faulty: Collection[int]) -> None:
-        """Assign a partition to each new or returning client."""
         claimed = {partition: node for node, partition in self._partitions.items() if node not in answers}
         unnumbered = []
         for node_id in sorted(answers):
@@ -213,106 +201,89 @@ class Nodes:
         _number(self._partitions, self._by_name(unnumbered), self._reserved)
 
     def forget(self, node_ids: Iterable[int]) -> None:
-        """Delete the capabilities of clients, so that they are queried again.
-
-        Their partitions and seats stay the same.
-        """
+        """Delete the capabilities of clients, so that they are queried again."""
         for node_id in {*node_ids} & self._capabilities.keys():
             del self._capabilities[node_id]
             self.trained.discard(node_id)  # the client's state may be lost
 
     def have_trained(self) -> list[int]:
-        """Return the partitions of all clients that have trained, for a checkpoint."""
+        """Return the partitions of all clients that have trained."""
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
     def named(self) -> dict[str, int]:
-        """Return, for a checkpoint, a dictionary from node name to the round since which the node is away.
-
-        The round of a node that is present is 0.
-        """
+        """Return, by node name, the round since which the node is away; 0 if present."""
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 
     def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
-        """Restore the values of ``have_trained()``, ``dealt()`` and ``named()`` from a checkpoint."""
+        """Restore ``have_trained()``, ``dealt()`` and ``named()`` from a checkpoint."""
         self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
-        """Set the capacity that a client reported; it applies from the next round on."""
+        """Set the capacity that a client reported, from the next round on."""
         self._capabilities[node_id] = replace(self._capabilities[node_id], capacity=capacity)
         self.demoted.discard(self.name(node_id))
         self.has_new_capacity = True
 
     @property
     def all_named(self) -> bool:
-        """Whether all present nodes have registered names.
-
-        Clients are then sampled by name, and only sampled clients must answer the capability query.
-        """
+        """Whether all present nodes have registered names."""
         return bool(self.present) and not self._unnamed
 
     def partition(self, node_id: int) -> int:
-        """Return the partition of a client, the number that its random draws use."""
+        """Return the partition of a client, which seeds its random draws."""
         return self._partitions[node_id]
 
     def seat(self, node_id: int) -> int:
-        """Return the seat of a client, a number that follows from the names and ids of the nodes (see ``Nodes``)."""
+        """Return the seat of a client, which determines its level."""
         return self._seats[node_id]
 
     def name(self, node_id: int) -> str:
-        """Return the registered name of a node.
-
-        Without a name, return ``partition N``; if the partition is not known either, return ``node ID``.
-        """
+        """Return the registered name of a node, or else ``partition N`` or ``node ID``."""
         partition = self._partitions.get(node_id)
         return self._names.get(node_id) or (f"node {node_id}" if partition is None else f"partition {partition}")
 
     def registered_name(self, node_id: int) -> str:
-        """Return the registered name of a node; empty if it has none."""
+        """Return the registered name of a node; '' if it has none."""
         return self._names.get(node_id, "")
 
     @property
     def have_names(self) -> bool:
-        """Whether nodes with registered names take part, or did before the run was resumed."""
+        """Whether nodes with registered names take part."""
         return bool(self._names or self._named_before)
 
     def are_away(self) -> list[str]:
-        """Return a text for each node that left: its name and, if known, the round since which it is away."""
+        """Return a text for each node that left."""
         away = {name: since for name, since in self._named_before.items() if name not in self._names.values()}
         return [f"{name} (since round {since})" if since else name for name, since in {**away, **self.away}.items()]
 
     def notes(self) -> tuple[str, ...]:
-        """Return remarks on nodes that are away, that did not answer, or that are ``demoted`` to the smallest rate."""
+        """Return remarks on nodes that are away, silent or ``demoted``."""
         away = self.are_away()
         silent = [self.name(node_id) for node_id in self.unanswered]
         parts = {"away": away, "no answer to the capability query": silent, "at the smallest rate": self.demoted}
         return tuple(f"{what}: {listed(names)}" for what, names in parts.items() if names)
 
     def most_said(self) -> int:
-        """Return the largest ``num_partitions`` that a client reports; 0 if no client reports one."""
+        """Return the largest ``num_partitions`` that a client reports; 0 without any."""
         return max((capability.num_partitions or 0 for capability in self._capabilities.values()), default=0)
 
     def dealt(self) -> int:
-        """Return the ``num_partitions`` that all clients report; 0 if they do not report one common value."""
+        """Return the ``num_partitions`` that all clients report; 0 if they differ."""
         numbers = {capability.num_partitions or 0 for capability in self._capabilities.values()}
         return numbers.pop() if len(numbers) == 1 else 0
 
     def _sort(self, present: set[int]) -> list[int]:
-        """Return present nodes sorted by registered name, then by id."""
         if self._unnamed or len({*self._names.values()}) < len(self._names):
             return self._by_name(present)
         ordered = sorted(self._names, key=self._names.__getitem__)
         return ordered if len(ordered) == len(present) else list(filter(present.__contains__, ordered))
 
     def _by_name(self, node_ids: Iterable[int]) -> list[int]:
-        """Return nodes sorted by registered name, then by id."""
         # Two sorts, of numbers and of text, are twice as fast as one of pairs.
         return sorted(sorted(node_ids), key=lambda node_id: self._names.get(node_id, ""))
 
 
 def _number(numbers: dict[int, int], node_ids: Iterable[int], reserved: Iterable[int] = ()) -> None:
-    """Assign the lowest free number to each node in ``node_ids``, in order, and add it to ``numbers``.
-
-    A number is free if it is neither in ``numbers`` nor in ``reserved``.
-    """
+    """Assign the lowest free number to each node, and add it to ``numbers``."""
     taken = {*numbers.values(), *reserved}
     numbers.update(zip(node_ids, filterfalse(taken.__contains__, count()) if taken else count(), strict=False))

@@ -1,4 +1,4 @@
-"""The summary of a federation at the start of a run, and warnings if its clients do not fit the mix."""
+"""Summary and warnings at the start of a run."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -15,10 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_summary(federation: Federation) -> None:
-    """Log the mix, the size of each level's model, and the slice rule.
-
-    Warn if levels have models of equal shapes, and if the labels of clients are not private although noise is added.
-    """
+    """Log the mix, the size of each level's model, and the slice rule."""
     options, mix = federation.options, federation.mix
     logger.info("\t├──> Mix: %s, %s", mix, federation.assignment)
     for rate in mix.all_rates:
@@ -37,7 +34,7 @@ def log_summary(federation: Federation) -> None:
 
 
 def find_equal_levels(federation: Federation) -> list[str]:
-    """Return a warning for each group of levels whose models have equal shapes."""
+    """Return a warning for each group of levels with models of equal shapes."""
     plans = {rate: federation.architecture.plan(rate) for rate in federation.mix.all_rates}
     largest, smallest = federation.mix.global_rate, federation.mix.rates[-1]
     if len(plans) == 1 or federation.architecture.personal:  # models of all rates may share equal parameters
@@ -51,11 +48,8 @@ def find_equal_levels(federation: Federation) -> list[str]:
 
 
 def count_releases(federation: Federation, rounds: range, *, simulated: bool) -> int:
-    """Return an upper bound on the number of noisy releases (models and moments) in ``rounds``.
-
-    Clients on other machines (``simulated=False``) may report any capacity, so an evaluation may need the moments of
-    every level.
-    """
+    """Return an upper bound on the number of noisy releases (models and moments)."""
+    # Clients on other machines may report any capacity, so an evaluation may need the moments of every level.
     options, final_round = federation.options, rounds.stop - 1
     evaluation, levels = options.evaluation, len(federation.mix.all_rates)
     asks = evaluation.static_norm and options.sampling.fraction_evaluate and batch_norms(federation.architecture.model)
@@ -71,10 +65,7 @@ def count_releases(federation: Federation, rounds: range, *, simulated: bool) ->
 
 
 def warn_of_names(limits: Limits, names: Collection[str]) -> None:
-    """Warn if ``limits.levels`` or ``limits.partitions`` has a name that is not in ``names``.
-
-    ``names`` has the registered names and ids of all nodes.
-    """
+    """Warn if ``limits`` has a name that no node has."""
     for option in ("levels", "partitions"):
         if absent := sorted(name for name in getattr(limits, option) if name not in names):
             logger.warning(
@@ -86,7 +77,7 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Warn if no client can train the largest level of the mix."""
+    """Warn if no client can train the largest level."""
     mix = federation.mix
     answered = all(node_id in federation.nodes for node_id in node_ids)
     rates = [federation.levels.largest_rate(server_round, node_id) for node_id in node_ids] if answered else []
@@ -105,7 +96,7 @@ def warn_of_untrained(federation: Federation, server_round: int, node_ids: Seque
 
 
 def warn_of_mix(federation: Federation, node_ids: Sequence[int]) -> None:
-    """Warn at the start of a run if it has too few clients for the mix or for the privacy options."""
+    """Warn if there are too few clients for the mix or the privacy options."""
     mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
     if privacy.noise and privacy.delta * clients >= 1:
         logger.warning(

@@ -1,8 +1,4 @@
-"""Classes with the interface of Flower's ``Grid``.
-
-``LocalGrid`` runs clients in this process, and ``RayGrid`` runs them in Ray actors. ``Windowed`` is a proxy for any
-grid; it limits the number of unanswered messages.
-"""
+"""Classes with the interface of Flower's ``Grid``."""
 
 from heterofl_flwr.grids.local import LocalGrid
 from heterofl_flwr.grids.ray_grid import RayGrid

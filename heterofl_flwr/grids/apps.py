@@ -1,4 +1,4 @@
-"""Loading a ClientApp by name, and calling it with messages as Flower's backends do."""
+"""Loading a ClientApp, and calling it with messages as Flower's backends do."""
 
 import logging
 import traceback
@@ -22,10 +22,7 @@ Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
 
 class Envelope(NamedTuple):
-    """A message or reply, with the context of its node; None if the context has not changed.
-
-    An error reply has a traceback too.
-    """
+    """A message or reply, with the context of its node if it has changed."""
 
     message: Message
     context: Context | None = None
@@ -33,9 +30,9 @@ class Envelope(NamedTuple):
 
 
 class Identity:
-    """The identity of a run's server in Flower's process-wide state.
+    """Identity of a run's server in Flower's process-wide state.
 
-    The first instance sets it. When the last instance is released, the identity from before is restored.
+    When the last instance is released, the identity from before is restored.
     """
 
     _count: ClassVar[int] = 0
@@ -55,7 +52,7 @@ class Identity:
 
 
 def load(client_app: ClientApp | str) -> ClientApp:
-    """Return a ClientApp; if ``client_app`` is a text ``"module:attribute"``, import it."""
+    """Return a ClientApp; import it if it is a text ``"module:attribute"``."""
     app: object = load_function(client_app, "client_app") if isinstance(client_app, str) else client_app
     if not isinstance(app, ClientApp):
         raise ConfigError(
@@ -73,9 +70,7 @@ def answer(
 ) -> list[Envelope]:
     """Call the app with messages, and return its replies.
 
-    Several messages are passed together to the app's ``train_cohort``, if it has one. If ``train_cohort`` raises an
-    error, the app is called with each message alone, so only the client that fails gets an error reply. ``begin`` is
-    called with each context before its client runs.
+    If ``train_cohort`` fails, the app is called with each message alone. ``begin`` is called before each client runs.
     """
     cohort: Cohort | None = getattr(app, "train_cohort", None)
     if cohort is not None and len(messages) > 1:
@@ -93,7 +88,6 @@ def answer(
 
 
 def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Envelope]:
-    """Call ``cohort`` with copies of its arguments. If it raises an error, each message gets an error reply."""
     # Copies, because a node's context may change only if its client succeeds, and messages share their records.
     contexts = [_copy(context, context.state) for context in contexts]
     received = [_copy(message, message.content if message.has_content() else RecordDict()) for message in messages]
@@ -114,16 +108,13 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
 
 
 def failure(message: Message, code: int, reason: str | BaseException, trouble: str = "") -> Envelope:
-    """Return the error reply to a message, with the text that Flower would send.
-
-    ``trouble`` is the traceback for the log.
-    """
+    """Return the error reply to a message; ``trouble`` is the traceback."""
     text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
     return Envelope(Message(Error(code, text), reply_to=message), None, trouble or text)
 
 
 def _copy(value: Copied, records: RecordDict) -> Copied:
-    """Return a copy of a message or context. Array records are copied too, but the copies share their arrays."""
+    """Return a copy of a message or context; the copies share their arrays."""
     return deepcopy(
         value, {id(record): record.copy() for record in records.values() if isinstance(record, ArrayRecord)}
     )

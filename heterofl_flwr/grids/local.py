@@ -14,13 +14,12 @@ from heterofl_flwr.grids.queued import Group, QueuedGrid, Runner
 class LocalGrid(QueuedGrid):
     """Run any ClientApp in this process, for any Flower strategy.
 
-    Clients run one by one, each when its reply is pulled, so a debugger can follow them. They share the random state of
-    this process and use one torch thread. An error that a client raises becomes an error reply, as in Flower's other
-    backends. Messages do not expire: ``ttl`` is ignored. ``RayGrid`` gives the same results, bit for bit, in many
-    processes.
+    Clients run one by one, each when its reply is pulled, so a debugger can follow them. They share this process's
+    random state and use one torch thread. An error of a client becomes an error reply. ``ttl`` is ignored. ``RayGrid``
+    gives the same results, bit for bit, in many processes.
 
-    Use the grid as a context manager, or call ``close``. Each node keeps its ``Context.state`` until the grid is closed
-    or ``set_run`` begins another run.
+    Use the grid as a context manager, or call ``close``. Each node keeps its ``Context.state`` until then, or until
+    ``set_run`` begins another run.
 
     Parameters
     ----------
@@ -29,11 +28,10 @@ class LocalGrid(QueuedGrid):
     num_nodes : int
         Number of nodes. Node ``i`` has ``partition-id`` i; its id depends only on ``seed`` and i.
     cohort : int or callable
-        Maximum number of clients that train together, or a function from a message to this number. It has an effect
-        only if the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This attribute is called
-        with groups of ``train`` messages that were pushed together, go to different nodes and have a ``rate`` in their
-        config record. Groups have nearly equal sizes and keep the order of messages. The ClientApp itself gets all
-        other messages one by one. It also gets those of a group for which ``train_cohort`` raised an error.
+        Maximum number of clients that train together, or a function from a message to this number. It needs a ClientApp
+        with an attribute ``train_cohort(messages, contexts) -> replies``. This attribute is called with groups of
+        ``train`` messages that were pushed together, go to different nodes and have a ``rate`` in their config record.
+        The ClientApp itself gets all other messages one by one, and those for which ``train_cohort`` raised an error.
     by_rate : bool
         Whether all messages of a group must have the same ``rate``.
     node_config : callable, optional
@@ -41,9 +39,8 @@ class LocalGrid(QueuedGrid):
     run_config : mapping, optional
         ``Context.run_config`` of every node.
     cost : callable, optional
-        Function from a message to the expected time that its client needs, in any unit. A ``RayGrid`` first runs the
-        messages that need the longest time, among those that were pushed together. The time of a group is the sum over
-        its messages.
+        Function from a message to the expected time that its client needs, in any unit. A ``RayGrid`` runs the longest
+        first.
     seed : int
         Random seed for the ids of the run and of its nodes.
 
@@ -58,7 +55,9 @@ class LocalGrid(QueuedGrid):
 
 
 class Inline(Runner):
-    """Runner of clients in this process. Clients run when a reply to a message of their group is pulled."""
+    """Runner of clients in this process."""
+
+    # Clients run only in ``wait``, when a reply to a message of their group is pulled.
 
     poll_until = None
 
@@ -73,7 +72,7 @@ class Inline(Runner):
         self._groups.update({id_: group for group in groups for id_ in group.ids})
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Run the clients of these messages until the deadline; return the ids of answered messages."""
+        """Run the clients of these messages; return the ids of answered messages."""
         with self._lock:
             groups = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
             for _, group in sorted(groups.items()):

@@ -1,4 +1,4 @@
-"""Static batch norm (section 3.2): no running statistics in training, measured statistics in evaluation."""
+"""Static batch norm: no running statistics in training, measured statistics in evaluation (section 3.2)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +20,7 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     """Return a copy of the model in evaluation mode whose batch norm layers use ``moments``.
 
-    Layers for which ``moments`` has the count 0 keep their statistics. Instance norm layers lose their running
-    statistics, so they normalise each example by itself.
+    Layers for which ``moments`` has the count 0 keep their statistics. Instance norm layers lose theirs.
     """
     static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)
@@ -40,8 +39,7 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
 def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:
     """Return the model without running statistics in norm layers of type ``kind``.
 
-    If the model has running statistics, the result is a copy without them. Running statistics are not exchanged, so
-    those of a new model are meaningless. A layer without them normalises by batch or by example in evaluation too.
+    A model with running statistics is copied first.
     """
 
     def tracking_layers(module: nn.Module) -> list[_NormBase]:
@@ -62,14 +60,14 @@ def drop_statistics(layers: Iterable[_NormBase]) -> None:
 
 
 def is_measured(layer: _BatchNorm) -> bool:
-    """Whether a layer has running statistics that differ from those of a new layer."""
+    """Whether a layer's running statistics differ from those of a new layer."""
     mean, variance = layer.running_mean, layer.running_var
     return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
 
 
 @contextmanager
 def refusing_unmeasured(where: str) -> Iterator[None]:
-    """Within this context, raise ``ConfigError`` if batch norm is evaluated with statistics that were not measured."""
+    """Context manager: raise ``ConfigError`` if batch norm is evaluated with unmeasured statistics."""
     checked = WeakSet[nn.Module]()
 
     def check(layer: nn.Module, _: object) -> None:

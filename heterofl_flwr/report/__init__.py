@@ -1,7 +1,4 @@
-"""Output of a run: lines on the terminal, tables, figures, an HTML page, and callbacks for trackers.
-
-Modules for figures are imported on first use. They need the extra ``report``, which may be missing on a server.
-"""
+"""Output of a run: terminal lines, tables, figures, an HTML page, and callbacks."""
 
 from pathlib import Path
 
@@ -34,10 +31,7 @@ __all__ = [
 
 
 def write_report(folder: RunFolder | str | Path) -> Path:
-    """Write ``report.html`` and ``figures/*.png`` into the folder of a run; return the page's path.
-
-    The report of an unfinished run shows the rounds so far.
-    """
+    """Write ``report.html`` and ``figures/*.png`` into the folder of a run; return the page's path."""
     with extra("report"):
         from heterofl_flwr.report.page import write_page
     return write_page(folder if isinstance(folder, RunFolder) else RunFolder(folder))

@@ -1,4 +1,4 @@
-"""Callbacks for experiment trackers: TensorBoard, Weights & Biases and MLflow. Each needs an optional package."""
+"""Callbacks for experiment trackers: TensorBoard, Weights & Biases and MLflow."""
 
 import logging
 from abc import abstractmethod
@@ -18,11 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class _Tracker(RoundCallback):
-    """Base class of callbacks that send all numbers of each round to a tracker.
-
-    An error of the tracker is logged as a warning, and the run goes on. A subclass implements ``_connect``, which sets
-    two functions: ``_log`` sends the numbers of a round, and ``_close`` ends the tracker's run.
-    """
+    """Base class of callbacks for trackers; an error of the tracker becomes a warning."""
 
     _log: Callable[..., object] | None = None
     _close: Callable[[], object] | None = None
@@ -32,12 +28,10 @@ class _Tracker(RoundCallback):
         """Open the tracker's run, and set ``_log`` and ``_close``."""
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Open the tracker's run."""
         with self._warning("did not open, and gets no round"):
             self._connect(first_round)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Send the numbers of a round."""
         server_round = progress.record.server_round
         with self._warning(f"took nothing of round {server_round}"):
             if self._log is not None:
@@ -45,14 +39,12 @@ class _Tracker(RoundCallback):
         return False
 
     def on_end(self, state: State) -> None:
-        """Close the tracker's run."""
         with self._warning("did not close"):
             if self._close is not None:
                 self._close()
 
     @contextmanager
     def _warning(self, event: str) -> Iterator[None]:
-        """Within this context, an error of the tracker, such as a refused metric name, becomes a warning."""
         try:
             yield
         except HeteroFLError:  # such as a missing package
@@ -64,7 +56,7 @@ class _Tracker(RoundCallback):
 class TensorBoard(_Tracker):
     """Callback that writes all numbers of each round into the run's ``events`` folder.
 
-    A resumed run may repeat rounds. TensorBoard then hides the earlier values of these rounds.
+    If a resumed run repeats rounds, TensorBoard hides their earlier values.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -85,7 +77,7 @@ class TensorBoard(_Tracker):
 
 
 class _Service(_Tracker):
-    """Base class of callbacks for trackers that are services. A run has an id in such a service."""
+    """Base class of callbacks for trackers that give each run an id."""
 
     _name: ClassVar[str]
 
@@ -103,14 +95,13 @@ class _Service(_Tracker):
         self._options = options
 
     def _connect(self, first_round: int) -> None:
-        """Open the service's run, and write its id into the run's folder."""
         run_id = self._open(self._folder.about().get(self._name) if self._folder else None)
         if self._folder:
             self._folder.note(**{self._name: run_id})
 
     @abstractmethod
     def _open(self, earlier_id: str | None) -> str:
-        """Open a new run in the service, or continue the run with ``earlier_id``; return the run's id."""
+        """Open a new run, or continue the run with ``earlier_id``; return the run's id."""
 
 
 class WandB(_Service):
@@ -121,10 +112,9 @@ class WandB(_Service):
     project : str
         The project.
     settings : Mapping[str, object] | None
-        The run's settings. The service shows them as the configuration of the run.
+        The run's settings, shown as the configuration of the run.
     folder : RunFolder | None
-        The run's folder. The callback stores the service's run id in it, so that a resumed run continues the same run
-        in the service.
+        The run's folder. The service's run id is stored there, so that a resumed run continues the same run.
     options : object
         More arguments of ``wandb.init``.
     """

@@ -1,4 +1,4 @@
-"""``Console``: the callback that prints the progress of a run on the terminal or into a file."""
+"""``Console``: the callback that prints the progress of a run."""
 
 import threading
 import time
@@ -19,15 +19,14 @@ QUIET_SECONDS = 30.0
 
 
 class Console(RoundCallback):
-    """Callback that prints a line for each round (``round_line``), and progress within long rounds.
+    """Callback that prints a line for each round, and progress within long rounds.
 
     Parameters
     ----------
     console : rich.console.Console | None
         Console to print on; by default standard output.
     steps : float | None
-        Mean number of steps of a client in a round. If it is not None, lines on progress also have the steps per
-        second.
+        Mean number of steps of a client in a round. With it, progress lines have the steps per second.
     """
 
     prints_rounds = True
@@ -41,7 +40,7 @@ class Console(RoundCallback):
 
     @contextmanager
     def by_time(self) -> Iterator[None]:
-        """Within this context, a timer prints the progress of a long round even if no client replies."""
+        """Context manager: print the progress of a long round even if no client replies."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -60,7 +59,7 @@ class Console(RoundCallback):
             watching.join()
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Print the numbers of the first and final round, and the size of the model."""
+        """Print the first and final round, and the size of the model."""
         size = sum(value.numel() for value in state.values())
         model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
         self._print(f"rounds {first_round} to {num_rounds}, {model}")
@@ -68,10 +67,7 @@ class Console(RoundCallback):
         self._begin_round(first_round)
 
     def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
-        """Print the progress of a round if nothing was printed for half a minute.
-
-        In the first round, the line estimates the time of all rounds.
-        """
+        """Print the progress of a round if nothing was printed for half a minute."""
         now = time.monotonic()
         if done == 1:
             self._began = self._last_reply
@@ -112,10 +108,7 @@ class Console(RoundCallback):
 
 
 def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None) -> str:
-    """Return the line about a round for the terminal: names and values, then failures and notes.
-
-    Programs parse the line too, so it has no line breaks. ``RoundRecord.line`` returns the line for Flower's log.
-    """
+    """Return the line about a round for the terminal. Programs parse it."""
     line = f"round {record.server_round}/{num_rounds} took={formatting.duration(record.seconds).replace(' ', '')}"
     if seconds_left is not None:
         line += f" left={formatting.duration(seconds_left).replace(' ', '')}"
@@ -125,7 +118,6 @@ def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None)
 
 
 def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
-    """Yield the names and values in the line about a round, the most important first."""
     if record.expected:  # 0 in histories of older versions
         yield "clients", f"{record.answered}/{record.expected}"
     yield "failed", str(len(record.failures))

@@ -1,4 +1,4 @@
-"""The report of a run: an HTML page without scripts that loads nothing from the network."""
+"""The report of a run: an HTML page that loads nothing from the network."""
 
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +96,7 @@ def render_page(**content: object) -> str:
 
 
 def write_page(folder: RunFolder) -> Path:
-    """Write the report of a run, ``report.html`` and figures, into the run's folder; return the path of the page."""
+    """Write ``report.html`` and figures into the run's folder; return the page's path."""
     about, settings, records, costs = folder.about(), folder.settings(), folder.history(), folder.costs()
     counts = read_counts(folder)
     figures = [(drawing, to_png(drawing.figure, drawing.title)) for drawing in draw_run(records, costs, counts)]

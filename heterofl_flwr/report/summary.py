@@ -1,4 +1,4 @@
-"""Tables of a run, for the terminal and the report page, and the summary that is printed after a run."""
+"""Tables and summary of a run."""
 
 import heapq
 import math
@@ -31,20 +31,20 @@ Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[float, str]:
-    """Return a dictionary from rate to name of each level, from the largest rate to the smallest."""
+    """Return the names of the levels by rate, from the largest rate to the smallest."""
     names = {rate: level_name(rate) for record in records for rate in record.rates.values()}
     names |= {cost.rate: cost.level for cost in (costs.levels if costs else ())}
     return dict(sorted(names.items(), reverse=True))
 
 
 def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple[list[float], list[float]]:
-    """Return a curve: the rounds in which a level was evaluated, and the values of a kind of metric."""
+    """Return a level's curve: the rounds of its evaluations, and the metric's values."""
     values = [pick_metric(record.evaluate_by_level.get(level, {}), kind) for record in records]
     return points([record.server_round for record in records], values)
 
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths = "none") -> str:
-    """Return the fractions of ``runs.costs.price`` as text; '' if the mix has one level or if a cost is unknown."""
+    """Return the price of a mix (``runs.costs.price``) as text; '' if unknown."""
     rates = [rate for record in records for rate in record.rates.values()]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
@@ -53,7 +53,7 @@ def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | Non
 
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of failures: reason, number, rounds and clients. The most frequent is first."""
+    """Return the table of failures, the most frequent first."""
     by_reason: dict[str, list[tuple[int, int]]] = {}
     for record in records:
         for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
@@ -68,7 +68,7 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
-    """Return the table of levels: costs of each model, fraction of the clients, latest score and user's metrics."""
+    """Return the table of levels."""
     kind, by_rate = headline_kind(records), costs.by_rate if costs else {}
     drawn = Counter(rate for record in records for rate in record.rates.values())
     few = {record.server_round for record in records if record.few_answered}
@@ -91,10 +91,7 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of metrics: final value, best value, and the round of the best value.
-
-    A metric of clients has two rows, for the mean and the median over clients.
-    """
+    """Return the table of metrics: final value, best value, and its round."""
     rows = []
     for score in scores(records):
         name = score.name if score.client is None else f"{score.name} (client {score.client})"
@@ -107,10 +104,7 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def confusion_cells(counts: ClassCounts) -> Cells:
-    """Return the table of the most frequent confusions.
-
-    Columns are the true class, the predicted class, the number of examples, and their fraction of the true class.
-    """
+    """Return the table of the most frequent confusions of classes."""
     sizes = [sum(row) for row in counts.confusion]
     pairs = [
         (number, true, predicted)
@@ -126,12 +120,12 @@ def confusion_cells(counts: ClassCounts) -> Cells:
 
 
 def marked(value: str, partial: bool) -> str:
-    """Return a value as text. A star is added if ``partial``, which means that too few clients replied."""
+    """Return a value as text, with a star if too few clients replied."""
     return f"{value} *" if partial else value
 
 
 def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Iterator[str]:
-    """Yield lines on a run: time, failures, savings against FedAvg, and privacy."""
+    """Yield lines on time, failures, savings against FedAvg, and privacy."""
     if few := [record.server_round for record in records if record.few_answered]:
         rounds = formatting.numbers(few, 4)
         yield f"* fewer than half of the clients asked evaluated in rounds {rounds}: never the best"
@@ -162,7 +156,7 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
 
 
 def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = None) -> Group:
-    """Return the summary of a run: tables of levels, metrics and failures, and the lines of ``summary_lines``.
+    """Return the summary of a run: tables of levels, metrics and failures, and a few lines.
 
     Parameters
     ----------

@@ -1,8 +1,4 @@
-"""Costs of each level's model, and of a whole run.
-
-Bytes and multiplications of a run are compared with two alternatives: FedAvg with the global model on all clients
-(``Savings``), or a separate federation for each level (``Price``).
-"""
+"""Costs of each level's model, and of a whole run."""
 
 import math
 from collections import Counter
@@ -36,14 +32,14 @@ class LevelCost:
 
 @dataclass(frozen=True, slots=True)
 class ModelCosts:
-    """Costs of the models of all rates in a run, from the largest rate to the smallest."""
+    """Costs of the models of all rates in a run, the largest first."""
 
     global_rate: float
     levels: tuple[LevelCost, ...]
 
     @property
     def by_rate(self) -> Mapping[float, LevelCost]:
-        """Dictionary from rate to the costs of its model."""
+        """Costs of each model by rate."""
         return {cost.rate: cost for cost in self.levels}
 
     @property
@@ -57,7 +53,7 @@ class ModelCosts:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelCosts":
-        """Return costs from a dictionary that ``to_json`` returned."""
+        """Return costs from the dictionary of ``to_json``."""
         costs = _COSTS.validate_python(values)
         return cls(costs.global_rate, tuple(sorted(costs.levels, key=lambda cost: -cost.rate)))
 
@@ -66,7 +62,7 @@ _COSTS = TypeAdapter(ModelCosts)
 
 
 class Costs:
-    """Measurement of a model's costs at the rates of a mix, and at other rates that clients have.
+    """Measurement of a model's costs at the rates of a mix and of its clients.
 
     Parameters
     ----------
@@ -85,7 +81,7 @@ class Costs:
         self.add(mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
-        """Measure the models of new rates. Return whether a rate was new."""
+        """Measure the models of new rates; return whether a rate was new."""
         new = set(rates) - self._costs.keys()
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
@@ -105,8 +101,7 @@ class Costs:
 class Savings(NamedTuple):
     """Bytes sent in a run and in full-size FedAvg; bytes and multiplications as fractions of FedAvg's.
 
-    Full-size FedAvg sends the global model to the same clients. Bytes include messages to clients and from clients.
-    Multiplications are compared as if all clients had equally many examples.
+    Full-size FedAvg sends the global model to the same clients.
     """
 
     bytes_sent: int
@@ -116,17 +111,17 @@ class Savings(NamedTuple):
 
 
 def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
-    """Return the bytes of each round: the sum of those sent to clients and those sent from clients."""
+    """Return the bytes sent in each round, in both directions."""
     return [record.bytes_down + record.bytes_up for record in records]
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
-    """Return the bytes that a round would send, in both directions, if all its clients trained the global model."""
+    """Return the bytes of a round if all its clients trained the global model."""
     return costs.global_model.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
 
 
 def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings | None:
-    """Return the savings of a run against full-size FedAvg; None if a cost is unknown or no client trained."""
+    """Return the savings of a run against full-size FedAvg; None if unknown."""
     rates = [rate for record in records for rate in record.rates.values()]
     if costs is None or not rates or not set(rates) <= set(costs.by_rate):
         return None
@@ -136,7 +131,7 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
 
 
 class Price(NamedTuple):
-    """Client trainings, bytes and multiplications of a mix, divided by those of separate federations for its levels."""
+    """Costs of a mix, divided by those of separate federations for its levels."""
 
     client_rounds: float
     bytes_share: float
@@ -144,10 +139,9 @@ class Price(NamedTuple):
 
 
 def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths = "none") -> float:
-    """Return the multiplications of one forward pass of one example on each client; ``rates`` has the clients' rates.
+    """Return the multiplications of one forward pass of one example on each client.
 
-    ``macs`` has the multiplications of the model of each rate. ``widths`` says which smaller models inside a client's
-    model run too.
+    ``macs`` has the multiplications by rate. ``widths`` says which smaller models inside a client's model run too.
     """
     return sum(
         number * passes * macs[inner]
@@ -159,10 +153,9 @@ def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], wi
 def price(
     mix: Mix, rates: Sequence[float], costs: Mapping[float, tuple[float, float]], widths: InnerWidths = "none"
 ) -> Price:
-    """Return the costs of a mix, divided by the costs of separate federations, one for each level of the mix.
+    """Return the costs of a mix, divided by those of separate federations for its levels.
 
-    The federation of a level consists of all clients that can hold a model of this level. In each federation, a client
-    trains as often as in the mix.
+    The federation of a level consists of all clients that can hold its model. Clients train as often as in the mix.
 
     Parameters
     ----------

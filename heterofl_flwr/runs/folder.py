@@ -1,4 +1,4 @@
-"""``RunFolder``: the folder of a run, with settings, history, checkpoints, models and report."""
+"""``RunFolder``: the folder of a run."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ Complete = Callable[[Mapping[str, object]], Mapping[str, object]]
 
 
 def new_path(name: str) -> Path:
-    """Return the path of a new folder below ``runs`` in the current folder; it contains ``name`` and the time."""
+    """Return a path below ``runs`` that contains ``name`` and the time."""
     # The random digits keep runs apart that begin in the same second.
     return Path("runs", f"{Path(name).name.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
 
@@ -60,7 +60,7 @@ class RunFolder:
     ``history.jsonl``   one ``RoundRecord`` a line
     ``classes.json``    counts by class: each client's examples (in simulations), predictions of the global model
     ``checkpoint/``     the newest two checkpoints
-    ``privacy.json``    numbers of noisy releases of models and moments, by noise and clip; repeated rounds count too
+    ``privacy.json``    how many noisy releases there were, by noise and clip; repeated rounds count too
     ``events/``         events for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        models that ``heterofl export`` wrote
@@ -72,7 +72,7 @@ class RunFolder:
     Parameters
     ----------
     path : str | Path
-        Path of the folder. A missing folder is created when something is written.
+        Path of the folder. It is created when something is written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -90,10 +90,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Within this context, the folder is locked; raise ``ConfigError`` if another process has locked it.
-
-        A missing folder is created. The operating system releases the lock if this process dies.
-        """
+        """Context manager that locks the folder; raise ``ConfigError`` if another process has locked it."""
         self.refuse_links()
         self._lock = acquire_lock(self.path)
         try:
@@ -102,7 +99,7 @@ class RunFolder:
             self.unlock()
 
     def unlock(self) -> None:
-        """Release the lock if this object has it."""
+        """Release the lock, if any."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -118,27 +115,26 @@ class RunFolder:
     ) -> None:
         """Write the settings of a new run, or prepare the folder to resume the run in it.
 
-        The folder is locked until ``unlock`` is called. A ``Recorder`` calls it when the run has ended. The context
-        manager ``lock`` calls it on exit.
+        The folder is locked until ``unlock`` is called, by a ``Recorder`` at the end of the run or by ``lock`` on exit.
 
         Parameters
         ----------
         settings : Mapping[str, object]
             All settings of the run; nested settings have dotted keys.
         resume : bool
-            Whether to resume the run in the folder, from its newest checkpoint or, without one, from the beginning.
+            Whether to resume the run in the folder from its newest checkpoint, if any.
         may_differ : Sequence[str]
             Settings (dotted keys) that a resumed run may change, such as the number of rounds.
         about : Mapping[str, object] | None
             More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Function from the stored settings to complete ones: an older version may have had fewer settings.
+            Function that adds settings which an older version did not store.
 
         Raises
         ------
         ConfigError
             If the folder has a run although ``resume`` is False, if it has no run although ``resume`` is True, or if
-            settings differ that are not in ``may_differ``. The folder is then unchanged.
+            other settings differ. The folder is then unchanged.
         """
         self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
         self._lock = self._lock or acquire_lock(self.path, shared=True)
@@ -162,7 +158,7 @@ class RunFolder:
         may_differ: Sequence[str] = (),
         complete: Complete = dict,
     ) -> None:
-        """Raise the ``ConfigError`` that ``start`` would raise with these arguments. Write nothing."""
+        """Raise the ``ConfigError`` that ``start`` would raise; write nothing."""
         self.refuse_links()
         if not self.started:
             if resume:
@@ -196,7 +192,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether the folder has a checkpoint, damaged or not."""
+        """Whether the folder has a checkpoint."""
         return bool(files_by_round(self._checkpoints, checkpoints.PATTERN))
 
     def settings(self) -> dict[str, object]:
@@ -204,15 +200,15 @@ class RunFolder:
         return dict(self._read()["settings"])
 
     def about(self) -> dict[str, Any]:
-        """Return facts about the run: command, versions, and time, commit and machine of each start."""
+        """Return facts about the run, such as command, versions, and time of each start."""
         return dict(self._read()["about"])
 
     def note(self, **facts: object) -> None:
-        """Add facts about the run to those that ``about`` returns."""
+        """Add facts to those that ``about`` returns."""
         self._write({**self._read(), "about": {**self.about(), **facts}})
 
     def write_costs(self, costs: ModelCosts) -> None:
-        """Write the costs of the models. A report can then be made without the models."""
+        """Write the costs of the models."""
         self._write({**self._read(), "model": costs.to_json()})
 
     def costs(self) -> ModelCosts | None:
@@ -222,11 +218,12 @@ class RunFolder:
             return None if model is None else ModelCosts.from_json(model)
 
     def append(self, record: RoundRecord) -> None:
-        """Add the record of a round to the history, and flush it to disk."""
+        """Add the record of a round to the history."""
         append_line(self._history, to_json(record.to_json()))
 
     def history(self) -> list[RoundRecord]:
-        """Return the records of all rounds. Leave out an incomplete final line, as after a power cut."""
+        """Return the records of all rounds."""
+        # An incomplete final line, as after a power cut, is left out.
         text = self._history.read_text(encoding="utf-8", errors="replace") if self._history.exists() else ""
         lines = [line for line in text.split("\n") if line]  # splitlines also splits at characters that texts may have
         records = []
@@ -243,7 +240,7 @@ class RunFolder:
         return records
 
     def rewind(self, last_round: int) -> None:
-        """Remove records, checkpoints and client states of rounds after ``last_round``, so the run can resume."""
+        """Remove records, checkpoints and client states of rounds after ``last_round``."""
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
         if (final := records[-1].server_round if records else 0) != last_round:
@@ -259,33 +256,30 @@ class RunFolder:
             remove(path)
 
     def drop_models(self) -> None:
-        """Remove the final models; they become outdated when the run continues."""
+        """Remove the final models."""
         for path in self.models.glob("*"):
             if path.suffix in (".json", ".safetensors"):
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return the noisy releases of models and moments in ``privacy.json``; add those that only the history has."""
+        """Return the numbers of noisy releases of models and moments."""
         return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
-        """Write the numbers of noisy releases into ``privacy.json``. ``rewind`` does not change this file."""
+        """Write ``privacy.json``: how many noisy releases there were."""
         write_atomic(self._privacy, f"{to_json([asdict(entry) for entry in releases], indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: RunState) -> None:
-        """Write a checkpoint atomically, then remove all but the newest two."""
+        """Write a checkpoint atomically, and remove all but the newest two."""
         checkpoints.save_checkpoint(self._checkpoints, checkpoint)
 
     def load_checkpoint(self) -> RunState:
-        """Return the newest checkpoint that is not damaged and whose round is in the history."""
+        """Return the newest checkpoint that is not damaged."""
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 
     def refuse_links(self) -> None:
-        """Raise ``ConfigError`` if the folder has links, through which a run would change files elsewhere.
-
-        These are symbolic links, and hard links of files to which a run appends: history, lock and logs.
-        """
+        """Raise ``ConfigError`` if the folder has links, through which a run would change files elsewhere."""
         links = [str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_symlink()]
         opened = (self._history, self.path / ".lock", *self.path.glob("logs/*"))
         links += [str(path.relative_to(self.path)) for path in opened if path.is_file() and path.stat().st_nlink > 1]

@@ -1,4 +1,4 @@
-"""Metrics in a history: final and best values, the headline metric, and names of all numbers for trackers."""
+"""Metrics in a history: final and best values, and names for trackers."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ UNKNOWN = "accuracy"  # the kind for a run without any headline metric
 
 
 class Score(NamedTuple):
-    """A metric over a whole run: its final value, its best value, and the round of the best value."""
+    """Final and best value of a metric, and the round of the best value."""
 
     name: str
     statistic: str  # of clients, by which rounds are compared: ``mean`` or ``median``; empty for the server's metrics
@@ -26,29 +26,29 @@ class Score(NamedTuple):
 
     @property
     def final(self) -> float:
-        """Final value by which rounds are compared: the mean or median over clients, or the server's measurement."""
+        """Final value: the mean or median over clients, or the server's measurement."""
         return self.finals[self.statistic]
 
     @property
     def label(self) -> str:
-        """Name of the metric, followed by ``(median)`` if ``final`` is the median over clients."""
+        """Name of the metric, with ``(median)`` after a median over clients."""
         return f"{self.name} (median)" if self.statistic == "median" else self.name
 
 
 def mode_of(name: str) -> str:
-    """Return ``min`` for a metric that should be low (loss, perplexity), else ``max``."""
+    """Return ``min`` for a metric that should be low, else ``max``."""
     return "min" if name.endswith(("loss", "perplexity")) else "max"
 
 
 def is_better(value: float, than: float | None, mode: str) -> bool:
-    """Whether ``value`` is better than ``than``. NaN is never better; any number is better than NaN or None."""
+    """Whether ``value`` is better than ``than``; NaN and None are worst."""
     if math.isnan(value):
         return False
     return than is None or math.isnan(than) or (value > than if mode == "max" else value < than)
 
 
 def headline_kind(records: Sequence[RoundRecord]) -> str:
-    """Return the kind of metric by which rounds are compared: perplexity if recorded, else accuracy, else loss."""
+    """Return the main kind of metric: perplexity if recorded, else accuracy, else loss."""
     metrics = [values for record in records for values in (record.evaluate, *record.evaluate_by_level.values())]
     return next(
         (kind for kind in HEADLINE_KINDS if any(name.endswith(kind) for values in metrics for name in values)), UNKNOWN
@@ -56,7 +56,7 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
 
 
 def find_metric(values: Mapping[str, float], *kinds: str) -> str:
-    """Return the name of a metric in ``values`` whose kind is in ``kinds``; '' if there is none.
+    """Return the name of a metric of one of these kinds; '' if there is none.
 
     Earlier kinds are preferred to later ones.
     """
@@ -66,23 +66,23 @@ def find_metric(values: Mapping[str, float], *kinds: str) -> str:
 
 
 def headline(records: Sequence[RoundRecord]) -> str:
-    """Return the name of the metric by which runs are compared; '' if nothing was evaluated."""
+    """Return the name of the main metric of a run; '' if nothing was evaluated."""
     return next(filter(None, (find_metric(record.evaluate, *HEADLINE_KINDS) for record in records)), "")
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
-    """Return the value of a metric of the kind ``kind``, such as ``loss``; None if ``values`` has no such metric."""
+    """Return the value of a metric of this kind, such as ``loss``; None without any."""
     return values.get(find_metric(values, kind))
 
 
 def points(places: Sequence[float], values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Return the coordinates and the values of a curve, without the points whose value is None."""
+    """Return the coordinates and values of a curve, without values that are None."""
     pairs = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
     return [place for place, _ in pairs], [value for _, value in pairs]
 
 
 def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float | None:
-    """Return the simulated seconds until a metric of evaluation first reached a target; None if it never did.
+    """Return the simulated seconds until a metric first reached a target; None if it never did.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
 
 
 def scores(records: Sequence[RoundRecord]) -> list[Score]:
-    """Return the final and best values of each metric of evaluation, in the order of first appearance."""
+    """Return the final and best values of each metric, in the order of appearance."""
     results = []
     for name in dict.fromkeys(name for record in records for name in record.evaluate):
         final = next(record for record in reversed(records) if name in record.evaluate)
@@ -122,10 +122,9 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
 
 
 def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
-    """Return the final value of each number in a history: of metrics, and for example of the learning rate.
+    """Return the final value of each number in a history, named as by ``scalars``.
 
-    The names are those that ``scalars`` returns, without the prefix ``evaluate/``. For a metric ``f1``, they are
-    ``f1``, ``a/f1`` (of level a) and ``train/f1``.
+    The prefix ``evaluate/`` is left out.
     """
     values: dict[str, float] = {}
     for record in records:
@@ -134,14 +133,14 @@ def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
 
 
 def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> None:
-    """Raise ``ConfigError`` if a name in ``names`` occurs in none of the ``runs``."""
+    """Raise ``ConfigError`` if a name occurs in none of the ``runs``."""
     known = {name for values in runs for name in values}
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"no run has a metric {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
-    """Return all numbers of a round's record, for trackers. Names are, for example, ``evaluate/a/f1`` (of level a)."""
+    """Return all numbers of a round for trackers, with names such as ``evaluate/a/f1``."""
     groups: dict[str, Mapping[str, float]] = {"evaluate": record.evaluate, "train": record.train}
     groups |= {f"evaluate/{level}": metrics for level, metrics in record.evaluate_by_level.items()}
     groups |= {f"train/{level}": metrics for level, metrics in record.train_by_level.items()}

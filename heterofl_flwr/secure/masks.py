@@ -1,4 +1,4 @@
-"""Masks of a client's change: private masks, and masks shared by each pair of clients. The latter cancel in the sum."""
+"""Masks of a client's change: private masks, and masks of pairs, which cancel in the sum."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,10 +15,9 @@ Place = NDArray[np.bool_] | NDArray[np.int64]
 
 
 def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, peers: set[int]) -> None:
-    """Add to a client's ``vector`` the masks that the client shares with its peers.
+    """Add the masks that a client shares with its peers to its ``vector``.
 
-    A pair of clients has masks for the entries that both hold. The client with the smaller number adds the mask, and
-    the client with the larger number subtracts it.
+    In a pair, the client with the smaller number adds the mask, and the other subtracts it.
     """
     plan, by_slice = roster.slices[roster.clients[client][0]], defaultdict[int, list[int]](list)
     for peer in peers:
@@ -34,11 +33,11 @@ def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, pr
 
 
 def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
-    """Return a dictionary from each part of the sum (``Part``) to the entries of a slice in this part.
+    """Return the entries of a slice in each part of the sum.
 
-    ``parts`` has the number of the part of each entry. Classifier rows have many small parts. To find their entries in
-    one pass over the slice, these entries are sorted by part.
+    ``parts`` has the number of the part of each entry.
     """
+    # Classifier rows have many small parts: sorting finds their entries in one pass.
     rows = np.flatnonzero(parts % (roster.row_groups + 1)) if roster.row_groups else np.zeros(0, np.int64)
     ordered = rows[np.argsort(parts[rows], kind="stable")]
     numbers, starts = np.unique(parts[ordered], return_index=True)
@@ -50,7 +49,7 @@ def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
 
 
 def add_private(vector: crypto.Words, place: Place, seeds: Sequence[bytes], sign: int = 1) -> None:
-    """Add the masks of private seeds to ``vector``, at the entries ``place``; subtract them if ``sign`` is -1."""
+    """Add the masks of private seeds at the entries ``place``; subtract them if ``sign`` is -1."""
     total = np.zeros(np.count_nonzero(place) if place.dtype == np.bool_ else len(place), np.uint32)
     for seed in seeds:
         crypto.add_stream(total, seed, sign)

@@ -1,8 +1,7 @@
-"""Slices as plans: the overlap of two slices, and the number of clients that hold each entry.
+"""Overlaps of slices, and the number of clients that hold each entry."""
 
-The overlap of two slices is a slice too. For both clients, its entries are in the order of the global model. So word n
-of the mask that two clients share belongs to entry n of their overlap.
-"""
+# An overlap's entries are in the order of the global model for both clients. So word n of the mask that two clients
+# share belongs to entry n of their overlap.
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -23,24 +22,24 @@ COUNTS = "number of clients for "
 
 
 def whole(slices: Sequence[Plan]) -> Plan:
-    """Return the plan with all entries of each parameter that occurs in the slices."""
+    """Return the plan with all entries of each parameter in the slices."""
     parameters = [item for plan in slices for item in plan.axes.items()]
     return Plan({name: tuple(Axis(axis.size, axis.size) for axis in axes) for name, axes in parameters})
 
 
 def as_state(vector: NDArray[np.generic], plan: Plan) -> dict[str, Tensor]:
-    """Return a slice's vector as tensors by parameter name. The tensors share the memory of the vector."""
+    """Return a slice's vector as tensors by name, without a copy."""
     parts = torch.from_numpy(vector).split([prod(shape) for shape in plan.shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(plan.shapes.items(), parts, strict=True)}
 
 
 def overlap(plan: Plan, second: Plan) -> Plan:
-    """Return the overlap of two slices, with positions relative to the first slice."""
+    """Return the overlap of two slices, with positions relative to the first."""
     return Plan({name: within(axes, second.axes[name]) for name, axes in plan.axes.items() if name in second.axes})
 
 
 def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArray[np.generic]) -> None:
-    """Add ``values`` of ``part`` to ``vector`` in place, modulo 2^32; ``part`` is a slice of the vector's ``plan``."""
+    """Add ``values`` of a smaller slice ``part`` to ``vector``, modulo 2^32."""
     state = as_state(vector.view(np.int32), plan)
     for name, tensor in as_state(values.view(np.int32), part).items():
         Region(state[name], part.axes[name]).add(tensor, 1)
@@ -49,7 +48,7 @@ def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArra
 def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) -> NDArray[np.int32]:
     """Return the number of clients that hold each entry of ``plan``.
 
-    ``clients`` has the number of clients with each slice in ``slices``.
+    ``clients`` has the number of clients by slice.
     """
     counts = np.zeros(plan.parameters, np.int32)
     for slice_plan, number in zip(slices, clients, strict=True):
@@ -60,10 +59,9 @@ def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) ->
 
 
 def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list[Classes]:
-    """Return, for each axis of a parameter, the class number of each position.
+    """Return, for each axis, the class of each position: positions in the same slices form a class.
 
-    All positions that occur in the same slices form a class. If ``rows`` is True, each position on axis 0 forms a
-    class alone.
+    If ``rows`` is True, each position on axis 0 is a class alone.
     """
     axes = zip(*(plan.axes[name] for plan in slices if name in plan.axes), strict=True)
     members = ([np.isin(np.arange(axis.size), list(positions(axis))) for axis in column] for column in axes)
@@ -72,10 +70,7 @@ def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list
 
 
 def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) -> list[Plan]:
-    """Return the slices of a reduced model, which has one position for each class of positions.
-
-    The reduced model has only the parameters in ``classes``.
-    """
+    """Return the slices of a reduced model, with one position for each class."""
     return [
         Plan({name: tuple(map(_reduce, plan.axes[name], axes)) for name, axes in classes.items() if name in plan.axes})
         for plan in slices
@@ -88,11 +83,9 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with additional entries: the number of clients that send each row of the parameters ``rows``.
-
-    Columns that occur in the same slices have equal numbers, so one entry is enough for each row and each class of
-    columns.
-    """
+    """Return the slices with more entries: how many clients send each row of ``rows``."""
+    # Columns that occur in the same slices have equal numbers, so one entry is enough for each row and class of
+    # columns.
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}
     counts = ({COUNTS + name: axes for name, axes in plan.axes.items()} for plan in reduced(slices, by_row))
     return [Plan({**plan.axes, **axes}) for plan, axes in zip(slices, counts, strict=True)]

@@ -1,1 +1,1 @@
-"""The settings of a run: their definitions, their conversion from and to a run config, and the values of ``auto``."""
+"""The settings of a run: definitions, conversion and the values of ``auto``."""

@@ -1,8 +1,7 @@
 """Definitions of all settings of a run.
 
-The key of a setting in a run config is the name of its group, a dot, and the name of its field in kebab-case: the field
-``batch_size`` of the group ``train`` has the key ``train.batch-size``. A setting in no group, such as ``seed``, has no
-prefix. Some groups are subclasses of the option classes of strategies and clients.
+The key of a setting is group, dot and field in kebab-case: the field ``batch_size`` of ``train`` is
+``train.batch-size``.
 """
 
 from collections.abc import Mapping
@@ -138,7 +137,7 @@ class ServerSettings(Limits):
     """mean of the replies: counting-mean, or product (FlexLoRA) for LoRA adapters of unequal rank"""
 
     def build_robust_mean(self) -> Robust | None:
-        """Return the options of the robust mean; None if ``robust`` is ``none``."""
+        """Return the options of the robust mean, if any."""
         return None if self.robust == "none" else Robust(mean=self.robust, trim=self.robust_trim, few=self.robust_few)
 
 
@@ -223,7 +222,7 @@ class RunSettings(Group):
 
 
 class Settings(Group):
-    """All settings of a run after parsing and validation."""
+    """All settings of a run, parsed and validated."""
 
     mix: value_types.MixText = Mix.parse("a1-b1-c1-d1-e1")
     """levels of the clients and their proportions; x3: three parts of the clients never take part"""

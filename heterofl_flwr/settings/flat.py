@@ -1,4 +1,4 @@
-"""Conversion between ``Settings`` and the flat mapping of a run config with kebab-case keys."""
+"""Conversion between ``Settings`` and a run config."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ AUTOS = {*OTHER, "train.mask-fill"}
 
 
 def fields_of(group: Any) -> Mapping[str, FieldInfo]:
-    """Return the pydantic fields of a group class by name; empty if ``group`` is not a group class."""
+    """Return the fields of a group class by name; empty for any other value."""
     found = getattr(group, "__pydantic_fields__", {}) if isinstance(group, type) else {}
     return {name: field for name, field in found.items() if not field.exclude}
 
 
 def read_specs(group: Any, prefix: str = "") -> dict[str, Setting]:
-    """Return all settings of a group class and of the groups inside it, by dotted key."""
+    """Return all settings of a group class by dotted key."""
     specs: dict[str, Setting] = {}
     for field in fields_of(group).values():
         if fields_of(field.annotation):
@@ -62,10 +62,7 @@ def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
 
 
 def from_flat(mapping: Mapping[str, object]) -> Settings:
-    """Return the settings that a run config describes; missing keys have their defaults.
-
-    All faults are collected and raised in one ``ConfigError``.
-    """
+    """Return the settings of a run config; one ``ConfigError`` lists all faults."""
     assigned = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
     settings, faults = validate(Settings, _resolve(assigned), SPECS)
     faults = unknown_settings(mapping, SPECS) + faults
@@ -94,21 +91,19 @@ REMOVED: Mapping[str, tuple[Flat, ...]] = {
 
 
 def first_names(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings, each renamed one under its oldest key.
-
-    The digest in a job's name is computed from these keys, so that it does not change when a setting is renamed.
-    """
+    """Return the settings under their oldest keys."""
+    # The digest in a job's name has these keys, so that renaming a setting does not change it.
     names = {new: old for old, new in RENAMED.items()}
     return {names.get(key, key): value for key, value in settings.items()}
 
 
 def current_names(stored: Mapping[str, object]) -> dict[str, object]:
-    """Return stored settings under their current keys, without removed settings that have no effect (``REMOVED``)."""
+    """Return stored settings under their current keys, without removed settings."""
     return {RENAMED.get(key, key): value for key, value in stored.items() if value not in REMOVED.get(key, ())}
 
 
 def from_stored(mapping: Mapping[str, object]) -> Settings:
-    """Return the settings of a stored run; raise ``ConfigError`` for keys that this version does not know."""
+    """Return the settings of a stored run; raise ``ConfigError`` for unknown keys."""
     mapping = current_names(mapping)
     if unknown := [key for key in mapping if key not in SPECS]:
         raise ConfigError(
@@ -119,17 +114,17 @@ def from_stored(mapping: Mapping[str, object]) -> Settings:
 
 
 def to_flat(settings: Settings) -> dict[str, Flat]:
-    """Return settings as a run config, a flat mapping with dotted keys; the inverse of ``from_flat``."""
+    """Return settings as a run config; the inverse of ``from_flat``."""
     return flatten(settings.model_dump(by_alias=True))
 
 
 def accepts(key: str, value: object) -> bool:
-    """Whether a value is valid for a setting. Contradictions with other settings are not checked."""
+    """Whether a value is valid for a setting, apart from other settings."""
     return not validate(Settings, _resolve({**DEFAULTS, key: value}), SPECS)[1]
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file as a flat dictionary with dotted keys."""
+    """Return the settings in a TOML file by dotted key."""
     try:
         return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -137,11 +132,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
-    """Return the settings in texts of the form ``key=value``.
-
-    A value is parsed as TOML. The text itself is the value if it is not valid TOML, or if the setting does not accept
-    the parsed value.
-    """
+    """Return the settings in texts of the form ``key=value``, with TOML values or plain text."""
     assigned: dict[str, Flat] = {}
     for text in texts:
         key, equals, written = text.partition("=")
@@ -157,10 +148,9 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
 def validate(
     group: type[GroupType], flat: Mapping[str, object], specs: Mapping[str, Setting]
 ) -> tuple[GroupType | None, list[str]]:
-    """Make a group from a flat mapping with dotted keys.
+    """Make a group from a flat mapping; return the group and a list of error messages.
 
-    Return the group and an empty list. If values are invalid, return None and a list with an error message for each of
-    these values.
+    If a value is invalid, the group is None.
     """
     nested: dict[str, Any] = {}
     for key, value in flat.items():
@@ -181,7 +171,7 @@ def validate(
 
 
 def _resolve(assigned: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings with each ``auto`` replaced by the default for the data set, the split and the model."""
+    """Replace each ``auto`` by the default for the data set, the split and the model."""
     autos = dict(preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"])))
     autos["train.mask-fill"] = "-inf" if assigned["fidelity"] == "fixed" else "zero"
     return {key: autos.get(key, value) if value == AUTO else value for key, value in assigned.items()}

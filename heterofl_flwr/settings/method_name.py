@@ -1,4 +1,4 @@
-"""Name of the federated learning method that the settings describe, for titles and tables."""
+"""Name of the federated learning method that the settings describe."""
 
 from types import MappingProxyType
 
@@ -31,7 +31,7 @@ EXITS = MappingProxyType({"mutual": "DepthFL", "deepest": "ScaleFL", "last": "de
 
 
 def method_name(settings: Settings) -> str:
-    """Return the name of the federated learning method that the settings describe, such as HeteroFL or FedRolex."""
+    """Return the name of the method that the settings describe, such as FedRolex."""
     server = settings.server
     if server.strategy == "fedh2l":
         return "FedH2L (variant)"

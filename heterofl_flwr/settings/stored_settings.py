@@ -1,4 +1,4 @@
-"""The list of all settings, stored as a JSON file. Commands that need only this list load without torch."""
+"""The list of all settings in a JSON file, for commands that load no torch."""
 
 import json
 import tomllib
@@ -17,7 +17,7 @@ KINDS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (in
 
 
 class Setting(NamedTuple):
-    """Key, default, value in a run, description and expected values of a setting."""
+    """Key, default, value, description and expected values of a setting."""
 
     key: str
     default: Value
@@ -27,10 +27,7 @@ class Setting(NamedTuple):
     expected: str
 
     def fault(self, text: str) -> str:
-        """Return an error message if a text is not a valid value of the setting; '' if it may be valid.
-
-        Only the type or the list of choices is checked.
-        """
+        """Return an error message if a text has the wrong type or is no choice; else ''."""
         value, choices = read_value(text), self.expected.removeprefix("one of ")
         if choices != self.expected:
             fits = not {text, str(value)}.isdisjoint(choices.split(", "))
@@ -46,7 +43,7 @@ class Setting(NamedTuple):
 
 
 def read_value(text: str) -> object:
-    """Parse a text as a TOML value, such as a number; return the text itself if it is not valid TOML."""
+    """Parse a text as a TOML value; return the text itself if it is not valid."""
     try:
         (value,) = tomllib.loads(f"value = {text}").values()  # ValueError for a text with a second assignment
     except ValueError:

@@ -1,4 +1,4 @@
-"""Asynchronous training: its options, the number of replies that a step uses, and the state between steps."""
+"""Asynchronous training: options, replies of a step, and state."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -38,10 +38,7 @@ class Buffered:
 
 
 class Seats:
-    """Seats for the replies of one step. A reply that takes a seat is used in the step.
-
-    There are ``size`` seats, and ``quota`` of them are reserved for each level.
-    """
+    """Seats for the replies that a step uses; ``quota`` of them are reserved for each level."""
 
     def __init__(self, size: int, quota: int = 0) -> None:
         self._size, self._quota = size, quota
@@ -55,8 +52,7 @@ class Seats:
     def has_seat(self, rate: float, pending: Collection[float]) -> bool:
         """Whether a seat is free for a reply of this rate.
 
-        ``pending`` has the rates of the clients that still train, or whose replies wait for a seat. Seats are reserved
-        only for the levels of these clients.
+        ``pending`` has the rates of unfinished clients; only their levels have reserved seats.
         """
         reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending) - {rate})
         if self._taken[rate] < self._quota:  # a reserved seat of this level
@@ -69,11 +65,9 @@ class Seats:
 
 
 class Asynchronous(ServerStage):
-    """Stage that stores the state of an asynchronous run: the number of steps, and the clients in training.
+    """Stage that stores the number of steps and the clients in training."""
 
-    A resumed run sends new messages with the current model to these clients. Checkpoints are written after a step, so
-    no reply of a finished step is lost or counted twice.
-    """
+    # A checkpoint is written after a step, so no reply of a finished step is lost or counted twice.
 
     def __init__(self, options: Buffered) -> None:
         self.options = options
@@ -85,13 +79,13 @@ class Asynchronous(ServerStage):
         return StaleMean(state, clocks=self.clocks, exponent=exponent, one_clock=one_clock)
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return, for a checkpoint, the number of steps and the partitions of the clients in training."""
+        """Return the number of steps and the partitions of the clients in training."""
         return {
             "version": torch.tensor(self.clocks.version),
             "training": torch.tensor(self.training, dtype=torch.int64),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the state of a checkpoint. Clients in training begin again with the current model."""
+        """Restore a checkpoint; clients in training begin again with the current model."""
         self.clocks = Clocks(int(state["version"]) if state else 0)
         self.training: list[int] = state["training"].tolist() if state else []

@@ -1,8 +1,4 @@
-"""LevelParameters: parameters that each level averages only among its own clients.
-
-These are the inconsistent parameters of NeFL (Kang et al., 2023), such as norms. The global model has the values of the
-largest level. Smaller levels start with slices of these values.
-"""
+"""Parameters that each level averages only among its clients (NeFL, Kang et al., 2023)."""
 
 from collections.abc import Sequence
 
@@ -17,7 +13,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 
 
 class LevelParameters(StatefulStage):
-    """Stage that averages some parameters separately for each level; patterns (``fnmatch``) select these parameters."""
+    """Stage that averages the parameters that match ``patterns`` separately for each level."""
 
     needs = Needs(counting_mean=True)
 
@@ -27,11 +23,11 @@ class LevelParameters(StatefulStage):
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
-        """Return a smaller level's values of this stage's parameters; empty before that level has trained."""
+        """Return a smaller level's values; empty before that level has trained."""
         return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Add a client's values of this stage's parameters to the mean of its level."""
+        """Add a client's values to the mean of its level."""
         if context.server_round != self._server_round:
             self._levels, self._server_round = {}, context.server_round
         plan = Plan({name: axes for name, axes in update.plan.axes.items() if is_shared(name, self._patterns)})
@@ -46,7 +42,7 @@ class LevelParameters(StatefulStage):
         self._levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels, weight=update.weight)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the model with the means of the largest level; store the means of the other levels."""
+        """Return the model with the means of the largest level; store the others."""
         means = {rate: level.result() for rate, level in self._levels.items()}
         self._levels = {}
         largest = means.pop(context.global_rate, {})

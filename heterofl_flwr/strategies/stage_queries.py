@@ -1,4 +1,4 @@
-"""Queries of stages before and after training, for example for the keys of secure sums."""
+"""Queries of stages before and after training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class StageQueries:
-    """Sender of the queries of stages. ``faults`` has the reason why a client gave no usable answer, by client."""
+    """Sender of the queries of stages; ``faults`` has the reasons for unusable answers by client."""
 
     grid: Grid
     nodes: Nodes
@@ -32,10 +32,7 @@ class StageQueries:
     faults: dict[int, Fault] = field(default_factory=dict)
 
     def converse(self, talk: Questions[Result]) -> Result:
-        """Run a stage's generator: send the queries that it yields, and pass it the answers. Return its result.
-
-        If the generator raises a ``RoundError``, the faults of clients are added to the error's text.
-        """
+        """Send the queries that a stage's generator yields; return its result."""
         try:
             questions = next(talk)
             while True:

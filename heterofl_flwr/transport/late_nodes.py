@@ -1,4 +1,4 @@
-"""``LateNodes``: proxy for a SuperLink's grid that detects SuperNodes whose replies come one message late."""
+"""``LateNodes``: proxy that detects SuperNodes whose replies come one message late."""
 
 import time
 from collections.abc import Iterable
@@ -23,11 +23,7 @@ LATE = "its SuperNode answers one message late: restart it"
 
 @dataclass(slots=True)
 class _Sent:
-    """A message without a reply so far.
-
-    ``since`` is the time when the message was sent. ``behind`` is the time when its node answered an earlier message
-    instead; None if it did not.
-    """
+    """Message without a reply; ``behind`` is the time of a late reply to an earlier message."""
 
     node_id: int
     kind: str
@@ -38,17 +34,13 @@ class _Sent:
 class LateNodes(Relay):
     """Proxy for a SuperLink's grid that stops waiting for SuperNodes that answer one message late.
 
-    Such a SuperNode delivers each reply only when the next message arrives, until it is restarted. In Flower 1.41, this
-    happens to a SuperNode if a run ends while it confirms a message. To detect it, the proxy stores the ids of
-    unanswered messages:
-
-    - If the late reply arrives before the next message is sent, the node was only slow.
-    - If the late reply arrives after the next message was sent, the node answers one message late. The proxy then
-      limits the time for the reply to the next message. The limit is twice the longest time that a reply to this type
-      of message took, plus ``GRACE_SECONDS``. After this time, the proxy returns an error for the next message.
-    - A late reply to a capability query answers the next capability query too. If the reply arrives before that query
-      is sent, the query is not sent.
+    In Flower 1.41, a SuperNode may deliver each reply only when the next message arrives, until it is restarted. The
+    proxy then limits the time for the next reply, and returns an error after it. A late answer to a capability query
+    answers the next capability query too.
     """
+
+    # A node whose late reply arrives before the next message was only slow. The limit is twice the longest time of a
+    # reply to this type of message, plus ``GRACE_SECONDS``.
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
@@ -58,10 +50,7 @@ class LateNodes(Relay):
         self._ready: dict[str, Message] = {}  # late replies that answer a new query, by message id
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, after reading late replies of the nodes to which they go.
-
-        A late answer to a capability query replaces a new query, which is not sent. Other late replies are dropped.
-        """
+        """Send messages, except capability queries that a late reply answers."""
         answered, sent = dict[int, str](), list[Message]()
         for message in messages:
             node_id, kind = message.metadata.dst_node_id, message.metadata.message_type
@@ -81,7 +70,7 @@ class LateNodes(Relay):
         return [*ids, *answered.values()]  # the order is arbitrary, as exchange() does not use it
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived, and an error for each message whose reply is no longer awaited."""
+        """Return the replies that have arrived, and errors for replies no longer awaited."""
         ids = list(message_ids)
         earlier = {
             before: id_
@@ -116,7 +105,6 @@ class LateNodes(Relay):
         return replies
 
     def _takes_late(self, reply: Message, id_: str, now: float) -> bool:
-        """Whether a late reply also answers the message ``id_``; if not, record that the node answers too late."""
         about = reply.metadata.reply_to_message_id
         kinds = {self._sent[sent_id].kind for sent_id in (about, id_) if sent_id in self._sent}
         self._forget(about)
@@ -129,11 +117,12 @@ class LateNodes(Relay):
         return False
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and yield the replies in the order of arrival, up to ``timeout`` seconds."""
+        """Send messages and yield the replies, for at most ``timeout`` seconds."""
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Cancel messages. To detect late replies, the ids of the oldest and newest of each node are stored."""
+        """Cancel messages."""
+        # The ids of the oldest and newest message of each node are stored, to detect late replies.
         dropped = []
         for id_ in message_ids:
             if (sent := self._sent.get(id_)) is None:
@@ -148,7 +137,6 @@ class LateNodes(Relay):
         super().cancel(dropped)
 
     def _forget(self, id_: str) -> None:
-        """Delete a message from all tables."""
         sent = self._sent.pop(id_, None)
         remembered = [] if sent is None else self._unanswered.get(sent.node_id, [])
         if sent is not None and id_ in remembered:
@@ -157,7 +145,6 @@ class LateNodes(Relay):
                 del self._unanswered[sent.node_id]
 
     def _is_given_up(self, id_: str, now: float) -> bool:
-        """Whether the time for the reply to a message is over, because its node answers one message late."""
         sent = self._sent.get(id_)
         if sent is None or sent.behind is None or sent.kind not in self._longest:
             return False
@@ -165,6 +152,5 @@ class LateNodes(Relay):
 
 
 def _error(about: str, run_id: int) -> Message:
-    """Return the error reply to a message whose reply is no longer awaited."""
     error: Error = LocalFault(LATE, "late")
     return error_reply(about, run_id, SUPERLINK_NODE_ID, error)

@@ -1,4 +1,4 @@
-"""``Relay``, the base of proxies for grids, and protocols of grids with more methods than Flower's ``Grid``."""
+"""``Relay``, the base of proxies for grids, and protocols of grids."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -12,18 +12,18 @@ from heterofl_flwr.transport.compat import Run
 
 @runtime_checkable
 class Waits(Protocol):
-    """Protocol of grids that can wait for replies, so that the caller need not poll."""
+    """Protocol of grids that can wait for replies."""
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait until all messages are answered, at most ``timeout`` seconds; return the ids of answered messages."""
+        """Wait at most ``timeout`` seconds until all messages are answered; return the answered ids."""
 
 
 @runtime_checkable
 class Cancels(Protocol):
-    """Protocol of grids that can drop messages and their replies. Flower's grids cannot."""
+    """Protocol of grids that can drop messages and their replies."""
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages and their replies, including messages that clients work on."""
+        """Drop messages and their replies, also while clients work on them."""
 
 
 @runtime_checkable
@@ -31,11 +31,11 @@ class Costs(Protocol):
     """Protocol of grids that count the time and energy of simulated devices."""
 
     def take_costs(self) -> Mapping[str, float]:
-        """Return the costs since the previous call; the keys are names of fields of ``RoundRecord``."""
+        """Return the costs since the previous call, by field of ``RoundRecord``."""
 
 
 class Relay(Grid):
-    """Proxy for a grid; subclasses override what they change. The caller closes the grid."""
+    """Proxy for a grid; subclasses override what they change."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -81,7 +81,7 @@ class Relay(Grid):
 
 
 def crosses_superlink(grid: object) -> bool:
-    """Whether a grid, possibly inside proxies, is a SuperLink's; replies then come from other machines."""
+    """Whether a grid is a SuperLink's, whose replies come from other machines."""
     while isinstance(grid, Relay):
         grid = grid._grid
     return compat.has_runtime_client(grid)

@@ -1,4 +1,4 @@
-"""The engine ``plain``: clients train one after the other, and results are reproducible bit for bit."""
+"""The engine ``plain``: clients train one after the other, reproducibly bit for bit."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -28,18 +28,18 @@ equal, as on a plain background, another of them may get the gradient.
 
 
 class DivergedError(HeteroFLError):
-    """Error for a training loss that is NaN or infinite."""
+    """Error for a training loss that is not finite."""
 
 
 def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients one after the other: SGD with momentum and clipped gradients (section 4 of the paper)."""
+    """Train clients one after the other with SGD (section 4 of the paper)."""
     return [train_one(job, options) for job in jobs]
 
 
 def train_one(
     job: TrainingJob, options: TrainOptions, forward: Callable[[Tensor], Tensor] | None = None
 ) -> TrainResult:
-    """Train one client. ``forward`` is the function from inputs to logits, by default the model itself."""
+    """Train one client; ``forward`` computes logits from inputs, by default the model itself."""
     started, device = perf_counter(), job.split.targets.device
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -64,10 +64,8 @@ def train_one(
 
 
 def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
-    """Raise ``DivergedError`` if a loss is not finite. ``before`` is the number of steps before these losses.
-
-    On a GPU, reading a loss waits until all earlier work is done. So check the losses of many steps at once.
-    """
+    """Raise ``DivergedError`` if a loss is not finite, after ``before`` earlier steps."""
+    # On a GPU, reading a loss waits until all earlier work is done. So many losses are checked at once.
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         raise DivergedError(
@@ -80,7 +78,7 @@ def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
 def build_result(
     job: TrainingJob, losses: Sequence[Tensor], sizes: Sequence[int], correct: int, seconds: float
 ) -> TrainResult:
-    """Return a client's result from the losses and batch sizes of all steps, and the number of correct predictions."""
+    """Return a client's result from its losses, batch sizes and number of correct predictions."""
     seen = sum(sizes)
     weights = torch.tensor(sizes, dtype=torch.float64)
     loss = float((torch.cat(list(losses)).cpu().double() * weights).sum() / seen)

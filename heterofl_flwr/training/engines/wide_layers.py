@@ -1,4 +1,4 @@
-"""Wide models: models whose layers compute several clients at once."""
+"""Wide models, whose layers compute several clients at once."""
 
 import copy
 from collections.abc import Mapping
@@ -23,7 +23,6 @@ class IncompatibleError(HeteroFLError):
 
 
 def _joined(layer: nn.Module, clients: int) -> nn.Module:
-    """Return a wide copy of a layer. Its parameters are those of all clients, concatenated on axis 0."""
     parameters = {
         id(value): nn.Parameter(value.new_empty(clients * value.shape[0], *value.shape[1:]), value.requires_grad)
         for value in layer.parameters()
@@ -35,7 +34,7 @@ def _joined(layer: nn.Module, clients: int) -> nn.Module:
 
 
 class _Linear(nn.Module):
-    """Linear layers of several clients. The input has the shape (batch, clients * inputs)."""
+    """Linear layers of several clients, for inputs of shape (batch, clients * inputs)."""
 
     def __init__(self, layer: nn.Linear, clients: int) -> None:
         super().__init__()
@@ -56,17 +55,12 @@ class _Linear(nn.Module):
 
 
 def wide_twin(model: nn.Module, clients: int) -> nn.Module:
-    """Return a wide copy of a model, the twin: it computes the models of several clients at once.
+    """Return a wide copy of a model that computes several clients at once.
 
-    The inputs of all clients are concatenated on axis 1, and so are the outputs. The twin maps (batch, clients *
-    channels, ...) to (batch, clients * classes). Its parameters have ``clients`` times as many entries as the model's,
-    and are uninitialised. If the model's code expects a certain length of axis 1, for example to reshape a tensor, the
-    outputs of the twin are wrong. So compare them with those of the model before you use the twin.
-
-    Raises
-    ------
-    IncompatibleError
-        If layers other than convolutions, linear layers, batch norm and group norm have parameters.
+    Parameters in layers other than convolutions, linear layers, batch norm and group norm raise ``IncompatibleError``.
+    Inputs of shape (batch, clients * channels, ...) give outputs of shape (batch, clients * classes). Parameters are
+    uninitialised. Outputs are wrong if the model's code expects a certain length of axis 1: compare them with the
+    model's.
     """
     wide: dict[int, nn.Module] = {}
     for name, layer in model.named_modules():
