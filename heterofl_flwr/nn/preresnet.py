@@ -17,7 +17,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    """Convolutions with a shortcut around all of them. Each convolution comes after a Scaler, a norm and ReLU.
+    """Convolutions with a shortcut. Each comes after a Scaler, a norm and ReLU.
 
     ``convolutions`` has the output channels, the kernel size and the stride of each.
     """
@@ -37,7 +37,6 @@ class _Block(nn.Module):
         self.shortcut = _conv(inputs, channels, 1, total) if total != 1 or inputs != channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output. A convolution in the shortcut reads the first activation."""
         y, activation = x, x
         for number in self._numbers:
             y = F.relu(getattr(self, f"norm{number}")(self.scaler(y)))
@@ -49,12 +48,12 @@ class _Block(nn.Module):
 class PreResNet(nn.Module):
     """The paper's residual network: a 3x3 convolution, four stages of pre-activation blocks, and a linear classifier.
 
-    The stages have strides 1, 2, 2 and 2. The other parameters are documented at ``CNN``.
+    The stages have strides 1, 2, 2 and 2. The other parameters are those of ``CNN``.
 
     Parameters
     ----------
     blocks : Sequence[int]
-        Number of blocks of each stage. The published results use (1, 1, 1, 2). The authors' later code has (2, 2, 2,
+        Number of blocks of each stage. The published results use (1, 1, 1, 2); the authors' later code has (2, 2, 2,
         2).
     """
 

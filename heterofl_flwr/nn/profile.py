@@ -1,4 +1,4 @@
-"""Costs of a model as in the paper: parameters, multiplications and size in memory."""
+"""Costs of a model: parameters, multiplications and size in memory."""
 
 import math
 import sys
@@ -32,7 +32,7 @@ class Profile:
     parameters
         Number of parameters.
     macs
-        Number of multiply-accumulate operations of one forward pass, in convolutions, matrix products and attention.
+        Number of multiply-accumulate operations of one forward pass.
     megabytes
         Size of the parameters in float32, in units of 1024 * 1024 bytes.
     """
@@ -44,7 +44,10 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class MixProfile:
-    """Mean costs of a client in a mix. ``ratio`` is the mean number of parameters divided by the global model's."""
+    """Mean costs of a client in a mix.
+
+    ``ratio`` is the number of parameters divided by the global model's.
+    """
 
     parameters: float
     macs: float
@@ -53,19 +56,15 @@ class MixProfile:
 
 
 def _lstm_flops(x: Sequence[int], of_x: Sequence[int], of_hidden: Sequence[int], *_: object, **__: object) -> int:
-    """Return the number of floating point operations in a call of torch's LSTM operator.
-
-    Torch's counter does not support this operator, which computes one direction. All arguments are shapes; ``x`` is
-    (time, batch, features).
-    """
+    """Return the operations of torch's LSTM operator, from the shapes of its arguments."""
     return 2 * math.prod(x[:-1]) * (math.prod(of_x) + math.prod(of_hidden))
 
 
 def profile(model: nn.Module, example_input: object) -> Profile:
-    """Return the costs of a model; its multiplications are counted in a forward pass on ``example_input``.
+    """Return the costs of a model, counted in a forward pass on ``example_input``.
 
-    ``example_input`` is a tensor, a tuple of arguments or a mapping of keyword arguments. The pass runs on the model's
-    device. On ``torch.device("meta")`` nothing is computed. The model is not changed.
+    ``example_input`` is a tensor, a tuple of arguments or a mapping of keyword arguments. On ``torch.device("meta")``
+    nothing is computed.
     """
     device = device_of(model)
     probe = copy_exchanged(model).eval()
@@ -82,11 +81,9 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
 @contextmanager
 def _flop_counter() -> Iterator["FlopCounterMode"]:
-    """Within this context, count floating point operations, without loading torch's compiler.
+    """Count operations without loading torch's compiler, which takes seconds.
 
-    When torch's counter is first used, torch excludes it from compilation, and loads the compiler to do so. That takes
-    seconds. Torch marks the excluded function by its attribute ``__dynamo_disable``. If the mark is set beforehand,
-    torch does not load the compiler.
+    Torch would load it to mark the counter as excluded from compilation. So the mark is set beforehand.
     """
     from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode  # loads triton, which no client needs
 
@@ -105,10 +102,7 @@ def _flop_counter() -> Iterator["FlopCounterMode"]:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Within this context, compute attention by matrix products, not by fused operators.
-
-    Torch's counter supports matrix products on every device.
-    """
+    """Compute attention by matrix products, which torch's counter supports on every device."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -119,10 +113,9 @@ def _plain_attention() -> Iterator[None]:
 
 
 def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) -> tuple[nn.Module, Profile]:
-    """Return a new model of a rate, and its profile. The state of the global random generators does not change.
+    """Return a new model of a rate, and its profile. Global random generators do not change.
 
-    The model is built on the CPU. On the ``meta`` device, torch would load its compiler for batch norm. That takes
-    longer than the forward pass.
+    The model is not built on ``meta``, because torch would load its compiler for batch norm.
     """
     with kept_random_state():
         model = build(rate)
@@ -130,7 +123,7 @@ def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) ->
 
 
 def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
-    """Return the mean costs of a client in a mix. ``profiles`` has the costs of the model of each rate."""
+    """Return the mean costs of a client in a mix, from the profile of each rate."""
     means = {
         field.name: mix.mean({rate: getattr(cost, field.name) for rate, cost in profiles.items()})
         for field in fields(Profile)

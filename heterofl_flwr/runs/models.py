@@ -1,4 +1,4 @@
-"""Writing and loading of the final model of each level, in a run's folder."""
+"""Writing and loading of the final model of each level."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,9 +39,6 @@ def save_models(
 ) -> None:
     """Write a safetensors file and a JSON file for the model of each rate.
 
-    Each model is a slice of the global model. Load it with ``load_model``. A model without batch norm and spectral norm
-    can also be loaded by ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)``.
-
     Parameters
     ----------
     folder : RunFolder
@@ -53,15 +50,13 @@ def save_models(
     state : State
         The global model's parameters.
     moments : Mapping[float, Moments] | None
-        Static batch norm moments, measured on the model of each rate. They cannot be sliced from the global model's
-        moments, because the same channels have other activations in a smaller model.
+        Static batch norm moments, measured on the model of each rate.
     slices : Mapping[float, SliceFunction] | None
-        For each rate, the function that selects the entries of the model. By default, the first entries along each
-        axis.
+        By rate, the function that selects the model's entries; by default the first entries.
     levels : Mapping[float, State] | None
-        For each rate, parameters that have other values than the global model.
+        By rate, parameters that differ from the global model's.
     record : RoundRecord | None
-        Record of the latest round with an evaluation. Its metrics are written into the JSON files.
+        Record of the latest evaluation. Its metrics are written into the JSON files.
     """
     largest = max(rates)
     models = {rate: new_model(build, rate) for rate in rates}
@@ -96,10 +91,7 @@ _REMEDY = "a run writes it when it ends: go on with it, or run it anew"
 
 
 def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return the content of each model's JSON file, as a dictionary by level, the largest level first.
-
-    The files are written at the end of a run. A run with personal parameters writes none.
-    """
+    """Return the content of each model's JSON file, by level, the largest first."""
     models: dict[str, dict[str, Any]] = {}
     for path in folder.models.glob("*.json"):
         if not path.stem[0].isalnum() or not path.stem.isprintable():
@@ -119,7 +111,7 @@ def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
     folder : RunFolder
         Folder of a finished run.
     name : str
-        The level. It is also the name of the model's file in ``models/``, without suffix.
+        The level.
     build : Callable[[float], nn.Module]
         The run's function from a rate to a new model.
 

@@ -1,4 +1,4 @@
-"""``Recorder``: the callback that writes a run's history, checkpoints, costs and final models to disk."""
+"""``Recorder``, the callback that writes a run to disk."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -18,8 +18,7 @@ from heterofl_flwr.transport.arrays import moments_by_rate
 class Recorder(RoundCallback):
     """Callback that writes the folder of a run while the run goes on.
 
-    When a run is resumed, the files of rounds after the checkpoint are removed at the start, because these rounds run
-    again. The final models are outdated as soon as one more round has run, and are then removed.
+    A resumed run first removes the files of rounds after its checkpoint. Outdated final models are removed too.
 
     Parameters
     ----------
@@ -28,8 +27,7 @@ class Recorder(RoundCallback):
     every : int | str
         Rounds between checkpoints, or seconds such as ``"30s"``. The final round always has a checkpoint.
     costs : Costs | None
-        Object that measures the costs of the models. Without it, the report shows no savings and no final models are
-        written.
+        Measures the costs of the models. Without it, the report shows no savings and no final models are written.
     models : bool
         Whether to write each level's final model. Use False if the global state lacks some parameters of the model.
     """
@@ -48,11 +46,11 @@ class Recorder(RoundCallback):
 
     @property
     def oldest_checkpoint(self) -> int:  # type: ignore[override]
-        """Round of the older of the folder's two checkpoints; 0 if there are fewer than two."""
+        """Round of the older of the folder's two checkpoints; 0 if there are fewer."""
         return self._saved_rounds[0]
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Prepare the folder for rounds from ``first_round`` on, and write the costs of the models into it."""
+        """Prepare the folder for rounds from ``first_round`` on, and write the models' costs."""
         if not self.folder.started:
             self.folder.start({})
         records = self.folder.history()
@@ -81,7 +79,7 @@ class Recorder(RoundCallback):
             self._note_evaluation(record)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Write the round's record, and a checkpoint if one is due. Return False, because the run should go on."""
+        """Write the round's record, and a checkpoint if one is due."""
         self.folder.append(progress.record)
         self.folder.drop_models()
         record, self._progress = progress.record, progress
@@ -123,7 +121,6 @@ class Recorder(RoundCallback):
         self.folder.unlock()
 
     def _note_evaluation(self, record: RoundRecord) -> bool:
-        """If the record's round has an evaluation, remember the record. Return whether it has one."""
         if evaluated := bool(record.evaluate or record.evaluate_by_level):
             self._evaluated = record
         return evaluated

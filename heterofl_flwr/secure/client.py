@@ -1,8 +1,7 @@
 """A client's side of a round of secure aggregation: its answers to five questions of the server.
 
-The answers are, in order: its public keys; shares of its private key; its masked change; shares that unmask the sum;
-shares that unmask the classifier rows of the sum. Between answers, the client stores a text with its secrets and the
-name of the next question. It rejects a question that is repeated or out of turn. In a new round, it makes new keys.
+They are, in order: its public keys; shares of its private key; its masked change; shares that unmask the sum; shares
+that unmask the classifier rows of the sum. Each question is answered once in a round.
 """
 
 import json
@@ -22,14 +21,14 @@ Fill = Callable[[Roster, Plan, int], crypto.Words]
 
 
 class Dealt(NamedTuple):
-    """Encrypted shares of secrets, one entry for each receiving client, and a hash of each entry's shares."""
+    """Encrypted shares of secrets, for each receiving client, and their hashes."""
 
     sealed: list[bytes]
     hashes: list[bytes]
 
 
 class Masked(NamedTuple):
-    """A client's masked change. With it go encrypted shares of the seeds of its masks, and a hash of each seed."""
+    """A client's masked change, with encrypted shares and hashes of the seeds of its masks."""
 
     vector: crypto.Words
     shares: Dealt
@@ -37,29 +36,26 @@ class Masked(NamedTuple):
 
 
 def make_keys() -> tuple[list[bytes], bytes]:
-    """Return two new public keys, for masks and for encrypting shares, and a text with the two private keys.
-
-    The client stores the text.
-    """
+    """Return public keys for masks and for shares, and a text with the private keys."""
     (mask, public), (box, box_public) = crypto.new_pair(), crypto.new_pair()
     return [public, box_public], json.dumps({"next": "shares", "mask": mask.hex(), "box": box.hex()}).encode()
 
 
 class NodeRecords(Protocol):
-    """Storage of a node for named records, which remain when its process ends and when the run ends."""
+    """Storage of a node for named records, which outlive a run and its process."""
 
     def read(self, name: str) -> bytes | None:
-        """Return the record with this name; None if it does not exist."""
+        """Return the record with this name, or None."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write the record with this name to the disk."""
 
 
 class MaskedRounds:
-    """For each run, the last round in which this client masked a change. Each round allows only one masked change.
+    """For each run, the last round in which this client masked a change.
 
-    With two sums of the same round, one of them without this client, the server could compute this client's change as
-    their difference. ``memory`` is deleted with the node's Flower context, but ``records`` are not.
+    From a second change in a round, the server could compute the first as a difference of sums. ``memory`` is deleted
+    with the node's Flower context, but ``records`` are not.
     """
 
     KEY = "masked-rounds"
@@ -68,7 +64,7 @@ class MaskedRounds:
         self._memory, self._records = memory, records
 
     def last(self, run: int) -> int:
-        """Return the last round of a run in which this client masked a change; 0 if it masked none."""
+        """Return the last round of a run in which this client masked a change, or 0."""
         rounds = [json.loads(self._memory.get(self.KEY, b"{}")).get(str(run), 0)]
         if self._records is not None and (record := self._records.read(f"{self.KEY}-{run:016x}")) is not None:
             if not record.isdigit():
@@ -80,7 +76,7 @@ class MaskedRounds:
         return int(max(rounds))
 
     def check(self, run: int, server_round: int) -> None:
-        """Raise ``ReplyError`` if this client masked a change in ``server_round`` or in a later round of the run."""
+        """Raise ``ReplyError`` if this client masked a change in this round or later."""
         if server_round <= (masked_round := self.last(run)):
             raise ReplyError(
                 f"round {server_round} of this run asks for a masked change a second time, which two sums could tell "
@@ -88,7 +84,7 @@ class MaskedRounds:
             )
 
     def note(self, run: int, server_round: int) -> None:
-        """Record that a change is masked in a round. Call this before the change leaves the node."""
+        """Record that a change is masked. Call this before the change leaves the node."""
         self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
         self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()
@@ -99,8 +95,7 @@ class MaskedRounds:
 class ClientRound:
     """One client in a round of secure aggregation.
 
-    ``secrets`` is the text that the client stored after its previous answer. ``roster`` describes the clients of the
-    round. If it is None, it is read from ``secrets``.
+    ``secrets`` is the text that the client stored after its previous answer. ``roster`` is read from it if it is None.
     """
 
     def __init__(self, secrets: bytes, roster: Roster | None = None) -> None:
@@ -108,12 +103,12 @@ class ClientRound:
         self.roster = roster or Roster.from_bytes(self._secrets.get("roster"))
 
     def private(self, use: str) -> bytes:
-        """Return this client's private key for masks (``use`` is ``mask``) or for encrypting shares (``box``)."""
+        """Return the private key for masks (``mask``) or for encrypting shares (``box``)."""
         return bytes.fromhex(self._secrets[use])
 
     @cached_property
     def number(self) -> int:
-        """Index of this client in the roster, found by its public keys."""
+        """Index of this client in the roster."""
         keys = [crypto.public_of(self.private(use)).hex() for use in ("mask", "box")]
         numbers = [number for number, (_, *pair) in enumerate(self.roster.clients) if pair == keys]
         if not numbers:
@@ -121,10 +116,9 @@ class ClientRound:
         return numbers[0]
 
     def share_keys(self, holders: int = 2) -> tuple[Dealt, bytes]:
-        """Split the private mask key into a share for each client.
+        """Return encrypted shares of the private mask key, and the text to store.
 
-        Return the encrypted shares, and the text to store. Raise ``ReplyError`` if the server would unmask sums of
-        fewer than ``holders`` clients.
+        Raise ``ReplyError`` if the server would unmask sums of fewer than ``holders`` clients.
         """
         self._turn("shares")
         roster = self.roster
@@ -138,10 +132,10 @@ class ClientRound:
         return dealt, self._keep(next="train", roster=roster.to_bytes().decode())
 
     def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
-        """Return this client's masked change, and the text to store. ``fill`` returns the change without masks.
+        """Return this client's masked change, and the text to store.
 
-        ``members`` are the clients that sent shares of their private keys. ``keys`` has the shares for this client. The
-        round is recorded in ``rounds``. If it is already recorded, ``ReplyError`` is raised.
+        ``members`` are the clients that sent shares, ``keys`` the shares for this client. ``fill`` returns the change
+        without masks. A second change in a round raises ``ReplyError``.
         """
         self._turn("train")
         roster, view = self.roster, self.roster.view(members)
@@ -163,11 +157,9 @@ class ClientRound:
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
         """Return the shares that this client received of each member's secrets, and the text to store.
 
-        ``survivors`` are the members whose masked change arrived. ``seeds`` has the encrypted shares of the seeds of
-        their masks. For a survivor, the result has shares of the seeds. For any other member, it has shares of the
-        private key. The server gets only one answer in a round, so it never gets both for the same member. Some seeds
-        are left out: those for classifier rows, and those for entries that are in the slices of too few survivors. If a
-        member's shares do not match their hashes, its entry in the result is empty.
+        ``survivors`` are the members whose masked change arrived, and ``seeds`` the shares of the seeds of their masks.
+        For other members, the result has shares of the private key. The server never gets both for the same member.
+        Seeds for classifier rows and for entries with too few survivors are left out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -187,8 +179,8 @@ class ClientRound:
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
         """Return the shares that this client received of each survivor's seeds for classifier rows.
 
-        ``numbers`` has an entry for each part of the sum to unmask: the number of clients that have the part's rarest
-        row. If one of these numbers is too small, ``ReplyError`` is raised.
+        ``numbers`` has the number of clients with the rarest row of each part. Too small a number raises
+        ``ReplyError``.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]
@@ -222,7 +214,6 @@ class ClientRound:
         return self.roster.parts_by_slice(self._secrets["members"])
 
     def _deal(self, receivers: Sequence[int], about: bytes, shares: Sequence[Sequence[bytes]]) -> Dealt:
-        """Return, for each receiver, its shares of several secrets. Only the receiver can decrypt them."""
         private, sealed, hashes = self.private("box"), [], []
         for receiver in receivers:
             key = crypto.agree(private, self.roster.public(receiver, 2), about, "share", self.number, receiver)
@@ -232,19 +223,16 @@ class ClientRound:
         return Dealt(sealed, hashes)
 
     def _open(self, sender: int, about: bytes, sealed: bytes, hashes: bytes) -> list[bytes]:
-        """Return the decrypted shares from another client; [] if they do not match ``hashes``."""
         public = self.roster.public(sender, 2)
         key = crypto.agree(self.private("box"), public, about, "share", sender, self.number)
         shares = crypto.cut(crypto.unseal(key, sealed))
         return shares if crypto.hash_shares(shares) == hashes else []
 
     def _shares(self, sender: int, view: bytes, sealed: bytes, hashes: bytes) -> dict[Part, bytes]:
-        """Return the decrypted shares of the seeds of a survivor's masks, by part of the sum."""
         shares, parts = self._open(sender, view, sealed, hashes), self._parts[self.roster.clients[sender][0]]
         return dict(zip(parts, shares, strict=True)) if len(shares) == len(parts) else {}
 
     def _check(self, clients: Sequence[int], members: Collection[int], dealt: Dealt) -> None:
-        """Raise ``ReplyError`` if ``clients`` are too few, lack this client, or are not sorted ``members``."""
         minimum = self.roster.threshold
         if list(clients) != sorted(set(members).intersection(clients)) or {*map(len, dealt)} != {len(clients)}:
             raise ReplyError("the server named other clients than those that take part, or not each of them once")

@@ -1,4 +1,4 @@
-"""The roster of a round: its clients, and the parts of the sum of their changes. Each part is unmasked separately."""
+"""The roster of a round: its clients, and the parts of the sum that are unmasked separately."""
 
 import json
 from collections import Counter
@@ -30,12 +30,12 @@ rows, or a group of classifier rows in a ring. A ring is all entries that equall
 
 @dataclass(frozen=True, kw_only=True)
 class Roster:
-    """The clients of a round, with their slices and keys. Each pair of clients shares a mask.
+    """The clients of a round, with their slices and keys.
 
     Attributes
     ----------
     run, server_round
-        The run's random id, and the round's number from 1. A client masks only one change in each round of a run.
+        The run's random id, and the round's number from 1.
     least
         Minimum number of clients in a sum that is unmasked.
     bound
@@ -43,14 +43,14 @@ class Roster:
     rows
         Names of the parameters with one row for each class.
     extra_rows
-        True if all clients count in rows beyond the number of classes.
+        Whether all clients count in rows beyond the number of classes.
     grid
-        With noise, the L2 norm to which a change is clipped and the step size of the noise; otherwise empty.
+        With noise, the clipping norm and the step size of the noise; otherwise empty.
     plans
-        The distinct slices. For each axis of each parameter, they have its length in the global model, and the
-        positions of the slice. If these are the first positions, only their number is stored.
+        The distinct slices: the length of each axis, and the positions of the slice, or their number if they are the
+        first.
     clients
-        For each client, the index of its slice, its public key for masks and its public key for shares, in hexadecimal.
+        For each client, the index of its slice, its public key for masks and its public key for shares.
     """
 
     run: int
@@ -65,7 +65,7 @@ class Roster:
 
     @classmethod
     def of(cls, plans: Sequence[Plan], keys: Sequence[Sequence[bytes]], **values: Any) -> "Roster":
-        """Return the roster of clients whose slices are ``plans`` and whose pairs of public keys are ``keys``.
+        """Return the roster of clients with these slices and pairs of public keys.
 
         ``values`` are the other attributes.
         """
@@ -75,12 +75,12 @@ class Roster:
         return cls(plans=distinct, clients=[(number, *(key.hex() for key in pair)) for number, pair in pairs], **values)
 
     def to_bytes(self) -> bytes:
-        """Return the roster as bytes for a message."""
+        """Return the roster as bytes."""
         return json.dumps({attribute.name: getattr(self, attribute.name) for attribute in fields(self)}).encode()
 
     @classmethod
     def from_bytes(cls, text: object) -> "Roster":
-        """Parse a roster from a server; raise ``ReplyError`` if it is invalid."""
+        """Parse a roster; raise ``ReplyError`` if it is invalid."""
         try:
             roster = cls(**json.loads(text))  # type: ignore[arg-type]
             keys = [bytes.fromhex(key) for _, *pair in roster.clients for key in pair]
@@ -96,30 +96,30 @@ class Roster:
 
     @cached_property
     def digest(self) -> bytes:
-        """Hash of the roster. All keys are derived from it, so clients with different rosters get different keys."""
+        """Hash of the roster. All keys are derived from it."""
         return digest(self.to_bytes())
 
     @cached_property
     def slices(self) -> Sequence[Plan]:
-        """The distinct slices. Entries are added that count the clients with each classifier row (``with_counts``)."""
+        """The distinct slices, with entries that count the clients of each classifier row."""
         plans = ({name: tuple(_read(*axis) for axis in axes) for name, axes in plan.items()} for plan in self.plans)
         return with_counts(list(map(Plan, plans)), self.rows)
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """Smaller copies of the slices, for fast counts: positions that are in the same slices are merged into one."""
+        """Smaller copies of the slices, for fast counts."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
     @cached_property
     def num_rows(self) -> int:
-        """Largest number of rows of any parameter in ``rows``; 0 if ``rows`` is empty."""
+        """Largest number of rows of any parameter in ``rows``."""
         lengths = (axes[0].size for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
         return max(lengths, default=0)
 
     @property
     def row_groups(self) -> int:
-        """Number of groups into which the classifier rows are divided. Each group is unmasked separately."""
+        """Number of groups of classifier rows. Each group is unmasked separately."""
         return min(self.num_rows, ROW_GROUPS)
 
     def group_of(self, row: int) -> int:
@@ -128,26 +128,23 @@ class Roster:
 
     @property
     def threshold(self) -> int:
-        """Number of shares needed to reconstruct a secret: just above two thirds of the number of clients.
+        """Number of shares needed to reconstruct a secret: just above two thirds of the clients.
 
-        So any two sets of clients that are large enough to do this have more than a third of the clients in common.
+        So any two sets of this size have more than a third of the clients in common.
         """
         return 2 * len(self.clients) // 3 + 1
 
     @property
     def tolerated(self) -> int:
-        """Number of lying clients that the protocol tolerates, at least 1.
-
-        If more clients than this accuse a client, at least one of them is honest.
-        """
+        """Number of lying clients that the protocol tolerates, at least 1."""
         return max(1, len(self.clients) - self.threshold)
 
     def public(self, client: int, use: int) -> bytes:
-        """Return a client's public key for masks (``use`` 1) or for encrypting shares (``use`` 2)."""
+        """Return a client's public key for masks (``use`` 1) or for shares (``use`` 2)."""
         return bytes.fromhex(str(self.clients[client][use]))
 
     def count(self, plan: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
-        """Return, for each entry of the slice ``plan``, how many of ``clients`` have the entry in their slices.
+        """Return, for each entry of the slice ``plan``, how many of ``clients`` have it.
 
         For a slice from ``small``, pass ``slices=self.small``.
         """
@@ -155,10 +152,7 @@ class Roster:
         return count_holders(plan, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
 
     def parts(self, plan: Plan, holders: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return, for each entry of a slice, the part of the sum to which it belongs; 0 if too few clients hold it.
-
-        ``holders`` is the number of clients that hold each entry.
-        """
+        """Return each entry's part of the sum; 0 if too few clients hold the entry."""
         parts = np.where(holders >= self.least, holders * (self.row_groups + 1), 0).astype(np.int32)
         for name, tensor in as_state(parts, plan).items():
             if name not in self.rows:
@@ -168,33 +162,29 @@ class Roster:
         return parts
 
     def ring_of(self, part: Part) -> int:
-        """Return the ring that contains a part, as a number: how many members hold each of its entries."""
+        """Return how many members hold each entry of a part."""
         return part // (self.row_groups + 1)
 
     def is_rows(self, part: Part) -> bool:
-        """Whether a part of the sum is a group of classifier rows."""
+        """Whether a part of the sum consists of classifier rows."""
         return part % (self.row_groups + 1) > 0
 
     def open_rings(self, members: Collection[int], survivors: Collection[int]) -> set[int]:
-        """Return the rings that may be unmasked, because enough survivors hold each of their entries.
+        """Return the rings that may be unmasked, because enough survivors hold each entry.
 
-        A ring is all entries that are held by the same number of members. Survivors are the members whose change has
-        arrived.
+        A ring is all entries that are held by the same number of members.
         """
         rings, remaining = (self.count(whole(self.small), clients, self.small) for clients in (members, survivors))
         candidates = [int(ring) for ring in np.unique(rings) if ring >= self.least]
         return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
 
     def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
-        """Return, for each slice, a sorted list of the parts of the sum that it contains.
-
-        A client has one seed for each part of its slice.
-        """
+        """Return the sorted parts of the sum in each slice. A client has one seed for each."""
         parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
         return [[int(part) for part in parts if part] for parts in parts_by_ring]
 
     def view(self, members: Collection[int]) -> bytes:
-        """Return a hash of the roster and of ``members``, the remaining clients. Keys of masks are derived from it."""
+        """Return a hash of the roster and the remaining clients. Mask keys are derived from it."""
         return digest(self.digest, repr(sorted(members)).encode())
 
 

@@ -1,4 +1,4 @@
-"""Checks for settings that are valid alone but contradict other settings. Each error names the expected value."""
+"""Checks for settings that contradict other settings."""
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -23,7 +23,7 @@ Contradiction = tuple[str, object, str]
 def find_contradictions(settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
     """Return an error message for each setting that contradicts other settings.
 
-    Keys of ``values`` and ``defaults`` are dotted, such as ``train.lr``. Values that are ``auto`` are not yet resolved.
+    Keys are dotted, such as ``train.lr``. Values that are ``auto`` are not yet resolved.
     """
     rules = chain(_model_rules(settings, values), _server_rules(settings), _fedh2l_rules(settings, values, defaults))
     return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]

@@ -1,4 +1,4 @@
-"""Types of settings, for pydantic. Each type has a description of its valid values for error messages."""
+"""Types of settings, with descriptions of their values for error messages."""
 
 from typing import Annotated
 
@@ -18,13 +18,13 @@ AUTO = "auto"
 
 
 class Group(BaseModel):
-    """Base class of groups of settings. Keys are in kebab-case. Types are strict: text is not converted to numbers."""
+    """Base class of groups of settings. Text is not converted to numbers."""
 
     model_config = ConfigDict(strict=True, frozen=True, **KEYS)
 
 
 def _split(value: object) -> tuple[str, ...]:
-    """Split a text at its commas. Such texts stand for lists, which a run config cannot contain."""
+    """Split a text at its commas, because a run config cannot contain lists."""
     if isinstance(value, tuple):  # parsed already
         return value
     if not isinstance(value, str):

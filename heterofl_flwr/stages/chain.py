@@ -1,4 +1,4 @@
-"""The chain of server stages, which work on the updates of a round and on their mean."""
+"""The chain of server stages."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -25,16 +25,16 @@ REMOTE_CHANGE = 10
 
 
 class Chain:
-    """The server stages of a run, and the mean of the updates. Stages can change the updates and their mean.
+    """The server stages of a run, and the mean of the updates.
 
     Each round opens the chain, adds updates and closes the chain.
 
     Attributes
     ----------
     broadcast
-        Tensors that are sent to clients with the model in this round, by ``client stage/parameter``.
+        Tensors that are sent to clients with the model, by ``client stage/parameter``.
     instruction
-        Config entries with the names and the fields of the client stages.
+        Config entries that describe the client stages.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Chain:
 
     @property
     def summing(self) -> Conversation | None:
-        """Stage that sums the replies itself, as in secure aggregation; None in other runs."""
+        """Stage that sums the replies itself, as in secure aggregation, or None."""
         return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
 
     @property
     def excluded(self) -> dict[int, str]:
-        """Dictionary from client to reason, for clients that secure aggregation has left out, or that lied to it."""
+        """By client, the reason why secure aggregation has left it out."""
         return dict(self.summing.excluded) if self.summing else {}
 
     @property
@@ -95,19 +95,16 @@ class Chain:
         )
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
-        """Yield queries to clients before training, and receive the answers.
-
-        The generator returns extra config entries for the instruction of each client that may train.
-        """
+        """Yield queries before training; return extra config entries for each client."""
         return (yield from self.summing.before(clients, self._context)) if self.summing else {}
 
     def after(self) -> Questions[None]:
-        """Yield queries to clients after all replies have been added, and receive the answers."""
+        """Yield queries after all replies have been added."""
         if self.summing:
             yield from self.summing.after(self._context)
 
     def add(self, update: Update) -> None:
-        """Add a client's update to the mean. If it is invalid, raise ``ReplyError`` without any effect."""
+        """Add a client's update to the mean; raise ``ReplyError`` if it is invalid."""
         stages: list[ServerStage] = [stage for stage in reversed(self.stages) if overrides(stage, "on_reply")]
         if self.summing:
             stages = [self.summing]
@@ -125,7 +122,7 @@ class Chain:
 
     @property
     def replies(self) -> int:
-        """Number of updates that were added to this round's mean."""
+        """Number of updates in this round's mean."""
         return self._aggregation.replies
 
     def close(self) -> State:
@@ -149,17 +146,17 @@ class Chain:
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the model to evaluate and save: the trained model ``state``, as changed by the stages."""
+        """Return the model to evaluate and save: ``state``, as changed by the stages."""
         for stage in self.stages:
             state = stage.evaluated(state)
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values that the parameters of ``Slicing.by_level`` have at the level of ``rate``."""
+        """Return the parameters of ``Slicing.by_level`` at the level of ``rate``."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
-        """Return the stages' metrics for the record of a round."""
+        """Return the stages' metrics for a round."""
         return {key: value for stage in self.stages for key, value in stage.metrics().items()}
 
     def state(self) -> dict[str, Tensor]:
@@ -171,10 +168,9 @@ class Chain:
         }
 
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Permute the channels of the stages' tensors like those of the parameters to which they belong.
+        """Permute the channels of the stages' tensors like those of their parameters.
 
-        ``apply(name, tensor)`` returns a tensor with its channels permuted like those of the parameter ``name``.
-        ``shapes`` has the shape of each parameter. The name of a stage's tensor ends with the name of its parameter.
+        ``apply(name, tensor)`` permutes a tensor like the parameter ``name``.
         """
         for stage in self.stages:
             if tensors := {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}:
@@ -184,7 +180,7 @@ class Chain:
                 })  # fmt: skip
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the stages' tensors from a checkpoint. An empty mapping begins a new run."""
+        """Restore the stages' tensors. An empty mapping begins a new run."""
         names = [stage_name(stage) for stage in self.stages]
         unknown = [key for key in state if not key.startswith(tuple(f"{name}/" for name in names))]
         if stages := sorted({key.partition("/")[0] for key in unknown}):
@@ -198,7 +194,6 @@ class Chain:
 
 
 def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:
-    """Return a stage's tensors for clients; raise ``ConfigError`` if one matches no parameter by name and shape."""
     tensors = stage.broadcast(context)
     for name, tensor in tensors.items():
         if name not in context.state or tensor.shape != context.state[name].shape:
@@ -210,7 +205,6 @@ def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, 
 
 
 def _expect(kind: type[Expected], result: object, source: str) -> Expected:
-    """Return ``result``, which a stage has returned; raise ``ConfigError`` if its type is not ``kind``."""
     if not isinstance(result, kind):
         raise ConfigError(f"{source} returned {type(result).__name__}; expected {kind.__name__}")
     return result

@@ -1,8 +1,4 @@
-"""The client half of a stage: a penalty on the client's loss, and a function that changes the client's update.
-
-The server sends the name and the fields of each client stage, but no code. The code must be registered in the client's
-process.
-"""
+"""The client half of a stage. Its code must be registered in the client's process."""
 
 import math
 import re
@@ -50,9 +46,9 @@ class Outgoing:
     form, scales
         Name of the encoding, such as ``int8``, and its step sizes.
     labels
-        The classes of the client's data. Only these rows of the classifier are averaged; None means all rows.
+        The classes of the client's data. Only their classifier rows are averaged; None means all.
     num_examples, metrics
-        The size of the client's data set, and its metrics.
+        Number of the client's examples, and its metrics.
     fields
         Extra entries of the reply's config.
     """
@@ -68,7 +64,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReply(Outgoing):
-    """A client's update, as read by the server, with the client's capacity and the arrays' size in bytes."""
+    """A client's update, as read by the server, with the client's capacity and the size in bytes."""
 
     metrics: Mapping[str, float]
     capacity: float | None = None
@@ -84,19 +80,18 @@ class ClientContext:
     received
         Function that returns the parameters sent by the server.
     seed
-        Random seed that depends on the run, the round and the client.
+        Random seed of the run, the round and the client.
     config
         Config of the message.
     learning_rate
         Learning rate that the server sent; 0 if it sent none.
     total_step
-        Sum of the learning rates of the client's local steps so far; 0 before training. For simulated clients with SGD
-        momentum, it is the distance of these steps along a constant gradient of norm 1.
+        Sum of the learning rates of the local steps so far. With momentum, simulated clients report the distance of
+        these steps along a constant gradient of norm 1.
     broadcast
-        The client's slices of the tensors that the server half of the stage sent (``ServerStage.broadcast``), by
-        parameter name.
+        The client's slices of the tensors in ``ServerStage.broadcast``, by parameter name.
     state
-        Tensors that the stage stores on this client between tasks, by name. Assign to it in ``on_update``.
+        Tensors that the stage stores on this client between tasks. Assign to it in ``on_update``.
     round_state
         Secrets of one round, kept only in the node's memory; None if the client's Flower context is unknown.
     node_config
@@ -117,7 +112,7 @@ class ClientContext:
     records: NodeRecords | None = None
 
     def stored(self, name: str, like: Tensor) -> Tensor:
-        """Return tensor ``name`` of ``state``; zeros in the shape of ``like`` if it is missing or has another shape."""
+        """Return a tensor of ``state``, or zeros if it is missing or not shaped like ``like``."""
         tensor = self.state.get(name)
         return torch.zeros_like(like) if tensor is None or tensor.shape != like.shape else tensor
 
@@ -125,8 +120,7 @@ class ClientContext:
 class ClientStage:
     """The client half of a stage: a frozen dataclass. The server sends the values of its fields.
 
-    Override ``on_update`` to change the update that is sent. Override ``quadratic`` or ``penalty`` to add a term to the
-    loss. The defaults have no effect.
+    Override ``on_update`` to change the update, or ``quadratic`` or ``penalty`` to add a term to the loss.
     """
 
     registered_name: ClassVar[str] = ""
@@ -134,7 +128,7 @@ class ClientStage:
     """True if the stage assigns to ``context.state``; each client then has the same slice in all rounds."""
 
     def quadratic(self, context: ClientContext) -> Quadratic | None:
-        """Return the penalty as a quadratic form, or None if it has another form or there is none.
+        """Return the penalty as a quadratic form, or None.
 
         Clients with quadratic penalties can be trained together.
         """
@@ -151,7 +145,7 @@ class ClientStage:
 
 
 class RespondingStage(ClientStage):
-    """Client half of a ``Conversation``: a client stage that also answers queries of the server."""
+    """A client stage that also answers queries of the server."""
 
     def answer(self, context: ClientContext) -> Fields:
         """Return the answer to the question in ``context.config``."""
@@ -189,7 +183,6 @@ def client_stage(name: str) -> Callable[[type[Kind]], type[Kind]]:
 
 
 def _check_class(kind: type[ClientStage]) -> None:
-    """Raise ``ConfigError`` if a class is not a frozen dataclass, or has methods that clients do not call."""
     if not is_dataclass(kind) or not getattr(kind, "__dataclass_params__").frozen:  # noqa: B009 - unknown to mypy
         raise ConfigError(
             f"{kind.__name__}: expected a frozen dataclass, as its fields travel: @dataclass(frozen=True)"
@@ -212,7 +205,7 @@ def _field_types(kind: type[ClientStage]) -> dict[str, Any]:
 
 
 def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
-    """Return config entries that describe client stages in an instruction."""
+    """Return config entries that describe client stages."""
     named = {stage.registered_name: stage for stage in stages}
     config: dict[str, Value] = {KEY: ",".join(named)}
     for name, stage in named.items():
@@ -221,7 +214,7 @@ def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
 
 
 def read_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages that an instruction names; raise ``ReplyError`` for unknown names and invalid fields."""
+    """Return the client stages in an instruction; raise ``ReplyError`` if any are invalid."""
     names = config.get(KEY, "")
     if not isinstance(names, str) or len(names) > MOST_STAGES * LONGEST_TEXT:
         raise ReplyError(f"the server sent {short_repr(names)} as {KEY}, expected names with commas")
@@ -247,7 +240,6 @@ def _read_stage(name: str, config: Fields) -> ClientStage:
 
 
 def _read_field(key: str, value: object, kind: type[Value]) -> Value:
-    """Return the value of a stage's field; raise ``ReplyError`` for wrong types, infinite numbers and long texts."""
     if kind is float and type(value) is int:
         value = float(value) if abs(value) <= LARGEST_INTEGER else value
     bounded = (

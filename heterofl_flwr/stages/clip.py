@@ -12,7 +12,7 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 @client_stage("clip")
 @group
 class ClientClip(ClientStage):
-    """Clip the client's change before the client sends it."""
+    """The client half of ``Clip``."""
 
     bound: Positive
     """upper bound on the L2 norm of the change of a slice"""
@@ -23,7 +23,7 @@ class ClientClip(ClientStage):
 
 
 class Clip(ServerStage):
-    """Bound the L2 norm of the change of a client's slice. The client clips it, and the server clips it again."""
+    """Bound the L2 norm of a client's change, on the client and again on the server."""
 
     reads_replies = False
 
@@ -35,9 +35,6 @@ class Clip(ServerStage):
         return ClientClip(bound=float(self.clip))
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update with the change clipped.
-
-        The server repeats this, because the client may have skipped it.
-        """
+        """Return the update with the change clipped, in case the client has not."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         return replace(update, tensors=clipped(update.plan.extract(context.state), update.tensors, self.clip))

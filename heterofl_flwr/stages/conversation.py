@@ -1,4 +1,4 @@
-"""Stages that query clients before and after training, and that sum the replies themselves: secure aggregation."""
+"""Stages that query clients before and after training."""
 
 from collections.abc import Generator, Mapping
 from typing import TypeVar
@@ -16,37 +16,31 @@ Questions = Generator[Mapping[int, Fields], Mapping[int, Fields], Result]
 
 
 class Conversation(ServerStage):
-    """A server stage that queries clients several times in a round. Its client half is a ``RespondingStage``.
-
-    Replies are passed to this stage only. Other stages see only the mean of the replies.
+    """A server stage that queries clients, and sums their replies itself.
 
     Attributes
     ----------
     excluded
-        Dictionary from client to reason, for clients that the stage has left out, or that lied to it.
+        By client, the reason why the stage has left it out.
     skipped
-        True if the stage leaves the model unchanged in this round.
+        Whether the stage leaves the model unchanged in this round.
     """
 
     excluded: Mapping[int, str] = {}
     skipped = False
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Yield queries to clients before training, and receive the answers.
+        """Yield queries before training; return extra config entries for each client.
 
-        ``clients`` has the expected update of each client, without tensors. The generator returns extra config entries
-        for the instruction of each client that may train.
+        ``clients`` has the expected updates, without tensors.
         """
         yield from ()
         return {client: {} for client in clients}
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Yield queries to clients and receive the answers, between the last reply of the round and the mean."""
+        """Yield queries after the last reply of the round."""
         yield from ()
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:
-        """Return an aggregator that computes the mean from this stage's sum.
-
-        ``state`` is the model before the round.
-        """
+        """Return an aggregator that computes the mean from this stage's sum."""
         raise NotImplementedError(f"{stage_name(self)} has no aggregator")

@@ -1,7 +1,6 @@
-"""SecureSum: the server learns the sum of the clients' changes, but no single change (secure aggregation).
+"""SecureSum: the server learns the sum of the clients' changes, but no single change.
 
-With slices of unequal size, each entry is masked only among the clients whose slices contain it. So a client sends no
-more than its slice. ``heterofl_flwr/secure`` contains the protocol. docs/howto/privacy.md explains who must be trusted.
+Each entry is masked only among the clients whose slices contain it. docs/howto/privacy.md explains who must be trusted.
 """
 
 import logging
@@ -52,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @with_options
 class SecureSum(Conversation):
-    """Server stage that sums masked changes and unmasks only the sum (secure aggregation)."""
+    """Server stage that sums masked changes and unmasks only the sum."""
 
     name = "SecureSum"
     bound: Positive = 4.0
@@ -73,7 +72,7 @@ class SecureSum(Conversation):
         self._closed: float | None = None  # fraction of the model that was not unmasked
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Begin or resume a run. Clients get new random seeds. Clients that lied earlier may take part again."""
+        """Begin or resume a run. Clients that lied earlier may take part again."""
         self._nonce, self._liars = secrets.randbits(63), {}
 
     def client(self) -> RespondingStage:
@@ -81,10 +80,7 @@ class SecureSum(Conversation):
         return ClientSecureSum()
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Query clients for public keys, then for shares of private keys.
-
-        The generator returns extra config entries for the instruction of each client that may train.
-        """
+        """Query clients for public keys, then for shares of private keys."""
         self._round, self._closed, self.skipped = None, None, False
         self.excluded = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
         answers = yield {client: {KEY: "keys", RUN: context.run} for client in clients if client not in self._liars}
@@ -112,7 +108,6 @@ class SecureSum(Conversation):
         return fields
 
     def _skip(self, cause: str, context: RoundContext) -> None:
-        """Leave the model unchanged in this round, and log the cause."""
         self.skipped, self._closed = True, 1.0
         logger.warning(
             "round %d: SecureSum opens no sum, and the model stays as it is: %s", context.server_round, cause
@@ -143,7 +138,7 @@ class SecureSum(Conversation):
         )
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Add a client's masked change to the sum. Return the update without tensors."""
+        """Add a client's masked change to the sum; return the update without tensors."""
         if update.form != FORM or update.client not in self._nodes:
             raise ReplyError(
                 f"reply refused: its change is in the form {update.form}, expected {FORM}: install the same version of "
@@ -155,7 +150,7 @@ class SecureSum(Conversation):
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Query clients for the shares that unmask the sum, and then for those that unmask its classifier rows."""
+        """Query clients for the shares that unmask the sum, then its classifier rows."""
         if self.skipped:
             return
         current = self._current()
@@ -181,7 +176,6 @@ class SecureSum(Conversation):
         self._use(current, context)
 
     def _name_liars(self, current: ServerRound, context: RoundContext) -> None:
-        """Exclude the clients that lied in this round from later rounds."""
         named = {self._nodes[number]: reason for number, reason in current.liars.items()}
         self.excluded = {
             **self.excluded,
@@ -197,7 +191,6 @@ class SecureSum(Conversation):
             )
 
     def _use(self, current: ServerRound, context: RoundContext) -> None:
-        """Pass the unmasked sum to the aggregator. If the L2 norm of the mean change is too large, skip the round."""
         sums, closed = current.sums(), current.closed()
         step = 1.0 if current.roster.grid else self.bound / largest_steps(len(current.members))
         if context.norm_bound:
@@ -217,7 +210,7 @@ class SecureSum(Conversation):
         return self._mean
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the number of clients in the sum, and the fraction of the model that was not unmasked."""
+        """Return the number of clients in the sum, and the masked fraction of the model."""
         facts = {} if self._closed is None else {"closed-fraction": self._closed}
         return {"summed-clients": float(len(self._round.survivors)), **facts} if self._round else facts
 
@@ -228,7 +221,7 @@ class SecureSum(Conversation):
 
 
 class MeanOfSum:
-    """Aggregator that computes the mean from an unmasked sum. It ignores single replies."""
+    """Aggregator that computes the mean from an unmasked sum."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -236,18 +229,18 @@ class MeanOfSum:
         self._step = 1.0
 
     def set_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]], step: float) -> None:
-        """Set the unmasked sums: for each parameter, the sum in steps and the number of clients in each entry.
+        """Set each parameter's sum in steps, and the number of clients of each entry.
 
         ``step`` is the size of a step, in the unit of the parameter.
         """
         self._sums, self._step = sums, step
 
     def add(self, reply: CheckedReply) -> None:
-        """Ignore the reply, because it is already part of the sum."""
+        """Ignore the reply, which is already part of the sum."""
 
     @torch.no_grad()
     def result(self) -> State:
-        """Return the new model: the model at the start of the round plus the mean change."""
+        """Return the new model: the old one plus the mean change."""
         new = State()
         for name, old in self._state.items():
             total, counts = self._sums.get(name, (torch.zeros(()), torch.zeros(())))
@@ -256,5 +249,5 @@ class MeanOfSum:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the number of clients whose changes are in its sum."""
+        """Return the number of clients in the sum of each entry of a parameter."""
         return self._sums[name][1] if name in self._sums else torch.zeros(self._state[name].shape)

@@ -1,4 +1,4 @@
-"""Arguments of strategies: their names in Flower's two APIs, and errors for unknown and invalid arguments."""
+"""Arguments of strategies: names and errors."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -36,20 +36,13 @@ STAGES: Mapping[str, str] = {
 
 
 def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return, for each option of a group, the code that passes the option: ``"sampling=Sampling(spare=...)"``.
-
-    ``parameters`` are a constructor's parameters. Some of them have a group of options as their default:
-    ``Sampling()``.
-    """
+    """Return the code that passes each option of a group: ``"sampling=Sampling(spare=...)"``."""
     groups = {name: type(parameter.default) for name, parameter in parameters.items() if is_group(parameter.default)}
     return {option: f"{name}={kind.__name__}({option}=...)" for name, kind in groups.items() for option in specs(kind)}
 
 
 def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
-    """Return a decorator for constructors that adds a remedy to the error for an unknown argument.
-
-    The remedy is the group that has the argument, the text in ``remedies``, or the argument with the most similar name.
-    """
+    """Return a decorator that adds a remedy to the error for an unknown argument."""
 
     def decorate(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:
         parameters = signature(construct).parameters
@@ -75,9 +68,9 @@ def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments
 def check_arguments(
     num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None, **functions: object
 ) -> None:
-    """Raise ``ConfigError`` if arguments of ``start`` have wrong types or contradict one another.
+    """Raise ``ConfigError`` if arguments of ``start`` are wrong or contradict one another.
 
-    ``functions`` are arguments that must be callable or None.
+    ``functions`` must be callable or None.
     """
     check_count("num_rounds", num_rounds, 0)
     for name, function in functions.items():

@@ -1,8 +1,7 @@
 """``FedH2L``: a strategy whose rounds have two exchanges of messages.
 
-In the first exchange, each client trains, and publishes its posteriors (class probabilities) for the seed batch. The
-seed batch is a batch of examples that all clients have. In the second exchange, each client learns from the posteriors
-of the other clients. The server relays posteriors. It does not need the examples.
+First, each client trains, and publishes its posteriors (class probabilities) for a seed batch, which all clients have.
+Then each client learns from the posteriors of the others.
 """
 
 import math
@@ -49,9 +48,9 @@ class FedH2L(FederationStrategy):
     Parameters
     ----------
     classes : int
-        Number of classes, which is the length of a posterior.
+        Number of classes.
     mix : str | Mix
-        The rates at which clients build their models, and the share of clients at each. A client keeps its rate.
+        The rates of the clients' models, and the share of clients at each. A client keeps its rate.
     distill : DistillOptions
         The seed set, and the temperature of the posteriors.
     sampling : Sampling
@@ -112,11 +111,11 @@ class FedH2L(FederationStrategy):
         self._publish_metrics: dict[int, Mapping[str, float]] = {}  # metrics of the first exchange, by client
 
     def largest_reply(self, message: Message) -> int:
-        """Return an upper bound on the size in bytes of the reply to a message, with room for posteriors."""
+        """Return an upper bound on the size of a reply in bytes."""
         return super().largest_reply(message) + 8 * math.prod(self._shape)
 
     def seed_rows(self, server_round: int) -> list[int]:
-        """Return the sorted indices of the examples that make up a round's seed batch. They index the seed set."""
+        """Return the sorted indices of a round's seed batch in the seed set."""
         draw = generator(self.federation.seed, "seed-batch", server_round)
         return sorted(draw.sample(range(self._seeds.seed_size), self._seeds.seed_batch))
 
@@ -126,7 +125,7 @@ class FedH2L(FederationStrategy):
         return {**super()._train_config(current, node_id, rate), **seeds}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Run both exchanges of a round, and return the replies of the second.
+        """Run both exchanges of a round; return the replies of the second.
 
         ``sent`` are the messages of the first.
         """
@@ -135,9 +134,9 @@ class FedH2L(FederationStrategy):
         return grid.send_and_receive(learners, timeout=budget.remaining())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
-        """Run the first exchange; return a message for each client with the posteriors of all other clients.
+        """Run the first exchange; return a message for each client with the posteriors of the others.
 
-        If a client sends invalid posteriors, the round goes on without it.
+        A client with invalid posteriors is left out.
         """
         current = self.open_round()
         opened = self.messages_of(current.server_round)
@@ -166,13 +165,13 @@ class FedH2L(FederationStrategy):
         return list(opened.sent)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
-        """Return the content of a client's reply in the second exchange. Its metrics are those of both exchanges."""
+        """Return a reply of the second exchange, with the metrics of both."""
         content = super()._read_train_reply(node_id, reply, current)
         return replace(content, metrics={**self._publish_metrics[node_id], **content.metrics})
 
 
 def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tuple[Tensor, int]:
-    """Return the posteriors in a reply and their size in bytes; raise ``ReplyError`` if they are invalid."""
+    """Return the posteriors in a reply, and their size in bytes."""
     reading.read_config(reply, sender)
     records = reading.array_records(reply.content)
     if list(records) != [messages.POSTERIORS] or list(records[messages.POSTERIORS]) != [messages.POSTERIORS]:

@@ -1,7 +1,4 @@
-"""HeteroFL as a strategy of Flower's Message API: the class and its arguments.
-
-Its hooks are in ``train_hooks.py`` and ``evaluate_hooks.py``. The loop over rounds is in ``start.py``.
-"""
+"""HeteroFL as a strategy of Flower's Message API: the class and its arguments."""
 
 from collections.abc import Sequence
 
@@ -31,8 +28,8 @@ class HeteroFL(FederationStrategy):
     mix : str | Mix
         The rates of the clients and their shares, such as ``"a1-b1-c1-d1-e1"`` or ``"1.0x1-0.3x9"``.
     fraction_train, fraction_evaluate : float
-        Fraction of the clients that take part in a round. The number of clients is rounded up, to at least one. With
-        ``fraction_evaluate=0.0`` no client evaluates or measures batch norm moments.
+        Fraction of the clients that take part in a round, rounded up. With ``fraction_evaluate=0.0`` no client
+        evaluates or measures batch norm moments.
     min_train_nodes, min_evaluate_nodes : int | None
         If set, ``max(int(fraction * clients), min_train_nodes)`` clients take part, as in ``FedAvg``, and a round waits
         for at least this many nodes.
@@ -40,14 +37,12 @@ class HeteroFL(FederationStrategy):
         Number of nodes that a round waits for.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
         As in ``FedAvg``: a function that returns the metrics of a round. Its arguments are the records of the replies,
-        and the key of the number of examples. The records have no parameters, because parameters are freed as soon as
-        they are added to the mean. Replies of clients that evaluated only a smaller model are left out. By default,
-        metrics are averaged, weighted by examples.
+        without parameters, and the key of the number of examples. Replies of clients that evaluated only a smaller
+        model are left out. By default, metrics are averaged, weighted by examples.
     seed : int
         Random seed. Every random draw is a function of the seed, the round and the client's partition.
     slicing : Slicing
-        The slice of each client: assignment of rates, rate of the global model, prefix or moving slices, shared
-        parameters.
+        The slice of each client: assignment of rates, rate of the global model, moving slices, shared parameters.
     sampling : Sampling
         Spare clients, the minimum number of replies of a round, and the time to wait for nodes.
     training : Training
@@ -56,8 +51,8 @@ class HeteroFL(FederationStrategy):
         The mean of the replies: its weights, its kind (counting, robust, product), and the classifier rows that count.
     stages : Sequence[ServerStage]
         Stages that act before or after the mean, in this order: a server optimiser (``Momentum``, ``Adam``, ``Yogi``,
-        ``Adagrad``), ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your ``ServerStage``. A stage has state, so do not
-        use an instance in two strategies.
+        ``Adagrad``), ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your ``ServerStage``. Do not use an instance in
+        two strategies.
     limits : Limits
         Bounds on the replies of clients, and the server's tables of levels and partitions by node.
     privacy : Privacy
@@ -65,10 +60,10 @@ class HeteroFL(FederationStrategy):
     evaluation : Evaluation
         The rounds with an evaluation, and the models that clients evaluate.
     asynchronous : Buffered
-        With ``size`` above 0, training is asynchronous. The model is updated after every ``size`` replies; such an
-        update counts as a round. When a client has replied, another client begins at once.
+        With ``size`` above 0, training is asynchronous: each ``size`` replies update the model, which counts as a
+        round. When a client has replied, another begins at once.
     callbacks : Sequence[RoundCallback]
-        Callbacks, which are called after each round.
+        Callbacks, called after each round.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Registration of a grid's nodes: wait for nodes, query the capability of new nodes, sample nodes for a round."""
+"""Registration of a grid's nodes."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,9 +35,8 @@ POLL_SECONDS = 0.5
 class NodeRegistration:
     """Registration of the nodes of a grid in one round.
 
-    A node that does not answer the capability query is left out of the round, and is queried again in the next round.
-    If no sampled node answers, nodes are queried again in the same round. The time for queries counts towards the time
-    limit of the round; the time to wait for enough nodes does not.
+    A node that does not answer is left out of the round, and is queried again in the next. Queries count towards the
+    time limit of the round; the wait for enough nodes does not.
     """
 
     def __init__(self, grid: Grid, federation: Federation, server_round: int, budget: Budget) -> None:
@@ -49,7 +48,7 @@ class NodeRegistration:
         self._begins = not self._nodes.order
 
     def sample(self, purpose: Purpose) -> tuple[list[int], list[int]]:
-        """Wait for enough nodes. Return the nodes that can be sampled, and those that are sampled for the round."""
+        """Wait for enough nodes; return those that can be sampled, and those that are."""
         levels = self._federation.levels
         while True:
             node_ids = self.wait()
@@ -69,9 +68,7 @@ class NodeRegistration:
     def wait(self) -> list[int]:
         """Wait for enough nodes; return the nodes that can be sampled.
 
-        These are the nodes with a known capability, or all present nodes if sampling does not depend on capabilities.
-        If the nodes report more partitions than there are nodes, wait also until no new nodes join. Otherwise a
-        simulation could begin while only some of its clients are connected.
+        If the nodes report more partitions than there are nodes, wait also until no new nodes join.
         """
         sampling = self._federation.options.sampling
         deadline, announced = time.monotonic() + sampling.wait, False
@@ -104,7 +101,6 @@ class NodeRegistration:
         return usable
 
     def _too_few(self, number: int) -> str:
-        """Return the error message for a round with too few nodes; ``number`` nodes are connected."""
         sampling, away = self._federation.options.sampling, self._nodes.are_away()
         missing = f"; away: {listed(away)}" if away else ""
         more = "start more SuperNodes (flower-supernode)"
@@ -116,7 +112,7 @@ class NodeRegistration:
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
-        """Query the nodes whose capability is unknown. Return the nodes whose capability is known afterwards."""
+        """Query nodes of unknown capability; return those whose capability is then known."""
         unknown = [node_id for node_id in node_ids if node_id not in self._nodes]
         # One query for each node in a round: the answer to an earlier one may still arrive.
         new = [node_id for node_id in unknown if node_id not in self._queried and node_id not in self._nodes.unanswered]
@@ -143,7 +139,6 @@ class NodeRegistration:
         return [node_id for node_id in node_ids if node_id in self._nodes]
 
     def _ask_again(self, drawn: int) -> None:
-        """Allow a second query to silent nodes in this round; raise ``RoundError`` after ``sample.wait`` seconds."""
         if time.monotonic() >= self._began + self._federation.options.sampling.wait:
             self._fail(counted(drawn, "sampled node"))
         self._queried -= self._nodes.unanswered
@@ -153,7 +148,7 @@ class NodeRegistration:
     def log_changes(self) -> None:
         """Log which nodes joined, left or came back.
 
-        In the first round, warn if the nodes do not fit the mix or the server's tables of nodes.
+        In the first round, warn if they do not fit the mix.
         """
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:
@@ -170,7 +165,7 @@ class NodeRegistration:
         changes.clear()
 
     def _look(self) -> tuple[set[int], set[int]]:
-        """Update the registry of nodes. Return the present nodes, and the new nodes among them."""
+        """Update the registry of nodes. Return the present nodes, and the new ones."""
         present = {*self._grid.get_node_ids()}
         newcomers = present - self._nodes.present
         names: Mapping[int, str] = {}
@@ -180,11 +175,6 @@ class NodeRegistration:
         return present, newcomers
 
     def _query(self, node_ids: Sequence[int], seconds: Callable[[], float]) -> dict[int, Capability | Fault]:
-        """Query nodes, ``WINDOW`` at a time, within ``seconds()`` in total.
-
-        Return their answers and faults by node id.
-        """
-
         def read(node_id: int, reply: Message) -> Capability:
             return reading.read_capability(reply, self._nodes.name(node_id))
 
@@ -197,10 +187,6 @@ class NodeRegistration:
         return answers
 
     def _fail(self, queried: str, usable: int = 0, least: int = 1) -> NoReturn:
-        """Raise ``RoundError``: fewer than ``least`` of the queried nodes gave an answer.
-
-        ``queried`` describes these nodes.
-        """
         names = listed(map(self._nodes.name, self._nodes.unanswered))
         raise RoundError(
             f"{usable} of {queried} answered the capability query, expected at least {least}; no answer of "

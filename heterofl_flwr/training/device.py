@@ -1,4 +1,4 @@
-"""The device on which a client computes: selection of the device, random numbers, precision and memory."""
+"""The device on which a client computes."""
 
 import ctypes
 import os
@@ -27,7 +27,7 @@ QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
 def resolve_device(name: str = "auto") -> torch.device:
     """Return the device ``name``; raise ``ConfigError`` if this machine does not have it.
 
-    ``auto`` means CUDA if available, otherwise Apple's MPS if available, otherwise the CPU.
+    ``auto`` means CUDA if available, then Apple's MPS, then the CPU.
     """
     kind, colon, number = name.partition(":")
     if kind not in KINDS or (colon and (kind != "cuda" or not number.isdecimal())):
@@ -45,7 +45,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
-    """Return name, shape, dtype, device and ``requires_grad`` of each parameter and buffer."""
+    """Return name, shape, dtype, device and ``requires_grad`` of a model's tensors."""
     tensors = named_tensors(model).items()
     return [(name, value.shape, value.dtype, value.device, value.requires_grad) for name, value in tensors]
 
@@ -54,7 +54,7 @@ def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Within this context, torch's global generators start from ``seed``.
 
-    On exit, their states are restored, except that of MPS.
+    Afterwards they are restored, except that of MPS.
     """
     with kept_random_state(seed):
         if device.type == "mps":
@@ -63,10 +63,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Draws:
-    """Random state of a client. While the client's model is computed, it replaces torch's global random state.
+    """Random state of a client. In training, it replaces torch's global random state.
 
-    On a GPU, torch's generator then shares the state of this object's generator. If a CUDA graph is recorded in that
-    time, all its replays draw from this object's generator.
+    All replays of a CUDA graph that is recorded in that time draw from it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -75,14 +74,14 @@ class Draws:
         self._generator = torch.Generator(device) if device.type == "cuda" else None
 
     def seed(self, seed: int) -> None:
-        """Set the random state for the next client."""
+        """Set the state for the next client."""
         self._state = torch.Generator().manual_seed(seed).get_state()
         if self._generator is not None:
             self._generator.manual_seed(seed)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Within this context, torch draws random numbers from this state, and advances it."""
+        """Within this context, torch draws random numbers from this state."""
         usual = torch.default_generator.get_state()
         torch.default_generator.set_state(self._state)
         try:
@@ -95,7 +94,6 @@ class Draws:
 
 @contextmanager
 def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Within this context, torch's default generator of a GPU shares the state of ``generator``."""
     default = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     usual = default.graphsafe_get_state()
     default.graphsafe_set_state(generator)
@@ -109,9 +107,8 @@ def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Within this context, compute in the precision ``precision``.
 
-    With ``float32``, this is full precision. With ``tf32``, matrix products on a GPU round their factors to ten bits;
-    other devices use full precision. With ``bf16``, autocast computes products in bfloat16; parameters keep their
-    dtype.
+    With ``tf32``, matrix products on a GPU round their factors to ten bits. With ``bf16``, autocast computes products
+    in bfloat16; parameters keep their dtype.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
@@ -130,10 +127,9 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Make this process keep freed memory for later allocations. Return False if the C library cannot do so.
 
-    By default, glibc returns each large block to the system when it is freed. A training step allocates the same blocks
-    again and again, and the system provides each page anew. For the paper's largest CNN, these are 2,700 pages, which
-    take a tenth of the time of each step. The setting affects the whole process. This package calls the function before
-    clients train.
+    By default, glibc returns each large block to the system when it is freed, and a training step allocates the same
+    blocks again. With the paper's largest CNN, this takes a tenth of the time of each step. The setting affects the
+    whole process. This package calls the function before clients train.
     """
     return _set_malloc_thresholds(1 << 30)
 
@@ -141,11 +137,9 @@ def keep_freed_memory() -> bool:
 def give_back_freed_memory() -> bool:
     """Make this process return large blocks of memory to the system when they are freed.
 
-    Return False if the C library cannot do so. By default, glibc raises its limit for large blocks whenever such a
-    block is freed, and then keeps freed blocks up to the new limit. A server's messages have many sizes, so few of them
-    fit into kept blocks. With PreResNet18, the unused memory is two to three times the size of the model. This package
-    calls the function in the server. If clients train in the same process, they call ``keep_freed_memory`` later, which
-    replaces this setting.
+    Return False if the C library cannot do so. By default, glibc keeps more and more freed blocks, few of which fit a
+    server's messages. With PreResNet18, the unused memory is two to three times the size of the model. This package
+    calls the function in the server. If clients train in the same process, ``keep_freed_memory`` replaces this setting.
     """
     return _set_malloc_thresholds(1 << 20)
 
@@ -153,23 +147,19 @@ def give_back_freed_memory() -> bool:
 def give_back_gaps() -> bool:
     """Return free memory between used blocks to the system. Return False if nothing was returned.
 
-    After ``keep_freed_memory``, memory can leak. If small blocks surround a freed aligned block, glibc does not reuse
-    its memory for the next aligned block of the same size. In this way, each step of the paper's Transformer at level c
-    leaks 6 MB. When the process needs returned pages again, the system must provide them anew. This costs little if the
-    function is called once in many steps.
+    After ``keep_freed_memory``, glibc does not reuse some freed blocks. At level c of the paper's Transformer, each
+    step leaks 6 MB. Call this once in many steps.
     """
     trim = _of_glibc("malloc_trim")
     return bool(trim and trim(0))
 
 
 def _set_malloc_thresholds(size: int) -> bool:
-    """Set the size of blocks from which glibc returns freed memory. Return False for other C libraries."""
     mallopt, trim_threshold, mmap_threshold = _of_glibc("mallopt"), -1, -3
     return bool(mallopt and mallopt(trim_threshold, size) and mallopt(mmap_threshold, size))
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:
-    """Return a function of this process's C library; None if the library does not have it."""
     try:
         function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):

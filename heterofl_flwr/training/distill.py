@@ -1,4 +1,4 @@
-"""Distillation among clients (FedH2L): class probabilities, their divergence, training steps, and joined gradients."""
+"""Distillation among clients (FedH2L)."""
 
 from itertools import chain, count
 
@@ -20,11 +20,10 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the vector nearest to the sum of two gradients that conflicts with neither gradient.
+    """Return the vector nearest to the sum of two gradients that conflicts with neither.
 
-    Two vectors conflict if their dot product is negative. At most one gradient conflicts with the sum. If one does, the
-    result is the sum without its component along this gradient. By the Cauchy-Schwarz inequality, the result then does
-    not conflict with the other gradient.
+    Vectors conflict if their dot product is negative. If a gradient conflicts with the sum, the sum's component along
+    it is removed.
     """
     gradient = private + shared
     for part in (private, shared):
@@ -64,14 +63,14 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return class probabilities (examples, classes) from a model in evaluation mode. The model's mode is restored."""
+    """Return class probabilities (examples, classes) from a model in evaluation mode."""
     with evaluating(model):
         probabilities: Tensor = (model(inputs).float() / temperature).softmax(1)
     return probabilities
 
 
 def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
-    """Return ``posterior`` if each row is a distribution over classes. Otherwise raise ``ReplyError``."""
+    """Return ``posterior``; raise ``ReplyError`` if a row is not a distribution over classes."""
     if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
         what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
@@ -96,7 +95,7 @@ def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tenso
     peers : Tensor
         Class probabilities of its peers at the same temperature, (peers, examples, classes).
     temperature : float
-        Number by which this client's logits are divided before softmax.
+        Number by which logits are divided before softmax.
     """
     log_posterior = (logits / temperature).log_softmax(1).expand_as(peers)
     return F.kl_div(log_posterior, peers, reduction="none").sum(2).mean()
@@ -109,21 +108,19 @@ def learn_from_peers(
     options: TrainOptions,
     distill: DistillOptions,
 ) -> float:
-    """Train a client's model in place by seed steps. Return its divergence from the peers before the first step.
+    """Train a client's model in place; return its divergence from the peers before the first step.
 
-    A seed step has two gradients: one from a batch of the client's data, and one from the seed batch. The loss on the
-    seed batch is the divergence from the peers. With ``distill.labels``, the cross entropy of the labels is added to
-    it. The two gradients are joined by ``join_gradients``. The joined gradient is clipped and applied as in other
-    training steps.
+    A step has two gradients, joined by ``join_gradients``: one from a batch of the client's data, and one from the seed
+    batch. The loss on the seed batch is the divergence from the peers, plus the cross entropy with ``distill.labels``.
 
     Parameters
     ----------
     job : TrainingJob
-        The client. Its ``step_share`` limits the seed steps too.
+        The client. Its ``step_share`` limits these steps too.
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor
-        The peers' class probabilities on the seed batch, (peers, examples, classes). The number of peers may be 0.
+        The peers' class probabilities on the seed batch, (peers, examples, classes).
     options, distill : TrainOptions, DistillOptions
         Options of a training step, and of the distillation.
     """
@@ -156,7 +153,7 @@ def learn_from_peers(
 
 
 def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOptions) -> tuple[Tensor, Tensor]:
-    """Return the loss on the seed batch, and the divergence from the peers, which is 0 without peers."""
+    """Return the loss on the seed batch, and the divergence from the peers."""
     distance = 0 * logits.sum()
     if len(peers):
         distance = divergence(logits, peers, distill.temperature)
@@ -167,19 +164,7 @@ def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOp
 
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
-    """Return the indices of the examples of a seed set: ``size`` examples, about equally many of each class.
-
-    Parameters
-    ----------
-    split : Split
-        Images of all classes, to which every client has access.
-    size : int
-        Number of examples.
-    classes : int
-        Number of classes.
-    seed : int
-        Random seed of the choice.
-    """
+    """Return the indices of ``size`` examples, about equally many of each class."""
     if not 0 < size <= len(split):
         raise ConfigError(f"a seed set of {size} examples is not possible: expected 1 to {len(split)}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive(seed, "seed-set")))

@@ -1,4 +1,4 @@
-"""Evaluation of a model on the examples of a client or of the server."""
+"""Evaluation of a model on examples."""
 
 from collections.abc import Iterable, Sequence
 
@@ -28,8 +28,8 @@ def evaluate(
 ) -> EvaluateResult:
     """Return loss, accuracy and other results of a model in evaluation mode.
 
-    The model and its mode do not change. Batch norm layers without running statistics normalise by batch here too. To
-    avoid this, measure moments of the data and evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
+    Batch norm layers without running statistics normalise by batch here too. To avoid this, measure moments of the data
+    and evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
 
     Parameters
     ----------
@@ -41,7 +41,6 @@ def evaluate(
         The classes that are present, None for all. The logits of other classes are replaced.
     fill : Fill
         Value for the logits of absent classes: ``zero``, ``-inf`` or ``none`` (see ``heterofl_flwr.nn.mask_logits``).
-        With ``-inf``, an example of an absent class makes the loss infinite.
     batch_size : int
         Number of examples in a batch, or of rows of a text.
     seed : int
@@ -62,7 +61,7 @@ def evaluate_each(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> list[EvaluateResult]:
-    """Return the results of ``evaluate`` for several masks of the logits, from a single forward pass."""
+    """Return the results of ``evaluate`` for several masks, from a single forward pass."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):

@@ -1,4 +1,4 @@
-"""Losses of a model with several outputs. The outputs are early exits, or smaller models inside the model."""
+"""Losses of a model with several outputs: early exits, or smaller models inside it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,8 @@ all, which learn from the deepest.
 def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 1.0) -> Tensor:
     """Return DepthFL's loss (Kim et al., ICLR 2023): all exits learn from the labels and from each other.
 
-    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``. CE_i is the cross
-    entropy of exit i, and p_i its class probabilities at temperature T. No gradient flows through p_j. In the authors'
-    code, T is 1.
+    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``. p_i are the class
+    probabilities of exit i at temperature T. No gradient flows through p_j.
     """
     posteriors = [_posteriors(exit_logits, temperature) for exit_logits in logits]
     total = torch.stack([masked_cross_entropy(exit_logits, targets) for exit_logits in logits]).sum()
@@ -35,9 +34,9 @@ def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.
 def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 3.0) -> Tensor:
     """Return ScaleFL's loss (Ilhan et al., CVPR 2023): the deepest exit teaches the others.
 
-    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. CE_j is the cross
-    entropy of exit j, and p_j its class probabilities at temperature T. No gradient flows through p_d. The authors'
-    code differs: a gradient flows through p_d, and the divergence is divided by the number of classes.
+    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. p_j are the class
+    probabilities of exit j at temperature T. No gradient flows through p_d. In the authors' code, a gradient does, and
+    the divergence is divided by the number of classes.
     """
     teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)
@@ -58,11 +57,10 @@ def nested_loss(
 ) -> Tensor:
     """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): smaller models learn from the full one.
 
-    The last of ``logits`` are those of the full model. The loss is ``CE_full + weight * sum_i (label_share * CE_i + (1
-    - label_share) * T^2 KL(p, p_i))``. CE is ``criterion``. p_i are the class probabilities of smaller model i at
-    temperature T, and p are those of the full model. No gradient flows through p. With one smaller model,
-    ``label_share`` 0 and T 1, this is FjORD's loss (Horvath et al., NeurIPS 2021, section 3.2). All logits must be
-    masked, because an unmasked teacher is no better than chance for classes that its client lacks.
+    The last of ``logits`` are those of the full model, and all must be masked. The loss is ``CE_full + weight * sum_i
+    (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. CE is ``criterion``. p and p_i are the class
+    probabilities of the full model and of smaller model i at temperature T. No gradient flows through p. By default,
+    with one smaller model, this is FjORD's loss (Horvath et al., NeurIPS 2021, section 3.2).
     """
     teacher = _posteriors(logits[-1], temperature)[None]
     total = criterion(logits[-1], targets)
@@ -80,11 +78,10 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
-    """Return the factor by which a round multiplies the weight of the divergence. It grows over ``rounds`` rounds.
+    """Return the factor of the divergence in a round.
 
-    With ``mutual`` (DepthFL), the factor is ``exp(-5 (1 - t / rounds)^2)`` after t rounds. Its authors set ``rounds``
-    to 300 of 1000 rounds. With ``deepest`` (ScaleFL), the factor is 0 during these rounds and 1 afterwards. Its authors
-    set ``rounds`` to a quarter of all rounds.
+    With ``mutual`` (DepthFL), it is ``exp(-5 (1 - t / rounds)^2)`` after t rounds, and 1 after ``rounds`` rounds. With
+    ``deepest`` (ScaleFL), it is 0 during these rounds and 1 afterwards.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":
@@ -97,8 +94,5 @@ def _posteriors(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _finite(logits: Tensor) -> Tensor:
-    """Replace the logits -inf of absent classes by -1e4.
-
-    With -inf, a loss would contain 0 times infinity, which is NaN.
-    """
+    """Replace logits of -inf by -1e4. With -inf, a loss would contain 0 times infinity."""
     return logits.nan_to_num(neginf=-1e4)

@@ -1,4 +1,4 @@
-"""A training step: forward pass, masked loss, and SGD with FedProx and clipping."""
+"""A training step: forward pass, masked loss and SGD."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +18,12 @@ error.
 
 
 def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tensor:
-    """Return a boolean mask over ``number`` classes, which is True for each of ``classes``; None means all."""
+    """Return a mask over ``number`` classes, True for ``classes``; None means all."""
     return torch.ones(number, dtype=torch.bool) if classes is None else class_mask(classes, number)
 
 
 class Masking:
-    """Function that replaces the logits of absent classes. It reads the number of classes from the first logits."""
+    """Function that replaces the logits of absent classes."""
 
     def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill) -> None:
         self._classes, self._fill = classes, fill
@@ -36,7 +36,7 @@ class Masking:
         return mask_logits(logits, self._mask, self._fill)
 
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
-        """Change to the classes of another client, in the same memory. Both clients must have classes, or both None."""
+        """Change to the classes of another client, in the same memory. None must stay None."""
         self._classes = classes
         if self._mask is not None:
             self._mask.copy_(present_classes(classes, len(self._mask)))
@@ -51,7 +51,7 @@ def compute_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of a batch, and whether each prediction is correct.
 
-    If the model has several outputs, the last is its prediction.
+    The last of several outputs is the prediction.
     """
     outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
@@ -60,14 +60,13 @@ def compute_loss(
 
 
 class SGD:
-    """SGD with momentum, weight decay, quadratic penalties and gradient clipping. Momentum starts at zero.
+    """SGD with momentum, weight decay, quadratic penalties and gradient clipping.
 
-    The class calls the kernel of torch's fused SGD. To clip, the kernel divides gradients by a scale, without an extra
-    pass. The class ``torch.optim.SGD`` is not used, because it imports torch's compiler. The import costs each process
-    two seconds and 150 MB. Values that the fused kernel does not support are updated by several smaller kernels.
+    It calls the kernel of ``torch.optim.SGD``. The import of that class loads torch's compiler, which takes two seconds
+    and 150 MB.
 
     Only the first ``trained`` of ``values`` are trained, by default all. ``quadratic`` has tensors for these values
-    only. With ``by_row``, each tensor has one row for each client, and each client's gradients are clipped separately.
+    only. With ``by_row``, each row belongs to one client, whose gradients are clipped separately.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class SGD:
         self.fused = by_row or all(map(_fits_the_kernel, self.values))
 
     def select(self, rows: Tensor) -> Self:
-        """Return an SGD for some of the clients. It has copies of their rows, which ``rows`` selects."""
+        """Return an SGD for some of the clients, with copies of their rows."""
         part = copy.copy(self)
         part.values, part.momentum, part.received, part.centers, part.directions = (
             [tensor[rows] for tensor in tensors]
@@ -98,13 +97,13 @@ class SGD:
         return part
 
     def write(self, rows: Tensor, part: "SGD") -> None:
-        """Copy the rows of ``part`` back into this SGD. ``select(rows)`` has returned ``part``."""
+        """Copy the rows of ``part``, a result of ``select``, back into this SGD."""
         for tensor, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
             tensor[rows] = new
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Update each value that has a gradient, and overwrite the gradients."""
+        """Update each value that has a gradient. The gradients are overwritten."""
         slopes = [gradient for gradient in gradients if gradient is not None]
         if not slopes:
             return
@@ -129,10 +128,6 @@ class SGD:
         self._update(values, slopes, momentum, scale)
 
     def _update(self, values: list[Tensor], slopes: list[Tensor], momentum: list[Tensor], scale: Tensor | None) -> None:
-        """Update values by SGD without clipping or penalties.
-
-        The gradients are ``slopes``, divided by ``scale`` (None: 1).
-        """
         options = self._options
         if self.fused:
             torch._fused_sgd_(
@@ -159,7 +154,7 @@ class SGD:
 
 
 class ParameterSGD(SGD):
-    """SGD on a model's parameters for one client in one round. It changes only parameters with ``requires_grad``."""
+    """SGD on the trainable parameters of a model."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], options: TrainOptions, quadratic: AlignedQuadratic | None = None
@@ -173,8 +168,6 @@ class ParameterSGD(SGD):
         super().__init__(dense, options, quadratic=self._trained(quadratic))
 
     def _trained(self, quadratic: AlignedQuadratic | None) -> AlignedQuadratic | None:
-        """Return the penalty for the trained parameters only, with tensors in the memory layouts of the parameters."""
-
         def select(tensors: Sequence[Tensor]) -> list[Tensor]:
             pairs = zip(self._all, tensors, strict=bool(tensors))
             return [_dense(torch.empty_like(like).copy_(tensor)) for like, tensor in pairs if like.requires_grad]
@@ -185,7 +178,7 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
-        """Start anew from the present values of the model's parameters, in the same memory.
+        """Start anew from the present values of the parameters, in the same memory.
 
         The penalty must have the same terms as before.
         """
@@ -202,7 +195,7 @@ class ParameterSGD(SGD):
             self.learning_rate = learning_rate
 
     def minimise(self, loss: Tensor) -> None:
-        """Compute the gradients of a loss, and update the parameters by one step. The gradients are not kept."""
+        """Update the parameters by one step that reduces a loss."""
         loss.backward()
         gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
@@ -211,7 +204,7 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Update the parameters by one step. ``gradients`` has an entry, possibly None, for each trained parameter."""
+        """Update the parameters by one step. Entries of ``gradients`` may be None."""
         dense: list[Tensor | None] = []
         for parameter, stride, gradient in zip(self.parameters, self._strides, gradients, strict=True):
             if gradient is not None and gradient.is_sparse:  # of an embedding; weight decay needs all rows
@@ -224,17 +217,12 @@ class ParameterSGD(SGD):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return a tensor as a contiguous view, in the order of its memory.
-
-    For a channels-last tensor, this is a view with permuted axes; any other tensor is returned itself. The fused kernel
-    copies tensors that are not contiguous. On a CPU, it pairs values by their position in memory.
-    """
+    """Return a view in the order of memory. The fused kernel copies other tensors."""
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1)
     return tensor
 
 
 def _fits_the_kernel(value: Tensor) -> bool:
-    """Return whether the fused kernel supports a tensor: it is float32 on a CPU or CUDA, without gaps in memory."""
     without_gaps = torch.empty_like(value).stride() == value.stride()
     return value.device.type in FUSED_DEVICES and value.dtype == torch.float32 and without_gaps

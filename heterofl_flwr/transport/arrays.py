@@ -1,4 +1,4 @@
-"""Tensors in Flower's array records: packing, reading with checks, moments, and slices of a global state."""
+"""Tensors in Flower's array records."""
 
 import io
 import math
@@ -25,10 +25,10 @@ HEADER_BYTES = 1024
 
 
 class TensorArray(Array):
-    """A Flower ``Array`` that stores a tensor. The tensor is serialised when ``data`` is first read.
+    """A Flower ``Array`` that stores a tensor, which is serialised when ``data`` is first read.
 
-    Its memory is shared with the caller's tensor, and with tensors that readers get. Do not change any of them. A
-    pickled or copied ``TensorArray`` becomes an ``Array`` of Flower.
+    It shares memory with the caller and with readers, so do not change the tensor. A pickled or copied ``TensorArray``
+    becomes an ``Array`` of Flower.
     """
 
     __qualname__ = "Array"  # Flower serialises objects by the name of their class
@@ -56,7 +56,6 @@ class TensorArray(Array):
         return super().numpy() if tensor is None else tensor.numpy().copy()
 
     def __eq__(self, value: object) -> bool:
-        """Whether another array has equal content. It may be of this class or a Flower ``Array``."""
         if not isinstance(value, Array):
             return NotImplemented
         names = ("dtype", "shape", "stype", "data")
@@ -69,7 +68,7 @@ class TensorArray(Array):
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return a record of tensors. It may share memory with ``tensors``, so do not change them afterwards."""
+    """Return a record of tensors. It shares their memory, so do not change them."""
     record = ArrayRecord()
     for name, tensor in tensors.items():
         record[name] = TensorArray(tensor.detach().cpu().contiguous())
@@ -83,13 +82,13 @@ def read_live(array: Array) -> Tensor | None:
 
 
 def array_size(array: Array) -> int:
-    """Return the size in bytes that an array has when it is serialised, without serialising it."""
+    """Return the serialised size of an array in bytes, without serialising it."""
     return len(array.data) if read_live(array) is None else npy_size(array.dtype, tuple(array.shape))
 
 
 @lru_cache(maxsize=4096)
 def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the size in bytes of an array in the format of ``.npy`` files."""
+    """Return the size in bytes of a ``.npy`` file."""
     header = io.BytesIO()
     array = np.broadcast_to(np.zeros((), dtype), shape)  # a view, which allocates a single element
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
@@ -97,9 +96,9 @@ def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
-    """Raise ``ReplyError`` if an array is larger than expected. Arrays are not unpacked.
+    """Raise ``ReplyError`` if an array is larger than expected, without unpacking it.
 
-    ``entries`` has the expected number of entries of each array. Up to 8 bytes are allowed for each entry.
+    ``entries`` has the number of entries of each array. Up to 8 bytes are allowed for each entry.
     """
     for name, array in record.items():
         most = 8 * entries.get(name, 0) + HEADER_BYTES
@@ -113,13 +112,13 @@ def count_bytes(arrays: ArrayRecord) -> int:
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Return the serialised size in bytes of all arrays in a message's content."""
+    """Return the serialised size in bytes of all arrays in a message."""
     return sum(count_bytes(record) for record in content.values() if isinstance(record, ArrayRecord))
 
 
 @contextmanager
 def reading_arrays(sender: str) -> Iterator[None]:
-    """Within this context, turn any error into a ``ReplyError``: the arrays of ``sender`` cannot be read."""
+    """Within this context, turn any error into a ``ReplyError`` that names ``sender``."""
     try:
         with warnings.catch_warnings():
             # numpy warns of unusual headers, and torch of arrays that must not be written to
@@ -132,7 +131,7 @@ def reading_arrays(sender: str) -> Iterator[None]:
 def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
     """Return the tensors of a record; raise ``ReplyError`` if an array is invalid.
 
-    The tensors share memory with the record, so the caller must not change them.
+    They share memory with the record, so do not change them.
     """
     expected = "numpy.ndarray"  # Flower's name of its only serialisation of arrays
     with reading_arrays(sender):
@@ -147,10 +146,9 @@ def _read_array(array: Array) -> Tensor:
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """Return the array that ``data`` contains in the format of ``.npy`` files.
+    """Return the array in the content of a ``.npy`` file.
 
-    It shares memory with ``data``, so the caller must not change it. ``numpy.load`` is not used, because it also
-    accepts archives, and extra bytes after an array.
+    It shares memory with ``data``, so do not change it. ``numpy.load`` would also accept archives and extra bytes.
     """
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -165,26 +163,23 @@ def read_npy(data: bytes) -> np.ndarray:
 
 
 def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
-    """Return the array records of a reply by name. ``form`` is the encoding of ``tensors``; ``scales`` may be None."""
+    """Return the array records of a reply. ``form`` is the encoding of ``tensors``."""
     records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
     return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
 
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
-    """Return a record with the static batch norm moments of each rate."""
+    """Return a record with the moments of each rate."""
     return pack_tensors(moment_tensors(moments))
 
 
 def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
-    """Return the tensors of static batch norm moments, named ``rate/name``.
-
-    ``moments`` has the moments of each rate.
-    """
+    """Return the moments of each rate as tensors, named ``rate/name``."""
     return {f"{rate}/{name}": tensor for rate, sums in moments.items() for name, tensor in sums.to_tensors().items()}
 
 
 def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
-    """Return the moments of each rate, from tensors named ``rate/name``. This is the inverse of ``moment_tensors``."""
+    """Return the moments of each rate, from tensors named ``rate/name``."""
     by_rate: dict[float, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         rate, _, name = path.partition("/")
@@ -193,7 +188,7 @@ def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
 
 
 def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:
-    """Return the moments of one rate from a record; raise ``ReplyError`` if they are missing or invalid."""
+    """Return the moments of one rate; raise ``ReplyError`` if they are missing or invalid."""
     moments = entries_under(f"{rate}/", read_tensors(record, sender))
     if not moments:
         raise ReplyError(f"{sender} sent no moments of rate {rate}")
@@ -204,10 +199,9 @@ def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Mo
 
 
 class Slices:
-    """Slices of a global state as array records. All messages with the same plan share one record.
+    """Slices of a global state as array records.
 
-    Flower stores and uploads an object only once if several messages contain it. The slice with all entries is the
-    record ``arrays`` itself.
+    Equal slices share one record, which Flower stores and uploads only once.
     """
 
     def __init__(
@@ -229,10 +223,7 @@ class Slices:
         return self._records[plan]
 
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
-        """Return the record with the slice of a plan, for the level ``rate``.
-
-        Parameters of ``Slicing.by_level`` have the values of this level.
-        """
+        """Return the record with the slice of a plan, at the level of ``rate``."""
         tensors = self._level_tensors(rate)
         if not tensors:
             return self.arrays(plan)
@@ -241,16 +232,13 @@ class Slices:
         return self._levels[rate]
 
     def level_parameters(self, rates: Sequence[float]) -> ArrayRecord:
-        """Return a record with the parameters of ``Slicing.by_level``, at each rate.
-
-        Their names are ``rate/parameter``.
-        """
+        """Return the parameters of ``Slicing.by_level`` at each rate, named ``rate/parameter``."""
         return pack_tensors(
             {f"{rate}/{name}": tensor for rate in rates for name, tensor in self._level_tensors(rate).items()}
         )
 
     def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return a record with slices of the stages' tensors, named ``stage/parameter``."""
+        """Return slices of the stages' tensors, named ``stage/parameter``."""
         if plan not in self._broadcasts:
             parameters = {name: name.partition("/")[2] for name in tensors}
             axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}

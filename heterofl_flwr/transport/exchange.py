@@ -1,4 +1,4 @@
-"""The exchange of messages with nodes over any grid: send a limited number at a time, and yield the replies."""
+"""The exchange of messages with nodes over any grid."""
 
 import logging
 import math
@@ -49,11 +49,9 @@ def exchange(
     enough: float = math.inf,
     in_order: bool = True,
 ) -> Iterator[Message]:
-    """Send messages; return a generator that yields the replies and does not store them.
+    """Send messages; return a generator of the replies.
 
-    The first messages are sent by the call itself, before the generator is used. Messages that are unanswered at the
-    end of the generator are cancelled. The grid needs ``push_messages`` and ``pull_messages``. If it has the methods of
-    ``Waits`` and ``Cancels``, they are used too.
+    The first messages are sent by the call itself. Unanswered messages are cancelled at the end.
 
     Parameters
     ----------
@@ -62,11 +60,10 @@ def exchange(
     sent : Iterable[Message]
         The messages; a node may get several.
     window : float
-        Maximum number of messages that are unanswered, or whose reply is not yet yielded. More messages are sent when
-        half of the window is free, so that a ``LocalGrid`` can group them.
+        Maximum number of messages without a yielded reply. More are sent when half of the window is free, so that a
+        ``LocalGrid`` can group them.
     timeout : float | None
-        Seconds from this call until missing replies are left out, and no more messages are sent. Time in which the
-        caller works on replies counts too.
+        Seconds from this call until missing replies are left out. Time in which the caller works on replies counts too.
     enough : float
         Number of replies without error after which the exchange ends.
     in_order : bool
@@ -81,7 +78,7 @@ def exchange(
 
 
 class _Flight:
-    """State of an exchange: unsent messages, ids of unanswered messages, and replies that are not yet yielded."""
+    """State of an exchange."""
 
     def __init__(self, grid: Grid, waiting: deque[Message], window: float, deadline: float, enough: float) -> None:
         self._grid, self._waiting, self._deadline, self._enough = grid, waiting, deadline, enough
@@ -91,7 +88,6 @@ class _Flight:
         self._good = 0
 
     def refill(self) -> None:
-        """If half of the window is free and the deadline has not passed, send as many messages as fit."""
         while (
             self._waiting
             and 2 * (room := self._window - len(self._out)) >= self._window
@@ -102,7 +98,6 @@ class _Flight:
             self._out |= {id_: None for id_ in self._grid.push_messages(batch) if id_}
 
     def replies(self, *, in_order: bool) -> Iterator[Message]:
-        """Yield the replies. At the end, cancel all messages without a reply."""
         try:
             while self._out and self._good < self._enough and (ready := self._await(in_order=in_order)):
                 for id_ in ready:
@@ -118,10 +113,7 @@ class _Flight:
             cancel(self._grid, list(self._out))
 
     def _await(self, *, in_order: bool) -> list[str]:
-        """Wait for a reply, and return the message ids of the replies to yield.
-
-        With ``in_order``, wait for the reply to the earliest unanswered message; otherwise for any reply.
-        """
+        """Wait for a reply, and return the message ids of the replies to yield."""
         now = time.monotonic()
         if not in_order:
             if now < self._deadline:
@@ -141,10 +133,6 @@ class _Flight:
         return [id_] if id_ in self._arrived else []
 
     def _pull(self, ids: list[str], seconds: float) -> None:
-        """Store the replies that have arrived.
-
-        If the grid can wait for replies, first wait for all, up to ``seconds``.
-        """
         if isinstance(self._grid, Waits):
             ids = self._grid.wait_for_replies(ids, None if seconds == math.inf else seconds)
         self._keep(pulled(self._grid, ids))
@@ -159,19 +147,19 @@ class _Flight:
 
 
 def pause_after(seconds: float) -> float:
-    """Return the pause in seconds before the next poll. ``seconds`` is the time without a reply so far."""
+    """Return the seconds until the next poll, after ``seconds`` without a reply."""
     return min(LONGEST_PAUSE, 0.001 + 0.05 * seconds)
 
 
 def pulled(grid: Grid, message_ids: Collection[str]) -> list[Message]:
-    """Return those replies to the messages ``message_ids`` that have arrived at the grid."""
+    """Return the replies to these messages that have arrived."""
     # reply_to_message_id is the only id by which an error reply of the SuperLink refers to its message.
     replies = grid.pull_messages(message_ids)
     return [reply for reply in replies if reply.metadata.reply_to_message_id in message_ids]
 
 
 def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> list[Message]:
-    """Wait up to ``seconds`` for the first reply to any of the messages. Return all replies that have arrived."""
+    """Wait up to ``seconds`` for a reply; return all that have arrived."""
     began = time.monotonic()
     while not (replies := pulled(grid, message_ids)) and (spent := time.monotonic() - began) < seconds:
         time.sleep(min(pause_after(spent), seconds - spent))
@@ -179,7 +167,7 @@ def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> l
 
 
 def fault_of(error: Error) -> Fault:
-    """Return the ``Fault`` of a client from an error reply."""
+    """Return the ``Fault`` in an error reply."""
     if isinstance(error, messages.LocalFault):
         return Fault(error.reason or "", error.kind)
     reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
@@ -187,7 +175,7 @@ def fault_of(error: Error) -> Fault:
 
 
 def explained(fault: str) -> str:
-    """Return the text of a client's error. If torch or Flower often raises this error, a remedy is added."""
+    """Return the text of a client's error, with a remedy if the error is common."""
     for words, remedy in _REMEDIES.items():
         if words.lower() in fault.lower():
             return f"{fault}; {remedy}"

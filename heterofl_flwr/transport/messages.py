@@ -1,7 +1,6 @@
-"""Names of all records and keys of messages between server and clients, and functions that make messages.
+"""Names of all records and keys of messages, and functions that make messages.
 
-An instruction has an ``ArrayRecord`` of parameters and a ``ConfigRecord``. A reply also has a ``MetricRecord``. Every
-config has the version of the schema, so that incompatible versions of this package raise an error.
+Every config has the version of the schema, so that incompatible versions of this package raise an error.
 """
 
 import time
@@ -122,7 +121,7 @@ SIMULATED = "simulated: "
 
 
 class LocalFault(Error):
-    """Error in a reply that this process makes itself, for a client that sent no reply.
+    """Error in a reply that this process makes for a client without a reply.
 
     A client cannot imitate it, because errors from other processes are not of this class.
     """
@@ -143,19 +142,19 @@ Record = ArrayRecord | MetricRecord
 
 
 def new_config(values: Mapping[str, object]) -> ConfigRecord:
-    """Return a config record with ``values`` and the version of the schema."""
+    """Return a config record with the version of the schema."""
     return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
 
 
 def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
-    """Return a message of type ``kind`` to a node, with arrays and a config."""
+    """Return a message to a node, with arrays and a config."""
     return Message(RecordDict({ARRAYS: arrays, CONFIG: new_config(config)}), node_id, kind)
 
 
 def client_config(
     federation: Federation, server_round: int, node_id: int, rate: float, callbacks: Sequence[RoundCallback] = ()
 ) -> dict[str, object]:
-    """Return the config entries that a client gets in instructions of both training and evaluation."""
+    """Return the config entries of instructions for both training and evaluation."""
     training, architecture = federation.options.training, federation.architecture
     config: dict[str, object] = {
         RATE: rate,
@@ -179,12 +178,12 @@ def client_config(
 
 
 def answer(message: Message, config: Mapping[str, object], records: Mapping[str, Record] = {}) -> Message:
-    """Return a reply to a message, with a config and other records."""
+    """Return a reply to a message."""
     return Message(RecordDict({CONFIG: new_config(config), **records}), reply_to=message)
 
 
 def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int) -> MetricRecord:
-    """Return the metric record of a reply. Raise ``ConfigError`` for values that are not numbers."""
+    """Return the metrics of a reply; raise ``ConfigError`` for values that are not numbers."""
     metrics = MetricRecord()
     for key, value in values.items():
         try:
@@ -204,7 +203,7 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
 
 
 def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESERVED) -> None:
-    """Raise ``ConfigError`` if a user's config contains keys that are reserved for this package."""
+    """Raise ``ConfigError`` if a user's config contains reserved keys."""
     if taken := sorted(reserved.intersection(config)):
         raise ConfigError(
             f"the config that goes with instructions has {', '.join(taken)}: by that name clients get what HeteroFL "
@@ -213,10 +212,7 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
 
 
 def error_reply(reply_to: str, run_id: int, signer: int, error: Error) -> Message:
-    """Return an error reply to the message with the id ``reply_to``.
-
-    ``signer`` is the node id of the reply's sender.
-    """
+    """Return an error reply to a message, from the node ``signer``."""
     metadata = Metadata(
         run_id=run_id,
         message_id="",

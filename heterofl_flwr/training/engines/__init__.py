@@ -1,4 +1,4 @@
-"""Engines: functions that train clients, each in a different way. This module selects and calls an engine."""
+"""Engines: functions that train clients, each in a different way."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -46,15 +46,12 @@ ON_A_GPU = "cohort"
 
 
 def mixes_rates(engine: str, device: torch.device) -> bool:
-    """Return whether an engine trains models of several rates together.
-
-    ``auto`` stands for the engine that it selects.
-    """
+    """Return whether an engine trains models of several rates together."""
     return (ON_A_GPU if engine == AUTO and device.type == "cuda" else engine) == "seats"
 
 
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
-    """Return the name of the engine that is probably fastest for clients whose models have equal structure."""
+    """Return the name of the engine that is probably fastest for these clients."""
     model = jobs[0].model
     if mixes_rates(AUTO, device_of(model)):
         return "seats"
@@ -76,11 +73,11 @@ def train(
 ) -> TrainResult:
     """Train a model in place on one client's data.
 
-    With ``engine="plain"`` and one thread, the result is reproducible bit for bit, because all random numbers come from
-    ``seed``. Torch's global generators do not change. The model stays in training mode.
+    With ``engine="plain"`` and one thread, the result is reproducible bit for bit. All random numbers come from
+    ``seed``. The model stays in training mode.
 
-    Batch norm cannot normalise a single value. So if the last batch of an epoch would have a single example, this
-    example is added to the batch before.
+    If the last batch of an epoch would have a single example, the example is added to the batch before. Batch norm
+    cannot normalise a single value.
 
     Parameters
     ----------
@@ -111,7 +108,7 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
         The clients. Their models are separate objects from the same build function. They must have the same rate,
         except for the engine ``seats``.
     options : TrainOptions
-        Learning rate, epochs and other options of all clients.
+        Learning rate, epochs and other options.
     engine : str
         ``auto``, or a name in ``ENGINES``.
     """

@@ -1,4 +1,4 @@
-"""The engine ``cohort``: the models of several clients are joined into one and trained at once."""
+"""The engine ``cohort``: the models of several clients are joined and trained at once."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -40,11 +40,8 @@ predictions.
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients together. Their results equal those of the engine ``plain``, up to rounding.
 
-    Each client has separate batches, classes and gradient clipping. Numbers of examples may differ. Before training,
-    one batch is used to verify that the joint model computes the same as each client's model alone. If verification or
-    training fails, the models are left unchanged. They are then trained by ``plain``, and the reason is logged. The
-    same happens to models with active dropout, with buffers that change in training (batch norm with running
-    statistics), or with hooks. On a GPU, steps are recorded once and replayed as a CUDA graph.
+    The joint model is first verified on one batch. If the check or the training fails, ``plain`` trains the models. It
+    also trains models with active dropout, running statistics or hooks. On a GPU, steps are replayed as a CUDA graph.
 
     Raises
     ------
@@ -64,7 +61,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
 
 def find_obstacle(model: nn.Module) -> str | None:
-    """Return the reason why clients with this model cannot train together; None if the model is no obstacle."""
+    """Return the reason why clients with this model cannot train together, or None."""
     for name, layer in model.named_modules():
         what = f"layer {name or '(the model itself)'}"
         if isinstance(layer, _DropoutNd) and layer.p:
@@ -77,7 +74,7 @@ def find_obstacle(model: nn.Module) -> str | None:
 
 
 class _Client:
-    """The remaining batches of a client, and the results of its steps so far."""
+    """The remaining batches and the results of a client."""
 
     def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
         self.job, self.remaining = job, count_steps(job, options)
@@ -118,7 +115,6 @@ class Cohort:
         self._replayed: Replayed | None = None
 
     def _join_quadratics(self, jobs: Sequence[TrainingJob]) -> AlignedQuadratic | None:
-        """Return one penalty for all clients. Each of its tensors has one row for each client."""
         quadratics = [job.quadratic for job in jobs if job.quadratic is not None]
         if not quadratics:
             return None
@@ -140,7 +136,7 @@ class Cohort:
         )
 
     def train(self) -> list[TrainResult]:
-        """Train all clients, then write the trained parameters into their models."""
+        """Train all clients, then write the parameters into their models."""
         try:
             while together := self._next():
                 self._run_steps(together)
@@ -150,11 +146,7 @@ class Cohort:
         return [self._finish(number, seconds) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
-        """Return the numbers of the clients that take part in the next step; empty at the end.
-
-        The client with the most remaining steps takes part, and with it all clients whose next batch has the same
-        shape. So a client with a smaller last batch soon rejoins the others.
-        """
+        """Return the client with the most remaining steps, and all with an equally shaped batch."""
         shapes = {number: client.pending[0][0].shape for number, client in enumerate(self._clients) if client.pending}
         if not shapes:
             return []
@@ -162,10 +154,6 @@ class Cohort:
         return [number for number, shape in shapes.items() if shape == leading]
 
     def _run_steps(self, together: list[int]) -> None:
-        """Run steps of the clients ``together`` while their batches have equal shapes, up to an epoch.
-
-        Check the losses.
-        """
         rows = torch.tensor(together, device=self._sgd.values[0].device)
         all_of_them = len(together) == len(self._clients)
         sgd = self._sgd if all_of_them else self._sgd.select(rows)
@@ -196,10 +184,6 @@ class Cohort:
             self._clients[number].correct.append(correct[:, place].sum())
 
     def _prepare(self, together: list[int], values: Sequence[Tensor]) -> Joint:
-        """Return the joint model of the clients ``together``, with ``values`` as parameters.
-
-        A new joint model is verified.
-        """
         number, clients = len(together), [self._clients[client] for client in together]
         if number not in self._joints:
             models, inputs = [client.job.model for client in clients], [client.pending[0][0] for client in clients]
@@ -208,7 +192,6 @@ class Cohort:
         return self._joints[number]
 
     def _step(self, compute: Compute, together: list[int]) -> tuple[Tensor, ...]:
-        """Run one step of the clients ``together``. Return their losses and numbers of correct predictions."""
         inputs, targets = zip(*(self._clients[number].next_batch() for number in together), strict=True)
         return compute(torch.cat(inputs, 1), torch.stack(targets, 1))  # (batch, clients * channels, ...)
 
@@ -219,7 +202,7 @@ class Cohort:
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Replace the logits of each client's absent classes. ``logits`` has the shape (batch, clients, classes)."""
+        """Replace the logits (batch, clients, classes) of each client's absent classes."""
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):
             return logits
@@ -231,10 +214,6 @@ class Cohort:
 
     @torch.no_grad()
     def _finish(self, number: int, seconds: float) -> TrainResult:
-        """Copy a client's trained parameters into its model, and return its result.
-
-        ``seconds`` is the time per step.
-        """
         client = self._clients[number]
         parameters = dict(client.job.model.named_parameters())
         for layout, rows in zip(self._layouts, self._sgd.values, strict=True):

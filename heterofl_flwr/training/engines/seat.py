@@ -1,4 +1,4 @@
-"""``Seat``: a model and its optimiser in fixed memory. Clients of one kind use it one after another."""
+"""``Seat``: a model and its optimiser in fixed memory, used by one client after another."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,14 +25,11 @@ TURN = 50
 
 
 class UnfitError(HeteroFLError):
-    """Error for a client that must be trained without a seat."""
+    """Error for a client that cannot use a seat."""
 
 
 def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
-    """Return a description of a client. Clients with equal descriptions can use the same seat.
-
-    It contains the structure of the model, the kind of loss, and the options. The model must be in training mode.
-    """
+    """Return a description of a client. Clients with equal descriptions can share a seat."""
     model, form = job.model, job.quadratic
     switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     precision = *switches, torch.is_autocast_enabled(device_of(model).type)
@@ -43,10 +40,9 @@ def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
 
 
 class Seat:
-    """A model and its optimiser in fixed memory. Clients of one kind use it one after another.
+    """A model and its optimiser in fixed memory, used by one client after another.
 
-    A client's parameters are copied in before training, and copied out afterwards. On a GPU, the seat has a stream, and
-    records its training steps for replay. Recorded steps need fixed memory.
+    On a GPU, training steps are recorded and replayed, which needs fixed memory.
     """
 
     def __init__(self, kind: Hashable, job: TrainingJob, options: TrainOptions) -> None:
@@ -70,15 +66,12 @@ class Seat:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Within this context, compute on the seat's stream, and draw random numbers from the state of its client."""
+        """Within this context, use the seat's stream and the random state of its client."""
         with torch.cuda.stream(self._stream) if self._stream else nullcontext(), self._draws.current():
             yield
 
     def _await_others(self) -> None:
-        """Make the seat's stream wait for the current stream.
-
-        That stream may still write tensors that the seat will read.
-        """
+        """Wait for the current stream, which may still write tensors that the seat will read."""
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
@@ -89,7 +82,7 @@ class Seat:
 
     @torch.no_grad()
     def admit(self, job: TrainingJob, options: TrainOptions) -> None:
-        """Begin the training of a client: copy its parameters and buffers into the seat, and reset all other state."""
+        """Begin the training of a client: copy its parameters and buffers into the seat."""
         self._await_others()
         self._draws.seed(derive(job.seed, "model"))
         with self.at_work():
@@ -100,7 +93,7 @@ class Seat:
             self._correct.zero_()
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Run a training step on the seat's model, and return the loss. Call this inside ``at_work``."""
+        """Run a training step; return the loss. Call this inside ``at_work``."""
         if self._stream is None:
             return self._compute(inputs, targets)[0]
         shapes = inputs.shape, targets.shape
@@ -119,10 +112,9 @@ class Seat:
 
     @torch.no_grad()
     def release(self, job: TrainingJob, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """End the training of a client: copy the seat's parameters and buffers into its model.
+        """Copy the trained values into the client's model; return losses and correct predictions.
 
-        Return the losses of its steps and the number of correct predictions. After ``join``, the seat can be used again
-        without changing these results.
+        After ``join``, the seat can be used again without changing the results.
         """
         if not (self._stream and self._is_tried) and describe(self._model) != self._description:
             raise UnfitError("its forward pass changes attributes of the model")
@@ -135,22 +127,18 @@ class Seat:
         return results
 
     def _pairs(self, job: TrainingJob) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of tensors: a parameter or buffer of the seat, and that of the client.
-
-        Shared tensors are left out.
-        """
         theirs = named_tensors(job.model)
         pairs = {id(mine): (mine, theirs[name]) for name, mine in named_tensors(self._model).items()}
         return [(mine, other) for mine, other in pairs.values() if mine is not other]
 
     def close(self) -> None:
-        """Free the recorded steps. They refer to the seat, and would otherwise keep it in memory."""
+        """Free the recorded steps, which would keep the seat in memory."""
         self.join()
         self._replayed.clear()
 
 
 class Client:
-    """A client that trains in a seat, with its progress and results."""
+    """A client that trains in a seat."""
 
     def __init__(self, job: TrainingJob, options: TrainOptions, seat: Seat) -> None:
         self.job, self.seat, self._options = job, seat, options
@@ -177,7 +165,7 @@ class Client:
         return True
 
     def finish(self, seconds: float) -> TrainResult:
-        """Wait for the GPU, and return the client's result. ``seconds`` is the time of one step."""
+        """Wait for the GPU; return the client's result. ``seconds`` is the time of a step."""
         self.seat.join()
         check_losses(self._losses[0], 0, self._options)
         return build_result(self.job, self._losses, self.sizes, int(self._correct), seconds * len(self.sizes))
