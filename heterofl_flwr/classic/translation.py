@@ -61,7 +61,7 @@ def name_arrays(
 
 
 def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
-    """Return the names of batch norm moments in the order of sending."""
+    """Return the names of batch norm moments in the order in which they are sent."""
     parts = ("count", "first", "second")
     return [f"{rate}/{kind}.{name}.{part}" for rate, names in layers.items() for name in names for part in parts]
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_record(message: Message, name: str) -> dict[str, Tensor]:
-    """Return the tensors of a record of the message; empty without one."""
+    """Return the tensors of the message's record ``name``, if any."""
     record = reading.array_records(message.content).get(name)
     return {} if record is None else read_tensors(record)
 
@@ -122,7 +122,7 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise ``ReplyError`` if this client, which has no saved state, has trained before."""
+    """Raise ``ReplyError`` if this client has trained before: its saved state is lost."""
     if instruction.has_trained:
         raise ReplyError(
             f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run. "

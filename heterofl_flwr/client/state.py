@@ -32,7 +32,7 @@ _NOTES = "heterofl-round"
 
 
 def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the tensors that this client saved earlier; None without any."""
+    """Return the tensors that this client saved earlier, if any."""
     if folder := _folder(context, instruction):
         return _read_file(folder, instruction)
     record = context.state.get(_record_name(instruction))

@@ -26,7 +26,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Describe tensors that are missing, unexpected or of a wrong shape; '' without any."""
+    """Describe tensors that are missing, unexpected or of a wrong shape; '' if all fit."""
     shapes, expected_shapes = (
         {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, expected)
     )

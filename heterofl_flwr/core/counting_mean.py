@@ -36,7 +36,7 @@ def empty_sum(parameter: Tensor) -> Tensor:
 
 
 class Nested(NamedTuple):
-    """Slices of one parameter, each inside the one before, and the shells between them.
+    """Slices of one parameter, from the largest to the smallest, and the shells between them.
 
     A shell has the entries of a slice that the next slice lacks.
     """
@@ -48,7 +48,7 @@ class Nested(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
-    """Sort prefix slices of one parameter by size; None if they are not nested."""
+    """Sort prefix slices of one parameter by size; return None if they are not nested."""
     ordered = sorted(slices, key=lambda axes: [axis.local_size for axis in axes], reverse=True)
     parts: list[int] = []
     bounds: list[tuple[int, ...]] = []

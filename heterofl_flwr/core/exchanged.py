@@ -74,7 +74,7 @@ def shares_parameters(model: nn.Module) -> bool:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of the parameters that are not exchanged; '' without any."""
+    """Return a digest of the parameters that are not exchanged; '' if all are."""
     # bfloat16, so that models in bfloat16 and in float32 have the same digest
     digest, frozen = hashlib.sha256(), frozen_parameters(model)
     for name, parameter in frozen.items():

@@ -37,7 +37,7 @@ class Positions:
         return row
 
     def roots(self, row: Row) -> Row:
-        """Return the smallest position that each position is united with."""
+        """Return the representative of each position, the smallest that is united with it."""
         roots = self._parents[row]
         while not np.array_equal(above := self._parents[roots], roots):
             roots = above

@@ -111,7 +111,7 @@ def _explain(error: Exception, layer: nn.Module) -> str:
 
 
 def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
-    """Undo changes to ``containers``: name, object and earlier copy of each dict and list."""
+    """Undo changes to the model's dicts and lists; ``containers`` has (name, object, earlier copy)."""
     changed = []
     for name, container, before in containers:
         old = entries(before)

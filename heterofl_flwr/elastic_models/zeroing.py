@@ -97,7 +97,7 @@ def _dims(x: Tensor, arguments: Mapping[str, Any]) -> list[int]:
 
 
 def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) -> Tensor:
-    """Mask the entries outside the slice: on a shorter axis, indices with only zeros."""
+    # On an axis that is shorter in the slice, an index is outside if all its entries are zero.
     dropped = torch.zeros_like(x, dtype=torch.bool)
     for axis, (length, slice_length) in enumerate(zip(x.shape, shape, strict=True)):
         if slice_length < length and (axes is None or axis in axes):

@@ -91,7 +91,7 @@ class Levels:
         return capacity is None or capacity >= self._mix.rates[-1]
 
     def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
-        """Return the clients that can train; raise ``RoundError`` without any."""
+        """Return the clients that can train; raise ``RoundError`` if none can."""
         idle = {node_id for node_id in self._nodes if not self.can_train(node_id)}  # only nodes that have answered
         trainable = [node_id for node_id in node_ids if node_id not in idle] if idle else list(node_ids)
         if not trainable:

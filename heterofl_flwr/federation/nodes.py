@@ -264,7 +264,7 @@ class Nodes:
         return tuple(f"{what}: {listed(names)}" for what, names in parts.items() if names)
 
     def most_said(self) -> int:
-        """Return the largest ``num_partitions`` that a client reports; 0 without any."""
+        """Return the largest ``num_partitions`` that a client reports, or 0."""
         return max((capability.num_partitions or 0 for capability in self._capabilities.values()), default=0)
 
     def dealt(self) -> int:

@@ -71,7 +71,7 @@ def headline(records: Sequence[RoundRecord]) -> str:
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
-    """Return the value of a metric of this kind, such as ``loss``; None without any."""
+    """Return the value of a metric of this kind, such as ``loss``, if any."""
     return values.get(find_metric(values, kind))
 
 

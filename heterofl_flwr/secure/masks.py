@@ -33,10 +33,7 @@ def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, pr
 
 
 def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
-    """Return the entries of a slice in each part of the sum.
-
-    ``parts`` has the number of the part of each entry.
-    """
+    """Return the entries of a slice by part of the sum; ``parts`` has each entry's part."""
     # Classifier rows have many small parts: sorting finds their entries in one pass.
     rows = np.flatnonzero(parts % (roster.row_groups + 1)) if roster.row_groups else np.zeros(0, np.int64)
     ordered = rows[np.argsort(parts[rows], kind="stable")]

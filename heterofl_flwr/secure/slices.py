@@ -59,9 +59,9 @@ def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) ->
 
 
 def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list[Classes]:
-    """Return, for each axis, the class of each position: positions in the same slices form a class.
+    """Return the class of each position on each axis of a parameter.
 
-    If ``rows`` is True, each position on axis 0 is a class alone.
+    Positions in the same slices form a class. With ``rows``, each position on axis 0 is a class alone.
     """
     axes = zip(*(plan.axes[name] for plan in slices if name in plan.axes), strict=True)
     members = ([np.isin(np.arange(axis.size), list(positions(axis))) for axis in column] for column in axes)
@@ -70,7 +70,7 @@ def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list
 
 
 def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) -> list[Plan]:
-    """Return the slices of a reduced model, with one position for each class."""
+    """Return the slices of a model that has one position for each class of positions."""
     return [
         Plan({name: tuple(map(_reduce, plan.axes[name], axes)) for name, axes in classes.items() if name in plan.axes})
         for plan in slices
@@ -83,7 +83,7 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with more entries: how many clients send each row of ``rows``."""
+    """Return the slices with more entries: the number of clients for each row of the parameters ``rows``."""
     # Columns that occur in the same slices have equal numbers, so one entry is enough for each row and class of
     # columns.
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}

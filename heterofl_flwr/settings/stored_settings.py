@@ -27,7 +27,7 @@ class Setting(NamedTuple):
     expected: str
 
     def fault(self, text: str) -> str:
-        """Return an error message if a text has the wrong type or is no choice; else ''."""
+        """Return an error message for a text of the wrong type; '' if it may be valid."""
         value, choices = read_value(text), self.expected.removeprefix("one of ")
         if choices != self.expected:
             fits = not {text, str(value)}.isdisjoint(choices.split(", "))

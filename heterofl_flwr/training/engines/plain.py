@@ -64,7 +64,7 @@ def train_one(
 
 
 def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
-    """Raise ``DivergedError`` if a loss is not finite, after ``before`` earlier steps."""
+    """Raise ``DivergedError`` if a loss is not finite; ``before`` is the number of earlier steps."""
     # On a GPU, reading a loss waits until all earlier work is done. So many losses are checked at once.
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
