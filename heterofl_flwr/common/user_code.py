@@ -1,6 +1,6 @@
 """Loading of functions that a user names as ``module:function``.
 
-Modules in the current folder are found only if a command line names them, because it may be somebody else's folder.
+Modules in the current folder are found only if a command line names them.
 """
 
 import json

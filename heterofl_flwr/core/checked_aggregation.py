@@ -159,7 +159,10 @@ class LabelRows:
         self._extra_rows = extra_rows
 
     def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
-        """Return the indices of the rows to average, by parameter. Missing parameters: all rows."""
+        """Return the indices of the rows to average, by parameter.
+
+        All rows of other parameters are averaged.
+        """
         rows: dict[str, Tensor] = {}
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
             sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
@@ -174,7 +177,7 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the indices of a client's rows to average, ascending. None: all rows."""
+        """Return the indices of a client's rows to average, or None for all rows."""
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None

@@ -47,7 +47,7 @@ class Robust:
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return the number of smallest values to drop, and as many of the largest."""
+        """Return the number of values to drop at each end."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 

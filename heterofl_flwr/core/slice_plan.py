@@ -154,10 +154,7 @@ class Plan:
         return {name: Region(global_state[name].detach(), axes).read() for name, axes in self.axes.items()}
 
     def parts(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the client's entries of ``state``, in the client's shapes, without ``detach``.
-
-        The results are views where possible.
-        """
+        """Return the client's entries of ``state``, as views if possible. Gradients flow back to ``state``."""
         self.check_state(state)
         return {name: Region(state[name], axes).part() for name, axes in self.axes.items()}
 
@@ -232,9 +229,9 @@ class Region:
             self.view[self._index] *= factor
 
     def add(self, local: Tensor, weight: float, rows: Tensor | None = None) -> None:
-        """Add ``weight`` times a client's tensor, in place. With ``rows``, add only these rows.
+        """Add ``weight`` times a client's tensor, in place.
 
-        With ``rows``, the slice must keep all rows of the tensor.
+        With ``rows``, add only these rows; the slice must then keep all rows of the tensor.
         """
         if rows is not None:
             added = local.reshape(self._shape)[rows].to(self.view.dtype)

@@ -48,7 +48,7 @@ class Terms:
 def align(dataset: Dataset, terms: Terms) -> Dataset:
     """Convert a node's data to the run's classes, columns and normalisation.
 
-    Raise ``DataError`` if the run lacks a class or column, or if input shapes differ.
+    Raise ``DataError`` if classes, columns or shapes of inputs do not fit.
     """
     if (dataset.train.reading is None) != (terms.reading is None):
         raise DataError(f"{dataset.name} and the run's data set, {terms.name}, are not both text, or both not")
@@ -87,7 +87,7 @@ def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
 
 
 def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
-    """Return the run's number of each class of the node, or None if they agree."""
+    """Return the run's class number for each class of the node, or None if they agree."""
     if dataset.names and terms.names:
         if strange := [name for name in dataset.names if name not in terms.names]:
             raise DataError(

@@ -21,7 +21,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 
 
 def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Dataset:
-    """Return the data set in a folder, or ``source.path`` of the hub without one."""
+    """Return the data set in ``folder``. Without a folder, read ``source.path`` from the hub."""
     splits: Mapping[str, datasets.Dataset] = _read_folder(folder) if folder else _read_hub(source.path)
     place = str(folder) if folder else f"the hub's data set {source.path!r}"
     missing = [split for split in ("train", "test") if split not in splits]

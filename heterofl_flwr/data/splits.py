@@ -200,7 +200,10 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return test rows with each client's fraction of every class as in training."""
+    """Return the test rows of each client.
+
+    A client's fraction of a class is the same as in training.
+    """
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]
     for name in targets.unique().tolist():

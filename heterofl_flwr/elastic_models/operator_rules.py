@@ -69,7 +69,7 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
 @operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of new tensors, such as zeros: sliced like what they are combined with."""
+    """Trace rule of new tensors, such as zeros: sliced like the other operands."""
     trace.fresh(*call.outputs)
 
 

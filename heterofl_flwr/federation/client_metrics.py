@@ -47,10 +47,7 @@ def split_metrics(
 
 
 def minority_headlines(answers: Sequence[Answer]) -> set[str]:
-    """Return the headline metrics (accuracy, loss, perplexity) that fewer than half of the clients report.
-
-    They are dropped, so that no single client decides which metric compares models.
-    """
+    """Return the headline metrics (accuracy, loss, perplexity) that fewer than half of the clients report."""
     reported = Counter(name for number, metrics in answers if number > 0 for name in metrics)
     clients = sum(number > 0 for number, _ in answers)
     headlines = {name for name in reported if name.endswith(HEADLINE_KINDS) and not _OF_ARCHITECTURE.match(name)}
@@ -72,7 +69,7 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
 
 def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
     """Return the weighted means, except headline metrics that only a minority reports."""
-    dropped = minority_headlines(answers)
+    dropped = minority_headlines(answers)  # otherwise, one client could choose the metric that compares models
     return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
 
 

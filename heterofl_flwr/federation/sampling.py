@@ -69,7 +69,7 @@ class Participation(Sampling):
     def number(self, clients: int, purpose: Purpose) -> int:
         """Return the number of clients to sample: a fraction of ``clients``, rounded up, and at least 1.
 
-        With ``min_train_nodes`` or ``min_evaluate_nodes``, round down, to at least this number.
+        With ``min_train_nodes`` or ``min_evaluate_nodes``, it is rounded down, and this number is the minimum.
         """
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":

@@ -41,7 +41,7 @@ class Shallow:
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate.
 
-        It has the first ``ceil(depth rate * n)`` blocks of a stack of n blocks.
+        Of n blocks, it has the first ``ceil(depth rate * n)``.
         """
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
@@ -130,9 +130,9 @@ def shallow(
 
 
 def read_levels(text: str) -> Mapping[float, Rates] | None:
-    """Parse ``model.shrink``, such as ``b=0.7:0.75,c=0.7:0.5``. Return the width and depth rate of each level's rate.
+    """Parse the setting ``model.shrink``, such as ``b=0.7:0.75,c=0.7:0.5``.
 
-    ``width`` gives None, and ``depth`` an empty dictionary.
+    Return width rate and depth rate by level. ``width`` gives None, and ``depth`` an empty dictionary.
     """
     if text in ("width", "depth"):
         return None if text == "width" else {}

@@ -184,7 +184,7 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 
 
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Clip values, (clients, channels), to ``SPREAD`` median absolute deviations or ``close`` around the median."""
+    """Clip values, (clients, channels), to an interval around their median over clients."""
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
     return values.clamp(middle - reach, middle + reach)

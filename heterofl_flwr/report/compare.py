@@ -119,7 +119,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 
 
 def _rows(folders: Sequence[RunFolder]) -> Rows:
-    """Return runs by the settings that differ, as text, and by seed."""
+    """Return runs by settings, as text, and by seed."""
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
@@ -137,7 +137,7 @@ def _rows(folders: Sequence[RunFolder]) -> Rows:
 def _means(
     metric: str, key: str, rows: Rows, finals: Mapping[RunFolder, Mapping[str, float]]
 ) -> dict[str, tuple[str, str]]:
-    """Return the mean over seeds and its difference from the first row, by row."""
+    """Return each row's mean over seeds, and the difference from the first row."""
     means, reference = {}, None
     for row, runs in rows.items():
         by_seed = {seed: finals[run][key] for seed, run in runs.items() if key in finals[run]}

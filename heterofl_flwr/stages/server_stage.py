@@ -117,8 +117,7 @@ class Needs:
     equal_weights
         Each client has weight 1 in the mean.
     steps
-        Each entry of the mean depends only on the same entry of the updates. The mean change can then be a step of an
-        optimiser.
+        Each entry of the mean depends only on the same entry of the updates.
     holders
         Minimum number of clients to sample at the largest rate in each round.
     """
@@ -133,7 +132,7 @@ class Needs:
 class ServerStage:
     """Base class for the server half of a stage. By default, its methods change nothing.
 
-    A chain handles updates from its last stage to its first, and the mean from its first stage to its last.
+    A chain of stages handles updates in reverse order, and the mean in order.
     """
 
     name: str = ""

@@ -141,7 +141,7 @@ def unpack_trained(
 
 
 def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> None:
-    """Raise ``ReplyError`` if a reply of an unconverted app has the whole model."""
+    """Raise ``ReplyError`` if a reply has the whole model instead of a slice."""
     full_shapes = {name: tuple(axis.size for axis in axes) for name, axes in plan.axes.items()}
     for record in records:
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in full_shapes}

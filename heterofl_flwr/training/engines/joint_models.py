@@ -40,7 +40,7 @@ class Layout:
 def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     """Return the layouts of the models' parameters, trained parameters first.
 
-    Raise ``IncompatibleError`` if parameters have other shapes, or buffers other values.
+    Raise ``IncompatibleError`` if the models differ in more than parameter values.
     """
     model, specs = models[0], tensor_specs(models[0])
     if any(tensor_specs(local) != specs for local in models[1:]):
@@ -61,7 +61,7 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
 
 
 class Joint:
-    """A model that computes several clients at once. ``place`` sets their parameters."""
+    """Wide model of several clients. ``place`` sets their parameters."""
 
     def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
         self.layouts, self._clients, self._twin = layouts, clients, wide_twin(model, clients)
@@ -155,7 +155,7 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Raise ``IncompatibleError`` unless the tensors are nearly equal, in pairs."""
+    """Raise ``IncompatibleError`` if a pair of tensors differs."""
     if [tensor.shape for tensor in together] != [tensor.shape for tensor in alone]:
         raise IncompatibleError(f"together, {what} have another shape")
     norms = [tensor.norm() for tensor in alone]

@@ -83,7 +83,7 @@ class Hall:
         return self._free_before - self._sizes.get(kind, 0) > RESERVE * total
 
     def measure(self, seat: Seat) -> None:
-        """Record the memory of a kind of seat after the first turn."""
+        """Record the memory of a seat after its first turn."""
         if self._device.type == "cuda" and seat.kind not in self._sizes:
             self._sizes[seat.kind] = self._free_before - self._read_memory()[0]
 
@@ -137,7 +137,7 @@ class Round:
         return [results[id(job)] for job in self._jobs]
 
     def _seat_next(self) -> bool:
-        """Return False if the first waiting client must wait longer."""
+        """Assign a seat to the first waiting client. Return False if it must wait."""
         job = self._waiting[0]
         try:
             seat = self._hall.take(job, self._options)
