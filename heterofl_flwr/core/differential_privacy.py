@@ -104,8 +104,8 @@ def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
 def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the probability that the coarse part is k or more, and a table for fast draws.
 
-    k falls from the largest to 1. The table divides the interval from 0 to 1 into cells, and has the coarse part of
-    each. It is ``_SPLIT`` where a cell has several.
+    k falls from the largest to 1. The table has the coarse part of each cell of the interval from 0 to 1. If a cell has
+    several, the entry is ``_SPLIT``.
     """
     # The probability of larger values is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]

@@ -28,7 +28,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper", *, together: int = 1) -> Moments:
-    """Return means and variances of the inputs of every batch norm layer, measured in one pass over ``batches``.
+    """Return means and variances of the inputs of every batch norm layer, in one pass over ``batches``.
 
     Batch norm layers normalise each batch by its statistics, as in training. All other modules run in evaluation mode.
     The model is restored afterwards.
@@ -44,7 +44,7 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
         ``BatchNorm2d(momentum=None)``. With ``fixed``, mean and variance are those of all samples together.
     together : int
         Maximum number of batches of equal shape in one forward pass. More than 1 is faster for small batches. Only
-        batch norm may mix the examples of a batch, and their dimension must always be the first.
+        batch norm may mix the examples of a batch. Their dimension must always be the first.
     """
     Fidelity(moments=kind)
     if together < 1:

@@ -54,8 +54,8 @@ class NodeRecords(Protocol):
 class MaskedRounds:
     """For each run, the last round in which this client masked a change.
 
-    From a second change in a round, the server could compute the first as a difference of sums. ``memory`` is deleted
-    with the node's Flower context, but ``records`` are not.
+    By subtracting two sums of a round, the server could find a client's change. ``memory`` is deleted with the node's
+    Flower context, but ``records`` are not.
     """
 
     KEY = "masked-rounds"
@@ -157,9 +157,9 @@ class ClientRound:
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
         """Return the shares that this client received of each member's secrets, and the text to store.
 
-        ``survivors`` are the members whose masked change arrived, and ``seeds`` the shares of the seeds of their masks.
-        For other members, the result has shares of the private key. The server never gets both for the same member.
-        Seeds for classifier rows and for entries with too few survivors are left out.
+        ``survivors`` are the members whose masked change arrived. ``seeds`` has shares of the seeds of their masks. For
+        other members, the result has shares of the private key. The server never gets both for the same member. Seeds
+        for classifier rows and for entries with too few survivors are left out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]

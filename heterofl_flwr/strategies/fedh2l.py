@@ -1,7 +1,7 @@
 """``FedH2L``: a strategy whose rounds have two exchanges of messages.
 
-First, each client trains, and publishes its posteriors (class probabilities) for a seed batch, which all clients have.
-Then each client learns from the posteriors of the others.
+First, each client trains, and publishes its posteriors (class probabilities) for the seed batch. All clients have its
+examples. Then each client learns from the posteriors of the others.
 """
 
 import math

@@ -65,7 +65,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Draws:
     """Random state of a client. In training, it replaces torch's global random state.
 
-    All replays of a CUDA graph that is recorded in that time draw from it.
+    CUDA graphs that are recorded in that time draw from it when they are replayed.
     """
 
     def __init__(self, device: torch.device) -> None:

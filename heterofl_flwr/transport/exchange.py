@@ -78,8 +78,6 @@ def exchange(
 
 
 class _Flight:
-    """State of an exchange."""
-
     def __init__(self, grid: Grid, waiting: deque[Message], window: float, deadline: float, enough: float) -> None:
         self._grid, self._waiting, self._deadline, self._enough = grid, waiting, deadline, enough
         self._window = int(min(window, max(len(waiting), 1)))

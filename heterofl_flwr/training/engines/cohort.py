@@ -74,8 +74,6 @@ def find_obstacle(model: nn.Module) -> str | None:
 
 
 class _Client:
-    """The remaining batches and the results of a client."""
-
     def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
         self.job, self.remaining = job, count_steps(job, options)
         self._batches = chain.from_iterable(training_epochs(job, options))
