@@ -11,7 +11,7 @@ from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a text is read in pieces. Some words of a piece are masked; the targets are all its words.
+    """Options for reading a text in pieces. Some words of a piece are masked; the targets are all its words.
 
     Attributes
     ----------

@@ -99,7 +99,7 @@ def cut(text: bytes, size: int = SHARE_BYTES) -> list[bytes]:
 
 
 def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
-    """Return Shamir shares of a secret, of which ``threshold`` are enough to restore it."""
+    """Return ``number`` Shamir shares of a secret; any ``threshold`` of them restore it."""
     coefficients = [int.from_bytes(secret, "big"), *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
     shares = []
     for point in range(1, number + 1):

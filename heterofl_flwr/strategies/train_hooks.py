@@ -96,7 +96,7 @@ class RoundHooks(Strategy):
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the parameters to evaluate and save, such as those of ``MovingAverage``."""
+        """Return the parameters to evaluate and save; stages may have changed them."""
         state = read_tensors(arrays)
         evaluated = self.chain.evaluated(state)
         return arrays if evaluated is state else pack_tensors(evaluated)
