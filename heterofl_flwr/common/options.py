@@ -110,7 +110,7 @@ def is_group(value: object) -> bool:
 
 
 def same(kind: Any, name: str) -> Any:
-    """Return a pydantic field with the default and description of option ``name`` of ``kind``."""
+    """Return a pydantic field with the default and description of the field ``name`` of the class ``kind``."""
     option = specs(kind)[name]
     return Field(default=option.default, description=option.description)
 

@@ -213,7 +213,7 @@ class Region:
         return (self.view if self._index is None else self.view[self._index]).reshape(self._local_shape)
 
     def read(self) -> Tensor:
-        """Return a contiguous copy of the entries in the client's shape."""
+        """Return the client's slice of the tensor, as a contiguous copy."""
         tensor = self.view if self._index is None else self.view[self._index]
         return tensor.clone(memory_format=torch.contiguous_format).view(self._local_shape)
 

@@ -1,4 +1,4 @@
-"""State of a trace, and lengths that remember their axes."""
+"""State of a trace, and integers that record the tensor axis from which the model's code got them."""
 
 import math
 from collections import Counter
@@ -124,7 +124,7 @@ class Trace:
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # by id; the tensor is stored too, or its id could be reused
 
     def rows(self, tensor: Tensor) -> tuple[Row | None, ...]:
-        """Return the positions of each axis of a tensor; None where unknown or never sliced."""
+        """Return, for each axis of a tensor, numbers that identify its entries; None if unknown or never sliced."""
         return tuple(map(self.open, self.marked_rows(tensor) or [None] * tensor.dim()))
 
     def marked_rows(self, tensor: Tensor) -> Rows | None:

@@ -22,7 +22,7 @@ Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
 
 class Envelope(NamedTuple):
-    """A message or reply, with the context of its node if it has changed."""
+    """A message or reply, and the node's context if the context has changed."""
 
     message: Message
     context: Context | None = None

@@ -41,7 +41,7 @@ class Shallow:
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate.
 
-        Of n blocks, it has the first ``ceil(depth rate * n)``.
+        It keeps the first blocks of the full model; their number follows from the depth of ``rate``.
         """
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)

@@ -84,7 +84,7 @@ class MaskedRounds:
             )
 
     def note(self, run: int, server_round: int) -> None:
-        """Record that a change is masked. Call this before the change leaves the node."""
+        """Record that this node masks its update of this round. Call this before the update is sent."""
         self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
         self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()

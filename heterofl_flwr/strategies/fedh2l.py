@@ -1,7 +1,7 @@
 """``FedH2L``: a strategy whose rounds have two exchanges of messages.
 
-First, each client trains, and publishes its posteriors (class probabilities) for the seed batch. All clients have its
-examples. Then each client learns from the posteriors of the others.
+All clients hold the same seed batch. First, each client trains, and publishes its posteriors (class probabilities) for
+this batch. Then each client learns from the posteriors of the others.
 """
 
 import math

@@ -88,7 +88,7 @@ class SGD:
         self.fused = by_row or all(map(_fits_the_kernel, self.values))
 
     def select(self, rows: Tensor) -> Self:
-        """Return an SGD for some of the clients, with copies of their rows."""
+        """Return an optimizer for the clients ``rows``, with copies of their state."""
         part = copy.copy(self)
         part.values, part.momentum, part.received, part.centers, part.directions = (
             [tensor[rows] for tensor in tensors]

@@ -83,7 +83,7 @@ class Hall:
         return self._free_before - self._sizes.get(kind, 0) > RESERVE * total
 
     def measure(self, seat: Seat) -> None:
-        """Record the memory of a seat after its first turn."""
+        """Record how much GPU memory a seat has taken."""
         if self._device.type == "cuda" and seat.kind not in self._sizes:
             self._sizes[seat.kind] = self._free_before - self._read_memory()[0]
 
