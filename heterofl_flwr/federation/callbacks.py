@@ -97,9 +97,9 @@ class RoundCallback:
         """Run before the first round; ``first_round`` is above 1 if the run is resumed."""
 
     def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
-        """Run after each reply of a round: ``done`` of ``total`` clients have replied, ``failed`` of these with errors.
+        """Run when messages are sent and after each reply: ``done`` of ``total`` clients have replied.
 
-        ``what`` is ``trained`` or ``evaluated``.
+        ``failed`` of these replies are errors. ``what`` is ``trained``, ``sent moments`` or ``evaluated``.
         """
 
     def on_round_end(self, progress: Progress) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from reprlib import repr as shown
 
@@ -168,6 +168,11 @@ class RoundRecord:
         named = {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
         numbers = self.note_computed(self.evaluate, named)
         self.partial = tuple(name for name in self.partial if name not in numbers)
+
+    def note_nodes(self, before: Collection[str], notes: Sequence[str], away: Mapping[str, int]) -> None:
+        """Replace the remarks ``before`` on nodes that were away or silent by ``notes``."""
+        self.notes = (*notes, *(note for note in self.notes if note not in before))
+        self.away = dict(away)
 
     def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
         """Record the metrics in ``means`` that a subclass changed or added."""

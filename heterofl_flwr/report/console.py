@@ -72,9 +72,9 @@ class Console(RoundCallback):
         if done == 1:
             self._began = self._last_reply
         so_far = progress_text(what, done, total, failed)
-        # After the last reply the server aggregates, or evaluates the global model, which may take long.
-        self._last_reply, self._so_far = now, so_far + ("; the server is at work" if done == total else "")
-        if now - self._last_line < QUIET_SECONDS:
+        # After the last reply, the server aggregates, lets stages query clients, or evaluates the global model.
+        self._last_reply, self._so_far = now, so_far + ("; the server continues" if done == total else "")
+        if not done or now - self._last_line < QUIET_SECONDS:
             return
         each = (now - self._began) / done
         line = f"round {self._round}/{self._num_rounds}: {so_far}"

@@ -30,8 +30,9 @@ class EvaluationHooks(RoundHooks):
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []
         messages.check_own_keys(config)
-        opened = self.messages_of(server_round)
+        opened, before = self.messages_of(server_round), federation.nodes.notes()
         node_ids, sampled = NodeRegistration(grid, federation, server_round, opened.budget).sample("evaluate")
+        self.log.note_nodes(before, federation.nodes.notes(), federation.nodes.away)
         current = EvaluationRound(
             federation, self.log, server_round, node_ids, sampled, num_rounds=self.num_rounds, silent=opened.silent
         )

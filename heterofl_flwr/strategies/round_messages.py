@@ -116,6 +116,8 @@ class RoundMessages:
         done = failed = 0
         # Clients may train on all cores meanwhile; the threads of a sum would then spin while they wait for each other.
         with torch_threads(1):
+            for callback in callbacks:
+                callback.on_reply(what, 0, number, 0)
             for reply in replies:
                 self._received[reply.metadata.reply_to_message_id] = _size_or_fault(reply)
                 done += 1

@@ -87,7 +87,7 @@ def test_progress_counts_clients_that_fail_apart():
             counts.append((what, done, total, failed))
 
     play(make_app(odd={1: crash}), "a1", 3, callbacks=[Count()])
-    assert counts == [("trained", 1, 3, 0), ("trained", 2, 3, 1), ("trained", 3, 3, 1)]
+    assert counts == [("trained", 0, 3, 0), ("trained", 1, 3, 0), ("trained", 2, 3, 1), ("trained", 3, 3, 1)]
 
 
 def test_a_build_that_defines_its_class_itself():

@@ -97,6 +97,31 @@ def test_too_few_named_nodes_are_an_error_that_names_who_is_away_also_after_a_re
         play(None, "a1", 3, 2, wait=0.1, **resumed)
 
 
+class Returning(tiny.Named):
+    """A grid whose last node leaves after the first training, and comes back after the second."""
+
+    trainings = 0
+
+    def get_node_ids(self):
+        everyone = list(super().get_node_ids())
+        return everyone[:-1] if self.trainings == 1 else everyone
+
+    def get_nodes(self):
+        pairs = zip(self.get_node_ids(), self._names, strict=False)
+        return [SimpleNamespace(node_id=node_id, name=name) for node_id, name in pairs]
+
+    def send_and_receive(self, messages, **options):
+        replies = list(super().send_and_receive(messages, **options))
+        self.trainings += any(reply.metadata.message_type == "train" for reply in replies)
+        return replies
+
+
+def test_a_node_that_comes_back_for_the_evaluation_is_not_away_in_the_rounds_record():
+    first, second = play(None, "a1", 3, 2, grid=partial(Returning, names="xyz"), evaluation=Evaluation()).records
+    assert (first.away, first.notes) == ({"z": 1}, ("away: z (since round 1)",))
+    assert (second.away, second.notes) == ({}, ())
+
+
 def answers_of(*good):
     """Return a handler of queries for capability that these partitions alone can answer."""
 

@@ -153,6 +153,6 @@ def test_a_client_or_a_server_that_works_long_is_no_silence(monkeypatch):
     lines = stream.getvalue().splitlines()
     assert re.fullmatch(r"round 1/2: no client has trained yet, [\d.]+ s so far", lines[1])
     assert any(re.fullmatch(r"round 1/2: 1 of 3 clients trained, [\d.]+ s so far", line) for line in lines)
-    assert re.fullmatch(r"round 1/2: 3 of 3 clients evaluated; the server is at work, [\d.]+ s so far", lines[-1])
+    assert re.fullmatch(r"round 1/2: 3 of 3 clients evaluated; the server continues, [\d.]+ s so far", lines[-1])
     time.sleep(0.2)
     assert stream.getvalue().splitlines() == lines
