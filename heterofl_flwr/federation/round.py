@@ -305,9 +305,10 @@ class Round:
         for node_id, sampled in self.slices.items():
             # Without numbers, because a shape in an error may have the size of the client's batch.
             errors[sampled.rate].add(re.sub(r"\d+", "", self._errors.get(node_id, "")))
-        failed = {level_name(rate): rate for rate, texts in errors.items() if len(texts) == 1 and "" not in texts}
-        return {
-            level: f"no client of level {level} could train: try its model alone, build({rate:g})(inputs)"
-            for level, rate in failed.items()
-            if self.answers
-        }
+        hints: dict[str, str] = {}
+        for rate, texts in errors.items():
+            if self.answers and len(texts) == 1 and "" not in texts:
+                level, of_shapes = level_name(rate), re.search("shape|size", *texts)
+                advice = f": try its model alone, build({rate:g})(inputs)" if of_shapes else ""
+                hints[level] = f"no client of level {level} could train{advice}"
+        return hints

@@ -65,7 +65,7 @@ def test_a_width_that_build_forgot_is_an_error_that_names_the_levels(caplog):
 
 
 @pytest.mark.parametrize("failing", [{1}, {0, 1}, {0, 1, 2, 3}])
-def test_no_level_is_blamed_for_clients_that_fail_at_all_levels_or_in_part(failing):
+def test_no_level_is_blamed_for_clients_that_fail_at_all_levels_or_in_part(failing, caplog):
     found = []
 
     class Note(RoundCallback):
@@ -77,6 +77,7 @@ def test_no_level_is_blamed_for_clients_that_fail_at_all_levels_or_in_part(faili
         play(app, "a1-c1", 4, min_replies=1, callbacks=[Note()])
     assert ("no client of level a could train" in found) == (failing == {0, 1})
     assert not any("level c" in note for note in found)
+    assert "try its model alone" not in caplog.text  # the disk is full, not a layer too wide
 
 
 def test_progress_counts_clients_that_fail_apart():
