@@ -308,7 +308,7 @@ class Round:
         hints: dict[str, str] = {}
         for rate, texts in errors.items():
             if self.answers and len(texts) == 1 and "" not in texts:
-                level, of_shapes = level_name(rate), re.search("shape|size", *texts)
+                level, of_shapes = level_name(rate), re.search("shape|size", next(iter(texts)))
                 advice = f": try its model alone, build({rate:g})(inputs)" if of_shapes else ""
                 hints[level] = f"no client of level {level} could train{advice}"
         return hints
