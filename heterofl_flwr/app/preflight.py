@@ -9,6 +9,7 @@ from heterofl_flwr.app.server_app import build_devices, find_start, make_strateg
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.client.load_model import for_evaluation
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, counted, first_line
+from heterofl_flwr.core.levels import fixed_rate
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
@@ -53,10 +54,12 @@ def check_task(workload: Workload, clients: int) -> None:
 
 
 def _say_size(workload: Workload, clients: int) -> None:
-    number = workload.settings.asynchronous.size or workload.settings.sample.number(clients, "train")
+    settings, mix = workload.settings, workload.mix
+    taking_part = sum(fixed_rate(mix, partition, clients) > 0 for partition in range(clients)) if mix.idle else clients
+    number = settings.asynchronous.size or settings.sample.number(taking_part, "train")
     steps = workload.steps_each(clients)
     each = f", about {counted(round(steps), 'step')} each" if steps else ""
-    print(f"each round trains {number} of {counted(clients, 'client')}{each}")
+    print(f"each round trains {number} of {counted(taking_part, 'client')}{each}")
 
 
 def _check_fit(workload: Workload, name: str, build: Build) -> None:

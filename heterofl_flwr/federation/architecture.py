@@ -242,7 +242,7 @@ class GlobalModel(Architecture):
             logger.warning(
                 "build returns equal parameters for each seed, so seed=%d does not draw the first model: make a new "
                 "model in each call (functools.cache and elastic(model, ...) return copies of one) or call "
-                "torch.manual_seed before; pretrained values may stay",
+                "torch.manual_seed before; values that are pretrained, or that you have seeded, may stay",
                 self.seed,
             )
         return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}

@@ -125,6 +125,11 @@ def test_the_size_of_a_round_is_said_before_the_first(capsys):
     assert float(steps) == pytest.approx(sum(3 * steps_per_epoch(part, 16) for part in parts) / 4, abs=3)
 
 
+def test_clients_that_take_no_part_are_not_counted(capsys):
+    check_task(Workload(from_flat({"mix": "a1-x3", "sample.fraction": 0.5})), 8)
+    assert capsys.readouterr().out.startswith("each round trains 1 of 2 clients")
+
+
 def test_spare_clients_that_nothing_delays_are_said_to_count(started, capsys):
     for options, said in ((), 1), (("--set", "devices.profile=edge"), 0), (("--grid", "ray"), 0):
         assert main(["run", "--set", "sample.spare=0.5", *options]) == 1

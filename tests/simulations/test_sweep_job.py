@@ -79,12 +79,14 @@ def request_of(monkeypatch) -> Callable[[Job], Request]:
     return launch
 
 
-def ran(own: Job, rounds: int, *, finished: bool = False, seconds: float = 2.0, **changed) -> RunFolder:
+def ran(
+    own: Job, rounds: int, *, finished: bool = False, seconds: float = 2.0, rate: float = 1.0, **changed
+) -> RunFolder:
     """Leave what a run leaves that has come so far."""
     folder = RunFolder(own.path)
     folder.start(own.config | {key.replace("_", "-"): value for key, value in changed.items()})
     for number in range(1, rounds + 1):
-        record = {"server_round": number, "seconds": seconds, "learning_rate": 0.1, "rates": {0: 1.0}}
+        record = {"server_round": number, "seconds": seconds, "learning_rate": 0.1, "rates": {0: rate}}
         folder.append(RoundRecord(**record, evaluate={"global-accuracy": number / 10, "local-accuracy": 0.9}))
         folder.save_checkpoint(RunState(server_round=number, state={"weight": torch.zeros(1)}))
     folder.note(finished="now" if finished else None)
@@ -142,6 +144,11 @@ def test_a_mix_has_its_price_in_the_results(tmp_path):
     ran(own, 2, finished=True).write_costs(ModelCosts(1.0, tuple(costs)))
     # All trainings of these rounds are of rate 1; of two clients one can hold it.
     assert list_results([own], [["mix=a-c"]]).rstrip().endswith(f"{2 / 3:.2f} / {8 / (8 / 2 + 2):.2f} / {90 / 55:.2f}")
+    # With a second seed, whose clients trained rate 0.25 alone, the price is that of both.
+    second = job("data=mnist", "mix=a-c", "seed=1", path=tmp_path / "second")
+    ran(second, 2, finished=True, rate=0.25).write_costs(ModelCosts(1.0, tuple(costs)))
+    both = list_results([own, second], [["mix=a-c", "seed=0"], ["mix=a-c", "seed=1"]])
+    assert both.rstrip().endswith(f"{2 / 3:.2f} / {5 / (8 / 2 + 2):.2f} / {50 / 55:.2f}")
 
 
 def test_results_are_means_over_seeds_of_what_varies(tmp_path):
@@ -152,8 +159,8 @@ def test_results_are_means_over_seeds_of_what_varies(tmp_path):
         ran(own, rounds, finished=True)
     ran(jobs[4], 3)
     assert list_results(jobs, rows).splitlines()[2:] == [
-        "mix=d         3  global-accuracy  50.0 %  20.0 %  90.0 %        50.0 %",
-        "mix=e         1  global-accuracy  50.0 %  50.0 %  50.0 %        50.0 %",
+        "mix=d         3  global-accuracy  50.0 %     36.1 %  20.0 %  90.0 %        50.0 %",
+        "mix=e         1  global-accuracy  50.0 %          -  50.0 %  50.0 %        50.0 %",
     ]
 
 
@@ -162,7 +169,7 @@ def test_the_result_of_a_loss_is_its_median_over_clients_by_name(tmp_path):
     record = {"server_round": 1, "seconds": 1.0, "learning_rate": 0.1, "rates": {0: 1.0}}
     medians = {"evaluate": {"local-loss": 9.0}, "evaluate_medians": {"local-loss": 1.0}}
     ran(own, 0, finished=True).append(RoundRecord(**record, **medians))
-    assert list_results([own], [["mix=d"]]).splitlines()[2].split()[-6:] == ["local-loss", "(median)", *"1111"]
+    assert list_results([own], [["mix=d"]]).splitlines()[2].split()[-7:] == ["local-loss", "(median)", *"1-111"]
 
 
 def test_results_have_more_metrics_as_columns(tmp_path):

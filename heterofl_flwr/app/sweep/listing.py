@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
-from statistics import fmean
+from statistics import fmean, stdev
 
 from heterofl_flwr.app.sweep.job import BEGUN, DONE, ENDED, Job, read_score
 from heterofl_flwr.common.errors import counted
@@ -14,7 +14,7 @@ from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, check_known, final_values
 
 HEADER = ("job", "time", "state", "unlike the published settings")
-RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean of best", "price")
+RESULTS = ("settings", "seeds", "final metric", "mean", "deviation", "least", "most", "mean of best", "price")
 
 
 def list_jobs(jobs: Sequence[Job]) -> str:
@@ -43,30 +43,31 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> str:
-    """Return a table of results of finished jobs: mean, minimum and maximum over seeds.
+    """Return a table of results of finished jobs: mean, standard deviation, minimum and maximum over seeds.
 
     ``rows`` has the settings of each job as texts. The column "price" is the cost relative to separate federations, one
     for each level.
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)
-    newest: dict[str, Job] = {}
+    done = defaultdict[str, list[Job]](list)
     columns = defaultdict[str, list[dict[str, float]]](list)
     for job, row in zip(jobs, rows, strict=True):
         if job.stage == DONE and (result := read_score(job)):
             texts = [text for text in row if text not in everywhere and not text.startswith("seed=")]
             name = " ".join(texts) or "all"
             by_name[name, result.label].append(result)
-            newest[name] = job
+            done[name].append(job)
             if metrics:
                 columns[name].append(final_values(RunFolder(job.path).history()))
     if columns:
         check_known(metrics, chain.from_iterable(columns.values()))
-    prices, lines = {name: _price(job) for name, job in newest.items()}, []
+    prices, lines = {name: _price(finished) for name, finished in done.items()}, []
     for (name, label), seeds in by_name.items():
         finals = [result.final for result in seeds]
         bests = [result.best for result in seeds if result.best is not None]
-        values = fmean(finals), min(finals), max(finals), fmean(bests) if bests else None
+        deviation, best = stdev(finals) if len(finals) > 1 else None, fmean(bests) if bests else None
+        values = fmean(finals), deviation, min(finals), max(finals), best
         more = [
             score(column, fmean(known) if (known := [run[column] for run in columns[name] if column in run]) else None)
             for column in metrics
@@ -76,6 +77,7 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Se
     return render((*RESULTS[:-1], *metrics, RESULTS[-1]), lines, "table") if lines else ""
 
 
-def _price(job: Job) -> str:
-    folder = RunFolder(job.path)
-    return price_text(job.settings.mix, folder.history(), folder.costs(), job.settings.train.distill)
+def _price(jobs: Sequence[Job]) -> str:
+    folders, settings = [RunFolder(job.path) for job in jobs], jobs[0].settings
+    records = [record for folder in folders for record in folder.history()]
+    return price_text(settings.mix, records, folders[0].costs(), settings.train.distill)
