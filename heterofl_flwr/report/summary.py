@@ -53,8 +53,9 @@ def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | Non
 
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of failures, the most frequent first."""
+    """Return the table of failures, the most frequent first; clients by name, or by partition without one."""
     by_reason: dict[str, list[tuple[int, int]]] = {}
+    names = {partition: name for record in records for partition, name in record.names.items()}
     for record in records:
         for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
             # Shortened in the middle, because a program often prints the cause at the end.
@@ -62,8 +63,11 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
             by_reason.setdefault(line, []).append((record.server_round, partition))
     rows = []
     for reason, cases in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        rounds, clients = (formatting.numbers(sorted(set(numbers))) for numbers in zip(*cases, strict=True))
-        rows.append((reason, str(len(cases)), rounds, clients))
+        rounds, clients = (sorted(set(numbers)) for numbers in zip(*cases, strict=True))
+        known = [names[partition] for partition in clients if partition in names]
+        rest = [partition for partition in clients if partition not in names]
+        who = ", ".join([*known, *([formatting.numbers(rest)] if rest else [])])
+        rows.append((reason, str(len(cases)), formatting.numbers(rounds), who))
     return ("failure", "times", "rounds", "clients"), rows
 
 

@@ -69,6 +69,12 @@ def test_failures_are_grouped_by_reason():
     assert re.fullmatch("first .{50,95} last", evaluation[0])
 
 
+def test_failures_of_registered_nodes_have_their_names():
+    record = make(1, [1.0] * 3, [0, 1, 2])
+    record.names = {0: "phone", 2: "camera"}
+    assert failure_cells([record])[1] == [("lost", "3", "1", "phone, camera, 1")]
+
+
 def test_names_and_reasons_of_clients_are_printed_as_they_are(record):
     name, reason = "[link=https://example.org]here [/x]", "error 2: [red]no[/] [/link]"
     Console(file=(stream := io.StringIO()), width=100).print(
