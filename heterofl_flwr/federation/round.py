@@ -252,7 +252,8 @@ class Round:
             for node_id in filter(self.silent.__contains__, self.slices):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         nodes = self._federation.nodes
-        self.log.answered, self.log.notes, self.log.away = len(self.answers), nodes.notes(), dict(nodes.away)
+        self.log.answered = len(self.answers)
+        self.log.note_nodes((), nodes.notes(), nodes.away, map(nodes.name, nodes.unanswered))
         if self._late:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()

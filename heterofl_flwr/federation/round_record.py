@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from reprlib import repr as shown
 
@@ -43,6 +43,8 @@ class RoundRecord:
         The registered names of the clients in ``failures``, by partition.
     away
         The nodes that left, by name, each with the first round in which it was away.
+    unanswered
+        The names of the nodes that did not answer the capability query.
     notes
         Remarks for the log, for example about nodes that are away, silent or late.
     refused
@@ -90,6 +92,7 @@ class RoundRecord:
     expected: int = 0
     names: dict[int, str] = field(default_factory=dict)
     away: dict[str, int] = field(default_factory=dict)
+    unanswered: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     refused: tuple[int, ...] = ()
     train: dict[str, float] = field(default_factory=dict)
@@ -169,10 +172,12 @@ class RoundRecord:
         numbers = self.note_computed(self.evaluate, named)
         self.partial = tuple(name for name in self.partial if name not in numbers)
 
-    def note_nodes(self, before: Collection[str], notes: Sequence[str], away: Mapping[str, int]) -> None:
-        """Replace the remarks ``before`` on nodes that were away or silent by ``notes``."""
+    def note_nodes(
+        self, before: Collection[str], notes: Sequence[str], away: Mapping[str, int], unanswered: Iterable[str]
+    ) -> None:
+        """Record which nodes are away or silent, and replace the remarks ``before`` on them by ``notes``."""
         self.notes = (*notes, *(note for note in self.notes if note not in before))
-        self.away = dict(away)
+        self.away, self.unanswered = dict(away), tuple(unanswered)
 
     def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
         """Record the metrics in ``means`` that a subclass changed or added."""

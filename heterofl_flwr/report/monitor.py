@@ -65,6 +65,7 @@ class Monitor(RoundCallback):
         self._evaluated: Values = {}
         self._bytes, self._faults = Counter(down=0, up=0), Counter(rejected=0, other=0)
         self._failing: dict[int, dict[str, str]] = {}  # by partition, until the client's next usable reply
+        self._silent: dict[str, str] = {}  # time since which a node does not answer the capability query, by name
         self._away: dict[str, str] = {}  # time since which a node is away, by name
         registry = self._client.CollectorRegistry()
         registry.register(self)
@@ -94,6 +95,7 @@ class Monitor(RoundCallback):
         for (partition, reason), name in zip(record.failures.items(), record.failed_names, strict=True):
             since = self._failing.get(partition, {}).get("since", now)
             self._failing[partition] = {"name": name, "since": since, "reason": reason}
+        self._silent = {name: self._silent.get(name, now) for name in record.unanswered}
         self._away = {name: self._away.get(name, now) for name in record.away}
         self._bytes.update(down=record.bytes_down, up=record.bytes_up)
         self._faults.update(rejected=len(record.refused), other=len(record.failures) - len(record.refused))
@@ -126,10 +128,15 @@ class Monitor(RoundCallback):
             "limit": limit,
             "replies": self._replies,
             "clients": f"{record.answered}/{record.expected}",
-            "failing": list(self._failing.values()),
+            "failing": self._all_failing(),
             "away": self._away,
             "notes": list(record.notes),
         }
+
+    def _all_failing(self) -> list[dict[str, str]]:
+        silent = self._silent.items()
+        reason = "no answer to the capability query"
+        return [*self._failing.values(), *({"name": name, "since": since, "reason": reason} for name, since in silent)]
 
     def collect(self) -> Iterator[object]:
         """Yield the metrics; called by the Prometheus client."""
@@ -139,7 +146,7 @@ class Monitor(RoundCallback):
         answered.update(level_name(rate) for number, rate in record.rates.items() if number not in record.failures)
         metrics = {**_headlines("train", record.train, record.train_by_level), **self._evaluated}
         epsilon = {(): record.privacy["epsilon"]} if "epsilon" in record.privacy else {}
-        failing = {client["name"]: 1 for client in list(self._failing.values())}
+        failing = {client["name"]: 1 for client in self._all_failing()}
         healthy = self.health()["status"] == "ok"
         for family, name, text, labels, values in (
             (gauge, "round", "Last round that has ended", (), {(): self._round}),

@@ -30,9 +30,10 @@ class EvaluationHooks(RoundHooks):
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []
         messages.check_own_keys(config)
-        opened, before = self.messages_of(server_round), federation.nodes.notes()
+        opened, nodes = self.messages_of(server_round), federation.nodes
+        before = nodes.notes()
         node_ids, sampled = NodeRegistration(grid, federation, server_round, opened.budget).sample("evaluate")
-        self.log.note_nodes(before, federation.nodes.notes(), federation.nodes.away)
+        self.log.note_nodes(before, nodes.notes(), nodes.away, map(nodes.name, nodes.unanswered))
         current = EvaluationRound(
             federation, self.log, server_round, node_ids, sampled, num_rounds=self.num_rounds, silent=opened.silent
         )

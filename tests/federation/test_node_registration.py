@@ -369,6 +369,7 @@ def test_a_silent_node_is_left_out_and_asked_again(caplog):
     assert [(record.answered, record.expected) for record in found.records] == [(2, 3)] * 2 + [(3, 3)] * 2
     assert "clients=2/3" in found.records[1].line()
     assert "no answer to the capability query: x" in found.records[1].line()
+    assert found.records[1].unanswered == ("x",)
     assert "smallest" not in caplog.text + found.records[3].line()
 
 

@@ -103,6 +103,16 @@ def test_health_names_who_is_missing_and_since_when(served, fake):
     assert (served.health()["failing"], served.health()["away"]) == ([], {})
 
 
+def test_a_node_that_does_not_answer_the_capability_query_is_failing(served, fake):
+    served.on_start(1, 9, {})
+    served.on_round_end(fake.progress(1, 9, unanswered=("tablet",)))
+    (failing,) = served.health()["failing"]
+    assert (failing["name"], failing["reason"]) == ("tablet", "no answer to the capability query")
+    assert metrics(served.address)["node_failing", "tablet"] == 1
+    served.on_round_end(fake.progress(2, 9))
+    assert served.health()["failing"] == []
+
+
 def test_a_run_is_healthy_until_a_round_is_overdue(served, fake, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
