@@ -2,15 +2,15 @@
 
 ::
 
-HeteroFLError
-├── ConfigError            (ValueError)  a setting, a mix, a rate or a level is invalid
-├── ShapeError             (ValueError)  the shapes of two models or states do not match
-├── DataError              (ValueError)  a data set or a batch is invalid
-├── ReplyError             (ValueError)  a client's reply is rejected as a whole
-├── RoundError                          too few clients are connected, or too few replied
-├── OutOfMemoryError       (MemoryError) a client's model and batch need more memory than available
-├── MissingExtraError      (ImportError) a package of an optional extra is not installed
-└── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
+    HeteroFLError
+    ├── ConfigError            (ValueError)  a setting, a mix, a rate or a level is invalid
+    ├── ShapeError             (ValueError)  the shapes of two models or states do not match
+    ├── DataError              (ValueError)  a data set or a batch is invalid
+    ├── ReplyError             (ValueError)  a client's reply is rejected as a whole
+    ├── RoundError                          too few clients are connected, or too few replied
+    ├── OutOfMemoryError       (MemoryError) a client's model and batch need more memory than available
+    ├── MissingExtraError      (ImportError) a package of an optional extra is not installed
+    └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
