@@ -9,6 +9,7 @@ from typing import Annotated
 from heterofl_flwr.common.errors import RoundError, counted, listed
 from heterofl_flwr.common.options import Count, Natural, check, group
 from heterofl_flwr.core.levels import exact_rate
+from heterofl_flwr.federation.round_record import RoundRecord
 
 logger = logging.getLogger(__name__)
 
@@ -262,6 +263,11 @@ class Nodes:
         silent = [self.name(node_id) for node_id in self.unanswered]
         parts = {"away": away, "no answer to the capability query": silent, "at the smallest rate": self.demoted}
         return tuple(f"{what}: {listed(names)}" for what, names in parts.items() if names)
+
+    def note_in(self, record: RoundRecord, before: Collection[str] = ()) -> None:
+        """Record which nodes are away or silent; the present ``notes`` replace those of ``before``."""
+        record.away, record.unanswered = dict(self.away), tuple(map(self.name, self.unanswered))
+        record.notes = (*self.notes(), *(note for note in record.notes if note not in before))
 
     def most_said(self) -> int:
         """Return the largest ``num_partitions`` that a client reports, or 0."""

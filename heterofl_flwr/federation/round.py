@@ -253,7 +253,7 @@ class Round:
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         nodes = self._federation.nodes
         self.log.answered = len(self.answers)
-        self.log.note_nodes((), nodes.notes(), nodes.away, map(nodes.name, nodes.unanswered))
+        nodes.note_in(self.log)
         if self._late:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()

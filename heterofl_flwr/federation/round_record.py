@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from reprlib import repr as shown
 
@@ -171,13 +171,6 @@ class RoundRecord:
         named = {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
         numbers = self.note_computed(self.evaluate, named)
         self.partial = tuple(name for name in self.partial if name not in numbers)
-
-    def note_nodes(
-        self, before: Collection[str], notes: Sequence[str], away: Mapping[str, int], unanswered: Iterable[str]
-    ) -> None:
-        """Record which nodes are away or silent, and replace the remarks ``before`` on them by ``notes``."""
-        self.notes = (*notes, *(note for note in self.notes if note not in before))
-        self.away, self.unanswered = dict(away), tuple(unanswered)
 
     def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
         """Record the metrics in ``means`` that a subclass changed or added."""

@@ -33,7 +33,7 @@ class EvaluationHooks(RoundHooks):
         opened, nodes = self.messages_of(server_round), federation.nodes
         before = nodes.notes()
         node_ids, sampled = NodeRegistration(grid, federation, server_round, opened.budget).sample("evaluate")
-        self.log.note_nodes(before, nodes.notes(), nodes.away, map(nodes.name, nodes.unanswered))
+        nodes.note_in(self.log, before)
         current = EvaluationRound(
             federation, self.log, server_round, node_ids, sampled, num_rounds=self.num_rounds, silent=opened.silent
         )
