@@ -12,7 +12,7 @@ import os
 import pkgutil
 import re
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import cache
 from importlib import import_module
@@ -35,6 +35,7 @@ from heterofl_flwr.settings.flat import DEFAULTS, SPECS
 from heterofl_flwr.settings.stored_settings import FILE, to_toml
 
 if TYPE_CHECKING:
+    from simulations.results.configurations import Configuration
     from simulations.results.runs import Run
     from simulations.results.statistics import Summary
 
@@ -337,11 +338,10 @@ def _spread(values: list[float]) -> str:
 
 def levels(data: str, split: str, rounds: str, last: str) -> str:
     """Return what the levels' own models reached in the family, then differences."""
-    from simulations.results.configurations import configurations, metrics_of
+    from simulations.results.configurations import metrics_of
     from simulations.results.levels import levels_table
 
-    runs = (run for run in _family(data) if run.settings.num_rounds == int(rounds))
-    found = configurations(runs)[data, split]
+    found = _of_rounds(data, split, int(rounds))
     table = levels_table(found, metrics_of(found)[0], int(last))
     *header, _ = table.header  # the price is of what was reached
     less = [row[:-1] for row in table.rows if ", less " in row[1]]
@@ -355,6 +355,14 @@ def _family(data: str) -> list["Run"]:
     from simulations.results.runs import read_runs
 
     return read_runs([TABLES.parent / "family" / data])[0]
+
+
+def _of_rounds(data: str, split: str, rounds: int) -> Sequence["Configuration"]:
+    """Return the family's configurations of so many rounds."""
+    from simulations.results.configurations import configurations
+
+    runs = (run for run in _family(data) if run.settings.num_rounds == rounds)
+    return configurations(runs)[data, split]
 
 
 def family() -> bytes:
@@ -402,13 +410,11 @@ def alone() -> str:
 
 def _alone() -> Iterator[tuple[str, int, dict[str, "Summary"]]]:
     """Yield method, rounds and differences of levels, where there are enough seeds."""
-    from simulations.results.configurations import configurations
     from simulations.results.levels import EQUAL_PARTICIPATION, less_alone
     from simulations.results.statistics import FEWEST
 
     for rounds, last in ((100, 1), (300, 5)):
-        runs = (run for run in _family("cifar10") if run.settings.num_rounds == rounds)
-        found = configurations(runs)["cifar10", "dirichlet-0.3"]
+        found = _of_rounds("cifar10", "dirichlet-0.3", rounds)
         for label, levels in less_alone(
             found, "global-accuracy", last, EQUAL_PARTICIPATION
         ):
