@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from heterofl_flwr.federation.round_record import ROUND, RoundRecord
 from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client
 from tests.flower_internals import ConsoleHandler
@@ -87,6 +88,17 @@ def test_lengths_are_known_before_an_answer_is_read():
     hooks["response"][1](SimpleNamespace(headers={}))
     assert lengths == [12, 0]
     assert not connect_length_check(OldGrid(), lengths.append)
+
+
+def test_a_rounds_log_line_has_its_numbers_in_strict_json(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(logging.getLogger("flwr"), "handlers", [ConsoleHandler(stream=written)])
+    compat.set_log_format("json")
+    record = RoundRecord(server_round=3, seconds=1.5, learning_rate=0.1, rates={0: 0.5}, train={"loss": float("nan")})
+    logging.getLogger("flwr").info("[ROUND 3/3] took 1.5s", extra={ROUND: record.to_json()})
+    (line,) = (json.loads(line, parse_constant=pytest.fail) for line in written.getvalue().splitlines())
+    assert (line["message"], line["round"]["server_round"]) == ("[ROUND 3/3] took 1.5s", 3)
+    assert (line["round"]["rates"], line["round"]["train"]) == ({"0": 0.5}, {"loss": "nan"})
 
 
 def test_log_lines_are_json_objects_with_the_traceback(monkeypatch):

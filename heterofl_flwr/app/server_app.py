@@ -115,8 +115,10 @@ def _run(
     # On this package's grids the number of clients is known now. `heterofl run` wraps its grid in a relay.
     clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid | Relay) else None
     steps = workload.steps_each(clients) if clients else None
-    console = Console(steps=steps)
-    strategy = make_strategy(workload, (console, *build_callbacks(workload, folder), *extra_callbacks))
+    # Without a console, the strategy logs the rounds itself: a log of JSON lines has no other lines.
+    console = None if settings.run.log == "json" and clients is None else Console(steps=steps)
+    printing = (console,) if console else ()
+    strategy = make_strategy(workload, (*printing, *build_callbacks(workload, folder), *extra_callbacks))
     # Windowed must be inside of SimulatedDevices.
     grid = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     devices = build_devices(workload)
@@ -129,7 +131,7 @@ def _run(
         _say_epsilon(strategy, settings, start, simulated=clients is not None)
     # With personal models there is no global model that the server could evaluate.
     evaluates = settings.evaluate.central and not workload.personal
-    with console.by_time():
+    with console.by_time() if console else nullcontext():
         strategy.start(
             grid if devices is None else SimulatedDevices(grid, devices),
             num_rounds=settings.num_rounds,
@@ -140,7 +142,7 @@ def _run(
     if folder is not None:
         folder.note(clients=strategy.federation.nodes.dealt() or None)
         logger.info("Report: %s", write_page(folder).resolve())
-        if clients is None:  # 'heterofl run' prints the tables itself
+        if console and clients is None:  # 'heterofl run' prints the tables itself
             show_results(folder.path)
     return strategy
 

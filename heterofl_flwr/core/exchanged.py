@@ -27,7 +27,7 @@ def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
 def exchange_frozen(model: nn.Module) -> nn.Module:
     """Exchange a model's frozen parameters (``requires_grad=False``) too, and return the model.
 
-    Call this if slices move, or if each process computes different frozen values.
+    Call this if a client's slice changes from round to round, or if each process computes other frozen values.
     """
     vars(model)[_WITH_FROZEN] = True
     return model

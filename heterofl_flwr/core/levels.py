@@ -124,7 +124,7 @@ class Mix:
 
     @property
     def parts(self) -> tuple[float, ...]:
-        """The rate of each part of the mix, descending; idle parts have rate 0."""
+        """The rate of each part of the mix, descending; 0 for parts whose clients never train (``x3``)."""
         named = zip((*self.rates, 0.0), (*self.counts, self.idle), strict=True)
         return tuple(rate for rate, count in named for _ in range(count))
 

@@ -1,6 +1,6 @@
 """Trace rules of torch functions that take lengths as arguments.
 
-A rule links each length to an axis. If the model's code has read the length from another axis, both axes shrink in
+A rule couples each length with an axis. If the model's code read the length from another axis, both axes shrink in
 proportion. If the length is a literal number, the axis is never sliced.
 """
 
@@ -29,7 +29,7 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 def layer_norm(
     trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: object, **__: object
 ) -> object:
-    """Trace rule of layer norm: link the last axes to ``normalized_shape``."""
+    """Trace rule of layer norm: the lengths in ``normalized_shape`` shrink with the last axes."""
     return _use_shape(trace, run(), normalized_shape)
 
 
@@ -45,7 +45,7 @@ def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: objec
 @function(torch.conv1d, torch.conv2d, torch.conv3d)
 @function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> object:
-    """Trace rule of grouped convolutions: if a slice drops groups, link their number."""
+    """Trace rule of grouped convolutions: ``groups`` shrinks if slices have fewer groups."""
     output = run()
     groups = named.get("groups", options[4] if len(options) > 4 else 1)
     if groups > 1:
@@ -56,7 +56,7 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Link the number of groups. A literal number keeps all channels."""
+    """Let the number of groups shrink with the channels; a literal number keeps all channels."""
     if groups is None or is_length(number):
         trace.use(number, groups)
     else:
@@ -77,7 +77,7 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
-    """Trace rule of indexing: link each bound of a Python slice to the entries before it."""
+    """Trace rule of indexing: each bound of a Python slice shrinks with the entries before it."""
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
     if not any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index_tuple):
@@ -123,7 +123,7 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Link a bound to the entries before it. Always keep those after a negative bound."""
+    """Let a bound shrink with the entries before it; keep all entries after a negative bound."""
     if end < 0:
         trace.pin(row[end:])
         trace.sliced.append(row)
@@ -148,7 +148,7 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
 
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
-    """Trace rule of ``split``: link each size to the entries of its part."""
+    """Trace rule of ``split``: each size shrinks with the piece that it cuts off."""
     # The parameter of sizes has another name in each of these functions.
     size_or_sizes, dim = (*sizes, *named.values(), dim)[:2]
     row = trace.rows(tensor)[dim]
@@ -162,7 +162,7 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 
 @function(Tensor.narrow, torch.narrow)
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
-    """Trace rule of ``narrow``: link ``length`` to the selected entries, and ``start`` to those before."""
+    """Trace rule of ``narrow``: ``length`` shrinks with the selected entries, ``start`` with those before."""
     row = trace.rows(input)[dim]
     if row is not None:
         _use_before(trace, start, row)
@@ -184,7 +184,7 @@ def numel(trace: Trace, run: Run, tensor: Tensor) -> int:
 
 
 def shaped(shape: slice, trace: Trace, run: Run, /, *args: Any, **named: Any) -> object:
-    """Trace rule of functions such as ``view``: link the axes of the result to the lengths.
+    """Trace rule of functions such as ``view``: the axes of the result shrink with the lengths.
 
     ``shape`` selects the positional arguments that are lengths.
     """
@@ -200,7 +200,7 @@ function(Tensor.new_full)(partial(shaped, slice(1, 2)))
 
 @function(Tensor.unflatten, torch.unflatten)
 def unflatten(trace: Trace, run: Run, input: Tensor, dim: int, sizes: Sequence[int]) -> object:
-    """Trace rule of ``unflatten``: link the new axes to the lengths in ``sizes``."""
+    """Trace rule of ``unflatten``: the new axes shrink with the lengths in ``sizes``."""
     before = dim % input.dim()
     return _run_with_shape(trace, run, [*[-1] * before, *sizes, *[-1] * (input.dim() - before - 1)])
 
@@ -218,7 +218,7 @@ def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
 
 
 def _use_shape(trace: Trace, output: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Link the last axes of a tensor to lengths; -1 is not linked."""
+    """Let the last axes of a tensor shrink with the lengths in ``sizes``, except where a size is -1."""
     for length, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
         if length != -1:
             trace.use(length, row)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from reprlib import repr as shown
 
@@ -16,6 +16,9 @@ from heterofl_flwr.federation.client_metrics import WORST_ACCURACY, is_share
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
 
+
+ROUND = "round"
+"""Field of a ``logging.LogRecord`` with all numbers of a round."""
 
 host_log = logging.getLogger("flwr")
 """Flower's logger, whose lines are shown in every app."""
@@ -152,13 +155,29 @@ class RoundRecord:
             [f"round {self.server_round}: {', '.join(parts)}", f"up {text.size(self.bytes_up)}", *failed, *self.notes]
         )
 
-    def metrics_line(self) -> str:
-        """Return the metrics as text, with the coverage if not all clients evaluated."""
+    def log_metrics(self, num_rounds: int) -> None:
+        """Log the metrics, then the time; the last line has all numbers in its field ``round``."""
+        place = f"[ROUND {self.server_round}/{num_rounds}]"
+        for line in self.metrics_lines():
+            host_log.info("%s %s", place, line)
+        host_log.info("%s took %s", place, text.duration(self.seconds), extra={ROUND: self.to_json()})
+
+    def metrics_lines(self) -> Iterator[str]:
+        """Yield the metrics as text, then those of each level's model.
+
+        Means over clients have the coverage, if not all clients evaluated.
+        """
+        if metrics := {**self.train, **self.evaluate}:
+            yield self._metrics_text(metrics)
+        for level, values in self.evaluate_by_level.items():
+            yield f"level {level}: {self._metrics_text(values)}"
+
+    def _metrics_text(self, metrics: Mapping[str, float]) -> str:
         coverage = self.evaluate.get("coverage", 1.0)
         clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
         return ", ".join(
             f"{name} {value:.4g}" + (f" (of {coverage:.0%} of the clients)" if name in clients else "")
-            for name, value in {**self.train, **self.evaluate}.items()
+            for name, value in metrics.items()
         )
 
     def note_central(self, metrics: Mapping[str, object]) -> None:

@@ -77,16 +77,19 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Warn if no client can train the largest level."""
+    """Warn if no client can train the largest level, or fewer than a stage needs."""
     mix = federation.mix
+    holders = max((stage.needs.holders for stage in federation.options.stages), default=0)
+    least = max(holders, 1)  # number of clients that must hold an entry to change it
     answered = all(node_id in federation.nodes for node_id in node_ids)
     rates = [federation.levels.largest_rate(server_round, node_id) for node_id in node_ids] if answered else []
-    largest = max(rates, default=0.0)
+    largest = sorted(rates, reverse=True)[least - 1] if len(rates) >= least else 0.0
     if 0 < largest < mix.rates[0] and federation.options.slicing.slice_rule in NESTED_RULES:
         total, part = federation.architecture.global_plan.parameters, federation.architecture.plan(largest).parameters
         logger.warning(
-            "no client that is there can train more than rate %g, and the mix %s has a model of rate %g: %d of its "
+            "%s can train more than rate %g, and the mix %s has a model of rate %g: %d of its "
             "%d parameters are never trained; let larger clients take part, or begin the mix with that rate",
+            f"fewer than {least} clients (holders)" if holders else "no client that is there",
             largest,
             mix,
             mix.rates[0],

@@ -32,9 +32,9 @@ class Watch:
         self._inside = False  # True while the container's __getitem__ runs, which asks for the length itself
 
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
-        """Return the links between blocks since the previous call.
+        """Return, for each block that ran since the previous call, the earlier blocks whose output it used.
 
-        The last block of a stack is named ``last of <stack>``.
+        The block directly before is left out. The last block of a stack is named ``last of <stack>``.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}

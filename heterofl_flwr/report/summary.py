@@ -97,11 +97,13 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
     """Return the table of metrics: final value, best value, and its round."""
     rows = []
+    evaluated = max((record.server_round for record in records if record.evaluate), default=0)
     for score in scores(records):
+        older = f" (round {score.final_round})" if score.final_round < evaluated else ""
         name = score.name if score.client is None else f"{score.name} (client {score.client})"
         for statistic, final in score.finals.items():
             best, best_round = (score.best, score.best_round) if statistic == score.statistic else (None, None)
-            shown = marked(formatting.score(score.name, final), score.partial)
+            shown = marked(formatting.score(score.name, final) + older, score.partial)
             number = formatting.NOTHING if best_round is None else str(best_round)
             rows.append((name, statistic, shown, formatting.score(score.name, best), number))
     return ("metric", "of clients", "final", "best", "round"), rows
@@ -173,7 +175,7 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
     for heads, rows in (level_cells(records, costs), score_cells(records), failure_cells(records)):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, head in enumerate(heads):
-            table.add_column(head, justify="right" if number else "left")
+            table.add_column(head, justify="right" if number else "left", overflow="fold")
         for cells in rows:
             # Clients name metrics, and rich would read [..] in a str as markup.
             table.add_row(*(Text(printable(cell)) for cell in cells))

@@ -21,6 +21,7 @@ class Score(NamedTuple):
     finals: Mapping[str, float]  # final value of each statistic
     best: float | None  # None if all values come from too few clients, because such values are never the best
     best_round: int | None
+    final_round: int  # round of the final value
     partial: bool  # whether the final value comes from too few clients
     client: int | None  # partition of the worst client
 
@@ -117,7 +118,8 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
         if name in final.evaluate_medians:
             finals = {"mean": final.evaluate[name], "median": final.evaluate_medians[name]}
             statistic = "mean" if is_share(name) else "median"
-        results.append(Score(name, statistic, finals, best, best_round, name in final.partial, worst))
+        partial = name in final.partial
+        results.append(Score(name, statistic, finals, best, best_round, final.server_round, partial, worst))
     return results
 
 

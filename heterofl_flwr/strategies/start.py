@@ -210,8 +210,8 @@ class _Loop:
             if isinstance(self._grid, Costs):
                 costs = self._grid.take_costs()
                 record.simulated_seconds, record.joules = costs["simulated_seconds"], costs["joules"]
-            if (metrics := record.metrics_line()) and not quiet:
-                host_log.info("[ROUND %d/%d] %s", server_round, num_rounds, metrics)
+            if not quiet:
+                record.log_metrics(num_rounds)
             if self._call_back():
                 break
         result.arrays = strategy.evaluated_arrays(result.arrays)

@@ -174,12 +174,12 @@ def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
 
 
 def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
-    """Return the moments of each rate as tensors, named ``rate/name``."""
+    """Return the moments of each rate as tensors with names such as ``0.5/fixed.norm1.count``."""
     return {f"{rate}/{name}": tensor for rate, sums in moments.items() for name, tensor in sums.to_tensors().items()}
 
 
 def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
-    """Return the moments of each rate, from tensors named ``rate/name``."""
+    """Return the moments of each rate, from tensors with names such as ``0.5/fixed.norm1.count``."""
     by_rate: dict[float, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         rate, _, name = path.partition("/")

@@ -32,6 +32,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.object_ref import load_app as load_app
 from flwr.supercore.run import Run as Run
 
+from heterofl_flwr.common.files import plain
+from heterofl_flwr.federation.round_record import ROUND
+
 FLOWER = tuple(int(part) for part in flwr.__version__.split(".")[:2])
 """The first two numbers of the installed version of Flower."""
 
@@ -59,13 +62,14 @@ else:
 
 
 class JsonFormatter(logging.Formatter):
-    """Formatter that writes one JSON object for each log record."""
+    """Formatter that writes one JSON object for each log record, with the numbers of a round where it has them."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line of JSON."""
         now = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
         line = {"time": now, "level": record.levelname, "logger": record.name, "message": super().format(record)}
-        return json.dumps(line)
+        line |= {ROUND: vars(record)[ROUND]} if ROUND in vars(record) else {}
+        return json.dumps(plain(line))
 
 
 def set_log_format(log: str) -> None:

@@ -114,6 +114,17 @@ def test_flwr_run_makes_a_folder_and_prints_the_tables_or_warns_that_it_writes_n
     assert "no folder is written, so results are in this log alone" in caplog.text
 
 
+@pytest.mark.usefixtures("page")
+def test_a_json_log_has_the_numbers_of_rounds_and_nothing_is_printed_beside_it(tmp_path, capsys, caplog):
+    config = {**SMALL, "num-rounds": 1, "run.dir": str(tmp_path), "run.log": "json"}
+    with caplog.at_level("INFO", "flwr"), LocalGrid(CLIENT_APP, CLIENTS, run_config=config) as grid:
+        server_app.run(Foreign(grid), load_workload(config))
+    (numbers,) = (record.round for record in caplog.records if hasattr(record, "round"))
+    stored = json.loads((tmp_path / "history.jsonl").read_text())
+    assert {**numbers["train"], "round": numbers["server_round"]} == {**stored["train"], "round": 1}
+    assert capsys.readouterr().out == ""
+
+
 def test_a_resume_that_cannot_go_on_changes_nothing(tmp_path, caplog):
     settings = {"clients": 2, "run__dir": str(tmp_path)}
     run(**settings, num_rounds=2)

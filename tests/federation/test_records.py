@@ -129,12 +129,14 @@ def test_clients_metrics_say_of_which_share_of_them_they_are():
     record = RoundRecord(server_round=2, seconds=1.0, learning_rate=0.1, rates={})
     record.evaluate = {"coverage": 0.25, "global-accuracy": 0.5, "local-accuracy": 0.75, "worst-accuracy": 0.6}
     record.evaluate_medians = {"local-accuracy": 0.7}
-    assert record.metrics_line() == (
+    record.evaluate_by_level = {"c": {"local-accuracy": 0.5, "f1": 0.25}}
+    assert list(record.metrics_lines()) == [
         "coverage 0.25, global-accuracy 0.5, local-accuracy 0.75 (of 25% of the clients), "
-        "worst-accuracy 0.6 (of 25% of the clients)"
-    )
+        "worst-accuracy 0.6 (of 25% of the clients)",
+        "level c: local-accuracy 0.5 (of 25% of the clients), f1 0.25",
+    ]
     record.evaluate["coverage"] = 1.0
-    assert "of the clients" not in record.metrics_line()
+    assert "of the clients" not in "".join(record.metrics_lines())
 
 
 @pytest.mark.parametrize(("value", "rounds"), [(True, 1), (np.True_, 1), ({"loss": 1.0}, 3), (None, 3)])

@@ -60,6 +60,15 @@ def test_a_row_of_the_closing_table_has_one_statistic():
     assert score_cells([record])[1] == [("local-loss", "mean", "9", "-", "-"), ("local-loss", "median", "1", "1", "1")]
 
 
+def test_a_final_value_of_an_earlier_round_names_its_round():
+    records = [
+        make(1, [1.0], evaluate={"f1": 0.5, "loss": 2.0}),
+        make(2, [1.0], evaluate={"loss": 1.0}),
+        make(3, [1.0]),
+    ]
+    assert [row[2] for row in score_cells(records)[1]] == ["0.5 (round 1)", "1"]
+
+
 def test_failures_are_grouped_by_reason():
     records = [make(1, [1.0] * 3, [1, 2]), make(3, [1.0] * 3, [2])]
     late = RoundRecord(server_round=4, seconds=1, learning_rate=0, rates={7: 1.0}, failures={7: "out of memory"})

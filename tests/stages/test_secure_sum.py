@@ -387,6 +387,15 @@ def test_actors_give_the_same_model():
     assert equal(found.to_torch_state_dict(), secure(num_rounds=2).state)
 
 
+def test_entries_that_too_few_clients_can_hold_are_warned_of_before_training(caplog):
+    secure(mix="a2-b4-c3")  # nine clients: two of level a
+    (warning,) = (text for text in caplog.messages if "are never trained" in text)
+    assert "fewer than 3 clients (holders) can train more than rate 0.5" in warning
+    caplog.clear()
+    secure(mix="a2-b4-c3", holders=2)
+    assert "never trained" not in caplog.text
+
+
 def test_enough_clients_of_the_largest_level_are_drawn():
     options = {"mix": "a1-b1-c1-d1-e1", "nodes": 10, "fraction_train": 0.5, "num_rounds": 4}
     free, found = (play(app, stages=own, node_config=of_two, **options).records for own in ((), [SecureSum(holders=2)]))
