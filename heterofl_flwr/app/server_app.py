@@ -2,11 +2,11 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
@@ -91,8 +91,7 @@ def _choose_folder(grid: Grid, settings: Settings) -> RunFolder | None:
         return None
     folder = RunFolder(new_path(short_name(settings.data.name)).resolve())
     try:
-        with extra("report"):
-            import_module("heterofl_flwr.report.page")
+        _page_writer()
         folder.path.mkdir(parents=True)
     except (OSError, MissingExtraError) as error:
         logger.warning(
@@ -102,6 +101,13 @@ def _choose_folder(grid: Grid, settings: Settings) -> RunFolder | None:
         )
         return None
     return folder
+
+
+def _page_writer() -> Callable[[RunFolder], Path]:
+    """Return ``write_page``; a missing package is noticed now, not at the end of the run."""
+    with extra("report"):
+        from heterofl_flwr.report.page import write_page
+    return write_page
 
 
 def _run(
@@ -117,15 +123,13 @@ def _run(
     steps = workload.steps_each(clients) if clients else None
     # Without a console, the strategy logs the rounds itself: a log of JSON lines has no other lines.
     console = None if settings.run.log == "json" and clients is None else Console(steps=steps)
-    printing = (console,) if console else ()
-    strategy = make_strategy(workload, (*printing, *build_callbacks(workload, folder), *extra_callbacks))
+    callbacks = [*build_callbacks(workload, folder), *extra_callbacks]
+    strategy = make_strategy(workload, [console, *callbacks] if console else callbacks)
     # Windowed must be inside of SimulatedDevices.
     grid = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     devices = build_devices(workload)
     if folder is not None:  # write only after everything has been checked
-        with extra("report"):  # a missing package must be noticed now, not after hours
-            from heterofl_flwr.report.page import write_page
-
+        write_page = _page_writer()
         _start_folder(folder, workload, start, strategy, clients)
     if settings.privacy.noise:
         _say_epsilon(strategy, settings, start, simulated=clients is not None)
