@@ -78,7 +78,7 @@ def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, .
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
     """Divide each entry of a sum in place by the total weight of its holders.
 
-    Entries that no client holds get their value in ``old``.
+    Entries that no client holds take their value from ``old``.
     """
     nested = nest(tuple(counts)) if all(map(is_prefix, counts)) else None
     # Shells do not work if some slices are counted by row and others drop rows.
@@ -145,7 +145,7 @@ class Holders:
         self._weights[plan] = before + weight
 
     def counts(self, name: str) -> dict[Axes, Count]:
-        """Return the total weight of the clients by slice of a parameter."""
+        """Return, for each slice of a parameter, the total weight of the clients that hold it."""
         counts: dict[Axes, Count] = {}
         for plan, weight in self._weights.items():
             if name in plan.axes:

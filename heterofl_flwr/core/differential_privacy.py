@@ -102,10 +102,11 @@ def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
 
 @cache
 def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the probability that the coarse part is k or more, and a table for fast draws.
+    """Return two arrays for drawing the coarse part of the noise.
 
-    k falls from the largest to 1. The table has the coarse part of each cell of the interval from 0 to 1. If a cell has
-    several, the entry is ``_SPLIT``.
+    The first has the probability that the coarse part is k or more, for k from the largest value down to 1. The
+    second, for fast draws, cuts the interval from 0 to 1 into cells. It has the coarse part of each cell, or
+    ``_SPLIT`` for a cell with several coarse parts.
     """
     # The probability of larger values is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]
@@ -135,9 +136,9 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
 
 @torch.no_grad()
 def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
-    """Clip a vector to an L2 norm of ``clip``; return whole multiples of ``step``.
+    """Clip a vector to an L2 norm of ``clip``; return it as whole numbers of steps of length ``step``.
 
-    They are rounded towards zero. The vector must be in double precision.
+    Entries are rounded towards zero. The vector must be in double precision.
     """
     length = math.hypot(*(part.norm().item() for part in vector.values()))
     share = min(1.0, _ROUNDING * clip / length) if length else 1.0
@@ -146,7 +147,7 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Add noise to a sum of results of ``in_steps``; return it in the parameter's unit."""
+    """Add noise to a sum of results of ``in_steps``; return the noisy sum in the unit of the parameter."""
     return (total + draw(stream, total.shape).to(total.device)).mul_(step)
 
 

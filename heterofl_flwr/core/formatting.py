@@ -114,7 +114,11 @@ def latex(text: str) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
-    """Return a table in Markdown. ``rule`` aligns all columns except the first."""
+    """Return a table in Markdown.
+
+    ``rule`` is the text below the header, such as ``---:``, in all columns except the first; it sets their
+    alignment.
+    """
     lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
     texts = (" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines)
     return "\n".join(f"| {text} |" for text in texts)

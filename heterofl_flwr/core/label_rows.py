@@ -39,8 +39,9 @@ def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
     """Return the names of the classifier's parameters; () if the classifier is unclear.
 
-    A model can name them in its attribute ``label_rows``. Otherwise the classifier is the only linear layer with the
-    same number of outputs at every rate. If all linear layers have this property, it is the last of them.
+    A model can list these names in its attribute ``label_rows``. Otherwise the classifier is the only linear layer
+    with the same number of outputs at every rate. If all linear layers have this property, the last one is the
+    classifier.
     """
     model, smaller = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(model, "label_rows", None)
@@ -66,7 +67,10 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
 
 
 def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str]:
-    """Return possible classifiers. A layer with n outputs is none if a later one has n inputs."""
+    """Return the names of possible classifiers.
+
+    A layer with n outputs is not a classifier if a later linear layer has n inputs.
+    """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)
     inputs = [layer.in_features for layer in layers.values()]

@@ -25,9 +25,9 @@ _rules = Registry("register")
 def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the decorated function as the slicing rule of layer types and their subclasses.
 
-    The rule takes the global layer and the local layer, and returns a dictionary from parameter name to axes. A child
-    layer needs no rule if all its parameters are included, under names such as ``"linear_q.weight"``. An earlier rule
-    of the same type is replaced::
+    The rule takes the global layer and the local layer, and returns a dictionary from parameter name to axes. A
+    child layer needs no rule if this dictionary has all its parameters, under names such as ``"linear_q.weight"``.
+    The new rule replaces an earlier rule for the same layer type::
 
         @register(MyLayer)
         def my_layer(full: MyLayer, local: MyLayer) -> dict[str, Axes]:

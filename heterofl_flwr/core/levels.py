@@ -146,8 +146,9 @@ class Mix:
 def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float | None = None) -> float:
     """Return a client's rate under the assignment *Fix*: the same in all rounds.
 
-    A client with a ``capacity`` trains at that rate, but at most at the global rate. Other partitions form equal
-    blocks, one for each part of the mix, from the largest rate to the smallest. Idle clients have rate 0.
+    With ``capacity``, this is the client's rate, but at most the global rate. Without it, the mix decides: the
+    partitions form equal blocks, one for each part of the mix, from the largest rate to the smallest. Idle clients
+    have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")

@@ -33,12 +33,12 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
     Parameters
     ----------
     rule : SliceRule
-        ``prefix``: the first entries. ``important``: also the first entries, after the server has sorted the channels
-        by importance. ``rolling``: FedRolex's window. ``random-level``: a random subset for each rate and round
-        (Federated Dropout). ``random-client``: a random subset for each client and round.
+        ``prefix``: the first entries. ``important``: also the first entries, after the server has sorted the
+        channels by importance. ``rolling``: FedRolex's window. ``random-level``: a random subset for each rate and
+        round (Federated Dropout). ``random-client``: a random subset for each client and round.
     seed, server_round, rate, partition : int, int, float, int
-        Inputs of the random draws. For a window that moves by several entries, pass ``window_number(...)`` as the
-        round.
+        Inputs of the random draws. The window starts at entry ``server_round - 1``. If it moves by several entries
+        in each round, pass ``window_number(...)`` as ``server_round``.
     """
     if rule in NESTED_RULES:
         return prefix
@@ -52,5 +52,8 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
 
 
 def window_number(server_round: int, roll_by: int) -> int:
-    """Return the round for ``make_slice_function`` if a window moves by ``roll_by`` entries."""
+    """Return the number to pass to ``make_slice_function`` as ``server_round``.
+
+    The window then moves by ``roll_by`` entries in each round.
+    """
     return 1 + roll_by * (server_round - 1)

@@ -1,8 +1,9 @@
 """Robust aggregation: each entry changes by the trimmed mean or the median of its holders' changes.
 
-The holders of an entry are the clients whose slices contain it. ``trimmed`` drops the largest and the smallest changes
-(Yin et al., 2018). With one or two holders, there is no majority: the entry changes by the plain mean, or keeps its
-value. The slices of all clients are stored in single precision until the end of the round.
+The holders of an entry are the clients whose slices contain it. ``trimmed`` drops the largest and the smallest
+changes (Yin et al., 2018). With one or two holders, there is no majority: the option ``few`` says whether the
+entry changes by the plain mean or keeps its value. The slices of all clients are stored in single precision
+until the end of the round.
 """
 
 import math

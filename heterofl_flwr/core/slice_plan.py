@@ -48,9 +48,10 @@ class Plan:
     ) -> "Plan":
         """Return the plan of a local model inside a global model, by the rules of their layers' types.
 
-        The models are not run. So an axis of several parts is not detected, such as the two directions of a
-        bidirectional LSTM or the inputs of a concatenation. A slice should keep the first entries of each part. Name
-        such axes in ``heads``, or register a rule for the module around both layers (``register``).
+        The models are not run. So this method does not see that an axis has several parts, such as the two directions
+        of a bidirectional LSTM or the inputs of a concatenation. A slice should keep the first entries of each part.
+        Name axes with parts in ``heads``, or register a rule (``register``) for the module that contains both the layer
+        that makes the parts and the layer that reads them.
 
         Parameters
         ----------
@@ -127,7 +128,7 @@ class Plan:
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def check_groups(self) -> None:
-        """Raise ``ConfigError`` if an axis can keep only its first entries."""
+        """Raise ``ConfigError`` if an axis must keep its first entries, and can keep no others."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
                 f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
@@ -260,9 +261,10 @@ def _find_geometry(
 ) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
     """Return how to view a tensor as a region.
 
-    Each axis is a tuple: full length, local length, number of parts, and whether it keeps a prefix. The results are:
-    the tensor's shape with parts as dimensions; the region's slices in this shape; whether all axes keep a prefix; the
-    region's shape; the client's shape; whether the region is the full tensor.
+    Each axis is a tuple: full length, local length, number of parts, and whether it keeps a prefix. There are six
+    results: the tensor's shape, with parts as separate dimensions; a Python slice for each of these dimensions,
+    which select the region; whether all axes keep a prefix; the region's shape, with parts as separate dimensions;
+    the region's shape in the client's model; whether the region is the full tensor.
     """
     # If an axis of 6 entries in 2 parts keeps 4 entries, it becomes two dimensions, (2, 3), with the region [:, :2].
     dimensions: list[tuple[int, slice, int]] = []  # for each dimension: full length, slice, local length

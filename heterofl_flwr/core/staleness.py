@@ -21,7 +21,8 @@ LEAST = 1e-3
 class Clocks:
     """Counters of the global model's steps, one for each region of the model.
 
-    A region is a set of entries that the same levels hold. Its staleness is its number of steps since it was sent.
+    A region is a set of entries that the same levels hold. The staleness of a region on a client is the number of
+    steps that have changed the region since the server sent it.
     """
 
     def __init__(self, version: int = 0) -> None:
@@ -35,7 +36,7 @@ class Clocks:
     def step(self, plans: Iterable[Plan]) -> None:
         """Count a step of the global model that averaged replies with these plans.
 
-        Raise ``ConfigError`` if neither of two plans contains the other.
+        Of any two plans, from this step or earlier ones, one must contain the other; otherwise raise ``ConfigError``.
         """
         current = set(plans)
         ordered = sorted({*current, *self._moved}, key=lambda plan: plan.parameters, reverse=True)
@@ -49,9 +50,10 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply, by plan: from ``plan`` to smaller and staler ones.
+        """Return the staleness of a reply's regions, as a dictionary from plan to number of steps.
 
-        An entry has the staleness of the smallest plan that contains it.
+        The first key is ``plan``. Each later key is a smaller plan with a larger staleness. An entry has the staleness
+        of the smallest plan that contains it.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
@@ -108,7 +110,7 @@ class StaleMean:
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return the current slice plus the client's change, times each entry's discount."""
+        """Add the client's change to the current slice, and return this sum times each entry's discount."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))

@@ -96,7 +96,10 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
 
 
 def number_owners(*splits: Values | None) -> list[Tensor]:
-    """Return the owners of each split's examples as numbers, in alphabetical order."""
+    """Return the owner of each example as a number, for each split.
+
+    The owners of all splits together are numbered in alphabetical order.
+    """
     owners = [values for values in splits if values is not None]
     return _number(owners, sorted(set().union(*owners)))
 

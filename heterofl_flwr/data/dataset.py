@@ -11,14 +11,14 @@ from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Options for reading a text in pieces. Some words of a piece are masked; the targets are all its words.
+    """Options for reading a text in pieces. Some words are masked; the targets are all words of the piece.
 
     Attributes
     ----------
     hides_as
         The token that replaces a masked word.
     share
-        The fraction of masked words. They are drawn anew at each reading.
+        The fraction of words that are masked. The words are drawn anew each time the text is read.
     length
         Number of words in a piece; the last piece of a row may be shorter.
     """
@@ -32,7 +32,7 @@ class Reading:
 class Normal:
     """Mean and standard deviation of each image channel or table column.
 
-    For images, those of pixels from 0 to 1.
+    For images, both are computed from pixel values between 0 and 1.
     """
 
     mean: tuple[float, ...]

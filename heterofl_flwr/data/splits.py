@@ -42,17 +42,17 @@ class Partitions:
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Variant = "paper") -> Partitions:
     """Split the train and the test split of a data set among clients.
 
-    Texts are split by owner or evenly. If there are fewer test rows than clients, the first clients get one row each.
-    For text, a client's classes are the words in its training rows.
+    Texts are split by owner or evenly. If an evenly split text has fewer test rows than clients, the first clients
+    get one test row each, and the others none. A client's classes in a text are the words in its training rows.
 
     Parameters
     ----------
     dataset : Dataset
         The data set to split.
     kind : str
-        ``iid``. ``non-iid-<n>``: at most n classes for each client. ``dirichlet-<alpha>``: Dirichlet distribution with
-        the concentration alpha. ``natural``: the i-th client has the examples of the i-th owner. ``natural-<column>``:
-        the same, with the owners in ``<column>``.
+        ``iid``. ``non-iid-<n>``: at most n classes for each client. ``dirichlet-<alpha>``: Dirichlet distribution
+        with the concentration alpha. ``natural``: the i-th client has the examples of the i-th owner.
+        ``natural-<column>``: the same, with the owners in ``<column>``.
     clients : int
         Number of clients.
     seed : int
@@ -112,11 +112,11 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 def noniid(
     targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
-    """Return the rows of each client, and the classes of its shards for ``matching_test``.
+    """Return the rows of each client, and the classes of each client's shards, which ``matching_test`` takes.
 
-    Each class is cut into ``clients * classes_per_client / classes`` shards, which are assigned at random. If this
-    number is not an integer, some classes have one shard more. A client that draws two shards of one class gets only
-    one with ``paper``, and both with ``fixed``.
+    Each class is cut into n shards, where n is ``clients * classes_per_client / classes``. The shards are assigned
+    at random. If n is not an integer, some classes have one shard more than others. If a client draws two shards of
+    one class, it gets one of the two shards with ``paper``, and both with ``fixed``.
     """
     check_count("the number of clients", clients, 1)
     present = targets.unique()  # (classes,), sorted
@@ -202,7 +202,7 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
     """Return the test rows of each client.
 
-    A client's fraction of a class is the same as in training.
+    A client gets the same fraction of a class's test examples as of its training examples.
     """
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]

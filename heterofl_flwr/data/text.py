@@ -32,8 +32,8 @@ class Texts:
 def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int] | None = None) -> Dataset:
     """Make a data set of rows of tokens.
 
-    Without a test split, every fifth row of an owner becomes a test row. ``rows`` is the number of rows of each split.
-    Without it, or with owners, rows have 64 tokens.
+    Without a test split, every fifth row of an owner becomes a test row. ``rows`` is how many rows to make of each
+    split, by the split's name. If ``rows`` is None, or if the texts have owners, each row has 64 tokens.
     """
     raws, numbers = [train] if test is None else [train, test], {UNKNOWN: 0, END: 1}
     named = number_owners(*(raw.owners for raw in raws))

@@ -113,9 +113,10 @@ class Grouping:
         return self._places.setdefault(roots.tobytes(), places) if (places[:, 0] >= 0).any() else None
 
     def length(self, row: Row) -> Places | int | None:
-        """Return the length of an axis in a slice; None if unknown.
+        """Return the length of an axis in a slice.
 
-        If the length depends on the widths, return the places of the axis.
+        The result is a number if it is the same in all slices, the places of the axis if it depends on the widths, and
+        None if it is unknown.
         """
         roots = self._positions.roots(row)
         places = self.places(row)

@@ -31,7 +31,8 @@ _POWERS = (-1, -1 / 2, -1 / 4, 1 / 4, 1 / 2, 1)
 class Step(NamedTuple):
     """An operator call in the trace of the full model.
 
-    In ``outputs``, a length is a number, the places of a sliced axis, or None if any length is valid.
+    ``outputs`` has the shape of each output. For an axis that is sliced, the shape has the axis's places instead of
+    a number; it has None where any length is valid.
     """
 
     operator: str
@@ -49,7 +50,7 @@ class DifferentStepError(Exception):
 
 
 class Findings(NamedTuple):
-    """Layers of a slice with a number that does not follow the width."""
+    """Layers of a slice that compute with a number that does not change with the width as it should."""
 
     literal: set[str]  # layers that divide a sum by the full length
     factors: set[str]  # layers that multiply by a number that changes with the rate, but not like a width

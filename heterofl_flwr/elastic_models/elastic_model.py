@@ -133,46 +133,47 @@ def elastic(
     """Return ``build``, a function from a rate to a slice of ``model``; pass it to ``HeteroFL(build)``.
 
     The model is run on tensors without values, to see which axes of its parameters must be sliced alike. Inputs and
-    outputs keep their widths. ``model`` is not changed. ``build(1.0)`` computes the same outputs, bit for bit. A
-    smaller model has a slice of the weights and is of the same class.
+    outputs keep their widths. ``model`` is not changed. The model ``build(1.0)`` computes the same outputs as
+    ``model``, bit for bit. A smaller model has a slice of the weights and is of the same class.
 
     Parameters
     ----------
     model : nn.Module
         A model made of torch's operators, with any weights.
     example_inputs : object
-        Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. One or two examples are
-        enough.
+        Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. One or two examples
+        are enough.
     fixed : Sequence[str]
         Patterns (``fnmatch``) of the names of layers or parameters that keep their full width.
     outputs : Sequence[str]
-        Names of the outputs that your code reads, if the model returns a mapping or an object. Only these keep their
-        widths. By default, all output tensors do, hidden states too.
+        Names of the outputs that your code reads, if the model returns a mapping or an object. Only these outputs
+        keep their widths. By default, all output tensors keep them, including hidden states.
     multiple_of : int
-        The width of each group of channels is rounded up to a multiple of this number. In attention, the width of a
-        head is rounded.
+        The width of each group of channels is rounded up to a multiple of this number. In attention, it is the
+        width of one head that is rounded.
     global_rate : float
-        The largest rate of the mix; the Scaler divides by ``rate / global_rate``.
+        The largest rate of the mix.
     scaler : bool | None
         Whether a ``Scaler`` follows each linear layer, convolution, embedding and ``nn.MultiheadAttention`` whose
-        output shrinks. In training, the Scaler divides the output by the rate (section 3.3). Add other layer types to
-        ``SCALED``. By default, only models with norms have Scalers; models without norms would diverge.
+        output shrinks. In training, the Scaler divides the output by ``rate / global_rate`` (section 3.3). Add
+        other layer types to ``SCALED``. By default, only models with norms get Scalers: with Scalers but without
+        norms, training would diverge.
     static_norm : bool
         Whether to remove the running statistics of batch norm (section 3.2). Running statistics are never sent.
     check : str
-        How a slice is compared with the full model. ``steps``: by its operators, without values. ``zeroing``: also by
-        its output on the example inputs, which must equal that of the full model with zeros outside the slice.
+        How a slice is compared with the full model. ``steps``: by its operators, without values. ``zeroing``: also
+        by its output on the example inputs, which must equal that of the full model with zeros outside the slice.
 
     Raises
     ------
     UnsupportedLayerError
-        If the model cannot be traced, or if a slice fails the check. ``elastic`` checks one rate, and ``build`` each
-        other rate at first use.
+        If the model cannot be traced, or if the operators of a slice fail the check. ``elastic`` checks one rate,
+        and ``build`` checks each other rate when it is first used.
 
     Warns
     -----
     UserWarning
-        If outputs differ with ``check="zeroing"``.
+        If ``check="zeroing"`` finds that the outputs differ.
         If parameters are not used on the example inputs; they keep their full width.
         If the code divides a sum over channels by a literal that equals the full number of channels.
         If a slice of rate 0.5 keeps more than 60 % of the parameters.

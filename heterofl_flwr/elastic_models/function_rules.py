@@ -1,7 +1,8 @@
 """Trace rules of torch functions that take lengths as arguments.
 
-A rule couples each length with an axis. If the model's code read the length from another axis, both axes shrink in
-proportion. If the length is a literal number, the axis is never sliced.
+A rule couples each length with the axis that gets this length. If the model's code read the length from the
+shape of a second axis, the two axes shrink in proportion. If the length is a literal number, the axis is never
+sliced.
 """
 
 import inspect
@@ -56,7 +57,10 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Let the number of groups shrink with the channels; a literal number keeps all channels."""
+    """Let ``number``, the number of groups, shrink if slices drop groups.
+
+    If slices drop groups but ``number`` is a literal in the model's code, keep all channels.
+    """
     if groups is None or is_length(number):
         trace.use(number, groups)
     else:
@@ -77,7 +81,7 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
-    """Trace rule of indexing: each bound of a Python slice shrinks with the entries before it."""
+    """Trace rule of indexing: if entries before a bound of a Python slice are dropped, the bound gets smaller."""
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
     if not any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index_tuple):
@@ -114,7 +118,10 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 
 
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
-    """Keep or drop the entries within a step together, as rotary embeddings need."""
+    """For a Python slice with a step of n, keep or drop each n successive entries together.
+
+    Rotary embeddings need this.
+    """
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)
         trace.positions.unite(parts, parts[:, :1])
@@ -123,7 +130,10 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Let a bound shrink with the entries before it; keep all entries after a negative bound."""
+    """Let a bound of a Python slice get smaller if entries before it are dropped.
+
+    If the bound is negative, keep all entries after it at every rate.
+    """
     if end < 0:
         trace.pin(row[end:])
         trace.sliced.append(row)
@@ -148,7 +158,7 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
 
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
-    """Trace rule of ``split``: each size shrinks with the piece that it cuts off."""
+    """Trace rule of ``split``: each size shrinks in proportion to the piece that has this size."""
     # The parameter of sizes has another name in each of these functions.
     size_or_sizes, dim = (*sizes, *named.values(), dim)[:2]
     row = trace.rows(tensor)[dim]

@@ -194,7 +194,7 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the axes of length ``divisor`` over which the tensor was summed."""
+        """Return the axes that the tensor was summed over, if they have the length ``divisor``."""
         _, summed = self.sums.get(id(tensor), (None, []))
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
@@ -219,7 +219,10 @@ class Trace:
         )
 
     def _variable(self, length: Length) -> Row | None:
-        """Return the axis with which a length shrinks, and never slice the others."""
+        """Return the one axis with which a length shrinks.
+
+        All other axes from which the length was computed are kept in full at every rate.
+        """
         self.pin(*(source.row for source in length.divisors))
         variable = next((s for s in reversed(length.sources) if self.open(s.row) is not None), None)
         self.pin(*(source.row for source in length.sources if source is not variable))

@@ -1,6 +1,6 @@
 """Trace rules of operators that only move entries, such as permutations, slices and views.
 
-Most rules run the operator on a tensor of positions, and see where they end up.
+Most rules run the operator on a tensor of positions, and look at where the positions are in the result.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
-    """Find the axis along which the positions in ``result`` change, and store them for it.
+    """Find the axis of ``result`` along which positions change, and store this axis's positions in ``rows``.
 
     ``flexible`` says which axes of the result may shrink.
     """
@@ -63,7 +63,7 @@ def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Seque
 
 @operator("expand")
 def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``expand``: a repeated axis is sliced like the one that it is combined with."""
+    """Trace rule of ``expand``: a repeated axis is sliced like the axis that a later operator combines with it."""
     shape = call.outputs[0].shape
     added = len(shape) - len(rows)
     before = zip([*[0] * added, *call.args[0].shape], [*[None] * added, *rows], shape, strict=True)
@@ -177,7 +177,7 @@ def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("im2col")
 def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``im2col``: entries under the kernel stay with their channel."""
+    """Trace rule of ``im2col``: the entries under the kernel are kept or dropped together with their channel."""
     *batch, channels, height, width = rows
     trace.pin(height, width)
     taps = call.args[1][0] * call.args[1][1]
@@ -198,7 +198,10 @@ def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("as_strided")
 def strided(trace: Trace, call: Call, rows: list[Row | None]) -> Rows | None:
-    """Trace rule of ``as_strided``: no axis is sliced unless only the memory layout changes."""
+    """Trace rule of ``as_strided``: if it changes only the memory layout, axes are sliced as before.
+
+    Otherwise, all axes are kept in full at every rate.
+    """
     source, output = call.args[0], call.outputs[0]
     if source is output and all(row is None or len(row) == n for row, n in zip(rows, output.shape, strict=False)):
         return None

@@ -54,9 +54,10 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
-    """Require equal slices of tensors that are broadcast to ``shape``. Return the result's axes.
+    """Require that tensors that are broadcast to ``shape`` are sliced alike.
 
-    The last ``inner`` axes are left out.
+    Return the positions of the result's axes. The last ``inner`` axes are left out of both the requirement and the
+    result.
     """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
@@ -69,7 +70,7 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
 @operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of new tensors, such as zeros: sliced like the other operands."""
+    """Trace rule of new tensors, such as zeros: sliced like the tensors that later operators combine them with."""
     trace.fresh(*call.outputs)
 
 
@@ -125,7 +126,7 @@ def grouped_product(
 ) -> Tensor:
     """Stand-in for ``grouped_mm`` that multiplies all tokens by the first expert's matrix.
 
-    So the axis of experts is never sliced.
+    It calls ``unbind`` to get this matrix, so the axis of experts is never sliced.
     """
     entries = 16 // tokens.element_size()
     if any(length % entries for length in (tokens.shape[-1], *experts.shape[-2:])):
@@ -160,9 +161,10 @@ def drops_groups(groups: int, channels: int) -> bool:
 
 
 def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None:
-    """Tie channels within each group if slices drop groups, else across all groups.
+    """Tie the channels of a convolution or norm with ``groups`` groups.
 
-    Return the position of each group's first channel if slices drop groups, else None.
+    If slices drop groups, tie all channels of a group to one another, and return the position of each group's first
+    channel. Otherwise, tie the channels that have the same number in each group, and return None.
     """
     if channels is None:
         return None

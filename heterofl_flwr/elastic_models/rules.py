@@ -113,8 +113,8 @@ def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
     """Register the decorated function to replace layers or operators while ``elastic`` traces a model.
 
     A trace runs torch's own operators on tensors without values. It cannot follow custom operators, or code that
-    depends on values. A stand-in computes the output with torch's operators. Only its axes matter, not its values.
-    Models that ``build`` returns run the layer itself::
+    depends on values. A stand-in computes an output with torch's operators. Only the output's axes matter, not its
+    values. Models that ``build`` returns run the replaced layer or operator, not the stand-in::
 
         @stand_in(MyLayer)
         def my_layer(layer: MyLayer, x: Tensor) -> Tensor:
@@ -221,8 +221,8 @@ class Functions(TorchFunctionMode):
 class Alike(TorchFunctionMode):
     """Torch mode that makes a model call the same operators at every width.
 
-    Random scalars are 1, so stochastic depth drops no layer. Code that uses tensors of the untraced model raises
-    ``UnsupportedLayerError``.
+    Random scalars are 1, so stochastic depth drops no layer. The model that runs is a copy. If its code uses
+    tensors of the original model, this raises ``UnsupportedLayerError``.
     """
 
     def __init__(self, tensors: Mapping[int, str]) -> None:

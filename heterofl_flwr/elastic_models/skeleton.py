@@ -83,7 +83,7 @@ def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Modu
 class Skeleton:
     """A copy of a model on torch's meta device, for tracing.
 
-    While it runs, ``torch.jit.is_tracing()`` returns ``says_tracing``. If it is True, some models skip checks of
+    While the copy runs, ``torch.jit.is_tracing()`` returns ``says_tracing``. With True, some models skip checks of
     values; others compute lengths as tensors, which cannot be traced.
     """
 

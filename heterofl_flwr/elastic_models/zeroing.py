@@ -1,4 +1,4 @@
-"""Comparison of a slice with the full model with zeros outside the slice."""
+"""Comparison of a slice with the full model, whose entries outside the slice are set to zero."""
 
 # Zeros do not change sums and products. What depends on the width is taken from a recorded run of the slice: the count
 # by which a mean or a norm divides, the entries over which a softmax or a maximum runs, and factors such as the scale
@@ -51,7 +51,10 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Replayer(TorchDispatchMode):
-    """Torch mode that runs the full model with the counts and factors of the slice."""
+    """Torch mode that runs the full model with numbers that were recorded in a run of the slice.
+
+    These are the counts by which means and norms divide, and factors such as the scale of attention.
+    """
 
     def __init__(self, records: Sequence[_Record]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,1 +1,1 @@
-"""Data sets and models that experiments in ``conf/`` name."""
+"""Data sets and models for the experiments in ``conf/``, which refer to them by name."""

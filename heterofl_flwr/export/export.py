@@ -150,12 +150,13 @@ _REMEDY = (
 
 
 def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
-    """Return the model's exported program, without data and paths of this machine.
+    """Return the model's exported program. It contains no data, and no paths of this machine.
 
     Raises
     ------
     HeteroFLError
-        If ``torch.export`` cannot trace the model, or it works only with some lengths of an axis.
+        If ``torch.export`` cannot trace the model, or if the program would need certain lengths of an axis in
+        ``axes``.
     """
     # Zeros, because a program stores its example inputs, and these must not contain data.
     example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)

@@ -61,7 +61,7 @@ def open_state(traced: Traced, path: Path) -> Run:
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     """Return a copy of a model with the tensors of an exported ``model.safetensors``, in evaluation mode.
 
-    Batch norm without statistics gets those of the file.
+    If batch norm has no statistics in the model, it gets the statistics in the file.
 
     Parameters
     ----------

@@ -123,7 +123,7 @@ class Architecture:
         return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
 
     def nested_rates(self, rate: float) -> list[float]:
-        """Return ``rate`` and the smaller rates of the mix whose slices lie inside its slice."""
+        """Return ``rate`` and those smaller rates of the mix whose slices lie inside the slice of ``rate``."""
         slicing = self.options.slicing
         is_nested = slicing.slice_rule in NESTED_RULES and not slicing.by_level
         nested = self.mix.rates_inside(rate) if is_nested else ()
@@ -215,7 +215,7 @@ class GlobalModel(Architecture):
 
     @property
     def _frozen(self) -> set[str]:
-        """Names of frozen parameters, which noise could change; empty without privacy noise."""
+        """Names of the frozen parameters; empty without privacy noise. Noise could change these parameters."""
         parameters = self.model.named_parameters() if self.options.privacy.noise else ()
         return {name for name, parameter in parameters if not parameter.requires_grad}
 
@@ -230,7 +230,7 @@ class GlobalModel(Architecture):
 
     @_cached
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters, which are not sent; empty without any."""
+        """Return a hash of the frozen parameters; '' if there are none. Frozen parameters are not sent."""
         return fingerprint(self.build(rate))
 
     def initial_state(self) -> State:

@@ -12,7 +12,10 @@ from heterofl_flwr.nn.buffers import find_channel_tables
 
 
 def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if a buffer has an entry for each channel. Call this only for slices that move."""
+    """Raise ``ConfigError`` if a buffer has values that differ by channel.
+
+    Call this only if the slice rule is not ``prefix``.
+    """
     if tables := find_channel_tables(model, local):
         raise ConfigError(
             f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
@@ -23,7 +26,10 @@ def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
 
 
 def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if a client's frozen parameters are smaller. Call this only for slices that move."""
+    """Raise ``ConfigError`` if a frozen parameter is smaller in the client's model than in the global model.
+
+    Call this only if the slice rule is not ``prefix``.
+    """
     parameters, part = frozen_parameters(model), frozen_parameters(local)
     if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:
         raise ConfigError(

@@ -25,8 +25,8 @@ class RunState:
     stages
         The tensors of the stages' states. Each name is the stage's name, then the tensor's.
     moments
-        The static batch norm moments of the latest evaluation (``Moments.to_tensors``). Each name begins with the rate
-        and a slash.
+        The static batch norm moments of the latest evaluation (``Moments.to_tensors``). Each name begins with the
+        rate and a slash.
     run_key
         Random id of the run; clients discard state of other runs.
     trained
@@ -36,8 +36,8 @@ class RunState:
     nodes
         For each registered node name, the round in which the node became absent; 0 for present nodes.
     releases
-        Number and noise of the differentially private results in the model. Those of a run from which training started
-        are included.
+        Number and noise of the differentially private results in the model. If training started from the model of
+        another run, the results of that run are included.
     setup
         Mix, seed and stages of the run as text; a resumed run must have the same.
     callbacks

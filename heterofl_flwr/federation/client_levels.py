@@ -58,7 +58,7 @@ class Levels:
         return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
 
     def _find_rate(self, server_round: int, node_id: int) -> float:
-        """Return a client's rate before ``Slicing.growth``."""
+        """Return a client's rate in a round, before ``Slicing.growth`` is applied to it."""
         node = self._nodes[node_id]
         place = self._nodes.seat(node_id) if node.partition is None else node.partition
         if self._assignment == "dynamic":

@@ -35,7 +35,7 @@ def split_metric(key: str) -> tuple[str, float | None]:
 def split_metrics(
     metrics: Mapping[str, float], rates: Collection[float], plain: float | None
 ) -> dict[float | None, dict[str, float]]:
-    """Return metrics by the rate in their keys. The rate ``plain`` is for all other keys."""
+    """Return metrics by the rate in their keys. A metric whose key has no rate of ``rates`` gets the rate ``plain``."""
     by_rate: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
         metric, rate = split_metric(key)
@@ -74,7 +74,7 @@ def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
-    """Return pairs (examples, value) by metric. Pairs with NaN are left out, unless all are NaN."""
+    """Return pairs (examples, value) by metric. Pairs with NaN are left out, unless all of the metric's have NaN."""
     by_metric: dict[str, list[tuple[float, float]]] = {}
     for number, metrics in answers:
         for key in metrics if number > 0 else ():

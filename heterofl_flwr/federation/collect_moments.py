@@ -81,7 +81,7 @@ class CollectedMoments:
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
         """Return the sum of the moments for each rate, with the run's privacy noise.
 
-        If they are ``needed``, raise ``RoundError`` if clients were refused and no usable moments remain.
+        Raise ``RoundError`` if the moments are ``needed``, clients were refused, and no usable moments remain.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy

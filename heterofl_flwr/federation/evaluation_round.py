@@ -79,7 +79,10 @@ class EvaluationRound:
         return self._federation.architecture.personal or rates[0] == self._federation.mix.global_rate
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
-        """Record why a client's moments are not used; a late client does not evaluate."""
+        """Record why a client's moments are not used.
+
+        If the client did not answer in time, it is also left out of the evaluation.
+        """
         if fault.kind == "silent":
             del self.rates[node_id]
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
@@ -100,7 +103,10 @@ class EvaluationRound:
         logger.warning("round %d: %s did not evaluate: %s", self._server_round, nodes.name(node_id), fault.reason)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
-        """Remove a client whose message or reply a subclass dropped; it did not fail."""
+        """Remove a client without recording a failure.
+
+        This is for clients whose message or reply a subclass of the strategy dropped.
+        """
         del self.rates[node_id], self._is_global[node_id]
 
     def close(self) -> dict[str, float]:

@@ -92,8 +92,8 @@ class Federation:
     ) -> None:
         """Register new clients by their answers to the capability query.
 
-        A client with a ``Fault`` or an invalid answer gets the mix's smallest rate. Too many of them raise
-        ``RoundError``.
+        A client with a ``Fault`` or an invalid answer gets the mix's smallest rate. If there are too many such clients,
+        raise ``RoundError``.
         """
         self.levels.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
         names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
@@ -111,7 +111,8 @@ class Federation:
     def evaluated_rule(self) -> SliceRule:
         """Slice rule of the models that clients evaluate.
 
-        It is ``prefix``, or that of training if every client evaluates the global model.
+        If every client evaluates the global model, it is the slice rule of training, unless that rule is ``important``.
+        In all other cases it is ``prefix``.
         """
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
@@ -121,6 +122,6 @@ class Federation:
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
         """Return the function that selects the slice to evaluate at ``rate``.
 
-        Under the slice rule ``random-client``, it is the slice of client 0.
+        Under the slice rule ``random-client``, the function selects the slice of the client with partition 0.
         """
         return self.architecture.slice_function(self.evaluated_rule, server_round, rate)

@@ -37,8 +37,8 @@ class Nodes:
     """Registry of the clients by node id.
 
     Each client has two numbers. The *partition* seeds its random draws. The *seat* determines the level of a client
-    that reports neither partition nor capacity. It follows from the names and ids of the nodes, so no client can change
-    the level of another client.
+    that reports neither partition nor capacity. Seats follow from the names and ids of the nodes, so no client can
+    change the level of another client.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Nodes:
     changes : dict[int, str]
         Log lines on nodes that joined, left or came back. The caller clears the dictionary.
     away : dict[str, int]
-        Round since which each node that left is away, by name.
+        For each node that left, by name: the first round in which it is away.
     """
 
     def __init__(self, reserved: Iterable[int] = ()) -> None:
@@ -220,7 +220,7 @@ class Nodes:
         self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
-        """Set the capacity that a client reported, from the next round on."""
+        """Store the capacity that a client reported. The server uses it from the next round on."""
         self._capabilities[node_id] = replace(self._capabilities[node_id], capacity=capacity)
         self.demoted.discard(self.name(node_id))
         self.has_new_capacity = True
@@ -265,7 +265,10 @@ class Nodes:
         return tuple(f"{what}: {listed(names)}" for what, names in parts.items() if names)
 
     def note_in(self, record: RoundRecord, before: Collection[str] = ()) -> None:
-        """Record which nodes are away or silent; the present ``notes`` replace those of ``before``."""
+        """Record which nodes are away or silent.
+
+        In the record, the current ``notes()`` replace the notes in ``before``.
+        """
         record.away, record.unanswered = dict(self.away), tuple(map(self.name, self.unanswered))
         record.notes = (*self.notes(), *(note for note in record.notes if note not in before))
 

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 class Sampled:
     """Rate, level and slice of a sampled client.
 
-    ``sent`` is the version of the slice that it received, in an asynchronous run.
+    In an asynchronous run, ``sent`` is the version of the slice that the client received.
     """
 
     rate: float

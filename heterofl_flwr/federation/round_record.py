@@ -41,7 +41,8 @@ class RoundRecord:
     failures
         For each client that failed, or whose reply was refused: the reason, by partition.
     answered, expected
-        The number of clients with a usable reply, and of those that would take part if no node were missing.
+        The number of clients with a usable reply, and the number of clients that would take part if no node were
+        missing.
     names
         The registered names of the clients in ``failures``, by partition.
     away
@@ -53,7 +54,8 @@ class RoundRecord:
     refused
         The partitions of clients whose reply was refused; they are in ``failures`` too.
     train
-        Means of the clients' training metrics, weighted by examples. In asynchronous runs also the mean ``staleness``.
+        Means of the clients' training metrics, weighted by examples. In asynchronous runs also the mean
+        ``staleness``.
     train_by_level
         The same means for each level.
     evaluate
@@ -63,7 +65,7 @@ class RoundRecord:
     evaluate_by_level
         The same metrics for the model of each level.
     evaluate_medians
-        Medians over the clients of each metric in ``evaluate`` that clients report.
+        For each metric in ``evaluate`` that clients report: its median over the clients.
     accuracy_deciles
         The nine deciles of the clients' ``local-accuracy``.
     worst_client
@@ -71,11 +73,12 @@ class RoundRecord:
     evaluate_failures
         For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number that answered. Both count all sampled clients, or only
-        those with the global model, whichever answered less; 0 without evaluation.
+        The number of clients sampled to evaluate, and the number of these that answered. They count either all
+        sampled clients or those with the global model: the group of which a smaller share answered. Both are 0
+        without evaluation.
     partial
-        Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. They never count as the
-        best of a run.
+        Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. They never count as
+        the best of a run.
     privacy
         Privacy spent so far, such as ``epsilon``. Empty without noise.
     bytes_down, bytes_up
@@ -83,7 +86,7 @@ class RoundRecord:
     bytes_by_level
         The ``bytes_down`` of each level.
     simulated_seconds, joules
-        Time and estimated energy of training on the simulated devices; 0 without.
+        Time and estimated energy of training on the simulated devices; 0 if devices are not simulated.
     """
 
     server_round: int
@@ -125,7 +128,7 @@ class RoundRecord:
     def comparable(self) -> dict[str, float]:
         """Metrics of ``evaluate`` for comparing rounds, without the ``partial`` ones.
 
-        Metrics from clients are medians, except accuracies, so no single client can distort them.
+        Accuracies keep their values. Other metrics from clients are medians, which no single client can distort.
         """
         return {
             name: value if is_share(name) else self.evaluate_medians.get(name, value)
@@ -135,7 +138,7 @@ class RoundRecord:
 
     @property
     def failed_names(self) -> list[str]:
-        """The name of each client in ``failures``, or ``partition N`` without one."""
+        """The registered name of each client in ``failures``, or ``partition N`` if the client has no name."""
         return [self.names.get(partition, f"partition {partition}") for partition in self.failures]
 
     def to_json(self) -> dict[str, object]:
@@ -165,7 +168,7 @@ class RoundRecord:
     def metrics_lines(self) -> Iterator[str]:
         """Yield the metrics as text, then those of each level's model.
 
-        Means over clients have the coverage, if not all clients evaluated.
+        If not all clients evaluated, the text states the coverage after each mean over clients.
         """
         if metrics := {**self.train, **self.evaluate}:
             yield self._metrics_text(metrics)
@@ -183,8 +186,8 @@ class RoundRecord:
     def note_central(self, metrics: Mapping[str, object]) -> None:
         """Record the metrics of an evaluation on the server.
 
-        A metric ``global-...`` replaces the clients' metric. Other names that clients use too get the prefix
-        ``server-``.
+        A metric ``global-...`` replaces the clients' metric of that name. Any other metric is renamed if clients report
+        one of the same name: it gets the prefix ``server-``.
         """
         clients = {name for name in (*self.train, *self.evaluate) if not name.startswith("global-")}
         named = {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
@@ -204,6 +207,6 @@ class RoundRecord:
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise ``ConfigError`` if the function ``whose`` returned neither metrics nor None."""
+    """Raise ``ConfigError`` if a function returned something other than metrics or None; ``whose`` is its name."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")

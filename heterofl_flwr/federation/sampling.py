@@ -69,7 +69,8 @@ class Participation(Sampling):
     def number(self, clients: int, purpose: Purpose) -> int:
         """Return the number of clients to sample: a fraction of ``clients``, rounded up, and at least 1.
 
-        With ``min_train_nodes`` or ``min_evaluate_nodes``, it is rounded down, and this number is the minimum.
+        If ``min_train_nodes`` or ``min_evaluate_nodes`` is set, the fraction is rounded down, and the result is at
+        least the set number.
         """
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":

@@ -32,7 +32,7 @@ class Envelope(NamedTuple):
 class Identity:
     """Identity of a run's server in Flower's process-wide state.
 
-    When the last instance is released, the identity from before is restored.
+    When the last instance is released, the identity is restored that Flower had before the first instance.
     """
 
     _count: ClassVar[int] = 0
@@ -114,7 +114,7 @@ def failure(message: Message, code: int, reason: str | BaseException, trouble: s
 
 
 def _copy(value: Copied, records: RecordDict) -> Copied:
-    """Return a copy of a message or context; the copies share their arrays."""
+    """Return a copy of a message or context. The arrays are not copied, but shared with the original."""
     return deepcopy(
         value, {id(record): record.copy() for record in records.values() if isinstance(record, ArrayRecord)}
     )

@@ -50,7 +50,7 @@ Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A client in a round, on which the random draws for its device depend."""
+    """A client and a round, which determine the random draws for the client's device."""
 
     seed: int
     server_round: int
@@ -73,7 +73,8 @@ class Devices:
     Parameters
     ----------
     profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
-        Profiles by level or rate. A rate without a profile uses that of the next larger rate, or else the largest.
+        Profiles by level or rate. A rate without a profile uses the profile of the next larger rate that has one.
+        If there is none, it uses the profile of the largest rate.
     work : Workload
         Function that returns the number of multiplications of a client, such as a ``TrainingCost``.
     deadline : float
@@ -153,7 +154,7 @@ class TrainingCost:
     inputs : float
         Number of model inputs for each training example. For text it is above 1, because rows are split.
     widths, rates : InnerWidths, Sequence[float]
-        Which smaller models are also trained in a step, and all rates of the mix.
+        ``widths`` says which smaller models a step trains too. ``rates`` are all rates of the mix.
     """
 
     def __init__(

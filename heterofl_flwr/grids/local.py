@@ -15,8 +15,8 @@ class LocalGrid(QueuedGrid):
     """Run any ClientApp in this process, for any Flower strategy.
 
     Clients run one by one, each when its reply is pulled, so a debugger can follow them. They share this process's
-    random state and use one torch thread. An error of a client becomes an error reply. ``ttl`` is ignored. ``RayGrid``
-    gives the same results, bit for bit, in many processes.
+    random state and use one torch thread. An error of a client becomes an error reply. ``ttl`` is ignored.
+    ``RayGrid`` gives the same results, bit for bit, in many processes.
 
     Use the grid as a context manager, or call ``close``. Each node keeps its ``Context.state`` until then, or until
     ``set_run`` begins another run.
@@ -28,10 +28,11 @@ class LocalGrid(QueuedGrid):
     num_nodes : int
         Number of nodes. Node ``i`` has ``partition-id`` i; its id depends only on ``seed`` and i.
     cohort : int or callable
-        Maximum number of clients that train together, or a function from a message to this number. It needs a ClientApp
-        with an attribute ``train_cohort(messages, contexts) -> replies``. This attribute is called with groups of
-        ``train`` messages that were pushed together, go to different nodes and have a ``rate`` in their config record.
-        The ClientApp itself gets all other messages one by one, and those for which ``train_cohort`` raised an error.
+        Maximum number of clients that train together, or a function from a message to this number. To train clients
+        together, the ClientApp needs an attribute ``train_cohort(messages, contexts) -> replies``. This attribute
+        is called with groups of ``train`` messages that were pushed together, go to different nodes and have a
+        ``rate`` in their config record. The ClientApp itself gets all other messages, one by one. If
+        ``train_cohort`` raises an error, the ClientApp gets the messages of that group too.
     by_rate : bool
         Whether all messages of a group must have the same ``rate``.
     node_config : callable, optional
@@ -39,8 +40,8 @@ class LocalGrid(QueuedGrid):
     run_config : mapping, optional
         ``Context.run_config`` of every node.
     cost : callable, optional
-        Function from a message to the expected time that its client needs, in any unit. A ``RayGrid`` runs the longest
-        first.
+        Function from a message to the expected time that its client needs, in any unit. A ``RayGrid`` runs the
+        clients with the longest time first.
     seed : int
         Random seed for the ids of the run and of its nodes.
 

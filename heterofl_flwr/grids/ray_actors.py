@@ -50,7 +50,7 @@ class ActorOptions:
         return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 
     def lack(self) -> str:
-        """Return text on the resources that an actor needs and the cluster has."""
+        """Return text on the resources that an actor needs, and on those that the cluster has."""
         has, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "

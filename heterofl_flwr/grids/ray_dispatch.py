@@ -68,7 +68,7 @@ class ActorPool(Runner):
             raise
 
     def submit(self, groups: Sequence[Group]) -> None:
-        """Queue groups of messages, and start idle actors."""
+        """Queue groups of messages, and send waiting groups to idle actors."""
         with self._lock:
             stored: dict[int, Reference] = {}
             urgency: dict[int, float] = {}
@@ -112,7 +112,7 @@ class ActorPool(Runner):
             self._waiting, self._idle, self._running = [], [], {}
 
     def _step(self, seconds: float) -> None:
-        """Start idle actors and process results; wait up to ``seconds`` for the first result."""
+        """Send waiting groups to idle actors, and process results; wait up to ``seconds`` for the first result."""
         self._hand_out()
         running = list(self._running)
         if running:
@@ -180,7 +180,10 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Replace an actor that could not start; raise ``ConfigError`` if none ever started or is left."""
+        """Replace an actor that could not start.
+
+        Raise ``ConfigError`` if no actor has ever started, or if no actor is left.
+        """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:
             logger.warning("An idle actor is replaced: %s.", trouble)
@@ -219,7 +222,7 @@ class ActorPool(Runner):
         self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
-        """Whether a message of a group is not cancelled; then the whole group runs."""
+        """Whether at least one message of a group awaits a reply. If so, the whole group is run."""
         return any(id_ in self._groups for id_ in group.ids)
 
     def _describe(self, message: Message, group: Group, death: str) -> str:

@@ -140,7 +140,7 @@ def shut_down() -> None:
 
 
 def check_alive() -> None:
-    """Raise ``HeteroFLError`` if a Ray process is dead. Calls would hang."""
+    """Raise ``HeteroFLError`` if a process of Ray has ended. Later calls of Ray would hang."""
     node: Any = ray._private.worker._global_node
     for name in ("gcs_server", "raylet"):
         for info in node.all_processes.get(name, ()) if node else ():

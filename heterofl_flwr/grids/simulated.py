@@ -48,11 +48,12 @@ class _Flight:
 class SimulatedDevices(Relay):
     """Proxy for a grid whose clients train on simulated devices.
 
-    A client gives an error reply if its device is unavailable, drops out or misses the deadline. The simulated time and
-    energy of a round are in its ``RoundRecord``. Only training is simulated: other messages take no time.
+    A client gives an error reply if its device is unavailable, drops out or misses the deadline. The simulated time
+    and energy of a round are in its ``RoundRecord``. Only training is simulated: other messages take no time.
 
-    Time advances at the end of a round, to the last reply, dropout or deadline. In asynchronous runs and with ``spare``
-    clients, it advances when replies are pulled, to the arrival of the first reply.
+    At the end of a round, time advances by what the slowest device took: until its reply, its dropout or the
+    deadline. In asynchronous runs and with ``spare`` clients, time advances to the arrival of the first reply, when
+    replies are pulled.
 
     Only HeteroFL's messages can be simulated. A ``Windowed`` grid must be inside of this proxy (see the example).
 
@@ -102,7 +103,7 @@ class SimulatedDevices(Relay):
         return chain(faults, self._wait_for(flights, super().send_and_receive(sent, timeout=timeout)))
 
     def _wait_for(self, flights: Mapping[int, _Flight], replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies of a round. Then advance the simulated time to the end of the slowest device."""
+        """Yield the replies of a round. Then advance the simulated time by the time that the slowest device took."""
 
         def land(reply: Message) -> Message:
             flight = flights.get(reply.metadata.src_node_id)

@@ -11,10 +11,10 @@ from heterofl_flwr.transport.relay import Relay
 
 
 class Windowed(Relay):
-    """Proxy for a grid that limits the number of messages in flight, and so the memory for replies.
+    """Proxy that limits the number of a grid's messages in flight, and so the memory for replies.
 
-    A message is in flight until ``send_and_receive`` yields its reply. Replies are in the order of the messages. When
-    half of the window is free, it is filled at once. A ``LocalGrid`` can then group messages.
+    A message is in flight until ``send_and_receive`` yields its reply. Replies are in the order of the messages. As
+    soon as half of the window is free, messages are sent until it is full. So a ``LocalGrid`` can group messages.
 
     Close ``grid`` yourself. Messages sent by ``push_messages``, as in rounds with spare clients, are not limited.
 
@@ -23,8 +23,8 @@ class Windowed(Relay):
     grid : Grid
         Any grid of Flower, or a ``LocalGrid``.
     window : int
-        Maximum number of messages in flight. With less than twice the number of clients that run at once, some workers
-        are idle.
+        Maximum number of messages in flight. If it is less than twice the number of clients that run at the same
+        time, some workers are idle.
     """
 
     def __init__(self, grid: Grid, window: int) -> None:

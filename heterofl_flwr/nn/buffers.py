@@ -35,7 +35,7 @@ def _older_norms(layer: nn.Module) -> Iterator[SpectralNorm]:
 
 
 def _renew(chain: ParametrizationList) -> None:
-    """Each call of ``chain`` in training mode is one power iteration."""
+    """Recompute the singular vectors in ``chain``. Each call of ``chain`` in training mode is one power iteration."""
     with evaluating(chain):  # other parametrizations in the chain might use random numbers
         for parametrization in chain:
             # A one-dimensional tensor is normalised without singular vectors.

@@ -132,7 +132,8 @@ def shallow(
 def read_levels(text: str) -> Mapping[float, Rates] | None:
     """Parse the setting ``model.shrink``, such as ``b=0.7:0.75,c=0.7:0.5``.
 
-    Return width rate and depth rate by level. ``width`` gives None, and ``depth`` an empty dictionary.
+    Return width rate and depth rate by level. Return None for the text ``width``, and an empty dictionary for the
+    text ``depth``.
     """
     if text in ("width", "depth"):
         return None if text == "width" else {}
@@ -199,7 +200,7 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 
 class Findings(NamedTuple):
-    """Unused parameters, and blocks that get other inputs at some depth."""
+    """Parameters that a shallower model does not use, and blocks whose role changes with the depth."""
 
     idle: dict[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
     partly: set[str]  # parameters with a row for each block, some of these rows unused
@@ -235,7 +236,7 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Return the modes in which a model works (True: training), its output's shape, and the used rows."""
+    """Return the modes in which a model works (True: training), its output shape, and masks of used parameter rows."""
     modes = [True, False]
     while True:
         try:
@@ -259,7 +260,7 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
 def _run_without(
     model: nn.Module, dropped: Sequence[str], inputs: object, modes: Sequence[bool], expected: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """Return the used rows of a model after ``dropped`` blocks were removed."""
+    """Return masks of the parameter rows that a model uses, after ``dropped`` blocks were removed."""
     try:
         shape, used = _run(model, inputs, modes)
         fault = "" if shape == expected else f"it returns {shape}, not {expected}"

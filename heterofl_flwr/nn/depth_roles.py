@@ -16,14 +16,14 @@ Links = Mapping[str, frozenset[str]]
 
 
 class CountedError(TypeError):
-    """Error of a watched stack of blocks when code asks for its length.
+    """Error that a watched stack of blocks raises when code asks for the length of the stack.
 
-    A ``TypeError``, because Python ignores it in ``*blocks``.
+    It is a ``TypeError``, because Python ignores a ``TypeError`` of ``len`` in ``*blocks``.
     """
 
 
 class Watch:
-    """Observer of a running model: which blocks are connected, and which are counted."""
+    """Observer of a running model: which blocks use the outputs of which, and which stacks' blocks code counts."""
 
     def __init__(self) -> None:
         self.counted: set[str] = set()

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters; the CPU without any."""
+    """Return the device of a model's parameters; the CPU if the model has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 

@@ -91,7 +91,7 @@ class Exits(nn.Module):
 def with_exits(build: Build, *, ensemble: bool = False, deepest_only: bool = False) -> Build:
     """Return a function from a width rate to a model with an exit after each stage (``Exits``).
 
-    ``build`` must return a ``CNN``, a ``PreResNet``, or a class with a rule in ``split_stages``.
+    ``build`` must return a ``CNN``, a ``PreResNet``, or a model for whose class ``split_stages`` has a rule.
     """
     return partial(_build_exits, build, ensemble, deepest_only)
 

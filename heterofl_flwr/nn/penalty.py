@@ -33,7 +33,7 @@ class Quadratic:
     strength
         Weight of the quadratic term.
     center, direction
-        Tensors by parameter name. A parameter that is missing lacks the term.
+        Tensors by parameter name. If a parameter is missing in one of them, it lacks that term.
     """
 
     strength: float = 0.0

@@ -83,7 +83,8 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 def _flop_counter() -> Iterator["FlopCounterMode"]:
     """Count operations without loading torch's compiler, which takes seconds.
 
-    Torch would load it to mark the counter as excluded from compilation. So the mark is set beforehand.
+    Torch would load the compiler only to mark the counter as excluded from compilation. To avoid this, the mark is
+    set beforehand.
     """
     from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode  # loads triton, which no client needs
 

@@ -55,7 +55,7 @@ class MultiHeadAttention(nn.Module):
 
 @register(MultiHeadAttention)
 def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -> dict[str, Axes]:
-    """Rows of q, k, v and columns of o keep the first entries of each head."""
+    """Return the axes of a slice: rows of q, k and v, and columns of o, keep the first entries of each head."""
     if full_layer.heads != local.heads:
         raise ShapeError(f"attention has {full_layer.heads} heads in the full model and {local.heads} in the local one")
     if full_layer.linear_o.out_features == local.linear_o.out_features:
