@@ -39,10 +39,10 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
 
 
 class ProductMean:
-    """Mean of the products B @ A of adapters, truncated to the server's rank; the counting mean of other parameters.
+    """Mean of the products B @ A of adapters, truncated to the server's rank.
 
-    The new factors are sorted by singular value, so a client of rank r gets the best approximation of rank r. All
-    replies stay in memory until ``result`` is called.
+    Other parameters get the counting mean. The new factors are sorted by singular value, so a client of rank r gets
+    the best approximation of rank r. All replies stay in memory until ``result`` is called.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, kw_only=True)
 class LoraLevels:
-    """Callable that builds the model of a rate, made by ``lora``.
+    """Callable that ``lora`` returns. It builds the model of a rate.
 
     Attributes
     ----------
@@ -64,16 +64,16 @@ def _find_device(model: nn.Module, frozen: Sequence[str]) -> torch.device:
 def lora(peft_model: "PeftModel") -> LoraLevels:
     """Return a callable that builds the model of a rate. Each adapter has ``rate`` times its full rank, rounded up.
 
-    All models share the frozen parameters of ``peft_model``. These are not sent, averaged or stored. Clients and server
-    exchange the adapters and all other trained parameters (``modules_to_save``, biases). A smaller adapter has the
-    first rows of A and the first columns of B, and the scaling factor of the full rank. Each model is a ``PeftModel``,
-    so peft can load the files of its method ``save_pretrained``.
+    All models share the frozen parameters of ``peft_model``. These are not sent, averaged or stored. Clients and
+    server exchange the adapters and all other trained parameters (``modules_to_save``, biases). A smaller adapter
+    has the first rows of A and the first columns of B, and the scaling factor of the full rank. Each model is a
+    ``PeftModel``, so peft can load the files of its method ``save_pretrained``.
 
     Parameters
     ----------
     peft_model : peft.PeftModel
-        A model with one LoRA adapter at the largest rank, made by ``peft.get_peft_model``. Ranks and alphas may differ
-        by layer; rsLoRA and DoRA are supported.
+        A model with one LoRA adapter at the largest rank, made by ``peft.get_peft_model``. Ranks and alphas may
+        differ by layer; rsLoRA and DoRA are supported.
 
     Raises
     ------
@@ -86,8 +86,8 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
 
     Notes
     -----
-    Load the same checkpoint on every client and on the server. If you move one level to another device or precision,
-    all levels move.
+    Load the same checkpoint on every client and on the server. Because the frozen parameters are shared, moving the
+    model of one level to another device or precision moves the models of all levels.
 
     Examples
     --------

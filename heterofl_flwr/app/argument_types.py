@@ -22,7 +22,7 @@ def read_count(text: str) -> int:
 
 
 def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
-    """Return a reader of positive integers, joined by ``separator``. Its errors show ``example``."""
+    """Return a function that reads positive integers joined by ``separator``. Its errors show ``example``."""
 
     def read(text: str) -> tuple[int, ...]:
         parts = text.split(separator)

@@ -169,7 +169,7 @@ def inputs_of(test: "Split", seed: int) -> "Tensor":
 
 
 def preparation(dataset: "Dataset") -> str:
-    """Return text for the README: how to prepare inputs, and class names."""
+    """Return text for the README: the class names, and how to prepare inputs."""
     if dataset.test.reading is not None:
         hidden = dataset.test.reading.hides_as
         return f"Inputs are words by number (the `names` of the data set); {hidden} is a hidden word to predict."

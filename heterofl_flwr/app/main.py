@@ -37,9 +37,10 @@ INTERRUPTED = 130
 
 
 def status_of(program: str, work: Callable[[], int | None]) -> int:
-    """Call ``work`` and return the program's exit code; print an error that it raises.
+    """Call ``work`` and return the exit code of ``program``; print the error if ``work`` raises one.
 
-    The code is the result of ``work`` (0 for None), ``MISUSED`` or ``INTERRUPTED``.
+    Without an error, the code is the result of ``work`` (0 for None). After an error it is ``MISUSED``, after an
+    interrupt ``INTERRUPTED``, and after a broken pipe, which is not printed, ``FAILED``.
     """
     try:
         try:

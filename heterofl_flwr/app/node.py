@@ -98,7 +98,10 @@ class AppTask(Task):
         )
 
     def note_steps(self, steps: int) -> None:
-        """Set ``total_step`` after ``steps`` steps of SGD."""
+        """Set ``total_step`` for a training of ``steps`` steps of SGD.
+
+        It is the distance that a parameter moves in these steps if its gradient is always 1.
+        """
         # how far a parameter moves in these steps if its gradient is always 1
         options, length = self.options, float(steps)
         if beta := options.momentum:
@@ -106,7 +109,7 @@ class AppTask(Task):
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return the personal model with batch norm moments of this client's data."""
+        """Return ``model``, this client's personal model, with batch norm moments measured on this client's data."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity

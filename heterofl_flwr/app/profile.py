@@ -7,9 +7,11 @@ The columns are:
   MACs        multiply-accumulate operations of one forward pass
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-After each --mix come its levels, such as 'a1-b9: b'. After the table comes the price of each --mix: its cost relative
-to separate federations, one for each level. All clients that can hold a level's model take part in its federation.
-Without --mix, the table has the 31 mixes of equal shares of levels a to e. CSV has all digits, and no price.
+Below the row of each --mix there is a row for each of its levels, such as 'a1-b9: b'. Below the table there is
+a line for each --mix with its price. The price compares one federation of the mix with separate federations,
+one for each level. In the federation of a level, all clients that can hold its model take part. Without --mix,
+the table has 31 mixes: equal shares of each set of levels from a to e. Prices are printed only in the formats
+table and markdown. The format csv has all digits.
 """
 
 import argparse

@@ -76,7 +76,8 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
     """Run the strategy that the settings describe, and return it.
 
-    Without ``run.dir``, ``flwr run`` makes a new folder below ``runs``; with other grids, no folder is written.
+    If ``run.dir`` is not set, the grid decides: a run on Flower's own grid (``flwr run``) makes a new folder below
+    ``runs``, and a run on a grid of this package writes no folder.
     """
     give_back_freed_memory()
     folder = _choose_folder(grid, workload.settings)
@@ -212,7 +213,10 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start of a run: the checkpoint to resume, or a sentence if the run is finished."""
+    """Where a run starts: at the checkpoint ``state``, or anew if that is None.
+
+    If the run is already finished, ``finished`` is a message that says so.
+    """
 
     state: RunState | None = None
     finished: str = ""

@@ -1,7 +1,7 @@
 """Print every setting of a run, its value and what it means.
 
-Set them with 'heterofl run --set key=value', or with 'flwr run . --run-config "key=value"'. The
-default 'auto' is replaced by a value that fits the data set, and both are shown.
+Change a setting with 'heterofl run --set key=value', or with 'flwr run . --run-config "key=value"'. Where the
+default is 'auto', a value that fits the data set replaces it; then the output shows this value and 'auto'.
 """
 
 import argparse

@@ -173,7 +173,7 @@ def cost(message: Message) -> float:
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings, except those on rounds: the run prints them itself."""
+    """Handler that prints warnings. It leaves out warnings on rounds, because the run itself prints these."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning."""

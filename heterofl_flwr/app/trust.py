@@ -1,4 +1,4 @@
-"""The option ``--trust``: permission to run a user's code that an existing run names."""
+"""The option ``--trust``: permission to run functions of users that the settings of an existing run name."""
 
 import argparse
 from collections.abc import Iterable, Mapping
@@ -17,9 +17,10 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Raise ``ConfigError`` if stored settings name a user's code that may not run.
+    """Raise ``ConfigError`` if stored settings name code of a user that is not allowed to run.
 
-    Code in ``named``, the values on the command line, may run.
+    With ``trusted`` all code is allowed. Without it, only code that the command line names too (``named``) is
+    allowed.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

@@ -87,7 +87,7 @@ class Workload:
         return resolve_device(self.settings.engine.device)
 
     def arithmetic(self, *, training: bool = False) -> AbstractContextManager[None]:
-        """Return a context manager that sets ``engine.precision``. ``bf16`` only affects training."""
+        """Return a context manager that computes with ``engine.precision``. ``bf16`` only affects training."""
         precision = self.settings.engine.precision
         return arithmetic("tf32" if precision == "bf16" and not training else precision, self.device)
 
@@ -178,13 +178,13 @@ class Workload:
         return split_dataset(self.dataset, settings.data.split, number, settings.seed, settings.fidelity)
 
     def count_classes(self, number: int) -> Matrix:
-        """Return numbers of training examples, (clients, classes)."""
+        """Return a matrix (clients, classes): how many training examples of each class each client has."""
         rows = self.partitions(number).train
         clients = torch.arange(number).repeat_interleave(torch.tensor([len(part) for part in rows]))
         return count_pairs(clients, self.dataset.train.targets[torch.cat(rows)], (number, self.dataset.classes))
 
     def steps_each(self, number: int) -> float | None:
-        """Return a client's mean number of steps in a round, or None for text."""
+        """Return the mean over clients of their steps in a round; None if the data set is text."""
         if self.dataset.train.reading is not None:
             return None
         train = self.settings.train
@@ -219,13 +219,16 @@ class Workload:
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return ``model``, or with ``train.distill`` a ``Nested`` of it and smaller models."""
+        """Return the model to train. This is ``model``, or a ``Nested`` model if ``train.distill`` is on.
+
+        The ``Nested`` model consists of ``model`` and the smaller models inside it.
+        """
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)
 
     def joint_loss(self, server_round: int) -> JointLoss | None:
-        """Return the loss of exits or inner widths, or None if only one output is trained."""
+        """Return the joint loss of several exits or inner widths; None if only one output is trained."""
         kind, distill = self.settings.train.exits, self.settings.distill
         if self.settings.train.distill != "none":
             return partial(

@@ -54,7 +54,7 @@ class Task(client.Task):
 
     @property
     def asks_for_moments(self) -> bool:
-        """Whether this call of ``fit`` asks for batch norm moments. Then return ``moments(batches)``."""
+        """Whether this call of ``fit`` asks for batch norm moments. If so, ``fit`` returns ``moments(batches)``."""
         return self.instruction.kind == messages.QUERY_MOMENTS
 
     def moments(self, batches: Callable[[], Batches], *, device: torch.device | str = "cpu") -> FitResult:

@@ -59,7 +59,7 @@ class Clients:
         return [to_reply(message, *call.result()) for message, call in calls]
 
     def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
-        """Return a client's answer or error, and the names of its moments, if any."""
+        """Return a client's answer or error, and the names of the moments in the answer, if any."""
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # the id that the reply refers to
         try:

@@ -214,7 +214,7 @@ class HeteroFL(Strategy):
         return loss, {key: value for key, value in metrics.items() if self._evaluate_metrics_fn or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
-        """Evaluate the global model with ``evaluate_fn``. Return None without it."""
+        """Evaluate the global model with ``evaluate_fn``. Return None if no ``evaluate_fn`` was given."""
         if self._evaluate_fn is None:
             return None
         evaluated = record_parameters(self._inner.evaluated_arrays(self._record(parameters)))
@@ -235,7 +235,10 @@ class HeteroFL(Strategy):
     def _instructions(
         self, sent: Sequence[Message], task: str, kind: Callable[[Parameters, dict[str, Scalar]], Instruction]
     ) -> list[tuple[ClientProxy, Instruction]]:
-        """Messages with the same records share one ``Parameters``."""
+        """Return an instruction for each message, with its client.
+
+        Messages with the same records share one ``Parameters``.
+        """
         self._sent = {message.metadata.dst_node_id: message for message in sent}
         packets: dict[tuple[int, ...], Parameters] = {}
         instructions = []

@@ -1,6 +1,7 @@
 """Conversion between messages and the types of Flower's classic API.
 
-Arrays have no names there: parameters come first, in the order of the plan, then batch norm moments by rate and layer.
+In the classic API, arrays have an order but no names: first the parameters, in the order of the plan, then the
+batch norm moments, by rate and layer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -53,7 +54,7 @@ def record_parameters(*records: ArrayRecord) -> Parameters:
 def name_arrays(
     names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER, remedy: str = messages.NOT_CONVERTED
 ) -> ArrayRecord:
-    """Return a record of named arrays; raise ``ReplyError`` if the numbers differ."""
+    """Return a record of named arrays; raise ``ReplyError`` if there are not as many arrays as names."""
     if len(arrays) != len(names):
         cause = "" if sender == SERVER else f"; {remedy}"
         raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}{cause}")
@@ -81,7 +82,7 @@ def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
 
 
 def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
-    """Return the config record in scalars; the inverse of ``to_scalars``."""
+    """Return the config record that was converted to ``scalars``; the inverse of ``to_scalars``."""
     reading.check_schema(scalars)
     config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(scalars)))
     if messages.RATES in scalars:
@@ -111,7 +112,8 @@ def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], mom
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
     """Return a client's answer, or its error, as a reply to ``message``.
 
-    ``names`` are the names of its arrays, by default those in ``message``.
+    ``names`` are the names of the arrays in the answer. By default, they are the names of the arrays in
+    ``message``.
     """
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")

@@ -23,7 +23,8 @@ class Instruction:
     config
         The config record of the message.
     kind
-        Message type: ``train``, ``evaluate``, ``query.moments``, or ``train.publish`` and ``train.learn`` of FedH2L.
+        Message type: ``train``, ``evaluate``, ``query.moments``, or ``train.publish`` and ``train.learn`` of
+        FedH2L.
     rate
         Rate of the client's model.
     rates
@@ -37,10 +38,10 @@ class Instruction:
     slice_rule
         Rule that selects the entries of smaller models.
     window
-        Round number for ``slice_rule``. It differs from ``server_round`` if FedRolex's window moves by several entries
-        in each round.
+        Number that ``slice_rule`` takes as the round. It is not ``server_round`` if the slices of FedRolex move by
+        several entries in each round.
     shared
-        Name patterns of the exchanged parameters. All others stay with the client.
+        Name patterns of the exchanged parameters. All other parameters stay with the client.
     has_trained
         Whether this client has trained in this run before.
     run_key

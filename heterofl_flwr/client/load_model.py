@@ -50,8 +50,8 @@ def load_models(
 ) -> Iterator[tuple[float, nn.Module]]:
     """Build and load the models of an instruction; yield pairs (rate, model), the largest first.
 
-    ``state`` has the parameters of the largest model. Parameters of smaller models that are not slices of it are in the
-    message, under names of the form ``rate/parameter``.
+    ``state`` has the parameters of the largest model. The parameters of smaller models are slices of these.
+    Parameters that are not such slices are in the message, under names of the form ``rate/parameter``.
     """
     moments = reading.array_records(message.content).get(messages.MOMENTS)
     level_tensors = read_record(message, messages.LEVELS)
@@ -122,7 +122,11 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise ``ReplyError`` if this client has trained before: its saved state is lost."""
+    """Raise ``ReplyError`` if this client has trained in this run before.
+
+    Call this if the client has no saved state: if it has trained, its state is lost. ``tensors`` is the name of the
+    lost tensors in the error message.
+    """
     if instruction.has_trained:
         raise ReplyError(
             f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run. "

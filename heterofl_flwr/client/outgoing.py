@@ -1,4 +1,4 @@
-"""Checks of a user's arguments of ``Task``, and conversion of values for the reply."""
+"""Checks of the arguments that a user gives to ``Task``, and conversion of values for the reply."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -56,7 +56,10 @@ def labels_config(classes: Labels | None) -> dict[str, list[int]]:
 def trained_tensors(
     parameters: Mapping[str, Tensor], received: Received, travels: Callable[[str], bool]
 ) -> dict[str, Tensor]:
-    """Return copies of the parameters with ``travels(name)``, in the received dtypes."""
+    """Return copies of the parameters to send, in the dtypes in which they were received.
+
+    A parameter is sent if ``travels`` is true for its name.
+    """
     tensors = {}
     for name in filter(travels, parameters):
         dtype, expected = parameters[name].dtype, received()[name].dtype
@@ -76,7 +79,10 @@ def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None
 
 
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
-    """Raise ``ConfigError`` if training lacked the penalty of a stage. Warn if it lacked FedProx's."""
+    """Check a training that added no penalty to the loss.
+
+    Raise ``ConfigError`` if a stage has a penalty. Warn if only FedProx has one.
+    """
     if stages.penalty is None:
         return
     advice = "add task.penalty(model) to the loss of each batch"

@@ -1,4 +1,4 @@
-"""Client stages: penalties of the loss, and changes of the update to send."""
+"""Client stages: they add penalties to the loss, and change the update before it is sent."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -69,9 +69,9 @@ class ClientChain:
         return [stage.registered_name for stage in self.stages if stage.stateful]
 
     def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
-        """Return the update after all stages, and store their new state.
+        """Return the update after all stages, and store the stages' new state.
 
-        A client that trained on no examples keeps its state.
+        If the client trained on no examples, stages with state are skipped, and their state stays as it was.
         """
         for stage in self.stages:
             if stage.stateful and not update.num_examples:

@@ -62,11 +62,12 @@ class Task:
     instruction : Instruction
         The message's config, parsed.
     penalty_used : bool
-        Whether ``penalty`` or ``loss`` was called. Set it to True if the loop adds the same penalty itself.
+        Whether ``penalty`` or ``loss`` was called. Set it to True if your training loop computes and adds the
+        penalty without these methods.
     total_step : float
         Sum of the learning rates of the local steps, for SCAFFOLD. Each call of ``penalty`` or ``loss`` adds the
-        learning rate that the server sent. Set it yourself if a step calls them more than once or has another learning
-        rate.
+        learning rate that the server sent. Set the sum yourself if a step calls these methods more than once, or if
+        its learning rate is not the one that the server sent.
     """
 
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:
@@ -122,7 +123,8 @@ class Task:
         Parameters
         ----------
         like : nn.Module | None
-            Untrained model of another task with equal parameters. Copying it is faster than loading.
+            Model of another task, not trained yet. It must have the parameters that this task would load. Copying the
+            model is faster than loading the parameters.
         """
         self._check_open()
         model = next(self._load())[1] if like is None else copy_exchanged(like)
@@ -137,7 +139,7 @@ class Task:
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Return the penalty to add to the loss of a batch; 0 if the run uses none.
 
-        It is the sum of the terms of FedProx and of stages such as FedDyn. Call it once in each step.
+        The penalty is the sum of the terms of FedProx and of stages such as FedDyn. Call this method once in each step.
         """
         self.penalty_used = True
         self.total_step += self.instruction.learning_rate
@@ -160,12 +162,12 @@ class Task:
         weight: float = 1.0,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Return the loss of a batch with in-place distillation and the penalty.
+        """Return the loss of a batch, including in-place distillation and the penalty.
 
-        In-place distillation also trains the smaller models inside the client's model to match its output
-        probabilities. Without smaller models, the loss is ``criterion(model(inputs), targets) + penalty(model)``: at
-        the smallest level, and with slices that move. With four levels, a step of the largest model takes about twice
-        as long.
+        In-place distillation also trains the smaller models inside the client's model. They learn to match the output
+        probabilities of the client's model. At the smallest level, and at all levels if slices move, there are no
+        smaller models. Then the loss is ``criterion(model(inputs), targets) + penalty(model)``. With four levels,
+        distillation makes a step of the largest model take about twice as long.
 
         Parameters
         ----------
@@ -217,9 +219,9 @@ class Task:
         num_examples : int
             Number of examples used. With 0 the reply does not count.
         labels : Iterable[int] | Mapping[str, Iterable[int]] | None
-            Classes of this client's training data; None: all classes. Only their rows of the classifier are averaged.
-            For several heads, pass a mapping from the name of each head's layer or parameter to its classes, such as
-            ``{"digits": [1, 2], "months": [11]}``.
+            Classes of this client's training data; None: all classes. Of the classifier's rows in this reply, only
+            those of these classes are averaged. If the model has several heads, pass a mapping from each head, named by
+            its layer or parameter, to the classes of that head, such as ``{"digits": [1, 2], "months": [11]}``.
         metrics : Mapping[str, float | Sequence[float]] | None
             Metrics to report. Lists are not averaged: ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn``
             receives them.

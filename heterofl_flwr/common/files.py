@@ -55,7 +55,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file; raise ``OSError`` if it is a symbolic link (Windows follows links)."""
+    """Open a file; raise ``OSError`` if it is a symbolic link. On Windows, links are followed instead."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 

@@ -19,11 +19,11 @@ class Version:
     Attributes
     ----------
     number
-        Number of steps that the global model had made.
+        Number of steps that the global model had made when the slice was sent.
     plan, tensors
         The slice, and its values.
     moved
-        For each plan, the number of steps in which it was the largest among the replies.
+        By plan, the number of these steps in which this plan was the largest among the plans of the replies.
     """
 
     number: int
@@ -69,9 +69,9 @@ class CheckedReply:
 class Aggregator(Protocol):
     """Protocol of a mean of replies. Call ``add`` for each reply of a round, and then ``result`` once.
 
-    Each round makes a new aggregator from the global state, and must not change the tensors of this state. Set
-    ``by_entry = False`` in a class if an entry of its result can depend on other entries. Server optimisers reject such
-    classes.
+    Each round makes a new aggregator from the global state. The aggregator must not change the tensors of this
+    state. Set ``by_entry = False`` in a class of aggregators if one entry of the result can depend on other
+    entries. Server optimisers reject such classes.
     """
 
     def add(self, reply: CheckedReply) -> None:

@@ -98,9 +98,10 @@ class PrefixAxis(Axis):
 
 @dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
-    """An axis of channels of one or more groups, for example after a concatenation.
+    """An axis whose channels belong to one or more groups, for example after a concatenation.
 
-    A group is a set of channels that are sliced alike. Entries with group -1 are always kept.
+    A group is a set of channels that are sliced alike. An entry with the group number -1 is in no group and always
+    kept.
     """
 
     groups: tuple[tuple[int, int], ...] = ()  # for each group: number of channels, number of channels kept
@@ -112,7 +113,7 @@ class CoupledAxis(Axis):
 
     @property
     def is_even(self) -> bool:
-        """Whether all channels of a sliced group have equally many entries."""
+        """Whether, in each group that is sliced, every channel has the same number of entries on this axis."""
         numbers = Counter(self.places)
         return all(
             width == channels or len({numbers[group, channel] for channel in range(channels)}) == 1
@@ -132,7 +133,8 @@ class CoupledAxis(Axis):
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
     """Return the axis that keeps the first channels of each group.
 
-    ``places`` has each entry's group and channel, ``groups`` each group's channels and how many to keep.
+    ``places`` has the group and the channel of each entry. ``groups`` has two numbers for each group: how many
+    channels it has, and how many of them to keep.
     """
     length = len(places)
     used = sorted({group for group, _ in places if group >= 0})
@@ -147,7 +149,7 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return the common entries of two slices, as axes of the first slice."""
+    """Return the common entries of two slices, as axes that select them from the tensors of the first slice."""
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):
         members = positions(second)

@@ -23,7 +23,7 @@ class ChannelOrder:
     plans : Sequence[Plan]
         The prefix slice of each rate, from the largest to the smallest.
     margin : float
-        Fraction by which a channel's norm must be larger to take another channel's place in a slice.
+        A channel outside a slice replaces one inside only if its norm is larger by more than this fraction.
     """
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan], margin: float = 0.0) -> None:
@@ -93,7 +93,10 @@ class ChannelOrder:
 
     @torch.no_grad()
     def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the L2 norm of all weights that produce or read each channel."""
+        """Return the importance of each channel, as one tensor for each group of channels.
+
+        A channel's importance is the L2 norm of the weights that produce it or read it.
+        """
         squares = torch.zeros_like(self._factors)
         for name, axes in self._channels.items():
             entries = state[name].double().cpu().square()
@@ -127,7 +130,7 @@ def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, 
 
 
 def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:
-    """Return the places of entries on sliced axes. Axes of equal length form one group."""
+    """Return the group and the channel of each entry of the sliced axes. Axes of equal length form one group."""
     return {
         name: {number: _places(axis) for number, axis in enumerate(axes) if axis.local_size < axis.size}
         for name, axes in plan.axes.items()

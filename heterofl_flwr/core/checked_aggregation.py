@@ -41,8 +41,9 @@ class Aggregation:
     aggregator : Callable[[Mapping[str, Tensor]], Aggregator]
         Makes the aggregator from the global state: ``CountingMean``, or ``partial(RobustMean, robust=Robust())``.
     extra_rows : bool
-        Averaging of rows that belong to no class, such as the embedding of [MASK]. True: over all clients that hold
-        them. False: only over clients that send no labels (``Fidelity.extra_rows``).
+        Whether rows that belong to no class, such as the embedding of [MASK], are averaged over all clients that
+        hold these rows. If False, they are averaged only over clients that send no labels
+        (``Fidelity.extra_rows``).
     largest : float
         Upper bound on the magnitude of a reply's entries. By default, only NaN and infinity are rejected.
     norm_bound : float
@@ -100,9 +101,9 @@ class Aggregation:
         sub : Mapping[str, Tensor]
             The client's parameters, in the plan's shapes and the global model's dtypes.
         labels : Sequence[int] | Mapping[str, Sequence[int]] | None
-            The client's classes; only their rows are averaged. None averages all rows. With several heads (output
-            layers), a mapping from a head's layer or parameter to its classes: ``{"digits": [1, 2], "months.weight":
-            [11]}``.
+            The client's classes. In parameters of ``label_rows``, only the rows of these classes are averaged; with
+            None, all rows. If the model has several heads (output layers), pass a mapping from each head, named by its
+            layer or parameter, to the classes of that head: ``{"digits": [1, 2], "months.weight": [11]}``.
         weight : float
             The client's weight in the mean. HeteroFL uses 1 for every client. A reply of weight 0 is checked, but not
             averaged.
@@ -201,7 +202,10 @@ class LabelRows:
 def class_numbers(
     labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
 ) -> Tensor:
-    """Return labels as distinct class numbers, ascending. Raise ``unusable`` if one is invalid."""
+    """Return the distinct class numbers in ``labels``, ascending.
+
+    ``unusable`` is the class of the error that is raised if a label is invalid.
+    """
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
         numbers = torch.as_tensor(labels)
@@ -230,8 +234,8 @@ def check_reply(
 ) -> None:
     """Raise ``ReplyError`` with all faults of a client's reply.
 
-    ``largest`` is an upper bound on an entry's magnitude, and ``norm_bound`` on the L2 norm of the change; 0 for no
-    bound.
+    ``largest`` is the upper bound on an entry's magnitude. ``norm_bound`` is the upper bound on the L2 norm of the
+    client's change; a ``norm_bound`` of 0 is no bound.
     """
     # Sums may be in single precision, where a weight outside its range would become 0 or infinity.
     single = torch.finfo(torch.float32)

@@ -176,7 +176,7 @@ def build_job(config: Mapping[str, object]) -> Job:
 
 
 def _canonical(settings: Settings) -> Settings:
-    """Make settings with the same meaning equal."""
+    """Return the settings in a standard form, so that settings with the same meaning are equal."""
     name = short_name(absolute_paths(settings.data.name, settings.data.root)[0])
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": name})})
     if len(settings.mix.rates) > 1 or settings.mix.idle:
@@ -233,7 +233,7 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the job's score in ``run.metric``, by default the headline metric."""
+    """Return the job's score by ``run.metric``, by default the headline metric; None if there is no score."""
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)
