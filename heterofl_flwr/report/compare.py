@@ -119,7 +119,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 
 
 def _rows(folders: Sequence[RunFolder]) -> Rows:
-    """Return runs by settings, as text, and by seed."""
+    """Return the runs, by the text of the settings that differ, then by seed."""
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
@@ -150,7 +150,7 @@ def _means(
 
 
 def _costs(runs: Mapping[object, RunFolder], histories: Mapping[RunFolder, Sequence[RoundRecord]]) -> tuple[str, str]:
-    """Return mean bytes, and costs relative to separate federations."""
+    """Return as text the mean bytes sent in a run, and the costs relative to one federation for each level."""
     folders = list(runs.values())
     mix, widths = _mix(folders[0])
     sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)

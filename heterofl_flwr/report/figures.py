@@ -192,7 +192,7 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | 
 
 
 def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return the ends of the vertical axis; the beginning of curves may lie outside."""
+    """Return the lower and upper end of the vertical axis. The first points of a curve may lie outside it."""
     settled = [value for curve in curves for value in curve[len(curve) // CLIMB if len(curve) >= SHORT else 0 :]]
     numbers = [value for value in settled if not math.isnan(value)]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)

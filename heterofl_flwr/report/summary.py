@@ -53,7 +53,7 @@ def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | Non
 
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of failures, the most frequent first; clients by name, or by partition without one."""
+    """Return the table of failures, the most frequent first. Clients without a name are given by partition."""
     by_reason: dict[str, list[tuple[int, int]]] = {}
     names = {partition: name for record in records for partition, name in record.names.items()}
     for record in records:

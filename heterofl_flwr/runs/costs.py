@@ -62,7 +62,7 @@ _COSTS = TypeAdapter(ModelCosts)
 
 
 class Costs:
-    """Measurement of a model's costs at the rates of a mix and of its clients.
+    """Measurement of the costs of a run's models, at the rates of the mix and of the clients.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class Costs:
 
 
 class Savings(NamedTuple):
-    """Bytes sent in a run and in full-size FedAvg; bytes and multiplications as fractions of FedAvg's.
+    """Bytes of a run and of full-size FedAvg; the run's bytes and multiplications divided by FedAvg's.
 
     Full-size FedAvg sends the global model to the same clients.
     """
@@ -139,9 +139,10 @@ class Price(NamedTuple):
 
 
 def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths = "none") -> float:
-    """Return the multiplications of one forward pass of one example on each client.
+    """Return the sum of multiplications over clients, each with one forward pass of one example.
 
-    ``macs`` has the multiplications by rate. ``widths`` says which smaller models inside a client's model run too.
+    ``rates`` are the clients' rates, and ``macs`` has the multiplications by rate. ``widths`` says which smaller
+    models inside a client's model are computed too.
     """
     return sum(
         number * passes * macs[inner]
@@ -155,7 +156,8 @@ def price(
 ) -> Price:
     """Return the costs of a mix, divided by those of separate federations for its levels.
 
-    The federation of a level consists of all clients that can hold its model. Clients train as often as in the mix.
+    The federation of a level consists of all clients that can hold the level's model. In each federation, a client
+    trains as often as in the run of the mix.
 
     Parameters
     ----------

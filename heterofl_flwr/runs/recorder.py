@@ -27,7 +27,7 @@ class Recorder(RoundCallback):
     every : int | str
         Rounds between checkpoints, or seconds such as ``"30s"``. The final round always has a checkpoint.
     costs : Costs | None
-        Measures the costs of the models. Without it, the report shows no savings and no final models are written.
+        Measures the costs of the models. Without it, no final models are written, and the report shows no savings.
     models : bool
         Whether to write each level's final model. Use False if the global state lacks some parameters of the model.
     """

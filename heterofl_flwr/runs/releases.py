@@ -18,7 +18,7 @@ RELEASES = TypeAdapter(list[Releases])
 def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
-    """Return the published noisy models and moments that ``privacy.json`` or ``records`` count."""
+    """Return the published noisy models and moments. Those that ``privacy.json`` lacks are counted in ``records``."""
     counted = {kind: max((int(record.privacy.get(kind, 0)) for record in records), default=0) for kind in KINDS}
     releases: list[Releases] = []
     if path.exists():

@@ -1,7 +1,8 @@
 """A client's side of a round of secure aggregation: its answers to five questions of the server.
 
-They are, in order: its public keys; shares of its private key; its masked change; shares that unmask the sum; shares
-that unmask the classifier rows of the sum. Each question is answered once in a round.
+The client answers, in this order, with: its public keys; shares of its private key; its masked change; shares
+that unmask the sum; shares that unmask the classifier rows of the sum. It answers each question once in a
+round.
 """
 
 import json
@@ -21,14 +22,14 @@ Fill = Callable[[Roster, Plan, int], crypto.Words]
 
 
 class Dealt(NamedTuple):
-    """Encrypted shares of secrets, for each receiving client, and their hashes."""
+    """Shares of secrets, for each receiving client: the encrypted shares, and hashes of the plain shares."""
 
     sealed: list[bytes]
     hashes: list[bytes]
 
 
 class Masked(NamedTuple):
-    """A client's masked change, with encrypted shares and hashes of the seeds of its masks."""
+    """A client's masked change, encrypted shares of the seeds of its masks, and a hash of each seed."""
 
     vector: crypto.Words
     shares: Dealt
@@ -54,8 +55,8 @@ class NodeRecords(Protocol):
 class MaskedRounds:
     """For each run, the last round in which this client masked a change.
 
-    By subtracting two sums of a round, the server could find a client's change. ``memory`` is deleted with the node's
-    Flower context, but ``records`` are not.
+    A client masks only one change in a round: from two sums of one round, the server could compute a client's
+    change. ``memory`` is deleted with the node's Flower context; ``records`` remain.
     """
 
     KEY = "masked-rounds"
@@ -84,7 +85,7 @@ class MaskedRounds:
             )
 
     def note(self, run: int, server_round: int) -> None:
-        """Record that this node masks its update of this round. Call this before the update is sent."""
+        """Record that this client masks a change in this round. Call this before the masked change is sent."""
         self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
         self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()
@@ -95,7 +96,8 @@ class MaskedRounds:
 class ClientRound:
     """One client in a round of secure aggregation.
 
-    ``secrets`` is the text that the client stored after its previous answer. ``roster`` is read from it if it is None.
+    ``secrets`` is the text that the client stored after its previous answer. If ``roster`` is None, the roster is
+    read from ``secrets``.
     """
 
     def __init__(self, secrets: bytes, roster: Roster | None = None) -> None:
@@ -134,8 +136,8 @@ class ClientRound:
     def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
         """Return this client's masked change, and the text to store.
 
-        ``members`` are the clients that sent shares, ``keys`` the shares for this client. ``fill`` returns the change
-        without masks. A second change in a round raises ``ReplyError``.
+        ``members`` are the clients that sent shares of their private keys. ``keys`` has those shares that are for this
+        client. ``fill`` returns the change without masks. A second change in a round raises ``ReplyError``.
         """
         self._turn("train")
         roster, view = self.roster, self.roster.view(members)
@@ -157,9 +159,10 @@ class ClientRound:
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
         """Return the shares that this client received of each member's secrets, and the text to store.
 
-        ``survivors`` are the members whose masked change arrived. ``seeds`` has shares of the seeds of their masks. For
-        other members, the result has shares of the private key. The server never gets both for the same member. Seeds
-        for classifier rows and for entries with too few survivors are left out.
+        ``survivors`` are the members whose masked change arrived. ``seeds`` has shares of the seeds of the survivors'
+        masks. The result has shares of the seeds of each survivor, and of the private key of each other member. So the
+        server never gets shares of both for one member. Seeds for classifier rows, and for entries that too few
+        survivors hold, are left out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -179,8 +182,8 @@ class ClientRound:
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
         """Return the shares that this client received of each survivor's seeds for classifier rows.
 
-        ``numbers`` has the number of clients with the rarest row of each part. Too small a number raises
-        ``ReplyError``.
+        ``numbers`` has, for each part, how many clients have its rarest row. If one of these numbers is too small,
+        ``ReplyError`` is raised.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]

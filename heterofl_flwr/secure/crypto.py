@@ -40,9 +40,9 @@ def public_of(private: bytes) -> bytes:
 
 
 def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
-    """Return the secret key of two clients, from one's private and the other's public key.
+    """Return the secret key that two clients share, from the private key of one and the public key of the other.
 
-    A purpose begins with the digest of the roster, so a key serves one pair in one round.
+    ``purpose`` begins with a hash of the roster, so a key serves one pair of clients in one round.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
@@ -67,7 +67,7 @@ def seal(key: bytes, plain: bytes) -> bytes:
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes:
-    """Decrypt bytes from ``seal``; return b"" if they or the key are wrong."""
+    """Decrypt bytes from ``seal``; return b"" if the bytes or the key are wrong."""
     try:
         return ChaCha20Poly1305(key).decrypt(bytes(12), sealed, None)
     except InvalidTag:

@@ -19,9 +19,9 @@ def largest_steps(clients: int) -> int:
 def to_steps(
     changes: Mapping[str, Tensor], bound: float, clients: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Clip changes to ``bound``; return them as numbers of steps of ``bound / largest_steps(clients)``.
+    """Clip changes to ``bound``; return them as whole numbers of steps.
 
-    They are rounded up or down at random, without bias.
+    A step is ``bound / largest_steps(clients)``. The numbers are rounded up or down at random, without bias.
     """
     largest, steps = largest_steps(clients), {}
     for name, change in changes.items():

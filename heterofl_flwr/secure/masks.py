@@ -15,7 +15,7 @@ Place = NDArray[np.bool_] | NDArray[np.int64]
 
 
 def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, peers: set[int]) -> None:
-    """Add the masks that a client shares with its peers to its ``vector``.
+    """Add to ``vector`` the masks that ``client`` has in common with each of its peers.
 
     In a pair, the client with the smaller number adds the mask, and the other subtracts it.
     """
@@ -33,7 +33,10 @@ def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, pr
 
 
 def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
-    """Return the entries of a slice by part of the sum; ``parts`` has each entry's part."""
+    """Return, for each part of the sum, the entries of a slice that belong to it.
+
+    ``parts`` has each entry's part.
+    """
     # Classifier rows have many small parts: sorting finds their entries in one pass.
     rows = np.flatnonzero(parts % (roster.row_groups + 1)) if roster.row_groups else np.zeros(0, np.int64)
     ordered = rows[np.argsort(parts[rows], kind="stable")]

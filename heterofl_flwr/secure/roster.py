@@ -43,12 +43,12 @@ class Roster:
     rows
         Names of the parameters with one row for each class.
     extra_rows
-        Whether all clients count in rows beyond the number of classes.
+        Whether a row that belongs to no class counts all clients that have it.
     grid
-        With noise, the clipping norm and the step size of the noise; otherwise empty.
+        With noise, the clipping norm and the step size of the fixed-point changes; without noise, empty.
     plans
-        The distinct slices: the length of each axis, and the positions of the slice, or their number if they are the
-        first.
+        The distinct slices. For each axis: its length, and the positions that the slice holds. If these are the
+        first positions, only their number is stored.
     clients
         For each client, the index of its slice, its public key for masks and its public key for shares.
     """
@@ -101,7 +101,7 @@ class Roster:
 
     @cached_property
     def slices(self) -> Sequence[Plan]:
-        """The distinct slices, with entries that count the clients of each classifier row."""
+        """The distinct slices, with added entries for the number of clients that have each classifier row."""
         plans = ({name: tuple(_read(*axis) for axis in axes) for name, axes in plan.items()} for plan in self.plans)
         return with_counts(list(map(Plan, plans)), self.rows)
 

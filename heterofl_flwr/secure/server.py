@@ -22,8 +22,8 @@ KEY_PART: Part = 0
 class ServerRound:
     """The server in a round of secure aggregation.
 
-    ``shares`` has each client's encrypted shares of its private key. Its clients are the members; those whose masked
-    vector has arrived are the survivors.
+    ``shares`` has, by client, the encrypted shares of the client's private key. The clients in ``shares`` are the
+    members. The members whose masked vector has arrived are the survivors.
 
     Attributes
     ----------
@@ -136,7 +136,10 @@ class ServerRound:
         return {name: (totals[name], counts[name].float()) for name in totals if not name.startswith(COUNTS)}
 
     def closed(self) -> dict[str, Tensor]:
-        """Return which entries of each parameter are still masked, except rows without clients."""
+        """Return which entries of each parameter are still masked.
+
+        Classifier rows that no client has do not count as masked.
+        """
         opened = as_state(self._opened, self._union)
         closed = {name: ~tensor for name, tensor in opened.items() if not name.startswith(COUNTS)}
         for name in self._row_names:
@@ -154,7 +157,7 @@ class ServerRound:
         return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
-        """Return the number of clients that have each classifier row; -1 if it is masked or impossible."""
+        """Return each classifier row's number of clients; -1 if this number is masked or impossible."""
         vectors = self._total.view(np.int32), self._opened
         numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
         holders = self._holders(name, self.survivors)
@@ -217,7 +220,7 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Note as liars the clients that report missing shares, or are reported, too often."""
+        """Add liars: clients that report missing shares too often, or whose shares are reported missing too often."""
         accused = defaultdict[int, int](int)
         for helpers in self._accusers.values():
             for helper in helpers:

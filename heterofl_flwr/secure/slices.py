@@ -22,7 +22,7 @@ COUNTS = "number of clients for "
 
 
 def whole(slices: Sequence[Plan]) -> Plan:
-    """Return the plan with all entries of each parameter in the slices."""
+    """Return the plan that holds every parameter of the slices whole, with all its entries."""
     parameters = [item for plan in slices for item in plan.axes.items()]
     return Plan({name: tuple(Axis(axis.size, axis.size) for axis in axes) for name, axes in parameters})
 
@@ -59,9 +59,10 @@ def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) ->
 
 
 def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list[Classes]:
-    """Return the class of each position on each axis of a parameter.
+    """Return, for each axis of a parameter, the class of each position.
 
-    Positions in the same slices form a class. With ``rows``, each position on axis 0 is a class alone.
+    Here a class is a group of positions that occur in the same slices. With ``rows``, each position on axis 0 has a
+    class of its own.
     """
     axes = zip(*(plan.axes[name] for plan in slices if name in plan.axes), strict=True)
     members = ([np.isin(np.arange(axis.size), list(positions(axis))) for axis in column] for column in axes)
@@ -70,7 +71,7 @@ def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list
 
 
 def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) -> list[Plan]:
-    """Return the slices of a model that has one position for each class of positions."""
+    """Return the slices of a smaller model, in which a single position replaces all positions of a class."""
     return [
         Plan({name: tuple(map(_reduce, plan.axes[name], axes)) for name, axes in classes.items() if name in plan.axes})
         for plan in slices
@@ -83,7 +84,7 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with more entries: the number of clients for each row of the parameters ``rows``."""
+    """Return the slices with an added entry for the number of clients of each row of the parameters in ``rows``."""
     # Columns that occur in the same slices have equal numbers, so one entry is enough for each row and class of
     # columns.
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}

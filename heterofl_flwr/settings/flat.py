@@ -119,7 +119,7 @@ def to_flat(settings: Settings) -> dict[str, Flat]:
 
 
 def accepts(key: str, value: object) -> bool:
-    """Whether a value is valid for a setting, apart from other settings."""
+    """Whether a value is valid for a setting if all other settings have their defaults."""
     return not validate(Settings, _resolve({**DEFAULTS, key: value}), SPECS)[1]
 
 

@@ -38,7 +38,7 @@ class Buffered:
 
 
 class Seats:
-    """Seats for the replies that a step uses; ``quota`` of them are reserved for each level."""
+    """Seats, one for each reply that a step uses; ``quota`` seats are reserved for each level."""
 
     def __init__(self, size: int, quota: int = 0) -> None:
         self._size, self._quota = size, quota
@@ -52,7 +52,8 @@ class Seats:
     def has_seat(self, rate: float, pending: Collection[float]) -> bool:
         """Whether a seat is free for a reply of this rate.
 
-        ``pending`` has the rates of unfinished clients; only their levels have reserved seats.
+        ``pending`` has the rates of the clients that are still training. For levels without such clients, no seats are
+        kept free.
         """
         reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending) - {rate})
         if self._taken[rate] < self._quota:  # a reserved seat of this level

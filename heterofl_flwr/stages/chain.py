@@ -152,7 +152,7 @@ class Chain:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the parameters of ``Slicing.by_level`` at the level of ``rate``."""
+        """Return the parameters that ``Slicing.by_level`` names, with their values for the level of ``rate``."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
@@ -168,9 +168,9 @@ class Chain:
         }
 
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Permute the channels of the stages' tensors like those of their parameters.
+        """Permute the channels of each stage tensor in the same way as those of the parameter that it belongs to.
 
-        ``apply(name, tensor)`` permutes a tensor like the parameter ``name``.
+        ``apply(name, tensor)`` permutes ``tensor`` in the same way as the parameter ``name``.
         """
         for stage in self.stages:
             if tensors := {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}:

@@ -73,7 +73,7 @@ class TrainReply(Outgoing):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientContext:
-    """The instruction that a client stage works on, and the stored data of its client.
+    """What a client stage works with: the server's instruction, and the data stored on the client.
 
     Attributes
     ----------
@@ -86,8 +86,8 @@ class ClientContext:
     learning_rate
         Learning rate that the server sent; 0 if it sent none.
     total_step
-        Sum of the learning rates of the local steps so far. With momentum, simulated clients report the distance of
-        these steps along a constant gradient of norm 1.
+        Sum of the learning rates of the local steps so far. Simulated clients with momentum give instead the
+        distance that a parameter moves in these steps if its gradient is always 1.
     broadcast
         The client's slices of the tensors in ``ServerStage.broadcast``, by parameter name.
     state

@@ -35,6 +35,6 @@ class Clip(ServerStage):
         return ClientClip(bound=float(self.clip))
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update with the change clipped, in case the client has not."""
+        """Return the update with the change clipped, because the client may not have clipped it."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         return replace(update, tensors=clipped(update.plan.extract(context.state), update.tensors, self.clip))

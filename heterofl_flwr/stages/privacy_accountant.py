@@ -62,7 +62,7 @@ class Privacy:
 
 @dataclass(frozen=True, slots=True)
 class Releases:
-    """A number of published noisy results (*releases*) with the same noise and clip."""
+    """Count of the published noisy results (*releases*) that have the same noise and clip."""
 
     kind: Kind
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)]  #: Standard deviation, in multiples of ``clip``.

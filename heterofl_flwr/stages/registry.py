@@ -1,4 +1,4 @@
-"""Client stages of a message; importing this module registers those of this package."""
+"""Client stages of a message. Importing this module registers the client stages of this package."""
 
 from heterofl_flwr.stages import (
     clip as clip,  # each of these registers its client half
@@ -11,5 +11,5 @@ from heterofl_flwr.stages.client_stage import ClientStage, Fields, read_stages
 
 
 def client_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages that the config of a message from the server names."""
+    """Return the client stages that are named in the config of a message from the server."""
     return read_stages(config)

@@ -72,7 +72,7 @@ class SecureSum(Conversation):
         self._closed: float | None = None  # fraction of the model that was not unmasked
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Begin or resume a run. Clients that lied earlier may take part again."""
+        """Begin or resume a run. Clients that were left out for false answers may take part again."""
         self._nonce, self._liars = secrets.randbits(63), {}
 
     def client(self) -> RespondingStage:
@@ -150,7 +150,7 @@ class SecureSum(Conversation):
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Query clients for the shares that unmask the sum, then its classifier rows."""
+        """Query clients twice: for the shares that unmask the sum, then for those that unmask its classifier rows."""
         if self.skipped:
             return
         current = self._current()
@@ -210,7 +210,7 @@ class SecureSum(Conversation):
         return self._mean
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the number of clients in the sum, and the masked fraction of the model."""
+        """Return the number of clients in the sum, and the fraction of the model that was not unmasked."""
         facts = {} if self._closed is None else {"closed-fraction": self._closed}
         return {"summed-clients": float(len(self._round.survivors)), **facts} if self._round else facts
 
@@ -229,9 +229,9 @@ class MeanOfSum:
         self._step = 1.0
 
     def set_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]], step: float) -> None:
-        """Set each parameter's sum in steps, and the number of clients of each entry.
+        """Set the sum of each parameter, and the number of clients in the sum of each entry.
 
-        ``step`` is the size of a step, in the unit of the parameter.
+        The sums are multiples of ``step``, which is in the unit of the parameter.
         """
         self._sums, self._step = sums, step
 
@@ -249,5 +249,5 @@ class MeanOfSum:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of clients in the sum of each entry of a parameter."""
+        """Return, for each entry of a parameter, the number of clients in its sum."""
         return self._sums[name][1] if name in self._sums else torch.zeros(self._state[name].shape)

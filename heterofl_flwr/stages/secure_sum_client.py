@@ -107,9 +107,10 @@ class ClientSecureSum(RespondingStage):
 
 
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
-    """Return a client's change as one vector, with 0 in rows of absent classes.
+    """Return a client's change as one vector, with 0 in rows of classes that the client lacks.
 
-    Further entries count clients: 1 for rows of the client's classes, else 0.
+    More entries of the vector serve to count the clients of each classifier row: 1 if the client has the row's
+    class, 0 otherwise.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
@@ -151,6 +152,9 @@ def dealt_of(fields: Fields, key: str) -> Dealt:
 
 
 def list_of(kind: type, fields: Fields, key: str) -> list[Any]:
-    """Return the list under ``key`` of a message; [] for another type."""
+    """Return the list under ``key`` of a message.
+
+    Return [] if the value is missing or not a list, or if an item is not of the type ``kind``.
+    """
     value = fields.get(key)
     return value if isinstance(value, list) and all(type(item) is kind for item in value) else []

@@ -1,7 +1,7 @@
 """Server optimisers: a step of the global model along the mean change of a round.
 
-Formulas are those of Flower (Hsu et al., 2019; Reddi et al., 2020). Entries that no client of a round has do not
-change.
+Formulas are those of Flower (Hsu et al., 2019; Reddi et al., 2020). If no client of a round has an entry, the
+entry keeps its value.
 """
 
 import math
@@ -31,7 +31,7 @@ class ServerOptimizer(StatefulStage):
 
     @abstractmethod
     def _step(self, change: Tensor, moments: Moments, server_round: int) -> tuple[Tensor, Moments]:
-        """Compute a parameter's step and its new moments, which start at 0."""
+        """Compute a parameter's step and its new moments. Before the first step, all moments are 0."""
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:

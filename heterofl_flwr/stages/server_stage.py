@@ -78,7 +78,8 @@ class RoundContext:
     extra_rows
         Whether rows that belong to no class are averaged over every client that has them (``Fidelity.extra_rows``).
     grid
-        With noise, two numbers: the L2 norm to which changes are clipped, and the step of the fixed-point numbers.
+        None without privacy noise. With it, the grid of fixed-point numbers for changes: the L2 norm to which
+        changes are clipped, and the step between two numbers.
     learning_rate
         Learning rate of the clients in this round; 0 if the server sends none.
     run
@@ -174,7 +175,7 @@ class ServerStage:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return this level's values of the parameters in ``Slicing.by_level``."""
+        """Return the values of the parameters in ``Slicing.by_level`` at the level of ``rate``."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:

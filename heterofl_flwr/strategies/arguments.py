@@ -36,7 +36,10 @@ STAGES: Mapping[str, str] = {
 
 
 def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return the code that passes each option of a group: ``"sampling=Sampling(spare=...)"``."""
+    """Return, by name of an option, the code with which a user passes the option in its group.
+
+    For ``spare``, this is ``"sampling=Sampling(spare=...)"``.
+    """
     groups = {name: type(parameter.default) for name, parameter in parameters.items() if is_group(parameter.default)}
     return {option: f"{name}={kind.__name__}({option}=...)" for name, kind in groups.items() for option in specs(kind)}
 

@@ -90,7 +90,10 @@ class Steps:
         cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
-        """Mark clients without a reply after ``patience`` seconds; return the time to the next."""
+        """Mark clients as overdue if they have not replied after ``patience`` seconds.
+
+        Return the seconds until the next client is overdue.
+        """
         now = time.monotonic()
         self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
         turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
@@ -101,7 +104,11 @@ class Steps:
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
-        """Open a step. Give up clients that have left, or that began to train by the time ``before``."""
+        """Open a step, and give up some clients.
+
+        These are the clients that have left, and those whose slice was sent by a step that began at the time ``before``
+        or earlier.
+        """
         strategy, federation = self._strategy, self._strategy.federation
         nodes = federation.nodes
         registration = NodeRegistration(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
@@ -121,7 +128,7 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add waiting replies to the step while it has free seats."""
+        """Add each waiting reply to the step if ``seats`` has a free seat for its rate. The others wait on."""
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
             turn, reply = waiting.popleft()
@@ -167,7 +174,10 @@ class Steps:
             self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
 
     def _draw(self, current: Round) -> list[int]:
-        """Sample the clients that begin to train now, after a resume first those that trained before."""
+        """Return the clients that begin to train now.
+
+        After a resume, the clients that were training when the state was saved come first. The others are sampled.
+        """
         nodes, training = self._strategy.federation.nodes, [turn.node_id not in self._overdue for turn in self._busy()]
         number = self._stage.options.concurrency - sum(training)
         free = {nodes.partition(node_id): node_id for node_id in current.trainable if node_id not in current.slices}

@@ -74,7 +74,7 @@ class EvaluationHooks(RoundHooks):
         grid: Grid,
         make_message: Callable[[str, int, Mapping[str, object]], Message],
     ) -> None:
-        """Query clients for batch norm moments, unless none had any in an earlier round."""
+        """Query clients for batch norm moments. If no client had moments in an earlier round, send nothing."""
         collected = CollectedMoments(self.federation, current.rates, remote=self.is_remote(grid))
         self.moments, norms = {}, collected.norms
         if not norms or self._have_moments is False:

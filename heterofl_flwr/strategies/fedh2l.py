@@ -165,7 +165,7 @@ class FedH2L(FederationStrategy):
         return list(opened.sent)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
-        """Return a reply of the second exchange, with the metrics of both."""
+        """Return a reply of the second exchange. Its metrics include those of the first exchange."""
         content = super()._read_train_reply(node_id, reply, current)
         return replace(content, metrics={**self._publish_metrics[node_id], **content.metrics})
 

@@ -24,21 +24,22 @@ class HeteroFL(FederationStrategy):
     Parameters
     ----------
     build : Callable[[float], nn.Module]
-        Your function from a rate to a new model. ``heterofl_flwr.core.width`` computes the width of a layer at a rate.
+        Your function from a rate to a new model. ``heterofl_flwr.core.width`` computes the width of a layer at a
+        rate.
     mix : str | Mix
         The rates of the clients and their shares, such as ``"a1-b1-c1-d1-e1"`` or ``"1.0x1-0.3x9"``.
     fraction_train, fraction_evaluate : float
         Fraction of the clients that take part in a round, rounded up. With ``fraction_evaluate=0.0`` no client
         evaluates or measures batch norm moments.
     min_train_nodes, min_evaluate_nodes : int | None
-        If set, ``max(int(fraction * clients), min_train_nodes)`` clients take part, as in ``FedAvg``, and a round waits
-        for at least this many nodes.
+        If set, ``max(int(fraction * clients), min_train_nodes)`` clients take part, as in ``FedAvg``, and a round
+        waits for at least this many nodes.
     min_available_nodes : int
         Number of nodes that a round waits for.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
-        As in ``FedAvg``: a function that returns the metrics of a round. Its arguments are the records of the replies,
-        without parameters, and the key of the number of examples. Replies of clients that evaluated only a smaller
-        model are left out. By default, metrics are averaged, weighted by examples.
+        As in ``FedAvg``: a function that returns the metrics of a round. Its arguments are the records of the
+        replies, without parameters, and the key of the number of examples. Replies of clients that evaluated only a
+        smaller model are left out. By default, metrics are averaged, weighted by examples.
     seed : int
         Random seed. Every random draw is a function of the seed, the round and the client's partition.
     slicing : Slicing
@@ -48,11 +49,12 @@ class HeteroFL(FederationStrategy):
     training : Training
         Learning rate of the clients, FedProx, and the encoding of replies.
     averaging : Averaging
-        The mean of the replies: its weights, its kind (counting, robust, product), and the classifier rows that count.
+        The mean of the replies: its weights, its kind (counting, robust, product), and the classifier rows that
+        count.
     stages : Sequence[ServerStage]
-        Stages that act before or after the mean, in this order: a server optimiser (``Momentum``, ``Adam``, ``Yogi``,
-        ``Adagrad``), ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your ``ServerStage``. Do not use an instance in
-        two strategies.
+        Stages that act before or after the mean, in this order: a server optimiser (``Momentum``, ``Adam``,
+        ``Yogi``, ``Adagrad``), ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your ``ServerStage``. Do not use an
+        instance in two strategies.
     limits : Limits
         Bounds on the replies of clients, and the server's tables of levels and partitions by node.
     privacy : Privacy
@@ -60,8 +62,8 @@ class HeteroFL(FederationStrategy):
     evaluation : Evaluation
         The rounds with an evaluation, and the models that clients evaluate.
     asynchronous : Buffered
-        With ``size`` above 0, training is asynchronous: each ``size`` replies update the model, which counts as a
-        round. When a client has replied, another begins at once.
+        With ``size`` above 0, training is asynchronous: after every ``size`` replies the model is updated. Each
+        update counts as a round. When a client has replied, another begins at once.
     callbacks : Sequence[RoundCallback]
         Callbacks, called after each round.
 

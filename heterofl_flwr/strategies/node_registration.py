@@ -48,7 +48,7 @@ class NodeRegistration:
         self._begins = not self._nodes.order
 
     def sample(self, purpose: Purpose) -> tuple[list[int], list[int]]:
-        """Wait for enough nodes; return those that can be sampled, and those that are."""
+        """Wait for enough nodes. Return the nodes that can be sampled, and the sampled nodes."""
         levels = self._federation.levels
         while True:
             node_ids = self.wait()
@@ -68,7 +68,8 @@ class NodeRegistration:
     def wait(self) -> list[int]:
         """Wait for enough nodes; return the nodes that can be sampled.
 
-        If the nodes report more partitions than there are nodes, wait also until no new nodes join.
+        If the number of partitions that nodes report is above the number of nodes, more nodes may come. Then also wait
+        as long as new nodes join.
         """
         sampling = self._federation.options.sampling
         deadline, announced = time.monotonic() + sampling.wait, False
@@ -112,7 +113,10 @@ class NodeRegistration:
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
-        """Query nodes of unknown capability; return those whose capability is then known."""
+        """Query those of ``node_ids`` whose capability is unknown.
+
+        Return all of ``node_ids`` whose capability is known after that.
+        """
         unknown = [node_id for node_id in node_ids if node_id not in self._nodes]
         # One query for each node in a round: the answer to an earlier one may still arrive.
         new = [node_id for node_id in unknown if node_id not in self._queried and node_id not in self._nodes.unanswered]
@@ -148,7 +152,7 @@ class NodeRegistration:
     def log_changes(self) -> None:
         """Log which nodes joined, left or came back.
 
-        In the first round, warn if they do not fit the mix.
+        In the first round, warn if the present nodes do not fit the mix.
         """
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:

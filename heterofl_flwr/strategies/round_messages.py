@@ -130,9 +130,9 @@ class RoundMessages:
     def read(
         self, current: Round | EvaluationRound, replies: Iterable[Message], read: Callable[[int, Message], None]
     ) -> None:
-        """Call ``read`` for each reply, and refuse the clients with faults.
+        """Call ``read`` for each reply. Refuse each client with a missing or unusable reply.
 
-        Clients whose reply a subclass dropped are removed from the round.
+        A subclass of the strategy may have dropped a reply. Then its client is not refused, but removed from the round.
         """
         if self._received and isinstance(replies, Replies) and replies.are_read:
             raise ConfigError(
@@ -171,9 +171,9 @@ def _size_or_fault(reply: Message) -> int | Fault:
 
 
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
-    """Yield each node id with its reply or its fault, in the order of the messages.
+    """Yield each node id with the node's reply or fault, in the order of the messages ``sent``.
 
-    Other replies are dropped with a warning.
+    A reply to no message of ``sent``, or a second reply to one, is dropped with a warning.
     """
     order = [message.metadata.dst_node_id for message in sent]
     early: dict[int, Message] = {}

@@ -22,7 +22,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class StageQueries:
-    """Sender of the queries of stages; ``faults`` has the reasons for unusable answers by client."""
+    """Sender of the queries of stages.
+
+    ``faults`` has the clients whose answers were unusable, each with the reason.
+    """
 
     grid: Grid
     nodes: Nodes

@@ -86,7 +86,7 @@ class RoundHooks(Strategy):
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new run: delete clients, records and the state of stages."""
+        """Begin a new run: forget the registered clients, the records and the state of stages."""
         self.federation.reset()
         self.chain.load({})
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})

@@ -65,7 +65,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Draws:
     """Random state of a client. In training, it replaces torch's global random state.
 
-    CUDA graphs that are recorded in that time draw from it when they are replayed.
+    A CUDA graph that was recorded during the training draws from this state in each replay.
     """
 
     def __init__(self, device: torch.device) -> None:

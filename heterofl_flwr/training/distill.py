@@ -20,10 +20,10 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the vector nearest to the sum of two gradients that conflicts with neither.
+    """Return the sum of two gradients, changed as little as possible so that it conflicts with neither gradient.
 
-    Vectors conflict if their dot product is negative. If a gradient conflicts with the sum, the sum's component along
-    it is removed.
+    Vectors conflict if their dot product is negative. If the sum conflicts with a gradient, its component along
+    this gradient is removed.
     """
     gradient = private + shared
     for part in (private, shared):
@@ -108,15 +108,16 @@ def learn_from_peers(
     options: TrainOptions,
     distill: DistillOptions,
 ) -> float:
-    """Train a client's model in place; return its divergence from the peers before the first step.
+    """Train a client's model in place; return the divergence from the peers that it had before the training.
 
-    A step has two gradients, joined by ``join_gradients``: one from a batch of the client's data, and one from the seed
-    batch. The loss on the seed batch is the divergence from the peers, plus the cross entropy with ``distill.labels``.
+    A step has two gradients, joined by ``join_gradients``: one from a batch of the client's data, and one from the
+    seed batch. The loss on the seed batch is the divergence from the peers, plus the cross entropy with
+    ``distill.labels``.
 
     Parameters
     ----------
     job : TrainingJob
-        The client. Its ``step_share`` limits these steps too.
+        The client. Its ``step_share`` also limits the number of steps here.
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor

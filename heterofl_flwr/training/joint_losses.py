@@ -35,8 +35,8 @@ def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1
     """Return ScaleFL's loss (Ilhan et al., CVPR 2023): the deepest exit teaches the others.
 
     With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. p_j are the class
-    probabilities of exit j at temperature T. No gradient flows through p_d. In the authors' code, a gradient does, and
-    the divergence is divided by the number of classes.
+    probabilities of exit j at temperature T. No gradient flows through p_d. The authors' code differs: a gradient
+    flows through p_d, and the divergence is divided by the number of classes.
     """
     teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)
@@ -57,10 +57,11 @@ def nested_loss(
 ) -> Tensor:
     """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): smaller models learn from the full one.
 
-    The last of ``logits`` are those of the full model, and all must be masked. The loss is ``CE_full + weight * sum_i
-    (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. CE is ``criterion``. p and p_i are the class
-    probabilities of the full model and of smaller model i at temperature T. No gradient flows through p. By default,
-    with one smaller model, this is FjORD's loss (Horvath et al., NeurIPS 2021, section 3.2).
+    The last tensor of ``logits`` is that of the full model. The caller masks absent classes in all tensors. The
+    loss is ``CE_full + weight * sum_i (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. CE is
+    ``criterion``. p and p_i are the class probabilities of the full model and of smaller model i at temperature T.
+    No gradient flows through p. By default, with one smaller model, this is FjORD's loss (Horvath et al., NeurIPS
+    2021, section 3.2).
     """
     teacher = _posteriors(logits[-1], temperature)[None]
     total = criterion(logits[-1], targets)
@@ -78,10 +79,10 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
-    """Return the factor of the divergence in a round.
+    """Return the factor of the divergence in the loss of a round; t is the number of earlier rounds.
 
-    With ``mutual`` (DepthFL), it is ``exp(-5 (1 - t / rounds)^2)`` after t rounds, and 1 after ``rounds`` rounds. With
-    ``deepest`` (ScaleFL), it is 0 during these rounds and 1 afterwards.
+    With ``mutual`` (DepthFL), the factor is ``exp(-5 (1 - t / rounds)^2)``, and 1 from t = ``rounds`` on. With
+    ``deepest`` (ScaleFL), it is 0 as long as t is below ``rounds``, and then 1.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":

@@ -36,7 +36,10 @@ class Masking:
         return mask_logits(logits, self._mask, self._fill)
 
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
-        """Change to the classes of another client, in the same memory. None must stay None."""
+        """Replace the classes by those of another client, in the same memory.
+
+        If the classes were None, the new ones must be None too.
+        """
         self._classes = classes
         if self._mask is not None:
             self._mask.copy_(present_classes(classes, len(self._mask)))
@@ -62,11 +65,12 @@ def compute_loss(
 class SGD:
     """SGD with momentum, weight decay, quadratic penalties and gradient clipping.
 
-    It calls the kernel of ``torch.optim.SGD``. The import of that class loads torch's compiler, which takes two seconds
-    and 150 MB.
+    This class calls the kernel of ``torch.optim.SGD``, but does not import ``torch.optim.SGD``. The import would
+    load torch's compiler, which takes two seconds and 150 MB.
 
-    Only the first ``trained`` of ``values`` are trained, by default all. ``quadratic`` has tensors for these values
-    only. With ``by_row``, each row belongs to one client, whose gradients are clipped separately.
+    Only the first ``trained`` of ``values`` are trained, by default all. ``quadratic`` has tensors only for the
+    trained values. With ``by_row``, each row belongs to one client, and the gradients of each client are clipped
+    separately.
     """
 
     def __init__(
@@ -178,9 +182,9 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
-        """Start anew from the present values of the parameters, in the same memory.
+        """Reset the optimiser for a training from the present values of the parameters. Its tensors keep their memory.
 
-        The penalty must have the same terms as before.
+        The penalty ``quadratic`` must have the same terms as the penalty before it.
         """
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:
@@ -217,7 +221,10 @@ class ParameterSGD(SGD):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return a view in the order of memory. The fused kernel copies other tensors."""
+    """Return a view of the tensor with its axes in the order of its memory.
+
+    The fused kernel copies tensors whose axes have another order.
+    """
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1)
     return tensor

@@ -223,7 +223,10 @@ class Slices:
         return self._records[plan]
 
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
-        """Return the record with the slice of a plan, at the level of ``rate``."""
+        """Return the record with the slice of a plan.
+
+        Parameters in ``Slicing.by_level`` have the values of the level of ``rate``.
+        """
         tensors = self._level_tensors(rate)
         if not tensors:
             return self.arrays(plan)

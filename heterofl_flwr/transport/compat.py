@@ -1,6 +1,6 @@
 """All uses of names that are not public in Flower, or that differ between versions.
 
-Names without a version in a comment are equal in Flower 1.32 to 1.42.
+A name is the same in Flower 1.32 to 1.42 unless a comment next to it gives a version.
 """
 
 import json
@@ -54,7 +54,7 @@ if TYPE_CHECKING or FLOWER >= (1, 38):
 else:
 
     class TaskIdentity:
-        """Replacement for Flower's ``TaskIdentity`` before 1.38."""
+        """Replacement for Flower's ``TaskIdentity`` in versions of Flower before 1.38."""
 
         _run_id: ClassVar[int | None] = None
         _node_id: ClassVar[int | None] = None
@@ -62,7 +62,10 @@ else:
 
 
 class JsonFormatter(logging.Formatter):
-    """Formatter that writes one JSON object for each log record, with the numbers of a round where it has them."""
+    """Formatter that writes one JSON object for each log record.
+
+    If the log record has the numbers of a round, the object contains them.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line of JSON."""

@@ -60,15 +60,16 @@ def exchange(
     sent : Iterable[Message]
         The messages; a node may get several.
     window : float
-        Maximum number of messages without a yielded reply. More are sent when half of the window is free, so that a
-        ``LocalGrid`` can group them.
+        Maximum number of sent messages whose replies were not yielded yet. More messages are sent when half of the
+        window is free, so that a ``LocalGrid`` can group them.
     timeout : float | None
-        Seconds from this call until missing replies are left out. Time in which the caller works on replies counts too.
+        Time limit in seconds from this call; later replies are left out. Time in which the caller works on replies
+        counts too.
     enough : float
-        Number of replies without error after which the exchange ends.
+        The exchange ends when this number of replies without an error has arrived.
     in_order : bool
-        True yields replies in the order of the messages, False in the order of arrival. With True, a ``LocalGrid`` runs
-        each client only when its reply is taken.
+        True yields replies in the order of the messages, False in the order of arrival. With True, a ``LocalGrid``
+        runs each client only when its reply is taken.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     flight = _Flight(grid, deque(sent), window, deadline, enough)

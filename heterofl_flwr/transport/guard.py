@@ -67,7 +67,10 @@ class _Announced:
     contents: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, content: bytes) -> None:
-        """Store the content of the last object in ``missing``, and list the objects that it refers to."""
+        """Store ``content``, which is that of the last object in ``missing``, and remove the object from ``missing``.
+
+        The objects that it refers to are added to ``missing``.
+        """
         id_, _ = self.missing.popitem()
         self.contents[id_] = content
         named = dict.fromkeys(head_of(content)[1])
@@ -138,7 +141,10 @@ class Guarded(Relay):
             self._largest.pop(id_, None)
 
     def _look_for(self, about: str) -> Message | None:
-        """Ask for the announcement of a reply. Return an error reply if it is unusable."""
+        """Ask the SuperLink for the announcement of the reply to the message ``about``.
+
+        Return an error reply if the announcement is unusable.
+        """
         largest = self._largest.get(about, 0)
         # One message a request: a node could make its announcement so long that the response is not read.
         request = compat.PullAppMessagesRequest(message_ids=[about])

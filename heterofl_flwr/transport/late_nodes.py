@@ -23,7 +23,10 @@ LATE = "its SuperNode answers one message late: restart it"
 
 @dataclass(slots=True)
 class _Sent:
-    """Message without a reply; ``behind`` is the time of a late reply to an earlier message."""
+    """Message without a reply.
+
+    ``behind`` is when the node's late reply to an earlier message arrived; None if there was none.
+    """
 
     node_id: int
     kind: str
@@ -34,9 +37,9 @@ class _Sent:
 class LateNodes(Relay):
     """Proxy for a SuperLink's grid that stops waiting for SuperNodes that answer one message late.
 
-    In Flower 1.41, a SuperNode may deliver each reply only when the next message arrives, until it is restarted. The
-    proxy then limits the time for the next reply, and returns an error after it. A late answer to a capability query
-    answers the next capability query too.
+    In Flower 1.41, a SuperNode may deliver each reply only when the next message arrives, until it is restarted. If
+    a reply comes late in this way, the proxy limits the time for the node's next reply. When this time is over, it
+    returns an error. A late answer to a capability query is used as the answer to the next capability query.
     """
 
     # A node whose late reply arrives before the next message was only slow. The limit is twice the longest time of a
@@ -50,7 +53,7 @@ class LateNodes(Relay):
         self._ready: dict[str, Message] = {}  # late replies that answer a new query, by message id
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, except capability queries that a late reply answers."""
+        """Send messages, except capability queries to nodes whose late reply to an earlier one has arrived."""
         answered, sent = dict[int, str](), list[Message]()
         for message in messages:
             node_id, kind = message.metadata.dst_node_id, message.metadata.message_type

@@ -121,9 +121,9 @@ SIMULATED = "simulated: "
 
 
 class LocalFault(Error):
-    """Error in a reply that this process makes for a client without a reply.
+    """Error that this process returns in place of a client's missing reply.
 
-    A client cannot imitate it, because errors from other processes are not of this class.
+    A client cannot imitate such an error, because errors from other processes are not of this class.
     """
 
     def __init__(self, reason: str, kind: FaultKind = "failed") -> None:
@@ -154,7 +154,7 @@ def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[st
 def client_config(
     federation: Federation, server_round: int, node_id: int, rate: float, callbacks: Sequence[RoundCallback] = ()
 ) -> dict[str, object]:
-    """Return the config entries of instructions for both training and evaluation."""
+    """Return the config entries that training messages and evaluation messages have in common."""
     training, architecture = federation.options.training, federation.architecture
     config: dict[str, object] = {
         RATE: rate,

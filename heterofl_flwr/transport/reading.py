@@ -86,12 +86,12 @@ def read_list(config: Mapping[str, object], key: str, kind: type[Value], default
 
 
 def read_rates(config: Mapping[str, object]) -> list[float]:
-    """Return the rates in a message's config, by default the client's."""
+    """Return the rates in a message's config. If it has no list of rates, return the client's rate alone."""
     return read_list(config, messages.RATES, float, [read_value(config, messages.RATE, float)])
 
 
 def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the name patterns of exchanged parameters, by default of all."""
+    """Return the name patterns of the exchanged parameters. By default, they match all parameters."""
     return tuple(pattern for pattern in read_list(config, messages.SHARED, str, list(ALL)) if pattern)
 
 
@@ -120,7 +120,7 @@ def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
 def unpack_trained(
     records: Mapping[str, ArrayRecord], form: str, plan: Plan, sender: str
 ) -> tuple[Mapping[str, Tensor], Tensor | None]:
-    """Return a reply's tensors, and the scales of encoded changes or None.
+    """Return a reply's tensors, and the scales of encoded changes. The scales are None if ``form`` has none.
 
     Raise ``ReplyError`` if the records do not fit the encoding ``form`` and the plan.
     """
@@ -181,7 +181,10 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
 
 
 def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str, float]]:
-    """Return a reply's number of examples, at most ``most``, and all other metrics."""
+    """Return a reply's number of examples, and all other metrics.
+
+    Raise ``ReplyError`` if the number of examples is above ``most``.
+    """
     record = find_record(reply.content, messages.METRICS, MetricRecord)
     if record is None:
         raise ReplyError(f"{sender} sent no {messages.METRICS} record")

@@ -40,8 +40,9 @@ predictions.
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients together. Their results equal those of the engine ``plain``, up to rounding.
 
-    The joint model is first verified on one batch. If the check or the training fails, ``plain`` trains the models. It
-    also trains models with active dropout, running statistics or hooks. On a GPU, steps are replayed as a CUDA graph.
+    The joint model is first verified on one batch. If the check or the training fails, ``plain`` trains the models.
+    Models with active dropout, running statistics or hooks are trained by ``plain`` too. On a GPU, steps are
+    replayed as a CUDA graph.
 
     Raises
     ------
@@ -144,7 +145,7 @@ class Cohort:
         return [self._finish(number, seconds) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
-        """Return the client with the most remaining steps, and all with an equally shaped batch."""
+        """Return the client with the most remaining steps, and all clients whose next batch has the same shape."""
         shapes = {number: client.pending[0][0].shape for number, client in enumerate(self._clients) if client.pending}
         if not shapes:
             return []

@@ -14,9 +14,9 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients one after the other with compiled code.
 
-    Results equal those of ``plain`` up to rounding and dropout. Batches below ``batch_size``, and new models after
-    eight compilations (``torch._dynamo.config.recompile_limit``), run without compilation. On a CPU, torch needs a C++
-    compiler.
+    Results equal those of ``plain``, except for rounding and the random numbers of dropout. Batches smaller than
+    ``batch_size`` run without compilation. After eight compilations (``torch._dynamo.config.recompile_limit``),
+    further models do so too. On a CPU, torch needs a C++ compiler.
 
     Raises
     ------

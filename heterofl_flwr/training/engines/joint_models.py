@@ -77,7 +77,10 @@ class Joint:
         return by_client
 
     def place(self, values: Sequence[Tensor]) -> None:
-        """Set the parameters to ``values``, a tensor (clients, values) for each layout."""
+        """Set the clients' parameters.
+
+        ``values`` has one tensor for each layout, of shape (clients, entries of the layout).
+        """
         for layout, parameter, rows in zip(self.layouts, self._parameters, values, strict=True):
             parameter.data = layout.shaped(rows, parameter.shape)
 

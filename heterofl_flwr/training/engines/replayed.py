@@ -15,9 +15,10 @@ WARM_UP = 3
 class Replayed:
     """Callable that records the GPU kernels of ``function`` once, and then replays them as a CUDA graph.
 
-    All tensors that the function uses besides its inputs must keep their addresses. A replay repeats no effects in
-    Python. Inputs of another shape run without the graph. So do functions that cannot be recorded; ``obstacle`` is the
-    reason. Functions with the same ``pool`` share memory, so they must not run at the same time.
+    All tensors that the function uses besides its inputs must keep their addresses. A replay does not run the
+    function's Python code again. Inputs of another shape run without the graph. If the function cannot be recorded,
+    all inputs do, and ``obstacle`` is the reason. Functions with the same ``pool`` share memory, so they must not
+    run at the same time.
     """
 
     def __init__(
@@ -45,7 +46,10 @@ class Replayed:
         return tuple(output.clone() for output in self._outputs)  # the next replay overwrites them
 
     def _run_aside(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Run on the recording stream, so that autograd and libraries set up their state for it."""
+        """Run the function on the recording stream.
+
+        Autograd and libraries thereby set up their state for this stream.
+        """
         usual = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(usual)
         with torch.cuda.stream(self._stream):

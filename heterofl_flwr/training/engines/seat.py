@@ -114,7 +114,8 @@ class Seat:
     def release(self, job: TrainingJob, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Copy the trained values into the client's model; return losses and correct predictions.
 
-        After ``join``, the seat can be used again without changing the results.
+        After ``join``, another client can use the seat. This does not change the copied values and the returned
+        results.
         """
         if not (self._stream and self._is_tried) and describe(self._model) != self._description:
             raise UnfitError("its forward pass changes attributes of the model")

@@ -25,9 +25,9 @@ def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
     """Train clients at the same time, each in a seat. Results equal those of ``plain`` up to rounding.
 
     A seat is a copy of a model with its optimiser. On a GPU, it replays training steps as CUDA graphs. If memory is
-    short, clients wait for a seat. Models with hooks, and models whose code copies values to the CPU, changes
-    attributes or draws random numbers there, are left to ``plain``. Raise ``DivergedError`` if a loss is NaN or
-    infinite.
+    short, clients wait for a seat. ``plain`` trains models with hooks. It also trains models whose code changes
+    attributes, copies values to the CPU or draws random numbers on the CPU. Raise ``DivergedError`` if a loss is
+    NaN or infinite.
     """
     device = device_of(jobs[0].model)
     if device.type not in MOST:
@@ -159,7 +159,10 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """After an error, the client can start again: its model changes only at the end."""
+        """Run a client's next training steps. After an error, close its seat.
+
+        The client can start again after an error, because its model changes only at the end.
+        """
         try:
             is_done = client.advance()
         except UnfitError as error:

@@ -57,10 +57,10 @@ class _Linear(nn.Module):
 def wide_twin(model: nn.Module, clients: int) -> nn.Module:
     """Return a wide copy of a model that computes several clients at once.
 
-    Parameters in layers other than convolutions, linear layers, batch norm and group norm raise ``IncompatibleError``.
-    Inputs of shape (batch, clients * channels, ...) give outputs of shape (batch, clients * classes). Parameters are
-    uninitialised. Outputs are wrong if the model's code expects a certain length of axis 1: compare them with the
-    model's.
+    Raise ``IncompatibleError`` if a layer other than a convolution, linear layer, batch norm or group norm has
+    parameters. Inputs of shape (batch, clients * channels, ...) give outputs of shape (batch, clients * classes).
+    The parameters of the copy are uninitialised. Its outputs are wrong if the model's code expects a certain length
+    of axis 1: compare them with outputs of the model itself.
     """
     wide: dict[int, nn.Module] = {}
     for name, layer in model.named_modules():
