@@ -100,7 +100,7 @@ class AppTask(Task):
     def note_steps(self, steps: int) -> None:
         """Set ``total_step`` for a training of ``steps`` steps of SGD.
 
-        It is the distance that a parameter moves in these steps if its gradient is always 1.
+        ``total_step`` is the distance that a parameter moves in these steps if its gradient is always 1.
         """
         # how far a parameter moves in these steps if its gradient is always 1
         options, length = self.options, float(steps)

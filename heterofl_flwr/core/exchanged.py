@@ -18,7 +18,7 @@ SAMPLES = 256
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude parameters from the exchange; copies of the model share them."""
+    """Exclude parameters from the exchange. Copies of the model use the same tensors for them."""
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:
         model.get_parameter(name)  # raises an error for an unknown name

@@ -114,7 +114,7 @@ def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
 
     A trace runs torch's own operators on tensors without values. It cannot follow custom operators, or code that
     depends on values. A stand-in computes an output with torch's operators. Only the output's axes matter, not its
-    values. Models that ``build`` returns run the replaced layer or operator, not the stand-in::
+    values. The models themselves run the original layer or operator, not the stand-in::
 
         @stand_in(MyLayer)
         def my_layer(layer: MyLayer, x: Tensor) -> Tensor:

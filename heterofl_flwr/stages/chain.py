@@ -168,7 +168,7 @@ class Chain:
         }
 
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Permute the channels of each stage tensor in the same way as those of the parameter that it belongs to.
+        """Permute the channels of each stage tensor like those of its parameter.
 
         ``apply(name, tensor)`` permutes ``tensor`` in the same way as the parameter ``name``.
         """

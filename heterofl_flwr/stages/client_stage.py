@@ -73,7 +73,7 @@ class TrainReply(Outgoing):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientContext:
-    """What a client stage works with: the server's instruction, and the data stored on the client.
+    """Data for a client stage: the server's instruction, and the data stored on the client.
 
     Attributes
     ----------

@@ -175,7 +175,7 @@ class ServerStage:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values of the parameters in ``Slicing.by_level`` at the level of ``rate``."""
+        """Return the values, at the level of ``rate``, of the parameters that each level has for itself (``by_level``)."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Queries of stages before and after training."""
+"""Queries that stages send to clients before and after training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -82,7 +82,7 @@ def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
     """Return the factor of the divergence in the loss of a round; t is the number of earlier rounds.
 
     With ``mutual`` (DepthFL), the factor is ``exp(-5 (1 - t / rounds)^2)``, and 1 from t = ``rounds`` on. With
-    ``deepest`` (ScaleFL), it is 0 as long as t is below ``rounds``, and then 1.
+    ``deepest`` (ScaleFL), it is 0 for t below ``rounds``, and then 1.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":

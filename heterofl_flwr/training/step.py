@@ -182,7 +182,7 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
-        """Reset the optimiser for a training from the present values of the parameters. Its tensors keep their memory.
+        """Reset the optimiser in place, for a training from the present values of the parameters.
 
         The penalty ``quadratic`` must have the same terms as the penalty before it.
         """

@@ -121,7 +121,7 @@ SIMULATED = "simulated: "
 
 
 class LocalFault(Error):
-    """Error that this process returns in place of a client's missing reply.
+    """Error of this process instead of a client's missing reply.
 
     A client cannot imitate such an error, because errors from other processes are not of this class.
     """
