@@ -175,7 +175,7 @@ class ServerStage:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values, at the level of ``rate``, of the parameters that each level has for itself (``by_level``)."""
+        """Return the values, at the level of ``rate``, of the parameters that each level has for itself."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:

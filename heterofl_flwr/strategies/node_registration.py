@@ -68,8 +68,8 @@ class NodeRegistration:
     def wait(self) -> list[int]:
         """Wait for enough nodes; return the nodes that can be sampled.
 
-        If the number of partitions that nodes report is above the number of nodes, more nodes may come. The wait then goes
-        on until no new node joins.
+        If the number of partitions that nodes report is above the number of nodes, more nodes may come. The wait
+        then goes on until no new node joins.
         """
         sampling = self._federation.options.sampling
         deadline, announced = time.monotonic() + sampling.wait, False
