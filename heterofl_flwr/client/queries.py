@@ -8,14 +8,16 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.client.node_config import read_capability
-from heterofl_flwr.client.stages import answer_questions
-from heterofl_flwr.client.state import load_notes, save_notes
+from heterofl_flwr.client.stages import ClientChain
+from heterofl_flwr.client.state import NodeFiles, load_notes, save_notes
 from heterofl_flwr.client.task import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.nn.measure_moments import Batches, collect_moments
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.client_stage import ClientContext
+from heterofl_flwr.stages.registry import read_stages
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import pack_moments
 
@@ -72,8 +74,12 @@ def answer_capability(message: Message, context: Context) -> Message:
 
 def answer_stages(message: Message, context: Context) -> Message:
     """Reply to ``query.stages``."""
-    notes = load_notes(context)
-    answers = answer_questions(reading.read_config(message), notes, context.node_config)
+    config, notes, node_config = reading.read_config(message), load_notes(context), context.node_config
+    records = NodeFiles.of(node_config)
+    stages = ClientContext(
+        received=dict, seed=0, config=config, round_state=notes, node_config=node_config, records=records
+    )
+    answers = ClientChain(read_stages(config), stages).answer()
     save_notes(context, notes)
     return messages.answer(message, answers)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
 
 from flwr.app import Context
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from heterofl_flwr.client.state import NodeFiles, load_notes
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
-from heterofl_flwr.stages.client_stage import ClientContext, ClientStage, Fields, Outgoing, RespondingStage, State
-from heterofl_flwr.stages.registry import client_stages
+from heterofl_flwr.stages.client_stage import ClientContext, ClientStage, Outgoing, RespondingStage, State
+from heterofl_flwr.stages.registry import read_stages
 from heterofl_flwr.transport import messages
 
 
@@ -44,29 +43,12 @@ class ClientChain:
             broadcast=entries_under(start, self._context.broadcast),
         )
 
-    def sum_penalties(self) -> Penalty:
-        """Return the sum of the stages' penalties."""
-        quadratics: list[Quadratic] = []
-        terms: list[Term] = []
-        for stage in self.stages:
-            context = self.context_of(stage)
-            if type(stage).penalty is not ClientStage.penalty:
-                terms.append(partial(_penalty_of, stage, context))
-            elif (quadratic := stage.quadratic(context)) is not None:
-                quadratics.append(quadratic)
-        return Penalty(Quadratic.sum(quadratics) if quadratics else None, terms)
-
     @property
     def penalising(self) -> list[str]:
         """Names of the stages that add a penalty to the loss."""
         defaults = ClientStage.penalty, ClientStage.quadratic
         kinds = {stage.registered_name: type(stage) for stage in self.stages}
         return [name for name, kind in kinds.items() if (kind.penalty, kind.quadratic) != defaults]
-
-    @property
-    def stateful(self) -> list[str]:
-        """Names of the stages that keep tensors from task to task."""
-        return [stage.registered_name for stage in self.stages if stage.stateful]
 
     def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
         """Return the update after all stages, and store the stages' new state.
@@ -129,8 +111,7 @@ class StageRunner(ClientChain):
         node: Context,
     ) -> None:
         self._instruction, self._received, self.notes = instruction, received, load_notes(node)
-        if broadcast:
-            _check_broadcast(broadcast, received())
+        _check_broadcast(broadcast, received)
         context = ClientContext(
             received=received,
             seed=instruction.seed,
@@ -142,14 +123,23 @@ class StageRunner(ClientChain):
             node_config=node.node_config,
             records=NodeFiles.of(node.node_config),
         )
-        super().__init__(client_stages(instruction.config), context)
+        super().__init__(read_stages(instruction.config), context)
 
     @cached_property
     def own_penalty(self) -> Penalty:
         """Penalty of the stages, without FedProx."""
-        if self.stateful and not self.state:
-            check_not_lost(self._instruction, f"the tensors that {', '.join(self.stateful)} keeps")
-        return self.sum_penalties()
+        stateful = [stage.registered_name for stage in self.stages if stage.stateful]
+        if stateful and not self.state:
+            check_not_lost(self._instruction, f"the tensors that {', '.join(stateful)} keeps")
+        quadratics: list[Quadratic] = []
+        terms: list[Term] = []
+        for stage in self.stages:
+            context = self.context_of(stage)
+            if type(stage).penalty is not ClientStage.penalty:
+                terms.append(partial(_penalty_of, stage, context))
+            elif (quadratic := stage.quadratic(context)) is not None:
+                quadratics.append(quadratic)
+        return Penalty(Quadratic.sum(quadratics) if quadratics else None, terms)
 
     @cached_property
     def penalty(self) -> Penalty | None:
@@ -161,19 +151,9 @@ class StageRunner(ClientChain):
         return penalty or None
 
 
-def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]) -> dict[str, object]:
-    """Return the client stages' answers to a query of the server.
-
-    ``notes`` is the stages' state within the round; this function changes it.
-    """
-    node: dict[str, Any] = {"node_config": node_config, "records": NodeFiles.of(node_config)}
-    context = ClientContext(received=dict, seed=0, config=config, round_state=notes, **node)
-    return dict(ClientChain(client_stages(config), context).answer())
-
-
-def _check_broadcast(broadcast: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> None:
+def _check_broadcast(broadcast: Mapping[str, Tensor], received: Callable[[], Mapping[str, Tensor]]) -> None:
     for name, tensor in broadcast.items():
-        parameter = received.get(name.partition("/")[2])
+        parameter = received().get(name.partition("/")[2])
         if parameter is None or (parameter.shape, parameter.dtype) != (tensor.shape, tensor.dtype):
             raise ReplyError(
                 f"{messages.SERVER} sent {name[:80]!r} of {tensor.dtype} and shape {tuple(tensor.shape)} for a stage, "

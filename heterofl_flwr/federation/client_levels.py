@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError, counted
+from heterofl_flwr.common.errors import ReplyError, RoundError, counted
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, grown_rate, joining_rates
 from heterofl_flwr.core.moving_slices import NESTED_RULES
@@ -21,9 +21,7 @@ class Levels:
     With *Fix*, a client has one rate in all rounds. With *Dynamic*, each round draws a rate for each client.
     """
 
-    def __init__(self, architecture: Architecture, nodes: Nodes, assignment: Assignment = "fix") -> None:
-        if assignment not in ("fix", "dynamic"):
-            raise ConfigError(f"assignment is {assignment!r}; expected fix or dynamic")
+    def __init__(self, architecture: Architecture, nodes: Nodes, assignment: Assignment) -> None:
         self._architecture, self._nodes, self._assignment = architecture, nodes, assignment
         self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
 

@@ -112,7 +112,7 @@ class EvaluationRound:
     def close(self) -> dict[str, float]:
         """Record the metrics of all models; return those of the global model."""
         log, answers = self._log, self._split_answers()
-        scores = self._summarise(answers, None, means_and_worst)
+        scores = self._summarise(answers, None, weighted_means)
         rates = dict.fromkeys(
             rate for number, metrics in answers.values() if number for rate in metrics if rate is not None
         )
@@ -132,7 +132,8 @@ class EvaluationRound:
             if number and LOCAL_ACCURACY in metrics.get(None, {})
         ]
         accuracies = [pair for pair in accuracies if not math.isnan(pair[0])]
-        log.worst_client = min(accuracies, default=(0.0, None))[1]
+        if accuracies:
+            scores[WORST_ACCURACY], log.worst_client = min(accuracies)
         if len(accuracies) > 1:
             log.accuracy_deciles = tuple(quantiles([pair[0] for pair in accuracies], n=10, method="inclusive"))
         if self._note_coverage():
@@ -195,13 +196,6 @@ class EvaluationRound:
         self, answers: SplitAnswers, rate: float | None, summary: Callable[[Sequence[Answer]], dict[str, float]]
     ) -> dict[str, float]:
         return summary([(number, metrics[rate]) for number, metrics in answers.values() if rate in metrics])
-
-
-def means_and_worst(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means of all metrics, and the worst local accuracy."""
-    accuracies = [metrics[LOCAL_ACCURACY] for number, metrics in answers if number and LOCAL_ACCURACY in metrics]
-    accuracies = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
-    return weighted_means(answers) | ({WORST_ACCURACY: min(accuracies)} if accuracies else {})
 
 
 def medians(answers: Sequence[Answer]) -> dict[str, float]:

@@ -3,12 +3,12 @@
 import secrets
 from collections.abc import Collection, Mapping
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.client_levels import Levels
-from heterofl_flwr.federation.node_admission import Answers, admit, check_faults
+from heterofl_flwr.federation.node_admission import Answers, check_faults
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment
 from heterofl_flwr.stages.server_stage import stage_name
@@ -96,11 +96,19 @@ class Federation:
         raise ``RoundError``.
         """
         self.levels.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
-        names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
-        unusable = Capability(capacity=self.mix.rates[-1])
-        admitted, faults = admit(
-            answers, names, self.options.limits, unusable, lambda answer: self.levels.check_capacity(answer.holds)
-        )
+        limits, unusable = self.options.limits, Capability(capacity=self.mix.rates[-1])
+        admitted, faults = dict[int, Capability](), dict[int, str]()
+        for node_id, answer in answers.items():
+            name, node = self.nodes.registered_name(node_id), str(node_id)
+            try:
+                if isinstance(answer, Fault):
+                    raise ReplyError(answer.reason)
+                admitted[node_id] = limits.applied(answer, name, node)
+                self.levels.check_capacity(admitted[node_id].holds)
+            except ReplyError as error:
+                if not {name, node} & limits.levels.keys():  # the table sets the level of such a node, so no fault
+                    faults[node_id] = str(error)
+                admitted[node_id] = limits.applied(unusable, name, node)
         self.nodes.register(admitted, faults.keys())
         named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}
         min_replies = self.options.sampling.min_replies

@@ -1,13 +1,13 @@
 """Admission of new nodes: the largest rate of each node."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, Strict
 
-from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError, RoundError, counted, name_faults
+from heterofl_flwr.common.errors import ConfigError, Fault, RoundError, counted, name_faults
 from heterofl_flwr.common.options import Natural, NotNegative, check, group
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
 from heterofl_flwr.federation.nodes import Capability
@@ -112,32 +112,6 @@ class Limits:
                 reported.capacity,
             )
         return changed
-
-
-def admit(
-    answers: Answers,
-    names: Mapping[int, str],
-    limits: Limits,
-    unusable: Capability,
-    check: Callable[[Capability], None],
-) -> tuple[dict[int, Capability], dict[int, str]]:
-    """Return the capabilities of new clients, and the reasons of unusable answers, by node id.
-
-    A client with an unusable answer gets the capability ``unusable``.
-    """
-    admitted, faults = {}, {}
-    for node_id, answer in answers.items():
-        name, node = names.get(node_id, ""), str(node_id)
-        try:
-            if isinstance(answer, Fault):
-                raise ReplyError(answer.reason)
-            admitted[node_id] = limits.applied(answer, name, node)
-            check(admitted[node_id])
-        except ReplyError as error:
-            if not {name, node} & limits.levels.keys():  # the table sets the level of such a node, so no fault
-                faults[node_id] = str(error)
-            admitted[node_id] = limits.applied(unusable, name, node)
-    return admitted, faults
 
 
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:

@@ -9,7 +9,6 @@ from pydantic import Field, InstanceOf, Strict
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, check, group
 from heterofl_flwr.core.aggregator import OpenAggregator
-from heterofl_flwr.core.checked_aggregation import LARGEST_ENTRY
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.fidelity import Fidelity
@@ -224,9 +223,7 @@ class Options:
             )
 
 
-def build_chain(
-    options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None = None
-) -> Chain:
+def build_chain(options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None) -> Chain:
     """Return the mean of replies with the stages that the options switch on.
 
     ``all_is_trained`` is False if clients hold parameters that they do not train.
@@ -250,7 +247,5 @@ def build_chain(
         open_mean,
         kind,
         weights=averaging.weights,
-        extra_rows=averaging.fidelity.extra_rows == "fixed",
-        largest=LARGEST_ENTRY,
         norm_bound=options.limits.norm_bound,
     )

@@ -96,9 +96,7 @@ class Round:
         self._sent_bytes: dict[int, int] = {}
         self._remarks: dict[str, list[int]] = defaultdict(list)  # clients by a remark on their replies
         self.silent: set[int] = set()
-        self._errors: dict[int, str] = {}  # errors of client apps by node id
-        self._late: list[str] = []  # names of nodes that answer one message late
-        self._lost = 0  # number of clients whose simulated device failed
+        self._faults: dict[int, Fault] = {}
         for node_id in sampled:
             self.begin(node_id)
         self._check_sampled()
@@ -231,15 +229,11 @@ class Round:
     def _note_fault(self, node_id: int, fault: Fault) -> None:
         nodes = self._federation.nodes
         partition = nodes.partition(node_id)
-        if fault.kind == "failed":
-            self._errors[node_id] = fault.reason
-        if fault.kind == "late":
-            self._late.append(nodes.name(node_id))
+        self._faults[node_id] = fault
         self.log.failures[partition] = fault.reason
         if name := nodes.registered_name(node_id):
             self.log.names[partition] = name
         if fault.kind == "simulated":
-            self._lost += 1
             return
         rate = self.slices[node_id].rate
         logger.warning("round %d: %s at rate %g: %s", self.server_round, nodes.name(node_id), rate, fault.reason)
@@ -254,8 +248,8 @@ class Round:
         nodes = self._federation.nodes
         self.log.answered = len(self.answers)
         nodes.note_in(self.log)
-        if self._late:
-            self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
+        if late := [nodes.name(node_id) for node_id, fault in self._faults.items() if fault.kind == "late"]:
+            self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(late)}")
         self._check_replies()
         for level, hint in self._failed_levels().items():
             self.log.notes = (*self.log.notes, f"no client of level {level} could train")
@@ -277,9 +271,10 @@ class Round:
 
     def _check_replies(self) -> None:
         replies, min_replies = self._chain.replies, self._options.sampling.min_replies
-        present = len(self.slices) - (self._lost if min_replies == "auto" else 0)
+        lost = sum(fault.kind == "simulated" for fault in self._faults.values())
+        present = len(self.slices) - (lost if min_replies == "auto" else 0)
         # No error if all simulated devices failed by chance or a stage lets no client train: the model stays the same.
-        if (self._lost and not present) or self._chain.skipped:
+        if (lost and not present) or self._chain.skipped:
             return
         least = replies  # if all replied, they are enough for any share
         if replies < len(self.slices) or isinstance(min_replies, int):
@@ -305,7 +300,8 @@ class Round:
         errors: dict[float, set[str]] = defaultdict(set)
         for node_id, sampled in self.slices.items():
             # Without numbers, because a shape in an error may have the size of the client's batch.
-            errors[sampled.rate].add(re.sub(r"\d+", "", self._errors.get(node_id, "")))
+            fault = self._faults.get(node_id)
+            errors[sampled.rate].add(re.sub(r"\d+", "", fault.reason) if fault and fault.kind == "failed" else "")
         hints: dict[str, str] = {}
         for rate, texts in errors.items():
             if self.answers and len(texts) == 1 and "" not in texts:

@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregator import OpenAggregator
-from heterofl_flwr.core.checked_aggregation import Aggregation, value_faults
+from heterofl_flwr.core.checked_aggregation import LARGEST_ENTRY, Aggregation, value_faults
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.stages.chain_checks import Kind, check_chain, overrides
 from heterofl_flwr.stages.client_stage import Fields, State, write_stages
@@ -44,12 +44,9 @@ class Chain:
         kind: Kind = "counting",
         *,
         weights: Weights = "equal",
-        extra_rows: bool = False,
-        largest: float = float("inf"),
         norm_bound: float = 0.0,
     ) -> None:
-        self.stages, self._open_aggregator = tuple(stages), aggregator
-        self._extra_rows, self._limits = extra_rows, {"largest": largest, "norm_bound": norm_bound}
+        self.stages, self._open_aggregator, self._norm_bound = tuple(stages), aggregator, norm_bound
         check_chain(self.stages, aggregator, kind, weights)
         self._aggregation: Aggregation  # exists from open to close
         self._context: RoundContext
@@ -73,15 +70,13 @@ class Chain:
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round. ``remote`` is True if clients run on other machines."""
-        state, limits = context.state, dict(self._limits)
+        state, norm_bound = context.state, self._norm_bound
         sums_changes = any(stage.needs.changes for stage in self.stages)
-        if remote and not limits["norm_bound"] and not sums_changes:
-            limits["norm_bound"] = REMOTE_CHANGE * max(
-                1.0, math.hypot(*(tensor.norm().item() for tensor in state.values()))
-            )
+        if remote and not norm_bound and not sums_changes:
+            norm_bound = REMOTE_CHANGE * max(1.0, math.hypot(*(tensor.norm().item() for tensor in state.values())))
         if sums_changes:  # expanded zeros take no memory
             state = {name: old.new_zeros((), dtype=torch.float64).expand_as(old) for name, old in state.items()}
-        self._context = replace(context, norm_bound=0.0 if sums_changes else limits["norm_bound"])
+        self._context = replace(context, norm_bound=0.0 if sums_changes else norm_bound)
         halves = [(stage, client) for stage in self.stages if (client := stage.client()) is not None]
         self.instruction = write_stages([client for _, client in halves]) if halves else {}
         self.broadcast = {
@@ -91,7 +86,12 @@ class Chain:
         }
         open_aggregator = self.summing.open_aggregator if self.summing else self._open_aggregator
         self._aggregation = Aggregation(
-            state, context.rows, aggregator=open_aggregator, extra_rows=self._extra_rows, **limits
+            state,
+            context.rows,
+            aggregator=open_aggregator,
+            extra_rows=context.extra_rows,
+            largest=LARGEST_ENTRY,
+            norm_bound=norm_bound,
         )
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:

@@ -7,9 +7,4 @@ from heterofl_flwr.stages import (
     scaffold as scaffold,
     secure_sum as secure_sum,
 )
-from heterofl_flwr.stages.client_stage import ClientStage, Fields, read_stages
-
-
-def client_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages that are named in the config of a message from the server."""
-    return read_stages(config)
+from heterofl_flwr.stages.client_stage import read_stages as read_stages

@@ -6,9 +6,7 @@ entry keeps its value.
 
 import math
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,10 +37,8 @@ class ServerOptimizer(StatefulStage):
         for name, mean in new.items():
             old = context.state[name]
             change = mean - old
-            stored = {
-                kind: self.tensors[f"{kind}/{name}"] for kind in (FIRST, SECOND) if f"{kind}/{name}" in self.tensors
-            }
-            moments = defaultdict(partial(torch.zeros_like, change), stored)
+            zero = change.new_zeros(())
+            moments = {kind: self.tensors.get(f"{kind}/{name}", zero) for kind in (FIRST, SECOND)}
             step, updated = self._step(change, moments, context.server_round)
             trained = holders(name) > 0
             new[name] = torch.where(trained, old + step, old)

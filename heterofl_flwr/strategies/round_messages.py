@@ -119,7 +119,8 @@ class RoundMessages:
             for callback in callbacks:
                 callback.on_reply(what, 0, number, 0)
             for reply in replies:
-                self._received[reply.metadata.reply_to_message_id] = _size_or_fault(reply)
+                size_or_fault = fault_of(reply.error) if reply.has_error() else content_bytes(reply.content)
+                self._received[reply.metadata.reply_to_message_id] = size_or_fault
                 done += 1
                 failed += reply.has_error()
                 for callback in callbacks:
@@ -161,13 +162,6 @@ class RoundMessages:
         self.records[node_id] = RecordDict(
             {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
         )
-
-
-def _size_or_fault(reply: Message) -> int | Fault:
-    usable = reply_or_fault(reply)
-    if isinstance(usable, Fault):
-        return usable
-    return content_bytes(reply.content)
 
 
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:

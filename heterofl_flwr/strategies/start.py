@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -95,7 +95,7 @@ class FederationStrategy(EvaluationHooks):
         del initial_arrays, resume  # this frame would keep them until the end of the run
         guarded = guard(grid, self.largest_reply)
         steps = None if self.asynchronous is None else Steps(self, self.asynchronous, guarded, configs[0])
-        _Loop(self, guarded, result, configs, evaluate_fn, should_stop, steps).run(first_round, num_rounds)
+        _Loop(self, guarded, result, configs, evaluate_fn, should_stop, steps).run(first_round)
         if steps is not None:
             steps.close()
         return result
@@ -172,25 +172,21 @@ class FederationStrategy(EvaluationHooks):
         return grid.send_and_receive(sent, timeout=timeout)
 
 
+@dataclass(frozen=True, slots=True)
 class _Loop:
     """The loop over rounds of one call of ``start``."""
 
-    def __init__(
-        self,
-        strategy: FederationStrategy,
-        grid: Grid,
-        result: Result,
-        configs: tuple[ConfigRecord, ConfigRecord],  # train_config and evaluate_config
-        evaluate_fn: EvaluateFn | None,
-        should_stop: ShouldStop | None,
-        steps: Steps | None,  # for asynchronous training
-    ) -> None:
-        self._strategy, self._grid, self._result = strategy, grid, result
-        self._configs, self._evaluate_fn, self._should_stop, self._steps = configs, evaluate_fn, should_stop, steps
+    strategy: FederationStrategy
+    grid: Grid
+    result: Result
+    configs: tuple[ConfigRecord, ConfigRecord]  # train_config and evaluate_config
+    evaluate_fn: EvaluateFn | None
+    should_stop: ShouldStop | None
+    steps: Steps | None  # for asynchronous training
 
-    def run(self, first_round: int, num_rounds: int) -> None:
+    def run(self, first_round: int) -> None:
         """Run the rounds; callbacks and ``should_stop`` may end them early."""
-        strategy, result = self._strategy, self._result
+        strategy, result, num_rounds = self.strategy, self.result, self.strategy.num_rounds
         quiet = any(callback.prints_rounds for callback in strategy.callbacks)
         for callback in strategy.callbacks:
             callback.on_start(first_round, num_rounds, result.arrays.to_torch_state_dict())
@@ -207,8 +203,8 @@ class _Loop:
             strategy.end_round()
             record = strategy.log
             record.seconds = time.monotonic() - started
-            if isinstance(self._grid, Costs):
-                costs = self._grid.take_costs()
+            if isinstance(self.grid, Costs):
+                costs = self.grid.take_costs()
                 record.simulated_seconds, record.joules = costs["simulated_seconds"], costs["joules"]
             if not quiet:
                 record.log_metrics(num_rounds)
@@ -219,17 +215,17 @@ class _Loop:
             callback.on_end(result.arrays.to_torch_state_dict())
 
     def _is_due(self, server_round: int) -> bool:
-        return self._strategy.options.evaluation.due(server_round, self._strategy.num_rounds)
+        return self.strategy.options.evaluation.due(server_round, self.strategy.num_rounds)
 
     def _train(self, server_round: int) -> None:
-        strategy, result = self._strategy, self._result
+        strategy, result = self.strategy, self.result
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
         share = TRAIN_SHARE if evaluates or strategy.chain.summing else 1.0
-        if self._steps is not None:
+        if self.steps is not None:
             seconds = strategy.messages_of(server_round).budget.remaining(share)
-            arrays, metrics = self._steps.run(server_round, result.arrays, seconds)
+            arrays, metrics = self.steps.run(server_round, result.arrays, seconds)
         else:
-            sent = list(strategy.configure_train(server_round, result.arrays, self._configs[0], self._grid))
+            sent = list(strategy.configure_train(server_round, result.arrays, self.configs[0], self.grid))
             replies = self._send(server_round, sent, "trained", share)
             arrays, metrics = strategy.aggregate_train(server_round, replies)
         if arrays is not None:
@@ -239,8 +235,8 @@ class _Loop:
             strategy.log.note_changed(strategy.log.train, metrics)
 
     def _evaluate(self, server_round: int) -> None:
-        strategy, result = self._strategy, self._result
-        sent = list(strategy.configure_evaluate(server_round, result.arrays, self._configs[1], self._grid))
+        strategy, result = self.strategy, self.result
+        sent = list(strategy.configure_evaluate(server_round, result.arrays, self.configs[1], self.grid))
         metrics = strategy.aggregate_evaluate(server_round, self._send(server_round, sent, "evaluated"))
         if metrics is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics
@@ -250,31 +246,31 @@ class _Loop:
     def _send(
         self, server_round: int, sent: list[Message], what: str, train_share: float | None = None
     ) -> Iterable[Message]:
-        strategy, opened = self._strategy, self._strategy.messages_of(server_round)
+        strategy, opened = self.strategy, self.strategy.messages_of(server_round)
         opened.restrict(sent)
         if train_share is None:
-            replies = self._grid.send_and_receive(sent, timeout=opened.budget.remaining())
+            replies = self.grid.send_and_receive(sent, timeout=opened.budget.remaining())
         else:
-            replies = strategy.exchange(self._grid, sent, opened.budget.remaining(train_share))
+            replies = strategy.exchange(self.grid, sent, opened.budget.remaining(train_share))
         return opened.watch(replies, what, len(sent), strategy.callbacks)
 
     def _evaluate_centrally(self, server_round: int) -> None:
-        if self._evaluate_fn is None:
+        if self.evaluate_fn is None:
             return
         with refusing_unmeasured("evaluate_fn"):
-            metrics = self._evaluate_fn(server_round, self._strategy.evaluated_arrays(self._result.arrays))
+            metrics = self.evaluate_fn(server_round, self.strategy.evaluated_arrays(self.result.arrays))
         check_metrics(metrics, "evaluate_fn")
         if metrics is not None:
-            self._result.evaluate_metrics_serverapp[server_round] = metrics
+            self.result.evaluate_metrics_serverapp[server_round] = metrics
             if server_round:
-                self._strategy.log.note_central(metrics)
+                self.strategy.log.note_central(metrics)
 
     def _call_back(self) -> bool:
         """Call the callbacks and ``should_stop``; return True if one of them ends the run."""
-        strategy, stops = self._strategy, []
+        strategy, stops = self.strategy, []
         server_round = strategy.log.server_round
         if strategy.callbacks:
-            progress = strategy.progress(self._result.arrays.to_torch_state_dict())
+            progress = strategy.progress(self.result.arrays.to_torch_state_dict())
             # All callbacks are called for every round, also if one of them ends the run.
             # Callbacks with state come first, so that a later one can write the new state to disk.
             named = name_callbacks(strategy.callbacks)
@@ -285,7 +281,7 @@ class _Loop:
             rest = {name: callback for name, callback in named.items() if name not in stateful}
             stops += [(name, callback.on_round_end(progress)) for name, callback in rest.items()]
         names = [name for name, stop in stops if _is_true(stop)]
-        if self._should_stop is not None and _is_true(self._should_stop(server_round, self._result)):
+        if self.should_stop is not None and _is_true(self.should_stop(server_round, self.result)):
             names.append("should_stop")
         if names:
             host_log.info("%s ends the run after round %d", names[0], server_round)

@@ -18,7 +18,7 @@ from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.compress import restore
 from heterofl_flwr.stages.privacy_accountant import Releases, Spent, clip_moments, noise_moments
-from heterofl_flwr.stages.registry import client_stages
+from heterofl_flwr.stages.registry import read_stages
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import pack_moments, read_tensors
 from tests.federation import tiny
@@ -169,7 +169,7 @@ def test_a_second_strategy_counts_the_releases_of_the_model_that_it_starts_from(
 @pytest.mark.parametrize("value", ["much", -1.0, 0.0, math.inf, math.nan])
 def test_a_bound_that_means_nothing_is_refused_by_the_client(value):
     with pytest.raises(ReplyError, match="clip"):
-        client_stages({"client-stages": "clip", "clip.bound": value})
+        read_stages({"client-stages": "clip", "clip.bound": value})
 
 
 def test_a_strategy_that_runs_twice_counts_both_runs():
