@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
-from flwr.app import ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common import Context, NDArrays, Scalar, parameters_to_ndarrays
 from torch import nn
 
 from heterofl_flwr import client
-from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
+from heterofl_flwr.classic.translation import from_scalars, moment_names, name_arrays, record_parameters
 from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import measure_moments
@@ -88,7 +88,7 @@ class Task(client.Task):
         contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
         config = dict(contents.config)
         if messages.LABELS in config:
-            config[messages.LABELS] = labels_text(cast("Sequence[int]", config[messages.LABELS]))
+            config[messages.LABELS] = ",".join(map(str, cast("Sequence[int]", config[messages.LABELS])))
         arrays = parameters_to_ndarrays(record_parameters(*contents.records.values()))
         return arrays, contents.num_examples, cast("dict[str, Scalar]", {**contents.metrics, **config})
 
@@ -96,11 +96,6 @@ class Task(client.Task):
 def parameters_of(model: nn.Module) -> NDArrays:
     """Return a model's parameters in the strategy's order, for example for ``initial_parameters``."""
     return [sent_tensor(parameter).numpy() for parameter in exchanged_parameters(model).values()]
-
-
-def labels_text(labels: Iterable[int]) -> str:
-    """Return class numbers as comma-separated text for ``metrics["labels"]``."""
-    return ",".join(map(str, labels))
 
 
 def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scalar]:
@@ -119,5 +114,12 @@ def _to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Mes
     if config.get(messages.TASK) == messages.TASK_EVALUATE and messages.MOMENTS_KIND in config:
         layers = {rate: batch_norms(new_model(build, rate)) for rate in reading.read_rates(config)}
         moments = moment_names(str(config[messages.MOMENTS_KIND]), layers)
+    records = name_arrays([*names, *moments], [Array(array) for array in parameters])
+    content = RecordDict(
+        {messages.CONFIG: config, messages.ARRAYS: ArrayRecord({name: records[name] for name in names})}
+    )
+    if moments:
+        content[messages.MOMENTS] = ArrayRecord({name: records[name] for name in moments})
+    kinds = {messages.TASK_EVALUATE: "evaluate", messages.TASK_MOMENTS: messages.QUERY_MOMENTS}
     with some_identity():
-        return to_message(config, parameters, names, moments)
+        return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))

@@ -27,7 +27,6 @@ from heterofl_flwr.classic.translation import (
     name_arrays,
     read_parameters,
     record_parameters,
-    to_parameters,
     to_scalars,
 )
 from heterofl_flwr.common.errors import ConfigError
@@ -44,7 +43,7 @@ from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.strategies import heterofl
 from heterofl_flwr.strategies.arguments import CLASSIC
 from heterofl_flwr.transport import messages, reading
-from heterofl_flwr.transport.arrays import read_tensors
+from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
 from heterofl_flwr.transport.compat import set_metadata, some_identity
 
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
@@ -150,7 +149,7 @@ class HeteroFL(Strategy):
             self._inner.clients = Clients(self.federation)
         self._inner.summary()
         if self._initial_parameters is None:
-            return to_parameters(self.federation.architecture.initial_state())
+            return record_parameters(pack_tensors(self.federation.architecture.initial_state()))
         arrays, names = read_parameters(self._initial_parameters), self._names
         names_of_state = list(self.federation.architecture.model.state_dict())
         if len(arrays) not in (len(names), len(names_of_state)):
@@ -159,7 +158,7 @@ class HeteroFL(Strategy):
                 f"the global model, or all {len(names_of_state)} of its state_dict"
             )
         tensors = read_tensors(name_arrays(names if len(arrays) == len(names) else names_of_state, arrays))
-        return to_parameters(self.federation.architecture.check_state(tensors))
+        return record_parameters(pack_tensors(self.federation.architecture.check_state(tensors)))
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager

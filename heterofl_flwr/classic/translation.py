@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common import Code, ConfigRecordValues, EvaluateRes, FitRes, GetPropertiesRes, NDArrays, Parameters, Scalar
-from torch import Tensor
+from flwr.common import Code, ConfigRecordValues, EvaluateRes, FitRes, GetPropertiesRes, Parameters, Scalar
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, short
 from heterofl_flwr.core.exchanged import ALL
@@ -39,11 +38,6 @@ def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]
         arrays = [read_npy(data) for data in parameters.tensors]
     pairs = zip(arrays, parameters.tensors, strict=True)
     return [Array(str(array.dtype), array.shape, _NUMPY, data) for array, data in pairs]
-
-
-def to_parameters(tensors: Mapping[str, Tensor]) -> Parameters:
-    """Return tensors as ``Parameters`` of the classic API."""
-    return record_parameters(ArrayRecord(dict(tensors)))
 
 
 def record_parameters(*records: ArrayRecord) -> Parameters:
@@ -92,21 +86,6 @@ def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
     if PROXIMAL_MU in scalars:
         config[messages.PROXIMAL_MU] = scalars[PROXIMAL_MU]
     return config
-
-
-def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], moments: Sequence[str]) -> Message:
-    """Return an instruction of the classic API as a message.
-
-    ``names`` belong to the first arrays, and ``moments`` to the remaining ones.
-    """
-    records = name_arrays([*names, *moments], [Array(array) for array in arrays])
-    content = RecordDict(
-        {messages.CONFIG: config, messages.ARRAYS: ArrayRecord({name: records[name] for name in names})}
-    )
-    if moments:
-        content[messages.MOMENTS] = ArrayRecord({name: records[name] for name in moments})
-    kinds = {messages.TASK_EVALUATE: "evaluate", messages.TASK_MOMENTS: messages.QUERY_MOMENTS}
-    return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))
 
 
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:

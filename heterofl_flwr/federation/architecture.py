@@ -1,10 +1,9 @@
 """Architectures: the parameters that are sent to clients, and the slice of each rate."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache, partial, wraps
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 from types import MappingProxyType
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +41,6 @@ CACHED_ROUNDS = 16
 
 CACHED_RATES = 128
 """Maximum number of rates with cached plans. Nodes may report any rate, so the cache needs a bound."""
-
-Value = TypeVar("Value")
 
 
 class Architecture:
@@ -138,19 +135,6 @@ class Architecture:
         return {}
 
 
-def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["GlobalModel", float], Value]:
-    """Cache the results of a method by rate, for each instance."""
-
-    @wraps(method)
-    def cached(self: "GlobalModel", rate: float) -> Value:
-        caches, name = self.caches, method.__name__
-        if name not in caches:
-            caches[name] = lru_cache(CACHED_RATES)(partial(method, self))
-        return cast("Value", caches[name](rate))
-
-    return cached
-
-
 class GlobalModel(Architecture):
     """Architecture with one global model. Each client gets a slice with the shapes of ``build(rate)``."""
 
@@ -159,7 +143,8 @@ class GlobalModel(Architecture):
     def __init__(self, build: Build, mix: Mix, options: Options, seed: int = 0) -> None:
         super().__init__(mix, options, seed)
         check_build(build)
-        self.caches: dict[str, Callable[..., object]] = {}
+        for name in ("plan", "norms", "untrained", "frozen_fingerprint"):  # a cache of the class would keep instances
+            setattr(self, name, lru_cache(CACHED_RATES)(getattr(self, name)))
         # A user's build may draw from the global generators.
         self.build = kept_random_state()(called_with_rate(build))
         self.shared = tuple(options.slicing.shared)
@@ -181,7 +166,6 @@ class GlobalModel(Architecture):
             self.channel_order = ChannelOrder(self.model, plans, options.slicing.rank_margin)
         self._cached_moved_plan = lru_cache(CACHED_ROUNDS)(self._moved_plan)
 
-    @_cached
     def plan(self, rate: float) -> Plan:
         """Return the plan of a rate's slice: the first channels of each layer."""
         model = self.build(rate)
@@ -203,7 +187,6 @@ class GlobalModel(Architecture):
         function = self.slice_function(self.options.slicing.slice_rule, server_round, rate, partition)
         return self.plan(rate).sliced(function)
 
-    @_cached
     def norms(self, rate: float) -> Mapping[str, int]:
         """Return the number of channels of each batch norm layer, by layer name."""
         return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
@@ -219,7 +202,6 @@ class GlobalModel(Architecture):
         parameters = self.model.named_parameters() if self.options.privacy.noise else ()
         return {name for name, parameter in parameters if not parameter.requires_grad}
 
-    @_cached
     def untrained(self, rate: float) -> frozenset[str]:
         """Return the names of parameters that clients of a rate receive but do not train."""
         if self.trains_all:
@@ -228,7 +210,6 @@ class GlobalModel(Architecture):
         frozen = self._frozen
         return frozenset(name for name in self.plan(rate).axes if name in frozen or is_shared(name, patterns))
 
-    @_cached
     def frozen_fingerprint(self, rate: float) -> str:
         """Return a hash of the frozen parameters; '' if there are none. Frozen parameters are not sent."""
         return fingerprint(self.build(rate))

@@ -19,7 +19,7 @@ from heterofl_flwr.transport.messages import (
     SERVER_ROUND,
     SIMULATED,
     WORK,
-    SimulatedFault,
+    LocalFault,
 )
 from heterofl_flwr.transport.reading import array_records, read_config, read_value
 from heterofl_flwr.transport.relay import Relay
@@ -95,7 +95,7 @@ class SimulatedDevices(Relay):
         flights = {message.metadata.dst_node_id: self._start(message) for message in messages}
         away = {node for node, flight in flights.items() if self._devices.is_away(flight.turn)}
         faults = [
-            Message(SimulatedFault(AWAY), reply_to=message)
+            Message(LocalFault(AWAY, "simulated"), reply_to=message)
             for message in messages
             if message.metadata.dst_node_id in away
         ]
@@ -167,7 +167,7 @@ class SimulatedDevices(Relay):
         if examples is None:  # the strategy raises the error for such a reply
             return reply
         if devices.is_away(turn):
-            return make_message(reply.metadata, error=SimulatedFault(AWAY))
+            return make_message(reply.metadata, error=LocalFault(AWAY, "simulated"))
         fault, done, up = "", 1.0, array_bytes(reply)
         if devices.drops_out(turn):
             fault, done, up = DROPPED_OUT, turn.progress, 0
@@ -177,7 +177,7 @@ class SimulatedDevices(Relay):
             fault = f"{SIMULATED}later than the deadline of {devices.deadline:g} s"
         flight.takes = min(seconds, devices.deadline)
         self._joules += joules
-        return make_message(reply.metadata, error=SimulatedFault(fault)) if fault else reply
+        return make_message(reply.metadata, error=LocalFault(fault, "simulated")) if fault else reply
 
 
 def is_training(message: Message) -> bool:

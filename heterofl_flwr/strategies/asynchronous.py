@@ -61,7 +61,7 @@ class Steps:
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Run a step until it has enough replies or time is over."""
         began, options = time.monotonic(), self._stage.options
-        slices = Slices(self._strategy.federation.architecture, arrays)
+        slices = Slices(self._strategy.federation.architecture, arrays, self._strategy.chain.level_tensors)
         current = self._open(server_round, slices, began - timeout)
         seats = Seats(options.size, options.quota)
         self._seat(current, seats)

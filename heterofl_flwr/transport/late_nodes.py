@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flwr.app import Error, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, set_metadata
@@ -104,7 +104,7 @@ class LateNodes(Relay):
         for id_ in ids:
             if id_ not in answered and self._is_given_up(id_, now):
                 self.cancel([id_])
-                replies.append(_error(id_, self._grid.run.run_id))
+                replies.append(error_reply(id_, self._grid.run.run_id, SUPERLINK_NODE_ID, LocalFault(LATE, "late")))
         return replies
 
     def _takes_late(self, reply: Message, id_: str, now: float) -> bool:
@@ -152,8 +152,3 @@ class LateNodes(Relay):
         if sent is None or sent.behind is None or sent.kind not in self._longest:
             return False
         return now > sent.behind + 2 * self._longest[sent.kind] + GRACE_SECONDS
-
-
-def _error(about: str, run_id: int) -> Message:
-    error: Error = LocalFault(LATE, "late")
-    return error_reply(about, run_id, SUPERLINK_NODE_ID, error)

@@ -117,7 +117,7 @@ NOT_CONVERTED = (
 )
 
 SIMULATED = "simulated: "
-"""Prefix of the reason of every ``SimulatedFault``."""
+"""Prefix of the reason of every ``LocalFault`` of the kind ``simulated``."""
 
 
 class LocalFault(Error):
@@ -129,13 +129,6 @@ class LocalFault(Error):
     def __init__(self, reason: str, kind: FaultKind = "failed") -> None:
         super().__init__(ErrorCode.NODE_UNAVAILABLE, reason)
         self.kind = kind
-
-
-class SimulatedFault(LocalFault):
-    """Error of a client whose simulated device is away, drops out or is late."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason, "simulated")
 
 
 Record = ArrayRecord | MetricRecord

@@ -121,7 +121,7 @@ def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):
     model = HeteroFL(build, "a1").federation.architecture
     for number in range(1, 21):
         model.plan(number / 20)
-    assert model.caches["plan"].cache_info().currsize == 4
+    assert model.plan.cache_info().currsize == 4
 
 
 def test_a_model_whose_widths_ignore_the_rate_is_warned_of(caplog):

@@ -12,7 +12,7 @@ from heterofl_flwr.grids.devices import Turn
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
 from heterofl_flwr.strategies.round_messages import outcomes
 from heterofl_flwr.transport.arrays import count_bytes
-from heterofl_flwr.transport.messages import SimulatedFault
+from heterofl_flwr.transport.messages import LocalFault
 from tests.federation import test_fedh2l
 from tests.federation.tiny import NEVER, add_one, build, crash, make_app, play
 
@@ -148,7 +148,7 @@ def test_messages_of_another_strategy_raise():
 
 
 def test_no_client_can_claim_that_its_fault_is_simulated():
-    fault = SimulatedFault(DROPPED_OUT)
+    fault = LocalFault(DROPPED_OUT, "simulated")
     with LocalGrid(make_app(), 1):
         message = Message(RecordDict(), 3, "train")
         answers = [Message(own, reply_to=message) for own in (fault, Error(fault.code, fault.reason))]
