@@ -32,9 +32,7 @@ from heterofl_flwr.classic.translation import (
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.federation.options import Slicing, Training
 from heterofl_flwr.federation.round_record import RoundRecord, host_log
-from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import refusing_unmeasured
 from heterofl_flwr.stages.client_stage import FULL_PRECISION
@@ -105,22 +103,19 @@ class HeteroFL(Strategy):
         num_rounds: int = 0,
         **options: Any,
     ) -> None:
-        stages: Sequence[ServerStage] = options.get("stages", ())
-        # A NumPyClient cannot run the client half of a stage.
-        conflicts = {stage_name(stage) for stage in stages if stage.client() is not None}
-        sampling, training = options.get("sampling", Sampling()), options.get("training", Training())
-        slicing = options.get("slicing", Slicing())
-        unsupported = {
-            "sampling.spare": sampling.spare,
-            "slicing.by_level": slicing.by_level,
-            "training.upload": training.upload != FULL_PRECISION,
-        }
-        conflicts |= {name for name, is_set in unsupported.items() if is_set}
-        if lacks := sorted(conflicts | (LACKS & options.keys())):
-            raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
-        _warn_of_tau(stages)
-        named = {CLASSIC.get(name, name): value for name, value in options.items()}
+        named = {CLASSIC.get(name, name): value for name, value in options.items() if name not in LACKS}
         self._inner = _Strategy(build, mix, **named)
+        inner = self._inner.options
+        unsupported = {
+            "sampling.spare": inner.sampling.spare,
+            "slicing.by_level": inner.slicing.by_level,
+            "training.upload": inner.training.upload != FULL_PRECISION,
+        }
+        # A NumPyClient cannot run the client half of a stage.
+        unsupported |= {stage_name(stage): stage.client() is not None for stage in inner.stages}
+        if lacks := sorted({name for name, is_set in unsupported.items() if is_set} | (LACKS & options.keys())):
+            raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
+        _warn_of_tau(inner.stages)
         self.federation = self._inner.federation
         self._inner.num_rounds = num_rounds
         self._evaluate_fn = evaluate_fn

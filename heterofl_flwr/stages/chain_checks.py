@@ -33,7 +33,6 @@ def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind:
         faults.append(f"{', '.join(steps)}: each steps along what the mean changes; expected one of them")
     for stage in stages:
         faults += _faults(stage, stages, aggregator, kind, weights)
-    faults += _faults_of_sum(stages)
     if kind == "robust" and weights != "equal":
         faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
     if faults:
@@ -62,16 +61,10 @@ def _faults(
         )
     if overrides(stage, "on_added") and any(rule.needs.changes for rule in stages):
         yield f"{name} uses single replies, which have no noise; expected privacy.noise=0"
-
-
-def _faults_of_sum(stages: Sequence[ServerStage]) -> Iterator[str]:
-    summing = next((stage for stage in stages if isinstance(stage, Conversation)), None)
-    if summing is None:
-        return
-    for stage in stages:
-        reads = (stage.reads_replies and overrides(stage, "on_reply")) or overrides(stage, "on_added")
-        if stage is not summing and reads:
-            yield f"{stage_name(stage)} reads replies, which {stage_name(summing)} hides; expected one of them"
+    summing = next((other for other in stages if isinstance(other, Conversation)), stage)
+    reads = (stage.reads_replies and overrides(stage, "on_reply")) or overrides(stage, "on_added")
+    if reads and stage is not summing:
+        yield f"{name} reads replies, which {stage_name(summing)} hides; expected one of them"
 
 
 def overrides(stage: ServerStage, method: str) -> bool:

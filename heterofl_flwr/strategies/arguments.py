@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import wraps
-from inspect import Parameter, signature
+from inspect import signature
 from typing import ParamSpec
 
 from flwr.app import ArrayRecord
@@ -35,21 +35,17 @@ STAGES: Mapping[str, str] = {
 """Arguments of Flower's strategies that stages replace here, each with the remedy for the error."""
 
 
-def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return, by name of an option, the code with which a user passes the option in its group.
-
-    For ``spare``, this is ``"sampling=Sampling(spare=...)"``.
-    """
-    groups = {name: type(parameter.default) for name, parameter in parameters.items() if is_group(parameter.default)}
-    return {option: f"{name}={kind.__name__}({option}=...)" for name, kind in groups.items() for option in specs(kind)}
-
-
 def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
     """Return a decorator that adds a remedy to the error for an unknown argument."""
 
     def decorate(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:
         parameters = signature(construct).parameters
-        places = find_groups(parameters)
+        defaults = {name: parameter.default for name, parameter in parameters.items() if is_group(parameter.default)}
+        places = {  # code that passes an option of a group, such as "sampling=Sampling(spare=...)"
+            option: f"{name}={type(default).__name__}({option}=...)"
+            for name, default in defaults.items()
+            for option in specs(default)
+        }
         all_remedies = {**STAGES, **remedies, **{name: f"use {place}" for name, place in places.items()}}
         names = [*parameters, *places]
 

@@ -157,10 +157,8 @@ class NodeRegistration:
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:
             warn_of_mix(self._federation, nodes.order)
-            limits = self._federation.options.limits
-            if limits.levels or limits.partitions:
-                names = {name for node_id in nodes.order for name in (str(node_id), nodes.registered_name(node_id))}
-                warn_of_names(limits, names)
+            names = {name for node_id in nodes.order for name in (str(node_id), nodes.registered_name(node_id))}
+            warn_of_names(self._federation.options.limits, names)
         if self._begins or nodes.has_new_capacity:
             warn_of_untrained(self._federation, self._server_round, nodes.order)
             nodes.has_new_capacity = False
