@@ -119,7 +119,11 @@ def test_metrics_functions_get_what_flower_gives_them():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("callbacks", ()), ("asynchronous", ()), ("training.upload", "int8"), ("sampling.spare", 0.5)]
+    ("name", "value"),
+    [
+        *(("callbacks", ()), ("asynchronous", ()), ("training.upload", "int8"), ("sampling.spare", 0.5)),
+        ("slicing.by_level", ["hidden.*"]),
+    ],
 )
 def test_what_the_classic_api_has_no_place_for_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"the classic API has no place for {name}; use heterofl_flwr.HeteroFL"):

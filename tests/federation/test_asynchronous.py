@@ -1,5 +1,7 @@
 """Rounds that do not wait: beside rounds that do, beside a slow twin, after a break, and what is refused."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from flwr.serverapp.exception import AggregationError
@@ -206,6 +208,18 @@ def slow_run_from(state, found, steps):
     return slow_run(Begun, sent, steps, lambda partition: 1.0 + partition, 3)
 
 
+class Silent(Watched):
+    """A grid on which these partitions never answer an instruction to train."""
+
+    def __init__(self, *args, silent, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.silent = silent
+
+    def pull_messages(self, message_ids):
+        silent = [own.metadata.message_id for own in self.of("train") if self.partition_of(own) in self.silent]
+        return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
+
+
 class TestWhoIsLost:
     def test_a_client_that_fails_is_replaced_at_once(self):
         app = make_app(odd={0: crash, 4: crash})
@@ -225,17 +239,12 @@ class TestWhoIsLost:
         assert counted == [(1, 3), (2, 3), (3, 3)] * 3
 
     def test_one_that_never_answers_is_given_up_and_named(self):
-        class Silent(Watched):
-            def pull_messages(self, message_ids):
-                silent = [own.metadata.message_id for own in self.of("train") if self.partition_of(own) == 1]
-                return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
-
         found = run(
             Buffered(size=2, concurrency=2),
             num_rounds=2,
             mix="a1",
             nodes=2,
-            grid=Silent,
+            grid=partial(Silent, silent={1}),
             wrap=None,
             start={"timeout": 0.5},
         )
@@ -243,27 +252,17 @@ class TestWhoIsLost:
         assert [len(record.rates.keys() - record.failures.keys()) for record in found.records] == [1, 1]
 
     def test_silent_clients_are_replaced_within_a_step_and_put_off(self):
-        class Silent(Watched):
-            def pull_messages(self, message_ids):
-                silent = [own.metadata.message_id for own in self.of("train") if self.partition_of(own) < 3]
-                return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
-
         # More silent clients than places: without their replacement a step has nobody who trains.
-        options = {"mix": "a1", "nodes": 12, "grid": Silent, "wrap": None, "start": {"timeout": 2.0}}
-        found = run(Buffered(size=2, concurrency=2), num_rounds=12, **options)
+        options = {"mix": "a1", "nodes": 12, "grid": partial(Silent, silent={0, 1, 2}), "wrap": None}
+        found = run(Buffered(size=2, concurrency=2), num_rounds=12, start={"timeout": 2.0}, **options)
         answered = [set(record.rates) - set(record.failures) for record in found.records]
         assert [len(partitions) for partitions in answered] == [2] * 12
         sent = [partition for _, partition, _ in sent_by(found.grid) if partition < 3]
         assert sorted(sent) == [0, 1, 2]  # each of the silent ones once
 
     def test_where_most_are_silent_the_others_go_on(self):
-        class Silent(Watched):
-            def pull_messages(self, message_ids):
-                silent = [own.metadata.message_id for own in self.of("train") if self.partition_of(own) > 0]
-                return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
-
-        options = {"mix": "a1", "nodes": 4, "grid": Silent, "wrap": None, "start": {"timeout": 0.5}}
-        found = run(Buffered(size=3, concurrency=3), num_rounds=3, **options)
+        options = {"mix": "a1", "nodes": 4, "grid": partial(Silent, silent={1, 2, 3}), "wrap": None}
+        found = run(Buffered(size=3, concurrency=3), num_rounds=3, start={"timeout": 0.5}, **options)
         assert [set(record.rates) - set(record.failures) for record in found.records] == [{0}] * 3
 
     def test_a_message_that_cannot_be_sent_is_a_failure(self):

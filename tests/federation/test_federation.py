@@ -89,14 +89,6 @@ def test_a_classifier_that_stays_has_no_rows_that_count():
     assert equal(*one_reply(build=frozen))
 
 
-def test_initial_arrays_take_the_types_of_the_model():
-    federation = HeteroFL(build, "a1").federation
-    state = federation.architecture.initial_state()
-    found = federation.architecture.check_state({name: own.double() for name, own in state.items()})
-    assert equal(found, state)
-    assert {own.dtype for own in found.values()} == {torch.float32}
-
-
 def test_a_rate_without_a_model_is_the_clients_fault(caplog):
     def some(rate):
         if rate not in (1.0, 0.25):

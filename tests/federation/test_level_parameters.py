@@ -19,7 +19,6 @@ from heterofl_flwr import (
     Slicing,
     Training,
 )
-from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix, Plan
@@ -134,8 +133,3 @@ def test_what_has_one_value_of_each_parameter_is_refused(options, text):
     of_slicing = options.get("slicing", {"by_level": PATTERNS})
     with pytest.raises(ConfigError, match=text):
         HeteroFL(build_normed, MIX, **{**options, "slicing": Slicing(**of_slicing)})
-
-
-def test_the_classic_api_refuses_them():
-    with pytest.raises(ConfigError, match="by_level"):
-        ClassicHeteroFL(build_normed, MIX, slicing=Slicing(by_level=PATTERNS))

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from flwr.app import MetricRecord
@@ -65,24 +64,22 @@ def test_too_few_nodes_end_the_run_in_time(number, nodes):
     assert time.monotonic() - began < 120
 
 
-class Shrinking(tiny.Named):
-    """A grid of named nodes, of which ``left`` are there once a model was trained, or from the start."""
+class Changing(tiny.Named):
+    """A grid of named nodes: how many of them are there at first, and after each training."""
 
-    def __init__(self, *args, left=1, trained=False, **kwargs):
+    counts = (None,)
+
+    def __init__(self, *args, counts, **kwargs):
         super().__init__(*args, **kwargs)
-        self.left, self.trained = left, trained
+        self.counts = counts
 
     def get_node_ids(self):
-        everyone = list(super().get_node_ids())
-        return everyone[: self.left] if getattr(self, "trained", False) else everyone
-
-    def get_nodes(self):
-        pairs = zip(self.get_node_ids(), self._names, strict=False)
-        return [SimpleNamespace(node_id=node_id, name=name) for node_id, name in pairs]
+        return list(super().get_node_ids())[: self.counts[0]]
 
     def send_and_receive(self, messages, **options):
         replies = list(super().send_and_receive(messages, **options))
-        self.trained = self.trained or any(reply.metadata.message_type == "train" for reply in replies)
+        if any(reply.metadata.message_type == "train" for reply in replies):
+            self.counts = self.counts[1:] or self.counts
         return replies
 
 
@@ -90,34 +87,16 @@ def test_too_few_named_nodes_are_an_error_that_names_who_is_away_also_after_a_re
     start = r" connected after 0\.1 s, expected at least 2; away: "
     advice = r": start more SuperNodes \(flower-supernode\), wait longer \(sample\.wait\), or ask for fewer"
     with pytest.raises(RoundError, match=rf"^1 node{start}y \(since round 2\), z \(since round 2\){advice}"):
-        play(None, "a1", 3, 3, grid=partial(Shrinking, names="xyz"), wait=0.1)
+        play(None, "a1", 3, 3, grid=partial(Changing, names="xyz", counts=(3, 1)), wait=0.1)
     half = play(None, "a1", 3, 1, grid=partial(tiny.Named, names="xyz"))
-    resumed = {"start": {"resume": half.progress[-1]}, "grid": partial(Shrinking, names="xyz", left=0, trained=True)}
+    resumed = {"start": {"resume": half.progress[-1]}, "grid": partial(Changing, names="xyz", counts=(0,))}
     with pytest.raises(RoundError, match=rf"^0 nodes{start}x, y, z{advice}"):
         play(None, "a1", 3, 2, wait=0.1, **resumed)
 
 
-class Returning(tiny.Named):
-    """A grid whose last node leaves after the first training, and comes back after the second."""
-
-    trainings = 0
-
-    def get_node_ids(self):
-        everyone = list(super().get_node_ids())
-        return everyone[:-1] if self.trainings == 1 else everyone
-
-    def get_nodes(self):
-        pairs = zip(self.get_node_ids(), self._names, strict=False)
-        return [SimpleNamespace(node_id=node_id, name=name) for node_id, name in pairs]
-
-    def send_and_receive(self, messages, **options):
-        replies = list(super().send_and_receive(messages, **options))
-        self.trainings += any(reply.metadata.message_type == "train" for reply in replies)
-        return replies
-
-
 def test_a_node_that_comes_back_for_the_evaluation_is_not_away_in_the_rounds_record():
-    first, second = play(None, "a1", 3, 2, grid=partial(Returning, names="xyz"), evaluation=Evaluation()).records
+    grid = partial(Changing, names="xyz", counts=(3, 2, 3))
+    first, second = play(None, "a1", 3, 2, grid=grid, evaluation=Evaluation()).records
     assert (first.away, first.notes) == ({"z": 1}, ("away: z (since round 1)",))
     assert (second.away, second.notes) == ({}, ())
 
@@ -278,17 +257,12 @@ class TestNodes:
 
     def test_a_partition_is_that_of_the_first_node_that_says_it(self, caplog):
         nodes = Nodes()
+        nodes.update({7, 4, 5, 6}, {7: "x", 5: "y"})
         for said in ({7: 0}, {6: 2, 5: 0, 4: 2}):
-            register(nodes, {node: Capability(partition=own) for node, own in said.items()})
-        assert {node: nodes.partition(node) for node in nodes} == {7: 0, 4: 2, 5: 1, 6: 3}
-        for warning in ("node 5 says partition 0, which node 7 has", "node 6 says partition 2, which node 4 has"):
+            nodes.register({node: Capability(partition=own) for node, own in said.items()})
+        assert {node: nodes.partition(node) for node in nodes} == {7: 0, 4: 2, 5: 3, 6: 1}
+        for warning in ("y says partition 0, which x has", "node 6 says partition 2, which node 4 has"):
             assert warning in caplog.text
-
-    def test_nodes_that_say_the_same_partition_are_named(self, caplog):
-        nodes = Nodes()
-        nodes.update({7, 5}, {7: "x", 5: "y"})
-        nodes.register({7: Capability(partition=0), 5: Capability(partition=0)})
-        assert "y says partition 0, which x has" in caplog.text or "x says partition 0, which y has" in caplog.text
 
 
 def _data(context):
@@ -338,16 +312,12 @@ def test_an_app_without_moments_is_asked_once_and_evaluates(caplog):
     assert records[-1].evaluate["coverage"] == 1.0
 
 
-class Silent(Watched):
+class Silent(Watched, tiny.Named):
     """A grid of which some nodes do not answer some queries: ``lost`` has pairs of partition and round."""
 
     def __init__(self, *args, lost, names="", **kwargs):
-        super().__init__(*args, **kwargs)
-        self.lost, self.names = {*lost}, names
-
-    def get_nodes(self):
-        names = self.names or [""] * len(list(self.get_node_ids()))
-        return [SimpleNamespace(node_id=own, name=name) for own, name in zip(self.get_node_ids(), names, strict=True)]
+        super().__init__(*args, names=names, **kwargs)
+        self.lost = {*lost}
 
     def send_and_receive(self, sent, *, timeout=None):
         return super().send_and_receive([own for own in sent if not self.is_lost(own)], timeout=timeout)

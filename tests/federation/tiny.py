@@ -168,7 +168,7 @@ class Named(LocalGrid):
         self._names = names
 
     def get_nodes(self) -> Iterable[SimpleNamespace]:
-        pairs = zip(self.get_node_ids(), self._names, strict=True)
+        pairs = zip(self.get_node_ids(), self._names, strict=False)  # some nodes may be away
         return [SimpleNamespace(node_id=node_id, name=name) for node_id, name in pairs]
 
 

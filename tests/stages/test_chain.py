@@ -97,11 +97,6 @@ class Nudge(ClientStage):
     kind: str = "up"
 
 
-class Nudges(ServerStage):
-    def client(self):
-        return Nudge(strength=0.5)
-
-
 class Unregistered(ClientStage):
     pass
 
@@ -136,7 +131,6 @@ class Grid(ServerStage):
         ({"stages": [Unnamed()]}, r"Unnamed.client\(\) returns Unregistered, without a name; expected @client_stage"),
         ({"stages": [Sends()]}, r"Sends.broadcast is not called, as Sends.client\(\) returns None"),
         ({"stages": [Mutters()]}, r"Mutters.client\(\) returns Nudge; expected a RespondingStage"),
-        ({"stages": [Nudges(), Mutters()]}, "expected a RespondingStage"),
         (
             {"stages": [Scaffold()], "privacy": Privacy(clip=1, noise=1)},
             "Scaffold uses single replies, which have no n",
