@@ -23,6 +23,8 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
+from flwr.supercore.inflatable.inflatable_utils import pull_objects, push_object_contents_from_iterable
+from flwr.supernode.fleet_http_connection import http_request_response
 
 
 def get_flwr_command() -> Any:

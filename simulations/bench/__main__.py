@@ -8,11 +8,11 @@ import argparse
 import sys
 
 from heterofl_flwr.common.errors import ConfigError
-from simulations.bench import aggregate, gpu, pfl, round, scale, secure, step
+from simulations.bench import aggregate, gpu, pfl, round, scale, secure, step, superlink
 from simulations.bench.measure import describe_machine, print_verdict
 from simulations.program import formatter, parser_of, status_of
 
-MODULES = (aggregate, step, gpu, round, pfl, scale, secure)
+MODULES = (aggregate, step, gpu, round, pfl, scale, secure, superlink)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 PROGRAM = "simulations.bench"
 

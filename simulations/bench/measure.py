@@ -13,7 +13,7 @@ from heterofl_flwr.runs.origin import commit, machine
 from heterofl_flwr.training.device import give_back_gaps
 
 Result = TypeVar("Result")
-_STATUS = Path("/proc/self/status")
+_STATUS = "/proc/{}/status"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +56,18 @@ def describe_machine() -> str:
 
 def peak_of(call: Callable[[], object]) -> float:
     """Return the peak memory in bytes that a call adds to this process, including its result; NaN outside Linux."""
-    if not _STATUS.exists():
+    if not Path(_STATUS.format("self")).exists():
         call()
         return math.nan
     gc.collect()
     give_back_gaps()  # return freed memory to the system; the call could reuse it without increasing the peak
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory in use now
-    before = _read_bytes("VmRSS")
+    before = read_bytes("VmRSS")
     call()
-    return _read_bytes("VmHWM") - before
+    return read_bytes("VmHWM") - before
 
 
-def _read_bytes(key: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
+def read_bytes(key: str, process: int | str = "self") -> int:
+    """Return a size from the status of a process on Linux."""
+    lines = Path(_STATUS.format(process)).read_text(encoding="utf-8").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)

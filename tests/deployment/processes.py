@@ -86,13 +86,14 @@ class Processes:
         path = self.folder / f"{name}.log"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    def wait_for_superlink(self, process: subprocess.Popen[bytes], port: int, authority: Path) -> None:
-        """Wait until a SuperLink answers; raise if it does not."""
+    def wait_for_superlink(self, process: subprocess.Popen[bytes], port: int, authority: Path | None = None) -> None:
+        """Wait until a SuperLink answers, with TLS if there is a certificate authority; raise if it does not."""
         secure = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authority))
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), secure)
+        scheme = "https" if authority else "http"
 
         def has_started_or_ended() -> bool:
-            with suppress(OSError), opener.open(f"https://127.0.0.1:{port}/health", timeout=10):
+            with suppress(OSError), opener.open(f"{scheme}://127.0.0.1:{port}/health", timeout=10):
                 return True
             return process.poll() is not None
 

@@ -46,6 +46,12 @@ def test_a_benchmark_ends_with_its_verdict(monkeypatch, capsys, tmp_path, line):
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAIL" if code else "PASS")
 
 
+@pytest.mark.release
+def test_all_nodes_of_a_superlink_answer():
+    """The exit code is 0 only if no reply is lost, and the rule gives the SuperLink's memory."""
+    assert bench.main(["superlink", "--nodes=3", "--megabytes=1", "--file"]) == 0
+
+
 def test_calls_take_turns_and_the_first_turn_warms_up():
     seen = []
     calls = {name: lambda name=name: seen.append(name) or len(seen) for name in "ab"}
