@@ -101,7 +101,7 @@ class Nodes:
             self.away.setdefault(self.name(node_id), server_round)
             self._note_change(node_id, f"away: {self.name(node_id)}")
         self.demoted.difference_update(map(self.name, gone))
-        self.forget(gone | (self._capabilities.keys() - present))
+        self.forget(gone)
         self.unanswered -= gone
         self.present = present
         self._names.update(names)

@@ -139,7 +139,7 @@ class NodeRegistration:
             node_id: answer for node_id, answer in answers.items() if node_id in present and node_id not in silent
         }
         if answered:
-            self._federation.register(answered, present=present)
+            self._federation.register(answered)
         return [node_id for node_id in node_ids if node_id in self._nodes]
 
     def _ask_again(self, drawn: int) -> None:
