@@ -119,7 +119,7 @@ class Federation:
         If every client evaluates the global model, it is the slice rule of training, unless that rule is ``important``.
         In all other cases it is ``prefix``.
         """
-        capacities = [self.nodes[node_id].holds for node_id in self.nodes]
+        capacities = [node.holds for node in self.nodes.values()]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
         rule = self.options.slicing.slice_rule
         return rule if rule not in NESTED_RULES and (all_hold or self.options.evaluation.nodes == "all") else "prefix"

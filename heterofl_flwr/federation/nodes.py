@@ -33,7 +33,7 @@ class Capability:
         return self.limit if self.capacity is None else min(self.capacity, self.limit)
 
 
-class Nodes:
+class Nodes(Mapping[int, Capability]):
     """Registry of the clients by node id.
 
     Each client has two numbers. The *partition* seeds its random draws. The *seat* determines the level of a client
@@ -78,9 +78,6 @@ class Nodes:
         self._dealt_before = 0  # ``dealt()`` of the run that is resumed
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
         self.own_rates: dict[int, float] = {}  # rates of clients with personal parameters: always their first rate
-
-    def __contains__(self, node_id: int) -> bool:
-        return node_id in self._capabilities
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._capabilities)
