@@ -29,7 +29,6 @@ from heterofl_flwr.settings.server_stages import parse_stages
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.device import arithmetic
 from heterofl_flwr.training.distill import seed_set
-from heterofl_flwr.training.engines import mixes_rates
 from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
 from heterofl_flwr.training.options import JointLoss
 
@@ -171,7 +170,7 @@ class Workload:
     @property
     def mixes_rates(self) -> bool:
         """Whether clients that train together may have different rates."""
-        return mixes_rates(self.settings.engine.name, self.device)
+        return self.settings.engine.name == "seats"
 
     def _deal(self, number: int) -> Partitions:
         settings = self.settings

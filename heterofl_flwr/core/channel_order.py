@@ -1,6 +1,7 @@
 """Order of channels by importance."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,8 @@ class ChannelOrder:
         places: Mapping[str, Mapping[int, Places]] = (
             _places_by_length(plans[-1]) if rule is None else rule.places(plans[-1].axes)
         )
-        sizes: dict[int, int] = {}
-        for group, channel in _entries(places):
-            sizes[group] = max(sizes.get(group, 0), channel + 1)
-        starts = dict(zip(sizes, torch.tensor([0, *sizes.values()]).cumsum(0).tolist(), strict=False))
+        sizes = {group: channel + 1 for group, channel in _entries(places)}  # the last one of a group is the largest
+        starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
         self._groups = [slice(start, start + sizes[group]) for group, start in starts.items()]
         # For each parameter and axis, the channel of each entry, numbered over all groups; -1 for entries without one.
         self._channels = {

@@ -1,7 +1,7 @@
 """Aggregation of one round's replies, with checks."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from numbers import Real
 
 import torch
@@ -253,9 +253,9 @@ def check_reply(
     _raise_if_any(faults)
 
 
-def check_names(plan: Plan, names: Iterable[str]) -> None:
+def check_names(plan: Plan, names: Collection[str]) -> None:
     """Raise ``ReplyError`` if ``names`` differ from the plan's parameters."""
-    _raise_if_any(list(_name_faults(plan, dict.fromkeys(names))))
+    _raise_if_any(list(_name_faults(plan, names)))
 
 
 def _raise_if_any(faults: Sequence[str]) -> None:
@@ -264,13 +264,13 @@ def _raise_if_any(faults: Sequence[str]) -> None:
         raise ReplyError(f"reply refused: {'; '.join(faults[:_SHOWN])}{rest}")
 
 
-def _name_faults(plan: Plan, sub: Mapping[str, object]) -> Iterator[str]:
-    unknown = [name for name in sub if name not in plan.axes]
-    missing = [name for name in plan.axes if name not in sub]
-    for names, fault in ((unknown, "names are not in its plan"), (missing, "parameters of its plan are missing")):
-        if names:
-            shown = ", ".join(repr(name)[:80] for name in names[:3]) + (", ..." if len(names) > 3 else "")
-            yield f"{len(names)} {fault} ({shown})"
+def _name_faults(plan: Plan, names: Collection[str]) -> Iterator[str]:
+    unknown = [name for name in names if name not in plan.axes]
+    missing = [name for name in plan.axes if name not in names]
+    for wrong, fault in ((unknown, "names are not in its plan"), (missing, "parameters of its plan are missing")):
+        if wrong:
+            shown = ", ".join(repr(name)[:80] for name in wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+            yield f"{len(wrong)} {fault} ({shown})"
 
 
 def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[str]:

@@ -82,7 +82,7 @@ def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArra
     tails, cells = _table()
     coarse = cells[cell]
     split = np.flatnonzero(coarse == _SPLIT)
-    share = (cell[split] + _share(stream, len(split))) / 2**_CELL_BITS
+    share = _refined(cell[split], _CELL_BITS, stream)
     coarse[split] = len(tails) - np.searchsorted(tails, share, side="right")
     base = coarse << _FINE_BITS
     value = base + fine
@@ -90,14 +90,16 @@ def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArra
     exponent = fine * (value + base)
     accepted = (decides << _KEEP_SHIFT) > exponent
     doubtful = np.flatnonzero(~accepted)
-    share = (decides[doubtful] + _share(stream, len(doubtful))) / 2**_KEEP_BITS
+    share = _refined(decides[doubtful], _KEEP_BITS, stream)
     accepted[doubtful] = share >= -np.expm1(exponent[doubtful] / (-2 * DEVIATION**2))
     accepted &= (value > 0) | (negative == 0)  # reject -0, or 0 would be twice as likely
     return (value ^ -negative) + negative, accepted
 
 
-def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
-    return stream.words(number).astype(np.float64) * 2.0**-64
+def _refined(start: NDArray[np.int64], bits: int, stream: Keystream) -> NDArray[np.float64]:
+    """Return uniform numbers from 0 to 1 whose first ``bits`` bits are ``start``."""
+    uniform: NDArray[np.float64] = (start + stream.words(len(start)).astype(np.float64) * 2.0**-64) / 2**bits
+    return uniform
 
 
 @cache

@@ -61,7 +61,7 @@ def numbers(values: Sequence[int], limit: int = 12) -> str:
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], value]
+            runs[-1][1:] = [value]
         else:
             runs.append([value])
     shown = ["-".join(map(str, run)) for run in runs[:limit]]

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -15,9 +14,6 @@ from heterofl_flwr.common.errors import ShapeError, UnsupportedLayerError
 from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.exchanged import exchanged_parameters, first_names
 from heterofl_flwr.core.rule_registry import Registry, Rule
-
-LayerRule = Callable[[Any, Any], Mapping[str, Axes]]
-"""Function of the global and the local layer that returns the axes of each parameter, by its name in the layer."""
 
 _rules = Registry("register")
 
@@ -223,11 +219,11 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
     mine, its = (dict(layer.named_parameters(recurse=False)) for layer in (full_layer, local))
     # A parametrization replaces a layer's class by a new one.
     types = type_before_parametrizations(full_layer), type_before_parametrizations(local)
-    kind, where, rule = types[0].__name__, name or "(the model itself)", _rules.find(full_layer)
+    kind, where = types[0].__name__, name or "(the model itself)"
     slices = [vars(layer).get("plan_rule") for layer in (full_layer, local)]  # set by elastic
     if slices.count(None) == 1:
         raise ShapeError(f"layer {where}: either the global or the local model is of elastic: build both with it")
-    rule = slices[0] or rule
+    rule = slices[0] or _rules.find(full_layer)
     # A class that is defined inside ``build`` is a new object at each call, so only names are compared.
     names = {(layer_type.__module__, layer_type.__qualname__) for layer_type in types}
     if len(names) > 1 or mine.keys() != its.keys():

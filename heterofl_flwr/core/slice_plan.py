@@ -90,10 +90,7 @@ class Plan:
             raise ShapeError(f"the global model has no parameter {listed(unknown)}; it has {listed(full_shapes)}")
         axes = {}
         for name in local_shapes:
-            full_shape, local = (
-                tuple(getattr(shape_or_tensor, "shape", shape_or_tensor))
-                for shape_or_tensor in (full_shapes[name], local_shapes[name])
-            )
+            full_shape, local = (getattr(value, "shape", value) for value in (full_shapes[name], local_shapes[name]))
             try:
                 axes[name] = axes_between(full_shape, local)
             except ShapeError as error:

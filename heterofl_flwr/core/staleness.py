@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.aggregator import CheckedReply, Version
 from heterofl_flwr.core.axes import Axis, within
-from heterofl_flwr.core.counting_mean import Holders, Sums, sum_dtype
+from heterofl_flwr.core.counting_mean import CountingMean, sum_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 LEAST = 1e-3
@@ -70,7 +70,7 @@ def _contains(outer: Plan, inner: Plan) -> bool:
     return outer.contains(inner)
 
 
-class StaleMean:
+class StaleMean(CountingMean):
     """Mean change of each entry over the clients that hold it; stale changes count less.
 
     The weights are ``weight * (1 + staleness) ** -exponent``. If nothing is stale, the result equals the counting mean.
@@ -90,9 +90,9 @@ class StaleMean:
     def __init__(
         self, state: Mapping[str, Tensor], *, clocks: Clocks, exponent: float = 0.0, one_clock: bool = False
     ) -> None:
+        super().__init__(state)
         self._state = state
         self._clocks, self._exponent, self._one_clock = clocks, exponent, one_clock
-        self._sums, self._holders = Sums(state), Holders(state)
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
@@ -123,14 +123,10 @@ class StaleMean:
 
     def result(self) -> dict[str, Tensor]:
         """Return the new global state, and count a step. Call this once."""
-        new = self._sums.means(self._holders)
+        new = super().result()
         full_plan = Plan({name: tuple(Axis(size, size) for size in old.shape) for name, old in self._state.items()})
         self._clocks.step({full_plan} if self._one_clock else self._holders.plans)
         return new
-
-    def holders(self, name: str) -> Tensor:
-        """Return, for each entry, the total discounted weight of the clients that hold it."""
-        return self._holders.holders(name)
 
 
 _within = lru_cache(maxsize=4096)(within)

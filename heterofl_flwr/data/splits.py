@@ -61,6 +61,7 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
         For ``non-iid``: treatment of a class that a client draws twice; see ``noniid``.
     """
     match = check_kind(kind)
+    check_count("the number of clients", clients, 1)
     train, test = dataset.train.targets, dataset.test.targets
     natural, is_text = kind.startswith("natural"), dataset.train.reading is not None
     if is_text and not natural and kind != "iid":
@@ -101,7 +102,6 @@ def owner_column(kind: str) -> str | None:
 
 def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
     """Return random rows for each client, the same number for all."""
-    check_count("the number of clients", clients, 1)
     size = len(targets) // clients
     if not size:
         raise DataError(f"{len(targets)} examples are too few for {counted(clients, 'client')}: use fewer clients")
@@ -118,7 +118,6 @@ def noniid(
     at random. If n is not an integer, some classes have one shard more than others. If a client draws two shards of
     one class, it gets one of the two shards with ``paper``, and both with ``fixed``.
     """
-    check_count("the number of clients", clients, 1)
     present = targets.unique()  # (classes,), sorted
     number, draws = len(present), clients * classes_per_client
     if not 1 <= classes_per_client <= number or draws < number:
@@ -166,7 +165,6 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
         from datasets import Dataset as Table  # type: ignore[import-untyped]
         from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
 
-    check_count("the number of clients", clients, 1)
     seed = derive(seed, "split", "dirichlet")
     try:
         partitioner = DirichletPartitioner(clients, "label", alpha, min_partition_size=LEAST, seed=seed)
@@ -183,7 +181,6 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the train rows and the test rows of each client. Each client is one owner."""
-    check_count("the number of clients", clients, 1)
     if dataset.owners is None:
         raise ConfigError(f"split is natural, but {dataset.name} does not say whose each example is: use another split")
     train, test = dataset.owners

@@ -101,7 +101,8 @@ class Grouping:
         sets, group = np.unique(signs[channels], return_inverse=True)
         for number in range(len(sets)):
             members = channels[group == number]
-            self._table[members] = np.stack([np.full(len(members), number), np.arange(len(members))], 1)
+            self._table[members, 0] = number
+            self._table[members, 1] = np.arange(len(members))
             self.sizes.append(len(members))
 
     def places(self, row: Row | None) -> Places | None:

@@ -127,12 +127,9 @@ def _compare(step: Step, expected: Step) -> None:
 
 
 def _follow_widths(numbers: Sequence[float], full_numbers: Sequence[float], powers: Sequence[float]) -> bool:
-    pairs = [
-        (number, full_number)
-        for number, full_number in zip(numbers, full_numbers, strict=True)
-        if number != full_number and not isinstance(number, bool)
-    ]
     return all(
-        full_number and any(math.isclose(number / full_number, power, rel_tol=1e-6) for power in powers)
-        for number, full_number in pairs
+        number == full_number
+        or isinstance(number, bool)
+        or (full_number and any(math.isclose(number / full_number, power, rel_tol=1e-6) for power in powers))
+        for number, full_number in zip(numbers, full_numbers, strict=True)
     )

@@ -42,15 +42,17 @@ class Slice:
 
     def places(self, names: Iterable[str]) -> dict[str, dict[int, list[tuple[int, int]]]]:
         """Return the group and channel of each kept entry, by parameter and axis."""
-        axes = {name: enumerate(self.channels.axes.get(name, ())) for name in names}
         return {
             name: {
-                axis: list(map(tuple, places[kept_positions(places, self.widths)].tolist()))
-                for axis, places in numbered
+                axis: self._remaining(places)
+                for axis, places in enumerate(self.channels.axes.get(name, ()))
                 if places is not None
             }
-            for name, numbered in axes.items()
+            for name in names
         }
+
+    def _remaining(self, places: Places) -> list[tuple[int, int]]:
+        return list(map(tuple, places[kept_positions(places, self.widths)].tolist()))
 
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
         """Return axes that select the entries of ``local``, by parameter name."""
@@ -69,8 +71,7 @@ class Slice:
             if places is None:
                 return Axis(length, length)
             if id(places) not in axes_by_places:
-                places_here = places[kept_positions(places, self.widths)]
-                axes_by_places[id(places)] = build_channel_axis(list(map(tuple, places_here.tolist())), groups)
+                axes_by_places[id(places)] = build_channel_axis(self._remaining(places), groups)
             return axes_by_places[id(places)]
 
         every = self.channels.axes

@@ -112,10 +112,9 @@ class Elastic:
     def part(self, rate: float) -> Slice:
         """Return the ``Slice`` of this rate, with the number of channels of each group."""
         exact_rate(rate)
-        channels = self.traced.channels
-        few = {size: width(size, rate) for size in channels.sizes}
-        rounded = {size: math.ceil(few[size] / self.multiple_of) * self.multiple_of for size in channels.sizes}
-        return Slice(channels, tuple(min(rounded[size], size) for size in channels.sizes))
+        channels, multiple = self.traced.channels, self.multiple_of
+        widths = {size: min(math.ceil(width(size, rate) / multiple) * multiple, size) for size in channels.sizes}
+        return Slice(channels, tuple(widths[size] for size in channels.sizes))
 
 
 def elastic(

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch import Tensor
@@ -104,7 +104,7 @@ class Length(int):
         return self
 
 
-def is_length(number: object) -> bool:
+def is_length(number: object) -> TypeGuard[Length]:
     """Whether a number is an exact ``Length``, which shrinks with the rate."""
     return isinstance(number, Length) and number.exact
 
@@ -188,7 +188,7 @@ class Trace:
                 f"the code uses the length {int(length)} that it has kept from an earlier call (functools.lru_cache?), "
                 f"so it cannot be told which axis it is that of: clear what is kept before each trace (cache_clear())"
             )
-        if isinstance(length, Length) and length.exact:
+        if is_length(length):
             self.tie(row, self._variable(length))
         else:
             self.pin(row, why=f"the code says the length {length!r}")

@@ -133,8 +133,8 @@ def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 @operator("index_add", "index_copy")
 def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Trace rule of ``index_add`` and ``index_copy``: the indexed axis is never sliced."""
-    _, _, index, source = (call.args[place] for place in range(4))
-    axis, source_rows = call.args[1] % len(rows), trace.rows(source)
+    _, axis, index, source = call.args[:4]
+    source_rows = trace.rows(source)
     trace.pin(rows[axis], source_rows[axis], *trace.rows(index))
     joined = [trace.meet(row, source_row) for row, source_row in zip(rows, source_rows, strict=True)]
     joined[axis] = None

@@ -84,9 +84,7 @@ def triangle(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 @operator(*_SUMS, *_SEARCHES)
 def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Trace rule of reductions and searches. Axes that ``argmax`` or ``sort`` search are never sliced."""
-    dim = call.named_arguments.get("dim")
-    dims = range(len(rows)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
-    axes = [axis % len(rows) for axis in dims]
+    axes = call.axes(len(rows))
     if call.name in _SEARCHES:
         trace.pin(*(rows[axis] for axis in axes))
     keep = call.outputs[0].dim() == len(rows)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.common.errors import UnsupportedLayerError
-from heterofl_flwr.core.rule_registry import Registry, is_layer_type
+from heterofl_flwr.core.rule_registry import Registry, Rule, is_layer_type
 from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.lengths import Length, Trace
 
 aten = torch.ops.aten
-_Rule = TypeVar("_Rule", bound=Callable[..., object])
 HOLDS_THE_MODEL = (
     "the model's code {} of the model given, not of its copy, as a hook or a function does that holds the model: let "
     "it use the layer that it is called with"
@@ -65,6 +64,12 @@ class Call:
             **self.kwargs,
         }
 
+    def axes(self, number: int) -> list[int]:
+        """Return the axes in the argument ``dim`` of a tensor with ``number`` axes; without it, all."""
+        dim = self.named_arguments.get("dim")
+        dims = range(number) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+        return [axis % number for axis in dims]
+
     @property
     def numbers(self) -> tuple[float, ...]:
         """All numbers among the arguments, except lengths."""
@@ -97,19 +102,18 @@ def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
 
     A rule returns the positions of the first output, or sets those of all outputs and returns None.
     """
-    existing = [name for plain in names for name in (plain, f"{plain}_") if hasattr(aten, name)]
-    return OPERATORS.add(*(getattr(aten, name) for name in existing))
+    forms = (name for plain in names for name in (plain, f"{plain}_"))
+    return OPERATORS.add(*(getattr(aten, name) for name in forms if hasattr(aten, name)))
 
 
-def function(*called: object) -> Callable[[_Rule], _Rule]:
-    """Register the decorated function as the trace rule of these torch functions.
+function = FUNCTIONS.add
+"""Register the decorated function as the trace rule of these torch functions.
 
-    A rule takes the trace, a callable that runs the torch function, and the arguments.
-    """
-    return FUNCTIONS.add(*called)
+A rule takes the trace, a callable that runs the torch function, and the arguments.
+"""
 
 
-def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
+def stand_in(*replaced: object) -> Callable[[Rule], Rule]:
     """Register the decorated function to replace layers or operators while ``elastic`` traces a model.
 
     A trace runs torch's own operators on tensors without values. It cannot follow custom operators, or code that
@@ -133,7 +137,7 @@ def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
     return STAND_INS.add(*replaced)
 
 
-def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
+def adjust(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the decorated function to update attributes of sliced layers of these types.
 
     ``elastic`` calls the function with each such layer. The function may change only this layer::
@@ -168,8 +172,8 @@ def follow(trace: Trace, call: Call) -> None:
         lengths = [leaf for leaf in tree_leaves(trace.arguments) if isinstance(leaf, Length)]
         name = f"torch.ops.{call.function.overloadpacket}"
         why = f"{name} is not known (@heterofl_flwr.elastic_models.stand_in({name}) can say what it does)"
-        trace.pin(*(row for leaf in call.inputs for row in trace.rows(leaf)), why=why)
-        trace.pin(*(row for leaf in lengths for row in leaf.rows), why=why)
+        rows_read = [row for leaf in call.inputs for row in trace.rows(leaf)]
+        trace.pin(*rows_read, *(row for leaf in lengths for row in leaf.rows), why=why)
     if len(call.inputs) == 1 and id(call.inputs[0]) in trace.sums:  # a sum that is moved or scaled is still a sum
         for output in call.outputs:
             trace.sums.setdefault(id(output), (output, trace.sums[id(call.inputs[0])][1]))

@@ -76,10 +76,10 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_inputs(example_inputs: object) -> None:
-    replaced = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
-    if any(tensor.layout != torch.strided for tensor in replaced):
+    leaves = tree_leaves(example_inputs)
+    if any(isinstance(leaf, Tensor) and leaf.layout != torch.strided for leaf in leaves):
         raise UnsupportedLayerError("example_inputs has a sparse tensor, and a trace follows dense ones: give it dense")
-    objects = [leaf for leaf in tree_leaves(example_inputs) if not isinstance(leaf, Tensor)]
+    objects = (leaf for leaf in leaves if not isinstance(leaf, Tensor))
     kinds = {type(leaf).__name__ for leaf in objects if any(True for _ in tensors_in(leaf))}
     if kinds:
         raise UnsupportedLayerError(
@@ -234,11 +234,14 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
     idle = [name for name, path_parts in rows.items() if any(row is not None for row in path_parts)]
     for name in idle:
         trace.pin(*rows[name])
-    paths = [accumulate(name.split("."), "{}.{}".format) for name in idle]
-    outermost = [
-        next(path for path in path_parts if not any(prefix.startswith(f"{path}.") for prefix in busy))
-        for path_parts in paths
-    ]
+    outermost = (
+        next(
+            path
+            for path in accumulate(name.split("."), "{}.{}".format)
+            if not any(prefix.startswith(f"{path}.") for prefix in busy)
+        )
+        for name in idle
+    )
     return list(dict.fromkeys(outermost))
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -21,7 +20,7 @@ from heterofl_flwr.elastic_models.check_slice import QUIET, SCALES
 from heterofl_flwr.elastic_models.cut_layers import Slice
 from heterofl_flwr.elastic_models.rules import Call
 from heterofl_flwr.elastic_models.skeleton import copy_with
-from heterofl_flwr.nn.execution import call, evaluating, named_tensors, tensors_in
+from heterofl_flwr.nn.execution import call, evaluating, named_tensors, plain_attention, tensors_in
 
 _TOLERANCE = 1e-6
 _FILLS = {
@@ -72,16 +71,14 @@ class _Replayer(TorchDispatchMode):
             args = [few if isinstance(of, int | float) else of for of, few in pairs]
         if record.shape == _shape(args):
             return func(*args, **kwargs)
-        arguments = Call(func, args, kwargs, None).named_arguments
+        called = Call(func, args, kwargs, None)
         if name in ("mean", "var", "var_mean", "std", "std_mean"):
-            return _moments(name, args[0], record.shape, arguments)
+            return _moments(called, record.shape)
         if name in ("native_layer_norm", "native_group_norm"):
-            return _norm(args[0], record.shape, arguments)
+            return _norm(args[0], record.shape, called.named_arguments)
         if name in _FILLS:
-            args = [
-                args[0].masked_fill(_dropped(args[0], record.shape, _dims(args[0], arguments)), _FILLS[name]),
-                *args[1:],
-            ]
+            dropped = _dropped(args[0], record.shape, called.axes(args[0].dim()))
+            args = [args[0].masked_fill(dropped, _FILLS[name]), *args[1:]]
         output = func(*args, **kwargs)
         if name == "_weight_norm_interface":  # dropped rows are 0 / 0
             return tree_map(torch.nan_to_num, output)
@@ -90,13 +87,6 @@ class _Replayer(TorchDispatchMode):
 
 def _shape(args: Sequence[Any]) -> torch.Size:
     return args[0].shape if args and isinstance(args[0], Tensor) else torch.Size()
-
-
-def _dims(x: Tensor, arguments: Mapping[str, Any]) -> list[int]:
-    dims = arguments.get("dim")
-    return [
-        axis % x.dim() for axis in (range(x.dim()) if dims in (None, []) else [dims] if isinstance(dims, int) else dims)
-    ]
 
 
 def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) -> Tensor:
@@ -109,8 +99,9 @@ def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) ->
     return dropped
 
 
-def _moments(name: str, x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> object:
-    axes = _dims(x, arguments)
+def _moments(called: Call, shape: torch.Size) -> object:
+    name, x, arguments = called.name, called.args[0], called.named_arguments
+    axes = called.axes(x.dim())
     count, keep = float(np.prod([shape[axis] for axis in axes])), bool(arguments.get("keepdim"))
     mean = x.sum(axes, keepdim=keep) / count
     correction = arguments.get("correction", arguments.get("unbiased", 1))
@@ -180,10 +171,5 @@ def _run(model: nn.Module, inputs: object, mode: TorchDispatchMode) -> tuple[lis
 
     for name, layer in model.named_modules():
         layer.register_forward_hook(lambda layer, arguments, output, name=name: note(name, output))
-    is_fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused operator would use the full model's attention scale
-    try:
-        with evaluating(model), sdpa_kernel(SDPBackend.MATH), mode:
-            return list(tensors_in(call(model, inputs))), sums
-    finally:
-        torch.backends.mha.set_fastpath_enabled(is_fast)
+    with evaluating(model), plain_attention(), mode:  # fused attention would use the full model's scale
+        return list(tensors_in(call(model, inputs))), sums

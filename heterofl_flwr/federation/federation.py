@@ -1,6 +1,7 @@
 """A federation: an architecture, the registered clients, and their levels."""
 
 import secrets
+from collections.abc import Collection, Mapping
 
 from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
@@ -86,13 +87,15 @@ class Federation:
         self.nodes.load(state.trained, state.dealt, state.nodes)
         self.run_key = self.run_key if state.run_key is None else state.run_key
 
-    def register(self, answers: Answers) -> None:
+    def register(
+        self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
+    ) -> None:
         """Register new clients by their answers to the capability query.
 
         A client with a ``Fault`` or an invalid answer gets the mix's smallest rate. If there are too many such clients,
         raise ``RoundError``.
         """
-        self.levels.update_nodes({*self.nodes.order, *answers}, {})
+        self.levels.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
         limits, unusable = self.options.limits, Capability(capacity=self.mix.rates[-1])
         admitted, faults = dict[int, Capability](), dict[int, str]()
         for node_id, answer in answers.items():
@@ -119,7 +122,7 @@ class Federation:
         If every client evaluates the global model, it is the slice rule of training, unless that rule is ``important``.
         In all other cases it is ``prefix``.
         """
-        capacities = [node.holds for node in self.nodes.values()]
+        capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
         rule = self.options.slicing.slice_rule
         return rule if rule not in NESTED_RULES and (all_hold or self.options.evaluation.nodes == "all") else "prefix"

@@ -8,7 +8,7 @@ from flwr.app import Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
 from heterofl_flwr.grids.devices import Devices, Turn
-from heterofl_flwr.transport.arrays import content_bytes
+from heterofl_flwr.transport.arrays import count_bytes
 from heterofl_flwr.transport.compat import make_message
 from heterofl_flwr.transport.messages import (
     METRICS,
@@ -21,7 +21,7 @@ from heterofl_flwr.transport.messages import (
     WORK,
     LocalFault,
 )
-from heterofl_flwr.transport.reading import read_config, read_value
+from heterofl_flwr.transport.reading import array_records, read_config, read_value
 from heterofl_flwr.transport.relay import Relay
 
 AWAY = f"{SIMULATED}not available"
@@ -92,14 +92,14 @@ class SimulatedDevices(Relay):
         messages = list(messages)
         if not messages or not is_training(messages[0]):
             return super().send_and_receive(messages, timeout=timeout)
-        flights = {message.metadata.dst_node_id: self._start(message) for message in messages}
-        away = {node for node, flight in flights.items() if self._devices.is_away(flight.turn)}
-        faults = [
-            Message(LocalFault(AWAY, "simulated"), reply_to=message)
-            for message in messages
-            if message.metadata.dst_node_id in away
-        ]
-        sent = [message for message in messages if message.metadata.dst_node_id not in away]
+        flights: dict[int, _Flight] = {}
+        faults, sent = list[Message](), list[Message]()
+        for message in messages:
+            flight = flights[message.metadata.dst_node_id] = self._start(message)
+            if self._devices.is_away(flight.turn):
+                faults.append(Message(LocalFault(AWAY, "simulated"), reply_to=message))
+            else:
+                sent.append(message)
         return chain(faults, self._wait_for(flights, super().send_and_receive(sent, timeout=timeout)))
 
     def _wait_for(self, flights: Mapping[int, _Flight], replies: Iterable[Message]) -> Iterator[Message]:
@@ -159,7 +159,7 @@ class SimulatedDevices(Relay):
         turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
         if (share := self._devices.step_share(turn)) < 1:
             config[WORK] = share
-        return _Flight(turn, message.metadata.message_type, self.seconds, content_bytes(message.content))
+        return _Flight(turn, message.metadata.message_type, self.seconds, array_bytes(message))
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
         """Return the reply, or an error reply if its device is away, drops out or is late."""
@@ -168,7 +168,7 @@ class SimulatedDevices(Relay):
             return reply
         if devices.is_away(turn):
             return make_message(reply.metadata, error=LocalFault(AWAY, "simulated"))
-        fault, done, up = "", 1.0, content_bytes(reply.content)
+        fault, done, up = "", 1.0, array_bytes(reply)
         if devices.drops_out(turn):
             fault, done, up = DROPPED_OUT, turn.progress, 0
         work = devices.work(flight.kind, turn.partition, turn.rate, examples) * devices.step_share(turn) * done
@@ -183,6 +183,11 @@ class SimulatedDevices(Relay):
 def is_training(message: Message) -> bool:
     """Whether a message is an instruction to train."""
     return message.metadata.message_type.startswith(MessageType.TRAIN)
+
+
+def array_bytes(message: Message) -> int:
+    """Return the size of a message's arrays in bytes."""
+    return sum(map(count_bytes, array_records(message.content).values()))
 
 
 def examples_of(reply: Message) -> int | None:

@@ -1,7 +1,5 @@
 """Buffers of models, which clients and server do not exchange."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -30,8 +28,8 @@ def renew_spectral_norms(model: nn.Module) -> None:
                 hook.compute_weight(layer, do_power_iteration=True)
 
 
-def _older_norms(layer: nn.Module) -> Iterator[SpectralNorm]:
-    yield from (hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))
+def _older_norms(layer: nn.Module) -> list[SpectralNorm]:
+    return [hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, SpectralNorm)]
 
 
 def _renew(chain: ParametrizationList) -> None:
@@ -64,16 +62,13 @@ def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
         renewed.update(id(getattr(layer, f"{hook.name}_{end}")) for hook in _older_norms(layer) for end in "uv")
 
     def tells_apart(buffer: Tensor, shape: torch.Size) -> bool:
-        axes = [
-            axis
+        return any(
+            local_length < length and not torch.equal(buffer, buffer.roll(1, axis))
             for axis, (length, local_length) in enumerate(zip(buffer.shape, shape, strict=True))
-            if local_length < length
-        ]
-        return any(not torch.equal(buffer, buffer.roll(1, axis)) for axis in axes)
+        )
 
-    named = full_model.named_buffers()
     return [
         name
-        for name, buffer in named
+        for name, buffer in full_model.named_buffers()
         if name in shapes and id(buffer) not in renewed and tells_apart(buffer, shapes[name])
     ]

@@ -4,7 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import partial
@@ -36,7 +36,7 @@ class Shallow:
     build: Build
     blocks: str
     levels: Mapping[float, Rates]  # empty: the rate is the depth rate
-    idle: dict[int, tuple[str, ...]] = field(default_factory=dict)  # unused parameters, by number of dropped blocks
+    idle: Mapping[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
 
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate.
@@ -99,7 +99,6 @@ def shallow(
                 "a single model has one width: where levels differ in width, give elastic(model, example)"
             )
         model = partial(_copied, copy.deepcopy(model))
-    build = Shallow(model, blocks, rates_by_level)
     with kept_random_state():
         full_model = model(max(width_rates, default=1.0))
     if not find_stacks(full_model, blocks):
@@ -107,26 +106,26 @@ def shallow(
         raise ConfigError(
             f"{blocks!r} names no blocks of {type(full_model).__name__}; it has {stacks or 'no stack of any'}"
         )
-    if example_inputs is not None:
-        idle, partly, roles = _check_depths(full_model, blocks, example_inputs)
-        build.idle.update(idle)
-        if roles:
-            warnings.warn(
-                f"the role of blocks changes with the depth: {'; '.join(roles)}. A block that is averaged over several "
-                f"depths does another thing in each: give such blocks names that the pattern leaves out, or let each "
-                f"block do the same at every depth",
-                stacklevel=2,
-            )
-        if idle:
-            names = ", ".join(dict.fromkeys(name for layer in idle.values() for name in layer))
-            warnings.warn(f"shallower models hold {names} and do not train them: they do not count", stacklevel=2)
-        if partly:
-            warnings.warn(
-                f"shallower models train some rows of {', '.join(sorted(partly))} and return the others as they were, "
-                f"which counts as if trained: let each block hold its own row",
-                stacklevel=2,
-            )
-    return build
+    if example_inputs is None:
+        return Shallow(model, blocks, rates_by_level, {})
+    idle, partly, roles = _check_depths(full_model, blocks, example_inputs)
+    if roles:
+        warnings.warn(
+            f"the role of blocks changes with the depth: {'; '.join(roles)}. A block that is averaged over several "
+            f"depths does another thing in each: give such blocks names that the pattern leaves out, or let each "
+            f"block do the same at every depth",
+            stacklevel=2,
+        )
+    if idle:
+        names = ", ".join(dict.fromkeys(name for layer in idle.values() for name in layer))
+        warnings.warn(f"shallower models hold {names} and do not train them: they do not count", stacklevel=2)
+    if partly:
+        warnings.warn(
+            f"shallower models train some rows of {', '.join(sorted(partly))} and return the others as they were, "
+            f"which counts as if trained: let each block hold its own row",
+            stacklevel=2,
+        )
+    return Shallow(model, blocks, rates_by_level, idle)
 
 
 def read_levels(text: str) -> Mapping[float, Rates] | None:

@@ -103,8 +103,8 @@ def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[
         classes.append((stack, type(stack)))
         stack.__class__ = watch.spy(name or "(the model itself)", type(stack))
         for block in blocks:
-            layer = stack._modules[block]
-            if layer is not None and uses[layer] == 1:  # a block that is used in several places has no single role
+            layer = stack.get_submodule(block)
+            if uses[layer] == 1:  # a block that is used in several places has no single role
                 hooks.append(layer.register_forward_hook(partial(watch.note_output, f"{name}.{block}".lstrip("."))))
     try:
         yield watch

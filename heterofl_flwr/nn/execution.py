@@ -6,6 +6,7 @@ from inspect import isroutine
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 
@@ -14,10 +15,14 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Return a model's number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters and buffers by name. A shared tensor appears under each name."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return dict(named)
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
 
 
 def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -92,6 +97,18 @@ def channels_last(model: nn.Module) -> Iterator[None]:
     finally:
         for weight, home in homes:
             weight.data = home.copy_(weight.data)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within this context, attention is computed by matrix products, as torch modes can see on every device."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Measuring static batch norm moments (section 3.2)."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -54,7 +54,6 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
     if not batch_norms(model):
         return Moments(kind, {})
     place = next(model.parameters(), torch.zeros(()))
-    some: Sequence[torch.Tensor] = ()
     number = 0
     with torch.no_grad(), _restored(model), channels_last(model):
         for module in model.modules():
@@ -65,7 +64,7 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
                 total.batches = len(some)
             model(some[0] if len(some) == 1 else torch.cat(some))
             number += len(some)
-    if not some:
+    if not number:
         raise DataError("there are no batches to measure moments on")
     return Moments(kind, {name: sums_of_layer.moments(number) for name, sums_of_layer in sums.items()})
 

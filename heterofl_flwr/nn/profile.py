@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.nn.execution import call, device_of
+from heterofl_flwr.nn.execution import call, device_of, num_parameters, plain_attention
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
 
@@ -73,9 +72,9 @@ def profile(model: nn.Module, example_input: object) -> Profile:
         if norm.running_mean is None:
             norm.running_mean = torch.zeros(norm.num_features, device=device)
             norm.running_var = torch.ones(norm.num_features, device=device)
-    with _plain_attention(), _flop_counter() as counter:
+    with plain_attention(), _flop_counter() as counter:
         call(probe, tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), example_input))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = num_parameters(model)
     return Profile(parameters, counter.get_total_flops() // 2, parameters * 4 / 1024**2)
 
 
@@ -99,18 +98,6 @@ def _flop_counter() -> Iterator["FlopCounterMode"]:
     finally:
         if exempt:
             vars(function).pop("__dynamo_disable", None)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Compute attention by matrix products, which torch's counter supports on every device."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) -> tuple[nn.Module, Profile]:

@@ -143,7 +143,7 @@ class ClientRound:
         roster, view = self.roster, self.roster.view(members)
         self._check(members, range(len(roster.clients)), keys)
         rounds.note(roster.run, roster.server_round)
-        plan = roster.slices[roster.clients[self.number][0]]
+        plan = roster.slice_of(self.number)
         parts = roster.parts(plan, roster.count(plan, members))
         vector = fill(roster, plan, len(members))
         vector[parts == 0] = 0  # too few holders: never summed

@@ -135,7 +135,7 @@ def _interpolate(shares: Mapping[int, bytes], points: tuple[int, ...], argument:
 
 
 @lru_cache(maxsize=1024)
-def _weights(points: tuple[int, ...], argument: int = 0) -> list[int]:
+def _weights(points: tuple[int, ...], argument: int) -> list[int]:
     """Return the Lagrange weights of ``points`` for interpolation at ``argument``."""
     remaining: Sequence[Sequence[int]] = [[value for value in points if value != point] for point in points]
     return [

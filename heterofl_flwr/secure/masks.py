@@ -1,6 +1,5 @@
 """Masks of a client's change: private masks, and masks of pairs, which cancel in the sum."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,10 +18,8 @@ def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, pr
 
     In a pair, the client with the smaller number adds the mask, and the other subtracts it.
     """
-    plan, by_slice = roster.slices[roster.clients[client][0]], defaultdict[int, list[int]](list)
-    for peer in peers:
-        by_slice[roster.clients[peer][0]].append(peer)
-    for number, neighbours in by_slice.items():
+    plan = roster.slice_of(client)
+    for number, neighbours in roster.by_slice(peers).items():
         shared = overlap(plan, roster.slices[number])
         total = np.zeros(shared.parameters, np.uint32)
         for peer in neighbours:

@@ -1,8 +1,8 @@
 """The roster of a round: its clients, and the parts of the sum that are unmasked separately."""
 
 import json
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -138,6 +138,18 @@ class Roster:
     def tolerated(self) -> int:
         """Number of lying clients that the protocol tolerates, at least 1."""
         return max(1, len(self.clients) - self.threshold)
+
+    def slice_of(self, client: int) -> Plan:
+        """Return a client's slice."""
+        number: int = self.clients[client][0]
+        return self.slices[number]
+
+    def by_slice(self, clients: Iterable[int]) -> dict[int, list[int]]:
+        """Return the clients by the index of their slice."""
+        groups = defaultdict[int, list[int]](list)
+        for client in clients:
+            groups[self.clients[client][0]].append(client)
+        return groups
 
     def public(self, client: int, use: int) -> bytes:
         """Return a client's public key for masks (``use`` 1) or for shares (``use`` 2)."""

@@ -1,6 +1,6 @@
 """The server's side of secure aggregation."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +17,9 @@ from heterofl_flwr.secure.slices import COUNTS, add_part, as_state, classes_of, 
 
 KEY_PART: Part = 0
 """Part number for a client's private key."""
+
+Shares = Mapping[tuple[int, Part], Mapping[int, bytes]]
+"""Shares of secrets by (client, part), then by sender."""
 
 
 class ServerRound:
@@ -66,14 +69,14 @@ class ServerRound:
     def add(self, client: int, masked: Masked) -> None:
         """Add a member's masked vector; raise ``ReplyError`` if it is invalid."""
         vector, shares, digests = masked
-        number = self.roster.clients[client][0]
-        expected, parts = (self.roster.slices[number].parameters,), self._parts[number]
+        plan, parts = self.roster.slice_of(client), self._parts[self.roster.clients[client][0]]
+        expected = (plan.parameters,)
         if vector.dtype != np.uint32 or vector.shape != expected:
             form = f"{vector.dtype} of shape {vector.shape}"
             raise ReplyError(f"reply refused: its masked change is {form}, expected uint32 of shape {expected}")
         if not fits(shares, len(self.members), len(parts)) or len(digests) != len(parts):
             raise ReplyError("reply refused: it has not one sealed share of its seeds for each client")
-        add_part(self._total, self._union, self.roster.slices[number], vector)
+        add_part(self._total, self._union, plan, vector)
         self._seeds[client] = shares, dict(zip(parts, digests, strict=True))
 
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
@@ -83,15 +86,15 @@ class ServerRound:
         """
         roster, survivors = self.roster, self.survivors
         rings = roster.open_rings(self.members, survivors)
-        parts = {part for row in self._parts for part in row if roster.ring_of(part) in rings}
-        parts = {part for part in parts if not roster.is_rows(part)}
+        every = {part for parts in self._parts for part in parts}
+        parts = {part for part in every if roster.ring_of(part) in rings and not roster.is_rows(part)}
         by_client = {
             client: [KEY_PART] if client not in self._seeds else self._of(client, parts) for client in self.members
         }
         shares = self._collect(revealed, by_client)
         # The masks of a lost client cancel those that the others share with it.
         for client in [client for client in self.members if client not in self._seeds]:
-            plan, private = roster.slices[roster.clients[client][0]], self._secret(client, KEY_PART, shares)
+            plan, private = roster.slice_of(client), self._secret(client, KEY_PART, shares)
             if private is None:
                 add_part(self._spoiled, self._union, plan, np.ones(plan.parameters, np.int32))
                 continue
@@ -175,11 +178,9 @@ class ServerRound:
     def _of(self, client: int, parts: set[Part]) -> list[Part]:
         return [part for part in self._parts[self.roster.clients[client][0]] if part in parts]
 
-    def _take_off(self, parts: set[Part], shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> None:
-        roster, by_slice = self.roster, defaultdict[int, list[int]](list)
-        for client in self.survivors:
-            by_slice[roster.clients[client][0]].append(client)
-        for number, clients in by_slice.items():
+    def _take_off(self, parts: set[Part], shares: Shares) -> None:
+        roster = self.roster
+        for number, clients in roster.by_slice(self.survivors).items():
             plan = roster.slices[number]
             masks, spoiled = np.zeros(plan.parameters, np.uint32), np.zeros(plan.parameters, np.int32)
             places = places_of(roster.parts(plan, roster.count(plan, self.members)), roster)
@@ -193,10 +194,8 @@ class ServerRound:
         opened = self.roster.parts(self._union, self.roster.count(self._union, self.members))
         self._opened = (self._opened | np.isin(opened, list(parts))) & (self._spoiled == 0)
 
-    def _collect(
-        self, revealed: Mapping[int, Sequence[bytes]], expected: Mapping[int, Sequence[Part]]
-    ) -> Mapping[tuple[int, Part], Mapping[int, bytes]]:
-        """Return the valid shares of secrets, by (client, part), then by sender; note liars."""
+    def _collect(self, revealed: Mapping[int, Sequence[bytes]], expected: Mapping[int, Sequence[Part]]) -> Shares:
+        """Return the valid shares of secrets; note liars."""
         shares: defaultdict[tuple[int, Part], dict[int, bytes]] = defaultdict(dict)
         for helper, texts in revealed.items():
             complete = texts if len(texts) == len(expected) else [b""] * len(expected)
@@ -221,10 +220,7 @@ class ServerRound:
 
     def _weigh_accusations(self) -> None:
         """Add liars: clients that report missing shares too often, or whose shares are reported missing too often."""
-        accused = defaultdict[int, int](int)
-        for helpers in self._accusers.values():
-            for helper in helpers:
-                accused[helper] += 1
+        accused = Counter(helper for helpers in self._accusers.values() for helper in helpers)
         for helper, number in accused.items():
             if number > self.roster.tolerated:
                 self.liars.setdefault(helper, "it revealed no shares of others' secrets")
@@ -239,15 +235,14 @@ class ServerRound:
         hashes = crypto.cut(dealt.hashes[self.members.index(helper)], crypto.HASH_BYTES)
         return [digest for part, digest in zip(all_parts, hashes, strict=True) if part in set(parts)]
 
-    def _secret(self, client: int, part: Part, shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> bytes | None:
+    def _secret(self, client: int, part: Part, shares: Shares) -> bytes | None:
         """Return a client's seed or private key from valid shares, or None."""
         dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
         if len(dealt_shares) < threshold:
             return None
         secret, is_key = crypto.combine_shares(dealt_shares, threshold), part == KEY_PART
-        if is_key and secret and crypto.public_of(secret) == self.roster.public(client, 1):
-            return secret
-        if not is_key and secret and crypto.digest(secret) == self._seeds[client][1][part]:
+        announced = self.roster.public(client, 1) if is_key else self._seeds[client][1][part]
+        if secret and (crypto.public_of if is_key else crypto.digest)(secret) == announced:
             return secret
         self.liars.setdefault(client, "the secret of its shares is not the one that it announced")
         return secret if secret and not is_key and crypto.are_consistent(dealt_shares, threshold) else None

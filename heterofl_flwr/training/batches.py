@@ -22,7 +22,7 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
 
     A last batch of one row joins the batch before, as batch norm cannot normalise a single value.
     """
-    pieces = list(order.split(batch_size))
+    pieces = list(order.split(batch_size)) if len(order) else []
     if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
         pieces[-2:] = [torch.cat(pieces[-2:])]
     return pieces
@@ -64,14 +64,15 @@ def training_batches(
 
 
 def _joined(batches: Sequence[Tensor], number: int) -> Iterator[tuple[Tensor, list[int]]]:
-    for start in range(0, len(batches), max(number, 1)):
-        group = list(batches[start : start + max(number, 1)])
+    number = max(number, 1)
+    for start in range(0, len(batches), number):
+        group = list(batches[start : start + number])
         yield torch.cat(group), list(map(len, group))
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Return the number of training steps in an epoch."""
-    groups = len(batch_rows(torch.empty(len(split)), batch_size)) if len(split) else 0
+    groups = len(batch_rows(torch.empty(len(split)), batch_size))
     return groups if split.reading is None else groups * -(-split.inputs.shape[1] // split.reading.length)
 
 
@@ -111,6 +112,5 @@ def input_batches(
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     generator = torch.Generator().manual_seed(derive(seed or 0, "moments"))
     order = torch.arange(len(split)) if seed is None else torch.randperm(len(split), generator=generator)
-    batches = batch_rows(order.to(split.inputs.device), batch_size) if len(split) else ()
-    for rows, sizes in _joined(batches, AT_ONCE // batch_size):
+    for rows, sizes in _joined(batch_rows(order.to(split.inputs.device), batch_size), AT_ONCE // batch_size):
         yield from AUGMENTS[augment](split.inputs[rows], generator, split.black, sizes).split(sizes)

@@ -54,6 +54,8 @@ def test_a_copy_shares_what_is_never_exchanged():
     assert twin[0][0].weight is model[0].weight
     assert twin[0][0].bias is not model[0].bias
     assert twin[1] is twin[0][1]
+    assert shares_parameters(model)
+    assert not shares_parameters(build(1.0))
 
 
 def test_a_fingerprint_is_of_what_is_never_exchanged_alone():
@@ -89,13 +91,3 @@ def test_marks_name_parameters_that_the_model_has_at_the_time():
     assert list(exchanged_parameters(model)) == ["0.bias"]
     with pytest.raises(AttributeError):
         exclude_parameters(model, ["1.kernel"])
-
-
-def test_frozen_parameters_are_those_that_are_not_exchanged():
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    model[0].requires_grad_(False)
-    assert list(frozen_parameters(model)) == ["0.weight", "0.bias"]
-
-
-def test_a_module_that_is_left_out_of_copies_shares_its_parameters():
-    assert not shares_parameters(nn.Linear(2, 3))

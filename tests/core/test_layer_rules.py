@@ -324,15 +324,3 @@ def test_a_classifier_with_the_name_of_a_hidden_layer_is_refused():
     assert plan.shapes == {"0.weight": (4, 4), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)}
     hidden = Plan.of(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8)), nn.Sequential(nn.Linear(4, 4)))
     assert hidden.shapes["0.weight"] == (4, 4)  # the last of a body without a classifier
-
-
-def test_a_kernel_is_never_cut():
-    with pytest.raises(ShapeError, match=r"kernel sizes \(5, 5\) and \(3, 3\) differ"):
-        Plan.of(nn.Conv2d(3, 8, 5), nn.Conv2d(3, 4, 3))
-
-
-def test_complex_parameters_are_refused():
-    model = nn.Linear(2, 3)
-    model.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
-    with pytest.raises(ShapeError, match="phase are complex"):
-        Plan.of(model, copy.deepcopy(model))

@@ -210,6 +210,7 @@ NOT_OF = {
     "deeper": (_mlp(4, depth=1), _mlp(2, depth=2), r"that the global model lacks: 2\.0\.weight, 2\.0\.bias"),
     "wider": (_mlp(2), _mlp(4), "layer 0 of type Linear: an axis of 2 entries cannot keep 4"),
     "lazy": (LAZY, LAZY, r"parameters 0\.weight, .* have no shape yet: run one batch"),
+    "complex": (*[nn.Linear(2, 3, dtype=torch.complex64)] * 2, "parameters weight, bias are complex, and only real"),
     "empty": (nn.BatchNorm1d(4), nn.BatchNorm1d(0), r"weight, bias of the local model have no entries: round"),
     "bias": (nn.Linear(4, 4), nn.Linear(2, 2, bias=False), r"is Linear with \['weight', 'bias'\]"),
     "heads": (nn.MultiheadAttention(16, 4), nn.MultiheadAttention(4, 2), "4 heads of 4 became 2 heads of 2: keep ei"),

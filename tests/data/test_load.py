@@ -135,13 +135,6 @@ def test_an_unknown_name_raises_before_the_hub_is_asked(hub, root):
         load_dataset("pictures", root)
 
 
-def test_a_part_is_held_out_where_the_hub_has_no_test_split(hub):
-    train = of_the_hub(range(20), [0, 1] * 10)
-    hub(datasets.DatasetDict(train=train))
-    data = load_dataset("user/set")
-    assert (len(data.train), data.test.targets.tolist()) == (16, [0, 1, 0, 1])
-
-
 @pytest.mark.parametrize(
     ("name", "hub_name", "config", "shape", "first"),
     [

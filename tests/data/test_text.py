@@ -30,13 +30,17 @@ def test_words_are_numbered_as_they_come(corpus):
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
-    [(ROWS, "test: found 4 tokens, too few for 10 rows"), (None, "train: found 9 tokens, too few for a row of 64")],
+    ("rows", "number", "message"),
+    [
+        (ROWS, 1, "test: found 4 tokens, too few for 10 rows"),
+        (ROWS, 3, "test: found 12 tokens, too few for 10 rows"),  # a row of one token is too short
+        (None, 1, "train: found 9 tokens, too few for a row of 64"),
+    ],
 )
-def test_a_corpus_too_short_for_its_rows_raises_an_error(rows, message):
+def test_a_corpus_too_short_for_its_rows_raises_an_error(rows, number, message):
     lines = ["a b"] * (100 if rows else 3)
     with pytest.raises(DataError, match=message):
-        to_text("corpus", Texts(lines, "train"), Texts(["a", "b"], "test"), rows)
+        to_text("corpus", Texts(lines, "train"), Texts(["a", "b"] * number, "test"), rows)
 
 
 def test_each_owner_has_its_own_rows():
@@ -94,8 +98,3 @@ def test_the_papers_text(shared):
     words = [len(own) for own in parts.classes]
     assert min(words) >= 2_500
     assert max(words) <= 5_000
-
-
-def test_a_row_of_one_token_is_too_short():
-    with pytest.raises(DataError, match="test: found 12 tokens, too few for 10 rows"):
-        to_text("corpus", Texts(["a b"] * 100, "train"), Texts(["a", "b"] * 3, "test"), ROWS)

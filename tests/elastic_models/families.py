@@ -37,6 +37,11 @@ class Then(nn.Module):
         return self.function(self, x)
 
 
+def around(function: Callable[..., Tensor], width: int = 8, **layers: nn.Module) -> nn.Module:
+    """Return a model with a function of layers and channels between two linear layers."""
+    return nn.Sequential(nn.Linear(3, width), Then(function, **layers), nn.Linear(width, 2))
+
+
 def conv(inputs: int, outputs: int, size: int = 3, **options: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, padding=size // 2, **options)
 

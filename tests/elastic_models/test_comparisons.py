@@ -8,7 +8,7 @@ from heterofl_flwr.common.errors import UnsupportedLayerError
 from heterofl_flwr.elastic_models import elastic
 from simulations.model_zoo.check import check
 from simulations.model_zoo.models import draw_weights
-from tests.elastic_models.families import Then, classifier, conv, images
+from tests.elastic_models.families import Then, around, classifier, conv, images
 
 RATES = (0.9, 0.5, 0.3, 0.25, 0.125, 0.0625, 0.01)
 X = torch.randn(2, 3)
@@ -27,10 +27,6 @@ class Block(nn.Module):
         if x.shape[1] != self.o:
             x = self.skip(x)
         return torch.relu(x + y)
-
-
-def _around(function, width=32, **layers):
-    return nn.Sequential(nn.Linear(3, width), Then(function, **layers), nn.Linear(width, 2))
 
 
 @pytest.mark.parametrize("widths", [(64, 32), (32, 64), (48, 32), (10, 12)])
@@ -63,7 +59,7 @@ def test_a_condition_has_one_outcome_at_every_rate(condition, kept):
     def forward(self, x):
         return self.other(x) if condition(self, x) else self.other(self.other(x))
 
-    build = elastic(_around(forward, other=nn.Linear(32, 32)), X)
+    build = elastic(around(forward, 32, other=nn.Linear(32, 32)), X)
     for rate in (0.9, 0.3, 0.01):
         build(rate)
     assert build.plan(0.5).shapes["0.weight"][0] == kept
@@ -88,7 +84,7 @@ def _moody(self, x):
 
 
 def _moody_model():
-    return _around(_moody, 64, one=nn.Linear(64, 64), two=nn.Linear(64, 64))
+    return around(_moody, 64, one=nn.Linear(64, 64), two=nn.Linear(64, 64))
 
 
 def test_a_rate_at_which_the_model_does_otherwise_is_refused():

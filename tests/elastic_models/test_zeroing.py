@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError
-from heterofl_flwr.core import Plan
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.core.axes import positions
 from heterofl_flwr.elastic_models import elastic
-from tests.elastic_models.families import CASES, Then
+from tests.elastic_models.families import CASES, Then, around
 
 RATES = (0.9, 0.5, 0.3, 0.25, 0.125)
 X = torch.randn(4, 3)
@@ -24,10 +23,6 @@ X = torch.randn(4, 3)
 @dataclass
 class Output:
     logits: Tensor
-
-
-def around(function, width=8, **layers):
-    return nn.Sequential(nn.Linear(3, width), Then(function, **layers), nn.Linear(width, 2))
 
 
 @torch.no_grad()
@@ -203,9 +198,3 @@ def test_inputs_and_tensors_that_cannot_lose_their_values_are_refused():
     model[1].register_buffer("graph", torch.eye(3).to_sparse())
     with pytest.raises(UnsupportedLayerError, match=r"1.graph is a tensor of layout torch.sparse_coo"):
         elastic(model, X)
-
-
-def test_complex_parameters_are_refused_by_a_plan():
-    model = nn.Linear(3, 2, dtype=torch.complex64)
-    with pytest.raises(ShapeError, match="parameters weight, bias are complex"):
-        Plan.of(model, copy.deepcopy(model))

@@ -28,12 +28,7 @@ PHASES = ("keys", "shares", "train", "reveal")
 
 def plan_of(width, rule="prefix", server_round=1, partition=0):
     """Return the plan of a client whose hidden layer has so many units."""
-    local = {
-        "hidden.weight": (width, INPUTS),
-        "hidden.bias": (width,),
-        "last.weight": (CLASSES, width),
-        "last.bias": (CLASSES,),
-    }
+    local = {name: tuple(width if size == WIDTH else size for size in shape) for name, shape in SHAPES.items()}
     function = make_slice_function(rule, seed=0, server_round=server_round, rate=width / WIDTH, partition=partition)
     return Plan.between(SHAPES, local).sliced(function)
 
@@ -72,10 +67,9 @@ class Federation:
         """Return what gives a client's vector: its steps, and 1 for each row that counts."""
 
         def vector(roster, own, clients):
-            parts = []
+            parts, labels = [], self.labels[number]
+            row = np.array([labels is None or label in labels for label in range(CLASSES)])
             for name, shape in own.shapes.items():
-                counted = CLASSES if self.labels[number] is None else self.labels[number]
-                row = np.array([counted == CLASSES or one in counted for one in range(CLASSES)]) if CLASSES else None
                 by_row = row.reshape(-1, *[1] * (len(shape) - 1))
                 if name.startswith(COUNTS):
                     parts.append(np.broadcast_to(by_row, shape).astype(np.int32).ravel())

@@ -23,7 +23,7 @@ def test_any_shares_up_to_the_threshold_give_the_secret(secret, number, data):
 def test_fewer_shares_say_nothing():
     # With two shares of three each secret is possible: there is a third share that gives it.
     shares = dict(enumerate(crypto.split(bytes(range(32)), 3, 3)[:2]))
-    one, two, three = crypto._weights((1, 2, 3))
+    one, two, three = crypto._weights((1, 2, 3), 0)
     known = sum(weight * int.from_bytes(shares[place], "big") for place, weight in enumerate((one, two)))
     for secret in (bytes(32), bytes(range(1, 33))):
         third = (int.from_bytes(secret, "big") - known) * pow(three, -1, crypto.PRIME) % crypto.PRIME

@@ -18,7 +18,7 @@ from heterofl_flwr.training.joint_losses import nested_loss
 from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
 from tests.federation.tiny import equal
 from tests.training.conftest import OPTIONS, assert_as_plain, exact, make_jobs, small, state, train_seated
-from tests.training.test_cohort import ReadsBack, spoil
+from tests.training.test_cohort import ReadsBack, on_gpu, spoil
 from tests.training.test_engines import METHODS
 
 CPU = torch.device("cpu")
@@ -181,10 +181,6 @@ def test_errors_are_those_of_plain_and_leave_no_seat_taken():
     assert not hall._taken
     clients, twins = make_jobs(small(norm="gn")), make_jobs(small(norm="gn"))
     assert_as_plain(clients, Round(clients, OPTIONS, hall).train(), OPTIONS, twins, 0.0)
-
-
-def on_gpu(jobs: list[TrainingJob]) -> list[TrainingJob]:
-    return [replace(job, model=job.model.to("cuda"), split=job.split.to("cuda")) for job in jobs]
 
 
 def gpu_hall() -> Hall:

@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.nn.execution import device_of
+from heterofl_flwr.nn.execution import device_of, num_parameters
 from heterofl_flwr.training.batches import explained_single
 from heterofl_flwr.training.engines.cohort import LEAST, find_obstacle, train_cohort
 from heterofl_flwr.training.engines.compile import train_compiled
@@ -39,26 +38,14 @@ ENGINES: dict[str, Engine] = {
 }
 """Engines by name."""
 
-ON_A_GPU = "cohort"
-"""Engine that ``auto`` uses on a GPU: ``cohort`` or ``seats``. Models that ``cohort`` cannot train are left to
-``plain``.
-"""
-
-
-def mixes_rates(engine: str, device: torch.device) -> bool:
-    """Return whether an engine trains models of several rates together."""
-    return (ON_A_GPU if engine == AUTO and device.type == "cuda" else engine) == "seats"
-
 
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
     """Return the name of the engine that is probably fastest for these clients."""
     model = jobs[0].model
-    if mixes_rates(AUTO, device_of(model)):
-        return "seats"
     device = device_of(model).type
     if len(jobs) < LEAST.get(device, math.inf):
         return "plain"
-    gains = device != "cpu" or sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
+    gains = device != "cpu" or num_parameters(model) <= MOST_ON_CPU
     return "cohort" if gains and find_obstacle(model) is None else "plain"
 
 

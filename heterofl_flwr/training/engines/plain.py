@@ -9,7 +9,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.nn.execution import channels_last
+from heterofl_flwr.nn.execution import channels_last, num_parameters
 from heterofl_flwr.training.batches import training_epochs
 from heterofl_flwr.training.device import give_back_gaps, seeded
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
@@ -45,7 +45,7 @@ def train_one(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     epochs: list[Tensor] = []  # for each epoch, the losses of its steps
     sizes: list[int] = []
-    faster = sum(parameter.numel() for parameter in model.parameters()) in CHANNELS_LAST
+    faster = num_parameters(model) in CHANNELS_LAST
     with seeded(derive(job.seed, "model"), device), channels_last(model) if faster else nullcontext():
         sgd = ParameterSGD(model.parameters(), options, job.quadratic)
         for batches in training_epochs(job, options):

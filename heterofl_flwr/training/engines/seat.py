@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core.exchanged import copy_exchanged, shares_parameters
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.nn.execution import device_of, named_tensors, to_channels_last
+from heterofl_flwr.nn.execution import device_of, named_tensors, num_parameters, to_channels_last
 from heterofl_flwr.training.batches import count_steps, training_epochs
 from heterofl_flwr.training.device import Draws, give_back_gaps
 from heterofl_flwr.training.engines.plain import CHANNELS_LAST, build_result, check_losses
@@ -55,7 +55,7 @@ class Seat:
         with self.at_work():
             self._model = copy_exchanged(job.model)
             self._description, self._is_tried = describe(self._model), False
-            if sum(parameter.numel() for parameter in self._model.parameters()) in CHANNELS_LAST:
+            if num_parameters(self._model) in CHANNELS_LAST:
                 to_channels_last(self._model)
             self._sgd = ParameterSGD(self._model.parameters(), options, job.quadratic)
             if self._stream:
