@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Collection, Mapping
 from functools import lru_cache
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +154,7 @@ class GlobalModel(Architecture):
         check_patterns("by_level", options.slicing.by_level, self.global_plan.axes)
         if options.slicing.slice_rule != "prefix":
             self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
-        self._first_names = MappingProxyType(first_names(self.model))
+        self._first_names = first_names(self.model)
         self.dtypes = {name: exchanged_dtype(self.model.get_parameter(name)) for name in self.global_plan.axes}
         exchanged = exchanged_parameters(self.model)
         self.rows = self._find_rows(exchanged)

@@ -81,8 +81,6 @@ class Levels:
 
     def can_train(self, node_id: int) -> bool:
         """Whether a client can train at a rate of the mix; True if its capacity is unknown."""
-        if node_id not in self._nodes:
-            return True
         if self._assignment == "fix":
             return not self._mix.idle or self._find_rate(0, node_id) > 0  # the rate is the same in each round
         capacity = self._nodes[node_id].holds

@@ -1,5 +1,6 @@
 """Checks that the stages of a chain fit each other and the mean."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -19,16 +20,13 @@ def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind:
     faults = [fault for stage in stages for fault in _faults_of_class(stage)]
     if faults:
         raise ConfigError("; ".join(faults))
-    names = [stage_name(stage) for stage in stages]
-    faults += [
-        f"{name}: two stages have this name; expected one, or different names (ServerStage.name)"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
     halves = [client.registered_name for stage in stages if (client := stage.client()) is not None]
-    faults += [
-        f"{name}: two stages have this client half; expected one of them"
-        for name in sorted({name for name in halves if halves.count(name) > 1})
-    ]
+    unique = {
+        "name; expected one, or different names (ServerStage.name)": [stage_name(stage) for stage in stages],
+        "client half; expected one of them": halves,
+    }
+    for what, names in unique.items():
+        faults += [f"{name}: two stages have this {what}" for name, count in Counter(names).items() if count > 1]
     if len(steps := {stage_name(stage): 1 for stage in stages if stage.needs.steps}) > 1:
         faults.append(f"{', '.join(steps)}: each steps along what the mean changes; expected one of them")
     for stage in stages:

@@ -65,6 +65,7 @@ class SecureSum(Conversation):
 
     def __post_init__(self) -> None:
         self.needs = Needs(counting_mean=True, equal_weights=True, holders=self.holders)
+        self.excluded: dict[int, str] = {}
         self._nodes: Sequence[int] = ()
         self._round: ServerRound | None = None
         self._nonce = secrets.randbits(63)
@@ -176,12 +177,10 @@ class SecureSum(Conversation):
         self._use(current, context)
 
     def _name_liars(self, current: ServerRound, context: RoundContext) -> None:
-        named = {self._nodes[number]: reason for number, reason in current.liars.items()}
-        self.excluded = {
-            **self.excluded,
-            **{client: f"{reason}; it is left out of later rounds" for client, reason in named.items()},
-        }
-        self._liars |= {client: f"in round {context.server_round} {reason}" for client, reason in named.items()}
+        for number, reason in current.liars.items():
+            client = self._nodes[number]
+            self.excluded[client] = f"{reason}; it is left out of later rounds"
+            self._liars[client] = f"in round {context.server_round} {reason}"
         for name in current.impossible:
             logger.warning(
                 "round %d: rows of %s stay as they are: the sum of the numbers of clients that count in them is "

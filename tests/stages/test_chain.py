@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust, Scaffold
+from heterofl_flwr import Adam, FedDyn, HeteroFL, Momentum, Plan, Privacy, Robust, Scaffold
 from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
@@ -138,6 +138,7 @@ class Grid(ServerStage):
         ({"stages": [Scaffold(), SecureSum()]}, "Scaffold reads replies, which SecureSum hides"),
         ({"stages": [Scaffold()], "robust": Robust()}, "Scaffold fits the counting mean"),
         ({"stages": [Momentum(), Momentum()]}, "Momentum: two stages have this name"),
+        ({"stages": [FedDyn(), type("Own", (FedDyn,), {"name": "Own"})()]}, "feddyn: two stages have this client half"),
         ({"stages": [Momentum(), Adam()]}, "Momentum, Adam: each steps along what the mean changes; expected one"),
         ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
         ({"stages": [Grid()], "robust": Robust()}, r"Grid fits the counting mean; expected robust=None"),
