@@ -110,7 +110,7 @@ class StageRunner(ClientChain):
         tensors: dict[str, Tensor],
         node: Context,
     ) -> None:
-        self._instruction, self._received, self.notes = instruction, received, load_notes(node)
+        self._instruction, self.notes = instruction, load_notes(node)
         _check_broadcast(broadcast, received)
         context = ClientContext(
             received=received,
@@ -146,7 +146,7 @@ class StageRunner(ClientChain):
         """Penalty of FedProx and of the stages; None without one."""
         penalty, strength = self.own_penalty, self._instruction.proximal_mu
         if strength:
-            quadratics = [Quadratic(strength, self._received()), *filter(None, [penalty.quadratic])]
+            quadratics = [Quadratic(strength, self._context.received()), *filter(None, [penalty.quadratic])]
             penalty = Penalty(Quadratic.sum(quadratics), penalty.terms)
         return penalty or None
 

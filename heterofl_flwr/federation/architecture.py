@@ -137,13 +137,12 @@ class Architecture:
 class GlobalModel(Architecture):
     """Architecture with one global model. Each client gets a slice with the shapes of ``build(rate)``."""
 
-    personal = False
-
     def __init__(self, build: Build, mix: Mix, options: Options, seed: int = 0) -> None:
         super().__init__(mix, options, seed)
         check_build(build)
-        for name in ("plan", "norms", "untrained", "frozen_fingerprint"):  # a cache of the class would keep instances
-            setattr(self, name, lru_cache(CACHED_RATES)(getattr(self, name)))
+        sizes = dict.fromkeys(("plan", "norms", "untrained", "frozen_fingerprint"), CACHED_RATES)
+        for name, size in {**sizes, "_moved_plan": CACHED_ROUNDS}.items():  # a cache of the class would keep instances
+            setattr(self, name, lru_cache(size)(getattr(self, name)))
         # A user's build may draw from the global generators.
         self.build = kept_random_state()(called_with_rate(build))
         self.shared = tuple(options.slicing.shared)
@@ -163,7 +162,6 @@ class GlobalModel(Architecture):
         if options.slicing.slice_rule == "important":
             plans = [self.plan(rate) for rate in mix.all_rates]
             self.channel_order = ChannelOrder(self.model, plans, options.slicing.rank_margin)
-        self._cached_moved_plan = lru_cache(CACHED_ROUNDS)(self._moved_plan)
 
     def plan(self, rate: float) -> Plan:
         """Return the plan of a rate's slice: the first channels of each layer."""
@@ -180,7 +178,7 @@ class GlobalModel(Architecture):
         rule = self.options.slicing.slice_rule
         if rule in NESTED_RULES:
             return self.plan(rate)
-        return self._cached_moved_plan(server_round, rate, partition if rule == "random-client" else 0)
+        return self._moved_plan(server_round, rate, partition if rule == "random-client" else 0)
 
     def _moved_plan(self, server_round: int, rate: float, partition: int) -> Plan:
         function = self.slice_function(self.options.slicing.slice_rule, server_round, rate, partition)

@@ -31,6 +31,8 @@ class Chain:
 
     Attributes
     ----------
+    summing
+        Stage that sums the replies itself, as in secure aggregation, or None.
     broadcast
         Tensors that are sent to clients with the model, by ``client stage/parameter``.
     instruction
@@ -48,15 +50,11 @@ class Chain:
     ) -> None:
         self.stages, self._open_aggregator, self._norm_bound = tuple(stages), aggregator, norm_bound
         check_chain(self.stages, aggregator, kind, weights)
+        self.summing = next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
         self._aggregation: Aggregation  # exists from open to close
         self._context: RoundContext
         self.broadcast: State = {}
         self.instruction: Fields = {}
-
-    @property
-    def summing(self) -> Conversation | None:
-        """Stage that sums the replies itself, as in secure aggregation, or None."""
-        return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
 
     @property
     def excluded(self) -> dict[int, str]:

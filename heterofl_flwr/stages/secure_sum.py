@@ -201,7 +201,7 @@ class SecureSum(Conversation):
                 return
         entries = sum(mask.numel() for mask in closed.values())
         self._closed = sum(int(mask.sum()) for mask in closed.values()) / max(1, entries)
-        self._mean.set_sums(sums, step)
+        self._mean.sums, self._mean.step = sums, step
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> "MeanOfSum":
         """Return the aggregator that computes the mean from the unmasked sum."""
@@ -220,19 +220,20 @@ class SecureSum(Conversation):
 
 
 class MeanOfSum:
-    """Aggregator that computes the mean from an unmasked sum."""
+    """Aggregator that computes the mean from an unmasked sum.
+
+    Attributes
+    ----------
+    sums
+        The sum of each parameter, in multiples of ``step``, and the number of clients in the sum of each entry.
+    step
+        Size of a step, in the unit of the parameter.
+    """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
-        self._sums: Mapping[str, tuple[Tensor, Tensor]] = {}
-        self._step = 1.0
-
-    def set_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]], step: float) -> None:
-        """Set the sum of each parameter, and the number of clients in the sum of each entry.
-
-        The sums are multiples of ``step``, which is in the unit of the parameter.
-        """
-        self._sums, self._step = sums, step
+        self.sums: Mapping[str, tuple[Tensor, Tensor]] = {}
+        self.step = 1.0
 
     def add(self, reply: CheckedReply) -> None:
         """Ignore the reply, which is already part of the sum."""
@@ -242,11 +243,11 @@ class MeanOfSum:
         """Return the new model: the old one plus the mean change."""
         new = State()
         for name, old in self._state.items():
-            total, counts = self._sums.get(name, (torch.zeros(()), torch.zeros(())))
-            moved = old.double() + total.double() / counts.double().clamp(min=1) * self._step
+            total, counts = self.sums.get(name, (torch.zeros(()), torch.zeros(())))
+            moved = old.double() + total.double() / counts.double().clamp(min=1) * self.step
             new[name] = torch.where(counts > 0, moved, old.double()).to(old.dtype)
         return new
 
     def holders(self, name: str) -> Tensor:
         """Return, for each entry of a parameter, the number of clients in its sum."""
-        return self._sums[name][1] if name in self._sums else torch.zeros(self._state[name].shape)
+        return self.sums[name][1] if name in self.sums else torch.zeros(self._state[name].shape)
