@@ -127,9 +127,14 @@ class Runner(ABC):
             node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
             if self._groups.pop(id_, None) is None:
                 continue
-            if trouble and trouble not in self._logged:  # log the traceback of many clients once
+            if trouble and trouble not in self._logged:
                 self._logged.add(trouble)
-                logger.error("node %d failed to answer %r:\n%s", node_id, message.metadata.message_type, trouble)
+                logger.error(
+                    "partition %s failed to answer %r; the same error of other clients is not logged again:\n%s",
+                    self._contexts[node_id].node_config["partition-id"],
+                    message.metadata.message_type,
+                    trouble,
+                )
             if context is not None:
                 self._contexts[node_id] = context
             set_metadata(reply, message_id=f"{id_}-reply")

@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from heterofl_flwr.common.errors import DataError, ShapeError
+from heterofl_flwr.common.errors import ConfigError, DataError, ShapeError
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 
 _PARTS = ("count", "first", "second")
@@ -107,6 +107,17 @@ class Moments:
             raise DataError(f"moments are incomplete or unknown: {', '.join(sorted(expected ^ set(tensors)))}")
         layers = {name: _read_layer(*(tensors[f"{kind}.{name}.{part}"] for part in _PARTS)) for name in names}
         return cls(kind, layers)  # type: ignore[arg-type]  # checked when constructed
+
+
+class MomentsByRate(dict[float, Moments]):
+    """Moments of models by their rates. ``[rate]`` raises ``ConfigError`` for a rate without moments."""
+
+    def __missing__(self, rate: float) -> Moments:
+        raise ConfigError(
+            f"there are no moments of rate {rate:g}, only of {', '.join(f'{known:g}' for known in self) or 'none'}: "
+            f"clients measure them for the models that they evaluate (fraction_evaluate above 0; for each level "
+            f"Evaluation(levels=True)), or you measure them with heterofl_flwr.nn.collect_moments(model, loader)"
+        )
 
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:

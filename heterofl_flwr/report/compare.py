@@ -89,14 +89,19 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
     if not differences:
         return formatting.NOTHING
     unit = " points" if formatting.score(metric, 0.0).endswith("%") else ""
-    mean = formatting.score(metric, fmean(differences)).removesuffix(" %")
+    mean = _signed(metric, fmean(differences))
     if len(differences) < LEAST_SEEDS:
         return f"{mean}{unit}"
     freedom = len(differences) - 1
     quantile = QUANTILES[freedom - 1] if freedom <= len(QUANTILES) else NORMAL_QUANTILE
     half = quantile * stdev(differences) / len(differences) ** 0.5
-    low, high = (formatting.score(metric, fmean(differences) + side * half).removesuffix(" %") for side in (-1, 1))
+    low, high = (_signed(metric, fmean(differences) + side * half) for side in (-1, 1))
     return f"{mean} [{low}, {high}]{unit}"
+
+
+def _signed(metric: str, value: float) -> str:
+    text = formatting.score(metric, value).removesuffix(" %")
+    return f"+{text}" if value > 0 else text
 
 
 def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str] = ()) -> Cells:

@@ -10,6 +10,7 @@ from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core.moving_slices import window_number
 from heterofl_flwr.federation.collect_moments import CollectedMoments
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.nn.moments import MomentsByRate
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import MOMENTS_SHARE, RoundMessages, read_each
 from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
@@ -76,7 +77,7 @@ class EvaluationHooks(RoundHooks):
     ) -> None:
         """Query clients for batch norm moments. If no client had moments in an earlier round, send nothing."""
         collected = CollectedMoments(self.federation, current.rates, remote=self.is_remote(grid))
-        self.moments, norms = {}, collected.norms
+        self.moments, norms = MomentsByRate(), collected.norms
         if not norms or self._have_moments is False:
             return
         kind = {messages.MOMENTS_KIND: self.options.averaging.fidelity.moments}
@@ -92,7 +93,7 @@ class EvaluationHooks(RoundHooks):
             if fault is not None:
                 collected.refuse(node_id, fault)
                 current.refuse_moments(node_id, fault)
-        self.moments = collected.result(self.spent, self.log, needed=self._have_moments is None)
+        self.moments = MomentsByRate(collected.result(self.spent, self.log, needed=self._have_moments is None))
         if collected.faults or self.moments:
             current.restrict_rates(self.moments)
         self._have_moments = self._have_moments or bool(self.moments)

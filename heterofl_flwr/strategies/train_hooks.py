@@ -18,7 +18,7 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.round_record import RoundRecord, check_metrics
-from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.moments import MomentsByRate
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.client_stage import Fields, State, TrainReply
 from heterofl_flwr.stages.privacy_accountant import Spent
@@ -90,7 +90,7 @@ class RoundHooks(Strategy):
         self.federation.reset()
         self.chain.load({})
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})
-        self.moments: dict[float, Moments] = {}
+        self.moments = MomentsByRate()
         self._have_moments: bool | None = None  # None until clients were queried for moments
         self.round_messages = RoundMessages(0, self.timeout)
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
@@ -205,7 +205,7 @@ class RoundHooks(Strategy):
             return arrays
         apply = partial(channel_order.apply, order)
         self.chain.reorder(apply, {name: tensor.shape for name, tensor in state.items()})
-        self.moments = {}  # they have the earlier order of channels
+        self.moments = MomentsByRate()  # they have the earlier order of channels
         return pack_tensors({name: apply(name, tensor) for name, tensor in state.items()})
 
     def train_message(

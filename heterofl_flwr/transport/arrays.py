@@ -16,7 +16,7 @@ from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import Architecture
-from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.moments import Moments, MomentsByRate
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.transport.messages import SCALES, SERVER, UPLOAD_RECORDS
 
@@ -178,13 +178,13 @@ def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
     return {f"{rate}/{name}": tensor for rate, sums in moments.items() for name, tensor in sums.to_tensors().items()}
 
 
-def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
+def moments_by_rate(tensors: Mapping[str, Tensor]) -> MomentsByRate:
     """Return the moments of each rate, from tensors with names such as ``0.5/fixed.norm1.count``."""
     by_rate: dict[float, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         rate, _, name = path.partition("/")
         by_rate.setdefault(float(rate), {})[name] = tensor
-    return {rate: Moments.from_tensors(named) for rate, named in by_rate.items()}
+    return MomentsByRate({rate: Moments.from_tensors(named) for rate, named in by_rate.items()})
 
 
 def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:

@@ -204,7 +204,7 @@ def _rows(group: Sequence[Trained], alone: Baselines, against: str) -> Iterator[
 
 
 def _count(values: Sequence[float]) -> str:
-    return f"{fmean(values):,.0f}"
+    return f"{fmean(values):,.1f}".removesuffix(".0")
 
 
 def _differences(values: Sequence[float]) -> str:

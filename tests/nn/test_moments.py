@@ -8,7 +8,7 @@ from hypothesis import example, given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, ShapeError
 from heterofl_flwr.nn import collect_moments, moments as module
-from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible, sum_robust
+from heterofl_flwr.nn.moments import LayerMoments, Moments, MomentsByRate, check_possible, sum_robust
 
 
 def _moments(kind="fixed", count=4, channels=2, name="bn", seed=0):
@@ -182,3 +182,12 @@ def test_clients_that_did_not_reach_a_layer_have_no_say(kind):
     assert 1.0 < mean < 1.3
     assert sum_robust([nothing] * 3).layers["bn"].count == 0
     assert sum_robust([nothing, near[0], far]).layers["bn"].count == 20
+
+
+def test_a_rate_without_moments_is_named_with_those_that_have_some():
+    by_rate = MomentsByRate({0.5: _moments()})
+    assert (by_rate.get(1.0), 1.0 in by_rate) == (None, False)
+    with pytest.raises(ConfigError, match=r"no moments of rate 1, only of 0\.5: clients measure them"):
+        by_rate[1.0]
+    with pytest.raises(ConfigError, match="only of none"):
+        MomentsByRate()[0.25]

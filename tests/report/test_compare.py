@@ -44,9 +44,10 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
     differences = [-0.1, -0.15, -0.05]
     half = stdtrit(2, 0.975) * stdev(differences) / 3**0.5
     low, high = fmean(differences) - half, fmean(differences) + half
-    assert rows[1][-1] == f"-10.0 [{100 * low:.1f}, {100 * high:.1f}] points"
+    assert rows[1][-1] == f"-10.0 [{100 * low:+.1f}, {100 * high:+.1f}] points"
     assert len(heads) == len(rows[0])
     assert paired_difference("loss", {0: 1.0, 1: 2.0}, {1: 1.5}) == "-0.5"
+    assert paired_difference("local-accuracy", {0: 0.5}, {0: 0.75}) == "+25.0 points"
 
 
 def test_final_and_best_are_of_one_statistic(tmp_path):
@@ -143,7 +144,7 @@ def test_any_metric_of_the_histories_is_a_column(folders, tmp_path, capsys):
     assert printed.err == f"\ncomparison: {page}\n"
     assert heads[:6] == ["settings", "seeds", "f1", "against the first row", "train/loss", "against the first row"]
     assert first[:6] == ["mix=a1", "3", "0.1 ± 0.1", "", "2 ± 0", ""]
-    assert second[:6] == ["mix=e1", "3", "0.4 ± 0.1", "0.3 [0.3, 0.3]", "2 ± 0", "0 [0, 0]"]
+    assert second[:6] == ["mix=e1", "3", "0.4 ± 0.1", "+0.3 [+0.3, +0.3]", "2 ± 0", "0 [0, 0]"]
     assert "train/loss" in page.read_text()
 
 
