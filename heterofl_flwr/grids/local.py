@@ -1,5 +1,6 @@
 """``LocalGrid``: a grid that runs clients in this process, one by one."""
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class Inline(Runner):
 
     # Clients run only in ``wait``, when a reply to a message of their group is pulled.
 
-    poll_until = None
+    poll_until = math.inf
 
     def __init__(self, app: ClientApp, contexts: dict[int, Context]) -> None:
         super().__init__(contexts)
@@ -72,12 +73,12 @@ class Inline(Runner):
         """Queue groups without running them."""
         self._groups.update({id_: group for group in groups for id_ in group.ids})
 
-    def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
+    def wait(self, ids: Sequence[str], deadline: float) -> list[str]:
         """Run the clients of these messages; return the ids of answered messages."""
         with self._lock:
             groups = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
             for _, group in sorted(groups.items()):
-                if deadline is not None and time.monotonic() >= deadline:
+                if time.monotonic() >= deadline:
                     break
                 self._keep(
                     group, answer(self._app, group.messages, [self._contexts[node_id] for node_id in group.nodes])

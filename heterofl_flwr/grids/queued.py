@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -80,8 +81,8 @@ def _rate(message: Message) -> float | None:
 class Runner(ABC):
     """Base class of objects that run clients and store their contexts."""
 
-    poll_until: float | None = 0.0
-    """Deadline for ``collect``, in seconds of ``time.monotonic``; None for no deadline."""
+    poll_until = 0.0
+    """Deadline for ``collect``, in seconds of ``time.monotonic``."""
 
     takes_groups = False
     """Whether the ClientApp has ``train_cohort``, which answers messages together."""
@@ -103,7 +104,7 @@ class Runner(ABC):
         """Queue groups of messages."""
 
     @abstractmethod
-    def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
+    def wait(self, ids: Sequence[str], deadline: float) -> list[str]:
         """Wait for replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
@@ -255,7 +256,7 @@ class QueuedGrid(Grid):
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
         """Wait at most ``timeout`` seconds for replies; return the ids of answered messages."""
-        return self._runner.wait(list(message_ids), None if timeout is None else time.monotonic() + timeout)
+        return self._runner.wait(list(message_ids), math.inf if timeout is None else time.monotonic() + timeout)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Forget messages and their replies."""

@@ -84,11 +84,11 @@ class ActorPool(Runner):
             self._waiting = sorted([*self._waiting, *groups])
             self._step(0.0)
 
-    def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
+    def wait(self, ids: Sequence[str], deadline: float) -> list[str]:
         """Wait for replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
         seconds = math.inf
         while seconds > 0 and not self._groups.keys().isdisjoint(ids):
-            seconds = math.inf if deadline is None else deadline - time.monotonic()
+            seconds = deadline - time.monotonic()
             with self._lock:
                 self._step(min(max(seconds, 0.0), TURN))
         return [id_ for id_ in ids if id_ in self._done]

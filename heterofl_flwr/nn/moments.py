@@ -165,12 +165,9 @@ def sum_robust(clients: Sequence[Moments]) -> Moments:
     For each channel, means and variances are clipped to an interval around their median over clients. Counts are
     limited to ``WEIGHT`` times the median count. With fewer than three clients, nothing is clipped.
     """
-    start, *rest = clients
-    layers = {
-        name: _sum_robust(start.kind, [layer, *(moments.layers[name] for moments in rest)])
-        for name, layer in start.layers.items()
-    }
-    return Moments(start.kind, layers)
+    kind = clients[0].kind
+    layers = {name: _sum_robust(kind, [moments.layers[name] for moments in clients]) for name in clients[0].layers}
+    return Moments(kind, layers)
 
 
 def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
