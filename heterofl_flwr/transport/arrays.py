@@ -205,7 +205,7 @@ class Slices:
     """
 
     def __init__(
-        self, architecture: Architecture, arrays: ArrayRecord, level_tensors: Callable[[float], State] = lambda _: {}
+        self, architecture: Architecture, arrays: ArrayRecord, level_tensors: Callable[[float], State]
     ) -> None:
         self._level_tensors, self._levels = level_tensors, dict[float, ArrayRecord]()
         self.state = architecture.check_state(read_tensors(arrays))

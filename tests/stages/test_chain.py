@@ -50,6 +50,18 @@ def test_replies_go_back_through_the_stages_and_means_forward():
     assert diary == [("reply", "two"), ("reply", "one"), ("mean", "one"), ("mean", "two")]
 
 
+@pytest.mark.parametrize("extra_rows", [True, False])
+def test_rows_of_no_class_are_averaged_where_the_round_says_so(extra_rows):
+    state = {"bias": torch.zeros(2), "embedding": torch.zeros(3)}
+    context = RoundContext(server_round=1, state=state, model=torch.nn.Identity(), rows=[*state], extra_rows=extra_rows)
+    chain = Chain([])
+    chain.open(context)
+    chain.add(
+        Update(plan=Plan.between(state, state), tensors={"bias": torch.ones(2), "embedding": torch.ones(3)}, labels=[0])
+    )
+    assert chain.close()["embedding"].tolist() == [1, 0, extra_rows]
+
+
 class Twice(ServerStage):
     """Counts what a client changed twice."""
 
