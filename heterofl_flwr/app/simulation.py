@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
 from heterofl_flwr.app.run_request import Request
@@ -23,7 +23,7 @@ from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.training.engines import MOST_ON_CPU
-from heterofl_flwr.transport.arrays import count_bytes
+from heterofl_flwr.transport.arrays import content_bytes
 from heterofl_flwr.transport.compat import NO_FUNCTION, load_app
 from heterofl_flwr.transport.relay import Relay
 
@@ -169,7 +169,7 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
 
 def cost(message: Message) -> float:
     """Return the relative cost of a client's training, from the size of its model."""
-    return STEP + sum(count_bytes(record) for record in message.content.values() if isinstance(record, ArrayRecord))
+    return STEP + content_bytes(message.content)
 
 
 class Warnings(logging.Handler):

@@ -6,7 +6,7 @@ from functools import cache
 from weakref import WeakKeyDictionary
 
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
@@ -30,16 +30,16 @@ logger = logging.getLogger(__name__)
 
 def read_record(message: Message, name: str) -> dict[str, Tensor]:
     """Return the tensors of the message's record ``name``, if any."""
-    record = reading.array_records(message.content).get(name)
+    record = reading.find_record(message.content, name, ArrayRecord)
     return {} if record is None else read_tensors(record)
 
 
 def read_received(message: Message) -> dict[str, Tensor]:
     """Return the parameters in a message."""
-    records = reading.array_records(message.content)
-    if messages.ARRAYS not in records:
+    record = reading.find_record(message.content, messages.ARRAYS, ArrayRecord)
+    if record is None:
         raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
-    return read_tensors(records[messages.ARRAYS])
+    return read_tensors(record)
 
 
 def load_models(
@@ -53,7 +53,7 @@ def load_models(
     ``state`` has the parameters of the largest model. The parameters of smaller models are slices of these.
     Parameters that are not such slices are in the message, under names of the form ``rate/parameter``.
     """
-    moments = reading.array_records(message.content).get(messages.MOMENTS)
+    moments = reading.find_record(message.content, messages.MOMENTS, ArrayRecord)
     level_tensors = read_record(message, messages.LEVELS)
     for rate in instruction.rates:
         model = new_model(build, rate, to_load=True)

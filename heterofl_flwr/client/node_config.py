@@ -7,7 +7,6 @@ from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.transport import messages
 
 _KEYS = (messages.NODE_LEVEL, messages.NODE_RATE, messages.NODE_PARTITION, messages.NODE_NUM_PARTITIONS)
-_SYNONYMS = {messages.CAPACITY: messages.NODE_LEVEL}
 
 
 def read_capability(context: Context) -> dict[str, object]:
@@ -15,7 +14,7 @@ def read_capability(context: Context) -> dict[str, object]:
     node = context.node_config
     for key in node:
         plain = key.lower().replace("_", "-")
-        expected = _SYNONYMS.get(plain, plain)
+        expected = messages.NODE_LEVEL if plain == messages.CAPACITY else plain
         if expected in _KEYS and key != expected:
             raise ConfigError(f"the node config has {key}={node[key]!r}, a key that nothing reads: write {expected}=")
     if messages.NODE_LEVEL in node and messages.NODE_RATE in node:

@@ -51,25 +51,25 @@ def answer_queries(
     if (build is None) == (build_from is None):
         raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, its maker")
 
-    def capability(message: Message, context: Context) -> Message:
-        fields = read_capability(context)
-        if capacity is not None and messages.CAPACITY not in fields:
-            fields[messages.CAPACITY] = rate_of(capacity(context))
-        return messages.answer(message, fields)
-
     def moments(message: Message, context: Context) -> Message:
         function = build_from(context) if build_from and data else build
         if data is None or function is None:
             return messages.answer(message, {})
         return answer_moments(Task(message, context, function), lambda: data(context))
 
-    for name, answer in (("capability", capability), ("stages", answer_stages), ("moments", moments)):
-        app.query(name)(answer)
+    app.query("capability")(lambda message, context: answer_capability(message, context, capacity))
+    app.query("stages")(answer_stages)
+    app.query("moments")(moments)
 
 
-def answer_capability(message: Message, context: Context) -> Message:
-    """Reply to ``query.capability`` with the node's rate and partition."""
-    return messages.answer(message, read_capability(context))
+def answer_capability(
+    message: Message, context: Context, capacity: Callable[[Context], str | float] | None = None
+) -> Message:
+    """Reply to ``query.capability`` with the node's rate and partition; ``capacity`` is that of ``answer_queries``."""
+    fields = read_capability(context)
+    if capacity is not None and messages.CAPACITY not in fields:
+        fields[messages.CAPACITY] = rate_of(capacity(context))
+    return messages.answer(message, fields)
 
 
 def answer_stages(message: Message, context: Context) -> Message:

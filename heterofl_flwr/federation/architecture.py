@@ -25,7 +25,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.slice_plan import Plan, shared_part
-from heterofl_flwr.federation.architecture_checks import check_frozen, check_tables, equals
+from heterofl_flwr.federation.architecture_checks import check_moving, equals
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.measure_moments import batch_norms
@@ -168,8 +168,7 @@ class GlobalModel(Architecture):
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":
-            check_tables(self.options.slicing.slice_rule, self.model, model, rate)
-            check_frozen(self.options.slicing.slice_rule, self.model, model, rate)
+            check_moving(self.options.slicing.slice_rule, self.model, model, rate)
             plan.check_groups()
         return shared_part(plan, self.shared)
 

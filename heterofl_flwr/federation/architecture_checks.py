@@ -11,11 +11,8 @@ from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.nn.buffers import find_channel_tables
 
 
-def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if a buffer has values that differ by channel.
-
-    Call this only if the slice rule is not ``prefix``.
-    """
+def check_moving(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
+    """Raise ``ConfigError`` if slices cannot move: a buffer has values by channel, or a frozen parameter is cut."""
     if tables := find_channel_tables(model, local):
         raise ConfigError(
             f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
@@ -23,13 +20,6 @@ def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
             f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
             f"parameter, torch.nn.Parameter(...), which is cut as the others"
         )
-
-
-def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if a frozen parameter is smaller in the client's model than in the global model.
-
-    Call this only if the slice rule is not ``prefix``.
-    """
     parameters, part = frozen_parameters(model), frozen_parameters(local)
     if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:
         raise ConfigError(

@@ -49,8 +49,8 @@ class EvaluationRound:
         node_ids: Sequence[int],
         sampled: Sequence[int],
         *,
-        num_rounds: int = 0,
-        silent: Collection[int] = (),
+        num_rounds: int,
+        silent: Collection[int],
     ) -> None:
         self._federation, self._options, self._log = federation, federation.options, log
         self._server_round, self._present = server_round, node_ids

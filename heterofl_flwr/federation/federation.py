@@ -1,7 +1,6 @@
 """A federation: an architecture, the registered clients, and their levels."""
 
 import secrets
-from collections.abc import Collection, Mapping
 
 from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
@@ -87,15 +86,13 @@ class Federation:
         self.nodes.load(state.trained, state.dealt, state.nodes)
         self.run_key = self.run_key if state.run_key is None else state.run_key
 
-    def register(
-        self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
-    ) -> None:
+    def register(self, answers: Answers) -> None:
         """Register new clients by their answers to the capability query.
 
         A client with a ``Fault`` or an invalid answer gets the mix's smallest rate. If there are too many such clients,
         raise ``RoundError``.
         """
-        self.levels.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
+        self.levels.update_nodes({*self.nodes.order, *answers}, {})
         limits, unusable = self.options.limits, Capability(capacity=self.mix.rates[-1])
         admitted, faults = dict[int, Capability](), dict[int, str]()
         for node_id, answer in answers.items():
@@ -122,7 +119,7 @@ class Federation:
         If every client evaluates the global model, it is the slice rule of training, unless that rule is ``important``.
         In all other cases it is ``prefix``.
         """
-        capacities = [self.nodes[node_id].holds for node_id in self.nodes]
+        capacities = [node.holds for node in self.nodes.values()]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
         rule = self.options.slicing.slice_rule
         return rule if rule not in NESTED_RULES and (all_hold or self.options.evaluation.nodes == "all") else "prefix"

@@ -33,7 +33,7 @@ class Capability:
         return self.limit if self.capacity is None else min(self.capacity, self.limit)
 
 
-class Nodes:
+class Nodes(Mapping[int, Capability]):
     """Registry of the clients by node id.
 
     Each client has two numbers. The *partition* seeds its random draws. The *seat* determines the level of a client
@@ -79,9 +79,6 @@ class Nodes:
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
         self.own_rates: dict[int, float] = {}  # rates of clients with personal parameters: always their first rate
 
-    def __contains__(self, node_id: int) -> bool:
-        return node_id in self._capabilities
-
     def __iter__(self) -> Iterator[int]:
         return iter(self._capabilities)
 
@@ -101,7 +98,7 @@ class Nodes:
             self.away.setdefault(self.name(node_id), server_round)
             self._note_change(node_id, f"away: {self.name(node_id)}")
         self.demoted.difference_update(map(self.name, gone))
-        self.forget(gone | (self._capabilities.keys() - present))
+        self.forget(gone)
         self.unanswered -= gone
         self.present = present
         self._names.update(names)

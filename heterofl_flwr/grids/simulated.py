@@ -8,7 +8,7 @@ from flwr.app import Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
 from heterofl_flwr.grids.devices import Devices, Turn
-from heterofl_flwr.transport.arrays import count_bytes
+from heterofl_flwr.transport.arrays import content_bytes
 from heterofl_flwr.transport.compat import make_message
 from heterofl_flwr.transport.messages import (
     METRICS,
@@ -21,7 +21,7 @@ from heterofl_flwr.transport.messages import (
     WORK,
     LocalFault,
 )
-from heterofl_flwr.transport.reading import array_records, read_config, read_value
+from heterofl_flwr.transport.reading import read_config, read_value
 from heterofl_flwr.transport.relay import Relay
 
 AWAY = f"{SIMULATED}not available"
@@ -159,7 +159,7 @@ class SimulatedDevices(Relay):
         turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
         if (share := self._devices.step_share(turn)) < 1:
             config[WORK] = share
-        return _Flight(turn, message.metadata.message_type, self.seconds, array_bytes(message))
+        return _Flight(turn, message.metadata.message_type, self.seconds, content_bytes(message.content))
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
         """Return the reply, or an error reply if its device is away, drops out or is late."""
@@ -168,7 +168,7 @@ class SimulatedDevices(Relay):
             return reply
         if devices.is_away(turn):
             return make_message(reply.metadata, error=LocalFault(AWAY, "simulated"))
-        fault, done, up = "", 1.0, array_bytes(reply)
+        fault, done, up = "", 1.0, content_bytes(reply.content)
         if devices.drops_out(turn):
             fault, done, up = DROPPED_OUT, turn.progress, 0
         work = devices.work(flight.kind, turn.partition, turn.rate, examples) * devices.step_share(turn) * done
@@ -183,11 +183,6 @@ class SimulatedDevices(Relay):
 def is_training(message: Message) -> bool:
     """Whether a message is an instruction to train."""
     return message.metadata.message_type.startswith(MessageType.TRAIN)
-
-
-def array_bytes(message: Message) -> int:
-    """Return the size of a message's arrays in bytes."""
-    return sum(map(count_bytes, array_records(message.content).values()))
 
 
 def examples_of(reply: Message) -> int | None:

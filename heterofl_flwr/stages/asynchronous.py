@@ -40,7 +40,7 @@ class Buffered:
 class Seats:
     """Seats, one for each reply that a step uses; ``quota`` seats are reserved for each level."""
 
-    def __init__(self, size: int, quota: int = 0) -> None:
+    def __init__(self, size: int, quota: int) -> None:
         self._size, self._quota = size, quota
         self._taken: Counter[float] = Counter()
 

@@ -41,7 +41,7 @@ class Chain:
 
     def __init__(
         self,
-        stages: Iterable[ServerStage] = (),
+        stages: Iterable[ServerStage],
         aggregator: OpenAggregator = CountingMean,
         kind: Kind = "counting",
         *,

@@ -140,22 +140,20 @@ class SecureSum(Conversation):
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Add a client's masked change to the sum; return the update without tensors."""
-        if update.form != FORM or update.client not in self._nodes:
+        if self._round is None or update.form != FORM or update.client not in self._nodes:
             raise ReplyError(
                 f"reply refused: its change is in the form {update.form}, expected {FORM}: install the same version of "
                 f"heterofl-flwr on the server and on every node"
             )
         vector, client = update.tensors[FORM].numpy(), self._nodes.index(update.client)
         digests = list_of(bytes, update.fields, DIGESTS)
-        self._current().add(client, Masked(vector, dealt_of(update.fields, SEEDS), digests))
+        self._round.add(client, Masked(vector, dealt_of(update.fields, SEEDS), digests))
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
         """Query clients twice: for the shares that unmask the sum, then for those that unmask its classifier rows."""
-        if self.skipped:
-            return
-        current = self._current()
-        if not current.survivors:  # the round fails because it has no replies
+        current = self._round
+        if current is None or not current.survivors:  # the round is skipped, or fails because it has no replies
             return
         if not current.can_open:
             self._skip(f"{len(current.survivors)} of {counted(len(current.roster.clients), 'client')} left", context)
@@ -212,11 +210,6 @@ class SecureSum(Conversation):
         """Return the number of clients in the sum, and the fraction of the model that was not unmasked."""
         facts = {} if self._closed is None else {"closed-fraction": self._closed}
         return {"summed-clients": float(len(self._round.survivors)), **facts} if self._round else facts
-
-    def _current(self) -> ServerRound:
-        if self._round is None:
-            raise RoundError("SecureSum has no keys of this round: nobody was asked before training")
-        return self._round
 
 
 class MeanOfSum:

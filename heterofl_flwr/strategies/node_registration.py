@@ -117,11 +117,11 @@ class NodeRegistration:
 
         Return all of ``node_ids`` whose capability is known after that.
         """
-        unknown = [node_id for node_id in node_ids if node_id not in self._nodes]
+        unasked = [node_id for node_id in node_ids if node_id not in self._nodes and node_id not in self._queried]
         # One query for each node in a round: the answer to an earlier one may still arrive.
-        new = [node_id for node_id in unknown if node_id not in self._queried and node_id not in self._nodes.unanswered]
-        retries = [node_id for node_id in unknown if node_id not in self._queried and node_id in self._nodes.unanswered]
-        self._queried.update(unknown)
+        new = [node_id for node_id in unasked if node_id not in self._nodes.unanswered]
+        retries = [node_id for node_id in unasked if node_id in self._nodes.unanswered]
+        self._queried.update(unasked)
         began = self._queried_at = time.monotonic()
         answers = self._query(new, lambda: self._patience - (time.monotonic() - began))
         self._patience = max(0.0, self._patience - (time.monotonic() - began))
@@ -139,7 +139,7 @@ class NodeRegistration:
             node_id: answer for node_id, answer in answers.items() if node_id in present and node_id not in silent
         }
         if answered:
-            self._federation.register(answered, present=present)
+            self._federation.register(answered)
         return [node_id for node_id in node_ids if node_id in self._nodes]
 
     def _ask_again(self, drawn: int) -> None:

@@ -145,7 +145,7 @@ def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[st
 
 
 def client_config(
-    federation: Federation, server_round: int, node_id: int, rate: float, callbacks: Sequence[RoundCallback] = ()
+    federation: Federation, server_round: int, node_id: int, rate: float, callbacks: Sequence[RoundCallback]
 ) -> dict[str, object]:
     """Return the config entries that training messages and evaluation messages have in common."""
     training, architecture = federation.options.training, federation.architecture

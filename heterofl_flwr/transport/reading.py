@@ -211,7 +211,7 @@ def read_capability(reply: Message, sender: str) -> Capability:
 def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
     """Return the batch norm moments in a reply, by rate. Raise ``ReplyError`` if they are too large."""
     read_config(reply, sender)
-    record = array_records(reply.content).get(messages.MOMENTS)
+    record = find_record(reply.content, messages.MOMENTS, ArrayRecord)
     if record is None:  # the node has no data to measure moments on
         return {}
     most = 3 * sum(map(len, norms.values()))

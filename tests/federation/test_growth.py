@@ -31,13 +31,6 @@ def test_each_entry_is_the_mean_over_those_that_held_it():
         torch.testing.assert_close(tensor, expected[name])
 
 
-def test_entries_that_are_not_open_yet_keep_their_value():
-    found = play(None, MIX, 6, 2, growth=1)
-    start = found.strategy.federation.architecture.initial_state()["hidden.weight"]
-    assert equal({"outer": found.state["hidden.weight"][4:]}, {"outer": start[4:]})
-    assert not (found.state["hidden.weight"][:4] == start[:4]).any()
-
-
 def test_equal_widths_give_heterofl_bit_for_bit():
     plain, grown = (play(None, "a1", 3, 3, **options).state for options in ({}, {"growth": 1}))
     assert equal(plain, grown)

@@ -50,10 +50,12 @@ def test_no_lie_of_any_node_changes_the_level_of_another(data, mix, assignment, 
     found = []
     for word in (said[liar], SILENT):
         federation, answers = federation_of(mix, assignment=assignment), {**said, liar: word}
-        federation.register({node: answers[node] for node in range(len(early))}, names)
+        federation.levels.update_nodes(range(len(early)), names)
+        federation.register({node: answers[node] for node in range(len(early))})
         first = levels_of(federation, range(len(early)))
         there = [node for node in said if node != leaver]
-        federation.register({node: answers[node] for node in range(len(early), len(said))}, names, there)
+        federation.levels.update_nodes(there, names)
+        federation.register({node: answers[node] for node in range(len(early), len(said))})
         found.append([first, levels_of(federation, there)])
     assert [{**own, liar: 0} for own in found[0]] == [{**own, liar: 0} for own in found[1]]
 
@@ -66,7 +68,8 @@ def test_under_fix_a_node_keeps_its_level_whoever_comes_and_goes(mix, moves):
             there.append(number)
         else:
             there.remove(sorted(there)[which % len(there)])
-        federation.register({number: SILENT} if number in there else {}, present=there)
+        federation.levels.update_nodes(there, {})
+        federation.register({number: SILENT} if number in there else {})
         after = levels_of(federation, there)
         assert all(after[node] == before[node] for node in there if node in before)
         before = after
@@ -113,7 +116,8 @@ def test_only_nodes_that_get_their_level_from_the_mix_are_too_few_for_it(caplog,
 def test_dynamic_draws_among_what_the_table_and_the_bound_allow():
     limits, rounds = Limits(levels={"alice": "a"}, largest_level="b"), 8
     federation = federation_of("a1-b1-c1", assignment="dynamic", limits=limits)
-    federation.register(dict.fromkeys(range(3), SILENT), {0: "alice"})
+    federation.levels.update_nodes(range(3), {0: "alice"})
+    federation.register(dict.fromkeys(range(3), SILENT))
     drawn = [levels_of(federation, range(3), server_round) for server_round in range(1, rounds + 1)]
     assert {own[0] for own in drawn} == {1.0, 0.5, 0.25}
     assert {rate for own in drawn for node, rate in own.items() if node} == {0.5, 0.25}
@@ -156,10 +160,12 @@ def test_a_partition_beyond_its_number_has_the_last_ones_level():
 def test_a_partition_belongs_to_the_registered_name(caplog):
     federation = federation_of("a1-b1", limits=Limits(partitions={"carol": 0, "dave": 1}))
     said = {7: Capability(partition=0), 8: Capability(), 9: Capability(partition=5)}
-    federation.register(said, {7: "alice", 8: "bob", 9: "carol"})
+    federation.levels.update_nodes(said, {7: "alice", 8: "bob", 9: "carol"})
+    federation.register(said)
     assert [federation.nodes.partition(node) for node in (7, 8, 9)] == [2, 3, 0]
     assert "node alice says partition 0, which is another node's" in caplog.text
-    federation.register({10: Capability()}, {10: "dave"})
+    federation.levels.update_nodes({*said, 10}, {10: "dave"})
+    federation.register({10: Capability()})
     assert federation.nodes.partition(10) == 1
 
 
