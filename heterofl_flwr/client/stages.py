@@ -47,8 +47,8 @@ class ClientChain:
     def penalising(self) -> list[str]:
         """Names of the stages that add a penalty to the loss."""
         defaults = ClientStage.penalty, ClientStage.quadratic
-        kinds = {stage.registered_name: type(stage) for stage in self.stages}
-        return [name for name, kind in kinds.items() if (kind.penalty, kind.quadratic) != defaults]
+        stages = [stage for stage in self.stages if (type(stage).penalty, type(stage).quadratic) != defaults]
+        return [stage.registered_name for stage in stages]
 
     def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
         """Return the update after all stages, and store the stages' new state.

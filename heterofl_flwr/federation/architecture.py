@@ -25,8 +25,8 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.slice_plan import Plan, shared_part
-from heterofl_flwr.federation.architecture_checks import check_moving, equals
 from heterofl_flwr.federation.options import Options
+from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
@@ -168,9 +168,27 @@ class GlobalModel(Architecture):
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":
-            check_moving(self.options.slicing.slice_rule, self.model, model, rate)
+            self._check_moving(model, rate)
             plan.check_groups()
         return shared_part(plan, self.shared)
+
+    def _check_moving(self, local: nn.Module, rate: float) -> None:
+        """Raise ``ConfigError`` if slices cannot move: a buffer has values by channel, or a frozen parameter is cut."""
+        rule = self.options.slicing.slice_rule
+        if tables := find_channel_tables(self.model, local):
+            raise ConfigError(
+                f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
+                f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
+                f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
+                f"parameter, torch.nn.Parameter(...), which is cut as the others"
+            )
+        frozen, values = frozen_parameters(local), self._frozen_values
+        if cut := [name for name, parameter in frozen.items() if parameter.shape != values[name].shape]:
+            raise ConfigError(
+                f"slice_rule is {rule!r}, but the frozen parameters {', '.join(cut[:5])} "
+                f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
+                f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
+            )
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
         """Return the plan of a client's slice in a round."""
@@ -213,7 +231,7 @@ class GlobalModel(Architecture):
     def initial_state(self) -> State:
         """Return the shared parameters of a newly built global model."""
         state = initial_state(self.build, self.mix.global_rate, self.seed)
-        if equals(state, self.model) and equals(
+        if _equals(state, self.model) and _equals(
             initial_state(self.build, self.mix.global_rate, self.seed + 1), self.model
         ):
             logger.warning(
@@ -262,3 +280,9 @@ def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tenso
 
 def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
     return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
+
+
+def _equals(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether the parameters of ``model`` equal those in ``state``."""
+    parameters = exchanged_parameters(model)
+    return bool(state) and all(torch.equal(tensor, parameters[name].to(tensor)) for name, tensor in state.items())

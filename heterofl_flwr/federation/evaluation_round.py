@@ -129,9 +129,8 @@ class EvaluationRound:
         accuracies = [
             (metrics[None][LOCAL_ACCURACY], self._federation.nodes.partition(node_id))
             for node_id, (number, metrics) in answers.items()
-            if number and LOCAL_ACCURACY in metrics.get(None, {})
+            if number and not math.isnan(metrics.get(None, {}).get(LOCAL_ACCURACY, math.nan))
         ]
-        accuracies = [pair for pair in accuracies if not math.isnan(pair[0])]
         if accuracies:
             scores[WORST_ACCURACY], log.worst_client = min(accuracies)
         if len(accuracies) > 1:

@@ -97,13 +97,12 @@ class Limits:
         """Return a client's capability under these limits. The server's tables take precedence."""
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
-        bound = self.partitions.get(name, self.partitions.get(node_id))
-        if bound is None and reported.partition in self.partitions.values():
-            logger.warning("node %s says partition %s, which is another node's", name or node_id, reported.partition)
-            reported = replace(reported, partition=None)
-        elif bound is not None:
-            reported = replace(reported, partition=bound)
-        changed = replace(reported, capacity=limit if key in self.levels else reported.capacity, limit=limit)
+        partition = self.partitions.get(name, self.partitions.get(node_id, reported.partition))
+        if not {name, node_id} & self.partitions.keys() and partition in self.partitions.values():
+            logger.warning("node %s says partition %s, which is another node's", name or node_id, partition)
+            partition = None
+        capacity = limit if key in self.levels else reported.capacity
+        changed = replace(reported, capacity=capacity, limit=limit, partition=partition)
         if reported.capacity not in (None, changed.holds):
             logger.warning(
                 "node %s gets rate %g by the server's levels, in place of %g",

@@ -141,11 +141,8 @@ class LateNodes(Relay):
 
     def _forget(self, id_: str) -> None:
         sent = self._sent.pop(id_, None)
-        remembered = [] if sent is None else self._unanswered.get(sent.node_id, [])
-        if sent is not None and id_ in remembered:
-            remembered.remove(id_)
-            if not remembered:
-                del self._unanswered[sent.node_id]
+        if sent is not None and id_ in self._unanswered.get(sent.node_id, ()):
+            self._unanswered[sent.node_id].remove(id_)
 
     def _is_given_up(self, id_: str, now: float) -> bool:
         sent = self._sent.get(id_)
