@@ -167,9 +167,3 @@ def test_a_partition_belongs_to_the_registered_name(caplog):
     federation.levels.update_nodes({*said, 10}, {10: "dave"})
     federation.register({10: Capability()})
     assert federation.nodes.partition(10) == 1
-
-
-@pytest.mark.parametrize("partitions", [{"a": 1, "b": 1}, {"a": -1}, {"a": "x"}, "a=1,b"])
-def test_partitions_are_numbers_of_one_node_each(partitions):
-    with pytest.raises(ConfigError, match="different names with a number each"):
-        Limits(partitions=partitions)

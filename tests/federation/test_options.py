@@ -4,9 +4,21 @@ import math
 
 import pytest
 
-from heterofl_flwr import Adam, DistillOptions, Evaluation, HeteroFL, Limits, Momentum, Privacy
+from heterofl_flwr import (
+    Adam,
+    Buffered,
+    DistillOptions,
+    Evaluation,
+    FedDyn,
+    HeteroFL,
+    Limits,
+    Momentum,
+    MovingAverage,
+    Privacy,
+)
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.stages.server_optimizer import Nesterov
 from tests.federation.grouped import grouped
 from tests.federation.tiny import build
 
@@ -22,6 +34,14 @@ INVALID = [
     (Privacy, {"delta": 0, "moments_clip": 0}, "Privacy: delta is 0, .*; moments_clip is 0"),
     (Momentum, {"server_momentum": 1.0}, f"server_momentum is 1.0, {DECAY}"),
     (Adam, {"beta_1": 1.0, "eta": -1.0}, "eta is -1.0, expected a number above 0; beta_1 is 1.0"),
+    *((Nesterov, {"momentum": own}, f"Nesterov: momentum is .*, {DECAY}") for own in (-0.1, math.nan)),
+    (Nesterov, {"learning_rate": math.inf}, "learning_rate is inf, expected a number above 0"),
+    (MovingAverage, {"decay": 1.0}, f"decay is 1.0, {DECAY}"),
+    (FedDyn, {"alpha": 0}, "FedDyn: alpha is 0, expected a number above 0"),
+    (Buffered, {"size": 3, "concurrency": 2}, "concurrency is 2, expected size, 3, or more"),
+    (Buffered, {"clocks": "each"}, "clocks is 'each', expected one of regions, model"),
+    *((Limits, {"partitions": own}, "different names with a number each") for own in ({"a": 1, "b": 1}, "a=1,b")),
+    *((Limits, {"partitions": {"a": own}}, "different names with a number each") for own in (-1, "x")),
     (DistillOptions, {"seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
     (Capability, {"capacity": 1.5, "partition": -1}, "1.5 is not usable: .*; partition is -1, expected"),
 ]

@@ -2,10 +2,8 @@
 
 from collections import Counter, deque
 
-import pytest
 from hypothesis import given, strategies as st
 
-from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered, Seats
 
 RATES = (1.0, 0.5, 0.25)
@@ -67,16 +65,3 @@ def test_what_lasts_is_the_version_and_who_trains():
     assert (other.clocks.version, other.training) == (1, [3, 1])
     other.load({})
     assert (other.clocks.version, other.training) == (0, [])
-
-
-@pytest.mark.parametrize(
-    ("options", "cause"),
-    [
-        ({"size": 3, "concurrency": 2}, "concurrency is 2, expected size, 3, or more"),
-        ({"clocks": "each"}, "clocks is 'each', expected one of regions, model"),
-        ({"staleness": -0.5}, "staleness is -0.5, expected a number of 0 or more"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(options, cause):
-    with pytest.raises(ConfigError, match=cause):
-        Buffered(**options)

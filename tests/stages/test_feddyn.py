@@ -75,11 +75,6 @@ def test_clients_that_lost_what_they_kept_over_a_break_do_not_begin_anew():
         run(start={"resume": run(num_rounds=4).progress[3]})
 
 
-def test_a_loop_without_the_penalty_is_refused():
-    with pytest.raises(AggregationError, match=r"feddyn: .* add task.penalty\(model\) to the loss"):
-        run(app=make_app(lambda partition: STEPS, with_penalty=False))
-
-
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
@@ -91,6 +86,3 @@ def test_a_loop_without_the_penalty_is_refused():
 def test_what_does_not_fit_is_refused(options, cause):
     with pytest.raises(ConfigError, match=cause):
         HeteroFL(build, "a1-b1", stages=[FedDyn()], **grouped(options))
-
-    with pytest.raises(ConfigError, match="FedDyn: alpha is 0, expected a number above 0"):
-        FedDyn(0)

@@ -7,7 +7,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.exception import AggregationError
 from torch import nn
 
-from heterofl_flwr import HeteroFL, RayGrid, Scaffold, Slicing, Training
+from heterofl_flwr import HeteroFL, RayGrid, Scaffold, Training
 from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.scaffold import STEP
@@ -129,8 +129,6 @@ def test_misuse_is_named():
         run(learning_rate=None)
     with pytest.raises(AggregationError, match=r"scaffold: .* add task.penalty\(model\) to the loss"):
         run(app=make_app(steps_of, with_penalty=False))
-    with pytest.raises(ConfigError, match="what Scaffold keeps stays with a client, so it keeps its slice"):
-        HeteroFL(build, "a1-b1", stages=[Scaffold()], slicing=Slicing(assignment="dynamic"))
 
 
 @pytest.mark.simulation
