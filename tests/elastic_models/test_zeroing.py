@@ -135,7 +135,7 @@ def test_a_factor_that_is_chosen_by_a_width_is_a_warning():
 def test_factors_that_follow_a_width_are_none(power):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build = elastic(around(lambda self, x: x * x.shape[1] ** power), X)
+        build = elastic(around(lambda self, x: x * x.shape[1] ** power + x * 0), X)
     assert build(0.5)[0].out_features == 4
 
 
@@ -154,8 +154,17 @@ def test_the_check_by_zeroing_is_silent_for_models_that_are_exact(name):
     assert not _sliced(name)
 
 
-def test_the_check_by_zeroing_is_silent_for_layers_under_vmap():
-    model = around(lambda self, x: torch.vmap(self.inner)(x), inner=nn.Linear(8, 8))
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, x: torch.vmap(self.inner)(x),
+        lambda self, x: self.inner(x.softmax(-1)),
+        lambda self, x: self.inner(x / x.std(-1, keepdim=True)),
+    ],
+    ids=["vmap", "softmax", "deviation"],
+)
+def test_the_check_by_zeroing_is_silent_whatever_runs_over_channels(function):
+    model = around(function, inner=nn.Linear(8, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert elastic(model, X, check="zeroing").plan(0.5).shapes["1.inner.weight"] == (4, 4)

@@ -30,6 +30,7 @@ def test_inputs_come_in_order_or_shuffled_by_a_seed():
     assert flat(1) != flat(2)
     assert sorted(flat(1)) == sorted(flat(0)) == list(range(11))
     assert [len(batch) for batch in input_batches(NUMBERS, 5, seed=1)] == [5, 6]
+    assert [len(batch) for batch in input_batches(NUMBERS, 5000)] == [11]
 
 
 def test_inputs_may_be_varied():
