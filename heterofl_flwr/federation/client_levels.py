@@ -11,7 +11,6 @@ from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, grow
 from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.nodes import Nodes
-from heterofl_flwr.federation.options import Assignment
 from heterofl_flwr.federation.sampling import Purpose, draw
 
 
@@ -21,9 +20,10 @@ class Levels:
     With *Fix*, a client has one rate in all rounds. With *Dynamic*, each round draws a rate for each client.
     """
 
-    def __init__(self, architecture: Architecture, nodes: Nodes, assignment: Assignment) -> None:
-        self._architecture, self._nodes, self._assignment = architecture, nodes, assignment
+    def __init__(self, architecture: Architecture, nodes: Nodes) -> None:
+        self._architecture, self._nodes = architecture, nodes
         self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
+        self._assignment = self._options.slicing.assignment
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
         """Raise ``ReplyError`` if a client cannot train at the capacity that it reports.

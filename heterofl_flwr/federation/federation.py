@@ -9,7 +9,6 @@ from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.client_levels import Levels
 from heterofl_flwr.federation.node_admission import Answers, check_faults
 from heterofl_flwr.federation.nodes import Capability, Nodes
-from heterofl_flwr.federation.options import Assignment
 from heterofl_flwr.stages.server_stage import stage_name
 
 
@@ -26,8 +25,8 @@ class Federation:
         Random id of the run. Clients discard the state of other runs.
     """
 
-    def __init__(self, architecture: Architecture, assignment: Assignment = "fix") -> None:
-        self.architecture, self.assignment = architecture, assignment
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture, self.assignment = architecture, architecture.options.slicing.assignment
         self.mix, self.options, self.seed = architecture.mix, architecture.options, architecture.seed
         self._check_options()
         self.reset()
@@ -60,7 +59,7 @@ class Federation:
     def reset(self) -> None:
         """Forget the clients and begin a new run."""
         self.nodes = Nodes(self.options.limits.partitions.values())
-        self.levels = Levels(self.architecture, self.nodes, self.assignment)
+        self.levels = Levels(self.architecture, self.nodes)
         self.run_key = secrets.randbits(63)
 
     @property

@@ -128,5 +128,5 @@ class HeteroFL(FederationStrategy):
             asynchronous=asynchronous,
         )
         whole_mix = Mix.parse(mix).with_global_rate(options.slicing.global_rate)
-        federation = Federation(GlobalModel(build, whole_mix, options, seed), options.slicing.assignment)
+        federation = Federation(GlobalModel(build, whole_mix, options, seed))
         super().__init__(federation, train_metrics_aggr_fn, evaluate_metrics_aggr_fn, callbacks)

@@ -27,8 +27,9 @@ WORDS = st.builds(
 SILENT = Capability()
 
 
-def federation_of(mix="a1-e1", limits=None, **options):
-    return Federation(GlobalModel(build, Mix.parse(mix), Options(limits=limits or Limits())), **options)
+def federation_of(mix="a1-e1", limits=None, assignment="fix"):
+    options = Options(limits=limits or Limits(), slicing=Slicing(assignment=assignment))
+    return Federation(GlobalModel(build, Mix.parse(mix), options))
 
 
 def levels_of(federation, node_ids, server_round=1):
