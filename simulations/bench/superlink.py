@@ -110,6 +110,7 @@ def measure(processes: Processes, nodes: int, size: int, *, in_file: bool) -> tu
             processes.wait_for(ends, "the end of the run", 2 * TIMEOUT)
         finally:
             over.set()
+            together.abort()
     return peaks, *json.loads(result.read_bytes())
 
 
@@ -117,11 +118,11 @@ def answer(address: str, content: RecordDict, together: Barrier, over: Event) ->
     """Pull a message as a node, and push a reply when all nodes have pulled theirs."""
     with flower.http_request_response(address, insecure=True) as connection:  # which logs errors
         _, receive, send, _, _, pull, push, confirm = connection
-        while (received := receive()) is None:
-            if over.wait(POLL):
-                return
-        message, tree = received
         try:
+            while (received := receive()) is None:
+                if over.wait(POLL):
+                    return
+            message, tree = received
             names = [part.object_id for part in flower.iterate_object_tree(tree)]
             flower.pull_objects(names, partial(pull, message.metadata.run_id))
             confirm(message.metadata.run_id, message.metadata.message_id)
