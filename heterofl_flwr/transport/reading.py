@@ -162,8 +162,9 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
     form = read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), FULL_PRECISION, sender)
     tensors, scales = unpack_trained(records, form, plan, sender)
     num_examples, metrics = read_metrics(reply, most, sender)
-    labels = config.get(messages.LABELS, entries_under(messages.HEAD_LABELS, config) or None)
-    for classes in labels.values() if isinstance(labels, dict) else [labels]:  # the aggregator checks each class
+    labels = config.get(messages.LABELS)
+    by_head = {} if labels is not None else entries_under(messages.HEAD_LABELS, config)
+    for classes in by_head.values() or [labels]:  # the aggregator checks each class
         if classes is not None and not isinstance(classes, list):
             raise unexpected(classes, messages.LABELS, "a list of whole numbers", sender)
     return TrainReply(
@@ -171,7 +172,7 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
         form=form,
         scales=scales,
         num_examples=num_examples,
-        labels=cast("Labels | None", labels),
+        labels=cast("Labels | None", by_head or labels),
         capacity=read_optional(config, messages.CAPACITY, float, sender),
         metrics=metrics,
         fields=config,
