@@ -24,7 +24,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
 )
 from flwr.supercore.inflatable.inflatable_utils import pull_objects, push_object_contents_from_iterable
-from flwr.supernode.fleet_http_connection import http_request_response
 
 
 def get_flwr_command() -> Any:
@@ -32,6 +31,13 @@ def get_flwr_command() -> Any:
     from flwr.cli.app import app
 
     return app
+
+
+def connect_to_superlink(address: str) -> Any:
+    """Return a context of the SuperNode's requests over HTTP, which older versions of Flower lack."""
+    from flwr.supernode.fleet_http_connection import http_request_response
+
+    return http_request_response(address, insecure=True)
 
 
 def check_files_to_publish(app: Path) -> list[Path]:
