@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _resume_command(args: argparse.Namespace, folder: Path, config: Mapping[str, object]) -> str:
     options = [f"--{name}={value}" for name, default in HOW.items() if (value := getattr(args, name)) != default]
+    if args.resume:  # the folder gets changed settings only when the run has loaded its data
+        options += [*(args.set or []), *([f"--config={args.config}"] if args.config else [])]
     trust = ["--trust"] if named_modules(config.values()) else []
     return shlex.join(["heterofl", "run", "--resume", str(folder), *options, *trust])
 

@@ -103,12 +103,12 @@ def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
     return dict(sorted(models.items(), key=lambda item: -item[1]["rate"]))
 
 
-def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
+def load_model(folder: RunFolder | str | Path, name: str, build: Build) -> nn.Module:
     """Return the final model of a level in evaluation mode, with its batch norm moments.
 
     Parameters
     ----------
-    folder : RunFolder
+    folder : RunFolder | str | Path
         Folder of a finished run.
     name : str
         The level.
@@ -122,6 +122,7 @@ def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
     ShapeError
         If the stored parameters do not fit the model that ``build`` makes.
     """
+    folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     facts = model_facts(folder)
     if name not in facts:
         raise ConfigError(

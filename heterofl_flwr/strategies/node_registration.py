@@ -42,7 +42,9 @@ class NodeRegistration:
     def __init__(self, grid: Grid, federation: Federation, server_round: int, budget: Budget) -> None:
         self._grid, self._federation, self._nodes = grid, federation, federation.nodes
         self._server_round, self._budget = server_round, budget
-        self._patience = min(QUERY_SECONDS, budget.remaining(QUERY_SHARE))  # seconds for all queries of this round
+        share = budget.remaining(QUERY_SHARE)
+        self._patience = min(QUERY_SECONDS, share)  # seconds for all queries of this round
+        self._more = "engine.timeout, start(timeout=...)" if share < QUERY_SECONDS else "sample.wait, Sampling(wait=...)"
         self._queried: set[int] = set()  # nodes queried in this round
         self._began = self._queried_at = time.monotonic()
         self._begins = not self._nodes.order
@@ -109,7 +111,8 @@ class NodeRegistration:
             more += ", simulate more (flwr run . --federation-config 'num-supernodes=20')"
         return (
             f"{counted(number, 'node')} connected after {sampling.wait:g} s, expected at least {sampling.available}"
-            f"{missing}: {more}, wait longer (sample.wait), or ask for fewer (min_available_nodes or sample.min-nodes)"
+            f"{missing}: {more}, wait longer (Sampling(wait=...) or sample.wait), or ask for fewer "
+            f"(min_available_nodes, sample.min-nodes, or min_available_clients in the classic API)"
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
@@ -192,6 +195,5 @@ class NodeRegistration:
         names = listed(map(self._nodes.name, self._nodes.unanswered))
         raise RoundError(
             f"{usable} of {queried} answered the capability query, expected at least {least}; no answer of "
-            f"{names}: see the logs of these SuperNodes, restart them, or give them more time (engine.timeout, "
-            f"start(timeout=...))"
+            f"{names}: see the logs of these SuperNodes, restart them, or give them more time ({self._more})"
         )

@@ -158,3 +158,5 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, started, monkeypatch):
         f"heterofl: interrupted; resume with: heterofl run --resume '{out}' --grid=local --parallel=1\n"
     )
     assert requests[1].config == {**requests[0].config, "run.resume": True}
+    assert main(["run", "--resume", str(out), "--grid=local", "--rounds", "70", "engine.timeout=9"]) == 130
+    assert "--grid=local num-rounds=70 engine.timeout=9\n" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix, width
 from heterofl_flwr.nn import build_model, collect_moments
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
+from heterofl_flwr.report import Costs, Recorder, load_model
 from tests.federation.tiny import build_normed, equal, inputs, make_app, play, twin
 
 RULES = ("rolling", "random-level", "random-client")
@@ -88,7 +88,7 @@ def test_a_runs_model_of_a_level_is_the_slice_that_was_evaluated(tmp_path):
     options = {"build": build_normed, "slice_rule": "rolling", "evaluation": Evaluation(levels=True)}
     play(make_app(build=build_normed, evaluate=evaluate), "a1-c1", 3, 4, callbacks=[recorder], **options)
     for name, expected in zip("ac", seen, strict=True):
-        assert equal(load_model(RunFolder(tmp_path), name, build_normed).state_dict(), expected)
+        assert equal(load_model(tmp_path, name, build_normed).state_dict(), expected)
 
 
 class Waves(nn.Module):
