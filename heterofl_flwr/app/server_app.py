@@ -239,7 +239,7 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     # A run that died after its final round must still write its models. A run may also have been stopped early.
     recorded = max((record.server_round for record in folder.history()), default=done)  # more where one is damaged
     if about.get("finished") and recorded == done and rounds in (done, about.get("num_rounds")):
-        text = f"the run in {folder.path} is finished: {counted(done, 'round')}; to go on, ask for more (num-rounds, --rounds)"
+        text = f"the run in {folder.path} is finished: {counted(done, 'round')}; to go on, ask for more (--rounds)"
         return Start(finished=text)
     if done > rounds:
         raise ConfigError(

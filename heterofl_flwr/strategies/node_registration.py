@@ -44,7 +44,9 @@ class NodeRegistration:
         self._server_round, self._budget = server_round, budget
         share = budget.remaining(QUERY_SHARE)
         self._patience = min(QUERY_SECONDS, share)  # seconds for all queries of this round
-        self._more = "engine.timeout, start(timeout=...)" if share < QUERY_SECONDS else "sample.wait, Sampling(wait=...)"
+        self._more = (
+            "engine.timeout, start(timeout=...)" if share < QUERY_SECONDS else "sample.wait, Sampling(wait=...)"
+        )
         self._queried: set[int] = set()  # nodes queried in this round
         self._began = self._queried_at = time.monotonic()
         self._begins = not self._nodes.order
