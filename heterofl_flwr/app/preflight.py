@@ -14,6 +14,7 @@ from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.report import RunFolder
+from heterofl_flwr.settings.value_types import AUTO
 
 
 def check_run(request: Request) -> str:
@@ -49,7 +50,8 @@ def check_task(workload: Workload, clients: int) -> None:
     except Exception:  # an error of a user's function; the run raises it again, with a traceback
         return
     for name, build in workload.builds.items():
-        _check_fit(workload, name, build)
+        for rate in workload.mix.all_rates if name not in MODELS else (workload.mix.global_rate,):
+            _check_fit(workload, name, build, rate)
     _say_size(workload, clients)
 
 
@@ -62,23 +64,22 @@ def _say_size(workload: Workload, clients: int) -> None:
     print(f"each round trains {number} of {counted(taking_part, 'client')}{each}")
 
 
-def _check_fit(workload: Workload, name: str, build: Build) -> None:
+def _check_fit(workload: Workload, name: str, build: Build, rate: float) -> None:
     example = workload.example()
     try:
-        model, _ = build_and_profile(build, workload.mix.global_rate, example)
+        model, _ = build_and_profile(build, rate, example)
     except HeteroFLError:
         raise
     except Exception as error:  # a user's function may raise any error
         if name not in MODELS:
             raise ConfigError(
-                f"the model {name} fails at rate {workload.mix.global_rate:g} on an input of "
-                f"{workload.settings.data.name}, {example.dtype} of shape {tuple(example.shape[1:])}: "
-                f"{first_line(error)}"
+                f"the model {name} fails at rate {rate:g} on an input of {workload.settings.data.name}, "
+                f"{example.dtype} of shape {tuple(example.shape[1:])}: {first_line(error)}"
             ) from error
         raise ConfigError(
             f"the model {name} cannot read the data set {workload.settings.data.name}, whose inputs are "
-            f"{example.dtype} of shape {tuple(example.shape[1:])} ({first_line(error)}): name another model "
-            f"(model.name), or auto"
+            f"{example.dtype} of shape {tuple(example.shape[1:])} ({first_line(error)}): expected another model.name, "
+            f"{'mlp' if example.dim() == 2 else AUTO}, or a function of yours (module:function)"
         ) from error
     if name not in MODELS and workload.dataset.train.reading is None:
         _check_output(workload, name, model)

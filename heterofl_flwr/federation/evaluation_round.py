@@ -99,7 +99,10 @@ class EvaluationRound:
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Record why a client's evaluation is not used."""
         nodes = self._federation.nodes
-        self._log.evaluate_failures[nodes.partition(node_id)] = fault.reason
+        partition = nodes.partition(node_id)
+        self._log.evaluate_failures[partition] = fault.reason
+        if name := nodes.registered_name(node_id):
+            self._log.names[partition] = name
         logger.warning("round %d: %s did not evaluate: %s", self._server_round, nodes.name(node_id), fault.reason)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:

@@ -103,6 +103,10 @@ def test_what_a_users_own_function_raises_is_left_to_the_run(tmp_path, monkeypat
             "nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 10))",
             r"returns a tensor \(2, 8, 10\) for 2 examples of digits",
         ),
+        (
+            "nn.Sequential(nn.Flatten(), nn.Linear(64, int(64 * rate)), nn.Linear(64, 10))",
+            "fails at rate 0.5 on .*64x10",
+        ),
         ("nn.LSTM(8, 10)", "fails at rate 1 on an input of digits, .*LSTM"),
     ],
 )
