@@ -24,6 +24,8 @@ class Levels:
         self._architecture, self._nodes = architecture, nodes
         self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
         self._assignment = self._options.slicing.assignment
+        # The number of clients that must hold an entry, if a stage needs several: this many of the largest level train.
+        self.holders = max((stage.needs.holders for stage in self._options.stages), default=0)
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
         """Raise ``ReplyError`` if a client cannot train at the capacity that it reports.
@@ -103,8 +105,7 @@ class Levels:
         if purpose == "train":
             number = self._options.sampling.with_spare(number)
         sampled: list[int] = []
-        holders = max((stage.needs.holders for stage in self._options.stages), default=0)
-        if purpose == "train" and (least := min(holders, number)):
+        if purpose == "train" and (least := min(self.holders, number)):
             rates = {node_id: self.rate(server_round, node_id) for node_id in node_ids}
             largest_rate = max(rates.values())
             largest = [node_id for node_id in node_ids if rates[node_id] == largest_rate]
@@ -122,9 +123,8 @@ class Levels:
         options = self._options
         return (
             not self._nodes.all_named
-            or bool(self._mix.idle or self._architecture.clients_keep or options.asynchronous.size)
+            or bool(self._mix.idle or self._architecture.clients_keep or options.asynchronous.size or self.holders)
             or options.slicing.slice_rule not in NESTED_RULES
-            or any(stage.needs.holders for stage in options.stages)
         )
 
     def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:

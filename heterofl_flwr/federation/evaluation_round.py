@@ -99,10 +99,7 @@ class EvaluationRound:
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Record why a client's evaluation is not used."""
         nodes = self._federation.nodes
-        partition = nodes.partition(node_id)
-        self._log.evaluate_failures[partition] = fault.reason
-        if name := nodes.registered_name(node_id):
-            self._log.names[partition] = name
+        nodes.record_failure(node_id, fault.reason, self._log.evaluate_failures, self._log.names)
         logger.warning("round %d: %s did not evaluate: %s", self._server_round, nodes.name(node_id), fault.reason)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:

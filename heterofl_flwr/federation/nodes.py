@@ -13,6 +13,8 @@ from heterofl_flwr.federation.round_record import RoundRecord
 
 logger = logging.getLogger(__name__)
 
+NO_CAPABILITY = "no answer to the capability query"
+
 _RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_rate(rate)), "a rate"]
 
 
@@ -244,6 +246,14 @@ class Nodes(Mapping[int, Capability]):
         """Return the registered name of a node; '' if it has none."""
         return self._names.get(node_id, "")
 
+    def record_failure(self, node_id: int, reason: str, failures: dict[int, str], names: dict[int, str]) -> int:
+        """Record why a client failed, and its registered name, by its partition; return the partition."""
+        partition = self.partition(node_id)
+        failures[partition] = reason
+        if name := self.registered_name(node_id):
+            names[partition] = name
+        return partition
+
     @property
     def have_names(self) -> bool:
         """Whether nodes with registered names take part."""
@@ -258,7 +268,7 @@ class Nodes(Mapping[int, Capability]):
         """Return remarks on nodes that are away, silent or ``demoted``."""
         away = self.are_away()
         silent = [self.name(node_id) for node_id in self.unanswered]
-        parts = {"away": away, "no answer to the capability query": silent, "at the smallest rate": self.demoted}
+        parts = {"away": away, NO_CAPABILITY: silent, "at the smallest rate": self.demoted}
         return tuple(f"{what}: {listed(names)}" for what, names in parts.items() if names)
 
     def note_in(self, record: RoundRecord, before: Collection[str] = ()) -> None:

@@ -228,11 +228,8 @@ class Round:
 
     def _note_fault(self, node_id: int, fault: Fault) -> None:
         nodes = self._federation.nodes
-        partition = nodes.partition(node_id)
         self._faults[node_id] = fault
-        self.log.failures[partition] = fault.reason
-        if name := nodes.registered_name(node_id):
-            self.log.names[partition] = name
+        partition = nodes.record_failure(node_id, fault.reason, self.log.failures, self.log.names)
         if fault.kind == "simulated":
             return
         rate = self.slices[node_id].rate

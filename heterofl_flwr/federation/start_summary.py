@@ -78,8 +78,7 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
     """Warn if no client can train the largest level, or if fewer clients can train it than a stage needs."""
-    mix = federation.mix
-    holders = max((stage.needs.holders for stage in federation.options.stages), default=0)
+    mix, holders = federation.mix, federation.levels.holders
     least = max(holders, 1)  # number of clients that must hold an entry to change it
     answered = all(node_id in federation.nodes for node_id in node_ids)
     rates = [federation.levels.largest_rate(server_round, node_id) for node_id in node_ids] if answered else []

@@ -17,6 +17,7 @@ from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, progress_text
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
+from heterofl_flwr.federation.nodes import NO_CAPABILITY
 from heterofl_flwr.federation.round_record import RoundRecord, State
 
 log = logging.getLogger(__name__)
@@ -135,8 +136,8 @@ class Monitor(RoundCallback):
 
     def _all_failing(self) -> list[dict[str, str]]:
         silent = self._silent.items()
-        reason = "no answer to the capability query"
-        return [*self._failing.values(), *({"name": name, "since": since, "reason": reason} for name, since in silent)]
+        failing = ({"name": name, "since": since, "reason": NO_CAPABILITY} for name, since in silent)
+        return [*self._failing.values(), *failing]
 
     def collect(self) -> Iterator[object]:
         """Yield the metrics; called by the Prometheus client."""

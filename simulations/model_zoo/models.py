@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
+from heterofl_flwr.nn.execution import num_parameters
 from simulations.model_zoo.check import BrokenPropertyError, Checked, check
 from simulations.model_zoo.sources import SOURCES, NotBuiltError
 
@@ -99,13 +100,13 @@ def find(key: str, made: str, seed: int) -> Finding:
         else:
             note = f"multiple_of={multiple_of}" if multiple_of > 1 else ""
             return Finding(**facts, verdict="unproven" if found.unproven else "exact", reason=note, **asdict(found))
-    number = sum(parameter.numel() for parameter in model.parameters())
+    number = num_parameters(model)
     return Finding(**facts, verdict=verdict, reason=reason, parameters={1.0: number})
 
 
 def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
     """Return a model and its inputs in double precision if the model can run in it, else unchanged."""
-    small = sum(parameter.numel() for parameter in model.parameters()) <= DOUBLE
+    small = num_parameters(model) <= DOUBLE
     if small or type(model).__name__.lower().startswith(_FADING):
         exact = inputs.double() if inputs.is_floating_point() else inputs
         try:

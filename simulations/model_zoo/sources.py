@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.nn.execution import num_parameters
 
 SIZE = 64
 LARGEST = 30_000_000
@@ -116,7 +117,7 @@ def _timm(family: str) -> Case:
                 planned = create()
         except Exception:  # a model that does not accept this depth may raise any error
             continue
-        if sum(parameter.numel() for parameter in planned.parameters()) > LARGEST:
+        if num_parameters(planned) > LARGEST:
             continue
         own = planned.default_cfg["input_size"][-1]
         for size, options in ((SIZE, {}), (SIZE, {"img_size": SIZE}), (2 * SIZE, {}), (own, {})):
@@ -173,7 +174,7 @@ def _transformers(name: str) -> Case:
         config = small_config(kind)
         create = partial(getattr(_package("transformers"), name), config)
         with torch.device("meta"):
-            number = sum(parameter.numel() for parameter in create().parameters())
+            number = num_parameters(create())
         if number > LARGEST:
             raise NotBuiltError(f"it has {number:,} parameters")
         model = LogitsOnly(create(), _TASKS[task]).eval()
