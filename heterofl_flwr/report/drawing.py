@@ -1,4 +1,7 @@
-"""Style of figures, and conversion to PNG."""
+"""Style of figures, and conversion to PNG.
+
+Names are drawn with ``parse_math=False``, because matplotlib would read text between two $ as a formula.
+"""
 
 import io
 import math
@@ -46,8 +49,8 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
     """Set the style and labels of axes. Return the axes."""
-    axes.set_xlabel(xlabel, fontsize=SMALL, color=COLOURS["muted"])
-    axes.set_ylabel(ylabel, fontsize=SMALL, color=COLOURS["muted"])
+    axes.set_xlabel(xlabel, fontsize=SMALL, color=COLOURS["muted"], parse_math=False)
+    axes.set_ylabel(ylabel, fontsize=SMALL, color=COLOURS["muted"], parse_math=False)
     axes.tick_params(labelsize=SMALL, labelcolor=COLOURS["muted"], color=COLOURS["grid"])
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(COLOURS["grid"])
@@ -69,7 +72,7 @@ def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], r
     for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if 0 < len(names) <= MOST_NAMES:
-            axis.set_ticks(range(len(names)), [name.replace("$", r"\$")[:LONGEST_NAME] for name in names])
+            axis.set_ticks(range(len(names)), [name[:LONGEST_NAME] for name in names], parse_math=False)
             figure.set_figheight(max(SIZE[1], LINE_HEIGHT * len(names) + 1))
     if any(len(name) > 2 for name in columns):
         axes.tick_params(axis="x", rotation=90)
@@ -84,9 +87,9 @@ def add_legend(axes: Axes) -> None:
         columns = min(len(handles), 6, max(LINE // (max(map(len, names)) + MARK), 1))
         lines = math.ceil(len(handles) / columns)
         figure.set_size_inches(SIZE[0], SIZE[1] + LINE_HEIGHT * max(lines - 2, 0))
-        axes.legend(
+        legend = axes.legend(
             handles,
-            [name.replace("$", r"\$") for name in names],  # matplotlib reads text between two $ as a formula
+            names,
             loc="lower left",
             bbox_to_anchor=(0, 1),
             ncols=columns,
@@ -97,11 +100,13 @@ def add_legend(axes: Axes) -> None:
             handlelength=1.6,
             columnspacing=1.2,
         )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def to_png(figure: Figure, title: str) -> bytes:
     """Return the figure as PNG, with a title above it."""
-    figure.suptitle(title, fontsize=10.5, color=COLOURS["ink"])
+    figure.suptitle(title, fontsize=10.5, color=COLOURS["ink"], parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200)
     return buffer.getvalue()

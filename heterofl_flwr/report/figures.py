@@ -30,6 +30,7 @@ SHORT = 10  # curves with fewer points than this count completely for the range 
 NEAR = 0.25  # values outside of the range by less than this fraction of it extend the axis
 MOST_NUMBERS = 12  # classes of a confusion matrix whose entries have numbers
 MOST_METRICS = 12  # maximum number of figures of a user's own metrics
+LARGEST = 1e300  # larger values are left out, because matplotlib cannot draw their axis
 ALIKE = 0.02  # curves that differ by less than this fraction of the axis are drawn as one
 
 TEXTS = {
@@ -62,9 +63,7 @@ class Drawing(NamedTuple):
     figure: Figure
 
 
-def draw_run(
-    records: Sequence[RoundRecord], costs: ModelCosts | None, counts: ClassCounts | None = None
-) -> list[Drawing]:
+def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, counts: ClassCounts) -> list[Drawing]:
     """Return all figures for which the records have values."""
     kind = headline_kind(records)
     rounds = [record.server_round for record in records]
@@ -78,7 +77,7 @@ def draw_run(
         "loss": draw_curves(_losses(records, rounds), "loss"),
         "clients": draw_curves(_clients(records, rounds), "local accuracy"),
         "participation": _draw_participation(records),
-        "classes": _draw_classes(counts := counts or ClassCounts()),
+        "classes": draw_matrix(np.array(counts.clients).T, "client", (), counts.names) if counts.clients else None,
         "confusion": _draw_confusion(counts),
         "time": draw_curves({"": (rounds, [record.seconds for record in records])}, "seconds"),
         "bytes": _draw_bytes(records, costs, rounds),
@@ -102,8 +101,7 @@ def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -
             "evaluation": points(rounds, [record.evaluate.get(name) for record in records]),
             "training": points(rounds, [record.train.get(name) for record in records]),
         }
-        # matplotlib cannot draw an unpaired $, which begins a formula.
-        if figure := draw_curves(curves, name.replace("$", r"\$")):
+        if figure := draw_curves(curves, name):
             yield Drawing(f"metric-{number}", name, "A metric of this app, as the mean over clients.", figure)
 
 
@@ -136,10 +134,6 @@ def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
     return figure
 
 
-def _draw_classes(counts: ClassCounts) -> Figure | None:
-    return draw_matrix(np.array(counts.clients).T, "client", (), counts.names) if counts.clients else None
-
-
 def _draw_confusion(counts: ClassCounts) -> Figure | None:
     if not counts.confusion or len(counts.names) > MOST_NAMES:
         return None
@@ -163,20 +157,20 @@ def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
 
 
 def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | None:
-    """Draw curves over rounds or another quantity. Return None if no value is finite.
+    """Draw curves over rounds or another quantity. Return None if no value can be drawn.
 
     The vertical axis may leave out a steep beginning.
     """
-    finite = {
-        name: (places, [value if math.isfinite(value) else math.nan for value in values])
+    drawn = {
+        name: (places, [value if abs(value) < LARGEST else math.nan for value in values])
         for name, (places, values) in curves.items()
-        if any(map(math.isfinite, values))
+        if any(abs(value) < LARGEST for value in values)
     }
-    if not finite:
+    if not drawn:
         return None
-    low, high = _axis_range([values for _, values in finite.values()])
+    low, high = _axis_range([values for _, values in drawn.values()])
     figure, axes = new_axes(xlabel, ylabel)
-    for number, (name, (places, values)) in enumerate(_join_alike(finite, ALIKE * (high - low)).items()):
+    for number, (name, (places, values)) in enumerate(_join_alike(drawn, ALIKE * (high - low)).items()):
         colour, dash = series(number)
         mark = "o" if len(places) < FEW else ""
         axes.plot(places, values, dash, color=colour, label=name, marker=mark, markersize=3)

@@ -11,7 +11,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.report import Recorder, RunFolder, write_report
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import draw_curves, draw_run
-from heterofl_flwr.runs.class_counts import read_counts, write_counts
+from heterofl_flwr.runs.class_counts import ClassCounts, read_counts, write_counts
 from tests.app.runs import run_app
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -100,21 +100,24 @@ def test_a_run_without_rounds_has_a_report(folder, tmp_path):
 
 
 def figures(records, costs=None):
-    return {drawing.name: drawing.figure for drawing in draw_run(records, costs.model() if costs else None)}
+    return {
+        drawing.name: drawing.figure for drawing in draw_run(records, costs.model() if costs else None, ClassCounts())
+    }
 
 
 def test_metrics_with_names_of_the_app_have_curves(records):
-    """They were in the table alone."""
+    """Also with one that matplotlib could not draw as a formula, which ended a run at its report."""
+    f1 = r"f1 $\frac{$"
     for number, record in enumerate(records):
-        record.train["f1 of $"] = number / 10
+        record.train[f1] = number / 10
         if record.evaluate:
-            record.evaluate |= {"f1 of $": number / 5, "latency": 3.0}
-    axes = {
-        figure.axes[0].get_ylabel(): figure.axes[0] for name, figure in figures(records).items() if "metric-" in name
-    }
-    assert axes.keys() == {r"f1 of \$", "latency"}
-    evaluated, trained = axes[r"f1 of \$"].lines
-    assert list(evaluated.get_ydata()) == [record.evaluate["f1 of $"] for record in records if record.evaluate]
+            record.evaluate |= {f1: number / 5, "latency": 3.0}
+    drawn = [figure for name, figure in figures(records).items() if "metric-" in name]
+    axes = {figure.axes[0].get_ylabel(): figure.axes[0] for figure in drawn}
+    assert axes.keys() == {f1, "latency"}
+    assert all(to_png(figure, f1) for figure in drawn)
+    evaluated, trained = axes[f1].lines
+    assert list(evaluated.get_ydata()) == [record.evaluate[f1] for record in records if record.evaluate]
     assert list(trained.get_ydata()) == [number / 10 for number in range(len(records))]
 
 
@@ -148,7 +151,7 @@ def test_the_axis_follows_what_comes_after_the_climb_of_a_long_run(climb, shown)
 
 
 def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):
-    values = (2.0, math.inf, math.nan, 1.0)
+    values = (2.0, math.inf, math.nan, 1.0, 1.7e308, -1.7e308)
     records = [
         replace(record(number), evaluate={"global-perplexity": value}, train={"loss": value}, evaluate_by_level={})
         for number, value in enumerate(values, 1)
