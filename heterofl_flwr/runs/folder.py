@@ -1,7 +1,6 @@
 """``RunFolder``: the folder of a run."""
 
 import json
-import logging
 import os
 import platform
 import secrets
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from pydantic import TypeAdapter
 
 from heterofl_flwr import __version__
-from heterofl_flwr.common.errors import ConfigError, first_line
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import (
     CLIENT_STATES,
-    DAMAGED,
     append_line,
     files_by_round,
     reading,
@@ -32,15 +29,12 @@ from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import ModelCosts
+from heterofl_flwr.runs.history import read_history
 from heterofl_flwr.runs.lock import acquire_lock
 from heterofl_flwr.runs.origin import command, commit, machine
 from heterofl_flwr.runs.releases import read_releases
 from heterofl_flwr.settings.flat import flatten
 from heterofl_flwr.stages.privacy_accountant import Releases
-
-log = logging.getLogger(__name__)
-
-_RECORD = TypeAdapter(RoundRecord)
 
 Complete = Callable[[Mapping[str, object]], Mapping[str, object]]
 
@@ -98,6 +92,11 @@ class RunFolder:
         finally:
             self.unlock()
 
+    def hold(self) -> None:
+        """Lock the folder until ``unlock`` is called. Within a process, several objects may hold a folder."""
+        self.refuse_links()
+        self._lock = self._lock or acquire_lock(self.path, shared=True)
+
     def unlock(self) -> None:
         """Release the lock, if any."""
         if self._lock is not None:
@@ -138,7 +137,7 @@ class RunFolder:
             other settings differ. The folder is then unchanged.
         """
         self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
-        self._lock = self._lock or acquire_lock(self.path, shared=True)
+        self.hold()
         if resume and not self.has_checkpoint:
             self.rewind(0)
         before = self._read() if resume else {}
@@ -206,7 +205,8 @@ class RunFolder:
 
     def note(self, **facts: object) -> None:
         """Add facts to those that ``about`` returns."""
-        self._write({**self._read(), "about": {**self.about(), **facts}})
+        content = self._read()
+        self._write({**content, "about": {**content["about"], **facts}})
 
     def write_costs(self, costs: ModelCosts) -> None:
         """Write the costs of the models."""
@@ -224,21 +224,7 @@ class RunFolder:
 
     def history(self) -> list[RoundRecord]:
         """Return the records of all rounds."""
-        # An incomplete final line, as after a power cut, is left out.
-        text = self._history.read_text(encoding="utf-8", errors="replace") if self._history.exists() else ""
-        lines = [line for line in text.split("\n") if line]  # splitlines also splits at characters that texts may have
-        records = []
-        for number, line in enumerate(lines, 1):
-            try:
-                records.append(_RECORD.validate_python(json.loads(line)))
-            except DAMAGED as error:
-                if number < len(lines):
-                    raise ConfigError(
-                        f"{self._history}, line {number} is no record of a round ({first_line(error)}): put back a "
-                        f"copy of the file, or start the run anew in another folder"
-                    ) from error
-                log.warning("%s ends with an incomplete line, which is ignored", self._history)
-        return records
+        return read_history(self._history)
 
     def rewind(self, last_round: int) -> None:
         """Remove records, checkpoints and client states of rounds after ``last_round``."""

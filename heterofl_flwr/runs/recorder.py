@@ -53,6 +53,7 @@ class Recorder(RoundCallback):
         """Prepare the folder for rounds from ``first_round`` on, and write the models' costs."""
         if not self.folder.started:
             self.folder.start({})
+        self.folder.hold()
         records = self.folder.history()
         if first_round > 1:
             self._resume(first_round)

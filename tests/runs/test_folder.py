@@ -13,6 +13,7 @@ from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import model_facts
 from heterofl_flwr.runs.origin import commit, machine
+from heterofl_flwr.runs.recorder import Recorder
 from heterofl_flwr.stages.privacy_accountant import Releases
 
 SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "rounds": 10}
@@ -188,7 +189,6 @@ def test_a_history_of_an_older_version_is_read(used, record):
 
 
 def test_a_second_process_cannot_resume_a_run_that_goes_on(folder):
-    folder.start({"seed": 1})
 
     def resumed() -> str:
         """Return what a fork of this process, which starts at once, is told."""
@@ -206,9 +206,11 @@ def test_a_second_process_cannot_resume_a_run_that_goes_on(folder):
         with open(reading) as answer:
             return answer.read()
 
-    assert "another process runs in" in resumed()
-    folder.unlock()
-    assert resumed() == "started"
+    for begin in (lambda: folder.start({"seed": 1}), lambda: Recorder(folder).on_start(1, 2, {})):
+        begin()
+        assert "another process runs in" in resumed()
+        folder.unlock()
+        assert resumed() == "started"
 
 
 @pytest.mark.parametrize("name", [".lock", "history.jsonl", "logs/flower.log"])
