@@ -122,10 +122,10 @@ def _run(
     # On this package's grids the number of clients is known now. `heterofl run` wraps its grid in a relay.
     clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid | Relay) else None
     steps = workload.steps_each(clients) if clients else None
-    # Without a console, the strategy logs the rounds itself: a log of JSON lines has no other lines.
-    console = None if settings.run.log == "json" and clients is None else Console(steps=steps)
+    as_json = settings.run.log == "json" and clients is None  # such a log has no other lines
+    console = Console(steps=steps, logger=logger if as_json else None)
     callbacks = [*build_callbacks(workload, folder), *extra_callbacks]
-    strategy = make_strategy(workload, [console, *callbacks] if console else callbacks)
+    strategy = make_strategy(workload, [console, *callbacks])
     # Windowed must be inside of SimulatedDevices.
     grid = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     devices = build_devices(workload)
@@ -136,7 +136,7 @@ def _run(
         _say_epsilon(strategy, settings, start, simulated=clients is not None)
     # With personal models there is no global model that the server could evaluate.
     evaluates = settings.evaluate.central and not workload.personal
-    with console.by_time() if console else nullcontext():
+    with console.by_time():
         strategy.start(
             grid if devices is None else SimulatedDevices(grid, devices),
             num_rounds=settings.num_rounds,
@@ -147,7 +147,7 @@ def _run(
     if folder is not None:
         folder.note(clients=strategy.federation.nodes.dealt() or None)
         logger.info("Report: %s", write_page(folder).resolve())
-        if console and clients is None:  # 'heterofl run' prints the tables itself
+        if clients is None and not as_json:  # 'heterofl run' prints the tables itself
             show_results(folder.path)
     return strategy
 

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as shown
-from typing import ClassVar
 
 from heterofl_flwr.common.errors import ConfigError, counted
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
@@ -90,7 +89,7 @@ class RoundCallback:
     that are needed to resume from this round.
     """
 
-    prints_rounds: ClassVar[bool] = False
+    prints_rounds: bool = False
     oldest_checkpoint: int | None = None
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:

@@ -18,7 +18,7 @@ State = Mapping[str, Tensor]
 
 
 ROUND = "round"
-"""Field of a ``logging.LogRecord`` with all numbers of a round."""
+"""Field of a ``logging.LogRecord`` with the ``RoundRecord`` of a round."""
 
 host_log = logging.getLogger("flwr")
 """Flower's logger, whose lines are shown in every app."""
@@ -159,11 +159,11 @@ class RoundRecord:
         )
 
     def log_metrics(self, num_rounds: int) -> None:
-        """Log the metrics, then the time; the last line has all numbers in its field ``round``."""
+        """Log the metrics, then the time; the last line has this record in its field ``round``."""
         place = f"[ROUND {self.server_round}/{num_rounds}]"
         for line in self.metrics_lines():
             host_log.info("%s %s", place, line)
-        host_log.info("%s took %s", place, text.duration(self.seconds), extra={ROUND: self.to_json()})
+        host_log.info("%s took %s", place, text.duration(self.seconds), extra={ROUND: self})
 
     def metrics_lines(self) -> Iterator[str]:
         """Yield the metrics as text, then those of each level's model.

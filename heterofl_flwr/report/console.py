@@ -1,5 +1,6 @@
 """``Console``: the callback that prints the progress of a run."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -27,12 +28,19 @@ class Console(RoundCallback):
         Console to print on; by default standard output.
     steps : float | None
         Mean number of steps of a client in a round. With it, progress lines have the steps per second.
+    logger : logging.Logger | None
+        Logger that gets the lines on progress instead of a console. The strategy then logs the rounds itself.
     """
 
-    prints_rounds = True
-
-    def __init__(self, console: rich_console.Console | None = None, steps: float | None = None) -> None:
+    def __init__(
+        self,
+        console: rich_console.Console | None = None,
+        steps: float | None = None,
+        *,
+        logger: logging.Logger | None = None,
+    ) -> None:
         self._console, self._steps = console or rich_console.Console(highlight=False), steps
+        self._logger, self.prints_rounds = logger, logger is None
         self._seconds: list[float] = []  # time of each round so far
         self._round = self._num_rounds = 0  # number of the current round, and of the final one
         self._began = self._last_reply = self._last_line = self._round_began = 0.0
@@ -94,17 +102,21 @@ class Console(RoundCallback):
         recent = self._seconds[1:][-10:]
         to_come = num_rounds - record.server_round
         seconds_left = to_come * sum(recent) / len(recent) if recent and to_come else None
-        self._print(round_line(record, num_rounds, seconds_left))
+        if self.prints_rounds:
+            self._print(round_line(record, num_rounds, seconds_left))
         self._begin_round(record.server_round + 1)
         return False
 
     def _begin_round(self, number: int) -> None:
         self._round, self._so_far = number, "no client has trained yet"
-        self._round_began = self._last_reply = time.monotonic()
+        self._round_began = self._last_reply = self._last_line = time.monotonic()
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._console.print(printable(line), markup=False, soft_wrap=True)
+        if self._logger:
+            self._logger.info("%s", printable(line))
+        else:
+            self._console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None) -> str:

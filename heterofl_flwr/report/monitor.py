@@ -60,9 +60,9 @@ class Monitor(RoundCallback):
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Start the HTTP server."""
         self.close()
-        self._round, self._num_rounds, self._longest, self._replies = first_round - 1, num_rounds, MARGIN, ""
+        self._num_rounds, self._longest, self._replies = num_rounds, MARGIN, ""
         self._ended, self._ended_at = time.monotonic(), time.time()  # end of the latest round; at first, of the start
-        self._record = RoundRecord(server_round=self._round, seconds=0.0, learning_rate=0.0, rates={})
+        self._record = RoundRecord(server_round=first_round - 1, seconds=0.0, learning_rate=0.0, rates={})
         self._evaluated: Values = {}
         self._bytes, self._faults = Counter(down=0, up=0), Counter(rejected=0, other=0)
         self._failing: dict[int, dict[str, str]] = {}  # by partition, until the client's next usable reply
@@ -75,10 +75,11 @@ class Monitor(RoundCallback):
             self._server = _Server(
                 self._bound, partial(_Handler, self, partial(self._client.generate_latest, registry))
             )
-        except OSError as error:
+        except (OSError, TypeError) as error:  # TypeError: text that is no name of a host
+            cause = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"the metrics address {self.address} cannot be used: {error.strerror or error}; end the process that "
-                f"listens there, or choose another address of this machine (run.metrics-address)"
+                f"the metrics address {self.address} cannot be used: {cause}; end the process that listens "
+                f"there, or choose another address of this machine (run.metrics-address)"
             ) from error
         self.address = f"{self._bound[0]}:{self._server.server_address[1]}"
         Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
@@ -102,7 +103,7 @@ class Monitor(RoundCallback):
         self._faults.update(rejected=len(record.refused), other=len(record.failures) - len(record.refused))
         if record.evaluate:
             self._evaluated = _headlines("evaluate", record.evaluate, record.evaluate_by_level)
-        self._round, self._record, self._longest = record.server_round, record, max(self._longest, record.seconds)
+        self._record, self._longest = record, max(self._longest, record.seconds)
         self._ended, self._ended_at, self._replies = time.monotonic(), time.time(), ""
         return False
 
@@ -122,7 +123,7 @@ class Monitor(RoundCallback):
         seconds, limit, record = time.monotonic() - self._ended, self._limit + self._longest, self._record
         return {
             "status": "ok" if seconds <= limit else "overdue",
-            "round": self._round,
+            "round": record.server_round,
             "rounds": self._num_rounds,
             "since": _text(self._ended_at),
             "seconds": round(seconds, 1),
@@ -150,7 +151,7 @@ class Monitor(RoundCallback):
         failing = {client["name"]: 1 for client in self._all_failing()}
         healthy = self.health()["status"] == "ok"
         for family, name, text, labels, values in (
-            (gauge, "round", "Last round that has ended", (), {(): self._round}),
+            (gauge, "round", "Last round that has ended", (), {(): record.server_round}),
             (gauge, "rounds", "Rounds of the run", (), {(): self._num_rounds}),
             (gauge, "round_seconds", "Time of the last round", (), {(): record.seconds}),
             (gauge, "round_end_timestamp_seconds", "End of the last round", (), {(): self._ended_at}),

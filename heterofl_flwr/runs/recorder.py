@@ -18,7 +18,8 @@ from heterofl_flwr.transport.arrays import moments_by_rate
 class Recorder(RoundCallback):
     """Callback that writes the folder of a run while the run goes on.
 
-    A resumed run first removes the files of rounds after its checkpoint. Outdated final models are removed too.
+    The folder is locked until the end of the run. A resumed run first removes the files of rounds after its checkpoint.
+    Outdated final models are removed too.
 
     Parameters
     ----------

@@ -64,14 +64,14 @@ else:
 class JsonFormatter(logging.Formatter):
     """Formatter that writes one JSON object for each log record.
 
-    If the log record has the numbers of a round, the object contains them.
+    If the log record has a ``RoundRecord``, the object contains all its numbers.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line of JSON."""
         now = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
         line = {"time": now, "level": record.levelname, "logger": record.name, "message": super().format(record)}
-        line |= {ROUND: vars(record)[ROUND]} if ROUND in vars(record) else {}
+        line |= {ROUND: vars(record)[ROUND].to_json()} if ROUND in vars(record) else {}
         return json.dumps(plain(line))
 
 

@@ -13,10 +13,11 @@ from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import load_node_data
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.errors import ConfigError, DataError, RoundError
-from heterofl_flwr.report import Recorder, RunFolder
+from heterofl_flwr.report import Recorder, RunFolder, console
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
+from heterofl_flwr.transport.compat import JsonFormatter
 from heterofl_flwr.transport.relay import Relay
 from tests.app.runs import CLIENT_APP, run_rounds
 from tests.federation.tiny import node_context
@@ -115,13 +116,19 @@ def test_flwr_run_makes_a_folder_and_prints_the_tables_or_warns_that_it_writes_n
 
 
 @pytest.mark.usefixtures("page")
-def test_a_json_log_has_the_numbers_of_rounds_and_nothing_is_printed_beside_it(tmp_path, capsys, caplog):
+def test_a_json_log_has_progress_and_the_numbers_of_rounds_and_nothing_is_printed_beside_it(
+    tmp_path, capsys, caplog, monkeypatch
+):
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0.0)
     config = {**SMALL, "num-rounds": 1, "run.dir": str(tmp_path), "run.log": "json"}
-    with caplog.at_level("INFO", "flwr"), LocalGrid(CLIENT_APP, CLIENTS, run_config=config) as grid:
+    with caplog.at_level("INFO"), LocalGrid(CLIENT_APP, CLIENTS, run_config=config) as grid:
         server_app.run(Foreign(grid), load_workload(config))
-    (numbers,) = (record.round for record in caplog.records if hasattr(record, "round"))
-    stored = json.loads((tmp_path / "history.jsonl").read_text())
-    assert {**numbers["train"], "round": numbers["server_round"]} == {**stored["train"], "round": 1}
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    (numbers,) = (line["round"] for line in lines if "round" in line)
+    assert numbers == json.loads((tmp_path / "history.jsonl").read_text())
+    messages = [line["message"] for line in lines]
+    assert any(message.startswith("round 1/1: 3 of 5 clients trained") for message in messages)
+    assert not any("took=" in message for message in messages)
     assert capsys.readouterr().out == ""
 
 
