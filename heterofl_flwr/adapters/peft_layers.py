@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -52,19 +53,16 @@ def check_model(model: object) -> None:
         raise ConfigError("ensure_weight_tying ties adapters to each other; expected a LoraConfig without it")
     layers = dict(lora_layers(model))
     faults = [
-        f"layer {name} of type {type(layer_or_parameter).__name__} {fault}"
-        for name, layer_or_parameter in layers.items()
-        if (fault := find_fault(layer_or_parameter))
+        f"layer {name} of type {type(layer).__name__} {fault}"
+        for name, layer in layers.items()
+        if (fault := find_fault(layer))
     ]
     if faults:
         raise UnsupportedLayerError(
             f"{'; '.join(faults[:5])}: leave such layers out of target_modules (or exclude_modules names them)"
         )
-    if not any(
-        layer_or_parameter.requires_grad
-        for layer in layers.values()
-        for layer_or_parameter in adapter_parameters(layer).values()
-    ):
+    parameters = chain.from_iterable(adapter_parameters(layer).values() for layer in layers.values())
+    if not any(parameter.requires_grad for parameter in parameters):
         raise ConfigError("no adapter can be trained: load it with is_trainable=True, or set inference_mode=False")
 
 
@@ -119,13 +117,13 @@ def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
     ranks: dict[str, tuple[int, float]] = {}
     for (path, full_layer), (_, layer) in zip(lora_layers(full_model), lora_layers(model), strict=True):
         parameters = dict(layer.named_parameters())
-        rank = next(parameters[parameter_name].shape[axis] for parameter_name, axis in rank_axes(layer).items())
+        rank = next(parameters[part].shape[axis] for part, axis in rank_axes(layer).items())
         share = rank / full_layer.r[name]
         alpha = full_layer.lora_alpha[name] * (math.sqrt(share) if config.use_rslora else share)
         alpha = int(alpha) if float(alpha).is_integer() else alpha
         layer.r[name], layer.lora_alpha[name] = ranks[path] = rank, alpha
     (config.r, config.lora_alpha), _ = Counter(ranks.values()).most_common(1)[0]
-    patterns = {f"^{re.escape(path)}": parameters for path, parameters in ranks.items()}
+    patterns = {f"^{re.escape(path)}": rank_and_alpha for path, rank_and_alpha in ranks.items()}
     config.rank_pattern = {path: rank for path, (rank, _) in patterns.items() if rank != config.r}
     config.alpha_pattern = {path: alpha for path, (_, alpha) in patterns.items() if alpha != config.lora_alpha}
 
@@ -144,4 +142,4 @@ def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
     """Return the parameter names of the last linear layer if ``modules_to_save`` names it."""
     (name,) = model.peft_config
-    return tuple(name_of_rows for name_of_rows in last_linear(model) if f".modules_to_save.{name}." in name_of_rows)
+    return tuple(rows for rows in last_linear(model) if f".modules_to_save.{name}." in rows)

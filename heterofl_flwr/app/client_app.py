@@ -175,7 +175,7 @@ def publish_message(message: Message, context: Context) -> Message:
     ((model, result),) = _train([task])
     task.keep(model)
     inputs, _ = _load_seed_examples(task)
-    published = posteriors(model, inputs, task.value(messages.TEMPERATURE, float)).cpu()
+    published = posteriors(model, inputs, reading.read_value(task.config, messages.TEMPERATURE, float)).cpu()
     answer = task.reply(num_examples=result.examples, metrics={"loss": result.loss, "accuracy": result.accuracy})
     answer.content[messages.POSTERIORS] = ArrayRecord({messages.POSTERIORS: published})
     return answer
@@ -191,7 +191,7 @@ def learn_message(message: Message, context: Context) -> Message:
         raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
     peers = read_tensors(record)[messages.POSTERIORS].to(workload.device)
     model = task.load_model()
-    temperature = task.value(messages.TEMPERATURE, float)
+    temperature = reading.read_value(task.config, messages.TEMPERATURE, float)
     distill = replace(workload.settings.distill, temperature=temperature)
     with workload.arithmetic(training=True):
         divergence = learn_from_peers(task.training_job(model), _load_seed_examples(task), peers, task.options, distill)

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed arguments; ``train.lr=0.05`` stands for ``--set train.lr=0.05``."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] in (["sweep"], ["supernode"]):  # the others are Hydra's or Flower's, and --help too
+    if arguments and arguments[0] in ("sweep", "supernode"):  # the others are Hydra's or Flower's, and --help too
         return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
     top = parser()
     args, words = top.parse_known_args(arguments)

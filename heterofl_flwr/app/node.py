@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from itertools import chain
-from typing import TypeVar
 
 import torch
 from flwr.app import Context, Message
@@ -26,8 +25,6 @@ from heterofl_flwr.transport import messages, reading
 NODE_DATA = "data-path"
 """Node config key for the folder with the node's own data."""
 
-Value = TypeVar("Value", int, float, str)
-
 
 class AppTask(Task):
     """Message for this package's ClientApp, with the node's data and the model."""
@@ -39,16 +36,12 @@ class AppTask(Task):
         self.architecture = self.workload.architecture(partition)
         super().__init__(message, context, self.workload.builds[self.architecture], seed_torch=True)
 
-    def value(self, key: str, kind: type[Value]) -> Value:
-        """Return a config value; raise ``ReplyError`` if it is missing or of another type."""
-        return reading.read_value(self.config, key, kind)
-
     @property
     def options(self) -> TrainOptions:
         """Training options from the settings and the message."""
         return replace(
             self.workload.settings.train,
-            learning_rate=self.value(messages.LEARNING_RATE, float),
+            learning_rate=reading.read_value(self.config, messages.LEARNING_RATE, float),
             proximal=self.instruction.proximal_mu,
             augment=self.workload.facts.augment,
         )
@@ -102,7 +95,6 @@ class AppTask(Task):
 
         ``total_step`` is the distance that a parameter moves in these steps if its gradient is always 1.
         """
-        # how far a parameter moves in these steps if its gradient is always 1
         options, length = self.options, float(steps)
         if beta := options.momentum:
             length = (steps - beta * (1 - beta**steps) / (1 - beta)) / (1 - beta)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_path
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, extra
 
 SUMMARY = "make the report of a run, and print its tables"
 EXAMPLES = ""
@@ -39,16 +39,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(paths: Sequence[Path], out: Path, style: str, metrics: Sequence[str]) -> None:
-    from heterofl_flwr.common.errors import extra
     from heterofl_flwr.core.formatting import render
     from heterofl_flwr.runs.folder import RunFolder
 
     with extra("report"):
         from heterofl_flwr.report.compare import write_comparison
 
-    folders = {
-        path.resolve(): RunFolder(path) for path in paths
-    }  # a baseline may be named before a pattern that matches it too
+    # By path, because a baseline may be named before a pattern that matches it too.
+    folders = {path.resolve(): RunFolder(path) for path in paths}
     heads, rows = write_comparison(list(folders.values()), out, metrics)
     print(render(heads, rows, style))
     print(f"\ncomparison: {out}", file=sys.stderr)

@@ -28,7 +28,6 @@ from heterofl_flwr.transport.compat import get_project_config
 CLUSTER = "RAY_ADDRESS"
 """Environment variable with the address of a Ray cluster; the resources of its machines are not known here."""
 
-HISTORY = "history.jsonl"
 WINDOW = 64
 """Default of ``engine.window`` in ``heterofl run``; the server's memory does not grow with the number of clients."""
 
@@ -106,7 +105,7 @@ def build_request(args: argparse.Namespace) -> Request:
     settings = from_flat(assigned)
     data = short_name(settings.data.name)
     out = _choose_folder(args, data)
-    if not resumes and (out / HISTORY).exists():
+    if not resumes and RunFolder(out).begun:
         path = shlex.quote(str(out))
         raise ConfigError(f"{out} holds a run already: go on with it (--resume {path}), or choose another folder")
     clients = _count_clients(args.clients, out, resumes, CLIENTS.get(data, 100))

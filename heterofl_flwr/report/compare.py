@@ -2,7 +2,7 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, stdev
@@ -42,16 +42,17 @@ AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
 }
 """Label, number format and caption of each figure, by the quantity on its horizontal axis."""
 
+Histories = Mapping[RunFolder, Sequence[RoundRecord]]
+
 Rows = dict[str, dict[object, RunFolder]]
 """Runs by the settings that differ, and by seed."""
 
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
 
-def compare_runs(folders: Sequence[RunFolder]) -> Cells:
+def compare_runs(histories: Histories) -> Cells:
     """Return a table of runs by settings and metric, with means over seeds."""
-    rows, table = _rows(folders), []
-    histories = {folder: folder.history() for folder in folders}  # read each file once
+    rows, table = _rows(list(histories)), []
     scored = {folder: {score.label: score for score in scores(history)} for folder, history in histories.items()}
     names = {label: score.name for by_label in scored.values() for label, score in by_label.items()}
     finals = {folder: {label: score.final for label, score in by_label.items()} for folder, by_label in scored.items()}
@@ -66,9 +67,9 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
     return HEADS, table
 
 
-def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cells:
+def compare_metrics(histories: Histories, metrics: Sequence[str]) -> Cells:
     """Return a table of runs by settings: each metric's mean, and the difference from the first row."""
-    rows, histories = _rows(folders), {folder: folder.history() for folder in folders}
+    rows = _rows(list(histories))
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
     means = [_means(name, name, rows, finals) for name in metrics]
@@ -106,8 +107,9 @@ def _signed(metric: str, value: float) -> str:
 
 def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str] = ()) -> Cells:
     """Write the page that compares runs. Return its table."""
-    table = compare_metrics(folders, metrics) if metrics else compare_runs(folders)
-    figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(folders)]
+    histories = {folder: folder.history() for folder in folders}  # read each file once
+    table = compare_metrics(histories, metrics) if metrics else compare_runs(histories)
+    figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(histories)]
     note = (
         "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals. The price is "
         "client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix."
@@ -154,7 +156,7 @@ def _means(
     return means
 
 
-def _costs(runs: Mapping[object, RunFolder], histories: Mapping[RunFolder, Sequence[RoundRecord]]) -> tuple[str, str]:
+def _costs(runs: Mapping[object, RunFolder], histories: Histories) -> tuple[str, str]:
     """Return as text the mean bytes sent in a run, and the costs relative to one federation for each level."""
     folders = list(runs.values())
     mix, widths = _mix(folders[0])
@@ -168,7 +170,7 @@ def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
     return Mix.parse(str(settings.get("mix", "a"))), cast("InnerWidths", settings.get("train.distill", "none"))
 
 
-def _short_names(folders: Sequence[RunFolder]) -> list[str]:
+def _short_names(folders: Iterable[RunFolder]) -> list[str]:
     names = [folder.path.resolve().name for folder in folders]
     parts = [re.split("[-_]", name) for name in names]
     common = set(parts[0]).intersection(*parts)
@@ -176,19 +178,16 @@ def _short_names(folders: Sequence[RunFolder]) -> list[str]:
     return labels if len(set(labels)) == len(names) else names
 
 
-def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
+def _draw(histories: Histories) -> Iterator[Drawing]:
     curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {unit: {} for unit in AXES}
-    metric = next(filter(None, (headline(folder.history()) for folder in folders)), "")
-    for folder, name in zip(folders, _short_names(folders), strict=True):
-        records, costs = folder.history(), folder.costs()
+    metric = next(filter(None, map(headline, histories.values())), "")
+    for (folder, records), name in zip(histories.items(), _short_names(histories), strict=True):
+        costs, trained = folder.costs(), {rate for record in records for rate in record.rates.values()}
         values = [record.evaluate.get(metric) for record in records]
         curves["round"][name] = points([record.server_round for record in records], values)
         curves["bytes"][name] = points(list(accumulate(bytes_sent(records))), values)
         mix, widths = _mix(folder)
-        if (
-            costs
-            and {*mix.rates, *(rate for record in records for rate in record.rates.values())} <= costs.by_rate.keys()
-        ):
+        if costs and {*mix.rates, *trained} <= costs.by_rate.keys():
             by_rate = {rate: cost.macs for rate, cost in costs.by_rate.items()}
             macs = [count_macs(mix, record.rates.values(), by_rate, widths) for record in records]
             curves["MACs"][name] = points(list(accumulate(macs)), values)

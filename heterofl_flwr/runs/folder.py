@@ -180,7 +180,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} holds another run: {differences}. Choose another folder, or remove this one"
             )
-        if not resume and (self._history.exists() or self.has_checkpoint):
+        if not resume and self.begun:
             raise ConfigError(
                 f"{self.path} holds a run with these settings already: resume it, or choose another folder"
             )
@@ -189,6 +189,11 @@ class RunFolder:
     def started(self) -> bool:
         """Whether the folder has the settings of a run."""
         return self._settings.exists()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder has the history or a checkpoint of a run."""
+        return self._history.exists() or self.has_checkpoint
 
     @property
     def has_checkpoint(self) -> bool:

@@ -8,10 +8,14 @@ from scipy.special import stdtrit
 
 from heterofl_flwr.app.main import main
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.report import RunFolder
-from heterofl_flwr.report.compare import compare_runs, paired_difference
+from heterofl_flwr.report import RunFolder, compare
+from heterofl_flwr.report.compare import paired_difference
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts
 from tests.runs.conftest import make_record
+
+
+def compare_runs(folders):
+    return compare.compare_runs({folder: folder.history() for folder in folders})
 
 
 def run(path, mix, seed, accuracy, **settings):
@@ -107,7 +111,7 @@ def test_a_price_is_of_all_seeds(tmp_path):
 
 def test_the_same_run_twice_is_refused(folders):
     with pytest.raises(ConfigError, match="equal settings and seed"):
-        compare_runs([folders[0], folders[0]])
+        compare_runs([folders[0], RunFolder(folders[0].path)])
 
 
 def test_the_command_writes_a_page(folders, tmp_path, capsys):

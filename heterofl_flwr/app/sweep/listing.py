@@ -23,19 +23,20 @@ def list_jobs(jobs: Sequence[Job]) -> str:
     The time of an unfinished job is the estimated remaining time.
     """
     seconds, by_data, to_come, rows = [], defaultdict[str, list[float]](list), [], []
-    for job in jobs:
-        records = RunFolder(job.path).history() if job.stage in (BEGUN, DONE) else []
+    stages = [job.stage for job in jobs]
+    for job, stage in zip(jobs, stages, strict=True):
+        records = RunFolder(job.path).history() if stage in (BEGUN, DONE) else []
         seconds.append([record.seconds for record in records])
         by_data[job.settings.data.name] += seconds[-1]
-    for job, rounds_done in zip(jobs, seconds, strict=True):
-        rounds, stage, like = job.settings.num_rounds, job.stage, rounds_done or by_data[job.settings.data.name]
+    for job, stage, rounds_done in zip(jobs, stages, seconds, strict=True):
+        rounds, like = job.settings.num_rounds, rounds_done or by_data[job.settings.data.name]
         rest = (rounds - len(rounds_done)) * fmean(like) if like else math.nan
         if stage not in ENDED:
             to_come.append(rest)
         time = duration(math.fsum(rounds_done) if stage == DONE else rest).replace("nan s", "?")
         state = f"round {len(rounds_done)} of {rounds}" if stage == BEGUN else stage
         rows.append((job.path.name, time, state, job.describe_changes()))
-    done, still = sum(job.stage == DONE for job in jobs), math.fsum(to_come)
+    done, still = stages.count(DONE), math.fsum(to_come)
     forecast = (
         "the time of the others is known after a round" if math.isnan(still) else f"the others take {duration(still)}"
     )
