@@ -67,19 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     if arguments is None:
         atexit.register(gc.freeze)  # Python would look for garbage among all objects of torch, for half a second
+    words = sys.argv[1:] if arguments is None else arguments
 
     def work() -> int:
-        args = parse(arguments)
-        allow_modules(named_modules(sys.argv[1:] if arguments is None else arguments))
+        args = parse(words)
+        allow_modules(named_modules(words))
         code: int = args.run(args)
         return code
 
     return status_of("heterofl", work)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed arguments; ``train.lr=0.05`` stands for ``--set train.lr=0.05``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in ("sweep", "supernode"):  # the others are Hydra's or Flower's, and --help too
         return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
     top = parser()

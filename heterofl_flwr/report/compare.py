@@ -105,7 +105,7 @@ def _signed(metric: str, value: float) -> str:
     return f"+{text}" if value > 0 else text
 
 
-def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str] = ()) -> Cells:
+def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str]) -> Cells:
     """Write the page that compares runs. Return its table."""
     histories = {folder: folder.history() for folder in folders}  # read each file once
     table = compare_metrics(histories, metrics) if metrics else compare_runs(histories)

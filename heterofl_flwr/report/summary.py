@@ -43,7 +43,7 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
     return points([record.server_round for record in records], values)
 
 
-def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths = "none") -> str:
+def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths) -> str:
     """Return the price of a mix (``runs.costs.price``) as text; '' if unknown."""
     rates = [rate for record in records for rate in record.rates.values()]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():

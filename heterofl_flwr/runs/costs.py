@@ -138,7 +138,7 @@ class Price(NamedTuple):
     macs_share: float
 
 
-def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths = "none") -> float:
+def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths) -> float:
     """Return the sum of multiplications over clients, each with one forward pass of one example.
 
     ``rates`` are the clients' rates, and ``macs`` has the multiplications by rate. ``widths`` says which smaller

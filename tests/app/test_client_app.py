@@ -115,9 +115,9 @@ def test_out_of_memory_names_the_level(monkeypatch):
 NON_IID = {"data.split": "non-iid-2", "train.batch-size": 5}
 
 
-def _classes_by_batch(workload, partition=0):
+def _classes_by_batch(workload):
     """Return the classes in each batch of a client's moments, which it reads by the numbers of its examples."""
-    data = workload.part(partition, 20)
+    data = workload.part(0, 20)
     split, classes = data.train, data.classes
     assert len(classes) == 2
     numbers = torch.arange(len(split), dtype=torch.float32)[:, None, None, None]

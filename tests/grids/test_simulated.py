@@ -38,11 +38,11 @@ def gain(found):
     return pytest.approx((found.state["hidden.bias"] - start).tolist(), abs=1e-5)
 
 
-def twin(devices, record, sizes, seed=0):
+def twin(devices, record, sizes):
     """Return time and energy of a round, worked out client by client."""
     waits, joules = [0.0], 0.0
     for partition, rate in record.rates.items():
-        turn, own = Turn(seed, record.server_round, partition, rate), devices.profile(rate)
+        turn, own = Turn(0, record.server_round, partition, rate), devices.profile(rate)
         if turn.draws("away").random() >= own.available:
             assert record.failures[partition] == AWAY
             continue
@@ -189,10 +189,10 @@ def pull_all(grid, ids):
     return found
 
 
-def on(devices, number, *, app=None, mix="a1"):
+def on(devices, number, app=None):
     """Return what each look brings for the messages of a round."""
     with LocalGrid(app or make_app(), number) as inner:
-        strategy = HeteroFL(build, mix, evaluation=NEVER)
+        strategy = HeteroFL(build, "a1", evaluation=NEVER)
         arrays = ArrayRecord(strategy.federation.architecture.initial_state())
         messages = strategy.configure_train(1, arrays, ConfigRecord(), inner)
         grid = SimulatedDevices(inner, devices)

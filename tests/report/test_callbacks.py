@@ -92,11 +92,11 @@ def test_an_error_of_a_tracker_is_a_warning(calls, fake, monkeypatch, caplog, tr
     assert [name for name, *_ in calls].count("log" if tracker is WandB else "log_metrics") == rounds
 
 
-def shown(fake, first=1, last=10, **options) -> str:
+def shown(fake, **options) -> str:
     """Return what a run prints on a console with these options."""
-    stream = options.pop("file", io.StringIO())
-    fake.run([Console(RichConsole(file=stream, highlight=False, **options))], first, last)
-    return stream.getvalue() if isinstance(stream, io.StringIO) else stream.buffer.getvalue().decode("ascii")
+    stream = io.StringIO()
+    fake.run([Console(RichConsole(file=stream, highlight=False, **options))], 1, 10)
+    return stream.getvalue()
 
 
 @pytest.fixture(autouse=True)
