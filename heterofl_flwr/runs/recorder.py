@@ -50,6 +50,10 @@ class Recorder(RoundCallback):
         """Round of the older of the folder's two checkpoints; 0 if there are fewer."""
         return self._saved_rounds[0]
 
+    def on_resume(self, progress: Progress) -> None:
+        """Keep what the final models need, if no round is left."""
+        self._progress = progress
+
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Prepare the folder for rounds from ``first_round`` on, and write the models' costs."""
         if not self.folder.started:
@@ -99,7 +103,7 @@ class Recorder(RoundCallback):
 
     def on_end(self, state: State) -> None:
         """Write the final checkpoint and the final models."""
-        if self._progress and self._progress.record.server_round != self._saved_rounds[1]:
+        if self._progress and self._progress.server_round != self._saved_rounds[1]:
             self._save(self._progress)
         if self._costs and self._models:
             rates = self._costs.mix.all_rates
@@ -107,7 +111,7 @@ class Recorder(RoundCallback):
             slices, levels = {}, {}
             if self._progress:
                 levels = {rate: self._progress.level_tensors(rate) for rate in rates}
-            if record and self._progress:
+            if self._progress and record:
                 slices = {rate: self._progress.evaluated_slice(record.server_round, rate) for rate in rates}
             save_models(
                 self.folder,

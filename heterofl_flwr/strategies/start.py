@@ -188,8 +188,7 @@ class _Loop:
         """Run the rounds; callbacks and ``should_stop`` may end them early."""
         strategy, result, num_rounds = self.strategy, self.result, self.strategy.num_rounds
         quiet = any(callback.prints_rounds for callback in strategy.callbacks)
-        for callback in strategy.callbacks:
-            callback.on_start(first_round, num_rounds, result.arrays.to_torch_state_dict())
+        self._start_callbacks(first_round)
         if first_round == 1 and self._is_due(0):
             self._evaluate_centrally(0)
         for server_round in range(first_round, num_rounds + 1):
@@ -213,6 +212,15 @@ class _Loop:
         result.arrays = strategy.evaluated_arrays(result.arrays)
         for callback in strategy.callbacks:
             callback.on_end(result.arrays.to_torch_state_dict())
+
+    def _start_callbacks(self, first_round: int) -> None:
+        strategy, state = self.strategy, self.result.arrays.to_torch_state_dict()
+        if first_round > 1:
+            progress = replace(strategy.progress(state), server_round=first_round - 1)
+            for callback in strategy.callbacks:
+                callback.on_resume(progress)
+        for callback in strategy.callbacks:
+            callback.on_start(first_round, strategy.num_rounds, state)
 
     def _is_due(self, server_round: int) -> bool:
         return self.strategy.options.evaluation.due(server_round, self.strategy.num_rounds)

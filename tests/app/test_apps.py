@@ -14,6 +14,7 @@ from heterofl_flwr.app.node import load_node_data
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.errors import ConfigError, DataError, RoundError
 from heterofl_flwr.report import Recorder, RunFolder, console
+from heterofl_flwr.runs import recorder
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
@@ -162,6 +163,24 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, monke
     interrupted(monkeypatch, Recorder, "on_round_end", die, **settings)
     assert rounds_of(run(**settings, run__resume=True)) == [1, 2]
     assert len(RunFolder(tmp_path / "run").history()) == 2
+
+
+@pytest.mark.parametrize("rule", [{"server__slice_rule": "rolling"}, {"server__by_level": "*norm*"}])
+def test_a_run_that_died_while_it_wrote_its_models_writes_them_when_it_is_resumed(tmp_path, monkeypatch, rule):
+    """They had the first entries and the global model's values, whatever the rule."""
+    settings = {"clients": 2, "mix": "a1-c1", "num_rounds": 2, "evaluate__levels": True, **rule}
+    run(**settings, run__dir=str(tmp_path / "whole"))
+
+    def die(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    interrupted(monkeypatch, recorder, "save_models", die, **settings, run__dir=str(tmp_path / "broken"))
+    assert run(**settings, run__dir=str(tmp_path / "broken"), run__resume=True) == []
+    whole, broken = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "models").iterdir()}
+        for name in ("whole", "broken")
+    )
+    assert broken == whole
 
 
 def test_releases_of_rounds_that_are_repeated_count_as_well(tmp_path, monkeypatch, capsys):
