@@ -2,11 +2,11 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 from flwr.app import Context
@@ -27,7 +27,7 @@ from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, TrainingCost
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated import SimulatedDevices
-from heterofl_flwr.report import Console, RunFolder
+from heterofl_flwr.report import Console, RunFolder, write_report
 from heterofl_flwr.runs.class_counts import write_counts
 from heterofl_flwr.runs.folder import new_path
 from heterofl_flwr.runs.origin import device_name
@@ -92,7 +92,7 @@ def _choose_folder(grid: Grid, settings: Settings) -> RunFolder | None:
         return None
     folder = RunFolder(new_path(short_name(settings.data.name)).resolve())
     try:
-        _page_writer()
+        _load_report()
         folder.path.mkdir(parents=True)
     except (OSError, MissingExtraError) as error:
         logger.warning(
@@ -104,11 +104,10 @@ def _choose_folder(grid: Grid, settings: Settings) -> RunFolder | None:
     return folder
 
 
-def _page_writer() -> Callable[[RunFolder], Path]:
-    """Return ``write_page``; a missing package is noticed now, not at the end of the run."""
+def _load_report() -> None:
+    """Import what writes the report, so that a missing package is noticed now, not at the end of the run."""
     with extra("report"):
-        from heterofl_flwr.report.page import write_page
-    return write_page
+        import_module("heterofl_flwr.report.page")
 
 
 def _run(
@@ -130,7 +129,7 @@ def _run(
     grid = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     devices = build_devices(workload)
     if folder is not None:  # write only after everything has been checked
-        write_page = _page_writer()
+        _load_report()
         _start_folder(folder, workload, start, strategy, clients)
     if settings.privacy.noise:
         _say_epsilon(strategy, settings, start, simulated=clients is not None)
@@ -146,7 +145,7 @@ def _run(
         )
     if folder is not None:
         folder.note(clients=strategy.federation.nodes.dealt() or None)
-        logger.info("Report: %s", write_page(folder).resolve())
+        logger.info("Report: %s", write_report(folder).resolve())
         if clients is None and not as_json:  # 'heterofl run' prints the tables itself
             show_results(folder.path)
     return strategy

@@ -5,7 +5,6 @@ The string below a field is its description. A field with ``exclude=True`` is no
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
@@ -74,7 +73,7 @@ def with_options(kind: type[Kind]) -> type[Kind]:
 
 def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
     construct = kind.__init__
-    for name, option in kind.__pydantic_fields__.items():  # pydantic reads only descriptions in the class itself
+    for name, option in specs(kind).items():  # pydantic reads only descriptions in the class itself
         inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__[1:])
         option.description = option.description or next((field.description for field in inherited if field), None)
 
@@ -96,7 +95,8 @@ def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
 
 def specs(kind: Any) -> dict[str, FieldInfo]:
     """Return the pydantic field of each option of a group, by name."""
-    return {field.name: kind.__pydantic_fields__[field.name] for field in fields(kind)}
+    options: dict[str, FieldInfo] = kind.__pydantic_fields__
+    return options
 
 
 def values(of: Any) -> dict[str, Any]:

@@ -177,7 +177,8 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
     """Run an exported file; raise ``HeteroFLError`` if its outputs differ from the expected ones."""
     try:
-        outputs = _compute(run, inputs)
+        with torch.inference_mode():
+            outputs = _read_outputs(run(inputs))
     except Exception as error:  # raised by a guard of torch or by the runtime
         raise HeteroFLError(
             f"the {name} file does not run on the inputs: {first_line(error)}. Nothing was written; if the model's "
@@ -208,11 +209,6 @@ def _name_outputs(returned: object, names: Sequence[str]) -> Sequence[str]:
             f"outputs is {', '.join(names)}, and the model returns a dict of {', '.join(keys)}: leave it out"
         )
     return keys
-
-
-def _compute(run: Callable[[Inputs], object], inputs: Inputs) -> list[Tensor]:
-    with torch.inference_mode():
-        return _read_outputs(run(inputs))
 
 
 def _read_outputs(output: object) -> list[Tensor]:

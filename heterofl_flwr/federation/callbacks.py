@@ -5,6 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as shown
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from heterofl_flwr.common.errors import ConfigError, counted
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.federation.round_record import RoundRecord, State
@@ -122,6 +126,13 @@ class RoundCallback:
 def progress_text(what: str, done: int, total: int, failed: int) -> str:
     """Return the arguments of ``on_reply`` as text."""
     return f"{done - failed} of {counted(total, 'client')} {what}" + (f", {failed} failed" if failed else "")
+
+
+def is_true(result: object) -> bool:
+    """Whether a callback's result is the boolean True of Python, NumPy or torch. Only this ends a run."""
+    if isinstance(result, Tensor) and result.dtype == torch.bool and result.numel() == 1:
+        return bool(result)
+    return isinstance(result, bool | np.bool_) and bool(result)
 
 
 def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:

@@ -5,7 +5,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, cast
 
 from matplotlib.ticker import FuncFormatter
@@ -22,7 +22,7 @@ from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import check_known, final_values, headline, points, scores
+from heterofl_flwr.runs.metrics import check_known, deviation, final_values, headline, mean, points, scores
 from heterofl_flwr.settings.flat import current_names, flatten, from_flat, to_flat
 
 UNCOMPARED = ("seed", "run.dir", "run.resume", "data.root", "engine.window", "sample.min-nodes")
@@ -60,10 +60,9 @@ def compare_runs(histories: Histories) -> Cells:
         means = _means(metric, label, rows, finals)
         for row, runs in rows.items():
             bests = [scored[run][label].best for run in runs.values() if label in scored[run]]
-            compared = [best for best in bests if best is not None]
-            best = formatting.score(metric, fmean(compared) if compared else None)
-            mean, difference = means[row]
-            table.append((row, str(len(runs)), label, mean, best, *_costs(runs, histories), difference))
+            best = formatting.score(metric, mean([best for best in bests if best is not None]))
+            final, difference = means[row]
+            table.append((row, str(len(runs)), label, final, best, *_costs(runs, histories), difference))
     return HEADS, table
 
 
@@ -87,17 +86,17 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
     Fewer than three common seeds give no interval.
     """
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
-    if not differences:
+    centre, spread = mean(differences), deviation(differences)
+    if centre is None:
         return formatting.NOTHING
     unit = " points" if formatting.score(metric, 0.0).endswith("%") else ""
-    mean = _signed(metric, fmean(differences))
-    if len(differences) < LEAST_SEEDS:
-        return f"{mean}{unit}"
+    if spread is None or len(differences) < LEAST_SEEDS:
+        return f"{_signed(metric, centre)}{unit}"
     freedom = len(differences) - 1
     quantile = QUANTILES[freedom - 1] if freedom <= len(QUANTILES) else NORMAL_QUANTILE
-    half = quantile * stdev(differences) / len(differences) ** 0.5
-    low, high = (_signed(metric, fmean(differences) + side * half) for side in (-1, 1))
-    return f"{mean} [{low}, {high}]{unit}"
+    half = quantile * spread / len(differences) ** 0.5
+    low, high = (_signed(metric, centre + side * half) for side in (-1, 1))
+    return f"{_signed(metric, centre)} [{low}, {high}]{unit}"
 
 
 def _signed(metric: str, value: float) -> str:
@@ -149,9 +148,9 @@ def _means(
     for row, runs in rows.items():
         by_seed = {seed: finals[run][key] for seed, run in runs.items() if key in finals[run]}
         values = list(by_seed.values())
-        mean = formatting.score(metric, fmean(values) if values else None)
-        spread = f" ± {formatting.score(metric, stdev(values))}" if len(values) > 1 else ""
-        means[row] = mean + spread, "" if reference is None else paired_difference(metric, reference, by_seed)
+        final = formatting.score(metric, mean(values))
+        spread = f" ± {formatting.score(metric, deviation(values))}" if len(values) > 1 else ""
+        means[row] = final + spread, "" if reference is None else paired_difference(metric, reference, by_seed)
         reference = by_seed if reference is None else reference
     return means
 

@@ -174,4 +174,5 @@ def price(
     sent = sum(number * costs[rate][0] for rate, number in trainings.items())
     macs = count_macs(mix, rates, {rate: cost[1] for rate, cost in costs.items()}, widths)
     alone = [len(rates) * sum(share * costs[rate][kind] for rate, share in holders.items()) for kind in (0, 1)]
-    return Price(1 / sum(holders.values()), sent / alone[0], macs / alone[1])
+    # A user's model may have no multiplications that are counted.
+    return Price(1 / sum(holders.values()), sent / alone[0], macs / alone[1] if alone[1] else math.nan)

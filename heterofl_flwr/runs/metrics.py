@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from statistics import stdev
 from typing import NamedTuple
 
 from heterofl_flwr.common.errors import ConfigError
@@ -132,6 +133,20 @@ def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
     for record in records:
         values |= {name.removeprefix("evaluate/"): value for name, value in scalars(record).items()}
     return values
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean of values, which may be infinite or NaN; None without values."""
+    # fmean raises an error for infinities of both signs, and stdev for any value that is not finite.
+    add = math.fsum if all(map(math.isfinite, values)) else sum
+    return add(values) / len(values) if values else None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Return the standard deviation of values, NaN if one is not finite; None with fewer than two values."""
+    if len(values) < 2:
+        return None
+    return stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> None:

@@ -5,15 +5,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
-from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, counted
-from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, name_callbacks
+from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, is_true, name_callbacks
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.round_record import check_metrics, host_log
 from heterofl_flwr.federation.start_summary import log_summary
@@ -288,16 +285,9 @@ class _Loop:
             progress = replace(progress, callbacks={name: callback.state() for name, callback in stateful.items()})
             rest = {name: callback for name, callback in named.items() if name not in stateful}
             stops += [(name, callback.on_round_end(progress)) for name, callback in rest.items()]
-        names = [name for name, stop in stops if _is_true(stop)]
-        if self.should_stop is not None and _is_true(self.should_stop(server_round, self.result)):
+        names = [name for name, stop in stops if is_true(stop)]
+        if self.should_stop is not None and is_true(self.should_stop(server_round, self.result)):
             names.append("should_stop")
         if names:
             host_log.info("%s ends the run after round %d", names[0], server_round)
         return bool(names)
-
-
-def _is_true(value: object) -> bool:
-    """Whether a callback's result is the boolean True of Python, NumPy or torch. Only this ends a run."""
-    if isinstance(value, Tensor) and value.dtype == torch.bool and value.numel() == 1:
-        return bool(value)
-    return isinstance(value, bool | np.bool_) and bool(value)

@@ -1,6 +1,7 @@
 """Several runs in one table and on one page."""
 
 import csv
+import math
 from statistics import fmean, stdev
 
 import pytest
@@ -66,6 +67,17 @@ def test_final_and_best_are_of_one_statistic(tmp_path):
         ("local-loss (median)", "1", "1"),
         ("local-accuracy", "50.0 %", "50.0 %"),
     ]
+
+
+def test_runs_that_diverged_are_compared(tmp_path):
+    """Their deviation, or the mean of their differences, ended the command."""
+    folders = [run(tmp_path / f"{mix}-{seed}", mix, seed, 0.5) for mix in ("a1", "b1") for seed in (0, 1, 2)]
+    for folder, loss in zip(folders, (1.0, math.inf, 1.0, math.inf, 1.0, math.nan), strict=True):
+        record = make_record(3)
+        record.evaluate, record.evaluate_medians = {"global-loss": loss}, {}
+        folder.append(record)
+    first, second = (row for row in compare_runs(folders)[1] if row[2] == "global-loss")
+    assert (first[3], second[3], second[-1]) == ("inf ± nan", "nan ± nan", "nan [nan, nan]")
 
 
 def test_runs_of_an_earlier_version_are_in_the_row_of_equal_ones(tmp_path):

@@ -1,5 +1,7 @@
 """The price of a mix against one federation for each of its levels, with the sums written out."""
 
+import math
+
 import pytest
 
 from heterofl_flwr.core import Mix
@@ -31,3 +33,4 @@ def test_the_rates_of_the_rounds_count_where_levels_change():
     found = price(mix, [0.25, 0.25, 1.0, 0.25], COSTS)
     assert found.macs_share == pytest.approx((3 * 50 + 1000) / (2 * 1000 + 4 * 50))
     assert price(Mix.parse("a1"), [1.0, 1.0], COSTS) == (1.0, 1.0, 1.0)
+    assert math.isnan(price(Mix.parse("a1"), [1.0], {1.0: (100.0, 0.0)}).macs_share)  # none that are counted

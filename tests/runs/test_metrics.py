@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from heterofl_flwr.runs.metrics import headline, headline_kind, is_better, scores, seconds_to
+from heterofl_flwr.runs.metrics import deviation, headline, headline_kind, is_better, mean, scores, seconds_to
 
 
 def test_what_is_not_a_number_loses_to_everything():
@@ -11,6 +11,20 @@ def test_what_is_not_a_number_loses_to_everything():
     assert is_better(0.1, math.nan, "max")
     assert is_better(0.1, None, "min")
     assert not is_better(0.1, 0.1, "max")
+
+
+@pytest.mark.parametrize(
+    ("values", "means"),
+    [
+        ([], (None, None)),
+        ([2.0], (2.0, None)),
+        ([1.0, 3.0], (2.0, 2**0.5)),
+        ([1.0, math.inf], (math.inf, math.nan)),
+        ([math.inf, -math.inf], (math.nan, math.nan)),
+    ],
+)
+def test_values_of_runs_that_diverged_have_a_mean_too(values, means):
+    assert (mean(values), deviation(values)) == pytest.approx(means, nan_ok=True)
 
 
 @pytest.mark.parametrize(

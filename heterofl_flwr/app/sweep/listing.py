@@ -4,14 +4,14 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
-from statistics import fmean, stdev
+from statistics import fmean
 
 from heterofl_flwr.app.sweep.job import BEGUN, DONE, ENDED, Job, read_score
 from heterofl_flwr.common.errors import counted
 from heterofl_flwr.core.formatting import duration, render, score
 from heterofl_flwr.report.summary import price_text
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import Score, check_known, final_values
+from heterofl_flwr.runs.metrics import Score, check_known, deviation, final_values, mean
 
 HEADER = ("job", "time", "state", "unlike the published settings")
 RESULTS = ("settings", "seeds", "final metric", "mean", "deviation", "least", "most", "mean of best", "price")
@@ -67,12 +67,8 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Se
     for (name, label), seeds in by_name.items():
         finals = [result.final for result in seeds]
         bests = [result.best for result in seeds if result.best is not None]
-        deviation, best = stdev(finals) if len(finals) > 1 else None, fmean(bests) if bests else None
-        values = fmean(finals), deviation, min(finals), max(finals), best
-        more = [
-            score(column, fmean(known) if (known := [run[column] for run in columns[name] if column in run]) else None)
-            for column in metrics
-        ]
+        values = mean(finals), deviation(finals), min(finals), max(finals), mean(bests)
+        more = [score(column, mean([run[column] for run in columns[name] if column in run])) for column in metrics]
         texts = [score(seeds[0].name, value) for value in values]
         lines.append((name, str(len(seeds)), label, *texts, *more, prices[name]))
     return render((*RESULTS[:-1], *metrics, RESULTS[-1]), lines, "table") if lines else ""
