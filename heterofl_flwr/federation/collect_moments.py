@@ -81,14 +81,16 @@ class CollectedMoments:
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
         """Return the sum of the moments for each rate, with the run's privacy noise.
 
-        Raise ``RoundError`` if the moments are ``needed``, clients were refused, and no usable moments remain.
+        Raise ``RoundError`` if the moments are ``needed``, and clients answered, but none with usable moments.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy
         message = f"none of {counted(len(self.norms), 'node')} gave usable static batch norm moments"
         if faults and not moments and needed:
-            advice = MORE_TIME if {*faults.values()} == {SILENT} else ANSWER_MOMENTS
-            raise RoundError(f"{message}: {advice}; {name_faults('', faults)}")
+            if {*faults.values()} == {SILENT}:
+                logger.warning("%s: %s", message, MORE_TIME)
+            else:
+                raise RoundError(f"{message}: {ANSWER_MOMENTS}; {name_faults('', faults)}")
         if not faults and not moments:
             logger.warning(
                 "%s, so batch norm normalises by batch; they are not asked again: %s", message, ANSWER_MOMENTS

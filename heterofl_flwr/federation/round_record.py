@@ -136,10 +136,14 @@ class RoundRecord:
             if name not in self.partial
         }
 
+    def name(self, partition: int) -> str:
+        """Return the registered name of a client in ``names``, or ``partition N``."""
+        return self.names.get(partition, f"partition {partition}")
+
     @property
     def failed_names(self) -> list[str]:
-        """The registered name of each client in ``failures``, or ``partition N`` if the client has no name."""
-        return [self.names.get(partition, f"partition {partition}") for partition in self.failures]
+        """The name of each client in ``failures``."""
+        return [self.name(partition) for partition in self.failures]
 
     def to_json(self) -> dict[str, object]:
         """Return the record as a dict for JSON."""

@@ -92,15 +92,19 @@ class Monitor(RoundCallback):
     def on_round_end(self, progress: Progress) -> bool:
         """Store the record of the round."""
         record, now = progress.record, _text(time.time())
-        for partition in record.rates.keys() - record.failures.keys():
+        faults = record.evaluate_failures | record.failures
+        for partition in record.rates.keys() - faults.keys():
             self._failing.pop(partition, None)
-        for (partition, reason), name in zip(record.failures.items(), record.failed_names, strict=True):
+        for partition, reason in faults.items():
             since = self._failing.get(partition, {}).get("since", now)
-            self._failing[partition] = {"name": name, "since": since, "reason": reason}
+            self._failing[partition] = {"name": record.name(partition), "since": since, "reason": reason}
         self._silent = {name: self._silent.get(name, now) for name in record.unanswered}
         self._away = {name: self._away.get(name, now) for name in record.away}
         self._bytes.update(down=record.bytes_down, up=record.bytes_up)
-        self._faults.update(rejected=len(record.refused), other=len(record.failures) - len(record.refused))
+        self._faults.update(
+            rejected=len(record.refused),
+            other=len(record.failures) - len(record.refused) + len(record.evaluate_failures),
+        )
         if record.evaluate:
             self._evaluated = _headlines("evaluate", record.evaluate, record.evaluate_by_level)
         self._record, self._longest = record, max(self._longest, record.seconds)

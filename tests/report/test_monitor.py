@@ -47,7 +47,7 @@ def test_metrics_are_those_of_the_records(served, fake):
     served.on_start(1, 9, {})
     progress = [
         fake.progress(1, 9, refused=(3,), failures={3: "too large", 5: "no reply in time"}),
-        fake.progress(2, 9, privacy={"epsilon": 1.5}),
+        fake.progress(2, 9, privacy={"epsilon": 1.5}, evaluate_failures={7: "no moments"}),
         fake.progress(3, 9, failures={5: "busy"}, names={5: "camera"}, rates={1: 1.0, 5: 0.5, 9: 0.5, 11: 0.25}),
     ]
     progress[2].record.away = {"phone": 2}
@@ -59,10 +59,10 @@ def test_metrics_are_those_of_the_records(served, fake):
     assert values["round_seconds",] == records[2].seconds
     assert values["bytes_total", "up"] == sum(record.bytes_up for record in records)
     assert values["bytes_total", "down"] == sum(record.bytes_down for record in records)
-    assert (values["failures_total", "rejected"], values["failures_total", "other"]) == (1, 2)
+    assert (values["failures_total", "rejected"], values["failures_total", "other"]) == (1, 3)
     assert {key[1]: value for key, value in values.items() if key[0] == "clients_asked"} == {"a": 1, "b": 2, "c": 1}
     assert {key[1]: value for key, value in values.items() if key[0] == "clients_answered"} == {"a": 1, "b": 1, "c": 1}
-    assert sorted(key[1] for key in values if key[0] == "node_failing") == ["camera", "partition 3"]
+    assert sorted(key[1] for key in values if key[0] == "node_failing") == ["camera", "partition 3", "partition 7"]
     assert values["node_away", "phone"] == 2
     assert values["metric", "", "loss", "train"] == records[2].train["loss"]
     assert values["metric", "c", "global-accuracy", "evaluate"] == records[1].evaluate_by_level["c"]["global-accuracy"]
