@@ -115,6 +115,9 @@ class RoundCallback:
     def on_end(self, state: State) -> None:
         """Run after the final round, also if a callback stopped the run."""
 
+    def on_error(self) -> None:
+        """Run if the run ends with an error, which is raised afterwards."""
+
     def state(self) -> Mapping[str, object]:
         """Return this callback's state for checkpoints, in JSON types."""
         return {}

@@ -21,7 +21,9 @@ class _Tracker(RoundCallback):
     """Base class of callbacks for trackers; an error of the tracker becomes a warning."""
 
     _log: Callable[..., object] | None = None
-    _close: Callable[[], object] | None = None
+    _close: Callable[..., object] | None = None
+    _failed: ClassVar[Mapping[str, object]] = {}
+    """Arguments of ``_close`` after an error."""
 
     @abstractmethod
     def _connect(self, first_round: int) -> None:
@@ -39,9 +41,15 @@ class _Tracker(RoundCallback):
         return False
 
     def on_end(self, state: State) -> None:
+        self._end()
+
+    def on_error(self) -> None:
+        self._end(**self._failed)
+
+    def _end(self, **status: object) -> None:
         with self._warning("did not close"):
             if self._close is not None:
-                self._close()
+                self._close(**status)
 
     @contextmanager
     def _warning(self, event: str) -> Iterator[None]:
@@ -120,6 +128,7 @@ class WandB(_Service):
     """
 
     _name = "wandb"
+    _failed: ClassVar[Mapping[str, object]] = {"exit_code": 1}
 
     def _open(self, earlier_id: str | None) -> str:
         resumed = {"id": earlier_id, "resume": "allow"} if earlier_id else {}
@@ -142,6 +151,7 @@ class MLflow(_Service):
     """
 
     _name = "mlflow"
+    _failed: ClassVar[Mapping[str, object]] = {"status": "FAILED"}
 
     def _open(self, earlier_id: str | None) -> str:
         self._module.set_experiment(self._project)

@@ -115,8 +115,12 @@ class Monitor(RoundCallback):
         """Stop the HTTP server."""
         self.close()
 
+    def on_error(self) -> None:
+        """Stop the HTTP server."""
+        self.close()
+
     def close(self) -> None:
-        """Stop the HTTP server. Call it if the run ends with an error."""
+        """Stop the HTTP server."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

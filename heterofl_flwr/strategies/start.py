@@ -92,7 +92,12 @@ class FederationStrategy(EvaluationHooks):
         del initial_arrays, resume  # this frame would keep them until the end of the run
         guarded = guard(grid, self.largest_reply)
         steps = None if self.asynchronous is None else Steps(self, self.asynchronous, guarded, configs[0])
-        _Loop(self, guarded, result, configs, evaluate_fn, should_stop, steps).run(first_round)
+        try:
+            _Loop(self, guarded, result, configs, evaluate_fn, should_stop, steps).run(first_round)
+        except BaseException:
+            for callback in self.callbacks:
+                callback.on_error()
+            raise
         if steps is not None:
             steps.close()
         return result

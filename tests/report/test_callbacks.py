@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console as RichConsole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from heterofl_flwr.report import Console, MLflow, RunFolder, TensorBoard, WandB, console
+from heterofl_flwr.federation.callbacks import RoundCallback
+from heterofl_flwr.report import Console, MLflow, Monitor, RunFolder, TensorBoard, WandB, console
+from tests.federation.tiny import play
 
 SETTINGS = {"optim": {"lr": 0.1}}
 
@@ -90,6 +92,31 @@ def test_an_error_of_a_tracker_is_a_warning(calls, fake, monkeypatch, caplog, tr
     assert all(tracker.__name__ in warning and "no such name" in warning for warning in warnings)
     assert all(warning.isprintable() for warning in warnings)
     assert [name for name, *_ in calls].count("log" if tracker is WandB else "log_metrics") == rounds
+
+
+class Dies(RoundCallback):
+    def on_round_end(self, progress):
+        raise RuntimeError("the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("tracker", "end"),
+    [(WandB, ("finish", (), {"exit_code": 1})), (MLflow, ("end_run", (), {"status": "FAILED"}))],
+)
+def test_a_run_that_fails_ends_at_the_service(calls, tracker, end):
+    """The next job of a sweep went on with the run of the one that had failed."""
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        play(None, "a1", 2, callbacks=[tracker("heterofl"), Dies()])
+    assert calls[-1] == end
+
+
+def test_a_run_that_fails_frees_the_address_of_its_metrics():
+    monitor = Monitor("127.0.0.1:0")
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        play(None, "a1", 2, callbacks=[monitor, Dies()])
+    again = Monitor(monitor.address)
+    again.on_start(1, 2, {})
+    again.close()
 
 
 def shown(fake, **options) -> str:
