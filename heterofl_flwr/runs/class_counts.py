@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,15 +61,10 @@ def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix
 
 def read_counts(folder: RunFolder) -> ClassCounts:
     """Return the class counts in a run's folder, or empty counts."""
-    path = _path(folder)
-    with reading(path, "remove it: reports then show no classes"):
-        return _COUNTS.validate_json(path.read_bytes()) if path.exists() else ClassCounts()
+    with reading(folder.classes, "remove it: reports then show no classes"):
+        return _COUNTS.validate_json(folder.classes.read_bytes()) if folder.classes.exists() else ClassCounts()
 
 
 def write_counts(folder: RunFolder, **counts: Any) -> None:
     """Write fields of ``ClassCounts`` into the file. All other fields are unchanged."""
-    write_atomic(_path(folder), to_json(asdict(replace(read_counts(folder), **counts))).encode())
-
-
-def _path(folder: RunFolder) -> Path:
-    return folder.path / "classes.json"
+    write_atomic(folder.classes, to_json(asdict(replace(read_counts(folder), **counts))).encode())

@@ -71,6 +71,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.classes = self.path / "classes.json"
         self.events = self.path / "events"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"

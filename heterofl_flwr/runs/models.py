@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import load
@@ -32,9 +33,9 @@ def save_models(
     rates: Sequence[float],
     state: State,
     *,
-    moments: Mapping[float, Moments] | None = None,
-    slices: Mapping[float, SliceFunction] | None = None,
-    levels: Mapping[float, State] | None = None,
+    moments: Mapping[float, Moments] = MappingProxyType({}),
+    slices: Mapping[float, SliceFunction] = MappingProxyType({}),
+    levels: Mapping[float, State] = MappingProxyType({}),
     record: RoundRecord | None = None,
 ) -> None:
     """Write a safetensors file and a JSON file for the model of each rate.
@@ -49,11 +50,11 @@ def save_models(
         The rates of the models to write; the largest is the global model's.
     state : State
         The global model's parameters.
-    moments : Mapping[float, Moments] | None
+    moments : Mapping[float, Moments]
         Static batch norm moments, measured on the model of each rate.
-    slices : Mapping[float, SliceFunction] | None
+    slices : Mapping[float, SliceFunction]
         By rate, the function that selects the model's entries; by default the first entries.
-    levels : Mapping[float, State] | None
+    levels : Mapping[float, State]
         By rate, parameters that differ from the global model's.
     record : RoundRecord | None
         Record of the latest evaluation. Its metrics are written into the JSON files.
@@ -62,9 +63,9 @@ def save_models(
     models = {rate: new_model(build, rate) for rate in rates}
     for rate, model in models.items():
         level, plan = level_name(rate), Plan.of(models[largest], model)
-        if slices and rate != largest:
+        if rate in slices and rate != largest:
             plan = plan.sliced(slices[rate])
-        tensors = {**plan.extract(untied(models[largest], state)), **(levels or {}).get(rate, {})}
+        tensors = {**plan.extract(untied(models[largest], state)), **levels.get(rate, {})}
         metrics: dict[str, float] = {}
         few = {}
         if record:
@@ -82,7 +83,7 @@ def save_models(
             "shapes": {key: list(value.shape) for key, value in tensors.items()},
         }
         write_atomic(folder.models / f"{level}.safetensors", pack(tensors))
-        if moments and rate in moments:
+        if rate in moments:
             write_atomic(folder.models / f"{level}.moments.safetensors", pack(moments[rate].to_tensors()))
         write_atomic(folder.models / f"{level}.json", f"{to_json(facts, indent=2)}\n".encode())
 

@@ -105,22 +105,16 @@ class Recorder(RoundCallback):
         """Write the final checkpoint and the final models."""
         if self._progress and self._progress.server_round != self._saved_rounds[1]:
             self._save(self._progress)
-        if self._costs and self._models:
-            rates = self._costs.mix.all_rates
-            moments, record = moments_by_rate(self._moments), self._evaluated
-            slices, levels = {}, {}
-            if self._progress:
-                levels = {rate: self._progress.level_tensors(rate) for rate in rates}
-            if self._progress and record:
-                slices = {rate: self._progress.evaluated_slice(record.server_round, rate) for rate in rates}
+        if self._costs and self._models and self._progress:
+            rates, progress, record = self._costs.mix.all_rates, self._progress, self._evaluated
             save_models(
                 self.folder,
                 self._costs.build,
                 rates,
                 state,
-                moments=moments,
-                slices=slices,
-                levels=levels,
+                moments=moments_by_rate(self._moments),
+                slices={rate: progress.evaluated_slice(record.server_round, rate) for rate in rates} if record else {},
+                levels={rate: progress.level_tensors(rate) for rate in rates},
                 record=record,
             )
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from heterofl_flwr.app import simulation
 from heterofl_flwr.report import page as pages
 from heterofl_flwr.report.page import write_page
 
@@ -25,6 +26,19 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name in ("HETEROFL_DATA", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def started(machine, monkeypatch):
+    """Return the requests of runs that ``heterofl run`` starts, each with its option ``log``. Each fails at once."""
+    requests = []
+
+    def run_request(request, *, log):
+        requests.append((request, log))
+        raise simulation.RunError("told so")
+
+    monkeypatch.setattr(simulation, "run_request", run_request)
+    return requests
 
 
 @pytest.fixture

@@ -36,10 +36,14 @@ def rounds_of(progress):
     return [one.record.server_round for one in progress]
 
 
-def interrupted(monkeypatch, owner, name, die, **settings):
+def die(*_arguments, **_options):
+    raise KeyboardInterrupt
+
+
+def interrupted(monkeypatch, owner, name, end, **settings):
     """Run with a function replaced by one that ends it."""
     with monkeypatch.context() as patched:
-        patched.setattr(owner, name, die)
+        patched.setattr(owner, name, end)
         with pytest.raises(KeyboardInterrupt):
             run(**settings)
 
@@ -78,9 +82,6 @@ def test_a_run_folder_tells_all_about_its_run(tmp_path):
 
 
 def test_a_run_that_is_killed_tells_how_many_clients_it_has(tmp_path, monkeypatch):
-    def die(*_arguments, **_options):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(HeteroFL, "start", die)
     config = {**SMALL, "run.dir": str(tmp_path)}
     with LocalGrid(CLIENT_APP, CLIENTS, run_config=config) as grid, pytest.raises(KeyboardInterrupt):
@@ -156,11 +157,11 @@ def test_a_resume_that_cannot_go_on_changes_nothing(tmp_path, caplog):
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
     settings = {"clients": 2, "num_rounds": 2, "run__checkpoint_every": 2, "run__dir": str(tmp_path / "run")}
 
-    def die(self, progress):
+    def append_and_die(self, progress):
         self.folder.append(progress.record)
         raise KeyboardInterrupt
 
-    interrupted(monkeypatch, Recorder, "on_round_end", die, **settings)
+    interrupted(monkeypatch, Recorder, "on_round_end", append_and_die, **settings)
     assert rounds_of(run(**settings, run__resume=True)) == [1, 2]
     assert len(RunFolder(tmp_path / "run").history()) == 2
 
@@ -170,9 +171,6 @@ def test_a_run_that_died_while_it_wrote_its_models_writes_them_when_it_is_resume
     """They had the first entries and the global model's values, whatever the rule."""
     settings = {"clients": 2, "mix": "a1-c1", "num_rounds": 2, "evaluate__levels": True, **rule}
     run(**settings, run__dir=str(tmp_path / "whole"))
-
-    def die(*_arguments, **_options):
-        raise KeyboardInterrupt
 
     interrupted(monkeypatch, recorder, "save_models", die, **settings, run__dir=str(tmp_path / "broken"))
     assert run(**settings, run__dir=str(tmp_path / "broken"), run__resume=True) == []
@@ -192,12 +190,12 @@ def test_releases_of_rounds_that_are_repeated_count_as_well(tmp_path, monkeypatc
     monkeypatch.setattr(noise, "released", lambda *given: shown.append(1) or released(*given))
     for last in (1, 2):
 
-        def die(strategy, number, replies, last=last):
+        def die_in_last(strategy, number, replies, last=last):
             if number == last:
                 raise KeyboardInterrupt
             return evaluate(strategy, number, replies)
 
-        interrupted(monkeypatch, HeteroFL, "aggregate_evaluate", die, **settings)
+        interrupted(monkeypatch, HeteroFL, "aggregate_evaluate", die_in_last, **settings)
     capsys.readouterr()
     (last,) = run(**settings, run__resume=True)
     assert len(shown) == 1 + 2 + 1

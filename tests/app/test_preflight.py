@@ -20,20 +20,6 @@ SMALL = ["--clients", "2", "--set", "model.hidden=4,8", "--set", "train.epochs=1
 pytestmark = pytest.mark.usefixtures("machine")
 
 
-@pytest.fixture
-def started(monkeypatch):
-    """Let runs end at once as told; return the requests of those that were started."""
-    requests = []
-
-    def run_request(request, *, log):
-        requests.append(request)
-        raise run_request.ends
-
-    run_request.ends = simulation.RunError("told so")
-    monkeypatch.setattr(simulation, "run_request", run_request)
-    return requests, run_request
-
-
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -60,7 +46,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, 
     err = capsys.readouterr().err
     assert text in err
     assert err.count("\n") == 1
-    assert started[0] == []
+    assert started == []
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -74,7 +60,7 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path, capsys):
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(started):
     for _ in range(2):
         assert main(["run"]) == 1
-    one, two = (request.out for request in started[0])
+    one, two = (request.out for request, _ in started)
     assert one != two
 
 
@@ -117,7 +103,7 @@ def test_a_users_own_model_is_tried_too(tmp_path, monkeypatch, capsys, started, 
     assert main(["run", "--set", "model.name=own_model:build", "--out", "run"]) == 2
     err = capsys.readouterr().err
     assert re.search(f"the model own_model:build {said}", err)
-    assert started[0] == []
+    assert started == []
 
 
 def test_the_size_of_a_round_is_said_before_the_first(capsys):
@@ -142,17 +128,22 @@ def test_spare_clients_that_nothing_delays_are_said_to_count(started, capsys):
 
 def test_without_a_gpu_nothing_computes_on_one(started, capsys):
     for asked, device in ([], "auto"), (["--gpus", "0"], "cpu"):
-        assert main(["run", "--out", f"run{len(started[0])}", *asked]) == 1
-        assert started[0][-1].config["engine.device"] == device
+        assert main(["run", "--out", f"run{len(started)}", *asked]) == 1
+        assert started[-1][0].config["engine.device"] == device
     assert main(["run", "--out", "run2", "--gpus", "0", "--set", "engine.device=mps"]) == 2
     assert "device is 'mps', but torch" in capsys.readouterr().err
-    assert len(started[0]) == 2
+    assert len(started) == 2
     assert not Path("run2").exists()
 
 
-def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, started, monkeypatch):
-    requests, run_request = started
-    run_request.ends = KeyboardInterrupt()
+def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    requests = []
+
+    def run_request(request, *, log):
+        requests.append(request)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulation, "run_request", run_request)
     out = tmp_path / "my run"
     assert main(["run", "--out", str(out), "--seed", "5", "--grid", "local", "--parallel", "1", *SMALL]) == 130
     assert capsys.readouterr().err == "heterofl: interrupted\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterofl_flwr.app import preflight, simulation
+from heterofl_flwr.app import preflight
 from heterofl_flwr.app.main import main
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat
@@ -17,21 +17,14 @@ SAMPLE = Path(__file__).parent / "sample_app"
 
 
 @pytest.fixture
-def asked(machine, monkeypatch, tmp_path):
+def asked(started, monkeypatch, tmp_path):
     """Run the command in a folder of its own; return what it asked for."""
-    requests = []
-
-    def run_request(request, *, log):
-        requests.append((request, log))
-        raise simulation.RunError("told so")
-
-    monkeypatch.setattr(simulation, "run_request", run_request)
     monkeypatch.setattr(preflight, "check_task", lambda task, clients: None)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
     def ask(*arguments: str):
         assert main(["run", *arguments]) == 1
-        return requests[-1]
+        return started[-1]
 
     return ask
 
