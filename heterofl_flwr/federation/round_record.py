@@ -172,20 +172,16 @@ class RoundRecord:
     def metrics_lines(self) -> Iterator[str]:
         """Yield the metrics as text, then those of each level's model.
 
-        If not all clients evaluated, the text states the coverage after each mean over clients.
+        If not all clients evaluated the full model, the text states the coverage after each mean over clients.
         """
-        if metrics := {**self.train, **self.evaluate}:
-            yield self._metrics_text(metrics)
-        for level, values in self.evaluate_by_level.items():
-            yield f"level {level}: {self._metrics_text(values)}"
-
-    def _metrics_text(self, metrics: Mapping[str, float]) -> str:
         coverage = self.evaluate.get("coverage", 1.0)
         clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
-        return ", ".join(
-            f"{name} {value:.4g}" + (f" (of {coverage:.0%} of the clients)" if name in clients else "")
-            for name, value in metrics.items()
-        )
+        values = {name: f"{name} {value:.4g}" for name, value in {**self.train, **self.evaluate}.items()}
+        if values:
+            shares = dict.fromkeys(clients, f" (of {coverage:.0%} of the clients)")
+            yield ", ".join(f"{value}{shares.get(name, '')}" for name, value in values.items())
+        for level, metrics in self.evaluate_by_level.items():
+            yield f"level {level}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}"
 
     def note_central(self, metrics: Mapping[str, object]) -> None:
         """Record the metrics of an evaluation on the server.

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_summary(federation: Federation) -> None:
-    """Log the mix, the size of each level's model, and the slice rule."""
+    """Log the mix, the size of each level's model, the slice rule and the stages."""
     options, mix = federation.options, federation.mix
     logger.info("\t├──> Mix: %s, %s", mix, federation.assignment)
     for rate in mix.all_rates:
@@ -30,7 +30,9 @@ def log_summary(federation: Federation) -> None:
             "choose labels='none' (train.labels=none)",
             options.averaging.labels,
         )
-    logger.info("\t└──> Slices: %s; uploads: %s", options.slicing.slice_rule, options.training.upload)
+    logger.info("\t├──> Slices: %s; uploads: %s", options.slicing.slice_rule, options.training.upload)
+    stages, proximal = federation.setup["stages"], options.training.proximal_mu
+    logger.info("\t└──> Stages: %s%s", stages, f"; FedProx with proximal_mu {proximal:g}" if proximal else "")
 
 
 def find_equal_levels(federation: Federation) -> list[str]:

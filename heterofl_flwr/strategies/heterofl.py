@@ -21,6 +21,9 @@ from heterofl_flwr.strategies.train_hooks import MetricsFn
 class HeteroFL(FederationStrategy):
     """Train one global model on clients of unequal size. The client side is in ``heterofl_flwr.client``.
 
+    ``start`` runs the rounds, as Flower's ``Strategy.start``. It also takes ``resume``, the state of a stopped run, and
+    ``should_stop(server_round, result)``, which returns True to end the run.
+
     Parameters
     ----------
     build : Callable[[float], nn.Module]
@@ -66,6 +69,13 @@ class HeteroFL(FederationStrategy):
         update counts as a round. When a client has replied, another begins at once.
     callbacks : Sequence[RoundCallback]
         Callbacks, called after each round.
+
+    Attributes
+    ----------
+    log : RoundRecord
+        The record of the latest round.
+    moments : Mapping[float, Moments]
+        Batch norm moments of the latest evaluation, by rate.
 
     Examples
     --------
