@@ -120,6 +120,10 @@ class Recorder(RoundCallback):
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))
         self.folder.unlock()
 
+    def on_error(self) -> None:
+        """Unlock the folder."""
+        self.folder.unlock()
+
     def _note_evaluation(self, record: RoundRecord) -> bool:
         if evaluated := bool(record.evaluate or record.evaluate_by_level):
             self._evaluated = record

@@ -206,10 +206,14 @@ def test_a_second_process_cannot_resume_a_run_that_goes_on(folder):
         with open(reading) as answer:
             return answer.read()
 
-    for begin in (lambda: folder.start({"seed": 1}), lambda: Recorder(folder).on_start(1, 2, {})):
+    recorder = Recorder(folder)
+    for begin, end in (
+        (lambda: folder.start({"seed": 1}), folder.unlock),
+        (lambda: recorder.on_start(1, 2, {}), recorder.on_error),
+    ):
         begin()
         assert "another process runs in" in resumed()
-        folder.unlock()
+        end()
         assert resumed() == "started"
 
 
