@@ -19,7 +19,7 @@ from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 VARIABLE = "HETEROFL_CODE"
 """Environment variable with the folder and its importable modules; processes of a run inherit it."""
 
-_NAMED = re.compile(r"(?<![\w.])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]\w*(?![\w/])")
+_NAMED = re.compile(r"(?<![\w.])([^\W\d]\w*)(?:\.\w+)*:[^\W\d]\w*(?:\.\w+)*(?![\w/])")
 
 
 def named_modules(texts: Iterable[object]) -> set[str]:
@@ -40,6 +40,8 @@ def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigE
     Error messages begin with ``what``. ``kind`` is the class of the errors.
     """
     try:
+        if not _NAMED.fullmatch(reference):  # resolve_name also takes other forms, which named_modules does not find
+            raise ValueError("it is not of that form")
         function = resolve_name(reference)
     except (ImportError, AttributeError, ValueError) as error:
         raise kind(

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from heterofl_flwr.app.main import MISUSED, main
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.user_code import VARIABLE, load_function, named_modules
 
 NET = """
@@ -75,7 +76,19 @@ def test_the_folder_of_a_run_names_no_code_unless_it_is_trusted(folder, monkeypa
 
 @pytest.mark.parametrize(
     ("text", "modules"),
-    [("net:build", {"net"}), ("pkg.mod:f,other:g", {"pkg", "other"}), ("b=0.7:0.75", set()), ("host:6379", set())],
+    [
+        *(("net:build", {"net"}), ("pkg.mod:f,other:g", {"pkg", "other"}), ("b=0.7:0.75", set())),
+        *(("host:6379", set()), ("größe:Net.build(2)", {"größe"}), ("a:b(1), c:d", {"a", "c"})),
+    ],
 )
 def test_functions_are_named_as_module_and_function(text, modules):
     assert named_modules([text]) == modules
+
+
+@pytest.mark.parametrize("reference", ["{}.build", "{}:", "{}", "{}:build/x"])
+def test_only_what_is_named_as_a_function_is_loaded(tmp_path, monkeypatch, reference):
+    """Else a stranger's settings, which are searched for such names, could name code in another form."""
+    (tmp_path / "imported_by_mistake.py").write_text("raise SystemExit('a stranger was here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be loaded .*: name a function as 'module:function'"):
+        load_function(reference.format("imported_by_mistake"), "evaluate.metric")
