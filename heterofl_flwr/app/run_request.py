@@ -105,7 +105,7 @@ def build_request(args: argparse.Namespace) -> Request:
     settings = from_flat(assigned)
     data = short_name(settings.data.name)
     out = _choose_folder(args, data)
-    if not resumes and RunFolder(out).begun:
+    if not resumes and RunFolder(out).has_run:
         path = shlex.quote(str(out))
         raise ConfigError(f"{out} holds a run already: go on with it (--resume {path}), or choose another folder")
     clients = _count_clients(args.clients, out, resumes, CLIENTS.get(data, 100))

@@ -181,7 +181,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} holds another run: {differences}. Choose another folder, or remove this one"
             )
-        if not resume and self.begun:
+        if not resume and self.has_run:
             raise ConfigError(
                 f"{self.path} holds a run with these settings already: resume it, or choose another folder"
             )
@@ -192,7 +192,7 @@ class RunFolder:
         return self._settings.exists()
 
     @property
-    def begun(self) -> bool:
+    def has_run(self) -> bool:
         """Whether the folder has the history or a checkpoint of a run."""
         return self._history.exists() or self.has_checkpoint
 

@@ -160,10 +160,10 @@ def validate(
         return group.model_validate(nested), []
     except ValidationError as error:
         causes = {}
-        for one in error.errors(include_url=False):
-            places = ".".join(map(str, one["loc"][:2])), str(one["loc"][0])
+        for entry in error.errors(include_url=False):
+            places = ".".join(map(str, entry["loc"][:2])), str(entry["loc"][0])
             key = next((key for key in places if key in specs), places[1])  # else a group of contradicting options
-            causes[key] = one.get("ctx", {}).get("error")
+            causes[key] = entry.get("ctx", {}).get("error")
     return None, [
         f"{key}: {cause}" if isinstance(cause, ConfigError) else specs[key].not_expected(flat[key])
         for key, cause in causes.items()
