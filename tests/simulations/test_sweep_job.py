@@ -127,6 +127,13 @@ def test_a_resumed_job_keeps_incidental_settings(tiny, request_of):
     assert config["run.resume"] is True
 
 
+def test_a_jobs_folder_names_no_code_that_the_sweep_does_not_name(tiny, request_of):
+    ran(tiny, 2, **{"run.callbacks": "a_strangers:callback"})
+    assert request_of(tiny).config["run.callbacks"] == tiny.config["run.callbacks"]
+    ours = job(*SHRUNKEN, "num-rounds=3", "run.callbacks=a_strangers:other", path=tiny.path)
+    assert request_of(ours).config["run.callbacks"] == "a_strangers:callback"
+
+
 def test_time_follows_from_rounds_that_were_run(tmp_path):
     jobs = [job("data=mnist", "num-rounds=20", f"mix={mix}", path=tmp_path / mix) for mix in "edc"]
     ran(jobs[0], 5)

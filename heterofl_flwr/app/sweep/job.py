@@ -219,8 +219,10 @@ def run_once(job: Job) -> bool:
             return False
         folder, config = RunFolder(job.path), job.config
         if folder.started:
-            stored = cast("dict[str, Flat]", folder.settings())
-            config |= {"run.resume": True, **{key: stored[key] for key in KEPT if key in stored}}
+            stored, named = cast("dict[str, Flat]", folder.settings()), named_modules(config.values())
+            # Code that this sweep does not name is not taken from the folder: the run says then what it had.
+            kept = {key: stored[key] for key in KEPT if key in stored and named_modules([stored[key]]) <= named}
+            config |= {"run.resume": True, **kept}
         options: dict[str, Any] = {name: None if value == AUTO else value for name, value in job.engine}
         options["clients"] = job.clients
         try:
