@@ -113,7 +113,7 @@ def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -
 def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
     """Return the median, first and ninth decile of the clients' accuracies over rounds."""
     deciles = {"ninth decile": 8, "median": 4, "first decile": 0}
-    values: list[Sequence[float | None]] = [record.accuracy_deciles or [None] * 9 for record in records]
+    values = [(*record.accuracy_deciles, *[None] * 9)[:9] for record in records]  # files may have more, or fewer
     return {name: points(rounds, [of_round[index] for of_round in values]) for name, index in deciles.items()}
 
 

@@ -105,6 +105,12 @@ def figures(records, costs=None):
     }
 
 
+def test_a_file_with_other_than_nine_deciles_is_drawn(records):
+    for deciles in ((0.5,), tuple(number / 20 for number in range(20))):
+        records[0].accuracy_deciles = deciles
+        assert figures(records)
+
+
 def test_metrics_with_names_of_the_app_have_curves(records):
     """Also with one that matplotlib could not draw as a formula, which ended a run at its report."""
     f1 = r"f1 $\frac{$"
