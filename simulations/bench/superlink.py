@@ -26,11 +26,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import write_atomic
+from heterofl_flwr.transport.compat import set_metadata
 from heterofl_flwr.transport.exchange import exchange
+from simulations import flower_internals as flower
 from simulations.bench.measure import Goal, read_bytes
-from tests import flower_internals as flower
-from tests.deployment.processes import POLL, Processes, free_port
-from tests.hostile.uploads import as_it_is
+from simulations.processes import POLL, Processes, free_port
 
 RULES = {False: (150, 3), True: (200, 4)}
 """Without and with a file as database: MB of an idle SuperLink, and MB for each MB of replies that arrive at once."""
@@ -129,9 +129,10 @@ def answer(address: str, content: RecordDict, together: Barrier, over: Event) ->
         finally:
             together.wait(TIMEOUT)
         reply = Message(content, reply_to=message)
-        upload = as_it_is(reply)
-        missing, session = send(reply, upload.tree, 1.0)
-        contents = ((name, upload.objects[name] or b"") for name in missing)
+        set_metadata(reply, message_id=reply.object_id)
+        objects = flower.get_all_nested_objects(reply)
+        missing, session = send(reply, flower.get_object_tree(reply), 1.0)
+        contents = ((name, objects[name].deflate()) for name in missing)
         flower.push_object_contents_from_iterable(contents, partial(push, message.metadata.run_id, session))
         over.wait()
 

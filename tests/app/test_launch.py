@@ -17,7 +17,7 @@ import torch
 
 from heterofl_flwr.app.simulation import LOG
 from heterofl_flwr.report import RunFolder
-from tests.deployment.processes import MARK, Processes, free_port, marked
+from simulations.processes import MARK, Processes, free_port, marked
 from tests.federation.tiny import equal
 
 pytestmark = [pytest.mark.simulation, pytest.mark.slow]

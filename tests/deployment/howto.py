@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from tests.deployment.processes import free_port
+from simulations.processes import free_port
 from tests.docs.pages import DOCS, blocks
 
 PAGE = DOCS / "howto" / "deployment.md"

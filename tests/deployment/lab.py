@@ -13,7 +13,7 @@ import psutil
 
 from heterofl_flwr.settings.stored_settings import to_toml
 from heterofl_flwr.settings.value_types import Flat
-from tests.deployment.processes import Processes, free_port, kill
+from simulations.processes import Processes, free_port, kill
 from tests.deployment.proxy import Proxy
 from tests.docs.pages import ROOT
 

@@ -30,9 +30,9 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import flatten, from_flat
 from heterofl_flwr.settings.stored_settings import to_toml
+from simulations.processes import Processes, free_port, kill
 from tests.deployment.howto import ADDRESS, NGINX, HowTo
 from tests.deployment.lab import LONGEST, SMALL
-from tests.deployment.processes import Processes, free_port, kill
 from tests.docs.pages import ROOT
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]

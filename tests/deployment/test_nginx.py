@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from simulations.processes import free_port
 from tests.deployment.howto import NGINX
-from tests.deployment.processes import free_port
 from tests.docs.pages import DOCS
 
 pytestmark = [pytest.mark.release, pytest.mark.skipif(NGINX is None, reason="needs nginx")]

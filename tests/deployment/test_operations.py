@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
+from simulations.processes import kill
 from tests.deployment.howto import NGINX
 from tests.deployment.lab import LONGEST
-from tests.deployment.processes import kill
 from tests.deployment.test_deployment import NAMES, Follower
 
 pytestmark = [pytest.mark.deployment, pytest.mark.release, pytest.mark.skipif(NGINX is None, reason="needs nginx")]

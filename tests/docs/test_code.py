@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.deployment.processes import Processes, free_port
+from simulations.processes import Processes, free_port
 from tests.docs.pages import APP, DOCS, PAGES, TUTORIAL, Block, blocks, commands, fences, name_of
 
 CHECKED = {"python", "bash", "json", "toml", "yaml"}  # the first two here and in test_commands.py

@@ -10,9 +10,9 @@ from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Training
 from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.client.state import load_tensors
 from heterofl_flwr.nn import build_model
+from simulations.flower_internals import get_all_nested_objects
 from tests.client.test_client import trained
 from tests.federation.tiny import Tiny, build, make_app, node_context, play
-from tests.flower_internals import get_all_nested_objects
 
 FORMS = ("float16", "int8")
 

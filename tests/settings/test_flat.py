@@ -17,7 +17,7 @@ from heterofl_flwr.settings.stored_settings import to_toml
 from heterofl_flwr.settings.value_types import AUTO
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.training import ENGINES
-from tests.flower_internals import flatten_dict
+from simulations.flower_internals import flatten_dict
 
 EXAMPLES = st.fixed_dictionaries(
     {},

@@ -1,4 +1,4 @@
-"""A SuperLink and SuperNodes on this machine, with TLS and known nodes: what tests run on.
+"""Processes of Flower on this machine, such as a SuperLink, for tests and benchmarks.
 
 All processes carry a mark in their environment, by which they are ended. If this one is killed, the system ends those
 that it has started (on Linux), and what Flower has started ends with these.
@@ -35,7 +35,7 @@ PATIENCE = 5.0
 STARTUP = 300.0
 POLL = 0.2
 
-ROOT = str(Path(__file__).parents[2])
+ROOT = str(Path(__file__).parents[1])
 _C = ctypes.CDLL(None)  # loaded here, as a process that was just forked had better not
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: F401 - others import these names from here
-"""Everything of Flower that is not public and that only what surrounds the package needs: forged messages, and tests.
+"""Everything of Flower that is not public and that only what surrounds the package needs: benchmarks and tests.
 
 What the package itself needs is in ``heterofl_flwr/transport/compat.py``, which a client loads with every message;
 these names load Flower's commands and servers too. They are those of Flower 1.41 and 1.42.
