@@ -40,7 +40,8 @@ from simulations.bench.measure import Goal
 from simulations.bench.ours import Ours, build_our_request, open_ours
 from simulations.program import cores
 from simulations.reference.authors import Authors
-from simulations.reference.rounds import MIX, TRAINED, Experiment, Parts, median, members
+from simulations.reference.rounds import MIX, Experiment, Parts, median, members
+from simulations.results.paper import CLIENTS_A_ROUND
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
 
 def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds: int) -> list[Goal]:
     """Measure both sides alternately; print the times of a round's parts, and of whole runs computed from them."""
-    about = f"MNIST, {experiment.clients} clients, {TRAINED} train: {MIX}, fix; {cores()} cores; in turns"
+    about = f"MNIST, {experiment.clients} clients, {CLIENTS_A_ROUND} train: {MIX}, fix; {cores()} cores; in turns"
     print(f"{about}; median of {rounds} rounds", flush=True)
     sides: list[Ours | Authors] = [ours, *([authors] if authors else [])]
     found: dict[str, list[Parts]] = {side.name: [] for side in sides}
@@ -82,33 +83,27 @@ def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds:
     print(f"\n{'seconds':<14}" + "".join(f"{name:>18}" for name in medians))
     for part in ("train", "moments", "test", "whole", "accuracy", "local_accuracy"):
         print(f"{part.replace('_', ' '):<14}" + "".join(f"{getattr(own, part):>18.4g}" for own in medians.values()))
-    settings, (mine, *others) = ours.workload.settings, medians.values()
-    run = (settings.num_rounds, settings.evaluate.every)
-    return compare_runs(mine, (statistics.median(evaluations), statistics.median(last)), run, *others)
-
-
-def compare_runs(
-    ours: Parts, evaluations: tuple[float, float], run: tuple[int, int], theirs: Parts | None = None
-) -> list[Goal]:
-    """Print the times of whole runs, computed from the measured parts."""
-    (number, every), (evaluation, last) = run, evaluations
-    mine = number * ours.train + (number // every - 1) * evaluation + last
+    number, every = ours.workload.settings.num_rounds, ours.workload.settings.evaluate.every
+    usual, final = statistics.median(evaluations), statistics.median(last)
+    mine, *others = medians.values()
+    whole = number * mine.train + (number // every - 1) * usual + final
     print(
-        f"\n{number} rounds, computed from these parts and our default evaluation, which took {evaluation:.2f} s, and "
-        f"{last:.2f} s with each level's model, as after the last round:\n"
-        f"{f'ours, evaluating every {every} rounds':<45}{mine / 60:>7.1f} min"
+        f"\n{number} rounds, computed from these parts and our default evaluation, which took {usual:.2f} s, and "
+        f"{final:.2f} s with each level's model, as after the last round:\n"
+        f"{f'ours, evaluating every {every} rounds':<45}{whole / 60:>7.1f} min"
     )
-    if theirs is None:
+    if not others:
         return []
+    (theirs,) = others
     always, rarely = number * theirs.whole, number * theirs.train + number // every * theirs.evaluation
     for when, seconds in (("round", always), (f"{every} rounds", rarely)):
         what = f"the authors' code, evaluating every {when}"
-        print(f"{what:<45}{seconds / 60:>7.1f} min{seconds / mine:>7.2f} times as long")
+        print(f"{what:<45}{seconds / 60:>7.1f} min{seconds / whole:>7.2f} times as long")
     ratios = (
-        ("training", theirs.train / ours.train, 1.8),
-        ("a round", theirs.whole / ours.whole, 2.0),
-        (f"{number} rounds", always / mine, 4.8),
-        ("with evaluations as rare", rarely / mine, 2.0),
+        ("training", theirs.train / mine.train, 1.8),
+        ("a round", theirs.whole / mine.whole, 2.0),
+        (f"{number} rounds", always / whole, 4.8),
+        ("with evaluations as rare", rarely / whole, 2.0),
     )
     return [Goal(f"{name}, in times the authors' speed", ratio, least=least) for name, ratio, least in ratios]
 

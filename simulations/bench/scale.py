@@ -100,9 +100,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     give_back_freed_memory()
     torch.set_num_threads(1)  # several threads would wait for one another on a busy machine
-    strategies = {
-        size: make_strategy(options.model, MIX, options.step, size, size / options.nodes) for size in options.sizes
-    }
+    strategies = {size: make_strategy(options, size) for size in options.sizes}
     model = sum(4 * value.numel() for value in strategies[options.sizes[0]].federation.architecture.model.parameters())
     way = f"steps of {options.step} replies" if options.step else f"rounds, a window of {options.window} messages"
     print(
@@ -122,17 +120,15 @@ def run(options: argparse.Namespace) -> list[Goal]:
     return report(found, model, named=options.named)
 
 
-def make_strategy(model: str, mix: str, step: int = 0, size: int = 0, fraction: float = 1.0) -> HeteroFL:
-    build, never = PAPER[model].build(), Evaluation(every=0)
-    steps = Buffered(size=step, concurrency=size if step else 0)
+def make_strategy(options: argparse.Namespace, size: int) -> HeteroFL:
     return HeteroFL(
-        build,
-        mix,
+        PAPER[options.model].build(),
+        MIX,
         slicing=Slicing(assignment="dynamic"),
-        fraction_train=fraction,
-        evaluation=never,
+        fraction_train=size / options.nodes,
+        evaluation=Evaluation(every=0),
         callbacks=[Records()],
-        asynchronous=steps,
+        asynchronous=Buffered(size=options.step, concurrency=size if options.step else 0),
     )
 
 

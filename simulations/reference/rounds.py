@@ -14,10 +14,9 @@ from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.nn import PAPER
+from simulations.results.paper import CLIENTS_A_ROUND
 
 MIX = "a1-b1-c1-d1-e1"
-TRAINED = 10
-"""Number of clients that train in a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Experiment:
     @property
     def fraction(self) -> float:
         """Fraction of the clients that train in a round."""
-        return TRAINED / self.clients
+        return CLIENTS_A_ROUND / self.clients
 
     def control(self, assignment: str = "fix", variant: str = "bn_1_1") -> str:
         """Return the authors' name of the experiment; ``variant`` is norm, Scaler and mask in their notation."""
@@ -66,7 +65,7 @@ class Experiment:
 
 def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> Mapping[int, float]:
     """Return the partitions of the clients that train in a round of this package under *Fix*, with their rates."""
-    options = Options(sampling=Participation(fraction_train=TRAINED / clients))
+    options = Options(sampling=Participation(fraction_train=CLIENTS_A_ROUND / clients))
     federation = Federation(GlobalModel(PAPER["mnist"].build(), Mix.parse(mix), options, seed))
     federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
     drawn = federation.levels.sample(server_round, range(clients), "train")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from textwrap import fill
 from types import MappingProxyType
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -106,17 +107,13 @@ def draw_panel(panel: Panel, found: Mapping[Key, Reached]) -> Figure | None:
             _add_line(axes, curve(own.configuration, panel.metric), colour, dash, label)
         sizes = sorted((size, own) for own in reached if (size := own.runs[0][0].parameters) is not None)
         for when, mark, line in ENDS if sizes and not panel.over_rounds else ():
-            values: list[Summary] = [getattr(own, when) for _, own in sizes]
-            means, (low, high) = [own.mean for own in values], zip(*(own.ends for own in values), strict=True)
-            bars = [[b - a for a, b in zip(*pair, strict=True)] for pair in ((low, means), (means, high))]
-            shown = bars if any(map(any, bars)) else None
-            places, name = [size for size, _ in sizes], f"{label}, {when}"
-            axes.errorbar(places, means, shown, color=colour, linestyle=line, marker=mark, markersize=3, label=name)
+            points = [Point(size, getattr(own, when)) for size, own in sizes]
+            style = {"linestyle": line, "marker": mark, "markersize": 3}
+            _add_bars(axes, points, color=colour, label=f"{label}, {when}", **style)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if not panel.over_rounds:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.count(value)))
-    add_legend(axes)
-    return figure if axes.lines else None
+    return _finished(figure, axes)
 
 
 def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str) -> Figure | None:
@@ -139,8 +136,7 @@ def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     if axis != "rounds":
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(AXES[axis].write(value))))
-    add_legend(axes)
-    return figure if axes.lines else None
+    return _finished(figure, axes)
 
 
 def draw_levels(configurations: Sequence[Configuration], metric: str, last: int) -> Figure | None:
@@ -156,8 +152,7 @@ def draw_levels(configurations: Sequence[Configuration], metric: str, last: int)
             _add_line(axes, line, *series(number), configurations[number].label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.count(value))))
-    add_legend(axes)
-    return figure if axes.lines else None
+    return _finished(figure, axes)
 
 
 def draw_differences(rows: Sequence[tuple[str, Mapping[str, Summary]]], label: str) -> Figure:
@@ -166,11 +161,9 @@ def draw_differences(rows: Sequence[tuple[str, Mapping[str, Summary]]], label: s
     figure.set_size_inches(WIDTH, HEIGHT)
     levels = list(dict.fromkeys(level for _, by_level in rows for level in by_level))
     for number, (name, by_level) in enumerate(rows):
-        places = [levels.index(level) + 0.12 * (number - (len(rows) - 1) / 2) for level in by_level]
-        means = [own.mean for own in by_level.values()]
-        bars = [(mean - own.ends[0], own.ends[1] - mean) for mean, own in zip(means, by_level.values(), strict=True)]
-        colour, _ = series(number)
-        axes.errorbar(places, means, list(zip(*bars, strict=True)), fmt="o", color=colour, markersize=4, label=name)
+        aside = 0.12 * (number - (len(rows) - 1) / 2)
+        points = [Point(levels.index(level) + aside, own) for level, own in by_level.items()]
+        _add_bars(axes, points, fmt="o", color=series(number)[0], markersize=4, label=name)
     axes.axhline(0, color=COLOURS["muted"], linewidth=1)
     axes.set_xticks(range(len(levels)), levels)
     add_legend(axes)
@@ -178,18 +171,28 @@ def draw_differences(rows: Sequence[tuple[str, Mapping[str, Summary]]], label: s
 
 
 def _add_line(axes: Axes, points: Sequence[Point], colour: str, dash: str, label: str) -> None:
-    places, values = [point.spent for point in points], [point.reached for point in points]
+    """Draw a line with a band for the intervals, if any of them has a width."""
+    places, values = zip(*points, strict=True) if points else ((), ())
     axes.plot(places, [own.mean for own in values], dash, color=colour, label=label, marker="o", markersize=3)
-    add_band(axes, places, [own.ends for own in values], colour)
+    low, high = zip(*(own.ends for own in values), strict=True) if points else ((), ())
+    if low != high:
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _add_bars(axes: Axes, points: Sequence[Point], **style: Any) -> None:
+    """Draw points with a bar for each interval, if any of them has a width."""
+    places, values = zip(*points, strict=True)
+    means = [own.mean for own in values]
+    bars = list(zip(*((own.mean - own.ends[0], own.ends[1] - own.mean) for own in values), strict=True))
+    axes.errorbar(places, means, bars if any(map(any, bars)) else None, **style)
+
+
+def _finished(figure: Figure, axes: Axes) -> Figure | None:
+    """Return a figure with its legend; None if nothing was drawn."""
+    add_legend(axes)
+    return figure if axes.lines else None
 
 
 def _name(metric: str) -> str:
     """Return the label of an axis with a metric."""
     return metric.replace("-", " ") + (", %" if is_share(metric) else "")
-
-
-def add_band(axes: Axes, places: Sequence[float], ends: Sequence[tuple[float, float]], colour: str) -> None:
-    """Draw intervals around the points of a line as a band, if any has a width."""
-    low, high = zip(*ends, strict=True) if ends else ((), ())
-    if low != high:
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)

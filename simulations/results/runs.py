@@ -188,8 +188,9 @@ class Run:
     @cached_property
     def scores(self) -> Scores:
         """Mean metrics over clients by round, without those of too few clients."""
-        evaluated = {record.server_round: record.evaluate for record in self.records}
-        return {number: {name: evaluated[number][name] for name in names} for number, names in self.compared.items()}
+        return {
+            record.server_round: {name: record.evaluate[name] for name in record.comparable} for record in self.records
+        }
 
     def score(self, metric: str) -> Score | None:
         """Return the final and the best value of a metric, maybe of a level's model; None if it was not measured.
