@@ -78,7 +78,7 @@ def model_options(settings: Settings) -> dict[str, object]:
 def global_width(settings: Settings) -> float:
     """Return the width of the global model as a fraction of the width at rate 1."""
     levels, rate = read_levels(settings.model.shrink), settings.mix.global_rate
-    return rate if levels is None else levels[rate][0] if levels else 1.0
+    return rate if levels is None else levels.get(rate, (1.0, 1.0))[0]
 
 
 def architectures(settings: Settings) -> tuple[str, ...]:

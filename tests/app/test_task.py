@@ -8,6 +8,7 @@ import torch
 from heterofl_flwr import DeviceProfile
 from heterofl_flwr.app.server_app import build_devices
 from heterofl_flwr.app.workload import Workload, load_workload
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.grids.devices import EDGE
 from heterofl_flwr.nn.layers import Scaler
@@ -63,6 +64,12 @@ def test_a_transformer_has_fewer_layers_and_one_head():
     own = Workload(from_flat({"data.name": "wikitext2", "model.shrink": "depth"}))
     own.__dict__["facts"] = Facts((64,), 20)  # so that no data are read
     assert [len(own.build(rate).encoder) for rate in (1.0, 0.5, 0.25)] == [4, 2, 1]
+
+
+def test_a_level_without_widths_and_depths_is_named():
+    own = workload(model__shrink="b=0.5:0.5", mix="0.6x1-0.3x2")
+    with pytest.raises(ConfigError, match=r"level 0\.6 has no widths and depths; levels names b: add it there"):
+        own.build(0.6)
 
 
 OWN = {"a": DeviceProfile(macs_per_second=1e9, download=1e6, upload=1e6)}
