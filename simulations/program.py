@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from heterofl_flwr.app.main import status_of as status_of
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.files import append_line, remove, write_atomic
+from heterofl_flwr.common.files import append_line
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -45,14 +45,6 @@ def chosen(what: str, names: Collection[str], known: Sequence[str]) -> list[str]
             near = get_close_matches(name, known) if len(known) > 5 else []
             raise ConfigError(f"there is no {what} {name!r}; expected one of {', '.join(near or known)}")
     return [name for name in known if not names or name in names]
-
-
-def write_files(out: Path, files: Mapping[str, bytes], stale: str) -> None:
-    """Write files into a folder, and remove all other files that match the pattern ``stale``."""
-    for name, data in files.items():
-        write_atomic(out / name, data)
-    for path in set(out.glob(stale)) - {out / name for name in files}:
-        remove(path)
 
 
 @contextmanager

@@ -194,29 +194,27 @@ def report(found: dict[int, list[Measured]], model: int, *, named: bool) -> list
         f"{'clients':>7}{'first round':>14}{'later rounds':>14}{'ms each':>10}{'memory':>16}{'window':>16}"
         f"{'memory less window':>20}{'bytes a node':>14}"
     )
-    milliseconds, rests, firsts, laters, registries = [], [], [], [], []
+    medians, milliseconds, rests = [], [], []
     for size, runs in found.items():
-        first, later, replies, peak, window, node = (statistics.median(values) for values in zip(*runs, strict=True))
-        firsts.append(first)
-        laters.append(later)
-        registries.append(node)
-        milliseconds.append(later * 1e3 / replies)
+        own = Measured(*(statistics.median(values) for values in zip(*runs, strict=True)))
+        medians.append(own)
+        milliseconds.append(own.later * 1e3 / own.replies)
         rests.append(statistics.median(run.peak - run.window for run in runs) / model)
         print(
-            f"{size:>7}{first:>12.2f} s{later:>12.2f} s{milliseconds[-1]:>10.2f}{peak / model:>9.2f} models"
-            f"{window / model:>9.2f} models{rests[-1]:>13.2f} models{node:>14.0f}"
+            f"{size:>7}{own.first:>12.2f} s{own.later:>12.2f} s{milliseconds[-1]:>10.2f}{own.peak / model:>9.2f} models"
+            f"{own.window / model:>9.2f} models{rests[-1]:>13.2f} models{own.node:>14.0f}"
         )
     largest = "a client's time in the largest rounds, in times that in the smallest"
     goals = [
         Goal("memory beside the window in models, most", max(rests), most=3),
         Goal(largest, milliseconds[-1] / milliseconds[0], most=1.25),
-        Goal("bytes a node, most", max(registries), most=1000),
+        Goal("bytes a node, most", max(own.node for own in medians), most=1000),
     ]
     if named:
-        times = max(first / later for first, later in zip(firsts, laters, strict=True))
+        times = max(own.first / own.later for own in medians)
         goals += [
             Goal("a first round, in times a later one, most", times, most=2),
-            Goal("seconds of a later round of the fewest clients", laters[0], most=0.2),
+            Goal("seconds of a later round of the fewest clients", medians[0].later, most=0.2),
         ]
     return goals
 

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 
 from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_count
 from heterofl_flwr.common.errors import ConfigError, counted
+from heterofl_flwr.common.files import remove, write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.settings.method_name import method_name
-from simulations.program import chosen, parser_of, status_of, write_files
+from simulations.program import chosen, parser_of, status_of
 from simulations.results import figures, tables
 from simulations.results.authors import authors_table
 from simulations.results.claims import claims_page
@@ -121,11 +122,15 @@ def write(
     if found.left_out:
         parts.append(to_markdown(Table("", "Left out", ("folder", "why"), tuple(found.left_out))))
     files |= {"tables.md": "\n".join(parts), "tables.tex": "\n".join(map(to_latex, latex))}
-    images = {name: to_svg(figure, name) for name, figure in drawn.items()}
-    write_files(options.out, {name: text.encode() for name, text in files.items()} | images, "figures/*")
+    content = {name: text.encode() for name, text in files.items()}
+    content |= {name: to_svg(figure, name) for name, figure in drawn.items()}
+    for name, data in content.items():
+        write_atomic(options.out / name, data)
+    for stale in set(options.out.glob("figures/*")) - {options.out / name for name in content}:
+        remove(stale)
     number = sum(len(own) for own in places.values())
     what = f"{counted(number, 'configuration')} on {counted(len(places), 'split')}"
-    return f"{what}: {len(files) + len(images)} files in {options.out}"
+    return f"{what}: {len(content)} files in {options.out}"
 
 
 def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:

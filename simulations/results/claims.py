@@ -9,7 +9,7 @@ from heterofl_flwr.core.levels import Mix, level_name, rate_of
 from simulations.results.configurations import Reached
 from simulations.results.formats import Table, show_difference, to_markdown
 from simulations.results.paper import TOO_FEW, Job, Key, Printed
-from simulations.results.runs import OF_LEVEL, short_mix
+from simulations.results.runs import OF_LEVEL, able_to_hold, short_mix
 from simulations.results.statistics import Summary, summarise
 
 Terms = tuple[tuple[float, Key], ...]
@@ -44,18 +44,15 @@ def _near_largest(job: Job, metric: str) -> Iterator[Terms]:
         yield (1, (job, metric)), (-0.5, (levels[0], metric)), (-0.5, (levels[-1], metric))
 
 
-def _above_largest(job: Job, metric: str) -> Iterator[Terms]:
-    yield from (((1, (job, metric)), (-1, (level, metric))) for level in _levels(job)[:1])
-
-
-def _above_smaller(job: Job, metric: str) -> Iterator[Terms]:
-    yield from (((1, (job, metric)), (-1, (level, metric))) for level in _levels(job)[1:])
+def _above(levels: slice) -> Callable[[Job, str], Iterator[Terms]]:
+    """Return a function that compares a mix with some of its levels, which are in order from the largest on."""
+    return lambda job, metric: (((1, (job, metric)), (-1, (level, metric))) for level in _levels(job)[levels])
 
 
 def _exclusive(job: Job, rate: float) -> Job:
     """Return the job in which only clients that can hold a level train, at this level, as often as in ``job``."""
     mix = Mix.parse(job.mix)
-    able = sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
+    able = able_to_hold(mix, rate)
     idle = sum(mix.counts) + mix.idle - able
     return replace(job, mix=short_mix(Mix((rate,), (able,), idle=idle)), assignment="fix")
 
@@ -104,13 +101,13 @@ CLAIMS = (
         "A mix is better than its largest level alone",
         "Tables 7 to 9. Compared: the global model of a mix, which is as large as its largest level, with that level "
         "trained by every client, also by those that could not hold it.",
-        _above_largest,
+        _above(slice(1)),
     ),
     Claim(
         "A mix is better than its smaller levels alone",
         "Tables 1 to 3 and 7 to 9, section 4: the paper claims it of the smallest level. Compared: the global model of "
         "a mix with each smaller level trained by every client.",
-        _above_smaller,
+        _above(slice(1, None)),
     ),
     Claim(
         "A mix is better than a level that only the clients who can hold it train",

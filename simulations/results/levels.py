@@ -14,7 +14,7 @@ from heterofl_flwr.runs.costs import LevelCost
 from heterofl_flwr.settings.method_name import method_name
 from simulations.results.configurations import Configuration, identify, possible, shown
 from simulations.results.formats import Table, show_difference, show_spread
-from simulations.results.runs import FREE, Run, short_mix
+from simulations.results.runs import FREE, Run, able_to_hold, short_mix
 from simulations.results.spent import Point
 from simulations.results.statistics import FEWEST, Summary, summarise
 
@@ -99,8 +99,7 @@ class Trained:
     def able(self, rate: float = 0.0) -> float:
         """Return the number of participating clients that can hold a model of this rate."""
         mix = self.runs[0].settings.mix
-        able = sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
-        return self.runs[0].clients * able / (sum(mix.counts) + mix.idle)
+        return self.runs[0].clients * able_to_hold(mix, rate) / (sum(mix.counts) + mix.idle)
 
     def baselines(self, single: "Trained") -> Iterator[str]:
         """Yield each kind of baseline for this mix that the single-level configuration ``single`` is."""

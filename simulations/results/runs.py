@@ -76,6 +76,11 @@ def short_mix(mix: Mix) -> str:
     return "-".join(names) if {*shares.counts, 1 + mix.idle} == {1} and set(names) <= set(LEVELS) else str(shares)
 
 
+def able_to_hold(mix: Mix, rate: float) -> int:
+    """Return the number of a mix's clients that can hold a model of this rate."""
+    return sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
+
+
 Scores = Mapping[int, Mapping[str, float]]
 """Metrics by round."""
 
