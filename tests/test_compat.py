@@ -95,7 +95,7 @@ def test_a_rounds_log_line_has_its_numbers_in_strict_json(monkeypatch):
     monkeypatch.setattr(logging.getLogger("flwr"), "handlers", [ConsoleHandler(stream=written)])
     compat.set_log_format("json")
     record = RoundRecord(server_round=3, seconds=1.5, learning_rate=0.1, rates={0: 0.5}, train={"loss": float("nan")})
-    logging.getLogger("flwr").info("[ROUND 3/3] took 1.5s", extra={ROUND: record.to_json()})
+    logging.getLogger("flwr").info("[ROUND 3/3] took 1.5s", extra={ROUND: record})
     (line,) = (json.loads(line, parse_constant=pytest.fail) for line in written.getvalue().splitlines())
     assert (line["message"], line["round"]["server_round"]) == ("[ROUND 3/3] took 1.5s", 3)
     assert (line["round"]["rates"], line["round"]["train"]) == ({"0": 0.5}, {"loss": "nan"})
