@@ -136,6 +136,9 @@ def results(path: Path) -> dict[str, object]:
     return {"history": history, **{own.name: own.read_bytes() for own in (path / "models").glob("*.safetensors")}}
 
 
+DIES = "run.callbacks=tests.simulations.sweeping:Die"
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_ends_as_if_nothing_had_happened(command, tmp_path, monkeypatch):
     folder, names = tmp_path / "killed", list(planned(*SWEEP))
@@ -143,13 +146,14 @@ def test_a_killed_sweep_ends_as_if_nothing_had_happened(command, tmp_path, monke
     assert command(f"folder={folder}", *SWEEP, "assignment=fix")[0] == 0
     before = stamps(first.path)
 
-    status, out = finish(start(folder, *SWEEP, "run.callbacks=tests.simulations.sweeping:Die"))
+    status, out = finish(start(folder, *SWEEP, DIES))
     assert status == -signal.SIGKILL, out
     assert len(second.history()) == 1
     assert not second.about()["finished"]
 
     monkeypatch.setenv(PLACE, str(folder))
-    assert "1 done before" in command(f"folder={folder}", *SWEEP)[1]
+    again = command(f"folder={folder}", *SWEEP, DIES)[1]
+    assert "1 done before" in again
     assert stamps(first.path) == before
     assert [len(own.about()["starts"]) for own in (first, second)] == [1, 2]
 
