@@ -11,10 +11,8 @@ from heterofl_flwr import HeteroFL, Plan, Slicing, classic
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.transport import messages
-from heterofl_flwr.transport.arrays import read_tensors
 from tests.client.test_client import instruction
 from tests.federation.tiny import build, node_context
-from tests.second_device import second_device
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -128,25 +126,3 @@ def test_instructions_name_the_rates_inside_unless_slices_move():
     assert HeteroFL(build, "a1-c1", slicing=Slicing(slice_rule="rolling")).federation.architecture.nested_rates(
         1.0
     ) == [1.0]
-
-
-def test_on_another_device_the_loss_and_the_reply_are_the_same():
-    def answer(place):
-        torch.manual_seed(0)
-        task, examples = by_message(1.0, proximal_mu=0.5), [part.to(place) for part in batch()]
-        model = task.model().to(place)
-        for _ in range(2):
-            loss = task.loss(model, examples, F.cross_entropy, labels=PRESENT, label_share=0.25)
-            for parameter, gradient in zip(
-                model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
-            ):
-                with torch.no_grad():
-                    parameter -= 0.1 * gradient
-        return loss.item(), read_tensors(task.reply(model, num_examples=7).content[messages.ARRAYS])
-
-    expected, tensors = answer("cpu")
-    with second_device() as device:
-        loss, found = answer(device)
-    assert loss == pytest.approx(expected)
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(found[name], tensor)

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training import TrainingJob, train_together
 from heterofl_flwr.training.engines import cohort
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.arrays import read_tensors
 from tests.app.runs import run_rounds
-from tests.second_device import NAME, second_device
+from tests.client.test_distilled_loss import PRESENT, batch, by_message
+from tests.second_device.device import NAME, second_device
 from tests.training.conftest import OPTIONS
 from tests.training.test_engines import METHODS
 
@@ -85,3 +89,26 @@ def test_a_run_there_is_as_one_on_the_cpu(run, monkeypatch):
     assert record.evaluate == pytest.approx(twin.evaluate, rel=1e-3)
     for name, value in progress.state.items():
         torch.testing.assert_close(value, expected.state[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("identity")
+def test_on_another_device_the_loss_and_the_reply_are_the_same():
+    def answer(place):
+        torch.manual_seed(0)
+        task, examples = by_message(1.0, proximal_mu=0.5), [part.to(place) for part in batch()]
+        model = task.model().to(place)
+        for _ in range(2):
+            loss = task.loss(model, examples, F.cross_entropy, labels=PRESENT, label_share=0.25)
+            for parameter, gradient in zip(
+                model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+            ):
+                with torch.no_grad():
+                    parameter -= 0.1 * gradient
+        return loss.item(), read_tensors(task.reply(model, num_examples=7).content[messages.ARRAYS])
+
+    expected, tensors = answer("cpu")
+    with second_device() as device:
+        loss, found = answer(device)
+    assert loss == pytest.approx(expected)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], tensor)
