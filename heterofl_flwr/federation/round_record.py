@@ -176,12 +176,10 @@ class RoundRecord:
         """
         coverage = self.evaluate.get("coverage", 1.0)
         clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
-        values = {name: f"{name} {value:.4g}" for name, value in {**self.train, **self.evaluate}.items()}
-        if values:
-            shares = dict.fromkeys(clients, f" (of {coverage:.0%} of the clients)")
-            yield ", ".join(f"{value}{shares.get(name, '')}" for name, value in values.items())
-        for level, metrics in self.evaluate_by_level.items():
-            yield f"level {level}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}"
+        if metrics := {**self.train, **self.evaluate}:
+            yield _metrics_text(metrics, dict.fromkeys(clients, f" (of {coverage:.0%} of the clients)"))
+        for level, values in self.evaluate_by_level.items():
+            yield f"level {level}: {_metrics_text(values, {})}"
 
     def note_central(self, metrics: Mapping[str, object]) -> None:
         """Record the metrics of an evaluation on the server.
@@ -204,6 +202,10 @@ class RoundRecord:
         means |= numbers
         self.evaluate_medians = {name: median for name, median in self.evaluate_medians.items() if name not in numbers}
         return numbers
+
+
+def _metrics_text(metrics: Mapping[str, float], remarks: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value:.4g}{remarks.get(name, '')}" for name, value in metrics.items())
 
 
 def check_metrics(metrics: object, whose: str) -> None:

@@ -96,7 +96,8 @@ class EvaluationHooks(RoundHooks):
         self.moments = MomentsByRate(collected.result(self.spent, self.log, needed=self._have_moments is None))
         if collected.faults or self.moments:
             current.restrict_rates(self.moments)
-        self._have_moments = self._have_moments or bool(self.moments)
+        if self.moments or (self._have_moments is None and not collected.faults):
+            self._have_moments = bool(self.moments)
 
     @as_flower_error()
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

@@ -92,12 +92,7 @@ class FederationStrategy(EvaluationHooks):
         del initial_arrays, resume  # this frame would keep them until the end of the run
         guarded = guard(grid, self.largest_reply)
         steps = None if self.asynchronous is None else Steps(self, self.asynchronous, guarded, configs[0])
-        try:
-            _Loop(self, guarded, result, configs, evaluate_fn, should_stop, steps).run(first_round)
-        except BaseException:
-            for callback in self.callbacks:
-                callback.on_error()
-            raise
+        _Loop(self, guarded, result, configs, evaluate_fn, should_stop, steps).run(first_round)
         if steps is not None:
             steps.close()
         return result
@@ -187,7 +182,15 @@ class _Loop:
     steps: Steps | None  # for asynchronous training
 
     def run(self, first_round: int) -> None:
-        """Run the rounds; callbacks and ``should_stop`` may end them early."""
+        """Run the rounds, and call the callbacks. These and ``should_stop`` may end the run early."""
+        try:
+            self._run(first_round)
+        except BaseException:
+            for callback in self.strategy.callbacks:
+                callback.on_error()
+            raise
+
+    def _run(self, first_round: int) -> None:
         strategy, result, num_rounds = self.strategy, self.result, self.strategy.num_rounds
         quiet = any(callback.prints_rounds for callback in strategy.callbacks)
         self._start_callbacks(first_round)

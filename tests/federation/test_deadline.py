@@ -6,7 +6,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, RoundCallback, SimulatedDevices
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.strategies import round_messages
 from heterofl_flwr.transport import exchange, messages
@@ -90,6 +90,18 @@ def test_where_nobody_has_moments_in_time_the_round_keeps_its_model_without_an_e
     assert len(strategy.log.evaluate_failures) == 4
     before = strategy.federation.architecture.initial_state()["hidden.bias"]
     assert not torch.equal(result.arrays.to_torch_state_dict()["hidden.bias"], before)
+
+
+def test_moments_are_asked_again_after_a_round_in_which_they_came_too_late(clock):
+    class InTimeFromNowOn(RoundCallback):
+        def on_round_end(self, progress):
+            grid.late = None
+
+    strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(nodes="all"), callbacks=[InTimeFromNowOn()])
+    with Slow(clock, build_normed, messages.QUERY_MOMENTS) as grid:
+        strategy.start(grid, num_rounds=2, timeout=SECONDS)
+    assert set(strategy.moments) == {1.0}
+    assert strategy.log.evaluate_answers == 3  # the grid withholds one client
 
 
 class SendsFewer(HeteroFL):

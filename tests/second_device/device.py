@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from heterofl_flwr.app import workload
@@ -77,22 +77,18 @@ def _compute(function, args, kwargs):
     stays = bool(ours) if device is None else device.type == NAME
     if stays and kwargs.get("generator") is not None:
         raise RuntimeError(f"{function}: expected a generator of the second device, found one of the CPU")
-    inner = [
-        value.inner
-        if isinstance(value, OnDevice)
-        else torch.device("cpu")
-        if isinstance(value, torch.device)
-        else value
-        for value in values
-    ]
-    args, kwargs = tree_unflatten(inner, shape)
+    args, kwargs = tree_unflatten(map(_on_the_cpu, values), shape)
+    results = function(*args, **kwargs)
+    if not stays:
+        return results
+    # A function that changes a tensor returns the same tensor.
+    return tree_map_only(Tensor, lambda result: ours[id(result)] if id(result) in ours else OnDevice(result), results)
 
-    def wrap(value):
-        if not stays or not isinstance(value, Tensor):
-            return value
-        return ours[id(value)] if id(value) in ours else OnDevice(value)
 
-    return tree_map(wrap, function(*args, **kwargs))
+def _on_the_cpu(value):
+    if isinstance(value, torch.device):
+        return torch.device("cpu")
+    return value.inner if isinstance(value, OnDevice) else value
 
 
 class _NewTensors(TorchDispatchMode):
