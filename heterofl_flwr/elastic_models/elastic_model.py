@@ -155,8 +155,8 @@ def elastic(
     scaler : bool | None
         Whether a ``Scaler`` follows each linear layer, convolution, embedding and ``nn.MultiheadAttention`` whose
         output shrinks. In training, the Scaler divides the output by ``rate / global_rate`` (section 3.3). Add
-        other layer types to ``SCALED``. By default, only models with norms get Scalers: with Scalers but without
-        norms, training would diverge.
+        other layer types to ``SCALED``. By default, only models with norms get Scalers: without norms, training
+        with Scalers may diverge.
     static_norm : bool
         Whether to remove the running statistics of batch norm (section 3.2). Running statistics are never sent.
     check : str

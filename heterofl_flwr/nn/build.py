@@ -28,7 +28,8 @@ def check_build(build: Build) -> None:
     """Raise ``ConfigError`` if ``build`` cannot be called with a rate alone."""
     expected = "expected a function from a rate to a model"
     if isinstance(build, nn.Module):
-        raise ConfigError(f"build is a model, {type(build).__name__}; {expected}, such as the class itself")
+        remedy = "the class, if it takes a rate, or elastic(model, example)"
+        raise ConfigError(f"build is a model, {type(build).__name__}; {expected}: {remedy}")
     try:
         signature = inspect.signature(build)
     except TypeError:

@@ -147,7 +147,9 @@ def build_model(name: str, **options: object) -> Build:
     The arguments are checked at once.
     """
     if name not in MODELS:
-        raise ConfigError(f"{name!r} is no model; expected one of {', '.join(MODELS)}")
+        raise ConfigError(
+            f"{name!r} is no model; expected one of {', '.join(MODELS)}, or a function of yours, 'module:function'"
+        )
     signature = inspect.signature(MODELS[name])
     try:
         signature.bind(**options, rate=1.0)

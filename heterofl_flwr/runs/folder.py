@@ -183,7 +183,8 @@ class RunFolder:
             )
         if not resume and self.has_run:
             raise ConfigError(
-                f"{self.path} holds a run with these settings already: resume it, or choose another folder"
+                f"{self.path} holds a run with these settings already: resume it (heterofl run --resume, flwr run with "
+                f"run.resume=true, RunFolder.start(resume=True)), or choose another folder"
             )
 
     @property
@@ -281,7 +282,9 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any]:
         if not self.started:
-            raise ConfigError(f"{self.path} is no folder of a run: it has no {self._settings.name}")
+            runs = sorted(self.path.glob(f"*/{self._settings.name}"))
+            several = f"; the folders in it are runs: name them, {self.path}/*/" if runs else ""
+            raise ConfigError(f"{self.path} is no folder of a run: it has no {self._settings.name}{several}")
         self.refuse_links()
         with reading(self._settings, "remove the folder or restore it"):
             content = json.loads(self._settings.read_text(encoding="utf-8"))

@@ -66,8 +66,11 @@ def test_there_must_be_a_run_to_resume_and_to_read(folder):
     with pytest.raises(ConfigError, match="holds no run to resume"):
         folder.start(SETTINGS, resume=True)
     assert not folder.path.exists()
-    with pytest.raises(ConfigError, match="is no folder of a run"):
+    with pytest.raises(ConfigError, match=r"is no folder of a run: it has no settings\.json$"):
         folder.settings()
+    folder.start(SETTINGS)
+    with pytest.raises(ConfigError, match=rf"the folders in it are runs: name them, {folder.path.parent}/\*/"):
+        RunFolder(folder.path.parent).settings()
 
 
 def test_a_folder_is_locked_once_and_unlocked(folder):
