@@ -165,9 +165,10 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
     layers = dict(local.named_modules(remove_duplicate=False))
     axes: dict[str, Axes] = {}
     for name, layer in full_model.named_modules(remove_duplicate=False):
-        axes_of = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
-        # A container's rule takes precedence over the rules of its children.
-        ruled = axes_of and all(parameter in axes for parameter in axes_of)
+        # A container's rule takes precedence over the rules of its children. The tensors of a parametrized child are in
+        # a child of its own.
+        held = dict(layer.named_parameters(recurse=False)) or dict(layer.named_parameters())
+        ruled = held and all(f"{name}.{parameter}" in axes for parameter in held)
         if name in layers and not ruled:
             axes = _find_layer_axes(name, layer, layers[name]) | axes
     for name, shape in shapes.items():

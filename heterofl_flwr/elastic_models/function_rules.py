@@ -73,7 +73,10 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
     output = run()
     arguments = _ATTENTION.bind(*args, **named).arguments
     outer = trace.rows(arguments["query"])[-1]
-    trace.tie(outer, trace.rows(arguments["out_proj_weight"])[1])
+    heads = trace.rows(arguments["out_proj_weight"])[1]
+    trace.tie(outer, heads)
+    if arguments.get("q_proj_weight") is not None:  # with widths of their own for keys and values
+        trace.tie(heads, trace.rows(arguments["q_proj_weight"])[0])
     trace.use(arguments["embed_dim_to_check"], trace.open(outer))
     trace.use(arguments["num_heads"], None)
     return output

@@ -22,7 +22,7 @@ _ENTRYWISE = (
 )
 _SUMS = (
     *("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "any", "all"),
-    "linalg_vector_norm",
+    *("norm", "linalg_vector_norm"),
 )
 _SEARCHES = (
     "argmax",

@@ -7,14 +7,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, counted, first_line, short
 from heterofl_flwr.common.files import writing
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
 from heterofl_flwr.nn.execution import call
-from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import is_measured, with_static_norm
 
@@ -128,10 +128,12 @@ def read_inputs(inputs: object) -> Inputs:
 
 
 def _check_statistics(model: nn.Module) -> None:
-    without = [name for name, layer in batch_norms(model).items() if not is_measured(layer)]
-    if without:
+    # An instance norm that tracks no statistics computes the same in training and in evaluation.
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _NormBase)]
+    needing = [(name, layer) for name, layer in layers if isinstance(layer, _BatchNorm) or layer.track_running_stats]
+    if without := [name for name, layer in needing if not is_measured(layer)]:
         raise ConfigError(
-            f"batch norm has no statistics in {counted(len(without), 'layer')} ({', '.join(without[:3])}), so its "
+            f"norms have no statistics in {counted(len(without), 'layer')} ({', '.join(without[:3])}), so its "
             f"outputs would be wrong or depend on the batch: pass moments=, measured by "
             f"heterofl_flwr.nn.collect_moments or by the run (strategy.moments[rate])"
         )
@@ -160,8 +162,10 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
     """
     # Zeros, because a program stores its example inputs, and these must not contain data.
     example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)
-    dynamic = tree_map(lambda leaf: {axis: Dim.DYNAMIC for axis in axes if axis < leaf.dim()}, example)
     args, named = ((), example) if isinstance(example, dict) else (example, {})
+    dynamic = ShapesCollection()  # by tensor, because torch wants the shapes of *args and **kwargs in another structure
+    for leaf in tree_leaves(example):
+        dynamic[leaf] = {axis: Dim.DYNAMIC for axis in axes if axis < leaf.dim()}
     try:
         program = torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch and the model's code raise various errors

@@ -7,7 +7,7 @@ from weakref import WeakSet
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -59,7 +59,7 @@ def drop_statistics(layers: Iterable[_NormBase]) -> None:
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
 
-def is_measured(layer: _BatchNorm) -> bool:
+def is_measured(layer: _NormBase) -> bool:
     """Whether a layer's running statistics differ from those of a new layer."""
     mean, variance = layer.running_mean, layer.running_var
     return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
@@ -67,17 +67,17 @@ def is_measured(layer: _BatchNorm) -> bool:
 
 @contextmanager
 def refusing_unmeasured(where: str) -> Iterator[None]:
-    """Context manager: raise ``ConfigError`` if batch norm is evaluated with unmeasured statistics."""
+    """Context manager: raise ``ConfigError`` if a norm layer is evaluated with unmeasured statistics."""
     checked = WeakSet[nn.Module]()
 
     def check(layer: nn.Module, _: object) -> None:
-        if torch.compiler.is_compiling() or layer.training or not isinstance(layer, _BatchNorm) or layer in checked:
+        if torch.compiler.is_compiling() or layer.training or not isinstance(layer, _NormBase) or layer in checked:
             return
         checked.add(layer)
         if layer.running_mean is not None and not is_measured(layer):
             raise ConfigError(
-                f"{where} evaluates batch norm with the statistics of a new model, which do not travel: measure "
-                f"moments = collect_moments(model, batches) on data of the server, and evaluate "
+                f"{where} evaluates {type(layer).__name__} with the statistics of a new model, which do not travel: "
+                f"measure moments = collect_moments(model, batches) on data of the server, and evaluate "
                 f"with_static_norm(model, moments), both of heterofl_flwr.nn"
             )
 

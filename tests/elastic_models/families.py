@@ -109,7 +109,8 @@ def concatenation_added_to_one() -> Case:
 
 @family
 def grouped() -> Case:
-    layers = conv(3, 16), conv(16, 32, groups=8), nn.GroupNorm(8, 32), nn.ReLU(), conv(32, 8), nn.GroupNorm(2, 8)
+    normed = parametrizations.weight_norm(conv(16, 32, groups=8, bias=False))
+    layers = conv(3, 16), normed, nn.GroupNorm(8, 32), nn.ReLU(), conv(32, 8), nn.GroupNorm(2, 8)
     return classifier(*layers, nn.Tanh()), images()
 
 
@@ -233,6 +234,20 @@ def separate_attention() -> Case:
 def torchs_encoder() -> Case:
     layer = nn.TransformerEncoderLayer(24, 4, 20, dropout=0.1, batch_first=True)
     return nn.Sequential(nn.Linear(5, 24), nn.TransformerEncoder(layer, 2), nn.Linear(24, 3)), torch.randn(2, 6, 5)
+
+
+@family
+def attention_of_the_inputs() -> Case:
+    def forward(self: Then, x: Tensor) -> Tensor:
+        return self.last(self.attention(x, self.key(x), self.value(x), need_weights=False)[0])
+
+    attention = nn.MultiheadAttention(6, 2, kdim=10, vdim=7, batch_first=True)
+    layers = {
+        "key": nn.Linear(6, 10),
+        "value": nn.Linear(6, 7),
+        "last": nn.Sequential(nn.Linear(6, 40), nn.Linear(40, 3)),
+    }
+    return Then(forward, attention=attention, **layers), torch.randn(2, 5, 6)
 
 
 def masked_encoder(**hint: bool) -> Case:

@@ -120,6 +120,7 @@ def _reach(function, **layers):
         (lambda self, x: x * x.norm(dim=1, keepdim=True).expand(-1, 8), 8),
         (lambda self, x: x * x.norm(dim=1, keepdim=True).expand_as(x), 4),
         (lambda self, x: nn.functional.layer_norm(x, x.shape[1:]), 4),
+        (lambda self, x: x / nn.functional.pairwise_distance(x, torch.zeros_like(x), keepdim=True), 4),
         (lambda self, x: x.reshape(-1, 1, x.numel() // 2).reshape(-1, x.size(1)), 4),
     ],
 )

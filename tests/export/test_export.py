@@ -131,6 +131,13 @@ def test_outputs_of_a_dict_have_its_keys_as_names(outputs, tmp_path):
         export_model(model, inputs, tmp_path / "other", outputs=("logits",), formats=["pt2"])
 
 
+@pytest.mark.parametrize("inputs", [torch.randn(4, 3), (torch.randn(4, 3), torch.randn(4, 1))])
+def test_a_model_may_take_any_number_of_inputs(inputs, tmp_path):
+    model = nn.Module()
+    model.forward = lambda *x: sum(x)
+    export_model(model, inputs, tmp_path / "sum", formats=["pt2"])
+
+
 def test_batch_norm_of_a_new_model_is_not_exported(tmp_path):
     """The statistics do not travel, so a fresh model's were exported: 11 % in place of 76.7 %."""
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
@@ -224,6 +231,7 @@ FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
     ("model", "inputs", "message"),
     [
         (CNN(1, 10, (8, 8)), images(1), r"no statistics in 2 layers \(features.norm1, features.norm2\)"),
+        (nn.InstanceNorm2d(1, track_running_stats=True), images(1), "norms have no statistics in 1 layer"),
         (Then(lambda self, x: x / 0), torch.ones(2, 3), "hold NaN or infinities"),
         (Then(lambda self, x: x * 2 if x.sum() > 0 else x), torch.ones(2, 3), "cannot make a program of Then"),
         (Then(lambda self, x: (x, range(3))), torch.ones(2, 3), "returns tensors alone .*config.use_cache = False"),

@@ -206,7 +206,7 @@ def test_the_server_does_not_evaluate_batch_norm_without_statistics(measured):
         return MetricRecord({"global-output": model.eval()(inputs(0)).mean().item()})
 
     app, options = make_app(build=build_normed), {"build": build_normed, "evaluation": Evaluation()}
-    with nullcontext() if measured else pytest.raises(ConfigError, match="evaluate_fn evaluates batch norm with"):
+    with nullcontext() if measured else pytest.raises(ConfigError, match="evaluate_fn evaluates BatchNorm1d with"):
         play(app, nodes=2, start={"evaluate_fn": central}, **options)
     assert not torch.nn.modules.module._global_forward_pre_hooks
 
