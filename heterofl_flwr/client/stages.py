@@ -24,7 +24,7 @@ class ClientChain:
     Parameters
     ----------
     stages : Sequence[ClientStage]
-        The stages of the instruction.
+        The client stages that the server's message names.
     context : ClientContext
         Context for all stages, with tensors named ``stage/name``.
     """

@@ -1,4 +1,10 @@
-"""Any model at any width, by a trace of the model's code."""
+"""Any model at any width, by a trace of the model's code.
+
+The trace numbers the entries of each tensor's axes: these numbers are *positions* (``Row``, ``Rows``). Operators tie
+positions of their inputs and outputs to one another. Positions that are tied are one *channel*, and channels that occur
+on the same axes, such as those of a residual stream, are a *group* (``Places``). A slice keeps the first channels of
+each group.
+"""
 
 from heterofl_flwr.elastic_models import function_rules, movement_rules  # noqa: F401  # importing registers their rules
 from heterofl_flwr.elastic_models.cut_layers import SCALED

@@ -31,8 +31,8 @@ _POWERS = (-1, -1 / 2, -1 / 4, 1 / 4, 1 / 2, 1)
 class Step(NamedTuple):
     """An operator call in the trace of the full model.
 
-    ``outputs`` has the shape of each output. For an axis that is sliced, the shape has the axis's places instead of
-    a number; it has None where any length is valid.
+    ``outputs`` has the shape of each output. In a shape, an axis that is sliced has its ``Places`` instead of a
+    length, and an axis whose length may be any number has None.
     """
 
     operator: str

@@ -41,7 +41,7 @@ class Slice:
         return tensor.clone() if tensor is whole_tensor else tensor
 
     def places(self, names: Iterable[str]) -> dict[str, dict[int, list[tuple[int, int]]]]:
-        """Return the group and channel of each kept entry, by parameter and axis."""
+        """Return the group and channel of each index that is kept, by parameter and axis."""
         return {
             name: {
                 axis: self._remaining(places)

@@ -67,7 +67,7 @@ class Elastic:
         return model
 
     def checked(self, rate: float) -> nn.Module:
-        """Return the slice of a rate, checked against the full model, without Scalers."""
+        """Return the slice of a rate, without Scalers. It has been checked against the full model."""
         part = self.part(rate)
         model = self._cut(part)
         if part.widths not in self.checked_widths:

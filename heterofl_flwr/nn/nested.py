@@ -71,7 +71,7 @@ class Nested(nn.Module):
         self._smaller = tuple(InnerWidth(model, inner) for inner in smaller)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the full model."""
+        """Return the logits of the client's model."""
         logits: Tensor = self.model(x)
         return logits
 

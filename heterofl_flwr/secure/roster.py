@@ -107,7 +107,7 @@ class Roster:
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """Smaller copies of the slices, for fast counts."""
+        """The slices with one position for each class of positions (``classes_of``), for fast counts of holders."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 

@@ -42,7 +42,7 @@ class Privacy:
     """delta for which epsilon is computed; set it below 1 / (number of clients)"""
     moments_clip: _OnGrid = 10.0
     """upper bound on the L2 norm of a client's static batch norm moments: one vector of the means and second moments of
-    all layers. Longer vectors are clipped. The standard deviation of the noise is noise times this norm
+    all layers. Longer vectors are clipped. The standard deviation of their noise is this bound times the value of noise
     """
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ class SeveralOutputs(Protocol):
     """A model with several outputs that are trained together: ``Exits`` or ``Nested``."""
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of each output, the full model's last."""
+        """Return the logits of each output, the client's whole model's last."""
 
 
 @group
