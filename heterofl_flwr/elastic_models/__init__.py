@@ -1,9 +1,8 @@
 """Any model at any width, by a trace of the model's code.
 
 The trace numbers the entries of each tensor's axes: these numbers are *positions* (``Row``, ``Rows``). Operators tie
-positions of their inputs and outputs to one another. Positions that are tied are one *channel*, and channels that occur
-on the same axes, such as those of a residual stream, are a *group* (``Places``). A slice keeps the first channels of
-each group.
+positions of their inputs and outputs to one another. Tied positions are one *channel*. Channels on the same axes are a
+*group* (``Places``), for example those of a residual stream. A slice keeps the first channels of each group.
 """
 
 from heterofl_flwr.elastic_models import function_rules, movement_rules  # noqa: F401  # importing registers their rules

@@ -56,8 +56,8 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
     """Require that tensors that are broadcast to ``shape`` are sliced alike.
 
-    Return the positions on each axis of the result. The last ``inner`` axes are left out of both the requirement and the
-    result.
+    Return the positions on each axis of the result. The last ``inner`` axes are left out of both the requirement and
+    the result.
     """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []

@@ -57,10 +57,10 @@ def nested_loss(
 ) -> Tensor:
     """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): smaller models learn from the full one.
 
-    The last tensor of ``logits`` is that of the client's whole model. The caller masks absent classes in all tensors. The
-    loss is ``CE_full + weight * sum_i (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. CE is
-    ``criterion``. p and p_i are the class probabilities of the whole and of smaller model i at temperature T.
-    No gradient flows through p. By default, with one smaller model, this is FjORD's loss (Horvath et al., NeurIPS
+    The last tensor of ``logits`` is that of the client's whole model. The caller masks absent classes in all tensors.
+    The loss is ``CE_full + weight * sum_i (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. CE is
+    ``criterion``. p and p_i are the class probabilities of the whole model and of smaller model i at temperature T. No
+    gradient flows through p. By default, with one smaller model, this is FjORD's loss (Horvath et al., NeurIPS
     2021, section 3.2).
     """
     teacher = _posteriors(logits[-1], temperature)[None]
