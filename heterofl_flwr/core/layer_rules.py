@@ -178,7 +178,7 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
                 f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
             )
     _check_last_layer(full_model, local)
-    exchanged = exchanged_parameters(full_model)
+    exchanged = exchanged_parameters(local)
     return {name: axes_of for name, axes_of in _without_tied(full_model, local, axes).items() if name in exchanged}
 
 
