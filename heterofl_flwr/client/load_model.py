@@ -129,8 +129,9 @@ def check_not_lost(instruction: Instruction, tensors: str) -> None:
     """
     if instruction.has_trained:
         raise ReplyError(
-            f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run. "
-            f"To resume a run, let each node's config name a folder (states-path) from the first round on"
+            f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run, "
+            f"and has the latest round alone. To resume a run, let each node's config name a folder (states-path) from "
+            f"the first round on"
         )
 
 
@@ -187,8 +188,8 @@ class IssuedModels:
         trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
         if unsent := [name for name in trained if name not in self._names]:
             warn_once(
-                f"parameters are trained here and not sent, because build returns them with requires_grad=False: "
-                f"{', '.join(unsent[:3])}"
+                f"parameters are trained here and not sent, because build returns no such parameters, or returns them "
+                f"with requires_grad=False: {', '.join(unsent[:3])}"
             )
         return {name: parameters[name] for name in self._names}
 

@@ -25,7 +25,7 @@ STAGES = "stages/"
 """Name prefix of the tensors of stages."""
 
 _TENSORS = "heterofl-own"
-"""Name prefix of the context record with a client's tensors; the run id follows."""
+"""Name prefix of the context record with a client's tensors; the run id and the round follow."""
 
 _NOTES = "heterofl-round"
 """Context record with the per-round state of stages, which is never written to disk."""
@@ -35,18 +35,26 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
     """Return the tensors that this client saved earlier, if any."""
     if folder := _folder(context, instruction):
         return _read_file(folder, instruction)
-    record = context.state.get(_record_name(instruction))
-    return read_tensors(record, "this client's context") if isinstance(record, ArrayRecord) else None
+    start, end = _record_name(instruction, ""), _end(instruction)
+    for name, record in context.state.items():
+        if isinstance(record, ArrayRecord) and name.startswith(start) and int(name.removeprefix(start)) < end:
+            return read_tensors(record, "this client's context")
+    return None
 
 
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    """Save a client's tensors after training, in a file or in its context."""
+    """Save a client's tensors after training, in a file or in its context.
+
+    If a tensor contains NaN or infinity, the earlier state stays, because no later training would recover from this.
+    """
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        return
     if folder := _folder(context, instruction):
         _write_file(folder, instruction, tensors)
         return
     for name in [name for name in context.state if name.startswith(_TENSORS)]:
         del context.state[name]
-    context.state[_record_name(instruction)] = pack_tensors(tensors)
+    context.state[_record_name(instruction, instruction.server_round)] = pack_tensors(tensors)
 
 
 class NodeFiles:
@@ -85,8 +93,14 @@ def save_notes(context: Context, notes: Mapping[str, bytes]) -> None:
     context.state[_NOTES] = ConfigRecord(dict(notes))
 
 
-def _record_name(instruction: Instruction) -> str:
-    return f"{_TENSORS}-{instruction.run_key or 0:016x}"
+def _record_name(instruction: Instruction, server_round: int | str) -> str:
+    return f"{_TENSORS}-{instruction.run_key or 0:016x}-{server_round}"
+
+
+def _end(instruction: Instruction) -> int:
+    """Return the first round whose state is not used. After a resume, there may be states of later rounds."""
+    # in the round's first message, a state of this round is ignored
+    return instruction.server_round + (not instruction.starts_round)
 
 
 def _folder(context: Context, instruction: Instruction) -> Path | None:
@@ -96,8 +110,7 @@ def _folder(context: Context, instruction: Instruction) -> Path | None:
 
 
 def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | None:
-    # in the round's first message, a state of this round is ignored
-    end = instruction.server_round + (not instruction.starts_round)
+    end = _end(instruction)
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < end]
     if not paths:
         return None

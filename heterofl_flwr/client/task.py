@@ -228,6 +228,7 @@ class Task:
         capacity : str | float | None
             Largest level or rate that this node can hold from the next round on; None for no change.
         """
+        messages.new_metrics(metrics or {}, num_examples)  # raises before the client's state is saved
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
         reported = messages.new_metrics(contents.metrics, contents.num_examples)
         return messages.answer(self.message, contents.config, {messages.METRICS: reported, **contents.records})

@@ -93,8 +93,6 @@ class FederationStrategy(EvaluationHooks):
         guarded = guard(grid, self.largest_reply)
         steps = None if self.asynchronous is None else Steps(self, self.asynchronous, guarded, configs[0])
         _Loop(self, guarded, result, configs, evaluate_fn, should_stop, steps).run(first_round)
-        if steps is not None:
-            steps.close()
         return result
 
     def progress(self, state: State) -> Progress:
@@ -189,6 +187,9 @@ class _Loop:
             for callback in self.strategy.callbacks:
                 callback.on_error()
             raise
+        finally:
+            if self.steps is not None:
+                self.steps.close()
 
     def _run(self, first_round: int) -> None:
         strategy, result, num_rounds = self.strategy, self.result, self.strategy.num_rounds

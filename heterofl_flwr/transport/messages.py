@@ -180,10 +180,10 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
     metrics = MetricRecord()
     for key, value in values.items():
         try:
-            if isinstance(value, str):  # a str is a Sequence: "12" would become [1.0, 2.0]
+            if isinstance(value, str | bytes):  # these are Sequences: "12" would become [1.0, 2.0]
                 raise TypeError
             number = [float(entry) for entry in value] if isinstance(value, Sequence) else float(value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ConfigError(f"metrics[{key!r}] is {shown(value)}; expected a number, or a list of numbers") from None
         metrics[key] = number
     try:

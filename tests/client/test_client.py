@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 from functools import partial
 from reprlib import repr as shown
 
@@ -141,7 +142,7 @@ def test_what_a_client_keeps_outlives_the_next_message():
     task.reply(model, num_examples=1)
     nn.init.constant_(model.classifier.weight, 6.0)  # the caller may go on training it
     task_of(instruction(**values, partition=1)).model()  # another client of the same process
-    saved = load_tensors(context, task.instruction)
+    saved = load_tensors(context, replace(task.instruction, kind="evaluate"))
     assert saved.keys() == {"classifier.weight", "classifier.bias"}
     assert torch.equal(saved["classifier.weight"], torch.full((4, 8), 5.0))
 
@@ -208,7 +209,10 @@ class TestReply:
         for name, tensor in restore(plan, before, *found).items():
             torch.testing.assert_close(tensor, dict(model.named_parameters())[name].detach(), atol=0.01, rtol=0)
 
-    @pytest.mark.parametrize("value", ["12", None, torch.ones(2), np.ones(2), [1.0, "a"], {"a": 1.0}])
+    @pytest.mark.parametrize(
+        "value",
+        ["12", b"12", pytest.param(10**400, id="huge"), None, torch.ones(2), np.ones(2), [1.0, "a"], {"a": 1.0}],
+    )
     def test_metrics_that_are_no_numbers_are_named(self, value):
         said = re.escape(f"metrics['loss'] is {shown(value)}; expected a number, or a list of numbers")
         with pytest.raises(ConfigError, match=said):

@@ -1,18 +1,20 @@
 """What clients keep for themselves in files: by round, as long as a checkpoint may need it, and over a resume."""
 
+from functools import partial
+
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.client import Instruction, Task, answer_queries
 from heterofl_flwr.client.state import load_tensors, save_tensors
-from heterofl_flwr.common.errors import HeteroFLError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.feddyn import FedDyn
 from tests.federation.grouped import grouped
-from tests.federation.tiny import NEVER, build, config, equal, inputs, node_context
+from tests.federation.tiny import NEVER, build, config, equal, inputs, make_app, node_context, play
 
 SEVEN = 7
 
@@ -79,7 +81,14 @@ def test_in_a_round_that_began_what_it_left_counts(own):
     assert [read(own, 4, kind=one) for one in kinds] == [2, 2, 4, 4]
 
 
-def train(message, context):
+def test_a_context_gives_no_state_of_a_later_round(identity):
+    context = node_context()
+    save_tensors(context, instruction(3), {"weight": torch.ones(2)})
+    found = [load_tensors(context, instruction(number)) for number in (2, 3, 4)]
+    assert [state is None for state in found] == [True, True, False]
+
+
+def train(message, context, odd=lambda task, model: None):
     task = Task(message, context, build, seed_torch=True)
     model = task.model()
     sgd = torch.optim.SGD(model.parameters(), 0.1)
@@ -87,6 +96,7 @@ def train(message, context):
         sgd.zero_grad()
         (model(inputs(context.node_config["partition-id"])).square().mean() + task.penalty(model)).backward()
         sgd.step()
+    odd(task, model)
     return task.reply(model, num_examples=1)
 
 
@@ -101,10 +111,38 @@ def run(folder, num_rounds, states, resume=None, **options):
         return strategy.start(grid, num_rounds=num_rounds, resume=resume).arrays.to_torch_state_dict()
 
 
-@pytest.mark.parametrize("options", [lambda: {"shared": ("hidden.*",)}, lambda: {"stages": [FedDyn(0.5)]}])
+with_state = pytest.mark.parametrize("options", [lambda: {"shared": ("hidden.*",)}, lambda: {"stages": [FedDyn(0.5)]}])
+
+
+@with_state
 def test_an_app_of_ones_own_goes_on_as_if_there_had_been_no_break(tmp_path, options):
     states, folder = tmp_path / "states", RunFolder(tmp_path / "broken")
     whole = run(tmp_path / "whole", 4, states, **options())
     run(folder, 2, states, **options())
     assert equal(run(folder, 4, states, folder.load_checkpoint(), **options()), whole)
     assert len(list(states.iterdir())) == 2  # one for each run
+
+
+@with_state
+def test_a_client_that_diverged_once_goes_on_from_its_earlier_state(options):
+    def diverge(task, model):
+        if (task.instruction.partition, task.instruction.server_round) == (1, 2):
+            torch.nn.init.constant_(model.classifier.weight, torch.nan)
+            torch.nn.init.constant_(model.hidden.weight, torch.nan)
+
+    found = play(make_app(partial(train, odd=diverge)), num_rounds=3, **options())
+    assert [list(record.failures) for record in found.records] == [[], [1], []]
+
+
+def test_a_reply_that_is_refused_here_leaves_no_state(own):
+    context, shared = node_context(states_path=str(own)), {"hidden.weight", "hidden.bias"}
+    values = config(rate=1.0, seed=0, server_round=1, partition=0, run_key=SEVEN, shared=["hidden.*"])
+    arrays = ArrayRecord({name: tensor.data for name, tensor in build(1.0).named_parameters() if name in shared})
+    task = Task(Message(RecordDict({"config": values, "arrays": arrays}), 0, "train"), context, build)
+    model = task.model()
+    for mistake in ({"num_examples": 1.5}, {"num_examples": 1, "metrics": {"loss": "low"}}):
+        with pytest.raises(ConfigError, match="expected a"):
+            task.reply(model, **mistake)
+    assert not list(own.iterdir())
+    task.reply(model, num_examples=1)
+    assert len(list(own.rglob("*.safetensors"))) == 1

@@ -1,6 +1,7 @@
 """Parameters that stay with their clients: LG-FedAvg with either part shared, and Standalone; and FedAvg's weights."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -32,13 +33,15 @@ def judge(message, context):
     return task.reply(num_examples=1, metrics={"output": output, "local-accuracy": 0.5})
 
 
+def saved(context, message):
+    """Return what a client has saved up to the round of a message, and in it."""
+    return load_tensors(context, replace(Instruction.of(message), kind="evaluate"))
+
+
 def play(shared, mix="a1-c1", num_rounds=2, **options):
     found = tiny.play(make_app(train, judge), mix, NODES, num_rounds, shared=shared, **options)
     contexts = found.grid._contexts.values()
-    kept = {
-        own.node_config["partition-id"]: load_tensors(own, Instruction.of(found.grid.of("train")[0]))
-        for own in contexts
-    }
+    kept = {own.node_config["partition-id"]: saved(own, found.grid.of("train")[-1]) for own in contexts}
     return found.strategy, found.grid, found.state, kept
 
 
@@ -110,7 +113,7 @@ def test_a_second_run_on_a_grid_begins_with_layers_of_its_own():
     with tiny.Watched(make_app(train, judge), 2) as grid:
         for _ in range(2):
             HeteroFL(build, "a1", slicing=Slicing(shared=BODY), evaluation=tiny.NEVER).start(grid, num_rounds=1)
-        kept = [load_tensors(own, Instruction.of(grid.of("train")[-1])) for own in grid._contexts.values()]
+        kept = [saved(own, grid.of("train")[-1]) for own in grid._contexts.values()]
     for number, own in enumerate(kept, 1):
         torch.testing.assert_close(own["classifier.bias"], whole["classifier.bias"] + number)
 
@@ -141,7 +144,7 @@ def test_what_a_client_kept_for_another_model_is_told_apart():
 
     def keeps(message, context):
         task = Task(message, context, build)
-        save_tensors(context, task.instruction, kept)
+        save_tensors(context, replace(task.instruction, server_round=0), kept)
         return task.reply(task.model(), num_examples=1)
 
     expected = rf"parameters that this client kept do not fit its model at rate 1 \({found}\): a client keeps its rate"

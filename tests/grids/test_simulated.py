@@ -5,7 +5,17 @@ import math
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from heterofl_flwr import DeviceProfile, Devices, DistillOptions, FedH2L, HeteroFL, LocalGrid, SimulatedDevices
+from heterofl_flwr import (
+    Buffered,
+    DeviceProfile,
+    Devices,
+    DistillOptions,
+    FedH2L,
+    HeteroFL,
+    LocalGrid,
+    RoundCallback,
+    SimulatedDevices,
+)
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ReplyError, RoundError
 from heterofl_flwr.grids.devices import Turn
@@ -249,6 +259,20 @@ def test_time_goes_on_from_message_to_message():
     records = play(None, "a1", 2, 2, wrap=wrap).records
     assert [record.simulated_seconds for record in records] == pytest.approx([1, 1], rel=1e-6)
     assert grids[0].seconds == pytest.approx(2, rel=1e-6)
+
+
+def test_asynchronous_steps_that_fail_cancel_their_messages():
+    class Broken(RoundCallback):
+        def on_round_end(self, progress):
+            raise RuntimeError("the disk is full")
+
+    buffered = Buffered(size=1, concurrency=3)
+    strategy = HeteroFL(build, "a1", evaluation=NEVER, asynchronous=buffered, callbacks=[Broken()])
+    with LocalGrid(make_app(), 4) as inner:
+        grid = SimulatedDevices(inner, Devices({"a": PACE}, takes(1, 2, 3, 4)))
+        with pytest.raises(RuntimeError, match="the disk is full"):
+            strategy.start(grid, num_rounds=2)
+        assert not grid._out
 
 
 def test_with_spare_clients_a_round_ends_with_the_last_it_needs():
