@@ -62,10 +62,11 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
             f"in the run's data set, {terms.name}"
         )
     lookup = _number_classes(dataset, terms)
-    normal = terms.normal if dataset.normal and terms.normal else dataset.normal
-    train, test = (
-        _align_split(split, order, lookup, dataset.normal, normal) for split in (dataset.train, dataset.test)
-    )
+    before = dataset.normal
+    if before and order:
+        before = Normal(*(tuple(values[column] for column in order) for values in (before.mean, before.deviation)))
+    normal = terms.normal if before and terms.normal else before
+    train, test = (_align_split(split, order, lookup, before, normal) for split in (dataset.train, dataset.test))
     return replace(
         dataset, train=train, test=test, classes=terms.classes, names=terms.names, columns=terms.columns, normal=normal
     )
@@ -114,8 +115,6 @@ def _align_split(
     inputs = split.inputs if order is None else split.inputs[:, order]
     if before is not None and after is not None and before != after:
         old, new = (torch.tensor([normal.mean, normal.deviation]) for normal in (before, after))
-        if order is not None:
-            old = old[:, order]
         shape = (-1, *[1] * (inputs.dim() - 2))
         scale, shift = old[1] / new[1], (old[0] - new[0]) / new[1]
         inputs = inputs * scale.view(shape) + shift.view(shape)
@@ -124,9 +123,15 @@ def _align_split(
 
 
 def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
-    """Words that the run's vocabulary lacks become token 0."""
+    """Words that the run's vocabulary lacks become token 0. Without words, tokens keep their numbers."""
+    if bool(dataset.names) != bool(terms.names):
+        named, other = (dataset, terms) if dataset.names else (terms, dataset)
+        raise DataError(
+            f"{named.name} names the words of its tokens, and {other.name} does not; expected both or neither: set "
+            f"the names of its Dataset"
+        )
     numbers = {name: number for number, name in enumerate(terms.names)}
-    lookup = torch.tensor([numbers.get(name, 0) for name in dataset.names])
+    lookup = torch.tensor([numbers.get(name, 0) for name in dataset.names] or list(range(dataset.classes)))
     train, test = (
         Split(rows, rows, reading=terms.reading) for rows in (lookup[dataset.train.inputs], lookup[dataset.test.inputs])
     )

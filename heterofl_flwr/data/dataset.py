@@ -149,6 +149,10 @@ class Dataset:
                 f"{self.name}: an input of the train split has shape {shapes[0]}, one of the test split {shapes[1]}; "
                 "expected the same"
             )
+        columns = self.train.inputs[0].numel()
+        for what, names, number in (("names", self.names, self.classes), ("columns", self.columns, columns)):
+            if len(names) not in (0, number):
+                raise DataError(f"{self.name}: there are {len(names)} {what}, expected {number}, or () if unknown")
         for split, owners in zip((self.train, self.test), self.owners or (), strict=False):
             if owners.dtype != torch.int64 or owners.shape != (len(split),):
                 raise DataError(

@@ -17,6 +17,7 @@ from heterofl_flwr.data.dataset import Dataset
 from heterofl_flwr.data.known import Columns, Source
 from heterofl_flwr.data.text import Texts, to_text
 
+PARTS = ("train", "test")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -24,13 +25,13 @@ def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Da
     """Return the data set in ``folder``. Without a folder, read ``source.path`` from the hub."""
     splits: Mapping[str, datasets.Dataset] = _read_folder(folder) if folder else _read_hub(source.path)
     place = str(folder) if folder else f"the hub's data set {source.path!r}"
-    missing = [split for split in ("train", "test") if split not in splits]
+    missing = [split for split in PARTS if split not in splits]
     if missing and list(splits) != ["train"]:
         raise DataError(
             f"{place} has no {' and no '.join(missing)} split, only {', '.join(sorted(splits)[:10])}: expected train "
             "and test, or train alone; a function can make them (module:function)"
         )
-    parts = (part for part in ("train", "test") if part in splits)
+    parts = (part for part in PARTS if part in splits)
     train, *rest = (_read_split(splits[part], f"{place}, split {part}", columns) for part in parts)
     test = next(iter(rest), None)
     if isinstance(train, Texts):
@@ -40,8 +41,13 @@ def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Da
 
 def _read_folder(folder: Path) -> Any:
     datasets.disable_progress_bars()
-    # Otherwise ``datasets`` drops the label of a folder with a single class.
-    options = {"drop_labels": False} if _has_classes_of_images(folder) else {}
+    options: dict[str, Any] = {}
+    if _has_classes_of_images(folder):
+        # Otherwise ``datasets`` drops the label of a folder with a single class, and takes a class for a split if it
+        # is named like one: the images of test/train would be training examples.
+        names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        parts = {name: f"{name}/**" for name in names}
+        options = {"drop_labels": False, "data_files": parts if set(names) <= set(PARTS) else None}
     try:
         with TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # leave no copy of the data in the user's cache
             return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True, **options)
@@ -63,7 +69,7 @@ def _has_classes_of_images(folder: Path) -> bool:
     below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     folders = [path for path in below if not any(part.startswith(".") for part in path.parts)]
     return bool(folders) and all(
-        path.suffix.lower() in IMAGES and path.parent.name not in ("", "train", "test") for path in folders
+        path.suffix.lower() in IMAGES and len(path.parts) > 1 + (path.parts[0] in PARTS) for path in folders
     )
 
 

@@ -147,9 +147,11 @@ def _to_split(pair: Sequence[object], place: str) -> Split:
     inputs, targets = tensors
     if targets.is_floating_point() or targets.is_complex():
         raise DataError(f"{place}: targets are {targets.dtype}; expected class numbers, as integers from 0")
-    is_integer = not inputs.is_floating_point() and inputs.dtype != torch.uint8
+    if not inputs.is_complex():  # which Split refuses
+        is_number = inputs.is_floating_point() or inputs.dtype in (torch.uint8, torch.bool)
+        inputs = inputs.to(torch.float32 if is_number else torch.int64)
     try:
-        return Split(inputs.to(torch.int64 if is_integer else torch.float32), targets.to(torch.int64))
+        return Split(inputs, targets.to(torch.int64))
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
 

@@ -136,7 +136,7 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
     assigned: dict[str, Flat] = {}
     for text in texts:
         key, equals, written = text.partition("=")
-        key = key.strip()
+        key, written = key.strip(), written.strip()
         if not equals or not key:
             raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
         value = read_value(written)

@@ -95,5 +95,5 @@ def _posteriors(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _finite(logits: Tensor) -> Tensor:
-    """Replace logits of -inf by -1e4. With -inf, a loss would contain 0 times infinity."""
-    return logits.nan_to_num(neginf=-1e4)
+    """Replace logits of -inf by -1e4. With -inf, a loss would contain 0 times infinity. NaN stays, and is reported."""
+    return logits.masked_fill(logits.isneginf(), -1e4)

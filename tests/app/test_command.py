@@ -82,7 +82,14 @@ def test_an_error_sends_the_terminal_no_commands(capsys):
 
 
 VALUES = {
-    **{"train.lr=0.5": 0.5, "train.lr=fast": "fast", "num-rounds=7": 7, "seed=1.5": 1.5, " seed =1": 1},
+    **{
+        "train.lr=0.5": 0.5,
+        "train.lr=fast": "fast",
+        "num-rounds=7": 7,
+        "seed=1.5": 1.5,
+        " seed =1": 1,
+        "data.name = mnist": "mnist",
+    },
     **{"model.scaler=false": False, "data.name=mnist": "mnist", 'data.name="mnist"': "mnist", "run.dir=[1]": "[1]"},
     **{"data.root=2024": "2024", "data.root=/a=b c": "/a=b c", "not.ours=3": 3, "not.ours=text": "text"},
     **{"train.lr=0.5\nseed = 3": "0.5\nseed = 3", f"seed={'9' * 5000}": "9" * 5000},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heterofl_flwr.common.errors import DataError
-from heterofl_flwr.data import Dataset, Split, load_dataset
+from heterofl_flwr.data import Dataset, Reading, Split, load_dataset
 from heterofl_flwr.data.align import Terms, align
 from heterofl_flwr.data.dataset import Normal
 from heterofl_flwr.data.known import Facts
@@ -52,6 +52,17 @@ def test_images_have_the_numbers_and_the_normalisation_of_a_known_data_set(tmp_p
     torch.testing.assert_close(own.train.black, torch.tensor([-0.1307 / 0.3081]))
 
 
+def test_each_column_has_its_own_normalisation_in_another_order():
+    split, normal = Split(torch.tensor([[2.0, 3.0]]), torch.tensor([0])), Normal((0.0, 10.0), (1.0, 2.0))
+    node, run = (
+        Dataset("table", split, split, 1, normal=normal, columns=columns) for columns in (("a", "b"), ("b", "a"))
+    )
+    # In raw values, the node's a is 2 and b is 16; in the run, b has mean 0 and a has mean 10.
+    torch.testing.assert_close(align(node, Terms.of(run)).train.inputs, torch.tensor([[16.0, -4.0]]))
+    unnormalised = align(node, replace(Terms.of(run), normal=None))
+    assert unnormalised.normal == Normal((10.0, 0.0), (2.0, 1.0))
+
+
 def test_colours_are_normalised_by_channel():
     before, after = Normal((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), Normal((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     split = Split(torch.rand(4, 3, 2, 2), torch.arange(4), black=torch.zeros(3))
@@ -74,6 +85,20 @@ def test_words_have_the_numbers_of_the_runs_text(tmp_path):
     said = [whole.names[number] for number in own.train.inputs[0, :7].tolist()]
     assert said == ["three", "<ukn>", "two", "three", "<ukn>", "two", "<eos>"]
     assert own.train.reading == whole.train.reading
+
+
+def test_tokens_without_words_keep_their_numbers():
+    def text(name, tokens, names=()):
+        rows = torch.tensor([tokens])
+        split = Split(rows, rows, reading=Reading(hides_as=9))
+        return Dataset(name, split, split, max(tokens) + 1, names=names)
+
+    assert align(text("node", [0, 2]), Terms.of(text("run", [3, 1]))).train.inputs.tolist() == [[0, 2]]
+    for node, run in (((), ("a", "b")), (("a", "b"), ())):
+        with pytest.raises(
+            DataError, match=r"names the words of its tokens, and .* does not; expected both or neither"
+        ):
+            align(text("node", [0, 1], node), Terms.of(text("run", [1, 0], run)))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,12 @@ def test_splits_that_are_no_data_set_raise_an_error(train, test, message):
         Dataset("mine", train, test, 2)
 
 
+@pytest.mark.parametrize("fields", [{"names": ("a",)}, {"columns": ("a", "b")}])
+def test_names_are_as_many_as_classes_and_columns(fields):
+    with pytest.raises(DataError, match=r"mine: there are \d (names|columns), expected \d"):
+        Dataset("mine", split(), split(), 2, **fields)
+
+
 BLACK = torch.tensor([-1.0, -2.0, -3.0])
 
 

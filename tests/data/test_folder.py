@@ -116,6 +116,14 @@ def test_a_relative_folder_comes_after_short_names_only(tmp_path, monkeypatch):
     assert load_dataset("my/pictures").name == "my/pictures"  # that below the root comes first
 
 
+def test_classes_may_have_the_names_of_splits(tmp_path):
+    for part, names in {"train": ["test", "train", "val"], "test": ["test", "train"]}.items():
+        for number, name in enumerate(names):
+            write(tmp_path / part / name / "0.png", png(number))
+    data = load_dataset(str(tmp_path))
+    assert (data.names, data.train.targets.tolist(), len(data.test)) == (("test", "train", "val"), [0, 1, 2], 2)
+
+
 def test_an_image_folder_has_its_folders_as_classes(tmp_path):
     data = load_dataset(str(image_folder(tmp_path)))
     assert data.train.inputs.shape == (4, 1, *SIZE)

@@ -8,7 +8,7 @@ import torch
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model, with_exits
 from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
-from heterofl_flwr.training.joint_losses import deepest_loss, mutual_loss, ramp_up
+from heterofl_flwr.training.joint_losses import deepest_loss, mutual_loss, nested_loss, ramp_up
 
 LOGITS = [torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(4.0), 0.0]])]
 """Three exits whose posteriors are (1/4, 3/4), (1/2, 1/2) and (4/5, 1/5)."""
@@ -46,6 +46,14 @@ def test_a_class_that_a_client_lacks_does_not_count(loss):
     absent = torch.tensor([[-math.inf]])
     masked = [torch.cat([own, absent], 1) for own in LOGITS]
     torch.testing.assert_close(loss(masked, TARGETS, weight=0.7), loss(LOGITS, TARGETS, weight=0.7))
+
+
+@pytest.mark.parametrize("loss", [mutual_loss, deepest_loss, nested_loss])
+@pytest.mark.parametrize("place", [0, 1])
+def test_logits_that_are_not_finite_show_in_the_loss(loss, place):
+    logits = LOGITS[:2]
+    logits[place] = torch.full((1, 2), math.nan)
+    assert loss(logits, TARGETS).isnan()
 
 
 @pytest.mark.parametrize("loss", [mutual_loss, deepest_loss])
