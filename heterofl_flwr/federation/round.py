@@ -97,6 +97,7 @@ class Round:
         self._remarks: dict[str, list[int]] = defaultdict(list)  # clients by a remark on their replies
         self.silent: set[int] = set()
         self._faults: dict[int, Fault] = {}
+        self._capacities: dict[int, float] = {}  # new ones, for the next round: the stages count this round's holders
         for node_id in sampled:
             self.begin(node_id)
         self._check_sampled()
@@ -187,7 +188,7 @@ class Round:
             nodes.trained.add(node_id)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("%s says that it can hold rate %g now", nodes.name(node_id), reply.capacity)
-            nodes.set_capacity(node_id, reply.capacity)
+            self._capacities[node_id] = reply.capacity
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
         """Record a remark if a client's clock must be wrong."""
@@ -256,6 +257,8 @@ class Round:
                 logger.warning("round %d: %s %s", self.server_round, listed(names), remark)
             nodes.remarks.update((remark, node_id) for node_id in node_ids)
         state = self._chain.close()
+        for node_id, capacity in self._capacities.items():
+            nodes.set_capacity(node_id, capacity)
         self.log.privacy = self._chain.metrics()
         if closed := self.log.privacy.get("closed-fraction"):
             self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")

@@ -48,7 +48,9 @@ class Chain:
         weights: Weights = "equal",
         norm_bound: float = 0.0,
     ) -> None:
-        self.stages, self._open_aggregator, self._norm_bound = tuple(stages), aggregator, norm_bound
+        # A conversation masks updates, so on clients all other stages come before it.
+        self.stages = tuple(sorted(stages, key=lambda stage: isinstance(stage, Conversation)))
+        self._open_aggregator, self._norm_bound = aggregator, norm_bound
         check_chain(self.stages, aggregator, kind, weights)
         self.summing = next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
         self._aggregation: Aggregation  # exists from open to close

@@ -31,6 +31,8 @@ def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind:
         faults.append(f"{', '.join(steps)}: each steps along what the mean changes; expected one of them")
     for stage in stages:
         faults += _faults(stage, stages, aggregator, kind, weights)
+    for place, stage in enumerate(stages):
+        faults += _faults_of_order(stage, stages[:place])
     if kind == "robust" and weights != "equal":
         faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
     if faults:
@@ -63,6 +65,18 @@ def _faults(
     reads = (stage.reads_replies and overrides(stage, "on_reply")) or overrides(stage, "on_added")
     if reads and stage is not summing:
         yield f"{name} reads replies, which {stage_name(summing)} hides; expected one of them"
+
+
+def _faults_of_order(stage: ServerStage, earlier: Sequence[ServerStage]) -> Iterator[str]:
+    """Yield errors for stages that come before ``stage``, and have to come after it."""
+    if not overrides(stage, "on_mean"):
+        return
+    reads_mean = stage.needs.counting_mean and not overrides(stage, "on_added")
+    for other in earlier:
+        if overrides(other, "evaluated") and not overrides(stage, "evaluated"):
+            yield f"{stage_name(other)} evaluates models that {stage_name(stage)} changes afterwards; expected it last"
+        if reads_mean and other.needs.steps:
+            yield f"{stage_name(stage)} computes from the mean, which {stage_name(other)} replaces; expected it first"
 
 
 def overrides(stage: ServerStage, method: str) -> bool:

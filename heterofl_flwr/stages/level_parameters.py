@@ -1,6 +1,6 @@
 """Parameters that each level averages only among its clients (NeFL, Kang et al., 2023)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -18,8 +18,12 @@ class LevelParameters(StatefulStage):
     needs = Needs(counting_mean=True)
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        super().__init__()
         self._patterns, self._server_round = tuple(patterns), 0
+        self.load({})
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the tensors of a checkpoint; drop the replies of a round that was not finished."""
+        super().load(state)
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:

@@ -13,6 +13,7 @@ from heterofl_flwr import (
     FedDyn,
     HeteroFL,
     Limits,
+    LocalGrid,
     MovingAverage,
     Privacy,
     Robust,
@@ -20,12 +21,12 @@ from heterofl_flwr import (
     Training,
 )
 from heterofl_flwr.client import Task
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.core import Mix, Plan
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
 from heterofl_flwr.stages.secure_sum import SecureSum
 from tests.core.twin import counting_mean, trained_reply
-from tests.federation.tiny import adding, build, build_normed, equal, inputs, make_app, play
+from tests.federation.tiny import NEVER, adding, build, build_normed, crash, equal, inputs, make_app, play
 
 PATTERNS = ["norm.*", "classifier.bias"]
 NAMES = ["norm.weight", "norm.bias", "classifier.bias"]
@@ -78,6 +79,17 @@ def test_rows_of_classes_count_for_clients_that_name_them():
     level = found.strategy.chain.level_tensors(0.25)["classifier.bias"]
     assert torch.equal(found.state["classifier.bias"] != start, torch.tensor([True, True, False, False]))
     assert torch.equal(level != start, torch.tensor([False, False, True, True]))
+
+
+def test_replies_of_a_round_that_failed_are_in_no_later_run():
+    strategy = HeteroFL(build, "a1", slicing=Slicing(by_level=["hidden.bias"]), evaluation=NEVER)
+    failing = make_app(adding(lambda partition: 100), odd=dict.fromkeys((1, 2), crash))
+    with LocalGrid(failing, 3) as grid, pytest.raises(RoundError, match="1 of 3 clients"):
+        strategy.start(grid, num_rounds=1)
+    with LocalGrid(make_app(adding(lambda partition: 1)), 3) as grid:
+        state = strategy.start(grid, num_rounds=1).arrays.to_torch_state_dict()
+    before = strategy.federation.architecture.initial_state()
+    torch.testing.assert_close(state["hidden.bias"], before["hidden.bias"] + 1)
 
 
 def test_evaluation_and_files_have_the_values_of_each_level(tmp_path):

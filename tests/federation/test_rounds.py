@@ -83,9 +83,16 @@ def test_a_reported_capacity_counts_from_the_next_round_on():
     def shrink(message, context):
         return add_one(message, context, capacity="e")
 
-    grid = run(app=make_app(odd={0: shrink}), num_rounds=3).grid
+    class Holders(ServerStage):
+        def on_mean(self, new, holders, context):
+            counts.append(context.holders("hidden.bias").tolist())
+            return new
+
+    counts = []
+    grid = run(app=make_app(odd={0: shrink}), num_rounds=2, stages=[Holders()]).grid
+    assert counts == [[2.0, 2.0, *[1.0] * 6], [2.0, 1.0, *[0.0] * 6]]  # SCAFFOLD divides by them
     rates = [m.content["config"]["rate"] for m in grid.of("train") if grid.partition_of(m) == 0]
-    assert rates == [1.0, 0.0625, 0.0625]
+    assert rates == [1.0, 0.0625]
 
 
 def test_rows_count_for_the_classes_of_a_reply():

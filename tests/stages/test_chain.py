@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from heterofl_flwr import Adam, FedDyn, HeteroFL, Momentum, Plan, Privacy, Robust, Scaffold
+from heterofl_flwr import Adam, FedDyn, HeteroFL, Momentum, MovingAverage, Plan, Privacy, Robust, Scaffold
 from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
@@ -48,6 +48,11 @@ def test_replies_go_back_through_the_stages_and_means_forward():
     chain.add(Update(plan=PLAN, tensors={"w": torch.ones(2)}))
     assert chain.close()["w"].tolist() == [1, 1, 0, 0]
     assert diary == [("reply", "two"), ("reply", "one"), ("mean", "one"), ("mean", "two")]
+
+
+def test_clients_mask_what_all_other_stages_have_made():
+    """A stage after SecureSum got a masked vector in place of parameters, and no client could train."""
+    assert open_chain(SecureSum(), FedDyn()).instruction["client-stages"] == "feddyn,secure-sum"
 
 
 @pytest.mark.parametrize("extra_rows", [True, False])
@@ -154,6 +159,11 @@ class Grid(ServerStage):
         ({"stages": [Momentum(), Adam()]}, "Momentum, Adam: each steps along what the mean changes; expected one"),
         ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
         ({"stages": [Grid()], "robust": Robust()}, r"Grid fits the counting mean; expected robust=None"),
+        (
+            {"stages": [MovingAverage(), Adam()]},
+            "MovingAverage evaluates models that Adam changes afterwards; expected it",
+        ),
+        ({"stages": [Adam(), FedDyn()]}, "FedDyn computes from the mean, which Adam replaces; expected it first"),
         ({"aggregator": "product"}, "aggregator is 'product', expected what makes an Aggregator"),
         ({"robust": Robust(), "aggregator": ProductMean}, "robust and aggregator both replace the counting mean"),
         ({"stages": [Grid()], "aggregator": ProductMean}, "expected aggregator=CountingMean"),
