@@ -52,9 +52,13 @@ def _parse_stage(text: str) -> ServerStage:
             expected = f"{', '.join(names)}, each once" if names else "none"
             raise ConfigError(f"{text}: {part.strip()!r} is no argument; expected {expected}")
         try:
-            values[key] = float(value)
+            values[key] = int(value) if value.isdecimal() else float(value)
         except ValueError as error:
             raise ConfigError(f"{text}: {key} is {value!r}; expected a number") from error
+    try:
+        signature(kind).bind(**values)
+    except TypeError as error:  # an argument without default is missing
+        raise ConfigError(f"{text}: {error}; expected {', '.join(names)}") from error
     return kind(**values)
 
 

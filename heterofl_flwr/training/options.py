@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,13 +20,6 @@ JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 """Function that returns the loss from two arguments: the masked logits of all outputs, and the targets. The output of
 the model's full depth and width is the last one.
 """
-
-
-class SeveralOutputs(Protocol):
-    """A model with several outputs that are trained together: ``Exits`` or ``Nested``."""
-
-    def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of each output, the client's whole model's last."""
 
 
 @group

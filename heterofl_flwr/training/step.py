@@ -7,9 +7,11 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.nn.exits import Exits
 from heterofl_flwr.nn.loss import Fill, class_mask, mask_logits, masked_cross_entropy
+from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.nn.penalty import AlignedQuadratic
-from heterofl_flwr.training.options import JointLoss, SeveralOutputs, TrainOptions
+from heterofl_flwr.training.options import JointLoss, TrainOptions
 
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which torch's fused SGD divides gradients by ``grad_scale``. On MPS it ignores this scale without an
@@ -56,7 +58,7 @@ def compute_loss(
 
     The last of several outputs is the prediction.
     """
-    outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
+    outputs = [model(inputs)] if joint_loss is None else cast("Exits | Nested", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
     loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)
     return loss, logits[-1].detach().argmax(1) == targets

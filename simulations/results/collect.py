@@ -1,8 +1,6 @@
 """Copying settings and history of runs into the folder of results, which is in the repository."""
 
-import os
-import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from heterofl_flwr.common.errors import ConfigError, counted
@@ -41,17 +39,15 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
             f"its code is of no commit ({run.commit}), so no one can run it again; commit before a run, "
             f"or copy it with --dirty"
         )
-    if target.exists() and "replace" not in allowed:
+    if (target / SETTINGS).exists() and "replace" not in allowed:
         there = read_run(target)
         if there.started != run.started or there.rounds > run.rounds:  # else it is an earlier part of the same run
             raise ConfigError(f"{target} holds another run of this job and seed; take this one instead with --replace")
-    files = {SETTINGS: _settings(run)}
-    files[HISTORY] = "".join(f"{to_json(record.to_json())}\n" for record in run.records).encode()
     # The authors' results: those in the run's folder, else those of the stored run that is replaced.
-    for path in (target / authors.FILE, folder / authors.FILE):
-        if path.exists():
-            files[authors.FILE] = path.read_bytes()
-    _write(target, files)
+    if (folder / authors.FILE).exists():
+        write_atomic(target / authors.FILE, (folder / authors.FILE).read_bytes())
+    write_atomic(target / HISTORY, "".join(f"{to_json(record.to_json())}\n" for record in run.records).encode())
+    write_atomic(target / SETTINGS, _settings(run))  # last, because without it the folder is none of a run
     return target
 
 
@@ -62,16 +58,3 @@ def _settings(run: Run) -> bytes:
     about = {**run.about, "command": portable(run.command)}
     content = {"settings": settings, "about": about, **({"model": run.costs.to_json()} if run.costs else {})}
     return f"{to_json(content, indent=2)}\n".encode()
-
-
-def _write(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder under a hidden name, which ``run_folders`` ignores, and rename it when it is complete."""
-    hidden = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        for name, data in files.items():
-            write_atomic(hidden / name, data)
-        if target.exists():
-            shutil.rmtree(target)
-        hidden.rename(target)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)

@@ -172,13 +172,13 @@ class Cell:
         return AGREES if low - rounded <= self.value <= high + rounded else DIFFERS
 
 
-def paper_folder(given: Path | None, project: Path = PROJECT) -> Path | None:
+def paper_folder(given: Path | None) -> Path | None:
     """Return the folder with the paper's numbers: ``given``, or ``HETEROFL_PAPER``, or one next to the project.
 
     The result is None if no folder is named and there is none next to the project.
     """
     named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
-    beside = project.parent / "shared" / "paper"
+    beside = PROJECT.parent / "shared" / "paper"
     return named or (beside if beside.is_dir() else None)
 
 

@@ -53,9 +53,9 @@ PLACES = ("data.root", "run.dir", "run.resume")
 _FOLDERS = re.compile(r"(?<![\w./~-])[/~][^\s'\"=,:]*/(?=[^\s'\"=,:/])")
 
 
-def portable(text: str, project: str = str(PROJECT)) -> str:
+def portable(text: str) -> str:
     """Return text with paths in the project made relative, and all other paths shortened to their final part."""
-    return _FOLDERS.sub(".../", text.replace(f"{project}/", ""))
+    return _FOLDERS.sub(".../", text.replace(f"{PROJECT}/", ""))
 
 
 def file_name(text: str) -> str:

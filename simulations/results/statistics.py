@@ -1,11 +1,12 @@
 """Means and intervals over seeds."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy.special import nctdtrinc, stdtrit  # type: ignore[import-untyped]
+
+from heterofl_flwr.runs.metrics import deviation as deviation_of, mean as mean_of
 
 FEWEST = 3
 """Fewest seeds for an interval; with two seeds it would be too wide to be useful."""
@@ -49,21 +50,12 @@ class Summary:
 
 
 def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary:
-    """Return the mean, standard deviation and intervals of values; NaN if values are not finite."""
-    number = len(values)
-    mean = _total(values) / number
-    if number < 2:
-        return Summary(number, mean, possible=possible)
-    deviation = statistics.stdev(values) if math.isfinite(mean) else math.nan
-    if number < FEWEST:
+    """Return the mean, standard deviation and intervals of one or more values; NaN if values are not finite."""
+    number, mean, deviation = len(values), mean_of(values) or 0.0, deviation_of(values)
+    if deviation is None or number < FEWEST:
         return Summary(number, mean, deviation, possible=possible)
     error = deviation / math.sqrt(number)
     quantile = float(stdtrit(number - 1, 0.975))
     # The mean over its error follows a noncentral t distribution, which passes the quantile in 80 of 100 cases.
     detectable = float(nctdtrinc(number - 1, 0.2, quantile)) * error
     return Summary(number, mean, deviation, quantile * error, detectable, possible)
-
-
-def _total(values: Sequence[float]) -> float:
-    """Return the sum; infinite values are not summed by ``fsum``, which raises an error if they have both signs."""
-    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)

@@ -91,19 +91,20 @@ def test_one_text_names_the_servers_stages(text, stages):
 
 
 class Delayed(ServerStage):
-    def __init__(self, rounds=5.0):
-        self.rounds = rounds
+    def __init__(self, rounds):
+        self.rounds = range(rounds)
 
 
 def test_a_users_own_stage_is_named_by_its_module_and_imported_only_when_it_is_made():
     first, second = parse_stages(f"momentum(0.9), {__name__}:Delayed(rounds=2)")
     assert first == Momentum(0.9)
-    assert type(second) is Delayed
-    assert second.rounds == 2
+    assert second.rounds == range(2)
     assert from_flat({"server.stages": "not_installed:Stage(2)"}).server.stages == "not_installed:Stage(2)"
     for name, fault in {"not_installed:Stage": "cannot be loaded", "os:getcwd": "a subclass of ServerStage"}.items():
         with pytest.raises(ConfigError, match=f"server.stages .*{name}.*{fault}"):
             parse_stages(name)
+    with pytest.raises(ConfigError, match="Delayed: missing a required argument: 'rounds'; expected rounds"):
+        parse_stages(f"{__name__}:Delayed")
 
 
 @pytest.mark.parametrize(

@@ -362,7 +362,7 @@ def test_what_needs_single_replies_is_refused(options, cause):
 
 
 @pytest.mark.parametrize(
-    ("argument", "cause"), [("0", "bound is 0.0"), ("holders=1", "holders is 1.0"), ("holders=2.5", "holders is 2.5")]
+    ("argument", "cause"), [("0", "bound is 0,"), ("holders=1", "holders is 1,"), ("holders=2.5", "holders is 2.5")]
 )
 def test_a_text_names_it_with_its_arguments(argument, cause):
     (stage,) = parse_stages("secure-sum(2, holders=5)")
