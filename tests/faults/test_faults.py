@@ -139,7 +139,7 @@ ENDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("name", ["killed", pytest.param("terminated", marks=pytest.mark.release), *list(ENDS)[2:]])
 def test_a_server_process_that_ends_goes_on_bit_for_bit(tmp_path, without, name):
     place, code, says = ENDS[name]
     found, text = serve(tmp_path / "run", name, place)
