@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Message, MessageType
 from heterofl_flwr.core.exchanged import ALL, is_shared
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.stages.secure_sum_client import NONCE
 from heterofl_flwr.transport import messages, reading
 
 FIRST_OF_ROUND = (MessageType.TRAIN, messages.TRAIN_PUBLISH)
@@ -108,7 +109,7 @@ class Instruction:
     @property
     def seed(self) -> int:
         """Random seed, from the run's seed, the round and the client."""
-        start = reading.read_optional(self.config, messages.SECURE_START, int)
+        start = reading.read_optional(self.config, NONCE, int)
         return derive(self.run_seed, "client", self.server_round, self.partition, *([start] if start else []))
 
     @property

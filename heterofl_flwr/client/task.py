@@ -1,6 +1,7 @@
 """``Task``: a message that a client answers."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, cached_property, partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
@@ -28,7 +29,6 @@ from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.client.state import STAGES, load_tensors, save_notes, save_tensors
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.named_tensors import entries_under
-from heterofl_flwr.core.checked_aggregation import Labels
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.core.randomness import seed_torch
@@ -242,20 +242,19 @@ class Task:
         capacity: str | float | None,
     ) -> Contents:
         self._check_open()
-        classes = read_classes(labels)
+        update = Outgoing(tensors={}, labels=read_classes(labels), num_examples=num_examples, metrics=metrics)
         config: dict[str, object] = {} if capacity is None else {messages.CAPACITY: rate_of(capacity)}
         records: Mapping[str, ArrayRecord] = {}
         if self.instruction.is_evaluation and model is not None:
             raise ConfigError("a reply to an evaluation carries no parameters: leave out the model")
         if self.instruction.is_training or model is not None:
-            outgoing = self._update(model, classes, num_examples, metrics)
-            records = pack_trained(outgoing.tensors, outgoing.scales, outgoing.form)
-            classes, num_examples, metrics = outgoing.labels, outgoing.num_examples, outgoing.metrics
-            config |= outgoing.fields
-            if outgoing.form != FULL_PRECISION:
-                config[messages.UPLOAD] = outgoing.form
+            update = self._trained(model, update)
+            records = pack_trained(update.tensors, update.scales, update.form)
+            config |= update.fields
+            if update.form != FULL_PRECISION:
+                config[messages.UPLOAD] = update.form
         self._is_open = False
-        return Contents(records, {**config, **labels_config(classes)}, metrics, num_examples)
+        return Contents(records, {**config, **labels_config(update.labels)}, update.metrics, update.num_examples)
 
     def keep(self, model: nn.Module | None) -> None:
         """Save the personal parameters and the state of stages, as ``reply(model, ...)`` does."""
@@ -276,26 +275,19 @@ class Task:
             yield rate, model
             del model  # keep no reference, so that the caller can free it
 
-    def _update(
-        self,
-        model: nn.Module | None,
-        classes: Labels | None,
-        num_examples: int,
-        metrics: Mapping[str, float | Sequence[float]],
-    ) -> Outgoing:
+    def _trained(self, model: nn.Module | None, update: Outgoing) -> Outgoing:
+        """Return ``update`` with the trained parameters, after all stages; save the state that stays."""
         parameters = self._issued.parameters_of(model)
-        if num_examples and not self.penalty_used:
+        if update.num_examples and not self.penalty_used:
             check_penalty(self._stages, self.instruction.proximal_mu)
         tensors = trained_tensors(parameters, self._received, self.instruction.travels)
-        if num_examples:
+        if update.num_examples:
             warn_if_unchanged(tensors, self._received)
-        outgoing = self._stages.on_update(
-            Outgoing(tensors=tensors, labels=classes, num_examples=num_examples, metrics=metrics), self.total_step
-        )
+        update = self._stages.on_update(replace(update, tensors=tensors), self.total_step)
         self.keep(model)
         if self._stages.notes:
             save_notes(self.context, self._stages.notes)
-        return outgoing
+        return update
 
     def _check_open(self) -> None:
         if not self._is_open:

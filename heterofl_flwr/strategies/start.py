@@ -281,20 +281,17 @@ class _Loop:
 
     def _call_back(self) -> bool:
         """Call the callbacks and ``should_stop``; return True if one of them ends the run."""
-        strategy, stops = self.strategy, []
-        server_round = strategy.log.server_round
+        strategy, server_round, names = self.strategy, self.strategy.log.server_round, list[str]()
         if strategy.callbacks:
             progress = strategy.progress(self.result.arrays.to_torch_state_dict())
             # All callbacks are called for every round, also if one of them ends the run.
             # Callbacks with state come first, so that a later one can write the new state to disk.
-            named = name_callbacks(strategy.callbacks)
-            default = RoundCallback.state
+            named, default = name_callbacks(strategy.callbacks), RoundCallback.state
             stateful = {name: callback for name, callback in named.items() if type(callback).state is not default}
-            stops = [(name, callback.on_round_end(progress)) for name, callback in stateful.items()]
-            progress = replace(progress, callbacks={name: callback.state() for name, callback in stateful.items()})
             rest = {name: callback for name, callback in named.items() if name not in stateful}
-            stops += [(name, callback.on_round_end(progress)) for name, callback in rest.items()]
-        names = [name for name, stop in stops if is_true(stop)]
+            names += [name for name, callback in stateful.items() if is_true(callback.on_round_end(progress))]
+            progress = replace(progress, callbacks={name: callback.state() for name, callback in stateful.items()})
+            names += [name for name, callback in rest.items() if is_true(callback.on_round_end(progress))]
         if self.should_stop is not None and is_true(self.should_stop(server_round, self.result)):
             names.append("should_stop")
         if names:

@@ -58,11 +58,7 @@ RATES = "rates"
 SLICE_RULE = "slice-rule"
 WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
-UPLOAD, CLIENT_STAGES, SECURE_SUM = compress.KEY, client_stage.KEY, secure_sum_client.KEY
-SECURE_ROSTER, SECURE_CLIENTS = secure_sum_client.ROSTER, secure_sum_client.CLIENTS
-SECURE_KEYS, SECURE_SEEDS, SECURE_HASHES = secure_sum_client.KEYS, secure_sum_client.SEEDS, secure_sum_client.HASHES
-SECURE_DIGESTS, SECURE_RUN, SECURE_LAST = secure_sum_client.DIGESTS, secure_sum_client.RUN, secure_sum_client.LAST
-SECURE_PARTS, SECURE_NUMBERS, SECURE_START = secure_sum_client.PARTS, secure_sum_client.NUMBERS, secure_sum_client.NONCE
+UPLOAD, CLIENT_STAGES = compress.KEY, client_stage.KEY
 SHARED = "shared"
 TRAINED = "has-trained"
 BASE = "frozen-base"
@@ -74,7 +70,15 @@ OLDEST_CHECKPOINT = "oldest-checkpoint"
 
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
-) | {TRAINED, RUN_KEY, OLDEST_CHECKPOINT, BASE, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
+) | {
+    TRAINED,
+    RUN_KEY,
+    OLDEST_CHECKPOINT,
+    BASE,
+    secure_sum_client.KEY,
+    secure_sum_client.CLIENTS,
+    secure_sum_client.KEYS,
+}
 """Keys of instructions that the server sets; a user's ``train_config`` or ``evaluate_config`` must not have them."""
 
 # Keys of metrics.

@@ -19,7 +19,7 @@ from heterofl_flwr.secure.fixed_point import largest_steps, to_steps
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.settings.server_stages import parse_stages
 from heterofl_flwr.stages.secure_sum import SecureSum
-from heterofl_flwr.stages.secure_sum_client import KEY, vector_of
+from heterofl_flwr.stages.secure_sum_client import DIGESTS, HASHES, KEY, KEYS, SEEDS, vector_of
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import read_tensors
 from tests.federation.grouped import grouped
@@ -163,9 +163,9 @@ KEYS_OF = {
 @pytest.mark.parametrize("odd", KEYS_OF)
 def test_a_client_with_unusable_keys_takes_no_part(odd):
     def tamper(content):
-        keys = content["config"].get(messages.SECURE_KEYS)
+        keys = content["config"].get(KEYS)
         if keys and len(keys) == 2:
-            content["config"][messages.SECURE_KEYS] = KEYS_OF[odd](keys)
+            content["config"][KEYS] = KEYS_OF[odd](keys)
 
     grid = type("Odd", (Tampered,), {"tamper": staticmethod(tamper)})
     found = play(app, "a1-b1-c1", NODES, grid=grid, stages=[SecureSum(BOUND, holders=2)], node_config=of_two)
@@ -182,7 +182,7 @@ def in_bytes(content):
 
 
 def without_seeds(content):
-    del content["config"][messages.SECURE_SEEDS]
+    del content["config"][SEEDS]
 
 
 def unmasked(content):
@@ -243,8 +243,8 @@ def test_too_few_clients_after_training_leave_the_model_as_it_is(phase):
 def test_a_client_that_reveals_false_shares_is_named_and_left_out_of_later_rounds():
     def false(content):
         config = content.get("config", {})
-        if len(config.get(messages.SECURE_KEYS, ())) == NODES and "masked" not in content and not false.first:
-            config[messages.SECURE_KEYS] = [bytes(len(text)) for text in config[messages.SECURE_KEYS]]
+        if len(config.get(KEYS, ())) == NODES and "masked" not in content and not false.first:
+            config[KEYS] = [bytes(len(text)) for text in config[KEYS]]
         if "masked" in content:
             false.first = False
 
@@ -302,7 +302,7 @@ def test_a_reply_says_nothing_in_clear():
     assert len(replies) == 2 * NODES
     for own in replies:
         config, metrics = own.content["config"], own.content["metrics"]
-        sealed = {messages.SECURE_SEEDS, messages.SECURE_HASHES, messages.SECURE_DIGESTS}
+        sealed = {SEEDS, HASHES, DIGESTS}
         assert set(config) == {messages.SCHEMA_KEY, messages.UPLOAD, *sealed}
         assert dict(metrics) == {messages.NUM_EXAMPLES: 1}
         assert list(own.content["masked"]) == ["masked"]
