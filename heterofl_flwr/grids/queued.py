@@ -214,7 +214,8 @@ class QueuedGrid(Grid):
         return tuple(self._runner.deaths)
 
     def set_run(self, run: Run) -> None:
-        """Begin another run, with an empty ``Context.state`` for every node."""
+        """Begin another run, with an empty ``Context.state`` for every node. Unanswered messages are cancelled."""
+        self._runner.cancel([*self._runner._groups, *self._runner._done])
         self._renew(run)
         set_identity(run.run_id, SUPERLINK_NODE_ID)
 

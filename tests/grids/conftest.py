@@ -16,14 +16,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.grids import LocalGrid, RayGrid
 
-APPS = Path(__file__).parent / "apps"
-sys.path.insert(0, str(APPS))  # as for a user whose app lies beside the script
-
-
-@pytest.fixture
-def apps() -> Path:
-    """Return the folder with the tests' ClientApps."""
-    return APPS
+sys.path.insert(0, str(Path(__file__).parent / "apps"))  # as for a user whose app lies beside the script
 
 
 @pytest.fixture
@@ -43,9 +36,9 @@ def grid() -> Iterator[LocalGrid]:
         yield grid
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def actors(machine) -> Iterator[RayGrid]:
-    """Return a grid of four nodes and two actors, shared by a module's tests."""
+    """Return a grid of four nodes and two actors, shared by all tests."""
     with RayGrid("odd_clients:app", 4, at_once=2) as grid:
         yield grid
 
@@ -65,12 +58,6 @@ def machine() -> Iterator[ModuleType]:
     yield ray
     shut_down()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def configs() -> Callable[..., list[dict[str, object]]]:
-    """Return a function that gives the configurations that replies hold."""
-    return lambda replies: [dict(reply.content["config"]) for reply in replies]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")  # Ray's processes
 
@@ -35,6 +35,24 @@ def test_a_reply_names_its_message_and_its_node(any_grid, ask):
     assert reply.metadata.message_id not in ("", message.metadata.message_id)
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (node_id, SUPERLINK_NODE_ID)
     assert (reply.metadata.run_id, reply.content["node"]["partition-id"]) == (any_grid.run.run_id, 2)
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("fail", "<class 'ZeroDivisionError'>:<'as it was told'>"),
+        ("leave", "SystemExit"),
+        ("silent", "returned a NoneType; expected a Message"),
+        ("astray", "replies to another"),
+    ],
+)
+def test_an_exception_is_an_error_reply_as_flower_words_it(any_grid, ask, action, reason):
+    message = ask(list(any_grid.get_node_ids())[1], action)
+    (reply,) = any_grid.send_and_receive([message])
+    assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert reason in reply.error.reason
+    assert reply.metadata.src_node_id == message.metadata.dst_node_id
+    assert reply.metadata.reply_to_message_id == message.metadata.message_id
 
 
 def test_a_nodes_messages_are_answered_one_after_the_other(any_grid, ask):

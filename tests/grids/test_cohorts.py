@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import nullcontext
 
 import numpy as np
@@ -97,10 +97,17 @@ def test_only_the_client_that_raises_fails(together, caplog):
 
 @pytest.mark.slow
 @pytest.mark.simulation
-def test_the_clients_of_a_push_are_divided_among_gpus(machine):
-    with RayGrid("gpu_cohorts:app", len(RATES), at_once=2, cohort=50, by_rate=False, num_gpus=0.5) as grid:
+def test_actors_share_gpus_and_the_clients_of_a_push_are_divided_among_them(machine):
+    with RayGrid("gpu_cohorts:app", len(RATES), at_once=3, cohort=50, by_rate=False, num_gpus=0.5) as grid:
         groups = groups_of(grid, grid.send_and_receive(sent_to(grid)))
-    assert groups == [[0, 1, 2, 3, 4]] * 5 + [[5, 6, 7, 8, 9, 10]] * 6
+        gpus: dict[int, str] = {}
+        while len(gpus) < 3:  # the first answers before the others are there
+            replies = grid.send_and_receive(
+                [Message(RecordDict(), node_id, "query") for node_id in grid.get_node_ids()]
+            )
+            gpus |= {reply.content["config"]["pid"]: reply.content["config"]["gpu"] for reply in replies}
+    assert groups == [[0, 1, 2]] * 3 + [[3, 4, 5, 6]] * 4 + [[7, 8, 9, 10]] * 4
+    assert sorted(Counter(gpus.values()).values()) == [1, 2]
 
 
 @pytest.mark.parametrize("answers", ["too few", "none", "astray"])
@@ -122,7 +129,8 @@ def test_wrong_answers_of_a_cohort_are_not_taken(answers, monkeypatch, caplog):
 
 @pytest.mark.slow
 @pytest.mark.simulation
-def test_a_client_that_kills_its_actors_is_an_error_of_its_group(pool):
+def test_a_client_that_kills_its_actor_is_an_error_of_its_group(pool, monkeypatch):
+    monkeypatch.setattr("heterofl_flwr.grids.ray_dispatch.RETRIES", 0)
     before = list(pool.get_node_ids())
     replies = list(pool.send_and_receive(sent_to(pool, changes={3: {"fault": "die"}})))
     assert [partition for partition, reply in enumerate(replies) if reply.has_error()] == [0, 3, 6]

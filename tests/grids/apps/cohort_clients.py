@@ -7,8 +7,6 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-fit = ClientApp()
-
 
 class Together(ClientApp):
     def train_cohort(self, messages, contexts):
@@ -25,7 +23,6 @@ app = Together()
 
 
 @app.train()
-@fit.train()
 def train(message, context):
     if message.content["config"].get("fault") == "raise":
         raise ZeroDivisionError("alone too")
@@ -34,7 +31,10 @@ def train(message, context):
 
 @app.query()
 def query(message, context):
-    return Message(RecordDict({"config": ConfigRecord({"pid": os.getpid()})}), reply_to=message)
+    return Message(
+        RecordDict({"config": ConfigRecord({"pid": os.getpid(), "gpu": os.environ["CUDA_VISIBLE_DEVICES"]})}),
+        reply_to=message,
+    )
 
 
 def weights(message):

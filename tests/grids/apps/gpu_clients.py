@@ -1,7 +1,0 @@
-"""``odd_clients`` where torch finds a GPU, as it does not where tests run."""
-
-import torch
-from odd_clients import app
-
-torch.cuda.is_available = lambda: True
-__all__ = ["app"]
