@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from heterofl_flwr.adapters.averaging import ProductMean
 from heterofl_flwr.common.options import (
@@ -129,7 +129,7 @@ class ServerSettings(Limits):
     """robust mean of an entry over its holders, against a hostile minority: trimmed (a trimmed mean) or median;
     needs server.weights=equal, and excludes privacy.noise
     """
-    robust_trim: Annotated[float, Field(ge=0, le=0.49)] = Robust().trim
+    robust_trim: Annotated[float, Strict(), Field(ge=0, le=0.49)] = Robust().trim
     """fraction of an entry's holders that trimmed drops at each end, at least one holder"""
     robust_few: Few = Robust().few
     """value of entries with one or two holders: their plain mean, or the old value (keep)"""

@@ -194,6 +194,7 @@ BAD = [
     ("seed", [-1, None, [1, 2], {"a": 1}, b"x"]),
     ("sample.fraction", [0, 1.0001]),
     ("train.momentum", [1.0, -0.1]),
+    ("server.robust-trim", [False, "0.1", 0.5]),
     ("server.max-examples", [0, 10**9 + 1]),
     ("privacy.delta", [0, 1]),
     ("evaluate.central", [1, 0, "true"]),
