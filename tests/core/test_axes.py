@@ -109,26 +109,6 @@ def test_a_region_reads_what_the_twin_cuts(axes, transposed):
     assert not local.numel() or local.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
 
 
-@pytest.mark.parametrize("kept", [(0, 1), (1, 4)], ids=["prefix", "moved"])
-def test_rows_are_added_where_the_twin_says(kept):
-    axes = (Axis(3, 3), Axis(6, 2, 1, kept))
-    tensor, local = torch.ones(3, 6), torch.arange(6.0).reshape(3, 2)
-    Region(tensor, axes).add(local, 2.0, torch.tensor([0, 2]))
-    expected = torch.ones(3, 6)
-    for row in (0, 2):
-        for number, column in enumerate(kept):
-            expected[row, column] += 2 * local[row, number]
-    assert torch.equal(tensor, expected)
-
-
-@pytest.mark.parametrize("kept", [(0, 1), (1, 4)], ids=["prefix", "moved"])
-def test_entries_are_scaled_where_the_twin_says(kept):
-    tensor, expected = torch.ones(6), torch.ones(6)
-    Region(tensor, (Axis(6, 2, 1, kept),)).scale(3.0)
-    expected[list(kept)] = 3.0
-    assert torch.equal(tensor, expected)
-
-
 def test_positions_that_clients_keep_are_not_kept_after_them():
     caches = slice_plan._find_geometry, nest
     sizes = set()

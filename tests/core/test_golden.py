@@ -40,24 +40,6 @@ def test_figure_1_a_hidden_layer():
     ]
 
 
-def test_a_classifiers_rows_count_for_the_classes_a_client_has():
-    # A classifier of 3 classes on 4 features. Clients 1 to 6 have the classes 0; 0, 1; 1; 0; 0, 1; none.
-    state = {"linear.weight": torch.full((3, 4), -1.0), "linear.bias": torch.full((3,), -1.0)}
-    aggregator = Aggregation(state, label_rows=["linear.weight", "linear.bias"])
-    for (level, value), labels in zip(CLIENTS, ([0], [1, 0], [1], [0], [0, 1], []), strict=True):
-        plan = Plan.between(state, {"linear.weight": (3, width(4, LEVELS[level])), "linear.bias": (3,)})
-        aggregator.add(plan, _filled(plan, value), labels=labels)
-    new = aggregator.result()
-    # Class 0 has clients 1, 2, 4 and 5. Column 0: (60 + 6 + 1 + 2) / 4 = 17.25. Column 1, levels 1 and 2:
-    # (60 + 6) / 2 = 33. Columns 2 and 3, level 1: 60.
-    # Class 1 has clients 2, 3 and 5. Column 0: (6 + 12 + 2) / 3; column 1: (6 + 12) / 2 = 9; nobody holds more.
-    # Class 2 has no client.
-    expected = torch.tensor([[17.25, 33, 60, 60], [20 / 3, 9, -1, -1], [-1, -1, -1, -1]])
-    assert torch.equal(new["linear.weight"], expected)
-    # The bias is not cut: class 0 (60 + 6 + 1 + 2) / 4, class 1 (6 + 12 + 2) / 3.
-    assert torch.equal(new["linear.bias"], torch.tensor([17.25, 20 / 3, -1]))
-
-
 @pytest.mark.parametrize(("choice", "mask_row"), [("paper", [-1, -1]), ("fixed", [26, 33])])
 def test_the_row_of_mask_counts_for_nobody_or_for_every_holder(choice, mask_row):
     # A vocabulary of 2 words and [MASK]; an embedding of width 2. Clients 1, 2 and 3 (levels a, b, b here of rate
