@@ -70,15 +70,9 @@ OLDEST_CHECKPOINT = "oldest-checkpoint"
 
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
-) | {
-    TRAINED,
-    RUN_KEY,
-    OLDEST_CHECKPOINT,
-    BASE,
-    secure_sum_client.KEY,
-    secure_sum_client.CLIENTS,
-    secure_sum_client.KEYS,
-}
+    | {TRAINED, RUN_KEY, OLDEST_CHECKPOINT, BASE}
+    | {secure_sum_client.KEY, secure_sum_client.CLIENTS, secure_sum_client.KEYS}
+)
 """Keys of instructions that the server sets; a user's ``train_config`` or ``evaluate_config`` must not have them."""
 
 # Keys of metrics.
