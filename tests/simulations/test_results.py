@@ -162,20 +162,14 @@ def keywords(settings):
     return {key.replace(".", "__"): value for key, value in settings.items()}
 
 
-def test_training_multiplies_three_forward_passes_an_example(make_run, tmp_path):
-    make_run("run", num_rounds=2, train__epochs=5, **keywords(WHOLE))
-    (run,) = runs_in(tmp_path)
-    # A tenth of 60,000 images, five times.
-    assert multiplications(run) == pytest.approx([3 * 30_000 * MACS, 6 * 30_000 * MACS])
-
-
-@pytest.mark.parametrize(("asked", "dealt"), [(3, 5), (11, 100)])
-def test_each_asked_client_trains_on_its_own_share(make_run, tmp_path, asked, dealt):
+@pytest.mark.parametrize(("asked", "dealt"), [(10, 100), (3, 5), (11, 100)])
+def test_training_multiplies_three_forward_passes_an_example_of_each_asked_client(make_run, tmp_path, asked, dealt):
     # Half of five clients are three; with sample.spare more are asked than sample.fraction says.
-    more = {"train__epochs": 1, "sample__min_nodes": 2, **keywords(WHOLE)}
-    make_run("run", num_rounds=1, clients=asked, **more).note(clients=dealt)
+    more = {"train__epochs": 5, "sample__min_nodes": 2, **keywords(WHOLE)}
+    make_run("run", num_rounds=2, clients=asked, **more).note(clients=dealt)
     (run,) = runs_in(tmp_path)
-    assert multiplications(run) == pytest.approx([3 * asked * 60_000 / dealt * MACS])
+    images = 5 * asked * 60_000 / dealt  # in a round
+    assert multiplications(run) == pytest.approx([3 * images * MACS, 6 * images * MACS])
 
 
 def test_the_seed_set_has_the_number_of_examples_that_tables_know():

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,13 +13,13 @@ from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.nn import PreResNet
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
-from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions
+from heterofl_flwr.training import DivergedError, TrainingJob
 from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.structure import log_once
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 from tests.federation.tiny import equal
-from tests.training.conftest import OPTIONS, SIZES, Double, assert_as_plain, exact, images, make_jobs, small, state
+from tests.training.conftest import OPTIONS, SIZES, assert_as_plain, exact, make_jobs, small, state
 
 
 def together(jobs, options):
@@ -44,25 +43,6 @@ MODELS = {
 def test_equals_plain_with_any_model_that_fits(name):
     clients, options = make_jobs(exact(MODELS[name])), replace(OPTIONS, proximal=0.1)
     assert_as_plain(clients, together(clients, options), options, make_jobs(exact(MODELS[name])))
-
-
-@given(
-    sizes=st.lists(st.integers(1, 13), min_size=2, max_size=4),
-    batch_size=st.integers(1, 6),
-    epochs=st.integers(1, 3),
-    momentum=st.sampled_from([0.0, 0.9]),
-    clip=st.sampled_from([None, 0.1]),
-)
-def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, clip):
-    def build():
-        return Double(nn.Sequential(nn.Conv2d(1, 2, 3, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)))
-
-    def clients():
-        return make_jobs(build, sizes, split=lambda number, seed: images(number, seed, 1))
-
-    options = TrainOptions(learning_rate=0.05, epochs=epochs, batch_size=batch_size, momentum=momentum, clip=clip)
-    ours = clients()
-    assert_as_plain(ours, Cohort(ours, options).train(), options, clients())
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from heterofl_flwr.training.joint_losses import nested_loss
 from tests.federation.tiny import equal
 from tests.training.conftest import (
     OPTIONS,
+    SIZES,
     assert_as_plain,
     exact,
     frozen,
@@ -61,6 +62,8 @@ def run(request) -> Callable[..., object]:
         {"mask_fill": "-inf", "masked": True},
         {"mask_fill": "none", "masked": True},
         {"shares": (0.1, 1.0, 0.01, 0.75)},
+        {"sizes": (1, 13, 2, 7), "batch_size": 3, "momentum": 0.0},
+        {"sizes": (5, 1, 1, 6), "clip": 0.1, "epochs": 3},
     ],
     ids=str,
 )
@@ -68,11 +71,11 @@ def test_equals_the_slow_twin(run, changes):
     """In float64, where rounding moves no activation across zero; each client has its own classes."""
     changes = dict(changes)
     masked, shares = changes.pop("masked", False), changes.pop("shares", (1.0,) * 4)
-    options = replace(OPTIONS, epochs=2, **changes)
+    sizes, options = changes.pop("sizes", SIZES), replace(OPTIONS, **changes)
     classes = [None, [0, 1, 2, 3], torch.tensor([4, 3, 2, 1, 0]), range(4)] if masked else None
     build = exact(small(norm="gn", rate=0.5))
     jobs, twins = (
-        [replace(job, step_share=own) for job, own in zip(make_jobs(build, classes=classes), shares, strict=True)]
+        [replace(job, step_share=own) for job, own in zip(make_jobs(build, sizes, classes), shares, strict=True)]
         for _ in range(2)
     )
     for job, twin, result in zip(jobs, twins, run(jobs, options), strict=True):
