@@ -20,9 +20,14 @@ def read_capability(context: Context) -> dict[str, object]:
     if messages.NODE_LEVEL in node and messages.NODE_RATE in node:
         raise ConfigError("the node config has both level and rate: keep one")
     fields: dict[str, object] = {}
-    capacity = node.get(messages.NODE_LEVEL, node.get(messages.NODE_RATE))
-    if capacity is not None:
-        fields[messages.CAPACITY] = rate_of(capacity)
+    rate_key = messages.NODE_LEVEL if messages.NODE_LEVEL in node else messages.NODE_RATE
+    if rate_key in node:
+        try:
+            fields[messages.CAPACITY] = rate_of(node[rate_key])
+        except ConfigError as error:
+            # The server may not know which node this is.
+            named = f" ({key}={node[key]})" if (key := messages.NODE_PARTITION) in node else ""
+            raise ConfigError(f"{rate_key} in the node config{named}: {error}") from error
     for field, key in (
         (messages.PARTITION, messages.NODE_PARTITION),
         (messages.NUM_PARTITIONS, messages.NODE_NUM_PARTITIONS),

@@ -66,6 +66,7 @@ class Nodes(Mapping[int, Capability]):
         self._partitions: dict[int, int] = {}
         self._seats: dict[int, int] = {}
         self._unnamed: set[int] = set()  # present nodes without a registered name
+        self._faulty: set[int] = set()  # nodes without a usable answer; their own partition is not known
         self._ungreeted: set[int] = set()  # present nodes whose arrival has never been in ``changes``
         self.order: list[int] = []
         self.unanswered: set[int] = set()
@@ -130,6 +131,8 @@ class Nodes(Mapping[int, Capability]):
                 del self._partitions[node_id]
         self._capabilities.update(answers)
         self.unanswered -= answers.keys()
+        self.demoted.difference_update(map(self.name, answers))
+        self._faulty = self._faulty - answers.keys() | {*faulty}
         self._number_partitions(answers, faulty)
         self._greet(answers)
         # A partition that follows from a random node id may be another client's in the run that is resumed.
@@ -239,7 +242,7 @@ class Nodes(Mapping[int, Capability]):
 
     def name(self, node_id: int) -> str:
         """Return the registered name of a node, or else ``partition N`` or ``node ID``."""
-        partition = self._partitions.get(node_id)
+        partition = None if node_id in self._faulty else self._partitions.get(node_id)
         return self._names.get(node_id) or (f"node {node_id}" if partition is None else f"partition {partition}")
 
     def registered_name(self, node_id: int) -> str:

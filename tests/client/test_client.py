@@ -333,7 +333,11 @@ class TestQueries:
     @pytest.mark.parametrize(
         ("node", "named"),
         [
-            ({"level": "f"}, r"'f' is no level: expected one of a \(1\), b \(0.5\), c \(0.25\)"),
+            (
+                {"level": "f", "partition-id": 3},
+                r"config \(partition-id=3\): 'f' is no level: expected one of a \(1\), b",
+            ),
+            ({"rate": 3}, r"^rate in the node config: 3 is no level"),
             ({"level": "a", "rate": 1.0}, "both level and rate: keep one"),
             ({"Level": "c"}, "the node config has Level='c', .* write level="),
             ({"capacity": "c"}, "the node config has capacity='c', .* write level="),
