@@ -60,7 +60,7 @@ def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundC
         # Models of FedH2L have no levels and are not sent.
         has_global = settings.server.strategy != "fedh2l"
         costs = Costs(workload.build, workload.mix, workload.example()) if has_global else None
-        callbacks.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not workload.personal))
+        callbacks.append(Recorder(folder, run.checkpoint_every, costs=costs))
     # Without a folder, tensorboard (the default) cannot write.
     names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]
     return callbacks + [_build_callback(name, workload, folder) for name in names]

@@ -27,6 +27,12 @@ from heterofl_flwr.nn.static_norm import with_static_norm, without_statistics
 from heterofl_flwr.runs.folder import RunFolder
 
 
+def holds_model(build: Build, rate: float, state: State) -> bool:
+    """Whether a state has all exchanged parameters of the model of a rate; not so if clients keep layers."""
+    model = new_model(build, rate)
+    return exchanged_parameters(model).keys() <= untied(model, state).keys()
+
+
 def save_models(
     folder: RunFolder,
     build: Build,
@@ -128,7 +134,7 @@ def load_model(folder: RunFolder | str | Path, name: str, build: Build) -> nn.Mo
     if name not in facts:
         raise ConfigError(
             f"{folder.path} has no model {name!r}; expected one of {', '.join(facts) or 'none'}: a run writes them "
-            f"when it ends, in code with Recorder(folder, costs=...)"
+            f"when it ends, in code with Recorder(folder, costs=...), unless clients keep layers"
         )
     rate = facts[name]["rate"]
     with kept_random_state():

@@ -11,7 +11,7 @@ from heterofl_flwr.federation.callbacks import Progress, RoundCallback
 from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.models import save_models
+from heterofl_flwr.runs.models import holds_model, save_models
 from heterofl_flwr.transport.arrays import moments_by_rate
 
 
@@ -29,17 +29,14 @@ class Recorder(RoundCallback):
         Rounds between checkpoints, or seconds such as ``"30s"``. The final round always has a checkpoint.
     costs : Costs | None
         Measures the costs of the models. Without it, no final models are written, and the report shows no savings.
-    models : bool
-        Whether to write each level's final model. Use False if the global state lacks some parameters of the model.
+        Nor are they written if clients keep layers, because the server has no whole model then.
     """
 
-    def __init__(
-        self, folder: RunFolder | str | Path, every: Interval = 1, *, costs: Costs | None = None, models: bool = True
-    ) -> None:
+    def __init__(self, folder: RunFolder | str | Path, every: Interval = 1, *, costs: Costs | None = None) -> None:
         if not is_interval(every):
             raise ConfigError(f"every is {every!r}; expected rounds such as 10, or seconds such as '30s'")
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-        self._every, self._costs, self._models = every, costs, models
+        self._every, self._costs = every, costs
         self._progress: Progress | None = None
         self._moments: State = {}
         self._evaluated: RoundRecord | None = None
@@ -105,7 +102,7 @@ class Recorder(RoundCallback):
         """Write the final checkpoint and the final models."""
         if self._progress and self._progress.server_round != self._saved_rounds[1]:
             self._save(self._progress)
-        if self._costs and self._models and self._progress:
+        if self._costs and self._progress and holds_model(self._costs.build, self._costs.mix.global_rate, state):
             rates, progress, record = self._costs.mix.all_rates, self._progress, self._evaluated
             save_models(
                 self.folder,

@@ -120,6 +120,16 @@ def test_models_of_an_earlier_end_are_dropped(whole, fake, build):
         load_model(whole, "a", build)
 
 
+def test_where_clients_keep_layers_there_is_no_model_to_write(folder, fake, costs):
+    recorder = Recorder(folder, costs=costs)
+    recorder.on_start(1, 1, fake.state(0))
+    (_, *shared) = fake.state(1).items()
+    recorder.on_round_end(fake.progress(1, 1))
+    recorder.on_end(dict(shared))
+    assert model_facts(folder) == {}
+    assert folder.about()["finished"]
+
+
 def make(number: int) -> RunState:
     state = {"layer.weight": torch.full((3, 2), float(number)), "scale": torch.tensor(number, dtype=torch.bfloat16)}
     return RunState(
