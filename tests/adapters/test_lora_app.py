@@ -12,7 +12,7 @@ from tests.simulations.test_examples import run
 
 NODES, ROUNDS = 4, 2
 
-pytestmark = pytest.mark.slow  # test_lora_rounds.py has rounds of smaller models
+pytestmark = pytest.mark.release  # test_lora_rounds.py has rounds of smaller models
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from rich.console import Console as RichConsole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.report import Console, MLflow, Monitor, RunFolder, TensorBoard, WandB, console
@@ -15,7 +16,9 @@ from tests.federation.tiny import play
 SETTINGS = {"optim": {"lr": 0.1}}
 
 
-def test_tensorboard_gets_every_round_once_also_of_a_resumed_run(folder, fake):
+def test_tensorboard_gets_every_round_once_also_of_a_resumed_run(folder, fake, monkeypatch):
+    # Files of one second are ordered by their number in the process, as text: 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     fake.run([TensorBoard(folder)], 1, 9, dies_after=5)
     fake.run([TensorBoard(folder)], 4, 6)
     events = EventAccumulator(str(folder.events), size_guidance={"scalars": 0})

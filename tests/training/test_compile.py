@@ -47,7 +47,7 @@ def train_as_plain(build, options=OPTIONS, tolerance=1e-4, **others):
     assert_as_plain(jobs, compile.train_compiled(jobs, options), options, twins, tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_equals_plain_in_cpp(monkeypatch):
     for name, value in {"compile_threads": 1, "cpp.simdlen": 1, "cpp_cache_precompile_headers": False}.items():
         monkeypatch.setattr(f"torch._inductor.config.{name}", value)  # half the time; the sums are the same
