@@ -2,16 +2,32 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ReplyError, RoundError, counted
+from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, grown_rate, joining_rates
 from heterofl_flwr.core.moving_slices import NESTED_RULES
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.nodes import Nodes
 from heterofl_flwr.federation.sampling import Purpose, draw
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Rate, level and slice of a sampled client.
+
+    In an asynchronous run, ``sent`` is the version of the slice that the client received.
+    """
+
+    rate: float
+    level: str
+    plan: Plan
+    sent: Version | None = None
 
 
 class Levels:
@@ -128,7 +144,7 @@ class Levels:
         )
 
     def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """Return the number of clients that hold each entry of a parameter."""
+        """Return the number of clients that hold each entry of a parameter, and train this parameter."""
         rates = [self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)]
-        plans = [self._architecture.plan(rate) for rate in rates]
+        plans = [self._architecture.plan(rate) for rate in rates if name not in self._architecture.untrained(rate)]
         return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))

@@ -107,7 +107,7 @@ class Nodes(Mapping[int, Capability]):
         self._names.update(names)
         unnamed = came.difference(self._names)
         self._unnamed = self._unnamed - gone | unnamed
-        is_first, self.order = not self.order, self._sort(present)
+        is_first, self.order = not self.order, self._by_name(present)
         if joined := came.difference(self._seats):  # new nodes may get the seats of nodes that left
             for node_id in self._seats.keys() - present:
                 del self._seats[node_id]
@@ -290,12 +290,6 @@ class Nodes(Mapping[int, Capability]):
         """Return the ``num_partitions`` that all clients report; 0 if they differ."""
         numbers = {capability.num_partitions or 0 for capability in self._capabilities.values()}
         return numbers.pop() if len(numbers) == 1 else 0
-
-    def _sort(self, present: set[int]) -> list[int]:
-        if self._unnamed or len({*self._names.values()}) < len(self._names):
-            return self._by_name(present)
-        ordered = sorted(self._names, key=self._names.__getitem__)
-        return ordered if len(ordered) == len(present) else list(filter(present.__contains__, ordered))
 
     def _by_name(self, node_ids: Iterable[int]) -> list[int]:
         # Two sorts, of numbers and of text, are twice as fast as one of pairs.

@@ -199,6 +199,11 @@ class Options:
                 "asynchronous: robust means, other aggregators, slices that move and spare clients need rounds that "
                 "wait; expected robust=None, aggregator=CountingMean, slice_rule='prefix' and spare=0"
             )
+        if not self.slicing.shared and (self.training.proximal_mu or self.stages):
+            raise ConfigError(
+                f"shared is {self.slicing.shared!r}, so there are no parameters for FedProx or stages to work on: "
+                f"expected proximal_mu=0 and no stages with it"
+            )
         if self.slicing.by_level:
             self._check_by_level()
         if self.privacy.clip and self.limits.norm_bound:

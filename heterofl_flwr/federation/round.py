@@ -5,17 +5,16 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, RoundError, counted, listed, name_faults
-from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import State
+from heterofl_flwr.federation.client_levels import Sampled
 from heterofl_flwr.federation.client_metrics import Answer, majority_means
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round_record import RoundRecord
@@ -36,19 +35,6 @@ UNCHANGED = (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """Rate, level and slice of a sampled client.
-
-    In an asynchronous run, ``sent`` is the version of the slice that the client received.
-    """
-
-    rate: float
-    level: str
-    plan: Plan
-    sent: Version | None = None
 
 
 class Round:
@@ -162,11 +148,11 @@ class Round:
             self._federation.levels.check_capacity(reply.capacity, nodes[node_id].limit)
         # Some apps and mods of Flower, such as SecAgg+, reply in float64; convert it to the model's dtype.
         double = [name for name, tensor in reply.tensors.items() if tensor.dtype == torch.float64]
-        dtypes = {name: self._state[name].dtype for name in double if name in self._state}
+        converted = {name: reply.tensors[name].to(self._state[name].dtype) for name in double if name in self._state}
         self._chain.add(
             Update(
                 plan=sampled.plan,
-                tensors={**reply.tensors, **{name: reply.tensors[name].to(dtype) for name, dtype in dtypes.items()}},
+                tensors={**reply.tensors, **converted},
                 rate=sampled.rate,
                 labels=None if self._federation.architecture.ignores_labels else reply.labels,
                 weight=float(min(reply.num_examples, 1) if equal else reply.num_examples),
@@ -180,7 +166,7 @@ class Round:
         staleness = {} if sampled.sent is None else {"staleness": float(self.server_round - 1 - sampled.sent.number)}
         self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **staleness}
         self.log.bytes_up += reply.num_bytes
-        if any(dtype != torch.float64 for dtype in dtypes.values()):
+        if any(tensor.dtype != torch.float64 for tensor in converted.values()):
             self._remarks["sent float64, which is converted to the model's type"].append(node_id)
         if reply.num_examples and self._is_unchanged(sampled, reply):
             self._remarks[UNCHANGED].append(node_id)

@@ -54,10 +54,11 @@ def _faults(
         yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
     if needs.equal_weights and weights != "equal":
         yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
-    if needs.steps and not getattr(aggregator, "by_entry", True):
+    if (needs.steps or overrides(stage, "evaluated")) and not getattr(aggregator, "by_entry", True):
+        what = "steps along what the mean changes" if needs.steps else "averages models"
         yield (
-            f"{name} steps along what the mean changes, and this aggregator computes new factors in each round, so "
-            f"that their entries have no direction; expected no {name}"
+            f"{name} {what}, and this aggregator computes new factors in each round, so that their entries have no "
+            f"direction; expected no {name}"
         )
     if overrides(stage, "on_added") and any(rule.needs.changes for rule in stages):
         yield f"{name} uses single replies, which have no noise; expected privacy.noise=0"

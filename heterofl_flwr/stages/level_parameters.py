@@ -1,6 +1,6 @@
 """Parameters that each level averages only among its clients (NeFL, Kang et al., 2023)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -18,12 +18,9 @@ class LevelParameters(StatefulStage):
     needs = Needs(counting_mean=True)
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self._patterns, self._server_round = tuple(patterns), 0
-        self.load({})
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the tensors of a checkpoint; drop the replies of a round that was not finished."""
-        super().load(state)
+        super().__init__()
+        self._patterns = tuple(patterns)
+        self._context: RoundContext | None = None
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
@@ -32,25 +29,30 @@ class LevelParameters(StatefulStage):
 
     def on_added(self, update: Update, context: RoundContext) -> None:
         """Add a client's values to the mean of its level."""
-        if context.server_round != self._server_round:
-            self._levels, self._server_round = {}, context.server_round
+        levels = self._levels_of(context)
         plan = Plan({name: axes for name, axes in update.plan.axes.items() if is_shared(name, self._patterns)})
-        if update.rate not in self._levels:
+        if update.rate not in levels:
             start = {**plan.extract(context.state), **self.level_tensors(update.rate)}
             rows = [name for name in context.rows if name in start]
-            self._levels[update.rate] = Aggregation(start, rows, extra_rows=context.extra_rows)
+            levels[update.rate] = Aggregation(start, rows, extra_rows=context.extra_rows)
         tensors: dict[str, Tensor] = {name: update.tensors[name] for name in plan.axes}
         has_rows = any(name in tensors for name in context.rows)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         labels = update.labels if has_rows else None
-        self._levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels, weight=update.weight)
+        levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels, weight=update.weight)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the model with the means of the largest level; store the others."""
-        means = {rate: level.result() for rate, level in self._levels.items()}
-        self._levels = {}
+        means = {rate: level.result() for rate, level in self._levels_of(context).items()}
+        self._context = None
         largest = means.pop(context.global_rate, {})
         smaller = {f"{rate}/{name}": tensor for rate, mean in means.items() for name, tensor in mean.items()}
         self.tensors = {**self.tensors, **smaller}
         old = {name: context.state[name] for name in new if is_shared(name, self._patterns)}
         return {**new, **old, **largest}
+
+    def _levels_of(self, context: RoundContext) -> dict[float, Aggregation]:
+        """Return the means of this round by rate; those of a round that failed are dropped."""
+        if context is not self._context:
+            self._context, self._levels = context, {}
+        return self._levels

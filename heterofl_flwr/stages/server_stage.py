@@ -72,7 +72,8 @@ class RoundContext:
     untrained
         Function from a rate to the names of parameters that clients of this rate do not train.
     holders
-        Function from a parameter's name to the number of holders of each entry, among all clients of the run.
+        Function from a parameter's name to the number of holders of each entry, among all clients of the run. Clients
+        that do not train the parameter do not count.
     by_label
         Whether classifier rows are averaged only for the labels that clients send.
     extra_rows

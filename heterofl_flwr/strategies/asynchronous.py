@@ -10,7 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, ReplyError, short
-from heterofl_flwr.federation.round import Round, Sampled
+from heterofl_flwr.federation.client_levels import Sampled
+from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats

@@ -24,6 +24,16 @@ def run(rule, num_rounds=1, mix="a1-b1-c1", **options):
     return found.strategy, found.grid, found.state
 
 
+@pytest.mark.parametrize(
+    "options", [{"slice_rule": "important"}, {"growth": 1}, {"by_level": ["norm.*", "classifier.bias"]}], ids=str
+)
+def test_equal_widths_give_heterofl_bit_for_bit(options):
+    plain, found = (
+        play(make_app(build=build_normed), "a1", 3, 3, build=build_normed, **own).state for own in ({}, options)
+    )
+    assert equal(plain, found)
+
+
 LARGER = {"mix": "b1-c1", "global_rate": "a"}
 
 

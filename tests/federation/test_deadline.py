@@ -282,34 +282,27 @@ def test_who_did_not_answer_in_time_is_not_asked_to_evaluate():
     assert (found.log.evaluate_answers, found.log.evaluate_asked) == (3, 4)
 
 
-def start(nodes, crashing, **options):
-    """Return a run in which so many clients fail."""
-    return play(make_app(odd=dict.fromkeys(range(nodes - crashing, nodes), crash)), nodes=nodes, **options)
+SPARE = {"fraction_train": 0.5, "spare": 1.0}  # of eight clients, four are needed and eight are asked
 
 
-@pytest.mark.parametrize(("nodes", "crashing", "least"), [(20, 19, 10), (4, 3, 2), (3, 2, 2), (5, 3, 3)])
-def test_with_fewer_than_half_of_the_replies_a_round_fails(nodes, crashing, least):
+@pytest.mark.parametrize(
+    ("nodes", "crashing", "least", "options"),
+    [
+        *((*own, {}) for own in ((20, 19, 10), (4, 3, 2), (3, 2, 2), (5, 3, 3))),  # at least half
+        *((*own, None, {}) for own in ((4, 2), (3, 1), (5, 2), (2, 1), (1, 0))),
+        *((10, *own, {"min_replies": 0.8}) for own in ((2, None), (3, 8))),  # of those that are asked
+        *((8, *own, SPARE) for own in ((6, None), (7, 2))),  # of those that are needed
+    ],
+)
+def test_a_round_needs_a_share_of_the_replies(nodes, crashing, least, options):
+    app = make_app(odd=dict.fromkeys(range(nodes - crashing, nodes), crash))
+    options = {"nodes": nodes, "min_available_nodes": 1, **options}
+    if least is None:
+        assert len(play(app, **options).log.failures) == crashing
+        return
     said = f"round 1: {nodes - crashing} of {nodes} clients gave a usable reply, expected at least {least}"
     with pytest.raises(RoundError, match=rf"{said}.*partition {nodes - crashing} and {crashing - 1} more: error 2: "):
-        start(nodes, crashing)
-
-
-@pytest.mark.parametrize(("nodes", "crashing"), [(4, 2), (3, 1), (5, 2), (2, 1), (1, 0)])
-def test_with_half_of_the_replies_it_goes_on(nodes, crashing):
-    assert len(start(nodes, crashing, min_available_nodes=1).log.failures) == crashing
-
-
-def test_a_share_counts_of_the_clients_that_are_asked():
-    start(10, 2, min_replies=0.8)
-    with pytest.raises(RoundError, match="7 of 10 clients gave a usable reply, expected at least 8"):
-        start(10, 3, min_replies=0.8)
-
-
-def test_half_is_half_of_those_needed_not_of_the_spare_ones():
-    # Four are needed and eight are asked.
-    assert len(start(8, 6, fraction_train=0.5, spare=1.0).log.failures) == 6
-    with pytest.raises(RoundError, match="1 of 8 clients gave a usable reply, expected at least 2"):
-        start(8, 7, fraction_train=0.5, spare=1.0)
+        play(app, **options)
 
 
 def simulated(crashing, **options):

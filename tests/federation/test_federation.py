@@ -12,11 +12,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.federation import architecture
-from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import Round
-from heterofl_flwr.stages.client_stage import TrainReply
-from tests.federation.grouped import grouped
-from tests.federation.tiny import build, equal, make_app, play
+from tests.federation.tiny import adding, build, make_app, play
 
 
 class Odd(nn.Module):
@@ -56,37 +52,15 @@ def test_parameters_of_odd_shapes_travel_and_count():
     assert "again.weight" not in before  # it is one.weight
 
 
-def one_reply(change=lambda state: state, build=build, **options):
-    """Return the model before and after a round of one client, whose labels are [1]."""
-    strategy = HeteroFL(build, "a1", **grouped(options))
-    strategy.federation.register({7: Capability()})
-    state = strategy.federation.architecture.initial_state()
-    current = Round(strategy.federation, strategy.chain, 1, [7], state, [7])
-    current.add(7, TrainReply(tensors=change(state), num_examples=1, labels=[1], metrics={}))
-    return state, current.close()
-
-
-@pytest.mark.parametrize(("labels", "counted"), [("sent", [1]), ("none", [0, 1, 2, 3])])
-def test_rows_count_as_the_rule_for_labels_says(labels, counted):
-    def change(state):
-        sub = {name: own * 0.99 for name, own in state.items()}
-        sub["classifier.weight"][2] += torch.arange(8.0)
-        return sub
-
-    before, after = (own["classifier.weight"] for own in one_reply(change, labels=labels))
-    expected = change({"classifier.weight": before})["classifier.weight"]
-    for row in range(4):
-        assert torch.equal(after[row], (expected if row in counted else before)[row])
-
-
 def test_a_classifier_that_stays_has_no_rows_that_count():
     def frozen(rate):
         model = build(rate)
         exclude_parameters(model, ["classifier.weight", "classifier.bias"])
         return model
 
-    assert HeteroFL(frozen, "a1").federation.architecture.rows == []
-    assert equal(*one_reply(build=frozen))
+    found = play(make_app(adding(labels=lambda partition: [1], build=frozen), build=frozen), build=frozen)
+    assert found.log.failures == {}
+    assert found.strategy.federation.architecture.rows == []
 
 
 def test_a_rate_without_a_model_is_the_clients_fault(caplog):

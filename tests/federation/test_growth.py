@@ -1,12 +1,10 @@
-"""Slices that grow: rates by round written out, the mean of those who hold an entry, bounded bytes, and refusals."""
+"""Slices that grow: rates by round written out, the mean of those who hold an entry, and bounded bytes."""
 
-import pytest
 import torch
 
-from heterofl_flwr import Buffered, FedDyn, HeteroFL, Slicing
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr import Buffered
 from heterofl_flwr.core import Mix
-from tests.federation.tiny import build, equal, play, twin
+from tests.federation.tiny import play, twin
 
 MIX = "a1-b1-c1"
 ROUNDS = [[0.25] * 6, [0.5, 0.5, 0.5, 0.5, 0.25, 0.25], [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]]
@@ -31,21 +29,7 @@ def test_each_entry_is_the_mean_over_those_that_held_it():
         torch.testing.assert_close(tensor, expected[name])
 
 
-def test_equal_widths_give_heterofl_bit_for_bit():
-    plain, grown = (play(None, "a1", 3, 3, **options).state for options in ({}, {"growth": 1}))
-    assert equal(plain, grown)
-
-
 def test_levels_grow_by_steps_where_rounds_do_not_wait():
     found = play(None, MIX, 6, 4, growth=1, asynchronous=Buffered(size=3, concurrency=3))
     assert set(found.records[0].rates.values()) == {0.25}
     assert max(rate for record in found.records for rate in record.rates.values()) == Mix.parse(MIX).global_rate
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"slicing": Slicing(growth=2, shared=["hidden.*"])}, {"slicing": Slicing(growth=2), "stages": [FedDyn(0.1)]}],
-)
-def test_what_stays_with_clients_is_refused(options):
-    with pytest.raises(ConfigError, match="growth=0"):
-        HeteroFL(build, MIX, **options)

@@ -7,24 +7,15 @@ import torch
 
 from heterofl_flwr import (
     Adam,
-    Averaging,
-    Buffered,
     Evaluation,
-    FedDyn,
     HeteroFL,
-    Limits,
     LocalGrid,
-    MovingAverage,
-    Privacy,
-    Robust,
     Slicing,
-    Training,
 )
 from heterofl_flwr.client import Task
-from heterofl_flwr.common.errors import ConfigError, RoundError
+from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core import Mix, Plan
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
-from heterofl_flwr.stages.secure_sum import SecureSum
 from tests.core.twin import counting_mean, trained_reply
 from tests.federation.tiny import NEVER, adding, build, build_normed, crash, equal, inputs, make_app, play
 
@@ -64,12 +55,6 @@ def test_each_level_has_the_mean_of_its_clients_against_a_plain_loop():
         for name in NAMES:
             torch.testing.assert_close(own[name], torch.tensor(levels[rate][name]))
     assert found.strategy.chain.level_tensors(1.0) == {}
-
-
-def test_equal_widths_give_heterofl_bit_for_bit():
-    options = {"mix": "a1", "nodes": 3, "num_rounds": 3, "build": build_normed}
-    plain = play(make_app(build=build_normed), **options)
-    assert equal(plain.state, play(make_app(build=build_normed), by_level=PATTERNS, **options).state)
 
 
 def test_rows_of_classes_count_for_clients_that_name_them():
@@ -122,26 +107,3 @@ def test_a_resumed_run_goes_on_equally(tmp_path):
 def test_no_smaller_levels_are_trained_inside_a_client():
     architecture = HeteroFL(build, MIX, slicing=Slicing(by_level=["classifier.bias"])).federation.architecture
     assert architecture.nested_rates(1.0) == [1.0]
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"slicing": {"by_level": ["nothing.*"]}}, r"no parameter matches nothing"),
-        ({"slicing": {"by_level": PATTERNS, "slice_rule": "rolling"}}, "slice_rule='prefix'"),
-        ({"slicing": {"by_level": PATTERNS, "shared": ["norm.*"]}}, "all parameters shared"),
-        ({"asynchronous": Buffered(size=2, concurrency=2)}, "asynchronous"),
-        ({"stages": [SecureSum()]}, "SecureSum hides"),
-        ({"stages": [FedDyn(0.1)]}, "by_level: FedDyn"),
-        ({"stages": [MovingAverage()]}, "by_level: MovingAverage"),
-        ({"privacy": Privacy(clip=1.0)}, "by_level: privacy.clip"),
-        ({"privacy": Privacy(clip=1.0, noise=1.0)}, "by_level: privacy.clip"),
-        ({"training": Training(upload="int8")}, "by_level: training.upload"),
-        ({"limits": Limits(norm_bound=1.0)}, "by_level: limits.norm_bound"),
-        ({"averaging": Averaging(robust=Robust())}, "LevelParameters fits the counting mean"),
-    ],
-)
-def test_what_has_one_value_of_each_parameter_is_refused(options, text):
-    of_slicing = options.get("slicing", {"by_level": PATTERNS})
-    with pytest.raises(ConfigError, match=text):
-        HeteroFL(build_normed, MIX, **{**options, "slicing": Slicing(**of_slicing)})

@@ -93,15 +93,6 @@ def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_round
     return list(play(make_app(train), mix, 3, num_rounds, **options).log.rates.values())
 
 
-def test_a_node_that_fails_in_evaluation_alone_is_recorded_by_name():
-    def evaluate(message, context):
-        raise OSError("no disk")
-
-    grid = partial(Named, names=("alice", "bob"))
-    log = play(make_app(evaluate=evaluate), "a1-b1", 2, 1, grid=grid, evaluation=Evaluation()).log
-    assert (log.failures, log.names) == ({}, {0: "alice", 1: "bob"})
-
-
 def test_the_table_wins_and_bounds_the_others(caplog):
     limits = Limits(levels={"alice": "b", "bob": "0.25"}, largest_level="e")
     assert rates(limits) == [0.5, 0.25, 0.0625]

@@ -10,6 +10,7 @@ from torch import nn
 from heterofl_flwr import HeteroFL, shallow
 from heterofl_flwr.client import Task
 from heterofl_flwr.core import Mix, Plan, width
+from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.nn import build_model, with_exits
 from heterofl_flwr.report import RunFolder, load_model
 from heterofl_flwr.runs.models import save_models
@@ -122,6 +123,9 @@ def test_heads_that_a_client_does_not_train_do_not_count():
     federation = HeteroFL(with_depth, "a1-b1").federation
     assert federation.architecture.untrained(1.0) == {"exits.0.head.linear.weight", "exits.0.head.linear.bias"}
     assert federation.architecture.untrained(0.5) == set()
+    federation.register({node: Capability(partition=node) for node in (0, 1)})
+    counts = federation.levels.count_holders(1, federation.architecture.initial_state(), "exits.0.head.linear.bias")
+    assert counts.unique().tolist() == [1]  # of those who train it, as in the mean
     before, after = run(with_depth, "a1-b1")
     assert change(before, after, "exits.0.head.linear.bias") == [2.0]  # client 1's alone
     assert change(before, after, "exits.1.head.linear.bias") == [1.0]

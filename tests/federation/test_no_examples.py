@@ -4,7 +4,7 @@ import pytest
 import torch
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import Adam, FedDyn, Privacy, Scaffold
+from heterofl_flwr import Adam, FedDyn, Privacy, Robust, Scaffold
 from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.stages.secure_sum import SecureSum
 from tests.federation.tiny import build, equal, play
@@ -38,6 +38,9 @@ def make_app(without_examples):
 
 
 CASES = {
+    "plain": {},
+    "examples": {"weights": "examples"},
+    "robust": {"robust": Robust()},
     "FedDyn": {"stages": [FedDyn()]},
     "Scaffold": {"stages": [Scaffold()], "learning_rate": lambda server_round: 0.1},
     "SecureSum": {"stages": [SecureSum(holders=2)]},

@@ -57,11 +57,13 @@ def test_nodes_that_never_come_are_not_waited_for():
 
 
 @pytest.mark.parametrize(("number", "nodes"), [(0, "0 nodes"), (1, "1 node")])
-def test_too_few_nodes_end_the_run_in_time(number, nodes):
+def test_too_few_nodes_end_the_run_in_time(number, nodes, caplog):
+    caplog.set_level("INFO", "flwr")
     began = time.monotonic()
     with pytest.raises(RoundError, match=rf"{nodes} connected after 0.3 s, expected at least 2.*num-supern"):
         run(nodes=4, grid=arriving(*[number] * 50), wait=0.3)
     assert time.monotonic() - began < 120
+    assert caplog.text.count(f"waiting up to 0.3 s for nodes: {number} connected, expected at least 2") == 1
 
 
 class Changing(tiny.Named):
@@ -297,6 +299,7 @@ def test_with_a_fraction_of_none_the_server_evaluates_alone():
 def test_an_app_without_evaluate_trains_and_the_log_says_what_it_lacks(caplog):
     _, records = run_three(bare_app(), build_normed, evaluation=Evaluation(static_norm=False), grid=silent(names="xyz"))
     assert [len(record.rates) for record in records] == [3, 3, 3]
+    assert (records[-1].failures, records[-1].names) == ({}, {0: "x", 1: "y", 2: "z"})
     assert "No evaluate function registered" in records[-1].evaluate_failures[0]
     assert "round 1: x did not evaluate: " in caplog.text
     assert "only 0 of 3 clients evaluated" in caplog.text

@@ -1,4 +1,4 @@
-"""Options that are invalid: each is named with what was found and what is expected."""
+"""Options that are invalid or do not go together: each is named with what was found and what is expected."""
 
 import math
 
@@ -15,9 +15,12 @@ from heterofl_flwr import (
     Momentum,
     MovingAverage,
     Privacy,
+    Robust,
 )
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core import CountingMean
 from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.server_optimizer import Nesterov
 from tests.federation.grouped import grouped
 from tests.federation.tiny import build
@@ -64,12 +67,88 @@ STRATEGY = [
     ({"shared": BODY, "assignment": "dynamic"}, "parameters that are not shared stay with a client"),
     *(({"privacy": own, "limits": Limits(norm_bound=1)}, r"expected limits\.norm_bound=0") for own in (CLIP, NOISE)),
     ({"shared": "hidden.*"}, r"shared is 'hidden\.\*', expected patterns of parameters"),
+    *(
+        ({"shared": (), **own}, r"shared is \(\), so there are no")
+        for own in ({"proximal_mu": 1.0}, {"stages": [Adam()]})
+    ),
     ({"stages": [3]}, "expected a list of stages"),
     ({"privacy": None}, r"privacy is None, expected Privacy\(\.\.\.\), or leave it out"),
     ({"mix": "a1-x1", "assignment": "dynamic"}, "some clients take no part, always the same ones"),
-    ({"mix": "b1-c1", "global_rate": 1.0}, "with slice_rule='prefix' nobody trains the rest; expected rolling"),
+    *(
+        (
+            {"mix": "b1-c1", "global_rate": 1.0, "slice_rule": own},
+            f"with slice_rule='{own}' nobody trains the rest; exp",
+        )
+        for own in ("prefix", "important")
+    ),
     ({"mix": "b1-c1", "global_rate": "c", "slice_rule": "rolling"}, r"largest of the mix b1-c1: expected 0\.5 or more"),
 ]
+
+
+class Other(CountingMean):
+    """A mean of one's own."""
+
+
+CONFLICTS = {
+    "growth": (
+        {"growth": 2},
+        [({"shared": BODY}, "growth=0"), ({"stages": [FedDyn()]}, "growth=0")],
+    ),
+    "important": (
+        {"slice_rule": "important"},
+        [({"shared": BODY}, "slice_rule='prefix'"), ({"stages": [FedDyn()]}, "slice_rule='prefix'")],
+    ),
+    "by_level": (
+        {"by_level": ["hidden.bias"]},
+        [
+            ({"by_level": ["nothing.*"]}, r"no parameter matches nothing"),
+            ({"slice_rule": "rolling"}, "slice_rule='prefix'"),
+            ({"shared": BODY}, "all parameters shared"),
+            ({"asynchronous": Buffered(size=2, concurrency=2)}, "asynchronous"),
+            ({"stages": [SecureSum()]}, "SecureSum hides"),
+            *(({"stages": [own]}, f"by_level: {type(own).__name__}") for own in (FedDyn(), MovingAverage())),
+            *(({"privacy": own}, "by_level: privacy.clip") for own in (CLIP, NOISE)),
+            ({"upload": "int8"}, "by_level: training.upload"),
+            ({"limits": Limits(norm_bound=1.0)}, "by_level: limits.norm_bound"),
+            ({"robust": Robust()}, "LevelParameters fits the counting mean"),
+        ],
+    ),
+    "FedDyn": (
+        {"stages": [FedDyn()]},
+        [
+            ({"assignment": "dynamic"}, "what FedDyn keeps stays with a client, so it keeps its slice"),
+            ({"shared": BODY}, "what FedDyn keeps stays with a client for all parameters"),
+            ({"weights": "examples"}, "FedDyn fits a mean in which each client counts once"),
+        ],
+    ),
+    "asynchronous": (
+        {"asynchronous": Buffered(size=2, concurrency=2)},
+        [
+            *(
+                (own, "robust means, other aggregators, slices that move and spare clients need rounds that wait")
+                for own in (
+                    *({"slice_rule": rule} for rule in ("rolling", "important")),
+                    *({"robust": Robust()}, {"spare": 0.5}, {"aggregator": Other}),
+                )
+            ),
+            ({"stages": [SecureSum()]}, "SecureSum"),
+            (
+                {"stages": [FedDyn()]},
+                r"FedDyn fits the counting mean; expected rounds that wait \(asynchronous.size=0\)",
+            ),
+            ({"privacy": NOISE}, "Noise fits the counting mean"),
+            ({"asynchronous": 5}, r"asynchronous is 5, expected Buffered\(...\)"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"), [({**base, **own}, fault) for base, rows in CONFLICTS.values() for own, fault in rows]
+)
+def test_what_does_not_go_together_is_refused(options, fault):
+    with pytest.raises(ConfigError, match=fault):
+        HeteroFL(build, **grouped({"mix": "a1-b1-c1", **options}))
 
 
 @pytest.mark.parametrize(("kind", "options", "fault"), INVALID)

@@ -172,14 +172,6 @@ def test_a_bound_that_means_nothing_is_refused_by_the_client(value):
         read_stages({"client-stages": "clip", "clip.bound": value})
 
 
-def test_a_strategy_that_runs_twice_counts_both_runs():
-    strategy = HeteroFL(build, "a1", privacy=Privacy(clip=1, noise=1), evaluation=Evaluation(every=0))
-    for number in (1, 2):
-        with LocalGrid(make_app(), 3) as grid:
-            strategy.start(grid, num_rounds=1)
-        assert strategy.log.privacy["training-releases"] == number
-
-
 def test_a_clients_moments_count_once_and_within_the_bound():
     layer = LayerMoments(4, torch.full((3,), 12.0).double(), torch.full((3,), 16.0).double())
     exact = Privacy(clip=1, noise=DEVIATION / 800, moments_clip=100.0)  # steps of an eighth

@@ -79,16 +79,12 @@ def test_a_client_keeps_its_rate_whatever_it_reports():
     assert [federation.levels.rate(2, node) for node in range(4)] == [1.0, 0.25, 1.0, 0.25]
 
 
-def test_standalone_sends_no_parameter():
-    strategy, grid, state, kept = play(())
+def test_standalone_sends_no_parameter_and_a_smaller_client_begins_with_its_slice():
+    strategy, grid, state, kept = play((), num_rounds=1)
     assert state == {}
     assert strategy.log.bytes_down == strategy.log.bytes_up == 0
     assert all(not message.content["arrays"] for message in grid.of("train"))
     assert all(len(own) == 4 for own in kept.values())
-
-
-def test_a_smaller_client_begins_with_its_slice():
-    kept = play((), "a1-c1", num_rounds=1)[3]
     whole = initial_state(build, 1.0, 0)
     torch.testing.assert_close(kept[3]["hidden.weight"], whole["hidden.weight"][:2] + 4)
 

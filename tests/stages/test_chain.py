@@ -168,6 +168,10 @@ class Grid(ServerStage):
         ({"robust": Robust(), "aggregator": ProductMean}, "robust and aggregator both replace the counting mean"),
         ({"stages": [Grid()], "aggregator": ProductMean}, "expected aggregator=CountingMean"),
         ({"stages": [Momentum()], "aggregator": ProductMean}, "Momentum steps along what the mean"),
+        (
+            {"stages": [MovingAverage()], "aggregator": ProductMean},
+            "MovingAverage averages models, and this aggregator",
+        ),
         ({"privacy": Privacy(clip=1, noise=1), "weights": "examples"}, "Noise fits a mean in which each client counts"),
         ({"robust": Robust(), "weights": "examples"}, "outvotes others; expected weights='equal'"),
     ],

@@ -5,9 +5,7 @@ import pytest
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import HeteroFL
-from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.feddyn import FedDyn
-from tests.federation.grouped import grouped
 from tests.federation.tiny import equal, play
 from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, resumed, rounds_of
 
@@ -73,16 +71,3 @@ def test_a_run_that_goes_on_has_the_same_model():
 def test_clients_that_lost_what_they_kept_over_a_break_do_not_begin_anew():
     with pytest.raises(AggregationError, match="the tensors that feddyn keeps are gone"):
         run(start={"resume": run(num_rounds=4).progress[3]})
-
-
-@pytest.mark.parametrize(
-    ("options", "cause"),
-    [
-        ({"assignment": "dynamic"}, "what FedDyn keeps stays with a client, so it keeps its slice"),
-        ({"shared": ("hidden.*",)}, "what FedDyn keeps stays with a client for all parameters"),
-        ({"weights": "examples"}, "FedDyn fits a mean in which each client counts once"),
-    ],
-)
-def test_what_does_not_fit_is_refused(options, cause):
-    with pytest.raises(ConfigError, match=cause):
-        HeteroFL(build, "a1-b1", stages=[FedDyn()], **grouped(options))

@@ -1,14 +1,10 @@
-"""SCAFFOLD: the paper's update by hand; a slow twin with masks over slices; after a break; over processes."""
+"""SCAFFOLD: a slow twin of the paper's algorithm with masks over slices; after a break; over processes."""
 
 import numpy as np
 import pytest
-import torch
-from flwr.clientapp import ClientApp
 from flwr.serverapp.exception import AggregationError
-from torch import nn
 
 from heterofl_flwr import HeteroFL, RayGrid, Scaffold, Training
-from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.scaffold import STEP
 from tests.federation.tiny import NEVER, Watched, equal, play
@@ -65,38 +61,6 @@ def test_it_equals_a_slow_twin_over_full_tensors_with_masks(mix):
             c = c + changes / np.maximum(sum(masks), 1)
         np.testing.assert_allclose(found.state[name].numpy(), x, rtol=0, atol=1e-9)
         np.testing.assert_allclose(found.strategy.chain.state()[f"Scaffold/{name}"].numpy(), c, rtol=0, atol=1e-9)
-
-
-class Number(nn.Module):
-    """One parameter, at 0."""
-
-    def __init__(self, rate):
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(1))
-
-
-def test_two_rounds_by_hand():
-    """Clients 0 and 1 with losses (w - 1)^2 / 2 and (w - 3)^2 / 2, one and two steps of 1/2."""
-    app = ClientApp()
-    answer_queries(app, Number)
-
-    @app.train()
-    def train(message, context):
-        task, partition = Task(message, context, Number), context.node_config["partition-id"]
-        model = task.model()
-        for _ in range(1 + partition):
-            loss = (model.w - (1 + 2 * partition)).square().sum() / 2 + task.penalty(model)
-            model.w.data -= 0.5 * torch.autograd.grad(loss, model.w)[0]
-        return task.reply(model, num_examples=1)
-
-    options = {"learning_rate": lambda _: 0.5, "stages": [Scaffold()], "label_rows": []}
-    found = play(app, "a1", 2, 2, build=Number, **options)
-    # Round 1: y = 1/2 and 9/4, so x = 11/8, and c_i = -1 and -9/4, so c = -13/8.
-    # Round 2, client 0: 11/8 - 1/2 (3/8 + 1 - 13/8) = 3/2.
-    # Client 1: 11/8 - 1/2 (-13/8 + 9/4 - 13/8) = 15/8, then 15/8 - 1/2 (-9/8 + 5/8) = 17/8. The mean is 29/16.
-    assert found.progress[0].state["w"].item() == 11 / 8
-    assert found.progress[0].stages["Scaffold/w"].item() == -13 / 8
-    assert found.state["w"].item() == 29 / 16
 
 
 def test_a_run_that_goes_on_has_the_same_model():

@@ -153,24 +153,20 @@ def test_clients_may_be_lost_in_each_phase(phase):
     assert found.log.failures.keys() == ({} if phase == "reveal" else lost).keys()
 
 
-KEYS_OF = {
-    "the same key twice": lambda keys: [keys[0]] * 2,
-    "no points": lambda keys: [bytes(32), keys[1]],
-    "one": lambda keys: keys[:1],
-}
+def with_keys(change):
+    """Return what changes the public keys that a client sends."""
 
-
-@pytest.mark.parametrize("odd", KEYS_OF)
-def test_a_client_with_unusable_keys_takes_no_part(odd):
     def tamper(content):
         keys = content["config"].get(KEYS)
         if keys and len(keys) == 2:
-            content["config"][KEYS] = KEYS_OF[odd](keys)
+            content["config"][KEYS] = change(keys)
 
-    grid = type("Odd", (Tampered,), {"tamper": staticmethod(tamper)})
-    found = play(app, "a1-b1-c1", NODES, grid=grid, stages=[SecureSum(BOUND, holders=2)], node_config=of_two)
-    assert found.log.failures == {4: "its answer to what was asked before training is not usable"}
-    assert equal(found.state, in_clear(run(), {4: "keys"}))
+    return tamper
+
+
+def with_mask(change):
+    """Return what changes the reply with a masked change."""
+    return lambda content: change(content) if "masked" in content else None
 
 
 def in_words(content):
@@ -191,25 +187,27 @@ def unmasked(content):
     content["arrays"] = ArrayRecord({name: torch.zeros(own.shape) for name, own in Tiny(0.5).named_parameters()})
 
 
+UNUSABLE = "its answer to what was asked before training is not usable"
+
+
 @pytest.mark.parametrize(
-    ("tamper", "cause"),
+    ("tamper", "phase", "cause"),
     [
-        (in_words, "sent ['other'] in record masked, expected masked alone"),
-        (in_bytes, "its masked change is float32 of shape (3,), expected uint32"),
-        (without_seeds, "not one sealed share of its seeds for each client"),
-        (unmasked, "its change is in the form float32, expected masked"),
+        (with_keys(lambda keys: [keys[0]] * 2), "keys", UNUSABLE),
+        (with_keys(lambda keys: [bytes(32), keys[1]]), "keys", UNUSABLE),
+        (with_keys(lambda keys: keys[:1]), "keys", UNUSABLE),
+        (with_mask(in_words), "train", "sent ['other'] in record masked, expected masked alone"),
+        (with_mask(in_bytes), "train", "its masked change is float32 of shape (3,), expected uint32"),
+        (with_mask(without_seeds), "train", "not one sealed share of its seeds for each client"),
+        (with_mask(unmasked), "train", "its change is in the form float32, expected masked"),
     ],
 )
-def test_a_reply_of_another_form_is_refused(tamper, cause):
-    def once(content):
-        if "masked" in content:
-            tamper(content)
-
-    grid = type("Odd", (Tampered,), {"tamper": staticmethod(once)})
+def test_a_client_whose_keys_or_reply_have_another_form_is_left_out(tamper, phase, cause):
+    grid = type("Odd", (Tampered,), {"tamper": staticmethod(tamper)})
     found = play(app, "a1-b1-c1", NODES, grid=grid, stages=[SecureSum(BOUND, holders=2)], node_config=of_two)
     assert list(found.log.failures) == [4]
     assert cause in found.log.failures[4]
-    assert equal(found.state, in_clear(run(), {4: "train"}))
+    assert equal(found.state, in_clear(run(), {4: phase}))
 
 
 class Partly(Tiny):
