@@ -1,6 +1,7 @@
 """A federation: an architecture, the registered clients, and their levels."""
 
 import secrets
+from dataclasses import replace
 
 from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
@@ -92,7 +93,7 @@ class Federation:
         raise ``RoundError``.
         """
         self.levels.update_nodes({*self.nodes.order, *answers}, {})
-        limits, unusable = self.options.limits, Capability(capacity=self.mix.rates[-1])
+        limits, smallest = self.options.limits, self.mix.rates[-1]
         admitted, faults = dict[int, Capability](), dict[int, str]()
         for node_id, answer in answers.items():
             name, node = self.nodes.registered_name(node_id), str(node_id)
@@ -104,7 +105,8 @@ class Federation:
             except ReplyError as error:
                 if not {name, node} & limits.levels.keys():  # the table sets the level of such a node, so no fault
                     faults[node_id] = str(error)
-                admitted[node_id] = limits.applied(unusable, name, node)
+                reported = Capability() if isinstance(answer, Fault) else answer
+                admitted[node_id] = limits.applied(replace(reported, capacity=smallest), name, node)
         self.nodes.register(admitted, faults.keys())
         named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}
         min_replies = self.options.sampling.min_replies

@@ -132,7 +132,8 @@ class Nodes(Mapping[int, Capability]):
         self._capabilities.update(answers)
         self.unanswered -= answers.keys()
         self.demoted.difference_update(map(self.name, answers))
-        self._faulty = self._faulty - answers.keys() | {*faulty}
+        self._faulty.difference_update(answers)
+        self._faulty.update(node_id for node_id in faulty if answers[node_id].partition is None)
         self._number_partitions(answers, faulty)
         self._greet(answers)
         # A partition that follows from a random node id may be another client's in the run that is resumed.
