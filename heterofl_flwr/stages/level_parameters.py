@@ -44,7 +44,7 @@ class LevelParameters(StatefulStage):
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the model with the means of the largest level; store the others."""
         means = {rate: level.result() for rate, level in self._levels_of(context).items()}
-        self._context = None
+        self._context, self._levels = None, {}
         largest = means.pop(context.global_rate, {})
         smaller = {f"{rate}/{name}": tensor for rate, mean in means.items() for name, tensor in mean.items()}
         self.tensors = {**self.tensors, **smaller}
