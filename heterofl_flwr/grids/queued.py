@@ -117,6 +117,10 @@ class Runner(ABC):
             self._groups.pop(id_, None)
             self._done.pop(id_, None)
 
+    def cancel_all(self) -> None:
+        """Forget all messages and their replies."""
+        self.cancel([*self._groups, *self._done])
+
     def close(self) -> None:
         """End everything that the runner has started."""
         self._groups.clear()
@@ -215,7 +219,7 @@ class QueuedGrid(Grid):
 
     def set_run(self, run: Run) -> None:
         """Begin another run, with an empty ``Context.state`` for every node. Unanswered messages are cancelled."""
-        self._runner.cancel([*self._runner._groups, *self._runner._done])
+        self._runner.cancel_all()
         self._renew(run)
         set_identity(run.run_id, SUPERLINK_NODE_ID)
 
