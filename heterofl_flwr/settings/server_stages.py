@@ -44,7 +44,8 @@ def parse_stages(text: str, *, load: bool = True) -> tuple[ServerStage, ...]:
 def _parse_stage(text: str) -> ServerStage:
     name, _, arguments = text.rstrip(")").partition("(")
     kind = _stage_class(name.strip())
-    names, values = list(signature(kind).parameters), dict[str, float]()
+    arguments_of = signature(kind)
+    names, values = list(arguments_of.parameters), dict[str, float]()
     for part in arguments.split(",") if arguments.strip() else ():
         key, _, value = (side.strip() for side in part.rpartition("="))
         key = key or next(iter(names), "")
@@ -56,7 +57,7 @@ def _parse_stage(text: str) -> ServerStage:
         except ValueError as error:
             raise ConfigError(f"{text}: {key} is {value!r}; expected a number") from error
     try:
-        signature(kind).bind(**values)
+        arguments_of.bind(**values)
     except TypeError as error:  # an argument without default is missing
         raise ConfigError(f"{text}: {error}; expected {', '.join(names)}") from error
     return kind(**values)
