@@ -43,11 +43,13 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
         there = read_run(target)
         if there.started != run.started or there.rounds > run.rounds:  # else it is an earlier part of the same run
             raise ConfigError(f"{target} holds another run of this job and seed; take this one instead with --replace")
+    # Without its settings a folder is none of a run: they go first and come last, so that no copy is half of another's.
+    (target / SETTINGS).unlink(missing_ok=True)
     # The authors' results: those in the run's folder, else those of the stored run that is replaced.
     if (folder / authors.FILE).exists():
         write_atomic(target / authors.FILE, (folder / authors.FILE).read_bytes())
     write_atomic(target / HISTORY, "".join(f"{to_json(record.to_json())}\n" for record in run.records).encode())
-    write_atomic(target / SETTINGS, _settings(run))  # last, because without it the folder is none of a run
+    write_atomic(target / SETTINGS, _settings(run))
     return target
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.runs.folder import RunFolder
+from simulations.results import collect as module
 from simulations.results.collect import collect
 from simulations.results.runs import read_run
 
@@ -57,3 +58,19 @@ def test_another_run_of_the_job_is_refused_unless_asked_for(make_run, into):
     outcome = one(second, into)
     assert "mnist/iid_e_fix_seed-0 holds another run of this job and seed" in outcome
     assert read_run(one(second, into, replace=True)).started == "2030-01-01T00:00:00+00:00"
+
+
+def test_an_interrupted_replacement_leaves_no_run_of_two_halves(make_run, into, monkeypatch):
+    first, second = make_run("first"), make_run("second")
+    second.note(starts=["2030-01-01T00:00:00+00:00"])
+    target = one(first, into)
+
+    def interrupted(path, data):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_atomic", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            one(second, into, replace=True)
+    assert not RunFolder(target).started
+    assert read_run(one(second, into)).started == "2030-01-01T00:00:00+00:00"
