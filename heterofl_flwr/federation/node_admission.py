@@ -1,4 +1,4 @@
-"""Admission of new nodes: the largest rate of each node."""
+"""Capabilities of nodes, and the admission of new nodes."""
 
 import logging
 from collections.abc import Mapping
@@ -8,12 +8,31 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainSerializer, Strict
 
 from heterofl_flwr.common.errors import ConfigError, Fault, RoundError, counted, name_faults
-from heterofl_flwr.common.options import Natural, NotNegative, check, group
-from heterofl_flwr.core.levels import Mix, level_name, rate_of
-from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.common.options import Count, Natural, NotNegative, check, group
+from heterofl_flwr.core.levels import Mix, exact_rate, level_name, rate_of
 from heterofl_flwr.federation.sampling import MinReplies, least_replies
 
 logger = logging.getLogger(__name__)
+
+_RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_rate(rate)), "a rate"]
+
+
+@group
+class Capability:
+    """A client's capability, and the server's limit for this client."""
+
+    capacity: _RateOrNone = None  # the largest rate that the client can hold; None: any
+    limit: float = 1.0  # the largest rate that the server allows this client
+    partition: Annotated[Natural | None, "an integer of 0 or more"] = None  # index of the client's part of the data
+    num_partitions: Annotated[Count | None, "an integer of 1 or more"] = None
+
+    @property
+    def holds(self) -> float | None:
+        """The largest rate that the client may train at; None for any rate."""
+        if self.capacity is None and self.limit == 1:
+            return None
+        return self.limit if self.capacity is None else min(self.capacity, self.limit)
+
 
 Answers = Mapping[int, Capability | Fault]
 """Capability of each new client by node id, or the fault of its answer."""

@@ -4,35 +4,14 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count, filterfalse
-from typing import Annotated
 
 from heterofl_flwr.common.errors import RoundError, counted, listed
-from heterofl_flwr.common.options import Count, Natural, check, group
-from heterofl_flwr.core.levels import exact_rate
+from heterofl_flwr.federation.node_admission import Capability
 from heterofl_flwr.federation.round_record import RoundRecord
 
 logger = logging.getLogger(__name__)
 
 NO_CAPABILITY = "no answer to the capability query"
-
-_RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_rate(rate)), "a rate"]
-
-
-@group
-class Capability:
-    """A client's capability, and the server's limit for this client."""
-
-    capacity: _RateOrNone = None  # the largest rate that the client can hold; None: any
-    limit: float = 1.0  # the largest rate that the server allows this client
-    partition: Annotated[Natural | None, "an integer of 0 or more"] = None  # index of the client's part of the data
-    num_partitions: Annotated[Count | None, "an integer of 1 or more"] = None
-
-    @property
-    def holds(self) -> float | None:
-        """The largest rate that the client may train at; None for any rate."""
-        if self.capacity is None and self.limit == 1:
-            return None
-        return self.limit if self.capacity is None else min(self.capacity, self.limit)
 
 
 class Nodes(Mapping[int, Capability]):

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import Fault, RoundError, counted, listed
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.node_admission import Capability
 from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.federation.start_summary import warn_of_mix, warn_of_names, warn_of_untrained

@@ -10,7 +10,7 @@ from heterofl_flwr.core import Mix
 from heterofl_flwr.data import Dataset, load_dataset
 from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.node_admission import Capability
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.nn import PAPER

@@ -11,7 +11,7 @@ from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.node_admission import Capability
 from heterofl_flwr.federation.options import Options
 from tests.federation.tiny import Named, build, make_app, play
 
