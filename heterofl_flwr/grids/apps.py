@@ -32,22 +32,30 @@ class Envelope(NamedTuple):
 class Identity:
     """Identity of a run's server in Flower's process-wide state.
 
-    When the last instance is released, the identity is restored that Flower had before the first instance.
+    After the release of an instance, the state has the identity of the newest instance that is still in use. After the
+    last release it has the identity from before the first instance.
     """
 
-    _count: ClassVar[int] = 0
+    _in_use: ClassVar[list["Identity"]] = []
     _before: ClassVar[tuple[int | None, int | None, int | None]] = (None, None, None)
 
     def __init__(self, run_id: int) -> None:
-        if Identity._count == 0:
+        if not Identity._in_use:
             Identity._before = get_identity()
-        Identity._count += 1
+        Identity._in_use.append(self)
+        self.set_run(run_id)
+
+    def set_run(self, run_id: int) -> None:
+        """Change the run."""
+        self._run_id = run_id
         set_identity(run_id, SUPERLINK_NODE_ID)
 
     def release(self) -> None:
         """End the use of this instance; call it once."""
-        Identity._count -= 1
-        if Identity._count == 0:
+        Identity._in_use.remove(self)
+        if Identity._in_use:
+            set_identity(Identity._in_use[-1]._run_id, SUPERLINK_NODE_ID)
+        else:
             set_identity(*Identity._before)
 
 

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, check_count
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.grids.apps import Envelope, Identity
-from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, Run, set_metadata
 from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.messages import CONFIG, RATE
 
@@ -192,7 +192,8 @@ class QueuedGrid(Grid):
         """Set the grid's runner. ``close`` will close it, and then call the functions in ``afterwards``."""
         self._runner = runner
         ending = ExitStack()
-        for call in (Identity(self._run.run_id).release, *afterwards):
+        self._identity = Identity(self._run.run_id)
+        for call in (self._identity.release, *afterwards):
             ending.callback(call)
         ending.callback(runner.close)
         self._finalizer = weakref.finalize(self, ending.close)
@@ -221,7 +222,7 @@ class QueuedGrid(Grid):
         """Begin another run, with an empty ``Context.state`` for every node. Unanswered messages are cancelled."""
         self._runner.cancel_all()
         self._renew(run)
-        set_identity(run.run_id, SUPERLINK_NODE_ID)
+        self._identity.set_run(run.run_id)
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None

@@ -156,8 +156,12 @@ def test_torch_uses_one_thread_in_a_client_alone():
 
 
 def test_flowers_identity_is_lent_and_given_back():
+    gc.collect()  # grids of other tests
     before = compat.get_identity()
     first, second = LocalGrid(ClientApp(), 1, seed=1), LocalGrid(ClientApp(), 1, seed=2)
+    inner = LocalGrid(ClientApp(), 1, seed=3)
+    inner.close()
+    assert compat.get_identity() == (second.run.run_id, SUPERLINK_NODE_ID, 1)
     first.close()
     assert compat.get_identity() == (second.run.run_id, SUPERLINK_NODE_ID, 1)
     second.close()
