@@ -13,6 +13,9 @@ from heterofl_flwr.data.dataset import Dataset, Normal, Split
 HELD_OUT = 5
 """If a data set has no test split, every fifth example is held out for testing."""
 
+MOST_EXPECTED = 1000
+"""Largest class number that may be larger than the number of examples."""
+
 Values = Sequence[int | str]
 """For each example, its class or its owner."""
 
@@ -84,7 +87,13 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
             )
         return _number([raw.labels for raw in raws], names), len(names), names
     targets = [torch.as_tensor(raw.labels, dtype=torch.int64) for raw in raws]
-    classes = len(train.names) if train.names else int(targets[0].max()) + 1
+    largest = int(targets[0].max())
+    if not train.names and largest > max(len(targets[0]), MOST_EXPECTED):
+        raise DataError(
+            f"{train.place}: found label {largest} among {len(targets[0])} examples; expected class numbers 0, 1, 2, "
+            "...: is data.label the column of the classes?"
+        )
+    classes = len(train.names) if train.names else largest + 1
     for raw, target in zip(raws, targets, strict=True):
         wrong = target[(target < 0) | (target >= classes)]
         if len(wrong):

@@ -30,6 +30,7 @@ def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines):
         ("a,label\n1,0\ninf,1\n", None, "column a holds NaN or infinities"),
         ("a,label\n1,0.5\n2,1.5\n", None, "label is of type double; expected whole numbers or texts"),
         ("a,label\n1,0\n", "a,label\n1,1\n", "split test: found label 1; expected 0 to 0"),
+        ("a,label\n1,0\n2,9999999999\n", None, "found label 9999999999 among 2 examples; expected class numbers"),
         ("a,label\n1,yes\n", "a,label\n1,0\n", "split test: found 0, which the train split lacks"),
     ],
 )
