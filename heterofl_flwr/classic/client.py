@@ -54,7 +54,7 @@ class Task(client.Task):
 
     @property
     def asks_for_moments(self) -> bool:
-        """Whether this call of ``fit`` asks for batch norm moments. If so, ``fit`` returns ``moments(batches)``."""
+        """Whether this call of ``fit`` asks for batch norm moments. If so, return ``task.moments(batches)`` from it."""
         return self.instruction.kind == messages.QUERY_MOMENTS
 
     def moments(self, batches: Callable[[], Batches], *, device: torch.device | str = "cpu") -> FitResult:
@@ -65,7 +65,7 @@ class Task(client.Task):
         batches : Callable[[], Iterable]
             Function that returns batches of the training inputs. It is called once for each rate.
         device : torch.device | str
-            Device of the batches.
+            Device of the model; the batches must be on it.
         """
         record = measure_moments(self, batches, device)
         return parameters_to_ndarrays(record_parameters(record)), 0, {}
@@ -81,7 +81,7 @@ class Task(client.Task):
     ) -> FitResult:
         """Return the result of ``fit``. A task can be answered only once.
 
-        The arguments are those of ``client.Task.reply``.
+        The arguments are those of ``client.Task.reply``, but ``labels`` cannot be a mapping by head.
         """
         if isinstance(labels, Mapping):
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")

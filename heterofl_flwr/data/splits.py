@@ -33,7 +33,7 @@ class Partitions:
     test: tuple[Tensor, ...]
     classes: tuple[tuple[int, ...], ...]
     partial: bool = False
-    """Whether some examples may belong to no client, so that the global model is tested only on examples of clients."""
+    """Whether examples may belong to no client. If so, the global model is tested only on the clients' examples."""
 
     def __len__(self) -> int:
         return len(self.train)

@@ -50,10 +50,10 @@ class DifferentStepError(Exception):
 
 
 class Findings(NamedTuple):
-    """Layers of a slice that compute with a number that does not change with the width as it should."""
+    """Layers of a slice that compute with a wrong number."""
 
-    literal: set[str]  # layers that divide a sum by the full length
-    factors: set[str]  # layers that multiply by a number that changes with the rate, but not like a width
+    literal: set[str]  # the number is the full model's: a sum is divided by the full length
+    factors: set[str]  # the number, a factor, changes with the rate, but in another proportion than any width
 
 
 def check_slice(

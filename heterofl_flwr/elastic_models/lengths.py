@@ -142,7 +142,7 @@ class Trace:
             self.mark([self.positions.new(length) if length > 1 else None for length in tensor.shape], tensor)
 
     def open(self, row: Row | None) -> Row | None:
-        """Return the positions of an axis; None if all are always kept."""
+        """Return ``row``, the positions of an axis; None if every slice keeps all of the axis."""
         return row if row is not None and self.positions.roots(row).any() else None
 
     def pin(self, *rows: Row | None, why: str = "") -> None:

@@ -80,7 +80,7 @@ def rolled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 @operator("cat")
 def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Trace rule of ``cat``: all axes except the joined one are sliced alike."""
-    parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch ignores these
+    parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch ignores empty ones
     axis = call.named_arguments["dim"] % call.outputs[0].dim()
     joined = []
     for number, together in enumerate(zip(*map(trace.rows, parts), strict=True)):

@@ -180,7 +180,11 @@ def follow(trace: Trace, call: Call) -> None:
 
 
 class Operators(TorchDispatchMode):
-    """Torch mode that calls each operator or its stand-in, then ``listener``."""
+    """Torch mode that calls ``listener`` after each operator.
+
+    Operators with a stand-in, and unknown operators that torch can decompose, are replaced by other operators.
+    ``listener`` gets these.
+    """
 
     def __init__(self, listener: Callable[[Call], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -71,7 +71,7 @@ class Federation:
         return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
 
     def load(self, state: RunState) -> None:
-        """Resume a run from ``state``. All clients are queried again."""
+        """Resume a run from ``state``. The next round queries all clients again."""
         setup = self.setup
         if changes := [
             f"{name} was {value} and is {setup.get(name)}"

@@ -18,8 +18,8 @@ class Nodes(Mapping[int, Capability]):
     """Registry of the clients by node id.
 
     Each client has two numbers. The *partition* seeds its random draws. The *seat* determines the level of a client
-    that reports neither partition nor capacity. Seats follow from the names and ids of the nodes, so no client can
-    change the level of another client.
+    that reports neither partition nor capacity. Seats depend on the names and ids of the nodes alone. Therefore no
+    answer of a client changes the level of another client.
 
     Attributes
     ----------

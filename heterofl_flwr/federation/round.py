@@ -47,9 +47,9 @@ class Round:
     needed
         The number of usable replies to wait for.
     slices
-        Rate, level and slice of each client, in the order in which replies are added.
+        Rate, level and slice of each client of the round.
     answers
-        Number of examples and metrics in each added reply.
+        Metrics and number of examples of each summed reply.
     silent
         Clients that did not answer in time.
     log

@@ -73,9 +73,8 @@ class RoundRecord:
     evaluate_failures
         For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of these that answered. They count either all
-        sampled clients or those with the global model: the group of which a smaller share answered. Both are 0
-        without evaluation.
+        The number of clients sampled to evaluate, and the number of these that answered. If a smaller share of the
+        clients with the global model answered, both count these clients alone. Both are 0 without evaluation.
     partial
         Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. They never count as
         the best of a run.

@@ -35,6 +35,7 @@ class Windowed(Relay):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send the first messages, and return a generator that yields replies and sends the others.
 
-        It ends ``timeout`` seconds after this call. Time in which the strategy works on replies counts too.
+        The generator ends at the latest ``timeout`` seconds after this call. Time in which the strategy works on
+        replies counts too.
         """
         return exchange(self._grid, messages, window=self._window, timeout=timeout)

@@ -31,7 +31,7 @@ STACKS = nn.Sequential, nn.ModuleList
 
 @dataclass(frozen=True, eq=False)
 class Shallow:
-    """Callable that builds the model of a rate, made by ``shallow``."""
+    """Result of ``shallow``: a function from a rate to a model."""
 
     build: Build
     blocks: str
@@ -41,7 +41,7 @@ class Shallow:
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate.
 
-        It keeps the first blocks of the full model; their number follows from the depth of ``rate``.
+        It has the first blocks of the model of the width of ``rate``; their number follows from the depth of ``rate``.
         """
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)

@@ -15,8 +15,8 @@ from heterofl_flwr.core.levels import exact_rate
 class Scaler(nn.Module):
     """Division by ``rate`` in training; identity in evaluation.
 
-    Before a norm (sbn, in, gn, ln), the Scaler has almost no effect. It changes a Transformer and models without norms.
-    A model without norms may diverge with it.
+    If a norm (sbn, in, gn, ln) follows, the Scaler has almost no effect. It matters in the Transformer, where no norm
+    follows it directly, and in models without norms, which may diverge with it.
 
     Parameters
     ----------

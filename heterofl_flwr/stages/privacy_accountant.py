@@ -51,12 +51,12 @@ class Privacy:
 
     @property
     def step(self) -> float:
-        """Step size of fixed-point sums of changes; 0 without noise."""
+        """Distance between the numbers to which clients round their changes; 0 without noise, where none is rounded."""
         return self.noise * self.clip / DEVIATION
 
     @property
     def moments_step(self) -> float:
-        """Step size of fixed-point sums of moments; 0 without noise."""
+        """Distance between the numbers to which clients round their moments; 0 without noise."""
         return self.noise * self.moments_clip / DEVIATION
 
 

@@ -265,7 +265,7 @@ class RoundHooks(Strategy):
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
-        """Return the result of a user's metrics function, or else ``means``."""
+        """Return the result of a user's metrics function; ``means`` if there is no function or no reply."""
         if function is None or not node_ids:
             return MetricRecord(dict(means))
         metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)
