@@ -112,7 +112,7 @@ def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
     from heterofl_flwr.settings.flat import from_stored, to_flat
 
     try:
-        settings = to_flat(from_stored(folder.settings()))
+        settings = {**to_flat(from_stored(folder.settings())), "run.callbacks": ""}  # only a run calls them
     except ConfigError as error:
         raise ConfigError(f"{error}; for an app of your own, name its model and inputs (--model, --inputs)") from None
     check_trust(settings, args.folder, trusted=args.trust)

@@ -76,6 +76,7 @@ class Task:
         self.instruction = Instruction.of(message)
         self.penalty_used = False
         self.total_step = 0.0
+        self._added_by = ""  # the method that the loop calls for the penalty
         self._seed_torch = seed_torch
         self._issued = IssuedModels()
         self._is_open = True
@@ -139,12 +140,10 @@ class Task:
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Return the penalty to add to the loss of a batch; 0 if the run uses none.
 
-        The penalty is the sum of the terms of FedProx and of stages such as FedDyn. Call this method once in each step.
+        The penalty is the sum of the terms of FedProx and of stages such as FedDyn. Call this method once in each step,
+        unless the step calls ``loss``, which includes the penalty.
         """
-        self.penalty_used = True
-        self.total_step += self.instruction.learning_rate
-        penalty = self._stages.penalty
-        return penalty(model) if penalty else 0.0
+        return self._penalty(model, "task.penalty")
 
     @property
     def stage_penalty(self) -> Penalty:
@@ -199,7 +198,18 @@ class Task:
             weight=weight,
             temperature=temperature,
         )
-        return loss + self.penalty(model)
+        return loss + self._penalty(model, "task.loss")
+
+    def _penalty(self, model: nn.Module, caller: str) -> Tensor | float:
+        if self._added_by not in ("", caller):
+            raise ConfigError(
+                "task.loss includes task.penalty, and the loop calls both, so the penalty would count twice: leave out "
+                "task.penalty"
+            )
+        self._added_by, self.penalty_used = caller, True
+        self.total_step += self.instruction.learning_rate
+        penalty = self._stages.penalty
+        return penalty(model) if penalty else 0.0
 
     def reply(
         self,

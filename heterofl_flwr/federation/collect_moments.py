@@ -97,6 +97,6 @@ class CollectedMoments:
             )
         if moments and privacy.noise:
             spent.add(MOMENTS, len(moments))
-            log.privacy = spent.metrics()
+            log.stages = {**log.stages, **spent.metrics()}
             moments = noise_moments(moments, privacy)
         return moments

@@ -245,8 +245,8 @@ class Round:
         state = self._chain.close()
         for node_id, capacity in self._capacities.items():
             nodes.set_capacity(node_id, capacity)
-        self.log.privacy = self._chain.metrics()
-        if closed := self.log.privacy.get("closed-fraction"):
+        self.log.stages = self._chain.metrics()
+        if closed := self.log.stages.get("closed-fraction"):
             self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")
         by_level: dict[str, list[Answer]] = defaultdict(list)
         for node_id in sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate):

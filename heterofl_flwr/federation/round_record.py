@@ -78,8 +78,8 @@ class RoundRecord:
     partial
         Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. They never count as
         the best of a run.
-    privacy
-        Privacy spent so far, such as ``epsilon``. Empty without noise.
+    stages
+        Metrics of the stages, such as ``epsilon``, the privacy spent so far.
     bytes_down, bytes_up
         Bytes of parameters and labels that the server sent to clients for training, and received from them.
     bytes_by_level
@@ -111,7 +111,7 @@ class RoundRecord:
     evaluate_asked: int = 0
     evaluate_answers: int = 0
     partial: tuple[str, ...] = ()
-    privacy: Mapping[str, float] = field(default_factory=dict)
+    stages: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
     bytes_by_level: dict[str, int] = field(default_factory=dict)

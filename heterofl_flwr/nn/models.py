@@ -81,8 +81,8 @@ class CNN(nn.Module):
 class MLP(nn.Module):
     """Convolutions, if any, then linear layers, with ReLU between them (Liang et al., 2020).
 
-    The default widths are for MNIST and give 633,226 parameters. ``hidden`` is the width of each layer at rate 1. For
-    the other parameters see ``CNN``.
+    There are no norms, and therefore no Scalers. The default widths are for MNIST and give 633,226 parameters.
+    ``hidden`` is the width of each layer at rate 1. For the other parameters see ``CNN``.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")
@@ -95,8 +95,6 @@ class MLP(nn.Module):
         *,
         convolutions: int = 0,
         rate: float = 1.0,
-        global_rate: float = 1.0,
-        scaler: bool = True,
     ) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -111,7 +109,6 @@ class MLP(nn.Module):
                 layers.setdefault("flatten", nn.Flatten())
                 layers[f"linear{number}"] = nn.Linear(prod(shape), channels_kept)
                 shape = (channels_kept,)
-            layers[f"scaler{number}"] = make_scaler(rate, global_rate, scaler)
             layers[f"relu{number}"] = nn.ReLU(inplace=True)
             if number <= convolutions:
                 layers[f"pool{number}"] = nn.MaxPool2d(2)

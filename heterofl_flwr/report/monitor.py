@@ -155,7 +155,7 @@ class Monitor(RoundCallback):
         answered = Counter(dict.fromkeys(sent, 0))
         answered.update(level_name(rate) for number, rate in record.rates.items() if number not in record.failures)
         metrics = {**_headlines("train", record.train, record.train_by_level), **self._evaluated}
-        epsilon = {(): record.privacy["epsilon"]} if "epsilon" in record.privacy else {}
+        epsilon = {(): record.stages["epsilon"]} if "epsilon" in record.stages else {}
         failing = {client["name"]: 1 for client in self._all_failing()}
         healthy = self.health()["status"] == "ok"
         for family, name, text, labels, values in (

@@ -154,11 +154,11 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
         after = "" if reached is None else f", best {name} after {formatting.duration(reached)}"
         times = f"{formatting.duration(seconds)} of training{after}"
         yield f"on the simulated devices: {times}; energy, an estimate: {formatting.energy(joules)}"
-    privacy = records[-1].privacy if records else {}
-    if metrics := [f"{name} {formatting.number(privacy[name])}" for name in privacy if name not in ACCOUNTANT]:
+    stages = records[-1].stages if records else {}
+    if metrics := [f"{name} {formatting.number(stages[name])}" for name in stages if name not in ACCOUNTANT]:
         yield f"stages after the last round: {', '.join(metrics)}"
-    if "epsilon" in privacy:
-        yield f"each client's privacy: epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:g}"
+    if "epsilon" in stages:
+        yield f"each client's privacy: epsilon {stages['epsilon']:.3g} at delta {stages['delta']:g}"
 
 
 def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = None) -> Group:

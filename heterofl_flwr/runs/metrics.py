@@ -158,7 +158,7 @@ def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> No
 
 def scalars(record: RoundRecord) -> dict[str, float]:
     """Return all numbers of a round for trackers, with names such as ``evaluate/a/f1``."""
-    groups: dict[str, Mapping[str, float]] = {"evaluate": record.evaluate, "train": record.train}
+    groups = {"evaluate": record.evaluate, "train": record.train, "stages": record.stages}
     groups |= {f"evaluate/{level}": metrics for level, metrics in record.evaluate_by_level.items()}
     groups |= {f"train/{level}": metrics for level, metrics in record.train_by_level.items()}
     numbers: dict[str, float] = {}

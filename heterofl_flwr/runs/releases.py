@@ -19,7 +19,7 @@ def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
     """Return the published noisy models and moments. Those that ``privacy.json`` lacks are counted in ``records``."""
-    counted = {kind: max((int(record.privacy.get(kind, 0)) for record in records), default=0) for kind in KINDS}
+    counted = {kind: max((int(record.stages.get(kind, 0)) for record in records), default=0) for kind in KINDS}
     releases: list[Releases] = []
     if path.exists():
         with reading(path, "restore it, as nothing else says all that the run gave away"):

@@ -76,7 +76,9 @@ class ModelSettings(Group):
     norm: Literal["sbn", "in", "gn", "ln", "none"]
     """norm of an image model: static batch, instance, group (4), layer, none"""
     scaler: bool = True
-    """divide activations of smaller models by their rate while they train"""
+    """divide activations of smaller models by their rate while they train; with norm=none, they may learn nothing with
+    it. mlp and lenet have no Scaler
+    """
     shrink: value_types.Shrink = "width"
     """parts that smaller models leave out: channels (width), the final stages or Transformer layers (depth), or both;
     with depth, an image model has an exit after each stage

@@ -27,7 +27,7 @@ STAGES: Mapping[str, type[ServerStage]] = MappingProxyType(
         "secure-sum": SecureSum,
     }
 )
-"""Stages that ``server.stages`` can name; an argument without a name is the stage's first option."""
+"""Stages that ``server.stages`` can name; arguments without names are its options in order."""
 
 
 def parse_stages(text: str, *, load: bool = True) -> tuple[ServerStage, ...]:
@@ -48,12 +48,12 @@ def _parse_stage(text: str) -> ServerStage:
     names, values = list(arguments_of.parameters), dict[str, float]()
     for part in arguments.split(",") if arguments.strip() else ():
         key, _, value = (side.strip() for side in part.rpartition("="))
-        key = key or next(iter(names), "")
+        key = key or next((name for name in names if name not in values), "")
         if key not in names or key in values:
             expected = f"{', '.join(names)}, each once" if names else "none"
             raise ConfigError(f"{text}: {part.strip()!r} is no argument; expected {expected}")
         try:
-            values[key] = int(value) if value.isdecimal() else float(value)
+            values[key] = int(value) if value.removeprefix("-").isdecimal() else float(value)
         except ValueError as error:
             raise ConfigError(f"{text}: {key} is {value!r}; expected a number") from error
     try:

@@ -199,13 +199,13 @@ def test_releases_of_rounds_that_are_repeated_count_as_well(tmp_path, monkeypatc
     capsys.readouterr()
     (last,) = run(**settings, run__resume=True)
     assert len(shown) == 1 + 2 + 1
-    assert last.record.privacy["training-releases"] == last.record.privacy["moments-releases"] == 4
+    assert last.record.stages["training-releases"] == last.record.stages["moments-releases"] == 4
     counted = Counter()
     for entry in RunFolder(tmp_path).releases():
         assert (entry.noise, entry.clip) == (1.0, 1.0 if entry.kind == "training-releases" else 10.0)
         counted[entry.kind] += entry.number
     assert counted == {"training-releases": 4, "moments-releases": 4}
-    assert told_epsilon(capsys) == f"{last.record.privacy['epsilon']:.4g}"
+    assert told_epsilon(capsys) == f"{last.record.stages['epsilon']:.4g}"
 
 
 def told_epsilon(capsys):
@@ -217,7 +217,7 @@ def told_epsilon(capsys):
 def test_the_epsilon_of_the_last_round_is_told_before_the_first(capsys, options):
     settings = {"clients": 3, "mix": "a1-c1-e1", "num_rounds": 2, "train__labels": "none", **options}
     last = run(**settings, privacy__clip=1.0, privacy__noise=1.0)[-1].record
-    assert told_epsilon(capsys) == f"{last.privacy['epsilon']:.4g}"
+    assert told_epsilon(capsys) == f"{last.stages['epsilon']:.4g}"
 
 
 def test_without_noise_no_epsilon_is_told(capsys):

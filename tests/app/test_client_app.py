@@ -62,7 +62,7 @@ def test_clients_of_a_cohort_mask_each_its_own_change(sizes, monkeypatch):
     same = {"mix": "a1", "assignment": "fix", "engine.name": "plain", "train.labels": "none"}
     plain, masked = (last_round(3, **same, **{"server.stages": own}) for own in ("", "secure-sum"))
     assert set(sizes) == {3}
-    assert masked.record.privacy == {"summed-clients": CLIENTS, "closed-fraction": 0}
+    assert masked.record.stages == {"summed-clients": CLIENTS, "closed-fraction": 0}
     for name, own in plain.state.items():
         torch.testing.assert_close(masked.state[name], own, atol=1e-3, rtol=0)
 

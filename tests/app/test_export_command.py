@@ -52,6 +52,15 @@ def test_one_training_gives_a_model_for_each_level(run, capsys):
     assert re.search(r"^c +0.25 ", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_code_that_only_a_run_calls_needs_no_trust(run, capsys):
+    stored = json.loads((run / "settings.json").read_text())
+    for name, code in (("run.callbacks", 0), ("evaluate.metric", 2)):
+        settings = {**stored["settings"], name: "not_installed:Own"}
+        (run / "settings.json").write_text(json.dumps({**stored, "settings": settings}))
+        assert main(["export", str(run), *QUICK]) == code
+    assert "evaluate.metric=not_installed:Own" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_level_is_exported_in_every_format(run):
     assert main(["export", str(run), "--level", "c"]) == 0

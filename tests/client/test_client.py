@@ -296,6 +296,13 @@ class TestReply:
             task.reply(model, num_examples=1)
             assert ("add task.penalty(model) to the loss" in caplog.text) == (not used)
 
+    def test_a_penalty_beside_the_loss_that_includes_it_raises(self):
+        task = task_of(instruction(proximal_mu=0.1))
+        model = task.model()
+        loss = task.loss(model, (torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)), nn.functional.cross_entropy)
+        with pytest.raises(ConfigError, match=r"leave out task\.penalty"):
+            loss + task.penalty(model)
+
     def test_parameters_that_are_trained_and_not_sent_are_warned_of(self, caplog):
         def freezing(rate):
             model = build(rate)

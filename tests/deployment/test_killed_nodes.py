@@ -72,7 +72,7 @@ def test_each_secure_round_ends_without_the_node_that_was_killed(runs):
     lost = [{number} if phase != "reveal" else set() for number, phase in enumerate(PHASES)]
     assert [set(record.failures) & {number} for number, record in enumerate(history)] == lost
     summed = [NODES - number - len(own) for number, own in enumerate(lost)]
-    assert [record.privacy["summed-clients"] for record in history] == summed
+    assert [record.stages["summed-clients"] for record in history] == summed
 
 
 def test_another_node_takes_the_place_of_one_that_was_killed(runs):

@@ -88,8 +88,8 @@ def test_the_record_says_what_was_given_away_so_far():
     strategy, _, records = run(Privacy(clip=1, noise=2, delta=1e-3), num_rounds=3, fraction_train=0.4)
     for number, record in enumerate(records, 1):
         releases = {"training-releases": number, "moments-releases": 0}
-        assert record.privacy == {"epsilon": epsilon(divergences(2, number), 1e-3), "delta": 1e-3, **releases}
-    assert strategy.spent.metrics() == records[-1].privacy
+        assert record.stages == {"epsilon": epsilon(divergences(2, number), 1e-3), "delta": 1e-3, **releases}
+    assert strategy.spent.metrics() == records[-1].stages
 
 
 class Kept:
@@ -156,7 +156,7 @@ def test_a_second_strategy_counts_the_releases_of_the_model_that_it_starts_from(
         second.start(grid, num_rounds=3, resume=checkpoint)
         second.start(grid, num_rounds=3, resume=checkpoint)  # counts the first model's releases once
         expected = epsilon([sum(both) for both in zip(divergences(1, 2), divergences(2, 2), strict=True)], 1e-5)
-        assert second.log.privacy["epsilon"] == second.spent.epsilon() == pytest.approx(expected)
+        assert second.log.stages["epsilon"] == second.spent.epsilon() == pytest.approx(expected)
         assert second.progress(checkpoint.state).releases == second.spent.releases
         plain = HeteroFL(build, "a1")
         plain.start(grid, num_rounds=3, resume=checkpoint)
@@ -233,7 +233,7 @@ def test_numbers_that_the_grid_cannot_hold_are_refused(field, value):
 @pytest.mark.parametrize("value", [1e-8, 1e8])
 def test_numbers_at_the_bounds_give_a_finite_epsilon(value):
     strategy, state, _ = run(Privacy(clip=value, noise=value, moments_clip=value))
-    assert 0 <= strategy.log.privacy["epsilon"] < math.inf
+    assert 0 <= strategy.log.stages["epsilon"] < math.inf
     assert all(own.isfinite().all() for own in state.values())
 
 

@@ -149,17 +149,18 @@ def test_a_folder_named_before_a_pattern_that_has_it_is_the_baseline(folders, tm
 def test_any_metric_of_the_histories_is_a_column(folders, tmp_path, capsys):
     for number, folder in enumerate(folders):
         record = make_record(3)
-        record.evaluate, record.train = {"f1": number / 10}, {"loss": 2.0}
+        record.evaluate, record.train, record.stages = {"f1": number / 10}, {"loss": 2.0}, {"damping": 1.0}
         folder.append(record)
     page = tmp_path / "page.html"
     paths = [str(folder.path) for folder in folders]
-    options = ["--metric", "f1", "--metric", "train/loss", "--format", "csv", "--out", str(page)]
+    named = [word for name in ("f1", "train/loss", "stages/damping") for word in ("--metric", name)]
+    options = [*named, "--format", "csv", "--out", str(page)]
     assert main(["report", *paths, *options]) == 0
     printed = capsys.readouterr()
     heads, first, second = csv.reader(printed.out.splitlines())  # nothing but the table, so that it can be piped
     assert printed.err == f"\ncomparison: {page}\n"
     assert heads[:6] == ["settings", "seeds", "f1", "against the first row", "train/loss", "against the first row"]
-    assert first[:6] == ["mix=a1", "3", "0.1 ± 0.1", "", "2 ± 0", ""]
+    assert first[:7] == ["mix=a1", "3", "0.1 ± 0.1", "", "2 ± 0", "", "1 ± 0"]
     assert second[:6] == ["mix=e1", "3", "0.4 ± 0.1", "+0.3 [+0.3, +0.3]", "2 ± 0", "0 [0, 0]"]
     assert "train/loss" in page.read_text()
 

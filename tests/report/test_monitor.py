@@ -47,7 +47,7 @@ def test_metrics_are_those_of_the_records(served, fake):
     served.on_start(1, 9, {})
     progress = [
         fake.progress(1, 9, refused=(3,), failures={3: "too large", 5: "no reply in time"}),
-        fake.progress(2, 9, privacy={"epsilon": 1.5}, evaluate_failures={7: "no moments"}),
+        fake.progress(2, 9, stages={"epsilon": 1.5}, evaluate_failures={7: "no moments"}),
         fake.progress(3, 9, failures={5: "busy"}, names={5: "camera"}, rates={1: 1.0, 5: 0.5, 9: 0.5, 11: 0.25}),
     ]
     progress[2].record.away = {"phone": 2}
@@ -73,7 +73,7 @@ def test_metrics_are_those_of_the_records(served, fake):
 
 def test_the_page_shows_the_entries_and_the_metrics(served, fake):
     served.on_start(1, 9, {})
-    served.on_round_end(fake.progress(2, 9, privacy={"epsilon": 1.0}))
+    served.on_round_end(fake.progress(2, 9, stages={"epsilon": 1.0}))
     (shown,) = blocks(PAGE, "json")
     assert json.loads(shown.code).keys() == served.health().keys()
     named = set(re.findall(r"`heterofl_(\w+)`", PAGE.read_text(encoding="utf-8")))

@@ -107,7 +107,7 @@ def test_the_lines_say_what_a_run_took_and_saved(simulated):
     few = replace(RECORDS[1], evaluate_asked=20, evaluate_answers=1)
     assert "never the best" in next(summary_lines([few], None))
     metrics = {"epsilon": 1.5, "delta": 1e-5, "training-releases": 2.0, "summed-clients": 4.0, "drift": 0.25}
-    stages, privacy = list(summary_lines([replace(RECORDS[1], privacy=metrics)], None))[-2:]
+    stages, privacy = list(summary_lines([replace(RECORDS[1], stages=metrics)], None))[-2:]
     assert stages == "stages after the last round: summed-clients 4, drift 0.25"
     assert privacy == "each client's privacy: epsilon 1.5 at delta 1e-05"
     assert list(summary_lines([], None)) == []

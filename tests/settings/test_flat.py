@@ -82,6 +82,7 @@ def test_the_fill_follows_fidelity_unless_it_is_named(mapping, fill):
         ("yogi(beta_1=0.5,beta_2=0.8)", (Yogi(beta_1=0.5, beta_2=0.8),)),
         ("adagrad( tau = 0.1, eta=1 ), momentum(0.9)", (Adagrad(eta=1.0, tau=0.1), Momentum(server_momentum=0.9))),
         ("momentum(0.9)", (Momentum(0.9),)),
+        ("yogi(1, beta_2=0.8, 0.5)", (Yogi(eta=1, beta_1=0.5, beta_2=0.8),)),
     ],
 )
 def test_one_text_names_the_servers_stages(text, stages):

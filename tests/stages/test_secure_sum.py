@@ -127,7 +127,7 @@ RULES = ("prefix", "important", "rolling", "random-level", "random-client")
 def test_the_model_is_that_of_the_same_changes_in_clear(mix, rule):
     plain, found = (one(mix=mix, slice_rule=rule) for one in (run, lambda **more: secure(holders=2, **more)))
     assert found.log.failures == {}
-    counted = found.log.privacy
+    counted = found.log.stages
     assert counted["summed-clients"] == NODES
     expected = in_clear(plain, {})
     closed = {
@@ -251,10 +251,10 @@ def test_a_client_that_reveals_false_shares_is_named_and_left_out_of_later_round
     found = play(app, "a1-b1-c1", NODES, 3, grid=grid, stages=[SecureSum(BOUND, holders=2)], node_config=of_two)
     first, *later = found.records
     assert "false shares" in first.failures[4]
-    assert first.privacy["summed-clients"] == NODES
+    assert first.stages["summed-clients"] == NODES
     for record in later:
         assert "in round 1 it revealed false shares" in record.failures[4]
-        assert record.privacy["summed-clients"] == NODES - 1
+        assert record.stages["summed-clients"] == NODES - 1
 
 
 def test_a_client_masks_no_round_twice_though_its_server_and_its_context_are_new(tmp_path):
@@ -265,7 +265,7 @@ def test_a_client_masks_no_round_twice_though_its_server_and_its_context_are_new
     assert all("masked a change in round 2" in reason for reason in second.failures.values())
     assert len(second.failures) == 6
     assert equal(again.progress[0].state, begun.progress[0].state)
-    assert third.privacy["summed-clients"] == 6
+    assert third.stages["summed-clients"] == 6
     assert not third.failures
 
 
@@ -338,7 +338,7 @@ def test_noise_is_added_to_the_sum_of_the_same_changes(monkeypatch):
     options = {"privacy": Privacy(clip=0.5, noise=1.0), "labels": "none"}
     plain, found = (run(stages=own, **options) for own in ((), [SecureSum(holders=2)]))
     assert equal(found.state, plain.state)
-    assert found.log.privacy["training-releases"] == 1
+    assert found.log.stages["training-releases"] == 1
     with pytest.raises(AggregationError, match="does not fit into 32 bits on the grid of the noise"):
         run(stages=[SecureSum(holders=2)], privacy=Privacy(clip=0.5, noise=0.001))
 
