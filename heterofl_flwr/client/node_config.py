@@ -42,6 +42,15 @@ def read_capability(context: Context) -> dict[str, object]:
     return fields
 
 
+def lowered_capacity(context: Context, rate: float) -> dict[str, object]:
+    """Return the rate in the node config, as an entry for a message, if it is below ``rate``; otherwise no entry."""
+    try:
+        capacity = read_capability(context).get(messages.CAPACITY)
+    except ConfigError:  # the answer to the capability query has this error, and the node trains nevertheless
+        return {}
+    return {messages.CAPACITY: capacity} if isinstance(capacity, float) and capacity < rate else {}
+
+
 def partition_of(context: Context) -> tuple[int, int]:
     """Return a node's partition, from 0, and the number of partitions."""
     fields = read_capability(context)

@@ -16,6 +16,7 @@ from heterofl_flwr.client.load_model import (
     read_record,
     sent_tensor,
 )
+from heterofl_flwr.client.node_config import lowered_capacity
 from heterofl_flwr.client.outgoing import (
     Contents,
     check_arguments,
@@ -236,7 +237,8 @@ class Task:
             Metrics to report. Lists are not averaged: ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn``
             receives them.
         capacity : str | float | None
-            Largest level or rate that this node can hold from the next round on; None for no change.
+            Largest level or rate that this node can hold from the next round on. None: no change, unless the node
+            config has a smaller level than the message, as after a restart of the node.
         """
         messages.new_metrics(metrics or {}, num_examples)  # raises before the client's state is saved
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
@@ -254,6 +256,8 @@ class Task:
         self._check_open()
         update = Outgoing(tensors={}, labels=read_classes(labels), num_examples=num_examples, metrics=metrics)
         config: dict[str, object] = {} if capacity is None else {messages.CAPACITY: rate_of(capacity)}
+        if self.instruction.is_training and capacity is None:
+            config = lowered_capacity(self.context, self.rate)
         records: Mapping[str, ArrayRecord] = {}
         if self.instruction.is_evaluation and model is not None:
             raise ConfigError("a reply to an evaluation carries no parameters: leave out the model")

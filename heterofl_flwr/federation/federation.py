@@ -103,10 +103,13 @@ class Federation:
                 admitted[node_id] = limits.applied(answer, name, node)
                 self.levels.check_capacity(admitted[node_id].holds)
             except ReplyError as error:
-                if not {name, node} & limits.levels.keys():  # the table sets the level of such a node, so no fault
+                in_table = bool({name, node} & limits.levels.keys())  # which sets the node's level, so no fault
+                if not in_table:
                     faults[node_id] = str(error)
                 reported = Capability() if isinstance(answer, Fault) else answer
-                admitted[node_id] = limits.applied(replace(reported, capacity=smallest), name, node)
+                admitted[node_id] = limits.applied(
+                    replace(reported, capacity=None if in_table else smallest), name, node
+                )
         self.nodes.register(admitted, faults.keys())
         named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}
         min_replies = self.options.sampling.min_replies

@@ -86,9 +86,7 @@ class Limits:
         _AsText,
         "different names with a level each, such as 'phone=c,camera=a', or '' for none",
     ] = field(default_factory=dict, hash=False)
-    """levels of nodes, by registered name or node id. They replace the levels that nodes report; a later reply can
-    lower a node's level, but not raise it above this table's
-    """
+    """levels of nodes, by registered name or node id. A node may report a smaller level than this, not a larger one"""
     largest_level: Annotated[
         str | Annotated[float, Strict()], check(rate_of), "a level such as 'c' or a rate such as '0.3'"
     ] = "a"
@@ -120,7 +118,9 @@ class Limits:
         if not {name, node_id} & self.partitions.keys() and partition in self.partitions.values():
             logger.warning("node %s says partition %s, which is another node's", name or node_id, partition)
             partition = None
-        capacity = limit if key in self.levels else reported.capacity
+        capacity = reported.capacity
+        if key in self.levels:
+            capacity = limit if capacity is None else min(limit, capacity)
         changed = replace(reported, capacity=capacity, limit=limit, partition=partition)
         if reported.capacity not in (None, changed.holds):
             logger.warning(

@@ -56,6 +56,7 @@ class Nodes(Mapping[int, Capability]):
         self.trained: set[int] = set()  # clients with an aggregated reply
         self.remarks: set[tuple[str, int]] = set()  # (remark, node id) of remarks on replies that were logged
         self.has_new_capacity = False  # True after a reply has changed a client's capacity
+        self.failed: set[int] = set()  # nodes that failed in training; they may have been restarted with another level
         self._trained_before: set[int] = set()  # partitions of ``trained`` in the run that is resumed
         self._dealt_before = 0  # ``dealt()`` of the run that is resumed
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
@@ -188,6 +189,12 @@ class Nodes(Mapping[int, Capability]):
         for node_id in {*node_ids} & self._capabilities.keys():
             del self._capabilities[node_id]
             self.trained.discard(node_id)  # the client's state may be lost
+
+    def forget_failed(self) -> None:
+        """Delete the capabilities of nodes that failed in training, so that they are queried again."""
+        for node_id in self.failed & self._capabilities.keys():
+            del self._capabilities[node_id]
+        self.failed.clear()
 
     def have_trained(self) -> list[int]:
         """Return the partitions of all clients that have trained."""

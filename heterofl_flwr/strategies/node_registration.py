@@ -50,6 +50,7 @@ class NodeRegistration:
         self._queried: set[int] = set()  # nodes queried in this round
         self._began = self._queried_at = time.monotonic()
         self._begins = not self._nodes.order
+        self._nodes.forget_failed()
 
     def sample(self, purpose: Purpose) -> tuple[list[int], list[int]]:
         """Wait for enough nodes. Return the nodes that can be sampled, and the sampled nodes."""

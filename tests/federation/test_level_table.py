@@ -8,12 +8,13 @@ from hypothesis import given, strategies as st
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, Mix, Slicing
 from heterofl_flwr.client import Task
+from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.node_admission import Capability
 from heterofl_flwr.federation.options import Options
-from tests.federation.tiny import Named, build, make_app, play
+from tests.federation.tiny import Named, add_one, build, make_app, play
 
 MIXES = ["a1-b1-c1-d1-e1", "a1-e1", "a1-e9", "b2-c3"]
 NEVER = Evaluation(every=0)
@@ -93,12 +94,14 @@ def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_round
     return list(play(make_app(train), mix, 3, num_rounds, **options).log.rates.values())
 
 
-def test_the_table_wins_and_bounds_the_others(caplog):
+def test_the_table_bounds_its_nodes_and_a_level_the_others(caplog):
     limits = Limits(levels={"alice": "b", "bob": "0.25"}, largest_level="e")
-    assert rates(limits) == [0.5, 0.25, 0.0625]
+    assert rates(limits) == [0.25, 0.25, 0.0625]
+    assert rates(limits, said=(None, "z", "e"))[:2] == [0.5, 0.25]
+    caplog.clear()
+    rates(limits)
     warned = [record.getMessage() for record in caplog.records if "by the server's levels" in record.getMessage()]
     assert sorted(warned) == [
-        "node alice gets rate 0.5 by the server's levels, in place of 0.25",
         "node bob gets rate 0.25 by the server's levels, in place of 1",
         "node carol gets rate 0.0625 by the server's levels, in place of 1",
     ]
@@ -132,6 +135,28 @@ def test_a_later_report_may_lower_a_level_only(reported, expected, assignment):
     if assignment == "fix":
         assert found == expected
     assert all(rate <= most for rate, most in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_node_that_was_restarted_with_a_smaller_level_trains_at_it(fails):
+    """It was not away when a round began, so that the server saw no restart."""
+    levels, asked = ["a", "b"], []
+
+    def restarted(handle, message, context):
+        context.node_config["level"] = levels[context.node_config["partition-id"]]
+        return handle(message, context)
+
+    def train(message, context):
+        if context.node_config["partition-id"] == 1:
+            asked.append(Task(message, context, build).rate)
+            levels[1] = "c"
+            if fails and asked[-1] > 0.25:
+                raise MemoryError
+        return restarted(add_one, message, context)
+
+    app = make_app(train, capability=partial(restarted, answer_capability))
+    assert play(app, "a1-b1-c1", 2, 3).log.failures == {}
+    assert asked == [0.5, 0.25, 0.25]
 
 
 @pytest.mark.parametrize(
