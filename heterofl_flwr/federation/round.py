@@ -117,6 +117,8 @@ class Round:
             sampled = Sampled(rate, level_name(rate), plan)
         self.slices[node_id] = sampled
         self.log.rates[partition] = sampled.rate
+        if name := self._federation.nodes.registered_name(node_id):
+            self.log.names[partition] = name
 
     def _check_sampled(self) -> None:
         number, min_replies = len(self.slices), self._options.sampling.min_replies

@@ -44,7 +44,7 @@ class RoundRecord:
         The number of clients with a usable reply, and the number of clients that would take part if no node were
         missing.
     names
-        The registered names of the clients in ``failures`` and ``evaluate_failures``, by partition.
+        The registered names of the clients in ``rates``, ``failures`` and ``evaluate_failures``, by partition.
     away
         The nodes that left, by name, each with the first round in which it was away.
     unanswered

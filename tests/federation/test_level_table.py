@@ -91,7 +91,9 @@ def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_round
 
     node_config = [{"level": level} if level else {} for level in said].__getitem__
     options |= {"limits": limits, "grid": partial(Named, names=("alice", "bob", "carol")), "node_config": node_config}
-    return list(play(make_app(train), mix, 3, num_rounds, **options).log.rates.values())
+    log = play(make_app(train), mix, 3, num_rounds, **options).log
+    assert log.names == {0: "alice", 1: "bob", 2: "carol"}
+    return list(log.rates.values())
 
 
 def test_the_table_bounds_its_nodes_and_a_level_the_others(caplog):
