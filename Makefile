@@ -7,6 +7,9 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 
+# Where torch and torchvision come from, if not from PyPI: https://download.pytorch.org/whl/cpu has them without CUDA.
+TORCH_INDEX ?=
+
 # Flower, Ray and validate-pyproject call home unless told not to; Flower would also install an app's dependencies anew.
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
@@ -95,7 +98,8 @@ clean:  ## remove what builds and tools leave behind; keeps .venv and the result
 # $(PYTHON)'s pip fills .venv, or else ensurepip, which takes three times as long: it compiles all of pip, twice.
 # The build tools come first, so that builds need no environment, and no download, of their own. setuptools is for
 # hydra's antlr4, which is published as source only. uv takes a third of pip's time, but reads none of pip's settings:
-# where there is no uv, or it finds no index, pip goes on. Python compiles a module where it is first loaded; to compile
+# where there is no uv, or it finds no index, pip goes on. Both keep the torch of TORCH_INDEX, whose dependencies come
+# with those of the package. Python compiles a module where it is first loaded; to compile
 # all 24,000 of them here would take five times as long as the demo needs for its own.
 install_packages = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || \
 	{ echo "pip goes on where uv has ended; it takes some minutes more"; $(PIP) install --quiet --no-compile $(1); }
@@ -105,9 +109,10 @@ $(READY): pyproject.toml constraints.txt
 			"Name another one: make PYTHON=python3.11" >&2; exit 1; }
 	@test ! -e $(VENV)/.unfinished || { echo "the last install did not finish; starting over"; rm -rf $(VENV); }
 	@test -x $(PY) || { mkdir -p $(VENV) && touch $(VENV)/.unfinished && $(PYTHON) -m venv --without-pip $(VENV); }
-	@echo "installing into $(VENV); the first time this takes some minutes and about 6 GB"
+	@echo "installing into $(VENV); the first time this takes some minutes and up to 7 GB"
 	-@$(PYTHON) -m pip --python $(PY) install --quiet --no-compile pip uv || { $(PY) -m ensurepip && $(PIP) install --quiet uv; }
 	$(call install_packages,"hatchling>=1.27" "editables>=0.5" "setuptools>=77")
+	$(if $(TORCH_INDEX),$(call install_packages,--no-deps --constraint constraints.txt --index-url $(TORCH_INDEX) torch torchvision))
 	$(call install_packages,--no-build-isolation --constraint constraints.txt --editable ".[dev]")
 	@rm -f $(VENV)/.unfinished
 	@touch $(READY)

@@ -31,8 +31,9 @@ def heterofl(words: Sequence[str]) -> None:
 
 
 def make(words: Sequence[str]) -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(words) <= set(targets)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    known = re.findall(r"^([a-z-]+(?=:)|[A-Z_]+(?= \?=))", makefile, re.MULTILINE)  # targets and variables
+    assert {word.partition("=")[0] for word in words} <= set(known)
 
 
 def flwr(words: Sequence[str]) -> None:
@@ -117,6 +118,14 @@ def test_the_install_page_has_every_extra():
     _, _, table = page.partition("| extra |")
     firsts = [row.split("|")[1] for row in table.partition("\n\n")[0].splitlines()[2:]]
     assert set(re.findall(r"`([\w-]+)`", " ".join(firsts))) == extras() - {"all", "dev"}
+
+
+def test_make_takes_pytorch_alone_from_another_index():
+    words = ["make", "-n", "install", "VENV=no-such", "TORCH_INDEX=https://example.org/cpu"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+    (line,) = (line for line in shown if "example.org" in line)
+    assert line.count(" --index-url https://example.org/cpu torch torchvision") == 2  # for uv, or else for pip
+    assert "example.org" not in subprocess.run(words[:-1], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
 def path_of(program: str) -> str | None:
