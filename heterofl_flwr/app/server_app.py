@@ -33,7 +33,7 @@ from heterofl_flwr.runs.folder import new_path
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
-from heterofl_flwr.settings.method_name import method_name
+from heterofl_flwr.settings.method_name import run_title
 from heterofl_flwr.settings.server_stages import parse_stages
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -266,7 +266,7 @@ def _start_folder(
 ) -> None:
     settings = workload.settings
     about = {
-        "title": f"{method_name(settings)} on {settings.data.name}, {settings.mix}",
+        "title": run_title(settings),
         "device": device_name(workload.device),
         **({"clients": clients} if clients else {}),  # no setting has the number of clients
     }

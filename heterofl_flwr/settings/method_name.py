@@ -50,3 +50,8 @@ def method_name(settings: Settings) -> str:
     if server.by_level:
         return "NeFL, level parameters"
     return SLICES[server.slice_rule]
+
+
+def run_title(settings: Settings) -> str:
+    """Return method, data set and mix, such as ``FedRolex on digits, a1-e1``."""
+    return f"{method_name(settings)} on {settings.data.name}, {settings.mix}"

@@ -1,14 +1,16 @@
 """The command: what it prints, what it leaves, how it ends, and that it goes on after it was killed."""
 
+import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from heterofl_flwr.app.main import main
+from heterofl_flwr.app.main import FAILED, main
 from heterofl_flwr.app.sweep.job import LOCKS
 from heterofl_flwr.runs.folder import RunFolder
 from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, stamps, start
@@ -117,6 +119,16 @@ def test_a_mistake_is_described_in_one_line_and_nothing_is_run(command, tmp_path
     (line,) = err.splitlines()
     assert (status, line[: len(text) + 10]) == (2, f"heterofl: {text}")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_reader_that_ends_early_gets_no_error():
+    read, write = os.pipe()
+    os.close(read)  # as head does
+    done = subprocess.run(
+        [sys.executable, "-m", "heterofl_flwr", "sweep", "--help"], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (FAILED, b"")
 
 
 def test_a_file_of_ones_own_that_is_no_yaml_is_named(command, tmp_path):

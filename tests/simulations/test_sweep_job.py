@@ -176,7 +176,8 @@ def test_the_result_of_a_loss_is_its_median_over_clients_by_name(tmp_path):
     record = {"server_round": 1, "seconds": 1.0, "learning_rate": 0.1, "rates": {0: 1.0}}
     medians = {"evaluate": {"local-loss": 9.0}, "evaluate_medians": {"local-loss": 1.0}}
     ran(own, 0, finished=True).append(RoundRecord(**record, **medians))
-    assert list_results([own], [["mix=d"]]).splitlines()[2].split()[-7:] == ["local-loss", "(median)", *"1-111"]
+    (line,) = list_results([own], [["mix=d", "seed=0"]]).splitlines()[2:]
+    assert line.split() == ["mix=d", "1", "local-loss", "(median)", *"1-111"]
 
 
 def test_results_have_more_metrics_as_columns(tmp_path):
@@ -186,6 +187,7 @@ def test_results_have_more_metrics_as_columns(tmp_path):
         ran(own, 1, finished=True)
     heads, _, line = list_results(jobs, rows, ["round/seconds"]).splitlines()
     assert heads.split()[-2:] == ["round/seconds", "price"]
+    assert line.startswith("HeteroFL on digits, d1 ")  # without a setting but seeds
     seconds = RunFolder(jobs[0].path).history()[-1].seconds
     assert line.split()[-1] == f"{seconds:g}"
     with pytest.raises(ConfigError, match="no run has a metric f1; expected one of"):

@@ -75,6 +75,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
     except RunError as error:
         print(f"heterofl: {error}\nthe whole log of a job: {LOG} in its folder", file=sys.stderr)
         return FAILED
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
+        raise
     # Errors of the user's YAML files, which Hydra reads, and of the folders of jobs, which Hydra creates.
     except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if shown:

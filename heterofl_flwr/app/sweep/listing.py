@@ -12,6 +12,7 @@ from heterofl_flwr.core.formatting import duration, render, score
 from heterofl_flwr.report.summary import price_text
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, check_known, deviation, final_values, mean
+from heterofl_flwr.settings.method_name import run_title
 
 HEADER = ("job", "time", "state", "unlike the published settings")
 RESULTS = ("settings", "seeds", "final metric", "mean", "deviation", "least", "most", "mean of best", "price")
@@ -55,8 +56,9 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Se
     columns = defaultdict[str, list[dict[str, float]]](list)
     for job, row in zip(jobs, rows, strict=True):
         if job.stage == DONE and (result := read_score(job)):
-            texts = [text for text in row if text not in everywhere and not text.startswith("seed=")]
-            name = " ".join(texts) or "all"
+            texts = [text for text in row if not text.startswith("seed=")]
+            differing = [text for text in texts if text not in everywhere]
+            name = " ".join(differing or texts) or run_title(job.settings)
             by_name[name, result.label].append(result)
             done[name].append(job)
             if metrics:
