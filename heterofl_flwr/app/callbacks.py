@@ -1,6 +1,7 @@
 """Evaluation on the server, and the callbacks of a run."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import cast
 
 import torch
@@ -77,7 +78,9 @@ def check_names(names: Sequence[str]) -> None:
 
 def _build_callback(name: str, workload: Workload, folder: RunFolder | None) -> RoundCallback:
     if ":" in name:
-        return cast("RoundCallback", load_function(name, "run.callbacks")())
+        create = load_function(name, "run.callbacks")
+        options = {"folder": folder} if "folder" in signature(create).parameters else {}
+        return cast("RoundCallback", create(**options))
     if name == "tensorboard" and folder is not None:
         return TensorBoard(folder)
     settings = to_flat(workload.settings)

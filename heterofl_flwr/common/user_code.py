@@ -45,8 +45,9 @@ def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigE
         function = resolve_name(reference)
     except (ImportError, AttributeError, ValueError) as error:
         raise kind(
-            f"{what} is {reference!r}, which cannot be loaded ({error}): name a function as 'module:function' and "
-            f"start in its folder or put that on PYTHONPATH"
+            f"{what} is {reference!r}, which cannot be loaded ({error}): name a function as 'module:function', and "
+            "start in its folder or put that on PYTHONPATH; for flwr run, put the module beside the pyproject.toml of "
+            "the app"
         ) from error
     if not callable(function):
         raise kind(f"{what} is {reference!r}, which is {type(function).__name__}; expected a function")

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from flwr.app import Context, RecordDict
 
-from heterofl_flwr import HeteroFL, LocalGrid
+from heterofl_flwr import HeteroFL, LocalGrid, RoundCallback
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import load_node_data
 from heterofl_flwr.app.workload import Workload, load_workload
@@ -266,16 +266,26 @@ def build(rate):
     return CNN(channels=1, classes=10, hidden=(8,), rate=rate)
 
 
-def test_metrics_models_and_callbacks_can_be_the_users_own(monkeypatch):
+class Noting(RoundCallback):
+    def __init__(self, folder):
+        self.file = folder.path / "notes"
+
+    def on_end(self, state):
+        self.file.touch()
+
+
+def test_metrics_models_and_callbacks_can_be_the_users_own(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "user_module", sys.modules[__name__])
     record = run(
         num_rounds=1,
         evaluate__metric="user_module:mean_of_logits",
         model__name="user_module:build",
         model__hidden="auto",
-        run__callbacks="tests.federation.tiny:Keep",
+        run__callbacks="tests.federation.tiny:Keep,user_module:Noting",
+        run__dir=str(tmp_path),
     )[-1].record
     assert "mean-logit" in record.evaluate
+    assert (tmp_path / "notes").exists()
 
 
 def test_a_node_may_have_data_of_its_own(tmp_path):

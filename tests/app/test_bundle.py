@@ -25,7 +25,15 @@ def clone(tmp_path_factory) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
     for name in ("heterofl_flwr", "tests", "simulations"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore"):
+    for name in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        ".gitignore",
+        "hatch_build.py",
+        "noxfile.py",
+    ):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
@@ -43,12 +51,13 @@ def test_the_clone_is_an_app_without_a_warning(clone):
     assert "federations" not in config["tool"]["flwr"]  # Flower would rewrite the file
 
 
-def test_the_bundle_has_all_of_the_package_and_nothing_else(clone):
+def test_the_bundle_has_all_of_the_package_a_module_of_the_users_and_nothing_else(clone):
+    (clone / "mycallback.py").touch()  # as for run.callbacks = "mycallback:KeepBest"
     names = contents(build_fab_from_disk(clone)).keys()
     package = {str(path.relative_to(clone)) for path in (clone / "heterofl_flwr").rglob("*.py")}
     assert package <= names
     assert any(name.startswith("heterofl_flwr/data/") for name in names)
-    assert names - package == {"pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
+    assert names - package == {"mycallback.py", "pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
 
 
 def test_the_installed_package_is_an_app_as_its_page_says(tmp_path):
