@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME
 from tests.docs.pages import DOCS, PAGES, ROOT, fences, name_of
 
 README = ROOT / "README.md"
@@ -68,6 +69,12 @@ def test_every_page_is_in_the_contents():
     listed = {(DOCS / link).resolve() for link in links(DOCS / "index.md")}
     listed = {path.parent / path.name.partition("#")[0] for path in listed}
     assert [name_of(page) for page in PAGES if page not in {*listed, README, DOCS / "index.md"}] == []
+
+
+def test_settings_that_may_change_on_resume_are_named():
+    _, _, section = (DOCS / "howto" / "deployment.md").read_text(encoding="utf-8").partition("### Change a run")
+    section, _, _ = section.partition("All others must stay")
+    assert set(re.findall(r"`(\w+[.-][\w.-]+)\b", section)) == set(MAY_DIFFER_ON_RESUME)
 
 
 def test_every_changed_line_in_the_readme_is_in_the_tested_diff():
