@@ -1,6 +1,9 @@
 """The parts of the compose file fit together, speak TLS and know one another."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,19 @@ def test_a_node_has_its_level_its_part_and_its_key(name):
     own = {f'--node-config=level="{level}" partition-id={number} num-partitions={len(NODES)}'}
     own |= {"--superlink=proxy:8443", "--root-certificates=/keys/ca.crt", f"--auth-supernode-private-key=/keys/{name}"}
     assert own <= set(SERVICES[name]["command"])
+
+
+@pytest.mark.slow
+def test_the_image_has_what_the_package_is_built_from(tmp_path):
+    for line in (FOLDER / "Dockerfile").read_text(encoding="utf-8").splitlines():
+        match line.split():
+            case ["COPY", *sources, target]:
+                for source in sources:
+                    copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                    copy(ROOT / source, tmp_path / Path(target).relative_to("/build"))
+    wheel = [sys.executable, "-m", "build", "--no-isolation", "--wheel", str(tmp_path)]
+    done = subprocess.run(wheel, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_all_reach_the_superlink_through_the_proxy_alone():
