@@ -109,8 +109,7 @@ class EvaluationHooks(RoundHooks):
         def read(node_id: int, reply: Message) -> None:
             sender = self.federation.nodes.name(node_id)
             current.answers[node_id] = reading.read_metrics(reply, self.options.limits.examples, sender)
-            if function is not None:
-                opened.keep_records(node_id, reply)
+            self._keep_metrics(node_id, reply, function, "evaluate_metrics_aggr_fn")
 
         opened.read(current, replies, read)
         current.close()

@@ -42,7 +42,7 @@ class HeteroFL(FederationStrategy):
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
         As in ``FedAvg``: a function that returns the metrics of a round. Its arguments are the records of the
         replies, without parameters, and the key of the number of examples. Replies of clients that evaluated only a
-        smaller model are left out. By default, metrics are averaged, weighted by examples.
+        smaller model are left out. By default, metrics are averaged, weighted by examples; lists are left out.
     seed : int
         Random seed. Every random draw is a function of the seed, the round and the client's partition.
     slicing : Slicing

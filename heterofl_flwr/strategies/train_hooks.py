@@ -1,9 +1,11 @@
 """Flower's hooks of training: ``configure_train`` and ``aggregate_train``."""
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from reprlib import repr as shown
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -29,6 +31,8 @@ from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import Slices, content_bytes, pack_tensors, read_tensors
 from heterofl_flwr.transport.messages import client_config, instruction
 from heterofl_flwr.transport.relay import crosses_superlink
+
+logger = logging.getLogger(__name__)
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
 """Function of the replies' records, and of the key of the number of examples; returns a metric record or None."""
@@ -91,6 +95,7 @@ class RoundHooks(Strategy):
         self.chain.load({})
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})
         self.moments = MomentsByRate()
+        self._warned_of: set[str] = set()  # arguments without which metrics that are lists are left out
         self._have_moments: bool | None = None  # None until clients were queried for moments
         self.round_messages = RoundMessages(0, self.timeout)
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
@@ -247,8 +252,19 @@ class RoundHooks(Strategy):
         """Add a client's training reply to the open round."""
         current = self.open_round()
         current.add(node_id, self._read_train_reply(node_id, reply, current))
-        if self._train_metrics_fn is not None:
+        self._keep_metrics(node_id, reply, self._train_metrics_fn, "train_metrics_aggr_fn")
+
+    def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
+        """Store the records of a reply for a user's function. Without one, warn once of metrics that are lists."""
+        if function is not None:
             self.round_messages.keep_records(node_id, reply)
+        elif argument not in self._warned_of and (names := reading.list_metrics(reply)):
+            self._warned_of.add(argument)
+            logger.warning(
+                "clients report lists as metrics (%s), which are left out: only a function in %s gets lists",
+                shown(names),
+                argument,
+            )
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         plan, most = current.slices[node_id].plan, self.options.limits.examples

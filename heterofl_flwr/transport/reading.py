@@ -198,6 +198,12 @@ def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str,
     return number, read_numbers(metrics, sender)
 
 
+def list_metrics(reply: Message) -> list[str]:
+    """Return the names of a reply's metrics that are lists."""
+    record = find_record(reply.content, messages.METRICS, MetricRecord) or {}
+    return [name for name, value in record.items() if isinstance(value, list)]
+
+
 def read_capability(reply: Message, sender: str) -> Capability:
     """Return a node's capacity and data partition from its reply."""
     config = read_config(reply, sender)

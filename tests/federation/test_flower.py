@@ -11,7 +11,7 @@ from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.serverapp import strategy as flowers
 
 from heterofl_flwr import Averaging, Evaluation, FedH2L, HeteroFL, LocalGrid, Momentum, Training
-from heterofl_flwr.client import answer_queries
+from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import is_group, values
 from heterofl_flwr.federation.sampling import Participation
@@ -64,6 +64,17 @@ def test_metrics_functions_get_what_flower_gives_them():
     assert ours.train_metrics_clientapp == theirs.train_metrics_clientapp
     assert ours.evaluate_metrics_clientapp == theirs.evaluate_metrics_clientapp
     assert ours.train_metrics_clientapp[2] == {"largest": 2.0, "all": [0.0, 0.5, 1.0, 1.5, 2.0]}
+
+
+def test_lists_that_no_function_gets_are_warned_of_once(caplog):
+    def train(message, context):
+        task = Task(message, context, build)
+        return task.reply(task.model(), num_examples=1, metrics={"hits": [1, 2], "loss": 1.0})
+
+    app = make_app(train)
+    found = play(app, num_rounds=2, evaluation=Evaluation(every=0), evaluate_metrics_aggr_fn=lambda *_: None)
+    assert found.log.train == {"loss": 1.0}
+    assert caplog.text.count("lists as metrics (['hits']), which are left out: only a function in train_metrics") == 1
 
 
 def test_metrics_functions_may_return_nothing():
