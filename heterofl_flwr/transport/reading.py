@@ -200,8 +200,8 @@ def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str,
 
 def list_metrics(reply: Message) -> list[str]:
     """Return the names of a reply's metrics that are lists."""
-    record = find_record(reply.content, messages.METRICS, MetricRecord) or {}
-    return [name for name, value in record.items() if isinstance(value, list)]
+    record = find_record(reply.content, messages.METRICS, MetricRecord)
+    return [name for name, value in record.items() if isinstance(value, list)] if record else []
 
 
 def read_capability(reply: Message, sender: str) -> Capability:
