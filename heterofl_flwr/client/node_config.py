@@ -2,6 +2,7 @@
 
 from flwr.app import Context
 
+from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.transport import messages
@@ -42,13 +43,21 @@ def read_capability(context: Context) -> dict[str, object]:
     return fields
 
 
-def lowered_capacity(context: Context, rate: float) -> dict[str, object]:
-    """Return the rate in the node config, as an entry for a message, if it is below ``rate``; otherwise no entry."""
+def new_capacity(capacity: str | float | None, context: Context, instruction: Instruction) -> dict[str, object]:
+    """Return the capacity that a reply reports, as an entry for a message.
+
+    If ``capacity`` is None, this is the rate in the node config if it is below that of an instruction to train, as
+    after a restart of the node; otherwise there is no entry.
+    """
+    if capacity is not None:
+        return {messages.CAPACITY: rate_of(capacity)}
+    if not instruction.is_training:
+        return {}
     try:
-        capacity = read_capability(context).get(messages.CAPACITY)
+        reported = read_capability(context).get(messages.CAPACITY)
     except ConfigError:  # the answer to the capability query has this error, and the node trains nevertheless
         return {}
-    return {messages.CAPACITY: capacity} if isinstance(capacity, float) and capacity < rate else {}
+    return {messages.CAPACITY: reported} if isinstance(reported, float) and reported < instruction.rate else {}
 
 
 def partition_of(context: Context) -> tuple[int, int]:

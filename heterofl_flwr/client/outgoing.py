@@ -78,6 +78,15 @@ def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None
         )
 
 
+def check_added_once(method: str, earlier: str) -> None:
+    """Raise ``ConfigError`` if a training loop calls both ``task.loss`` and ``task.penalty``."""
+    if earlier not in ("", method):
+        raise ConfigError(
+            "task.loss includes task.penalty, and the loop calls both, so the penalty would count twice: leave out "
+            "task.penalty"
+        )
+
+
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
     """Check a training that added no penalty to the loss.
 

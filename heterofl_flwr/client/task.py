@@ -16,9 +16,10 @@ from heterofl_flwr.client.load_model import (
     read_record,
     sent_tensor,
 )
-from heterofl_flwr.client.node_config import lowered_capacity
+from heterofl_flwr.client.node_config import new_capacity
 from heterofl_flwr.client.outgoing import (
     Contents,
+    check_added_once,
     check_arguments,
     check_penalty,
     labels_config,
@@ -31,7 +32,7 @@ from heterofl_flwr.client.state import STAGES, load_tensors, save_notes, save_te
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.exchanged import copy_exchanged
-from heterofl_flwr.core.levels import level_name, rate_of
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.nn.models import Build
@@ -141,8 +142,7 @@ class Task:
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Return the penalty to add to the loss of a batch; 0 if the run uses none.
 
-        The penalty is the sum of the terms of FedProx and of stages such as FedDyn. Call this method once in each step,
-        unless the step calls ``loss``, which includes the penalty.
+        It is the sum of the terms of FedProx and of stages such as FedDyn. Call it once in each step without ``loss``.
         """
         return self._penalty(model, "task.penalty")
 
@@ -202,11 +202,7 @@ class Task:
         return loss + self._penalty(model, "task.loss")
 
     def _penalty(self, model: nn.Module, caller: str) -> Tensor | float:
-        if self._added_by not in ("", caller):
-            raise ConfigError(
-                "task.loss includes task.penalty, and the loop calls both, so the penalty would count twice: leave out "
-                "task.penalty"
-            )
+        check_added_once(caller, self._added_by)
         self._added_by, self.penalty_used = caller, True
         self.total_step += self.instruction.learning_rate
         penalty = self._stages.penalty
@@ -237,8 +233,7 @@ class Task:
             Metrics to report. Lists are not averaged: ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn``
             receives them.
         capacity : str | float | None
-            Largest level or rate that this node can hold from the next round on. None: no change, unless the node
-            config has a smaller level than the message, as after a restart of the node.
+            Largest level or rate that this node can hold from the next round on; None: that of the node config.
         """
         messages.new_metrics(metrics or {}, num_examples)  # raises before the client's state is saved
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
@@ -255,10 +250,7 @@ class Task:
     ) -> Contents:
         self._check_open()
         update = Outgoing(tensors={}, labels=read_classes(labels), num_examples=num_examples, metrics=metrics)
-        config: dict[str, object] = {} if capacity is None else {messages.CAPACITY: rate_of(capacity)}
-        if self.instruction.is_training and capacity is None:
-            config = lowered_capacity(self.context, self.rate)
-        records: Mapping[str, ArrayRecord] = {}
+        records, config = dict[str, ArrayRecord](), new_capacity(capacity, self.context, self.instruction)
         if self.instruction.is_evaluation and model is not None:
             raise ConfigError("a reply to an evaluation carries no parameters: leave out the model")
         if self.instruction.is_training or model is not None:

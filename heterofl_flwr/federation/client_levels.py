@@ -57,6 +57,16 @@ class Levels:
         except Exception as error:  # a user's ``build`` may raise any error for a rate that it does not support
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
+    def usable_capacity(self, node_id: int, capacity: float | None) -> float | None:
+        """Return the capacity in a client's reply; raise ``ReplyError`` if the client cannot train at it."""
+        try:
+            self.check_capacity(capacity, self._nodes[node_id].limit)
+        except ReplyError:
+            if self._nodes.name(node_id) not in self._nodes.demoted:
+                raise
+            return None  # it was warned of, and the node trains at the smallest rate
+        return capacity
+
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
         """Set the present nodes, and the registered names of new ones."""
         # Under *Fix*, a new node gets the rate of its seat, which does not depend on the reports of other nodes.

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, ReplyError, RoundError, counted, listed, name_faults
+from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, RoundError, counted, listed, name_faults
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import State
@@ -146,7 +146,7 @@ class Round:
         """Add a client's reply to the mean; raise ``ReplyError`` if it does not fit."""
         sampled, nodes = self.slices[node_id], self._federation.nodes
         equal = self._options.averaging.weights == "equal"
-        capacity = self._usable_capacity(node_id, reply.capacity)
+        capacity = self._federation.levels.usable_capacity(node_id, reply.capacity)
         # Some apps and mods of Flower, such as SecAgg+, reply in float64; convert it to the model's dtype.
         double = [name for name, tensor in reply.tensors.items() if tensor.dtype == torch.float64]
         converted = {name: reply.tensors[name].to(self._state[name].dtype) for name in double if name in self._state}
@@ -176,15 +176,6 @@ class Round:
         if capacity is not None and capacity != nodes[node_id].capacity:
             logger.info("%s says that it can hold rate %g now", nodes.name(node_id), capacity)
             self._capacities[node_id] = capacity
-
-    def _usable_capacity(self, node_id: int, capacity: float | None) -> float | None:
-        try:
-            self._federation.levels.check_capacity(capacity, self._federation.nodes[node_id].limit)
-        except ReplyError:
-            if self._federation.nodes.name(node_id) not in self._federation.nodes.demoted:
-                raise
-            return None  # it was warned of, and the node trains at the smallest rate
-        return capacity
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
         """Record a remark if a client's clock must be wrong."""
