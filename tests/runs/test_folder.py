@@ -109,7 +109,7 @@ def test_releases_are_not_forgotten_with_their_rounds(used, record):
         to_json({"settings": {"privacy.noise": 2.0, "privacy.clip": 1.5}, "about": {}})
     )
     assert used.releases() == []
-    used.append(replace(record(2), privacy={"epsilon": 3.0, "training-releases": 2.0, "moments-releases": 4.0}))
+    used.append(replace(record(2), stages={"epsilon": 3.0, "training-releases": 2.0, "moments-releases": 4.0}))
     counted = [("training-releases", 2.0, 2), ("moments-releases", 2.0, 4)]
     assert [(entry.kind, entry.noise, entry.number) for entry in used.releases()] == counted
     written = [Releases("training-releases", 1.0, 1.5, 3, "x"), Releases("moments-releases", 1.0, 10.0, 4, "x")]
