@@ -8,7 +8,9 @@ import pytest
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.release)])
+@pytest.mark.parametrize(
+    "which", [pytest.param("not slow", marks=pytest.mark.slow), pytest.param("slow", marks=pytest.mark.release)]
+)
 def test_nothing_mixes_devices(which):
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", which]
     checks = subprocess.run(
