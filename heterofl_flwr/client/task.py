@@ -76,8 +76,7 @@ class Task:
         check_arguments(message, context, build)
         self.message, self.context, self.build = message, context, build
         self.instruction = Instruction.of(message)
-        self.penalty_used = False
-        self.total_step = 0.0
+        self.penalty_used, self.total_step = False, 0.0
         self._added_by = ""  # the method that the loop calls for the penalty
         self._seed_torch = seed_torch
         self._issued = IssuedModels()
@@ -233,7 +232,8 @@ class Task:
             Metrics to report. Lists are not averaged: ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn``
             receives them.
         capacity : str | float | None
-            Largest level or rate that this node can hold from the next round on; None: that of the node config.
+            Largest level or rate that this node can hold from the next round on. None: no change, or
+            the node config's level if it is below the message's.
         """
         messages.new_metrics(metrics or {}, num_examples)  # raises before the client's state is saved
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)

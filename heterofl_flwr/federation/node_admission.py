@@ -118,9 +118,7 @@ class Limits:
         if not {name, node_id} & self.partitions.keys() and partition in self.partitions.values():
             logger.warning("node %s says partition %s, which is another node's", name or node_id, partition)
             partition = None
-        capacity = reported.capacity
-        if key in self.levels:
-            capacity = limit if capacity is None else min(limit, capacity)
+        capacity = limit if reported.capacity is None and key in self.levels else reported.capacity
         changed = replace(reported, capacity=capacity, limit=limit, partition=partition)
         if reported.capacity not in (None, changed.holds):
             logger.warning(

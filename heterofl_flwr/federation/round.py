@@ -203,13 +203,12 @@ class Round:
         self._note_fault(node_id, fault)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
-        """Remove a client from the round without recording a failure.
-
-        This serves subclasses of the strategy that drop messages. ``reply_bytes`` is the size of a dropped reply.
-        """
+        """Remove a client from the round without a failure; ``reply_bytes`` is the size of a reply that was dropped."""
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))
-            del self.log.rates[self._federation.nodes.partition(node_id)]
+            partition = self._federation.nodes.partition(node_id)
+            del self.log.rates[partition]
+            self.log.names.pop(partition, None)
         self.log.bytes_up += reply_bytes or 0
         del self.slices[node_id]
         self.needed = min(self.needed, len(self.slices))

@@ -22,7 +22,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.transport import exchange
 from tests.core import twin
 from tests.federation import test_sharing
-from tests.federation.tiny import Keep, Watched, add_one, build, crash, equal, make_app, play
+from tests.federation.tiny import Keep, Named, Watched, add_one, build, crash, equal, make_app, play
 
 FAST = DeviceProfile(macs_per_second=1.0, download=1e300, upload=1e300)
 MIX = "a1-b1-c1"
@@ -289,6 +289,13 @@ class TestWhoIsLost:
         )
         assert found.log.server_round == 3
         assert 0 not in found.strategy.federation.nodes.trained
+
+
+def test_a_step_names_the_nodes_that_replied_and_none_that_still_trains():
+    names, options = ("w", "x", "y", "z"), {"asynchronous": Buffered(size=1, concurrency=3)}
+    for record in play(make_app(), "a1", 4, 3, grid=partial(Named, names=names), **options).records:
+        assert len(record.rates) == 1
+        assert record.names == {partition: names[partition] for partition in record.rates}
 
 
 def test_a_reply_beyond_the_bound_is_dropped_and_counted():
