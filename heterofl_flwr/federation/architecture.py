@@ -1,4 +1,4 @@
-"""Architectures: the parameters that are sent to clients, and the slice of each rate."""
+"""Architectures: the parameters sent to clients, and the slice of each rate (relative model size)."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -56,9 +56,9 @@ class Architecture:
     personal
         Whether some parameters stay with each client.
     model
-        The global model, as a template: its values have no meaning.
+        A module with the architecture of the global model. The parameters of the run are not stored in it.
     global_plan
-        The plan of the whole global model.
+        The plan with all entries of each shared parameter.
     dtypes
         The dtype of each parameter in messages.
     rows
@@ -66,7 +66,7 @@ class Architecture:
     ignores_labels
         Whether the labels in replies are ignored.
     channel_order
-        The order of channels by importance, or None.
+        The order of channels by importance; None unless the slice rule is ``important``.
     """
 
     personal = True
@@ -94,7 +94,7 @@ class Architecture:
         return True
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan of a rate's slice: the first channels of each layer."""
+        """Return the plan (kept entries of each parameter) of a rate's slice; empty in this class."""
         return self.global_plan
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
@@ -102,15 +102,15 @@ class Architecture:
         return self.plan(rate)
 
     def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the number of channels of each batch norm layer, by layer name."""
+        """Return the number of channels of each batch norm layer at ``rate``, by layer name."""
         return {}
 
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the names of parameters that clients of a rate receive but do not train."""
+        """Return the names of parameters that clients of ``rate`` receive and do not train."""
         return frozenset()
 
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters, which are not sent; empty without any."""
+        """Return a hash of the frozen parameters, which are not sent; '' if there are none."""
         return ""
 
     def slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
@@ -126,11 +126,11 @@ class Architecture:
         return [rate, *nested]
 
     def initial_state(self) -> State:
-        """Return the shared parameters of a newly built global model."""
+        """Return the initial values of the shared parameters; none in this class."""
         return {}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check a global state; return its shared parameters in the dtypes of messages."""
+        """Check the parameters of a global model; return the shared ones (none in this class)."""
         return {}
 
 
@@ -164,7 +164,7 @@ class GlobalModel(Architecture):
             self.channel_order = ChannelOrder(self.model, plans, options.slicing.rank_margin)
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan of a rate's slice: the first channels of each layer."""
+        """Return the plan that cuts each layer to its first channels, in the shapes of ``build(rate)``."""
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":
@@ -173,7 +173,7 @@ class GlobalModel(Architecture):
         return shared_part(plan, self.shared)
 
     def _check_moving(self, local: nn.Module, rate: float) -> None:
-        """Raise ``ConfigError`` if slices cannot move: a buffer has values by channel, or a frozen parameter is cut."""
+        """Raise ``ConfigError`` if ``local`` has a buffer with entries by channel, or cut frozen parameters."""
         rule = self.options.slicing.slice_rule
         if tables := find_channel_tables(self.model, local):
             raise ConfigError(
@@ -191,7 +191,7 @@ class GlobalModel(Architecture):
             )
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the plan of a client's slice in a round."""
+        """Return the plan of a client's slice in a round: ``plan(rate)``, moved by the slice rule."""
         rule = self.options.slicing.slice_rule
         if rule in NESTED_RULES:
             return self.plan(rate)
@@ -202,22 +202,25 @@ class GlobalModel(Architecture):
         return self.plan(rate).sliced(function)
 
     def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the number of channels of each batch norm layer, by layer name."""
+        """Return the number of channels of each batch norm layer at ``rate``, by layer name."""
         return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
 
     @property
     def trains_all(self) -> bool:
-        """Whether clients train all parameters of their models."""
+        """Whether clients train all parameters of their models.
+
+        False if the model has an attribute ``untrained`` or, with privacy noise, a frozen parameter.
+        """
         return not (hasattr(self.model, "untrained") or self._frozen)
 
     @property
     def _frozen(self) -> set[str]:
-        """Names of the frozen parameters; empty without privacy noise. Noise could change these parameters."""
+        """Names of the frozen parameters, which noise must not change; empty without privacy noise."""
         parameters = self.model.named_parameters() if self.options.privacy.noise else ()
         return {name for name, parameter in parameters if not parameter.requires_grad}
 
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the names of parameters that clients of a rate receive but do not train."""
+        """Return the names of parameters that clients of ``rate`` receive and do not train."""
         if self.trains_all:
             return frozenset()
         patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
@@ -225,11 +228,11 @@ class GlobalModel(Architecture):
         return frozenset(name for name in self.plan(rate).axes if name in frozen or is_shared(name, patterns))
 
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters; '' if there are none. Frozen parameters are not sent."""
+        """Return a hash of the frozen parameters, which are not sent; '' if there are none."""
         return fingerprint(self.build(rate))
 
     def initial_state(self) -> State:
-        """Return the shared parameters of a newly built global model."""
+        """Build the global model with the run's seed; return its shared parameters."""
         state = initial_state(self.build, self.mix.global_rate, self.seed)
         if _equals(state, self.model) and _equals(
             initial_state(self.build, self.mix.global_rate, self.seed + 1), self.model
@@ -243,7 +246,7 @@ class GlobalModel(Architecture):
         return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check a global state; return its shared parameters in the dtypes of messages."""
+        """Check the parameters of a global model; return the shared ones in the dtypes of messages."""
         # A ``state_dict`` lists a tied parameter under each of its names. The last entry counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)

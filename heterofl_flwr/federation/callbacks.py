@@ -26,14 +26,14 @@ class RunState:
     state
         The global model's parameters after that round.
     stages
-        The tensors of the stages' states. Each name is the stage's name, then the tensor's.
+        The tensors of the stages' states, by names such as ``stage/tensor``.
     moments
         The static batch norm moments of the latest evaluation (``Moments.to_tensors``). Each name begins with the
         rate and a slash.
     run_key
         Random id of the run; clients discard state of other runs.
     trained
-        The partitions of the clients that have trained, if clients keep state from round to round.
+        The partitions (data indices) of the clients that have trained; empty if clients keep no state.
     dealt
         The number of partitions of the data; 0 if clients report different numbers.
     nodes
@@ -73,7 +73,7 @@ class Progress(RunState):
     num_rounds
         The number of the run's final round.
     evaluated_slice
-        Function of a round and a rate. It returns the slice rule of this rate's model in the evaluation of this round.
+        Function of a round and a rate. It returns the ``SliceFunction`` of the model to evaluate.
     level_tensors
         Function of a rate. It returns this level's values of the parameters in ``Slicing.by_level``.
     """
@@ -103,9 +103,10 @@ class RoundCallback:
         """Run before the first round; ``first_round`` is above 1 if the run is resumed."""
 
     def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
-        """Run when messages are sent and after each reply: ``done`` of ``total`` clients have replied.
+        """Run when messages are sent, and after each reply.
 
-        ``failed`` of these replies are errors. ``what`` is ``trained``, ``sent moments`` or ``evaluated``.
+        ``done`` of ``total`` clients have replied. ``failed`` of these replies are errors. ``what`` is ``trained``,
+        ``sent moments`` or ``evaluated``.
         """
 
     def on_round_end(self, progress: Progress) -> bool:
@@ -116,23 +117,23 @@ class RoundCallback:
         """Run after the final round, also if a callback stopped the run."""
 
     def on_error(self) -> None:
-        """Run if the run ends with an error, which is raised afterwards."""
+        """Run before an error is raised that ends the run."""
 
     def state(self) -> Mapping[str, object]:
         """Return this callback's state for checkpoints, in JSON types."""
         return {}
 
     def load(self, state: Mapping[str, object]) -> None:
-        """Restore the state that ``state()`` returned; called before ``on_start`` in a resumed run."""
+        """Restore the state that ``state()`` returned; called before ``on_resume``."""
 
 
 def progress_text(what: str, done: int, total: int, failed: int) -> str:
-    """Return the arguments of ``on_reply`` as text."""
+    """Return the arguments of ``on_reply`` as text, such as ``3 of 4 clients trained, 1 failed``."""
     return f"{done - failed} of {counted(total, 'client')} {what}" + (f", {failed} failed" if failed else "")
 
 
 def is_true(result: object) -> bool:
-    """Whether a callback's result is the boolean True of Python, NumPy or torch. Only this ends a run."""
+    """Whether a callback's result is the boolean True of Python, NumPy or torch. Only such a result ends a run."""
     if isinstance(result, Tensor) and result.dtype == torch.bool and result.numel() == 1:
         return bool(result)
     return isinstance(result, bool | np.bool_) and bool(result)

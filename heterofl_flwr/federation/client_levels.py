@@ -1,4 +1,4 @@
-"""Rates of clients, and sampling of the clients of a round."""
+"""Rates (relative model sizes) of clients, and sampling of the clients of a round."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -40,13 +40,13 @@ class Levels:
         self._architecture, self._nodes = architecture, nodes
         self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
         self._assignment = self._options.slicing.assignment
-        # The number of clients that must hold an entry, if a stage needs several: this many of the largest level train.
+        # If a stage needs several holders of each entry, at least this many clients of the largest rate are sampled.
         self.holders = max((stage.needs.holders for stage in self._options.stages), default=0)
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
-        """Raise ``ReplyError`` if a client cannot train at the capacity that it reports.
+        """Raise ``ReplyError`` if a reported capacity is no rate or, under *Fix*, ``build`` fails at it.
 
-        ``limit`` is the largest rate that the server allows this client.
+        ``limit`` is the largest rate that the server allows this client. A capacity above it is checked as ``limit``.
         """
         if capacity is None:
             return
@@ -58,7 +58,10 @@ class Levels:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
     def usable_capacity(self, node_id: int, capacity: float | None) -> float | None:
-        """Return the capacity in a client's reply; raise ``ReplyError`` if the client cannot train at it."""
+        """Return the ``capacity`` in a client's reply; raise ``ReplyError`` if ``check_capacity`` does.
+
+        For a client in ``Nodes.demoted``, return None instead of an error.
+        """
         try:
             self.check_capacity(capacity, self._nodes[node_id].limit)
         except ReplyError:
@@ -68,8 +71,8 @@ class Levels:
         return capacity
 
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
-        """Set the present nodes, and the registered names of new ones."""
-        # Under *Fix*, a new node gets the rate of its seat, which does not depend on the reports of other nodes.
+        """Set the present nodes and the names of new ones; under *Fix*, assign rates to new nodes."""
+        # The rate follows from the seat (position by name and id), not from the reports of other nodes.
         if not self._nodes.update(present, names, server_round) or self._assignment != "fix":
             return
         rates, node_ids = self._nodes.seat_rates, sorted(self._nodes.order, key=self._nodes.seat)
@@ -78,7 +81,10 @@ class Levels:
             rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
 
     def rate(self, server_round: int, node_id: int) -> float:
-        """Return the rate at which a client trains in a round."""
+        """Return the rate at which a client trains in a round, limited by ``Slicing.growth``.
+
+        A client with personal parameters keeps the rate that the first call returned.
+        """
         growth = self._options.slicing.growth
         rate = grown_rate(self._mix, self._find_rate(server_round, node_id), server_round, growth)
         return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
@@ -108,14 +114,18 @@ class Levels:
         return min(self._nodes[node_id].holds or 1.0, self._mix.rates[0])
 
     def can_train(self, node_id: int) -> bool:
-        """Whether a client can train at a rate of the mix; True if its capacity is unknown."""
+        """Whether a client can take part in training.
+
+        Under *Fix*, False if the mix leaves the client idle (rate 0). Under *Dynamic*, False if its known capacity is
+        below the smallest rate of the mix.
+        """
         if self._assignment == "fix":
             return not self._mix.idle or self._find_rate(0, node_id) > 0  # the rate is the same in each round
         capacity = self._nodes[node_id].holds
         return capacity is None or capacity >= self._mix.rates[-1]
 
     def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
-        """Return the clients that can train; raise ``RoundError`` if none can."""
+        """Return ``node_ids`` without those that cannot train; raise ``RoundError`` if none is left."""
         idle = {node_id for node_id in self._nodes if not self.can_train(node_id)}  # only nodes that have answered
         trainable = [node_id for node_id in node_ids if node_id not in idle] if idle else list(node_ids)
         if not trainable:
@@ -126,7 +136,10 @@ class Levels:
         return trainable
 
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
-        """Sample the clients of a round without replacement."""
+        """Sample the clients of a round without replacement; for training, include spare clients.
+
+        If a stage needs several holders of each entry, that many clients of the largest rate are drawn first.
+        """
         number = self._options.sampling.number(len(node_ids), purpose)
         if purpose == "train":
             number = self._options.sampling.with_spare(number)
@@ -154,7 +167,7 @@ class Levels:
         )
 
     def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """Return the number of clients that hold each entry of a parameter, and train this parameter."""
+        """Return, for each entry of the parameter ``name``, the number of clients that hold and train it."""
         rates = [self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)]
         plans = [self._architecture.plan(rate) for rate in rates if name not in self._architecture.untrained(rate)]
         return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))

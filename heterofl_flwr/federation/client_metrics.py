@@ -23,7 +23,7 @@ Perplexity comes first because only language models have it, and they have an ac
 
 
 def split_metric(key: str) -> tuple[str, float | None]:
-    """Split a key such as ``accuracy/0.5`` into the metric and the rate or None."""
+    """Split a key such as ``accuracy/0.5`` into metric and rate; the rate is None if the key has none."""
     metric, _, text = key.rpartition("/")
     try:
         rate = float(text)
@@ -35,7 +35,7 @@ def split_metric(key: str) -> tuple[str, float | None]:
 def split_metrics(
     metrics: Mapping[str, float], rates: Collection[float], plain: float | None
 ) -> dict[float | None, dict[str, float]]:
-    """Return metrics by the rate in their keys. A metric whose key has no rate of ``rates`` gets the rate ``plain``."""
+    """Return metrics by the rate in their keys; a key without one of ``rates`` counts for ``plain``."""
     by_rate: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
         metric, rate = split_metric(key)
@@ -55,12 +55,12 @@ def minority_headlines(answers: Sequence[Answer]) -> set[str]:
 
 
 def is_share(key: str) -> bool:
-    """Whether a metric is an accuracy between 0 and 1."""
+    """Whether a metric, apart from prefix and rate, is in ``SHARES`` (accuracies between 0 and 1)."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
 
 
 def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the mean of each metric over clients, weighted by examples, ignoring NaN."""
+    """Return the mean of each metric over clients, weighted by examples, ignoring NaN if possible."""
     return {
         key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
         for key, pairs in values_by_metric(answers).items()
@@ -68,13 +68,16 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means, except headline metrics that only a minority reports."""
+    """Return the weighted means, without ``minority_headlines``."""
     dropped = minority_headlines(answers)  # otherwise, one client could choose the metric that compares models
     return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
 
 
 def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
-    """Return pairs (examples, value) by metric. Pairs with NaN are left out, unless all of the metric's have NaN."""
+    """Return pairs (examples, value) by metric, of clients with examples.
+
+    NaN is left out, unless all values of the metric are NaN.
+    """
     by_metric: dict[str, list[tuple[float, float]]] = {}
     for number, metrics in answers:
         for key in metrics if number > 0 else ():

@@ -58,7 +58,7 @@ class CollectedMoments:
             }
 
     def add(self, moments: Mapping[float, Moments]) -> None:
-        """Add a client's moments. If any do not fit, raise ``ReplyError`` and add none."""
+        """Add a client's moments. If those of any rate are invalid, raise ``ReplyError`` and add none."""
         architecture, privacy = self._federation.architecture, self._options.privacy
         expected = self._options.averaging.fidelity.moments
         for rate, client_moments in moments.items():
@@ -79,9 +79,10 @@ class CollectedMoments:
         self.faults[self._federation.nodes.name(node_id)] = fault.reason
 
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
-        """Return the sum of the moments for each rate, with the run's privacy noise.
+        """Return the sum of the clients' moments for each rate, with noise if ``privacy.noise`` is set.
 
-        Raise ``RoundError`` if the moments are ``needed``, and clients answered, but none with usable moments.
+        Raise ``RoundError`` if moments are ``needed`` and none is usable. If all clients were silent or reported no
+        moments, only log a warning.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy

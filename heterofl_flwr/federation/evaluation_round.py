@@ -75,7 +75,7 @@ class EvaluationRound:
         return rates if levels else rates[:1]
 
     def _has_global_model(self, rates: Sequence[float]) -> bool:
-        """Whether these rates include the global model; a personal model counts as global."""
+        """Whether ``rates`` include the rate of the global model; a personal model counts as global."""
         return self._federation.architecture.personal or rates[0] == self._federation.mix.global_rate
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
@@ -88,7 +88,7 @@ class EvaluationRound:
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
     def restrict_rates(self, moments: Collection[float]) -> None:
-        """Evaluate only the rates for which clients have sent moments."""
+        """Remove rates without moments, and clients without a remaining rate, from ``rates``."""
         rates = {node_id: tuple(rate for rate in rates if rate in moments) for node_id, rates in self.rates.items()}
         rates = {node_id: client_rates for node_id, client_rates in rates.items() if client_rates}
         if rates != self.rates:
@@ -105,7 +105,7 @@ class EvaluationRound:
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
         """Remove a client without recording a failure.
 
-        This is for clients whose message or reply a subclass of the strategy dropped.
+        This is for clients whose message or reply a subclass of the strategy dropped. ``reply_bytes`` is not used.
         """
         del self.rates[node_id], self._is_global[node_id]
 
@@ -152,7 +152,7 @@ class EvaluationRound:
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:
-        """Record how many clients replied; return True if fewer than half did."""
+        """Record how many of the sampled clients evaluated; return True if fewer than half did."""
         log, sampled = self._log, self._is_global
         if not sampled:
             return False
@@ -165,7 +165,7 @@ class EvaluationRound:
         return log.few_answered
 
     def _split_answers(self) -> SplitAnswers:
-        """Return the answers by rate, without metrics that fewer than half of the clients report."""
+        """Return the answers by rate, without headline metrics that fewer than half of the clients report."""
         answers: dict[int, tuple[float, dict[float | None, dict[str, float]]]] = {}
         for node_id, (number, metrics) in self.answers.items():
             rates = self.rates[node_id]

@@ -58,7 +58,7 @@ class Federation:
         self.options.limits.check_levels(self.mix, self.assignment)
 
     def reset(self) -> None:
-        """Forget the clients and begin a new run."""
+        """Forget the clients, and begin a new run with a new ``run_key``."""
         self.nodes = Nodes(self.options.limits.partitions.values())
         self.levels = Levels(self.architecture, self.nodes)
         self.run_key = secrets.randbits(63)
@@ -71,7 +71,10 @@ class Federation:
         return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
 
     def load(self, state: RunState) -> None:
-        """Resume a run from ``state``. The next round queries all clients again."""
+        """Resume a run from ``state``; raise ``ConfigError`` if its ``setup`` differs.
+
+        The next round queries the capability of all clients again.
+        """
         setup = self.setup
         if changes := [
             f"{name} was {value} and is {setup.get(name)}"
@@ -89,8 +92,8 @@ class Federation:
     def register(self, answers: Answers) -> None:
         """Register new clients by their answers to the capability query.
 
-        A client with a ``Fault`` or an invalid answer gets the mix's smallest rate. If there are too many such clients,
-        raise ``RoundError``.
+        A client with a ``Fault`` or an invalid answer gets its level in ``limits.levels``, or else the mix's smallest
+        rate. Raise ``RoundError`` if too few clients have a known rate.
         """
         self.levels.update_nodes({*self.nodes.order, *answers}, {})
         limits, smallest = self.options.limits, self.mix.rates[-1]
@@ -120,8 +123,8 @@ class Federation:
     def evaluated_rule(self) -> SliceRule:
         """Slice rule of the models that clients evaluate.
 
-        If every client evaluates the global model, it is the slice rule of training, unless that rule is ``important``.
-        In all other cases it is ``prefix``.
+        It is the slice rule of training if that rule moves slices and every client evaluates the global model.
+        Otherwise it is ``prefix``.
         """
         capacities = [node.holds for node in self.nodes.values()]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)

@@ -19,7 +19,7 @@ _RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_r
 
 @group
 class Capability:
-    """A client's capability, and the server's limit for this client."""
+    """A client's largest rate and its data partition, as reported, and the server's limit on the rate."""
 
     capacity: _RateOrNone = None  # the largest rate that the client can hold; None: any
     limit: float = 1.0  # the largest rate that the server allows this client
@@ -39,7 +39,7 @@ Answers = Mapping[int, Capability | Fault]
 
 
 def _read_named(value: object) -> dict[str, Any]:
-    """Return a mapping by node name, also from text such as ``phone=c,camera=a``."""
+    """Return a mapping, or text such as ``phone=c,camera=a``, as a dict by node name."""
     if isinstance(value, str):
         pairs = [pair.split("=", 1) for pair in value.split(",")] if value.strip() else []
         named = {name.strip(): level.strip() for name, level in pairs}  # a part without "=" raises ValueError
@@ -100,7 +100,10 @@ class Limits:
     """partitions of nodes, by registered name or node id; other nodes never get these partitions"""
 
     def check_levels(self, mix: Mix, assignment: str) -> None:
-        """Raise ``ConfigError`` if a level in the table ``levels`` is outside the range of ``mix``."""
+        """Raise ``ConfigError`` if a level in the table ``levels`` is above the largest of ``mix``.
+
+        Under *Dynamic*, also if a level in the table, or ``largest_level``, is below the smallest.
+        """
         wide = [who for who, level in self.levels.items() if rate_of(level) > mix.global_rate]
         faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
         if assignment == "dynamic":
@@ -111,7 +114,11 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return a client's capability under these limits. The server's tables take precedence."""
+        """Return ``reported`` with the rate limit and the partition of this client in the server's tables.
+
+        A client in ``levels`` that reports no capacity gets its level as capacity. A reported partition that
+        ``partitions`` gives to another client becomes None.
+        """
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
         partition = self.partitions.get(name, self.partitions.get(node_id, reported.partition))
@@ -131,7 +138,10 @@ class Limits:
 
 
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
-    """Warn of unusable answers; raise ``RoundError`` if too few clients have a known capability."""
+    """Warn of unusable answers; raise ``RoundError`` if too few clients have a known capability.
+
+    ``faults`` has the reasons by node name. ``new`` and ``total`` are the numbers of new and of all clients.
+    """
     usable, smallest = total - len(faults), mix.rates[-1]
     least = min(least_replies(min_replies, total), total)
     if usable < least and smallest < mix.global_rate:

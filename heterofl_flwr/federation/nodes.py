@@ -72,7 +72,7 @@ class Nodes(Mapping[int, Capability]):
         return self._capabilities[node_id]
 
     def update(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> bool:
-        """Set the present nodes; return True if they changed."""
+        """Set the present nodes and the names of new nodes; return True if the set of nodes changed."""
         # New nodes may get partition and seat of a node that left: the same machine may restart under another node id.
         if (present := {*present}) == self.present:
             return False
@@ -104,8 +104,9 @@ class Nodes(Mapping[int, Capability]):
 
     def register(self, answers: Mapping[int, Capability], faulty: Collection[int] = ()) -> None:
         """Register the answers to the capability query; ``faulty`` nodes gave no usable answer."""
-        # A client that reports no partition, or that of another client, gets a free number, if possible that of its
-        # seat. Without registered names, it follows from random node ids, and the run cannot be repeated exactly.
+        # A client that reports no partition, or the partition of another client, gets a free number: its seat if all
+        # nodes have names and this number is free, else the lowest. Without names, the number follows from random node
+        # ids, and the run cannot be repeated exactly.
         if answers.keys() - self._partitions.keys():  # new clients may get the partitions of nodes that left
             for node_id in self._partitions.keys() - self.present:
                 del self._partitions[node_id]
@@ -197,11 +198,11 @@ class Nodes(Mapping[int, Capability]):
         self.failed.clear()
 
     def have_trained(self) -> list[int]:
-        """Return the partitions of all clients that have trained."""
+        """Return the partitions of all clients that have trained, also before the run was resumed."""
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
     def named(self) -> dict[str, int]:
-        """Return, by node name, the round since which the node is away; 0 if present."""
+        """Return, for each registered name, the first round in which the node is away; 0 for present nodes."""
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 
     def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
@@ -224,7 +225,7 @@ class Nodes(Mapping[int, Capability]):
         return self._partitions[node_id]
 
     def seat(self, node_id: int) -> int:
-        """Return the seat of a client, which determines its level."""
+        """Return the seat of a client, which sets the level of a client without partition and capacity."""
         return self._seats[node_id]
 
     def name(self, node_id: int) -> str:
@@ -237,7 +238,7 @@ class Nodes(Mapping[int, Capability]):
         return self._names.get(node_id, "")
 
     def record_failure(self, node_id: int, reason: str, failures: dict[int, str], names: dict[int, str]) -> int:
-        """Record why a client failed, and its registered name, by its partition; return the partition."""
+        """Set a client's entries, by partition, in ``failures`` and ``names``; return the partition."""
         partition = self.partition(node_id)
         failures[partition] = reason
         if name := self.registered_name(node_id):
@@ -246,16 +247,16 @@ class Nodes(Mapping[int, Capability]):
 
     @property
     def have_names(self) -> bool:
-        """Whether nodes with registered names take part."""
+        """Whether nodes with registered names take part, or did before the run was resumed."""
         return bool(self._names or self._named_before)
 
     def are_away(self) -> list[str]:
-        """Return a text for each node that left."""
+        """Return a text for each node that left, such as ``phone (since round 3)``."""
         away = {name: since for name, since in self._named_before.items() if name not in self._names.values()}
         return [f"{name} (since round {since})" if since else name for name, since in {**away, **self.away}.items()]
 
     def notes(self) -> tuple[str, ...]:
-        """Return remarks on nodes that are away, silent or ``demoted``."""
+        """Return remarks on nodes that are away, silent, or ``demoted`` (at the smallest rate)."""
         away = self.are_away()
         silent = [self.name(node_id) for node_id in self.unanswered]
         parts = {"away": away, NO_CAPABILITY: silent, "at the smallest rate": self.demoted}
@@ -270,7 +271,7 @@ class Nodes(Mapping[int, Capability]):
         record.notes = (*self.notes(), *(note for note in record.notes if note not in before))
 
     def most_said(self) -> int:
-        """Return the largest ``num_partitions`` that a client reports, or 0."""
+        """Return the largest ``num_partitions`` that a client reports; 0 if none does."""
         return max((capability.num_partitions or 0 for capability in self._capabilities.values()), default=0)
 
     def dealt(self) -> int:

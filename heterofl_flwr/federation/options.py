@@ -60,7 +60,7 @@ OptionalLevel = Annotated[
 
 @group
 class Slicing:
-    """Options of slicing: what each client trains of the global model."""
+    """Options of slicing: the part of the global model that each client trains."""
 
     assignment: Assignment = "fix"
     """levels stay with their clients (fix) or are drawn anew each round (dynamic)"""
@@ -229,7 +229,7 @@ class Options:
 
 
 def build_chain(options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None) -> Chain:
-    """Return the mean of replies with the stages that the options switch on.
+    """Return the chain of the stages that the options switch on, and of the mean of replies.
 
     ``all_is_trained`` is False if clients hold parameters that they do not train.
     """

@@ -108,7 +108,7 @@ class Round:
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
         """Add a client to the round.
 
-        Pass ``sampled`` if its training has begun in an earlier round.
+        Pass ``sampled`` if the client has begun to train in an earlier round (asynchronous runs).
         """
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
@@ -136,7 +136,7 @@ class Round:
         self.log.bytes_by_level[level] = self.log.bytes_by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
-        """Yield the stages' queries before training; return extra config entries for each client."""
+        """Return a generator: it yields the stages' queries, and returns extra config entries by client."""
         clients = self.slices.items()
         return self._chain.before(
             {id_: Update(plan=client.plan, tensors={}, rate=client.rate) for id_, client in clients}
@@ -178,7 +178,7 @@ class Round:
             self._capacities[node_id] = capacity
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Record a remark if a client's clock must be wrong."""
+        """Record a remark if ``replied_at``, by the client's clock, is not between ``sent_at`` and now."""
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
@@ -195,7 +195,10 @@ class Round:
         return bool(axes) and all(torch.equal(reply.tensors[name], sent[name]) for name, sent in slices)
 
     def refuse(self, node_id: int, fault: Fault) -> None:
-        """Record and log the reason why a client's reply is not used."""
+        """Record and log the reason why a client's reply is not used.
+
+        With spare clients, a silent client is recorded only if too few clients have replied by ``close``.
+        """
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
             if fault.kind == "silent" and self._options.sampling.spare:  # close() finds out if too few replied
@@ -203,7 +206,10 @@ class Round:
         self._note_fault(node_id, fault)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
-        """Remove a client from the round without a failure; ``reply_bytes`` is the size of a reply that was dropped."""
+        """Remove a client from the round without recording a failure.
+
+        ``reply_bytes`` is the size of the client's dropped reply; None if its message was not sent.
+        """
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))
             partition = self._federation.nodes.partition(node_id)
@@ -283,7 +289,7 @@ class Round:
         )
 
     def _failed_levels(self) -> dict[str, str]:
-        """Return a hint for each level whose clients all failed by the same error."""
+        """Return a hint for each level whose clients all failed with the same error, if any client replied."""
         errors: dict[float, set[str]] = defaultdict(set)
         for node_id, sampled in self.slices.items():
             # Without numbers, because a shape in an error may have the size of the client's batch.

@@ -1,4 +1,4 @@
-"""``RoundRecord``: everything that is known of a round."""
+"""``RoundRecord``: clients, metrics, failures and costs of a round."""
 
 import logging
 from collections import Counter
@@ -26,7 +26,7 @@ host_log = logging.getLogger("flwr")
 
 @dataclass(slots=True, kw_only=True)
 class RoundRecord:
-    """Everything that is known of one round; fields are filled in during the round.
+    """Clients, metrics, failures and costs of one round; fields are filled in during the round.
 
     Attributes
     ----------
@@ -127,7 +127,8 @@ class RoundRecord:
     def comparable(self) -> dict[str, float]:
         """Metrics of ``evaluate`` for comparing rounds, without the ``partial`` ones.
 
-        Accuracies keep their values. Other metrics from clients are medians, which no single client can distort.
+        Accuracies in ``SHARES`` keep their values. Other metrics from clients are medians, which no single client can
+        distort.
         """
         return {
             name: value if is_share(name) else self.evaluate_medians.get(name, value)
@@ -149,7 +150,7 @@ class RoundRecord:
         return asdict(self)
 
     def line(self) -> str:
-        """Return the round's line for the log."""
+        """Return the log line of the round: clients and sizes by level, bytes, failures and notes."""
         levels = []
         for rate, clients in sorted(Counter(self.rates.values()).items(), reverse=True):
             sent = self.bytes_by_level.get(level_name(rate))
@@ -192,11 +193,14 @@ class RoundRecord:
         self.partial = tuple(name for name in self.partial if name not in numbers)
 
     def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
-        """Record the metrics in ``means`` that a subclass changed or added."""
+        """Update ``means`` with the ``metrics`` that a subclass of the strategy changed or added."""
         self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
-        """Update ``means`` with the metrics of a user's function, and return these metrics."""
+        """Update ``means`` with the numbers in ``computed`` (a user's metrics); return them as floats.
+
+        The clients' medians of these metrics are removed.
+        """
         numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers
         self.evaluate_medians = {name: median for name, median in self.evaluate_medians.items() if name not in numbers}

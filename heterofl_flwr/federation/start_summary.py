@@ -67,7 +67,7 @@ def count_releases(federation: Federation, rounds: range, *, simulated: bool) ->
 
 
 def warn_of_names(limits: Limits, names: Collection[str]) -> None:
-    """Warn if ``limits`` has a name that no node has."""
+    """Warn if ``limits.levels`` or ``limits.partitions`` has a name that is not in ``names``."""
     for option in ("levels", "partitions"):
         if absent := sorted(name for name in getattr(limits, option) if name not in names):
             logger.warning(
