@@ -26,17 +26,20 @@ CLASSIC: Mapping[str, str] = {
     "fit_metrics_aggregation_fn": "train_metrics_aggr_fn",
     "evaluate_metrics_aggregation_fn": "evaluate_metrics_aggr_fn",
 }
-"""Arguments of Flower's classic API by name, with their names in the Message API."""
+"""Names of arguments in Flower's classic API, each with the name in the Message API."""
 
 STAGES: Mapping[str, str] = {
     **dict.fromkeys(("server_learning_rate", "server_momentum"), "use stages=[Momentum(...)]"),
     **dict.fromkeys(("eta", "tau", "beta_1", "beta_2"), "use stages=[Adam(...)]"),
 }
-"""Arguments of Flower's strategies that stages replace here, each with the remedy for the error."""
+"""Arguments of Flower's strategies that stages replace here, each with a remedy for the error message."""
 
 
 def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
-    """Return a decorator that adds a remedy to the error for an unknown argument."""
+    """Return a decorator of ``__init__`` that raises ``TypeError`` with a remedy for an unknown argument.
+
+    ``remedies`` are texts by argument name. Other errors suggest the argument with the nearest name.
+    """
 
     def decorate(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:
         parameters = signature(construct).parameters
@@ -69,7 +72,7 @@ def check_arguments(
 ) -> None:
     """Raise ``ConfigError`` if arguments of ``start`` are wrong or contradict one another.
 
-    ``functions`` must be callable or None.
+    Each of ``functions`` must be callable or None.
     """
     check_count("num_rounds", num_rounds, 0)
     for name, function in functions.items():

@@ -1,4 +1,4 @@
-"""Asynchronous training: the model takes a step while other clients still train."""
+"""Asynchronous training, which updates the model (a step) while other clients still train."""
 
 import math
 import time
@@ -23,7 +23,7 @@ from heterofl_flwr.transport.exchange import first_replies
 from heterofl_flwr.transport.relay import cancel
 
 OVERDUE_SHARE = 0.25
-"""Fraction of a step's time after which a client without a reply is replaced; a late reply still counts."""
+"""Fraction of a step's time limit after which a client without a reply is replaced; a late reply still counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,13 @@ class Steps:
         self._strategy, self._stage, self._grid, self._config = strategy, stage, grid, config
         self._training: dict[str, _Turn] = {}  # by message id, in the order of sending
         self._waiting: list[tuple[_Turn, Message]] = []  # replies that wait for a seat in a later step
-        self._overdue: set[int] = set()  # clients whose reply is overdue; they do not count as busy
+        self._overdue: set[int] = set()  # clients whose reply is overdue; they do not count towards ``concurrency``
 
     @as_flower_error()
     def run(
         self, server_round: int, arrays: ArrayRecord, timeout: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Run a step until it has enough replies or time is over."""
+        """Run a step until it has ``size`` replies, at most ``timeout`` seconds; return model and metrics."""
         began, options = time.monotonic(), self._stage.options
         slices = Slices(self._strategy.federation.architecture, arrays, self._strategy.chain.level_tensors)
         current = self._open(server_round, slices, began - timeout)
@@ -87,7 +87,7 @@ class Steps:
         return self._strategy.close_round()
 
     def close(self) -> None:
-        """Cancel the messages of all clients that still train."""
+        """Cancel the messages to all clients that still train."""
         cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
@@ -105,10 +105,9 @@ class Steps:
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
-        """Open a step, and give up some clients.
+        """Open a step; give up clients that have left, or whose slice is too old.
 
-        These are the clients that have left, and those whose slice was sent by a step that began at the time ``before``
-        or earlier.
+        Such a slice was sent by a step that began at the time ``before`` (``time.monotonic``) or earlier.
         """
         strategy, federation = self._strategy, self._strategy.federation
         nodes = federation.nodes
@@ -129,7 +128,10 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add each waiting reply to the step if ``seats`` has a free seat for its rate. The others wait on."""
+        """Add waiting replies to the step while ``seats`` has places for their rates; refuse faulty ones.
+
+        All other replies wait for a later step.
+        """
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
             turn, reply = waiting.popleft()
@@ -175,9 +177,9 @@ class Steps:
             self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
 
     def _draw(self, current: Round) -> list[int]:
-        """Return the clients that begin to train now.
+        """Sample the clients that begin to train now, up to ``concurrency`` clients in training.
 
-        After a resume, the clients that were training when the state was saved come first. The others are sampled.
+        After a resume, the clients that were training when the state was saved come first.
         """
         nodes, training = self._strategy.federation.nodes, [turn.node_id not in self._overdue for turn in self._busy()]
         number = self._stage.options.concurrency - sum(training)

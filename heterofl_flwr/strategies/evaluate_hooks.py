@@ -26,7 +26,7 @@ class EvaluationHooks(RoundHooks):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return a message for each sampled client, with the model."""
+        """Collect batch norm moments; return an evaluation message with the model for each sampled client."""
         evaluation, federation = self.options.evaluation, self.federation
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []
@@ -75,7 +75,7 @@ class EvaluationHooks(RoundHooks):
         grid: Grid,
         make_message: Callable[[str, int, Mapping[str, object]], Message],
     ) -> None:
-        """Query clients for batch norm moments. If no client had moments in an earlier round, send nothing."""
+        """Query clients for batch norm moments, unless no client had any in an earlier round; store the sums."""
         collected = CollectedMoments(self.federation, current.rates, remote=self.is_remote(grid))
         self.moments, norms = MomentsByRate(), collected.norms
         if not norms or self._have_moments is False:
@@ -101,7 +101,10 @@ class EvaluationHooks(RoundHooks):
 
     @as_flower_error()
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the metrics: means weighted by examples, and the worst client's accuracy."""
+        """Return the metrics of the global model, or None without answers.
+
+        By default, these are means weighted by examples, the worst client's accuracy and the coverage.
+        """
         opened, current, function = self.round_messages, self.current, self._evaluate_metrics_fn
         if not isinstance(current, EvaluationRound):
             return None

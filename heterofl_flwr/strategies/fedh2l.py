@@ -1,7 +1,7 @@
 """``FedH2L``: a strategy whose rounds have two exchanges of messages.
 
-All clients hold the same seed batch. First, each client trains, and publishes its posteriors (class probabilities) for
-this batch. Then each client learns from the posteriors of the others.
+All clients hold the same seed set; each round draws a batch of it. First, each client trains, and publishes its
+posteriors (class probabilities) for this batch. Then each client learns from the posteriors of the others.
 """
 
 import math
@@ -111,7 +111,7 @@ class FedH2L(FederationStrategy):
         self._publish_metrics: dict[int, Mapping[str, float]] = {}  # metrics of the first exchange, by client
 
     def largest_reply(self, message: Message) -> int:
-        """Return an upper bound on the size of a reply in bytes."""
+        """Return an upper bound on the bytes of the reply to a message, which may hold posteriors."""
         return super().largest_reply(message) + 8 * math.prod(self._shape)
 
     def seed_rows(self, server_round: int) -> list[int]:
@@ -136,7 +136,7 @@ class FedH2L(FederationStrategy):
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
         """Run the first exchange; return a message for each client with the posteriors of the others.
 
-        A client with invalid posteriors is left out.
+        A client without valid posteriors is refused, and gets no message.
         """
         current = self.open_round()
         opened = self.messages_of(current.server_round)

@@ -36,7 +36,7 @@ class HeteroFL(FederationStrategy):
         evaluates or measures batch norm moments.
     min_train_nodes, min_evaluate_nodes : int | None
         If set, ``max(int(fraction * clients), min_train_nodes)`` clients take part, as in ``FedAvg``, and a round
-        waits for at least this many nodes.
+        waits for at least ``min_train_nodes`` nodes.
     min_available_nodes : int
         Number of nodes that a round waits for.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
@@ -55,9 +55,9 @@ class HeteroFL(FederationStrategy):
         The mean of the replies: its weights, its kind (counting, robust, product), and the classifier rows that
         count.
     stages : Sequence[ServerStage]
-        Stages that act before or after the mean, in this order: a server optimiser (``Momentum``, ``Adam``,
-        ``Yogi``, ``Adagrad``), ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your ``ServerStage``. Do not use an
-        instance in two strategies.
+        Stages that change the replies (last stage first) or their mean (first stage first): a server optimiser
+        (``Momentum``, ``Adam``, ``Yogi``, ``Adagrad``), ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your
+        ``ServerStage``. Do not use an instance in two strategies.
     limits : Limits
         Bounds on the replies of clients, and the server's tables of levels and partitions by node.
     privacy : Privacy

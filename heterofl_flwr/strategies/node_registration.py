@@ -53,7 +53,10 @@ class NodeRegistration:
         self._nodes.forget_failed()
 
     def sample(self, purpose: Purpose) -> tuple[list[int], list[int]]:
-        """Wait for enough nodes. Return the nodes that can be sampled, and the sampled nodes."""
+        """Wait for enough nodes. Return the nodes that can be sampled, and the sampled nodes.
+
+        Sampled nodes that do not answer the capability query are left out.
+        """
         levels = self._federation.levels
         while True:
             node_ids = self.wait()
@@ -73,8 +76,8 @@ class NodeRegistration:
     def wait(self) -> list[int]:
         """Wait for enough nodes; return the nodes that can be sampled.
 
-        If the number of partitions that nodes report is above the number of nodes, more nodes may come. The wait
-        then goes on until no new node joins.
+        If nodes report more partitions than there are nodes, wait until no new node joins. Raise ``RoundError`` if
+        there are too few nodes after ``Sampling.wait`` seconds.
         """
         sampling = self._federation.options.sampling
         deadline, announced = time.monotonic() + sampling.wait, False
@@ -119,9 +122,9 @@ class NodeRegistration:
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
-        """Query those of ``node_ids`` whose capability is unknown.
+        """Query the nodes of unknown capability.
 
-        Return all of ``node_ids`` whose capability is known after that.
+        Return the nodes in ``node_ids`` whose capability is known after the query.
         """
         unasked = [node_id for node_id in node_ids if node_id not in self._nodes and node_id not in self._queried]
         # One query for each node in a round: the answer to an earlier one may still arrive.
@@ -158,7 +161,7 @@ class NodeRegistration:
     def log_changes(self) -> None:
         """Log which nodes joined, left or came back.
 
-        In the first round, warn if the present nodes do not fit the mix.
+        In the first round, warn instead if the present nodes do not fit the mix or the tables in ``limits``.
         """
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:
@@ -173,7 +176,7 @@ class NodeRegistration:
         changes.clear()
 
     def _look(self) -> tuple[set[int], set[int]]:
-        """Update the registry of nodes. Return the present nodes, and the new ones."""
+        """Update the registry from the grid; return the present nodes, and the new ones among them."""
         present = {*self._grid.get_node_ids()}
         newcomers = present - self._nodes.present
         names: Mapping[int, str] = {}

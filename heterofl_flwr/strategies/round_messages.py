@@ -99,7 +99,7 @@ class RoundMessages:
         self.sent, self.records, self._received = [], {}, {}
 
     def restrict(self, sent: Iterable[Message]) -> None:
-        """Keep only the clients of the messages ``sent`` in the round."""
+        """Remove clients without a message in ``sent`` from the round."""
         node_ids = {message.metadata.dst_node_id for message in sent}
         for message in self.sent:
             if self.current is not None and message.metadata.dst_node_id not in node_ids:
@@ -107,7 +107,10 @@ class RoundMessages:
         self.sent = [message for message in self.sent if message.metadata.dst_node_id in node_ids]
 
     def watch(self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]) -> Replies:
-        """Return an iterator over ``replies`` that calls the callbacks and records sizes and faults."""
+        """Return an iterator over ``replies`` that calls ``on_reply`` of callbacks, and records sizes and faults.
+
+        ``what`` and ``number`` are passed to ``on_reply``.
+        """
         return Replies(self._watched(replies, what, number, callbacks))
 
     def _watched(
@@ -131,9 +134,9 @@ class RoundMessages:
     def read(
         self, current: Round | EvaluationRound, replies: Iterable[Message], read: Callable[[int, Message], None]
     ) -> None:
-        """Call ``read`` for each reply. Refuse each client with a missing or unusable reply.
+        """Call ``read`` for each reply; refuse clients with a missing or unusable reply.
 
-        A subclass of the strategy may have dropped a reply. Then its client is not refused, but removed from the round.
+        If a subclass of the strategy dropped a client's reply, the client is removed from the round without a failure.
         """
         if self._received and isinstance(replies, Replies) and replies.are_read:
             raise ConfigError(
@@ -158,7 +161,7 @@ class RoundMessages:
         self.sent = []
 
     def keep_records(self, node_id: int, reply: Message) -> None:
-        """Store the records of a reply, without its arrays."""
+        """Store the records of a reply, except array records."""
         self.records[node_id] = RecordDict(
             {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
         )
@@ -205,7 +208,10 @@ def read_each(
     read: Callable[[int, Message], Result],
     unusable: type[HeteroFLError] = ReplyError,
 ) -> Iterator[tuple[int, Result | Fault]]:
-    """Yield each node id with the result of ``read(node_id, reply)`` or a fault, in the order of the messages."""
+    """Yield each node id with the result of ``read(node_id, reply)`` or a fault, in the order of ``sent``.
+
+    An error of type ``unusable`` becomes a fault.
+    """
     for node_id, outcome in outcomes(sent, replies):
         if isinstance(outcome, Fault):
             yield node_id, outcome
@@ -225,7 +231,7 @@ def query(
     seconds: float,
     read: Callable[[int, Message], Result],
 ) -> dict[int, Result | Fault]:
-    """Send a query to each client in ``configs``; return results of ``read`` or faults."""
+    """Send a query to each client in ``configs``; return results of ``read`` or faults, by node id."""
     sent = [
         Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
         for node_id, config in configs.items()

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 class StageQueries:
     """Sender of the queries of stages.
 
-    ``faults`` has the clients whose answers were unusable, each with the reason.
+    ``faults`` has the reason for each client whose answer was unusable.
     """
 
     grid: Grid
@@ -35,7 +35,7 @@ class StageQueries:
     faults: dict[int, Fault] = field(default_factory=dict)
 
     def converse(self, talk: Questions[Result]) -> Result:
-        """Send the queries that a stage's generator yields; return its result."""
+        """Send the queries that a stage's generator yields, and pass it the answers; return its result."""
         try:
             questions = next(talk)
             while True:

@@ -96,7 +96,7 @@ class FederationStrategy(EvaluationHooks):
         return result
 
     def progress(self, state: State) -> Progress:
-        """Return the progress of the run after this round; ``state`` is the global model."""
+        """Return the progress of the run after this round; ``state`` has the global model's parameters."""
         return Progress(
             server_round=self.log.server_round,
             state=state,
@@ -116,7 +116,7 @@ class FederationStrategy(EvaluationHooks):
         )
 
     def initialize_parameters(self, client_manager: object) -> NoReturn:
-        """Raise ``ConfigError``: Flower's classic API needs ``heterofl_flwr.classic.HeteroFL``."""
+        """Raise ``ConfigError``, as Flower's classic API needs ``heterofl_flwr.classic.HeteroFL``."""
         raise ConfigError(
             f"{type(self).__name__} of heterofl_flwr is for the Message API: call its start(grid) in @app.main(), or "
             f"give ServerAppComponents the HeteroFL of heterofl_flwr.classic"
@@ -160,7 +160,7 @@ class FederationStrategy(EvaluationHooks):
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Send training messages and return the replies.
 
-        With spare clients, return only as many usable replies as are needed.
+        With spare clients, the exchange ends when enough replies without an error have arrived.
         """
         if self.options.sampling.spare and isinstance(self.current, Round):
             return exchange(grid, sent, timeout=timeout, enough=self.current.needed, in_order=False)
@@ -180,7 +180,7 @@ class _Loop:
     steps: Steps | None  # for asynchronous training
 
     def run(self, first_round: int) -> None:
-        """Run the rounds, and call the callbacks. These and ``should_stop`` may end the run early."""
+        """Run the rounds, and call the callbacks. A callback or ``should_stop`` may end the run early."""
         try:
             self._run(first_round)
         except BaseException:

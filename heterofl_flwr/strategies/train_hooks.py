@@ -35,7 +35,7 @@ from heterofl_flwr.transport.relay import crosses_superlink
 logger = logging.getLogger(__name__)
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
-"""Function of the replies' records, and of the key of the number of examples; returns a metric record or None."""
+"""Function of the records of all replies, and of the key of the number of examples; it returns metrics or None."""
 
 
 class FailedRound(RoundError, AggregationError):
@@ -101,7 +101,7 @@ class RoundHooks(Strategy):
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the parameters to evaluate and save; stages may have changed them."""
+        """Return the parameters to evaluate and save: ``arrays``, or a stage's average of them."""
         state = read_tensors(arrays)
         evaluated = self.chain.evaluated(state)
         return arrays if evaluated is state else pack_tensors(evaluated)
@@ -142,7 +142,7 @@ class RoundHooks(Strategy):
         return current
 
     def _learning_rate(self, server_round: int, config: ConfigRecord) -> float:
-        """Return the learning rate of the schedule, or else ``lr`` in ``config``."""
+        """Return the learning rate of the schedule, or else ``lr`` in ``config``; 0 without either."""
         if self._schedule is None:
             rate = config.get(messages.LEARNING_RATE)
             return float(rate) if isinstance(rate, int | float) else 0.0
@@ -152,7 +152,10 @@ class RoundHooks(Strategy):
         return float(value)
 
     def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
-        """Return the messages of a server round; with ``timed``, its exchanges share one time limit."""
+        """Return the ``RoundMessages`` of a server round, made by the round's first call.
+
+        With ``timed``, the exchanges of the round share one time limit.
+        """
         if self.round_messages.server_round != server_round:
             self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
         return self.round_messages
@@ -171,7 +174,7 @@ class RoundHooks(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return a message for each sampled client, with its slice and its rate."""
+        """Return a training message with slice and rate for each sampled client."""
         messages.check_own_keys(config)
         arrays = self._sort_channels(server_round, arrays)
         slices = Slices(self.federation.architecture, arrays, self.chain.level_tensors)
@@ -189,7 +192,10 @@ class RoundHooks(Strategy):
         return list(opened.sent)
 
     def _ask_before(self, grid: Grid, opened: RoundMessages, current: Round) -> dict[int, Fields]:
-        """Run the stages' queries before training; return the clients' extra config."""
+        """Run the stages' queries before training; return extra config entries by client.
+
+        Clients that a stage left out are refused.
+        """
         queries = self._queries_of_stages(grid, opened, STAGES_SHARE)
         configs = queries.converse(current.before())
         for node_id in [node_id for node_id in current.slices if node_id not in configs]:
@@ -216,7 +222,7 @@ class RoundHooks(Strategy):
     def train_message(
         self, current: Round, node_id: int, slices: Slices, config: ConfigRecord, stage_config: Fields
     ) -> Message:
-        """Return the training message for a client."""
+        """Return a client's training message: its slice, its config and the tensors that stages send."""
         sampled = current.slices[node_id]
         client = self._train_config(current, node_id, sampled.rate)
         full_config = {**config, **client, **stage_config}
@@ -249,13 +255,13 @@ class RoundHooks(Strategy):
         return self.close_round()
 
     def add_reply(self, node_id: int, reply: Message) -> None:
-        """Add a client's training reply to the open round."""
+        """Read a client's training reply, and add it to the open round."""
         current = self.open_round()
         current.add(node_id, self._read_train_reply(node_id, reply, current))
         self._keep_metrics(node_id, reply, self._train_metrics_fn, "train_metrics_aggr_fn")
 
     def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
-        """Store the records of a reply for a user's function. Without one, warn once of metrics that are lists."""
+        """Store a reply's records for ``function``; if it is None, warn once of metrics that are lists."""
         if function is not None:
             self.round_messages.keep_records(node_id, reply)
         elif argument not in self._warned_of and (names := reading.list_metrics(reply)):
@@ -281,7 +287,10 @@ class RoundHooks(Strategy):
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
-        """Return the result of a user's metrics function; ``means`` if there is no function or no reply."""
+        """Return the result of a user's metrics function; ``means`` if there is no function or no reply.
+
+        The result is written to ``means`` too.
+        """
         if function is None or not node_ids:
             return MetricRecord(dict(means))
         metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)
