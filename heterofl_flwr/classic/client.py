@@ -81,7 +81,7 @@ class Task(client.Task):
     ) -> FitResult:
         """Return the result of ``fit``. A task can be answered only once.
 
-        The arguments are those of ``client.Task.reply``, but ``labels`` cannot be a mapping by head.
+        The arguments are those of ``client.Task.reply``, but ``labels`` cannot be a mapping by output head.
         """
         if isinstance(labels, Mapping):
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")
@@ -94,7 +94,7 @@ class Task(client.Task):
 
 
 def parameters_of(model: nn.Module) -> NDArrays:
-    """Return a model's parameters in the strategy's order, for example for ``initial_parameters``."""
+    """Return a model's exchanged parameters in the strategy's order, as for ``initial_parameters``."""
     return [sent_tensor(parameter).numpy() for parameter in exchanged_parameters(model).values()]
 
 

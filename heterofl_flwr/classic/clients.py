@@ -52,14 +52,17 @@ class Clients:
         return list(self.proxies)
 
     def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Call all clients in parallel; return the replies in the order of the messages."""
+        """Call ``get_properties`` or ``fit`` of all clients in parallel; return replies in the messages' order."""
         with ThreadPoolExecutor(_THREADS) as pool:
             calls = [(message, pool.submit(self._ask, message, timeout)) for message in sent]
         # Not in the threads: numpy parses array headers here, which fails in Python 3.11.7 in two threads at once.
         return [to_reply(message, *call.result()) for message, call in calls]
 
     def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
-        """Return a client's answer or error, and the names of the moments in the answer, if any."""
+        """Return a client's answer or error, and the names of the moments in the answer.
+
+        Capability queries call ``get_properties``. Moments queries call ``fit``, if it can return moments.
+        """
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # the id that the reply refers to
         try:
@@ -94,9 +97,9 @@ def to_replies(
     answers: Mapping[int, Answer],
     failures: Sequence[tuple[ClientProxy, Answer] | BaseException],
 ) -> Iterator[Message]:
-    """Yield a reply to each message; a client without an answer gets an error reply.
+    """Yield a reply to each message: the client's answer, or an error reply if there is none.
 
-    Flower does not tell which client raised an error, so each error reply lists all errors.
+    Flower does not tell which client raised an error, so each error reply lists up to three of all errors.
     """
     unnamed = [failure for failure in failures if isinstance(failure, BaseException)]
     errors: list[str] = sorted({f"{type(error).__name__}: {error}"[:300] for error in unnamed})

@@ -49,7 +49,7 @@ ConfigFn = Callable[[int], dict[str, Scalar]]
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
 
 CLASSIC_TAU = 1e-9
-"""Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``; ``FedYogi`` keeps its default."""
+"""Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``."""
 
 LACKS = frozenset({"asynchronous", "callbacks"})
 """Arguments of ``heterofl_flwr.HeteroFL`` that the classic API does not support."""
@@ -65,9 +65,9 @@ class _Strategy(heterofl.HeteroFL):
 class HeteroFL(Strategy):
     """Train one global model on clients of unequal size, with Flower's classic API.
 
-    Clients that return ``properties_of(context, moments=True)`` are queried for static batch norm moments. Four options
-    of ``heterofl_flwr.HeteroFL`` are missing: ``callbacks``, ``training.upload``, ``sampling.spare`` and
-    ``asynchronous``.
+    Clients that return ``properties_of(context, moments=True)`` are queried for static batch norm moments. Options of
+    ``heterofl_flwr.HeteroFL`` that are missing: ``callbacks``, ``asynchronous``, ``training.upload``,
+    ``sampling.spare``, ``slicing.by_level``, and stages that also run on clients.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class HeteroFL(Strategy):
         self._sent: dict[int, Message] = {}
 
     def start(self, *arguments: object, **keywords: object) -> NoReturn:
-        """Raise ``ConfigError``: apps of the Message API need ``heterofl_flwr.HeteroFL``."""
+        """Raise ``ConfigError``, as apps of the Message API need ``heterofl_flwr.HeteroFL``."""
         raise ConfigError(
             "HeteroFL of heterofl_flwr.classic is for ServerAppComponents(strategy=...); for start(grid) import "
             "HeteroFL from heterofl_flwr"
@@ -194,7 +194,7 @@ class HeteroFL(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Return the mean loss and metrics of the clients that evaluated the full model."""
+        """Return the mean loss and the metrics of the clients that evaluated the full model, or None and {}."""
         current = self._inner.current
         if not isinstance(current, EvaluationRound):
             return None, {}
@@ -229,7 +229,7 @@ class HeteroFL(Strategy):
     def _instructions(
         self, sent: Sequence[Message], task: str, kind: Callable[[Parameters, dict[str, Scalar]], Instruction]
     ) -> list[tuple[ClientProxy, Instruction]]:
-        """Return an instruction for each message, with its client.
+        """Return, for each message, its client and the ``FitIns`` or ``EvaluateIns`` (``kind``).
 
         Messages with the same records share one ``Parameters``.
         """

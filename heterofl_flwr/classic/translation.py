@@ -41,14 +41,14 @@ def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]
 
 
 def record_parameters(*records: ArrayRecord) -> Parameters:
-    """Return the arrays of several records, without copying the bytes."""
+    """Return the arrays of several records as ``Parameters``, without copying the bytes."""
     return Parameters([array.data for record in records for array in record.values()], _NUMPY)
 
 
 def name_arrays(
     names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER, remedy: str = messages.NOT_CONVERTED
 ) -> ArrayRecord:
-    """Return a record of named arrays; raise ``ReplyError`` if there are not as many arrays as names."""
+    """Return a record of named arrays; raise ``ReplyError`` if the numbers of arrays and names differ."""
     if len(arrays) != len(names):
         cause = "" if sender == SERVER else f"; {remedy}"
         raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}{cause}")
@@ -56,7 +56,7 @@ def name_arrays(
 
 
 def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
-    """Return the names of batch norm moments in the order in which they are sent."""
+    """Return the names of batch norm moments in sending order, such as ``0.5/paper.norm1.count``."""
     parts = ("count", "first", "second")
     return [f"{rate}/{kind}.{name}.{part}" for rate, names in layers.items() for name in names for part in parts]
 

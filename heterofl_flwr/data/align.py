@@ -73,7 +73,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
 
 
 def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
-    """Return the node's column index for each column of the run, or None if they agree."""
+    """Return the node's column index for each column of the run; None if equal or without names."""
     if dataset.columns == terms.columns or not (dataset.columns and terms.columns):
         return None
     missing = [name for name in terms.columns if name not in dataset.columns]
@@ -88,7 +88,7 @@ def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
 
 
 def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
-    """Return the run's class number for each class of the node, or None if they agree."""
+    """Return the run's class number for each class of the node; None if a side has no class names."""
     if dataset.names and terms.names:
         if strange := [name for name in dataset.names if name not in terms.names]:
             raise DataError(
@@ -123,7 +123,10 @@ def _align_split(
 
 
 def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
-    """Words that the run's vocabulary lacks become token 0. Without words, tokens keep their numbers."""
+    """Convert tokens to the numbers in the run's vocabulary; words that it lacks become token 0.
+
+    Without words, tokens keep their numbers.
+    """
     if bool(dataset.names) != bool(terms.names):
         named, other = (dataset, terms) if dataset.names else (terms, dataset)
         raise DataError(

@@ -16,7 +16,7 @@ PADDING = 4
 def crop_flip(
     inputs: Tensor, generator: torch.Generator, black: Tensor | None = None, sizes: Sequence[int] | None = None
 ) -> Tensor:
-    """Shift each image by up to 4 pixels, and mirror it with probability 1/2.
+    """Shift each image by up to 4 pixels, and flip it horizontally with probability 1/2.
 
     Parameters
     ----------

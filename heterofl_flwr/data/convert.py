@@ -14,7 +14,7 @@ HELD_OUT = 5
 """If a data set has no test split, every fifth example is held out for testing."""
 
 MOST_EXPECTED = 1000
-"""Largest class number that may be larger than the number of examples."""
+"""A label above both this value and the number of examples is refused: it is hardly a class number."""
 
 Values = Sequence[int | str]
 """For each example, its class or its owner."""
@@ -76,7 +76,7 @@ def _measure(inputs: Tensor) -> Normal:
 
 
 def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, ...]]:
-    """Return labels as numbers, the number of classes, and the class names."""
+    """Return each split's labels as numbers, the number of classes, and the class names (may be ())."""
     train, test = raws[0], raws[-1]
     if isinstance(train.labels[0], str):  # number the names in alphabetical order
         names = tuple(sorted(map(str, set(train.labels))))
@@ -105,9 +105,9 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
 
 
 def number_owners(*splits: Values | None) -> list[Tensor]:
-    """Return the owner of each example as a number, for each split.
+    """Return the owner of each example as a number, for each split with owners.
 
-    The owners of all splits together are numbered in alphabetical order.
+    The owners of all splits together are numbered in sorted order.
     """
     owners = [values for values in splits if values is not None]
     return _number(owners, sorted(set().union(*owners)))

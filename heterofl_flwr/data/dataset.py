@@ -20,7 +20,7 @@ class Reading:
     share
         The fraction of words that are masked. The words are drawn anew each time the text is read.
     length
-        Number of words in a piece; the last piece of a row may be shorter.
+        Number of words in a piece; the last piece of a row (one line of ``inputs``) may be shorter.
     """
 
     hides_as: int
@@ -52,7 +52,7 @@ class Split:
     black
         The normalised value of a black pixel, for each channel. Random crops pad with it, or with 0 if it is None.
     reading
-        How a text is read; None for other data.
+        Options for reading a text; None for other data.
     """
 
     inputs: Tensor

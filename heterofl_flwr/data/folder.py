@@ -74,7 +74,7 @@ def _has_classes_of_images(folder: Path) -> bool:
 
 
 def _read_hub(path: str) -> Any:
-    """``path`` is ``user/set`` or ``user/set/configuration``."""
+    """Load a data set of the hub; ``path`` is ``user/set`` or ``user/set/configuration``."""
     owner, name, *configuration = path.split("/", 2)
     try:
         return datasets.load_dataset(f"{owner}/{name}", *configuration)
@@ -138,8 +138,8 @@ class _Table:
 def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | Texts:
     """Return the inputs, labels and owners of a split.
 
-    Without ``columns.label``, the label is the column ``label``, the only ``ClassLabel`` column, or the last column of
-    a table of numbers. A split with a column ``text`` but no label or images becomes ``Texts``.
+    Without ``columns.label``, the label is the column ``label``, or else the only ``ClassLabel`` column, or else the
+    last column of a table of numbers. A split with a column ``text`` but no label or images becomes ``Texts``.
     """
     table, features = _Table(split, place), split.features
     if columns.owner == "":

@@ -1,4 +1,4 @@
-"""Data sets with short names, and what is known about them before they are read."""
+"""Data sets with short names, and their properties that are known without reading them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data set of the Hugging Face hub, and what is known before it is read."""
+    """A data set of the Hugging Face hub, and its properties that are known without reading it."""
 
     path: str  # path on the hub, with the configuration
     shape: tuple[int, ...] = ()  # shape of one input
@@ -74,7 +74,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 
 def short_name(name: str) -> str:
-    """Return a data set's short name, or ``name`` if it has none."""
+    """Return the short name of a hub path such as ``ylecun/mnist``; other names are returned unchanged."""
     return next((short for short, source in SOURCES.items() if source.path == name), name)
 
 

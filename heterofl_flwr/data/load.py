@@ -21,7 +21,7 @@ from heterofl_flwr.data.known import SOURCES, Columns, Source, short_name
 from heterofl_flwr.data.shared import find, share
 
 ROOT_VARIABLE = "HETEROFL_DATA"
-"""Environment variable with the default of ``root``."""
+"""Environment variable with the default of the argument ``root``."""
 
 _EXPECTED = "expected a Dataset or ((train inputs, train targets), (test inputs, test targets))"
 _lock = threading.RLock()  # a user's function may load another data set
@@ -62,7 +62,7 @@ def load_dataset(
 def shared_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> AbstractContextManager[None]:
-    """Context manager: processes started inside it share the memory of the data set.
+    """Return a context manager; processes started within it share the memory of the data set.
 
     Data of a user's function are not shared.
     """
@@ -125,7 +125,10 @@ def _find_folder(root: str, hub_name: str) -> Path | None:
 
 
 def _from_function(name: str) -> Dataset:
-    """Call the user's function. The number of classes is the largest target plus one."""
+    """Call the user's function; make a ``Dataset`` if it returns pairs of inputs and targets.
+
+    The number of classes is then the largest target plus one.
+    """
     made = load_function(name, "the data set", DataError)()
     if isinstance(made, Dataset):
         return made

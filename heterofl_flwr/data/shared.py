@@ -19,7 +19,7 @@ from heterofl_flwr.data.dataset import Dataset, Normal, Reading, Split
 log = logging.getLogger(__name__)
 
 VARIABLE = "HETEROFL_SHARED"
-"""Environment variable with the path of the memory and the token in its name; processes of a run inherit it."""
+"""Environment variable with the path of the shared memory, and the random token that its name is made of."""
 
 PAGE = 4096
 """Alignment of tensors, in bytes; the last bits of a matrix product may depend on it."""
@@ -31,7 +31,7 @@ _KINDS = {kind.__name__: kind for kind in (Dataset, Split, Reading, Normal)}
 def share(dataset: Dataset, key: object) -> Iterator[None]:
     """Context manager: share a data set with processes that call ``find`` with the same key.
 
-    They must inherit this process's environment variables. If sharing fails, a warning is logged.
+    These must inherit the environment variables of this process. If sharing fails, a warning is logged.
     """
     with ExitStack() as opened:
         try:

@@ -101,7 +101,7 @@ def owner_column(kind: str) -> str | None:
 
 
 def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return random rows for each client, the same number for all."""
+    """Return random example indices for each client, the same number for all; a remainder is not used."""
     size = len(targets) // clients
     if not size:
         raise DataError(f"{len(targets)} examples are too few for {counted(clients, 'client')}: use fewer clients")
@@ -112,7 +112,7 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 def noniid(
     targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
-    """Return the rows of each client, and the classes of each client's shards, which ``matching_test`` takes.
+    """Return the example indices of each client, and the classes of its shards for ``matching_test``.
 
     Each class is cut into n shards, where n is ``clients * classes_per_client / classes``. The shards are assigned
     at random. If n is not an integer, some classes have one shard more than others. If a client draws two shards of
@@ -142,7 +142,10 @@ def noniid(
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
-    """Return the test rows of each client, from the classes of its training shards."""
+    """Return indices in ``targets`` for each client, from the classes of its shards (``deal``).
+
+    Each class is cut into as many shards as ``deal`` has of it.
+    """
     Fidelity.of(fidelity)
     generator = _generator(seed, "shards")
     stacks: dict[int, list[Tensor]] = {}
@@ -160,7 +163,7 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
 
 
 def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return the rows of each client, drawn by flwr-datasets' ``DirichletPartitioner``."""
+    """Return the example indices of each client, drawn by flwr-datasets' ``DirichletPartitioner``."""
     with extra("data"):  # imported here because they load slowly
         from datasets import Dataset as Table  # type: ignore[import-untyped]
         from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
@@ -180,7 +183,7 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
 
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the train rows and the test rows of each client. Each client is one owner."""
+    """Return the train and the test example indices of each client. Each client is one owner."""
     if dataset.owners is None:
         raise ConfigError(f"split is natural, but {dataset.name} does not say whose each example is: use another split")
     train, test = dataset.owners
@@ -197,9 +200,9 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return the test rows of each client.
+    """Return the test example indices of each client.
 
-    A client gets the same fraction of a class's test examples as of its training examples.
+    For each class, a client's fraction of the test examples equals its fraction of the training examples.
     """
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]

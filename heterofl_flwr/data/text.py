@@ -32,8 +32,8 @@ class Texts:
 def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int] | None = None) -> Dataset:
     """Make a data set of rows of tokens.
 
-    Without a test split, every fifth row of an owner becomes a test row. ``rows`` is how many rows to make of each
-    split, by the split's name. If ``rows`` is None, or if the texts have owners, each row has 64 tokens.
+    Without a test split, every fifth row of an owner becomes a test row. ``rows`` has the number of rows by split
+    name. If it is None, or if the texts have owners, each row has 64 tokens.
     """
     raws, numbers = [train] if test is None else [train, test], {UNKNOWN: 0, END: 1}
     named = number_owners(*(raw.owners for raw in raws))
@@ -52,7 +52,10 @@ def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int]
 
 
 def _cut(raw: Texts, owners: Sequence[int], lookup: Callable[[str], int], rows: int) -> tuple[Tensor, Tensor]:
-    """Return rows of tokens, each from one owner, and the owner of each row."""
+    """Return rows of tokens, each from one owner, and the owner of each row.
+
+    ``rows`` is the number of rows; 0 makes rows of ``LENGTH`` tokens.
+    """
     streams: dict[int, list[int]] = defaultdict(list)
     for text, owner in zip(raw.texts, owners, strict=True):
         streams[owner] += map(lookup, (*text.split(), END))

@@ -23,7 +23,7 @@ PASSES = TrainOptions(learning_rate=0.01, epochs=2, batch_size=20)
 
 @cache
 def read_images() -> tuple[Dataset, Split]:
-    """Return the clients' data set and the training images of the base model."""
+    """Return the clients' data set, and the images on which the base model is trained."""
     dataset = load_dataset("mnist")
     base, clients = (dataset.train.select(rows) for rows in torch.arange(len(dataset.train)).chunk(2))
     return replace(dataset, name="turned-mnist", train=_turned(clients), test=_turned(dataset.test)), base

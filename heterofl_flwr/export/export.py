@@ -113,7 +113,7 @@ def _replace(target: Path, new: Path) -> None:
 
 
 def read_inputs(inputs: object) -> Inputs:
-    """Return a model's inputs on the CPU, as a tuple or dictionary of tensors."""
+    """Return a model's inputs on the CPU, as a tuple or dictionary of tensors; raise ``DataError`` otherwise."""
     arguments = dict(inputs) if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
     leaves = (
         list(arguments.values()) if isinstance(arguments, dict) else arguments if isinstance(arguments, tuple) else ()
@@ -157,8 +157,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
     Raises
     ------
     HeteroFLError
-        If ``torch.export`` cannot trace the model, or if the program would need certain lengths of an axis in
-        ``axes``.
+        If ``torch.export`` cannot trace the model, or cannot leave the length of an axis in ``axes`` open.
     """
     # Zeros, because a program stores its example inputs, and these must not contain data.
     example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)

@@ -44,7 +44,7 @@ class Traced:
 
 
 def write_state(traced: Traced, path: Path) -> None:
-    """Write parameters and buffers as safetensors, a tied parameter under its first name."""
+    """Write parameters and buffers as safetensors; a tied parameter is written once, under its first name."""
     names = first_names(traced.model)
     state = {name: tensor for name, tensor in traced.model.state_dict().items() if names.get(name, name) == name}
     path.write_bytes(pack(state))
@@ -93,7 +93,7 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
 
 
 def write_onnx(traced: Traced, path: Path) -> None:
-    """Write the program as an ONNX file; a large model gets a second file."""
+    """Write the program as an ONNX file; tensors of a large model go to a second file, ``.data``."""
     axes = tree_map(lambda leaf: {axis: name for axis, name in traced.axes.items() if axis < leaf.dim()}, traced.inputs)
     names = list(traced.outputs)
     with warnings.catch_warnings():
@@ -143,7 +143,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 
 def formats_named(names: Sequence[str]) -> dict[str, Format]:
-    """Return export formats by name; raise an error if one is unknown or lacks a package."""
+    """Return export formats by name; raise an error if one is unknown or needs a missing package."""
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         raise ConfigError(f"formats are {', '.join(unknown) or 'none'}; expected some of {', '.join(FORMATS)}")
