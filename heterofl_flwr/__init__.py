@@ -1,6 +1,6 @@
-"""Federated learning of one global model on clients of unequal size with Flower.
+"""Federated learning with Flower: clients of unequal capacity train one global model.
 
-Names are loaded on first use, so that ``import heterofl_flwr.core`` does not load Flower.
+Public names are loaded on first use, so that ``import heterofl_flwr.core`` does not load Flower.
 """
 
 from importlib import import_module

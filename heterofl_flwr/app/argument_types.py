@@ -1,4 +1,4 @@
-"""Types of command-line arguments, without torch."""
+"""Types of command-line arguments, for parsers that do not load torch."""
 
 import argparse
 import math
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 TABLE_FORMATS = ("table", "csv", "markdown", "latex")
-"""Styles of ``core.formatting.render``, repeated here because importing that module would load torch."""
+"""Styles of ``core.formatting.render``, repeated here because its import would load torch."""
 
 
 def read_path(text: str) -> Path:
@@ -23,7 +23,7 @@ def read_count(text: str) -> int:
 
 
 def read_share(text: str) -> float:
-    """Return a number of 0 or more; raise ``ArgumentTypeError`` for anything else."""
+    """Return a finite number, at least 0; raise ``ArgumentTypeError`` for anything else."""
     try:
         number = float(text)
     except ValueError:

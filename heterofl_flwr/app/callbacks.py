@@ -29,9 +29,9 @@ NAMES = ("tensorboard", "wandb", "mlflow")
 def evaluate_global(
     strategy: FederationStrategy, workload: Workload, folder: RunFolder | None, server_round: int, arrays: ArrayRecord
 ) -> MetricRecord | None:
-    """Return the global model's metrics on the test set; None before the first round.
+    """Return the global model's metrics on the test set; None in round 0.
 
-    The confusion matrix is written into ``folder``.
+    Write the confusion matrix into ``folder``, unless that is None or the data are text.
     """
     if not server_round:
         return None
@@ -51,7 +51,10 @@ def evaluate_global(
 
 
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
-    """Return the callbacks of a run."""
+    """Return ``Monitor`` (if it has an address), ``Recorder`` and the callbacks in ``run.callbacks``.
+
+    Without ``folder``, ``Recorder`` and ``TensorBoard`` are left out.
+    """
     settings, run = workload.settings, workload.settings.run
     check_names(run.callbacks)
     callbacks: list[RoundCallback] = []
@@ -68,7 +71,7 @@ def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundC
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ``ConfigError`` if a callback in ``run.callbacks`` does not exist."""
+    """Raise ``ConfigError`` unless each name is in ``NAMES`` or a loadable ``module:name``."""
     for name in names:
         if ":" in name:
             load_function(name, "run.callbacks")

@@ -28,7 +28,8 @@ _BEFORE = timedelta(hours=1)  # validity begins in the past, because clocks of n
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
     """Write the SuperLink's certificate and key; return the paths of all written files.
 
-    A certificate authority in ``folder`` is used again. ``hosts`` are names and addresses of the SuperLink.
+    The certificate authority in ``folder``, or a new one, signs the certificate. ``hosts`` are names and addresses of
+    the SuperLink.
     """
     ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
     new = not ca_key.exists() and not ca_certificate.exists()
@@ -51,7 +52,7 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
 
 
 def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
-    """Write a node's private and public key; return both paths."""
+    """Write a node's new private and public key; return both paths."""
     path, public = new_paths(folder, name)
     key = generate_private_key(_CURVE)
     openssh = serialization.PublicFormat.OpenSSH

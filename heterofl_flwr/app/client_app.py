@@ -25,11 +25,11 @@ from heterofl_flwr.transport.arrays import read_tensors
 
 
 class CohortApp(ClientApp):
-    """ClientApp that can train several clients at once."""
+    """ClientApp that can train several clients together (``train_cohort``)."""
 
     @staticmethod
     def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
-        """Train several clients at once, each on its data."""
+        """Train several clients together, each on its data; return a reply for each."""
         return _answer([AppTask(*pair) for pair in zip(received, contexts, strict=True)])
 
 
@@ -43,7 +43,7 @@ app.query("stages")(answer_stages)
 
 @app.query("moments")
 def moments_query(message: Message, context: Context) -> Message:
-    """Measure static batch norm moments on this client's training data."""
+    """Reply with static batch norm moments, measured on this client's training data."""
     task = AppTask(message, context)
     workload = task.workload
     batches: Iterable[Tensor] = workload.moments_batches(task.data.train, task.seed)
@@ -55,7 +55,7 @@ def moments_query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
-    """Train the slice in the message on this client's data."""
+    """Train the received slice on this client's data, and reply with its parameters."""
     return _answer([AppTask(message, context)])[0]
 
 
@@ -72,7 +72,7 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 
 
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
-    """Train several clients together; most engines need clients of equal rates."""
+    """Train several clients together. Their options must be equal; most engines need equal rates too."""
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
@@ -106,7 +106,7 @@ def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
 
 @app.evaluate()
 def evaluate_message(message: Message, context: Context) -> Message:
-    """Evaluate the models in the message, or this client's personal model."""
+    """Evaluate the received models, or this client's personal model, on this client's test data."""
     task = AppTask(message, context)
     examples = len(task.data.test)
     measure = _evaluate_personal_model if task.workload.personal else _evaluate_sent_models
@@ -141,7 +141,7 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 
 
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
-    """Return a model's metrics; ``local`` metrics count only the logits of ``classes``."""
+    """Return a model's metrics on the test data; ``local`` ones mask the logits outside ``classes``."""
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
     kind = workload.settings.fidelity
@@ -170,7 +170,7 @@ def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, 
 
 @app.train("publish")
 def publish_message(message: Message, context: Context) -> Message:
-    """Train, and reply with class probabilities for the shared examples (FedH2L)."""
+    """Train, and reply with the class probabilities of the shared examples (FedH2L)."""
     task = AppTask(message, context)
     ((model, result),) = _train([task])
     task.keep(model)
@@ -183,7 +183,7 @@ def publish_message(message: Message, context: Context) -> Message:
 
 @app.train("learn")
 def learn_message(message: Message, context: Context) -> Message:
-    """Train on the class probabilities of the other clients (FedH2L)."""
+    """Train on this client's data and the class probabilities of other clients (FedH2L)."""
     task = AppTask(message, context)
     workload = task.workload
     record = reading.array_records(message.content).get(messages.POSTERIORS)

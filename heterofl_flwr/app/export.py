@@ -39,11 +39,11 @@ examples:
 PAGE = "README.md"
 
 COMPARED = 64
-"""Number of test examples on which files are compared with the model."""
+"""Maximum number of test examples on which files are compared with the model."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
+    """Add the arguments of ``heterofl export``."""
     parser.add_argument("folder", type=read_path, metavar="RUN", help="the run's folder")
     level = "such as c; repeatable; by default all"
     parser.add_argument("--level", action="append", default=[], metavar="LEVEL", help=level)
@@ -58,18 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Source(NamedTuple):
-    """Parts of a run that an export needs."""
+    """Build function, example inputs and metric of a run whose models are exported."""
 
-    build: "Build"
-    inputs: "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
-    axes: Mapping[int, str]
-    kind: str
-    score: "Callable[[nn.Module, int], float | None]"
-    text: str
+    build: "Build"  # function from a rate to a new model
+    inputs: "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"  # examples, on which files are compared with the model
+    axes: Mapping[int, str]  # names of the input axes that may have any length, by axis
+    kind: str  # name of the metric
+    score: "Callable[[nn.Module, int], float | None]"  # function of a model and its round; returns the metric, if known
+    text: str  # paragraph below the table of models
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export the models, and print a table of them."""
+    """Write the files of each model, and print a table of the models."""
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.core import formatting
     from heterofl_flwr.export.export import export_model
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
-    """Return the ``Source`` of a run of this package's app."""
+    """Return the ``Source`` of a run of this package's app, from the run's settings."""
     from heterofl_flwr.app.workload import load_workload
     from heterofl_flwr.export.export import BATCH
     from heterofl_flwr.settings.flat import from_stored, to_flat
@@ -131,7 +131,7 @@ def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
-    """Return the ``Source`` of a run of a user's app."""
+    """Return the ``Source`` of a run of a user's app, from ``--model`` and ``--inputs``."""
     from heterofl_flwr.common.user_code import load_function
     from heterofl_flwr.export.export import BATCH
 
@@ -141,7 +141,7 @@ def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return rate, size and round of final models by level. Empty ``levels`` means all."""
+    """Return rate, parameters, round and metrics of final models by level. Empty ``levels`` means all."""
     from heterofl_flwr.runs.models import model_facts
 
     models = model_facts(folder)
@@ -156,7 +156,7 @@ def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str,
 
 
 def inputs_of(test: "Split", seed: int) -> "Tensor":
-    """Return up to ``COMPARED`` test examples as model input."""
+    """Return at most ``COMPARED`` test examples as a batch; in a text, ``seed`` chooses the hidden words."""
     import torch
 
     from heterofl_flwr.core.randomness import derive

@@ -28,7 +28,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
+    """Add the arguments of ``heterofl keys``."""
     parser.add_argument("folder", type=read_path, help="where to")
     host = "name or address by which the SuperLink is reached; repeatable"
     parser.add_argument("--host", action="append", default=[], metavar="NAME", help=host)

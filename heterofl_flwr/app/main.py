@@ -26,10 +26,10 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
         "supernode": supernode,
     }
 )
-"""Module of each subcommand, with ``add_arguments``, ``run`` and help texts. Its docstring is the description."""
+"""Module of each subcommand. Its docstring is the description; ``add_arguments`` is optional."""
 
 FAILED = 1
-"""Exit code of work that was begun and failed."""
+"""Exit code of a command that began its work and failed."""
 MISUSED = 2
 """Exit code of a command with invalid arguments, settings or files."""
 INTERRUPTED = 130
@@ -37,10 +37,10 @@ INTERRUPTED = 130
 
 
 def status_of(program: str, work: Callable[[], int | None]) -> int:
-    """Call ``work`` and return the exit code of ``program``; print the error if ``work`` raises one.
+    """Call ``work`` and return an exit code; print errors with the prefix ``program``.
 
-    Without an error, the code is the result of ``work`` (0 for None). After an error it is ``MISUSED``, after an
-    interrupt ``INTERRUPTED``, and after a broken pipe, which is not printed, ``FAILED``.
+    Without an error, the code is the result of ``work`` (0 for None). After a ``HeteroFLError`` or ``OSError`` it is
+    ``MISUSED``, after Ctrl-C ``INTERRUPTED``, and after a broken pipe, which is not printed, ``FAILED``.
     """
     try:
         try:
@@ -64,7 +64,7 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
+    """Run ``heterofl`` with ``arguments``, by default those of the process; return its exit code."""
     if arguments is None:
         atexit.register(gc.freeze)  # Python would look for garbage among all objects of torch, for half a second
     words = sys.argv[1:] if arguments is None else arguments
@@ -79,7 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed arguments; ``train.lr=0.05`` stands for ``--set train.lr=0.05``."""
+    """Return the parsed arguments; ``train.lr=0.05`` stands for ``--set train.lr=0.05``.
+
+    The arguments of ``sweep`` and ``supernode`` are parsed later, by Hydra and Flower.
+    """
     if arguments and arguments[0] in ("sweep", "supernode"):  # the others are Hydra's or Flower's, and --help too
         return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
     top = parser()
@@ -95,7 +98,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_settings(words: Sequence[str]) -> None:
-    """Check settings without loading torch, which is slow."""
+    """Raise ``ConfigError`` for unknown keys and wrong types, without loading torch, which is slow."""
     settings = {setting.key: setting for setting in stored_settings()}
     parts = (word.partition("=") for word in words)
     assignments = {key.strip(): text for key, equals, text in parts if key.strip() and equals}

@@ -53,12 +53,12 @@ class AppTask(Task):
 
     @property
     def clients(self) -> int:
-        """Number of clients that share the data set; 0 if unknown."""
+        """Number of clients that share the data set; 0 if unknown or if the node has its own data."""
         number = read_capability(self.context).get(messages.NUM_PARTITIONS)
         return number if isinstance(number, int) and not self.has_own_data else 0
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield pairs (rate, model) for the rates in the message."""
+        """Yield pairs (rate, model) for the rates in the message; equal messages may share the models."""
         if self.workload.personal:
             yield from ((rate, model.to(self.workload.device)) for rate, model in super().models())
             return
@@ -71,11 +71,11 @@ class AppTask(Task):
         return [(rate, model.to(self.workload.device)) for rate, model in super().models()]
 
     def load_model(self, like: nn.Module | None = None) -> nn.Module:
-        """Return the model of the message; see ``Task.model`` for ``like``."""
+        """Return ``Task.model(like)`` on the workload's device."""
         return self.model(like).to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the job of training a model on this client's data."""
+        """Return the job of training ``model`` on this client's data, with the penalties of stages."""
         data = self.data
         self.penalty_used = True  # the engines add FedProx's penalty (``options``) and the stages' (the job)
         quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
@@ -101,7 +101,7 @@ class AppTask(Task):
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return ``model``, this client's personal model, with batch norm moments measured on this client's data."""
+        """Return the personal model, with batch norm moments measured on its training inputs."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
@@ -118,7 +118,7 @@ class AppTask(Task):
 
 
 class _LastModels:
-    """Models of the latest evaluation message, shared by clients with equal parameters."""
+    """Cache of the latest evaluation's models, for clients with equal parameters."""
 
     def __init__(self) -> None:
         self._key: object = None
@@ -144,7 +144,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's data: the folder ``data-path``, or a part of ``data.name``."""
+    """Return a node's data: those in its folder ``data-path``, or its part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

@@ -18,7 +18,7 @@ from heterofl_flwr.settings.value_types import AUTO
 
 
 def check_run(request: Request) -> str:
-    """Check a run before it starts; return a note if it is already finished."""
+    """Raise an error if a run cannot start; return a message if it is already finished."""
     workload, folder = load_workload(request.config), RunFolder(request.out)
     start = find_start(folder, workload.settings)
     if not start.finished:
@@ -34,7 +34,10 @@ def check_run(request: Request) -> str:
 
 
 def check_task(workload: Workload, clients: int) -> None:
-    """Load the data set; raise an error if it does not fit the clients or a model."""
+    """Load the data set; raise an error if it does not fit the clients or a model.
+
+    Print a round's number of clients and steps.
+    """
     try:
         workload.partitions(clients)
         architecture = make_strategy(workload, ()).federation.architecture

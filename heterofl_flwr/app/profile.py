@@ -48,16 +48,16 @@ PROFILED = (
 """Names of data sets and models that the command accepts."""
 
 OPTIONS = ("classes", "hidden", "norm")
-"""Arguments that only this package's models have."""
+"""Options that apply only to this package's models."""
 
 INNER: "tuple[InnerWidths, ...]" = ("drawn", "sandwich", "all")
-"""Values of ``train.distill`` with which clients train smaller levels inside their model too."""
+"""Values of ``train.distill`` with which a step trains a client's model and smaller levels in it."""
 
 HEADER = ("mix", "ratio", "parameters", "MACs", "MB")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
+    """Add the arguments of ``heterofl profile``."""
     names = f"a data set or a model, {', '.join(PROFILED)}, or 'module:function' from a rate to a model of yours"
     parser.add_argument("name", type=_read_name, help=names)
     parser.add_argument("--mix", action="append", metavar="MIX", help="such as a-e, a1-b9 or 1.0x1-0.3x9; repeatable")
@@ -81,7 +81,7 @@ def _read_name(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table of costs."""
+    """Print the table of costs, and the prices of mixes."""
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.core.formatting import render
     from heterofl_flwr.core.levels import Mix, level_name
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
-    """Return the line on the price of a mix."""
+    """Return text on the price of a mix; ``costs`` has parameters and multiplications by rate."""
     from heterofl_flwr.runs.costs import price
 
     rates = [rate for rate in mix.parts if rate]
@@ -133,7 +133,7 @@ def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]
 
 
 def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
-    """Return a mix's row; ``style`` is the format of the table, such as "csv"."""
+    """Return a mix's row of the table, with all digits if ``style`` is csv."""
     from heterofl_flwr.core.formatting import count
 
     if style == "csv":
@@ -148,7 +148,7 @@ def all_mixes(levels: str) -> list[str]:
 
 
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
-    """Return model, options and input shape for ``name``, a data set or a model."""
+    """Return model, arguments and input shape for ``name``, a data set or a model."""
     from heterofl_flwr.nn.models import PAPER, Setup
     from heterofl_flwr.settings.defaults import options_of
     from heterofl_flwr.settings.flat import from_flat
@@ -184,7 +184,7 @@ def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) 
 def profile_rates(
     name: str, build: "Build", example: "Tensor", rates: Collection[float], device: str
 ) -> "dict[float, Profile]":
-    """Return the profile of the model of each rate."""
+    """Return the costs of the model of each rate; ``name`` is for error messages."""
     import torch
 
     from heterofl_flwr.nn.profile import profile

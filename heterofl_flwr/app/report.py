@@ -13,7 +13,7 @@ EXAMPLES = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
+    """Add the arguments of ``heterofl report``."""
     text = "a run's folder; several runs are compared on one page and in one table"
     parser.add_argument("folders", type=read_path, nargs="+", metavar="RUN", help=text)
     out = "page of a comparison; by default comparison.html"
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Report on one run, or compare several runs."""
+    """Write the report of one run, or compare several runs."""
     from heterofl_flwr.report import write_report
 
     if len(args.folders) > 1:

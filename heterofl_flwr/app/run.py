@@ -30,11 +30,11 @@ examples:
 """
 
 HOW = MappingProxyType({"grid": None, "gpus": None, "cpus": 1, "parallel": None})
-"""Defaults of the options for the clients' grid and resources."""
+"""Default of each option about the clients' grid and resources."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
+    """Add the arguments of ``heterofl run``."""
     what = parser.add_argument_group("what")
     appends: dict[str, Any] = {"dest": "set", "action": "append", "default": []}
     for option, long in (
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the app. Return ``FAILED`` if a round or the final evaluation failed."""
+    """Run the app. Return ``FAILED`` if the run failed, or if no client replied to the final evaluation."""
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.app import preflight, simulation
     from heterofl_flwr.app.main import FAILED

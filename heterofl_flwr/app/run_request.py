@@ -26,10 +26,10 @@ from heterofl_flwr.settings.value_types import Flat
 from heterofl_flwr.transport.compat import get_project_config
 
 CLUSTER = "RAY_ADDRESS"
-"""Environment variable with the address of a Ray cluster; the resources of its machines are not known here."""
+"""Environment variable with the address of a Ray cluster."""
 
 WINDOW = 64
-"""Default of ``engine.window`` in ``heterofl run``; the server's memory does not grow with the number of clients."""
+"""Default of ``engine.window`` in ``heterofl run``, which limits the server's memory."""
 
 SERVER_APP = "heterofl_flwr.app.server_app:app"
 CLIENT_APP = "heterofl_flwr.app.client_app:app"
@@ -37,7 +37,7 @@ CLIENT_APP = "heterofl_flwr.app.client_app:app"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A run to start. ``cpus``, ``gpus`` and ``parallel`` need ``grid="ray"``."""
+    """Settings, folder and resources of a run. ``cpus``, ``gpus`` and ``parallel`` need ``grid="ray"``."""
 
     config: Mapping[str, Flat]  # all settings of the app
     out: Path  # the run's folder
@@ -52,7 +52,10 @@ class Request:
 
     @property
     def gpu_share(self) -> float:
-        """Fraction of a GPU for each client."""
+        """Number of GPUs for each client: ``gpus``. By default, ``parallel`` clients share the GPUs.
+
+        The default is 0 without a GPU, on a CPU, and for another app.
+        """
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
             return self.gpus or 0.0
@@ -60,9 +63,9 @@ class Request:
 
 
 def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
-    """Return the request to run the Flower app in ``folder``.
+    """Return the request to run the Flower app in ``folder``, as its ``pyproject.toml`` describes it.
 
-    ``changes`` are settings of the app, ``how`` are further fields of ``Request``.
+    ``changes`` replace settings of the app, ``how`` are further fields of ``Request``.
     """
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]

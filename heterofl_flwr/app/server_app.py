@@ -55,7 +55,7 @@ RESUMED: Mapping[str, Any] = {
     # Settings that a stored run lacks, because its version did not have them, get their defaults.
     "complete": lambda old: to_flat(from_stored(old)),
 }
-"""Arguments of ``RunFolder.check`` and ``start``, which compare a resumed run's settings with the stored ones."""
+"""Arguments of ``RunFolder.check`` and ``start`` for the comparison with the settings of a stored run."""
 
 app = ServerApp()
 
@@ -76,8 +76,8 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
     """Run the strategy that the settings describe, and return it.
 
-    If ``run.dir`` is not set, the grid decides: a run on Flower's own grid (``flwr run``) makes a new folder below
-    ``runs``, and a run on a grid of this package writes no folder.
+    Without ``run.dir``, a run on Flower's own grid (``flwr run``) writes into a new folder below ``runs``, and a run on
+    a grid of this package writes no folder.
     """
     give_back_freed_memory()
     folder = _choose_folder(grid, workload.settings)
@@ -105,7 +105,7 @@ def _choose_folder(grid: Grid, settings: Settings) -> RunFolder | None:
 
 
 def _load_report() -> None:
-    """Import what writes the report, so that a missing package is noticed now, not at the end of the run."""
+    """Import the module for the report; a missing package then raises an error before the run."""
     with extra("report"):
         import_module("heterofl_flwr.report.page")
 
@@ -152,7 +152,7 @@ def _run(
 
 
 def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> FederationStrategy:
-    """Return the strategy that the settings describe."""
+    """Return the ``HeteroFL`` or ``FedH2L`` that the settings describe."""
     settings = workload.settings
     train, server, sample = settings.train, settings.server, settings.sample
     options: dict[str, Any] = {
@@ -191,7 +191,7 @@ def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> Fed
 
 
 def build_devices(workload: Workload) -> Devices | None:
-    """Return the simulated devices, if the settings have any."""
+    """Return the devices of ``devices.profile``; None if it is empty."""
     settings = workload.settings
     name = settings.devices.profile
     if not name:
@@ -212,13 +212,10 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run starts: at the checkpoint ``state``, or anew if that is None.
+    """Checkpoint from which a run continues (None: anew), or a message that it is finished."""
 
-    If the run is already finished, ``finished`` is a message that says so.
-    """
-
-    state: RunState | None = None
-    finished: str = ""
+    state: RunState | None = None  # the checkpoint
+    finished: str = ""  # the message
 
 
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:

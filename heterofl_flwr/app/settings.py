@@ -21,14 +21,14 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
+    """Add the arguments of ``heterofl settings``."""
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
     formats = "toml: the defaults, or with --set all values, as in pyproject.toml"
     parser.add_argument("--format", choices=("text", "toml"), default="text", help=formats)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings."""
+    """Print all settings."""
     settings = read_settings(args.set) if args.set else stored_settings()
     if args.format == "toml":
         print(to_toml({setting.key: setting.value if args.set else setting.default for setting in settings}), end="")
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_settings(texts: Sequence[str]) -> list[Setting]:
-    """Return all settings, with changes such as ``train.lr=0.05``."""
+    """Return all settings after assignments such as ``train.lr=0.05``."""
     # Imported here, because it loads torch, which takes seconds.
     from heterofl_flwr.settings.flat import SPECS, from_flat, read_assignments, to_flat
 

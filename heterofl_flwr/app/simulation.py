@@ -28,7 +28,7 @@ from heterofl_flwr.transport.compat import NO_FUNCTION, load_app
 from heterofl_flwr.transport.relay import Relay
 
 LOG = Path("logs", "flower.log")
-"""Path of the log in a run's folder."""
+"""Path of the log, relative to the run's folder."""
 
 FRAMES = 3
 """Number of stack frames in the text of an error that another package raised."""
@@ -36,19 +36,23 @@ FRAMES = 3
 STEP = 500_000
 """Constant part of the cost of a training step. Its unit is the cost of a byte of parameters.
 
-With the paper's CNN on a CPU, steps of 10 images at levels a to e take 29, 9, 3.4, 2.4 and 2.3 ms (0.5 MB: 2.3 ms).
+With the paper's CNN on a CPU, steps of 10 images at levels a to e take 29, 9, 3.4, 2.4 and 2.3 ms. The constant part is
+about 2.3 ms, as much as 0.5 MB of parameters.
 """
 
 SHORT_OF_MEMORY = ("MemoryError", "low on memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Texts of errors about lack of memory: from Python and torch, Ray, and cuBLAS."""
+"""Parts of out-of-memory messages: from Python and torch, Ray, and cuBLAS."""
 
 
 class RunError(HeteroFLError):
-    """A run that ended before it was finished."""
+    """Raised if a run fails before its end."""
 
 
 def run_request(request: Request, *, log: bool = False) -> None:
-    """Run an app until it is finished; raise ``RunError`` if it fails."""
+    """Run an app until it is finished; raise ``RunError`` if it fails.
+
+    Print its log if ``log`` is True, otherwise only warnings.
+    """
     path = request.out / LOG
     RunFolder(request.out).refuse_links()
     try:
@@ -85,7 +89,8 @@ def _serve(request: Request) -> None:
 class Checked(Relay):
     """Grid that checks the replies.
 
-    It ends the run if a client runs out of memory or if all clients of a round fail.
+    It raises ``OutOfMemoryError`` for a client that runs out of memory, and counts other errors for
+    ``raise_for_rounds_without_a_result``.
     """
 
     def __init__(self, grid: QueuedGrid) -> None:
@@ -96,7 +101,7 @@ class Checked(Relay):
         self._bad: dict[tuple[str, str], list[str]] = {}
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait for replies on the grid."""
+        """Wait at most ``timeout`` seconds for replies; return the ids of answered messages."""
         return self._queued.wait_for_replies(message_ids, timeout)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -111,7 +116,7 @@ class Checked(Relay):
         return [self._check(reply, f"call {self._calls}") for reply in replies]
 
     def raise_for_rounds_without_a_result(self) -> None:
-        """Raise ``HeteroFLError`` if all clients of a round failed."""
+        """Raise ``HeteroFLError`` if all clients failed in the training or evaluation of any round."""
         for call, reasons in self._bad.items():
             if not self._good[call]:
                 raise HeteroFLError(f"in a round all clients ({len(reasons)}) failed; {reasons[-1]}")
@@ -158,7 +163,7 @@ def open_grid(request: Request) -> QueuedGrid:
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
-    """Return a function that limits how many clients train together."""
+    """Return a function from a message to the maximum number of clients that train together."""
     if request.app is not None:
         return lambda message: 1
     workload = load_workload(request.config)
@@ -168,15 +173,15 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
 
 
 def cost(message: Message) -> float:
-    """Return the relative cost of a client's training, from the size of its model."""
+    """Return the estimated cost of a training step, from the size of the message."""
     return STEP + content_bytes(message.content)
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings. It leaves out warnings on rounds, because the run itself prints these."""
+    """Handler that prints warnings, except on rounds, because the run itself prints these."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a warning."""
+        """Print the record, if it is such a warning."""
         text = record.getMessage()
         if record.levelno == logging.WARNING and not text.startswith("round "):
             print(printable(f"warning: {text}"), file=sys.stderr, flush=True)

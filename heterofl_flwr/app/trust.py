@@ -1,4 +1,4 @@
-"""The option ``--trust``: permission to run functions of users that the settings of an existing run name."""
+"""The option ``--trust``: permission to run users' functions that the settings of a stored run name."""
 
 import argparse
 from collections.abc import Iterable, Mapping
@@ -17,10 +17,9 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Raise ``ConfigError`` if stored settings name code of a user that is not allowed to run.
+    """Allow imports of user code that stored settings name; raise ``ConfigError`` if it is untrusted.
 
-    With ``trusted`` all code is allowed. Without it, only code that the command line names too (``named``) is
-    allowed.
+    With ``trusted`` all code is trusted. Without it, only code that the command line names too (``named``) is.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

@@ -40,7 +40,7 @@ AT_ONCE = {"cpu": 50, "cuda": 1000}
 
 
 class NodeData:
-    """A node's training examples, test examples and classes."""
+    """A node's training and test examples, loaded on first use, and its classes."""
 
     def __init__(self, train: Callable[[], Split], test: Callable[[], Split], classes: tuple[int, ...]) -> None:
         self._gather_train, self._gather_test, self.classes = train, test, classes
@@ -75,7 +75,7 @@ class Workload:
 
     @cached_property
     def terms(self) -> Terms:
-        """Column names, class names and normalisation of the data set."""
+        """Column names, class names and normalisation, to which a node's own data are aligned."""
         name, label = self.settings.data.name, self.settings.data.label
         facts = Facts.find(name, label)
         return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
@@ -86,7 +86,7 @@ class Workload:
         return resolve_device(self.settings.engine.device)
 
     def arithmetic(self, *, training: bool = False) -> AbstractContextManager[None]:
-        """Return a context manager that computes with ``engine.precision``. ``bf16`` only affects training."""
+        """Return a context manager that computes with ``engine.precision``; evaluations replace bf16 by tf32."""
         precision = self.settings.engine.precision
         return arithmetic("tf32" if precision == "bf16" and not training else precision, self.device)
 
@@ -113,7 +113,7 @@ class Workload:
 
     @cached_property
     def metric(self) -> Callable[..., Mapping[str, float]] | None:
-        """User's function for more metrics (``evaluate.metric``), or None."""
+        """User's function of model, inputs and targets that returns more metrics, or None."""
         name = self.settings.evaluate.metric
         return load_function(name, "evaluate.metric") if name else None
 
@@ -143,7 +143,7 @@ class Workload:
 
     @property
     def personal(self) -> bool:
-        """Whether clients have personal parameters."""
+        """Whether clients have personal parameters, which they do not send."""
         return self.settings.server.shared != ALL or self.settings.server.strategy == "fedh2l"
 
     @property
@@ -177,13 +177,13 @@ class Workload:
         return split_dataset(self.dataset, settings.data.split, number, settings.seed, settings.fidelity)
 
     def count_classes(self, number: int) -> Matrix:
-        """Return a matrix (clients, classes): how many training examples of each class each client has."""
+        """Return the number of training examples of each client (row) and class (column)."""
         rows = self.partitions(number).train
         clients = torch.arange(number).repeat_interleave(torch.tensor([len(part) for part in rows]))
         return count_pairs(clients, self.dataset.train.targets[torch.cat(rows)], (number, self.dataset.classes))
 
     def steps_each(self, number: int) -> float | None:
-        """Return the mean over clients of their steps in a round; None if the data set is text."""
+        """Return the mean number of a client's steps in a round; None if the data set is text."""
         if self.dataset.train.reading is not None:
             return None
         train = self.settings.train
@@ -218,10 +218,7 @@ class Workload:
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return the model to train. This is ``model``, or a ``Nested`` model if ``train.distill`` is on.
-
-        The ``Nested`` model consists of ``model`` and the smaller models inside it.
-        """
+        """Return ``model``, or with ``train.distill`` a ``Nested`` model of it and the smaller models in it."""
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)
@@ -239,7 +236,7 @@ class Workload:
         return partial(EXIT_LOSSES[kind], weight=weight, temperature=distill.temperature)
 
     def evaluate_centrally(self, model: nn.Module, test: Split, server_round: int) -> EvaluateResult:
-        """Evaluate a model on the server."""
+        """Return a model's metrics on ``test``, measured on the server."""
         settings = self.settings
         seed = derive(settings.seed, "central", server_round)
         with self.arithmetic():
@@ -253,12 +250,12 @@ class Workload:
 
     @property
     def moments_together(self) -> int:
-        """Number of batches in a forward pass that measures batch norm moments."""
+        """Number of batches in a forward pass that measures batch norm moments; 1 for users' models."""
         ours = all(name in MODELS for name in self.builds)
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
     def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:
-        """Yield the batches of inputs on which batch norm moments are measured.
+        """Yield batches of inputs for measuring batch norm moments.
 
         They are shuffled and augmented, except with ``fidelity=fixed``.
         """

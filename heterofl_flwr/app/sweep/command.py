@@ -32,14 +32,14 @@ logger = logging.getLogger("sweep")  # not a child of the package's logger, whic
 
 PACKAGE = Path(__file__).parents[2]
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
-"""Folder of the configurations: inside of an installed package, or next to the package in a checkout."""
+"""Folder of the configurations: inside an installed package, or next to the package in a checkout."""
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_job(config: DictConfig) -> float | None:
-    """Run a job; return the final value of its metric, which optimising sweepers use."""
+    """Run a job, unless it has ended; return the final value of its metric, for optimising sweepers."""
     hydra_config = HydraConfig.get()
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
     if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper does this itself

@@ -75,7 +75,7 @@ LAUNCH: Mapping[str, Setting] = read_specs(LaunchOptions)
 """The launch options by key."""
 
 KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
-"""Settings that change no result, but that a resumed run must keep."""
+"""Settings that change no result; a resumed job takes their values from its folder."""
 
 MAY_DIFFER = (*(key for key in MAY_DIFFER_ON_RESUME if key != "num-rounds"), *KEPT)
 """Settings in which a job may differ from the settings stored in its folder."""
@@ -107,9 +107,9 @@ class Job:
 
     @property
     def changes(self) -> dict[str, Flat]:
-        """Settings that differ from the defaults for the job's data set.
+        """Settings that differ from the defaults for the job's data set, split and model.
 
-        Settings in ``IN_NAME`` and settings without effect on results are left out.
+        Settings in ``IN_NAME`` and ``INCIDENTAL`` are left out.
         """
         flat = to_flat(self.settings) | {"engine.clients": self.clients}
         data, split, model = (str(flat[key]) for key in ("data.name", "data.split", "model.name"))
@@ -140,7 +140,7 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """Stage of the job: ``new``, ``begun``, ``done``, ``diverged``, or ``blocked`` if its folder is unusable."""
+        """Stage of the job: ``new``, ``begun``, ``done``, ``diverged``, or ``blocked`` by an unusable folder."""
         try:
             if is_done(self):
                 return DONE
@@ -151,13 +151,13 @@ class Job:
 
 
 def flat(config: DictConfig) -> dict[str, object]:
-    """Return Hydra's configuration as a mapping with dotted keys."""
+    """Return Hydra's configuration of a job with dotted keys, without Hydra's own part."""
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return flatten(cast("dict[str, object]", OmegaConf.to_container(settings, resolve=True)))
 
 
 def build_job(config: Mapping[str, object]) -> Job:
-    """Return the job of a flat configuration. A ``ConfigError`` names all faults."""
+    """Return the job of a flat configuration; raise one ``ConfigError`` that names all faults."""
     # Hydra reads -inf, a value of train.mask-fill, as a number.
     config = {key: str(value) if value in (float("inf"), float("-inf")) else value for key, value in config.items()}
     assigned = {key: value for key, value in config.items() if key not in LAUNCH}
@@ -210,7 +210,7 @@ def check_jobs(jobs: Iterable[Job]) -> None:
 
 
 def run_once(job: Job) -> bool:
-    """Run or resume a job. Return False if it had finished or diverged before.
+    """Run or resume a job, and return True; return False if it finished or diverged before.
 
     Raise ``filelock.Timeout`` if another process runs the job.
     """
@@ -235,7 +235,7 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the job's score by ``run.metric``, by default the headline metric; None if there is no score."""
+    """Return the values of ``run.metric``, by default of the headline metric; None if not measured."""
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)
