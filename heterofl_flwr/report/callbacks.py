@@ -138,7 +138,9 @@ class WandB(_Service):
 
 
 class MLflow(_Service):
-    """Callback that sends all numbers of each round to MLflow; ``MLFLOW_TRACKING_URI`` names its server or folder.
+    """Callback that sends all numbers of each round to MLflow.
+
+    The environment variable ``MLFLOW_TRACKING_URI`` names its server or folder.
 
     Parameters
     ----------

@@ -45,13 +45,13 @@ AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
 Histories = Mapping[RunFolder, Sequence[RoundRecord]]
 
 Rows = dict[str, dict[object, RunFolder]]
-"""Runs by the settings that differ, and by seed."""
+"""Runs by text of the settings in which runs differ, then by seed."""
 
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
 
 def compare_runs(histories: Histories) -> Cells:
-    """Return a table of runs by settings and metric, with means over seeds."""
+    """Return a table of means over seeds, with a row for each metric and each set of settings."""
     rows, table = _rows(list(histories)), []
     scored = {folder: {score.label: score for score in scores(history)} for folder, history in histories.items()}
     names = {label: score.name for by_label in scored.values() for label, score in by_label.items()}
@@ -67,7 +67,7 @@ def compare_runs(histories: Histories) -> Cells:
 
 
 def compare_metrics(histories: Histories, metrics: Sequence[str]) -> Cells:
-    """Return a table of runs by settings: each metric's mean, and the difference from the first row."""
+    """Return a table of means and differences from the first row, with a row for each set of settings."""
     rows = _rows(list(histories))
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
@@ -81,7 +81,7 @@ def compare_metrics(histories: Histories, metrics: Sequence[str]) -> Cells:
 
 
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
-    """Return the mean of ``second - reference`` over common seeds, with a 95 % t interval.
+    """Return the mean of ``second - reference`` over common seeds as text, with a 95 % t interval.
 
     Fewer than three common seeds give no interval.
     """
@@ -105,7 +105,7 @@ def _signed(metric: str, value: float) -> str:
 
 
 def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str]) -> Cells:
-    """Write the page that compares runs. Return its table."""
+    """Write the page that compares runs; return its table of ``metrics``, by default of all."""
     histories = {folder: folder.history() for folder in folders}  # read each file once
     table = compare_metrics(histories, metrics) if metrics else compare_runs(histories)
     figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(histories)]
@@ -125,7 +125,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 
 
 def _rows(folders: Sequence[RunFolder]) -> Rows:
-    """Return the runs, by the text of the settings that differ, then by seed."""
+    """Return the runs by text of the settings in which they differ, then by seed."""
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
@@ -143,7 +143,7 @@ def _rows(folders: Sequence[RunFolder]) -> Rows:
 def _means(
     metric: str, key: str, rows: Rows, finals: Mapping[RunFolder, Mapping[str, float]]
 ) -> dict[str, tuple[str, str]]:
-    """Return each row's mean over seeds, and the difference from the first row."""
+    """Return two texts for each row: the mean over seeds, and the difference from the first row."""
     means, reference = {}, None
     for row, runs in rows.items():
         by_seed = {seed: finals[run][key] for seed, run in runs.items() if key in finals[run]}
@@ -156,7 +156,7 @@ def _means(
 
 
 def _costs(runs: Mapping[object, RunFolder], histories: Histories) -> tuple[str, str]:
-    """Return as text the mean bytes sent in a run, and the costs relative to one federation for each level."""
+    """Return two texts: the mean of the bytes that a run sent, and the price of the mix."""
     folders = list(runs.values())
     mix, widths = _mix(folders[0])
     sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)

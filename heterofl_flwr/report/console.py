@@ -16,7 +16,7 @@ from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.runs.metrics import SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
-"""Seconds without output after which the next reply prints a line; within ``by_time`` a timer prints one too."""
+"""Seconds without output after which a reply prints a line; within ``by_time``, a timer does so too."""
 
 
 class Console(RoundCallback):
@@ -96,7 +96,7 @@ class Console(RoundCallback):
         self._print(line)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Print the line of a round."""
+        """Print the line of a round, unless the strategy logs it (``prints_rounds``)."""
         record, num_rounds = progress.record, progress.num_rounds
         self._seconds.append(record.seconds)
         # The mean of several rounds, because rounds with evaluation are longer; the first round includes starting up.

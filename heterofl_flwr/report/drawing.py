@@ -60,7 +60,7 @@ def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
 
 
 def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], rows: Sequence[str]) -> Figure:
-    """Draw a matrix in colours, with a row for each class. Zeros are blank."""
+    """Return a figure of ``values`` (classes, columns) in colours. Zeros are blank."""
     figure, axes = new_axes(xlabel, "class")
     axes.grid(visible=False)
     highest = values.max() or 1
@@ -80,7 +80,7 @@ def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], r
 
 
 def add_legend(axes: Axes) -> None:
-    """Add a legend above the axes. The figure becomes higher."""
+    """Add a legend above the axes. A long legend makes the figure higher."""
     (handles, names), figure = axes.get_legend_handles_labels(), axes.get_figure(root=True)
     if handles and figure:
         names = [name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}" for name in names]

@@ -92,7 +92,7 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, counts: C
 
 
 def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
-    """Yield a figure for each metric of a user's app."""
+    """Yield a figure for each metric of a user's app, up to ``MOST_METRICS``."""
     usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
     names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
     names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
@@ -157,7 +157,7 @@ def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
 
 
 def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | None:
-    """Draw curves over rounds or another quantity. Return None if no value can be drawn.
+    """Return a figure of named curves over rounds or another quantity; None if no value can be drawn.
 
     The vertical axis may leave out a steep beginning.
     """
@@ -186,7 +186,7 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | 
 
 
 def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return the lower and upper end of the vertical axis. The first points of a curve may lie outside it."""
+    """Return lower and upper end of the vertical axis; the first quarter of a curve may lie outside."""
     settled = [value for curve in curves for value in curve[len(curve) // CLIMB if len(curve) >= SHORT else 0 :]]
     numbers = [value for value in settled if not math.isnan(value)]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)

@@ -23,21 +23,21 @@ from heterofl_flwr.federation.round_record import RoundRecord, State
 log = logging.getLogger(__name__)
 
 MARGIN = 60.0
-"""Seconds that a round may take beyond its time limits; increased to the duration of the longest round so far."""
+"""Minimum time in seconds that a round may take beyond its limits; see ``Monitor``."""
 
 IDLE_SECONDS = 10.0
 """Seconds within which a request must arrive."""
 
 Values = Mapping[tuple[str, ...], float]
-"""The values of a metric by its labels."""
+"""The values of a metric by its labels, such as (phase, metric, level)."""
 
 
 class Monitor(RoundCallback):
     """Callback that serves a run's metrics and health over HTTP during the run.
 
-    ``/metrics`` has the latest round in the format of Prometheus. ``/health`` is a JSON object. Its HTTP status is 503
-    if the latest round ended more than ``timeout + wait + margin`` seconds ago. The margin is the duration of the
-    longest round so far, but at least one minute.
+    ``/metrics`` has the metrics of the latest round in the format of Prometheus. ``/health`` is a JSON object. Its HTTP
+    status is 503 if the latest round ended more than ``timeout + wait + margin`` seconds ago. The margin is the
+    duration of the longest round so far, but at least one minute.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def _keyed(values: Mapping[str, int]) -> Values:
 
 
 def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, Mapping[str, float]]) -> Values:
-    """Return headline metrics only. Clients may report any number of others."""
+    """Return accuracies, losses and perplexities only. Clients may report any number of others."""
     return {
         (phase, name, level): value
         for level, values in {"": metrics, **by_level}.items()

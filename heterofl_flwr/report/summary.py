@@ -31,7 +31,7 @@ Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[float, str]:
-    """Return the names of the levels by rate, from the largest rate to the smallest."""
+    """Return the names of all levels of a run by rate, the largest first."""
     names = {rate: level_name(rate) for record in records for rate in record.rates.values()}
     names |= {cost.rate: cost.level for cost in (costs.levels if costs else ())}
     return dict(sorted(names.items(), reverse=True))
@@ -44,7 +44,7 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
 
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths) -> str:
-    """Return the price of a mix (``runs.costs.price``) as text; '' if unknown."""
+    """Return the price of a mix (``runs.costs.price``) as text; '' if unknown, or for one level."""
     rates = [rate for record in records for rate in record.rates.values()]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
@@ -53,7 +53,7 @@ def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | Non
 
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of failures, the most frequent first. Clients without a name are given by partition."""
+    """Return the table of failures by reason; clients without a name are given by partition."""
     by_reason: dict[str, list[tuple[int, int]]] = {}
     names = {partition: name for record in records for partition, name in record.names.items()}
     for record in records:
@@ -72,7 +72,7 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
-    """Return the table of levels."""
+    """Return the table of levels: size, share of trainings, latest metrics and bytes."""
     kind, by_rate = headline_kind(records), costs.by_rate if costs else {}
     drawn = Counter(rate for record in records for rate in record.rates.values())
     few = {record.server_round for record in records if record.few_answered}
@@ -95,7 +95,7 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of metrics: final value, best value, and its round."""
+    """Return the table of metrics: final value, best value, and the best value's round."""
     rows = []
     evaluated = max((record.server_round for record in records if record.evaluate), default=0)
     for score in scores(records):
@@ -110,7 +110,7 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def confusion_cells(counts: ClassCounts) -> Cells:
-    """Return the table of the most frequent confusions of classes."""
+    """Return the table of the most frequent confusions of two classes."""
     sizes = [sum(row) for row in counts.confusion]
     pairs = [
         (number, true, predicted)
@@ -126,7 +126,7 @@ def confusion_cells(counts: ClassCounts) -> Cells:
 
 
 def marked(value: str, partial: bool) -> str:
-    """Return a value as text, with a star if too few clients replied."""
+    """Return ``value``, with a star if too few clients replied."""
     return f"{value} *" if partial else value
 
 
