@@ -54,9 +54,9 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
 
 
 def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
-    """Return the state in the newest undamaged checkpoint of at most round ``last_round``.
+    """Return the state in the newest undamaged checkpoint, not later than round ``last_round``.
 
-    Log a warning for each checkpoint that is skipped.
+    Log a warning for each skipped checkpoint; raise ``ConfigError`` if none is left.
     """
     paths = files_by_round(folder, PATTERN)
     for server_round, path in reversed(paths.items()):

@@ -48,9 +48,9 @@ _COUNTS = TypeAdapter(ClassCounts)
 
 
 def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
-    """Return a matrix that counts how often each pair (row, column) occurs.
+    """Return a matrix of this shape that counts how often each pair (row, column) occurs.
 
-    It is empty if ``shape`` is too large, or if a column is outside ``shape``.
+    It is empty if there are no pairs, if it would be too large, or if a column is outside ``shape``.
     """
     height, width = shape
     if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:
@@ -66,5 +66,5 @@ def read_counts(folder: RunFolder) -> ClassCounts:
 
 
 def write_counts(folder: RunFolder, **counts: Any) -> None:
-    """Write fields of ``ClassCounts`` into the file. All other fields are unchanged."""
+    """Write fields of ``ClassCounts`` into ``classes.json``; all other fields keep their values."""
     write_atomic(folder.classes, to_json(asdict(replace(read_counts(folder), **counts))).encode())

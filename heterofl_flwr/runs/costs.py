@@ -99,15 +99,12 @@ class Costs:
 
 
 class Savings(NamedTuple):
-    """Bytes of a run and of full-size FedAvg; the run's bytes and multiplications divided by FedAvg's.
+    """Costs of a run and of full-size FedAvg, which sends the global model to the same clients."""
 
-    Full-size FedAvg sends the global model to the same clients.
-    """
-
-    bytes_sent: int
-    bytes_full: int
-    bytes_share: float
-    macs_share: float
+    bytes_sent: int  # of the run, in both directions
+    bytes_full: int  # of full-size FedAvg
+    bytes_share: float  # bytes of the run, divided by those of full-size FedAvg
+    macs_share: float  # the same for multiplications
 
 
 def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
@@ -116,12 +113,15 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
-    """Return the bytes of a round if all its clients trained the global model."""
+    """Return the bytes of a round if all its clients trained the global model.
+
+    Clients that failed only receive it.
+    """
     return costs.global_model.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
 
 
 def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings | None:
-    """Return the savings of a run against full-size FedAvg; None if unknown."""
+    """Return the costs of a run and of full-size FedAvg; None if unknown."""
     rates = [rate for record in records for rate in record.rates.values()]
     if costs is None or not rates or not set(rates) <= set(costs.by_rate):
         return None
@@ -139,10 +139,10 @@ class Price(NamedTuple):
 
 
 def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths) -> float:
-    """Return the sum of multiplications over clients, each with one forward pass of one example.
+    """Return the multiplications of one example's forward passes, summed over clients.
 
-    ``rates`` are the clients' rates, and ``macs`` has the multiplications by rate. ``widths`` says which smaller
-    models inside a client's model are computed too.
+    ``rates`` are the clients' rates, and ``macs`` has the multiplications of one pass by rate. ``widths`` says which
+    smaller models inside a client's model are computed too.
     """
     return sum(
         number * passes * macs[inner]

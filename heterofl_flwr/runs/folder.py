@@ -54,7 +54,7 @@ class RunFolder:
     ``history.jsonl``   one ``RoundRecord`` a line
     ``classes.json``    counts by class: each client's examples (in simulations), predictions of the global model
     ``checkpoint/``     the newest two checkpoints
-    ``privacy.json``    how many noisy releases there were, by noise and clip; repeated rounds count too
+    ``privacy.json``    numbers of published noisy models and moments, by noise and clip, with repeated rounds
     ``events/``         events for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        models that ``heterofl export`` wrote
@@ -94,7 +94,7 @@ class RunFolder:
             self.unlock()
 
     def hold(self) -> None:
-        """Lock the folder until ``unlock`` is called. Within a process, several objects may hold a folder."""
+        """Lock the folder until ``unlock`` is called; several objects of one process may do so."""
         self.refuse_links()
         self._lock = self._lock or acquire_lock(self.path, shared=True)
 
@@ -115,8 +115,8 @@ class RunFolder:
     ) -> None:
         """Write the settings of a new run, or prepare the folder to resume the run in it.
 
-        The folder stays locked until ``unlock`` is called. A ``Recorder`` calls it at the end of the run, also after an
-        error, and the context manager ``lock`` calls it on exit.
+        The folder stays locked until ``unlock`` is called. A ``Recorder`` calls ``unlock`` at the end of the run, also
+        after an error, and the context manager ``lock`` calls it on exit.
 
         Parameters
         ----------
@@ -234,7 +234,10 @@ class RunFolder:
         return read_history(self._history)
 
     def rewind(self, last_round: int) -> None:
-        """Remove records, checkpoints and client states of rounds after ``last_round``."""
+        """Remove records, checkpoints and client states of rounds after ``last_round``.
+
+        Raise ``ConfigError`` if the history ends earlier.
+        """
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
         if (final := records[-1].server_round if records else 0) != last_round:
@@ -256,11 +259,11 @@ class RunFolder:
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return the numbers of noisy releases of models and moments."""
+        """Return the numbers of published noisy models and moments."""
         return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
-        """Write ``privacy.json``: how many noisy releases there were."""
+        """Write ``privacy.json``: numbers of published noisy models and moments."""
         write_atomic(self._privacy, f"{to_json([asdict(entry) for entry in releases], indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: RunState) -> None:
@@ -268,7 +271,7 @@ class RunFolder:
         checkpoints.save_checkpoint(self._checkpoints, checkpoint)
 
     def load_checkpoint(self) -> RunState:
-        """Return the newest checkpoint that is not damaged."""
+        """Return the newest undamaged checkpoint of the rounds in the history."""
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 

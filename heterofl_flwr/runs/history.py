@@ -16,7 +16,10 @@ RECORD = TypeAdapter(RoundRecord)
 
 
 def read_history(path: Path) -> list[RoundRecord]:
-    """Return the records of all rounds. An incomplete final line, as after a power cut, is left out."""
+    """Return the records of all rounds. An incomplete final line, as after a power cut, is left out.
+
+    Raise ``ConfigError`` for any other damaged line.
+    """
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = [line for line in text.split("\n") if line]  # splitlines also splits at characters that texts may have
     records = []

@@ -18,7 +18,7 @@ class Score(NamedTuple):
     """Final and best value of a metric, and the round of the best value."""
 
     name: str
-    statistic: str  # of clients, by which rounds are compared: ``mean`` or ``median``; empty for the server's metrics
+    statistic: str  # ``mean`` or ``median`` over clients, by which rounds are compared; empty for the server's metrics
     finals: Mapping[str, float]  # final value of each statistic
     best: float | None  # None if all values come from too few clients, because such values are never the best
     best_round: int | None
@@ -60,7 +60,7 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
 def find_metric(values: Mapping[str, float], *kinds: str) -> str:
     """Return the name of a metric of one of these kinds; '' if there is none.
 
-    Earlier kinds are preferred to later ones.
+    Names with a scope, such as ``local-loss``, are preferred to others, then earlier kinds to later ones.
     """
     names = [f"{scope}-{kind}" for kind in kinds for scope in SCOPES]
     names += [name for kind in kinds for name in (kind, *values) if name.endswith(kind)]
@@ -68,17 +68,17 @@ def find_metric(values: Mapping[str, float], *kinds: str) -> str:
 
 
 def headline(records: Sequence[RoundRecord]) -> str:
-    """Return the name of the main metric of a run; '' if nothing was evaluated."""
+    """Return the main metric's name in the first record that has one; '' if none has."""
     return next(filter(None, (find_metric(record.evaluate, *HEADLINE_KINDS) for record in records)), "")
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
-    """Return the value of a metric of this kind, such as ``loss``, if any."""
+    """Return the value of the metric that ``find_metric`` chooses, if any."""
     return values.get(find_metric(values, kind))
 
 
 def points(places: Sequence[float], values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Return the coordinates and values of a curve, without values that are None."""
+    """Return ``places`` and ``values`` without the pairs whose value is None."""
     pairs = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
     return [place for place, _ in pairs], [value for _, value in pairs]
 
@@ -125,9 +125,9 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
 
 
 def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
-    """Return the final value of each number in a history, named as by ``scalars``.
+    """Return the final value of each number in a history.
 
-    The prefix ``evaluate/`` is left out.
+    The names are those of ``scalars`` without the prefix ``evaluate/``.
     """
     values: dict[str, float] = {}
     for record in records:
@@ -136,7 +136,7 @@ def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean of values, which may be infinite or NaN; None without values."""
+    """Return the mean of values, which may be infinite or NaN; None if there are none."""
     # fmean raises an error for infinities of both signs, and stdev for any value that is not finite.
     add = math.fsum if all(map(math.isfinite, values)) else sum
     return add(values) / len(values) if values else None
@@ -150,7 +150,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> None:
-    """Raise ``ConfigError`` if a name occurs in none of the ``runs``."""
+    """Raise ``ConfigError`` if a metric's name occurs in none of the ``runs``."""
     known = {name for values in runs for name in values}
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"no run has a metric {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")

@@ -28,7 +28,7 @@ from heterofl_flwr.runs.folder import RunFolder
 
 
 def holds_model(build: Build, rate: float, state: State) -> bool:
-    """Whether a state has all exchanged parameters of the model of a rate; not so if clients keep layers."""
+    """Whether a state has all exchanged parameters of a rate's model; False if clients keep layers."""
     model = new_model(build, rate)
     return exchanged_parameters(model).keys() <= untied(model, state).keys()
 
@@ -44,7 +44,7 @@ def save_models(
     levels: Mapping[float, State] = MappingProxyType({}),
     record: RoundRecord | None = None,
 ) -> None:
-    """Write a safetensors file and a JSON file for the model of each rate.
+    """Write the model of each rate as safetensors files (parameters, moments) and a JSON file.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def command() -> str:
-    """Return the command that the user typed, also in child processes."""
+    """Return the command that the user typed; the environment passes it on to child processes."""
     program = Path(sys.argv[0]).name
     if program.startswith(("flwr-", "flower-")):  # started by Flower, with secret tokens among the arguments
         typed = ["flwr", "run", "."]
@@ -31,14 +31,14 @@ def command() -> str:
 
 @cache
 def commit() -> str:
-    """Return the commit of this package's code, followed by ``CHANGED`` if files differ."""
+    """Return the commit of this package's code, followed by ``CHANGED`` if files have changed."""
     return commit_of(PACKAGE.parent, PACKAGE.name) or UNKNOWN
 
 
 def commit_of(checkout: Path, package: str) -> str | None:
-    """Return the commit of a git checkout, followed by ``CHANGED`` if files of the package differ.
+    """Return the commit of a git checkout, followed by ``CHANGED`` if files of the package have changed.
 
-    Return None without a checkout.
+    Return None if ``checkout`` is not the package's repository.
     """
     git = ("git", "-C", str(checkout))
     top, _, head = (_ask(*git, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")

@@ -19,7 +19,7 @@ class Recorder(RoundCallback):
     """Callback that writes the folder of a run while the run goes on.
 
     The folder is locked until the end of the run. A resumed run first removes the files of rounds after its checkpoint.
-    Outdated final models are removed too.
+    Final models become outdated and are removed if a further round ends.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Recorder(RoundCallback):
         Rounds between checkpoints, or seconds such as ``"30s"``. The final round always has a checkpoint.
     costs : Costs | None
         Measures the costs of the models. Without it, no final models are written, and the report shows no savings.
-        Nor are they written if clients keep layers, because the server has no whole model then.
+        If clients keep layers, no final models are written either, because the server has no whole model.
     """
 
     def __init__(self, folder: RunFolder | str | Path, every: Interval = 1, *, costs: Costs | None = None) -> None:
@@ -48,7 +48,7 @@ class Recorder(RoundCallback):
         return self._saved_rounds[0]
 
     def on_resume(self, progress: Progress) -> None:
-        """Keep what the final models need, if no round is left."""
+        """Store ``progress`` for ``on_end``, in case no round is left."""
         self._progress = progress
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
@@ -99,7 +99,7 @@ class Recorder(RoundCallback):
         return False
 
     def on_end(self, state: State) -> None:
-        """Write the final checkpoint and the final models."""
+        """Write the final checkpoint and the final models, and unlock the folder."""
         if self._progress and self._progress.server_round != self._saved_rounds[1]:
             self._save(self._progress)
         if self._costs and self._progress and holds_model(self._costs.build, self._costs.mix.global_rate, state):
