@@ -17,13 +17,13 @@ _NO_EXITS = (
 
 
 Contradiction = tuple[str, object, str]
-"""Key of a setting, whether it contradicts others, and the reason with the expected value."""
+"""Key of a setting, a true value if it contradicts others, and the reason with the expected value."""
 
 
 def find_contradictions(settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
     """Return an error message for each setting that contradicts other settings.
 
-    Keys are dotted, such as ``train.lr``. Values that are ``auto`` are not yet resolved.
+    The assigned ``values`` by dotted key may be ``auto``, which is resolved in ``settings``.
     """
     rules = chain(_model_rules(settings, values), _server_rules(settings), _fedh2l_rules(settings, values, defaults))
     return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]
@@ -69,7 +69,7 @@ TRAVELS = (
     "server.growth",
     *("server.stages", "server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
-"""Settings on the exchange of parameters. FedH2L exchanges none, so it requires their defaults.
+"""Settings about the exchange of parameters. FedH2L exchanges none, so it requires their defaults.
 
 ``server.weights`` is left out, because ``conf/method/fedh2l.yaml`` builds on FedAvg's, which sets it.
 """

@@ -48,7 +48,7 @@ CLIENTS: Mapping[str, int] = MappingProxyType({"digits": 20})
 
 
 def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
-    """Return the values of ``auto`` settings for a data set, a split and a model."""
+    """Return the values that replace ``auto`` for a data set, a split and a model."""
     data = short_name(data)
     values = {**PRESETS.get(data, OTHER), **({} if split == "iid" else NOT_IID.get(data, {}))}
     if model not in (AUTO, values["model.name"]):
@@ -68,7 +68,7 @@ def options_of(model: str, values: Mapping[str, object]) -> dict[str, object]:
 
 
 def model_options(settings: Settings) -> dict[str, object]:
-    """Return the arguments of ``build_model`` that follow from the settings alone."""
+    """Return the arguments of ``build_model`` that depend on the settings, not on the data."""
     model = settings.model
     options = {name: getattr(model, name) for name in ("hidden", "norm", "scaler")}
     options |= {"encoder_init": settings.fidelity, "global_rate": global_width(settings)}
@@ -87,9 +87,9 @@ def architectures(settings: Settings) -> tuple[str, ...]:
 
 
 def with_architecture(settings: Settings, name: str) -> Settings:
-    """Return the settings with another model, at its default widths.
+    """Return the settings with the model ``name``, at its default widths.
 
-    The option ``norm`` stays the same if both models have it.
+    ``model.norm`` is unchanged if both models have this option.
     """
     requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
     norm = requested if model_has(name, "norm") else "none"

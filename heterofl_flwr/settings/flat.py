@@ -1,4 +1,4 @@
-"""Conversion between ``Settings`` and a run config."""
+"""Conversion between ``Settings`` and a run config with dotted keys."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ GroupType = TypeVar("GroupType", bound=Group)
 
 
 AUTOS = {*OTHER, "train.mask-fill"}
-"""Settings whose default is ``auto``, because it follows from other settings."""
+"""Settings whose default is ``auto``: a value that follows from other settings."""
 
 
 def fields_of(group: Any) -> Mapping[str, FieldInfo]:
@@ -62,7 +62,7 @@ def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
 
 
 def from_flat(mapping: Mapping[str, object]) -> Settings:
-    """Return the settings of a run config; one ``ConfigError`` lists all faults."""
+    """Return the settings of a run config; raise one ``ConfigError`` that lists all faults."""
     assigned = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
     settings, faults = validate(Settings, _resolve(assigned), SPECS)
     faults = unknown_settings(mapping, SPECS) + faults
@@ -87,18 +87,18 @@ REMOVED: Mapping[str, tuple[Flat, ...]] = {
     "run.patience": (0,),
     "evaluate.moments-merge": ("auto",),
 }
-"""Removed settings of earlier versions; with the listed values, a run is the same without the setting."""
+"""Removed settings of earlier versions, each with the values that had no effect."""
 
 
 def first_names(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings under their oldest keys."""
+    """Return the settings under the keys of the first version."""
     # The digest in a job's name has these keys, so that renaming a setting does not change it.
     names = {new: old for old, new in RENAMED.items()}
     return {names.get(key, key): value for key, value in settings.items()}
 
 
 def current_names(stored: Mapping[str, object]) -> dict[str, object]:
-    """Return stored settings under their current keys, without removed settings."""
+    """Return stored settings under their current keys, without removed settings that had no effect."""
     return {RENAMED.get(key, key): value for key, value in stored.items() if value not in REMOVED.get(key, ())}
 
 
@@ -148,7 +148,7 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
 def validate(
     group: type[GroupType], flat: Mapping[str, object], specs: Mapping[str, Setting]
 ) -> tuple[GroupType | None, list[str]]:
-    """Make a group from a flat mapping; return the group and a list of error messages.
+    """Return the group that a flat mapping describes, and a list of error messages.
 
     If a value is invalid, the group is None.
     """
@@ -171,7 +171,7 @@ def validate(
 
 
 def _resolve(assigned: Mapping[str, object]) -> dict[str, object]:
-    """Replace each ``auto`` by the default for the data set, the split and the model."""
+    """Return the settings with ``auto`` replaced by values for the data set, split and model."""
     autos = dict(preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"])))
     autos["train.mask-fill"] = "-inf" if assigned["fidelity"] == "fixed" else "zero"
     return {key: autos.get(key, value) if value == AUTO else value for key, value in assigned.items()}

@@ -27,7 +27,7 @@ STAGES: Mapping[str, type[ServerStage]] = MappingProxyType(
         "secure-sum": SecureSum,
     }
 )
-"""Stages that ``server.stages`` can name; arguments without names are its options in order."""
+"""Class of each stage, by its name in ``server.stages``."""
 
 
 def parse_stages(text: str, *, load: bool = True) -> tuple[ServerStage, ...]:

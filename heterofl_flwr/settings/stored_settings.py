@@ -1,4 +1,4 @@
-"""The list of all settings in a JSON file, for commands that load no torch."""
+"""All settings, read from a JSON file by commands that do not load torch."""
 
 import json
 import tomllib
@@ -13,7 +13,7 @@ FILE = Path(__file__).with_name("stored_settings.json")
 Value = bool | int | float | str
 
 KINDS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
-"""Valid types of a value, by the type of the default."""
+"""Valid types of a value, by the type of ``Setting.value``."""
 
 
 class Setting(NamedTuple):
@@ -27,7 +27,7 @@ class Setting(NamedTuple):
     expected: str
 
     def fault(self, text: str) -> str:
-        """Return an error message for a text of the wrong type; '' if it may be valid."""
+        """Return an error message if a text cannot be a value of this setting; '' if it may be one."""
         value, choices = read_value(text), self.expected.removeprefix("one of ")
         if choices != self.expected:
             fits = not {text, str(value)}.isdisjoint(choices.split(", "))
