@@ -1,7 +1,8 @@
 """The Hydra sweeper of ``conf/``; Hydra loads plug-ins from folders with the name ``hydra_plugins``.
 
-It is Hydra's basic sweeper with three additions. Blocks describe experiments whose jobs are not one product of values.
-All jobs are checked before the first one starts, or only listed (``dry``). A job that fails does not stop the others.
+It is Hydra's basic sweeper with three additions. An experiment may have several blocks, each with all combinations of
+its values. All jobs are checked before the first one starts, or only listed (``dry``). A job that fails does not stop
+the others.
 Every Hydra program in the environment loads this module, so slow imports are inside functions.
 """
 
@@ -35,8 +36,9 @@ LONGEST_CAUSE = 300  # characters of a failed job's error in the summary
 class BlockSweeper(Sweeper):
     """Sweeper over blocks: the rows of a block are all combinations of its values, and each row is a job.
 
-    A value of the command line that occurs in a block selects the rows with this value. Any other value, and those in
-    ``params``, replace the values of a key in all rows, or add the key to them. Equal rows are run once.
+    A value on the command line that occurs in a block selects the rows with this value. Other values on the command
+    line, and the values in ``params``, replace the values of their key in all rows, or add the key. Equal rows are run
+    once.
     """
 
     def __init__(self, params: Mapping[str, object], blocks: Mapping[str, object]) -> None:
@@ -50,7 +52,10 @@ class BlockSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
-        """Check all jobs, run them, print results, and raise ``RunError`` if some failed; with ``dry``, only list."""
+        """Check all jobs, run them and print results; raise ``RunError`` if some failed.
+
+        With ``dry``, only list them.
+        """
         from heterofl_flwr.app.simulation import RunError
         from heterofl_flwr.app.sweep.job import DIVERGED, DONE, ENDED, check_jobs
         from heterofl_flwr.app.sweep.listing import list_jobs, list_results
@@ -87,7 +92,7 @@ class BlockSweeper(Sweeper):
         return results
 
     def rows(self, parser: OverridesParser, arguments: Iterable[str]) -> list[list[str]]:
-        """Return the overrides of each job, such as ``seed=0``."""
+        """Return a row for each job: its overrides, such as ``seed=0``."""
         blocks = [_values(parser, block) for block in self._blocks]
         in_blocks = {text for block in blocks for texts in block.values() for text in texts}
         added, picked = _values(parser, self._params), []
@@ -108,7 +113,7 @@ class BlockSweeper(Sweeper):
         return list(map(list, chosen))
 
     def _build_jobs(self, rows: list[list[str]]) -> tuple[list["Job"], list[list[str]]]:
-        """Return the jobs and their rows; rows that give the same job in the same folder count once."""
+        """Return the jobs and their rows; rows that give the same job count once."""
         from heterofl_flwr.app.sweep.job import build_job, flat
 
         jobs: dict[Path, tuple[Job, list[str]]] = {}
@@ -127,12 +132,12 @@ class BlockSweeper(Sweeper):
 
 
 def _values(parser: OverridesParser, values: Mapping[str, object]) -> dict[str, list[str]]:
-    """Return the values of each key in a block, as overrides of a job."""
+    """Return the overrides for each key in a block, such as ``seed=0`` and ``seed=1``."""
     return _choices(parser.parse_overrides([f"{key}={value}" for key, value in values.items()]))
 
 
 def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
-    """Return the values of each key, as overrides of a job."""
+    """Return the overrides for each key, one for each value of a sweep."""
     choices = {}
     for override in overrides:
         key = override.get_key_element()
@@ -149,7 +154,7 @@ def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
 
 
 def _leaves(blocks: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-    """Yield the blocks, including nested ones, as of an experiment that is part of another."""
+    """Yield the blocks in a nested mapping. A block has the entries that are not mappings."""
     if values := {key: value for key, value in blocks.items() if not isinstance(value, Mapping)}:
         yield values
     for block in blocks.values():
