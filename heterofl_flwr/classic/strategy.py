@@ -158,7 +158,7 @@ class HeteroFL(Strategy):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Return the ``FitIns`` of each sampled client, with its slice of the model."""
+        """Return a ``FitIns`` with the client's slice of the model for each sampled client."""
         config, grid = _config(self._fit_config_fn, server_round), self._grid(client_manager)
         with some_identity():
             sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
@@ -182,7 +182,7 @@ class HeteroFL(Strategy):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Return the ``EvaluateIns`` of each sampled client."""
+        """Return an ``EvaluateIns`` with the model for each sampled client."""
         config, grid = _config(self._evaluate_config_fn, server_round), self._grid(client_manager)
         with some_identity():
             sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
@@ -194,7 +194,7 @@ class HeteroFL(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Return the mean loss and the metrics of the clients that evaluated the full model, or None and {}."""
+        """Return the mean loss and metrics of the clients that evaluated the full model; None, {} without any."""
         current = self._inner.current
         if not isinstance(current, EvaluationRound):
             return None, {}

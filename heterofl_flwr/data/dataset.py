@@ -20,7 +20,7 @@ class Reading:
     share
         The fraction of words that are masked. The words are drawn anew each time the text is read.
     length
-        Number of words in a piece; the last piece of a row (one line of ``inputs``) may be shorter.
+        Number of words in a piece; the last piece of a row of tokens may be shorter.
     """
 
     hides_as: int

@@ -19,7 +19,7 @@ def load() -> Dataset:
 
 
 def with_test_images() -> Dataset:
-    """Return the training images of ``load``, with MNIST's test set."""
+    """Return a data set of the training images of ``load`` and MNIST's test set."""
     mnist = load_dataset("mnist")
     train = _part(mnist.train, _drawn(mnist.train)[:TRAIN])
     return _dataset("small-mnist-tested", train, _part(mnist.test, torch.arange(len(mnist.test))))

@@ -23,9 +23,8 @@ BATCH: Axes = {0: "batch"}
 TOLERANCE = 1e-4
 """Largest error of an output, as a fraction of the model's largest output.
 
-Float32 has seven digits. A deep model keeps about five of them if additions are reordered; another model, or wrong
-statistics, keep none. The error is relative to the largest output, because rounding errors depend on the terms of a
-sum, even if the sum is small.
+Of seven digits in float32, a deep model keeps about five if additions are reordered. The error is relative to the
+largest output, because rounding errors depend on the terms of a sum, even if the sum is small.
 """
 
 

@@ -117,7 +117,7 @@ class RoundCallback:
         """Run after the final round, also if a callback stopped the run."""
 
     def on_error(self) -> None:
-        """Run before an error is raised that ends the run."""
+        """Run when an error ends the run; the error is raised afterwards."""
 
     def state(self) -> Mapping[str, object]:
         """Return this callback's state for checkpoints, in JSON types."""

@@ -44,7 +44,7 @@ class Levels:
         self.holders = max((stage.needs.holders for stage in self._options.stages), default=0)
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
-        """Raise ``ReplyError`` if a reported capacity is no rate or, under *Fix*, ``build`` fails at it.
+        """Raise ``ReplyError`` if a reported capacity is not a rate or, under *Fix*, ``build`` fails for it.
 
         ``limit`` is the largest rate that the server allows this client. A capacity above it is checked as ``limit``.
         """

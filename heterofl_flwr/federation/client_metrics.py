@@ -60,7 +60,7 @@ def is_share(key: str) -> bool:
 
 
 def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the mean of each metric over clients, weighted by examples, ignoring NaN if possible."""
+    """Return the mean of each metric over clients, weighted by examples; NaN only if all values are NaN."""
     return {
         key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
         for key, pairs in values_by_metric(answers).items()
@@ -68,13 +68,13 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means, without ``minority_headlines``."""
+    """Return the weighted means of all metrics except ``minority_headlines``."""
     dropped = minority_headlines(answers)  # otherwise, one client could choose the metric that compares models
     return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
 
 
 def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
-    """Return pairs (examples, value) by metric, of clients with examples.
+    """Return, by metric, pairs (examples, value) of the clients with examples.
 
     NaN is left out, unless all values of the metric are NaN.
     """

@@ -49,7 +49,7 @@ class Round:
     slices
         Rate, level and slice of each client of the round.
     answers
-        Metrics and number of examples of each summed reply.
+        Number of examples and metrics of each summed reply.
     silent
         Clients that did not answer in time.
     log

@@ -63,7 +63,7 @@ class RoundRecord:
         ``coverage``, the fraction of the present clients that evaluated the global model. Empty in rounds without
         evaluation.
     evaluate_by_level
-        The same metrics for the model of each level.
+        Means of the clients' metrics for the model of each level.
     evaluate_medians
         For each metric in ``evaluate`` that clients report: its median over the clients.
     accuracy_deciles
@@ -73,8 +73,8 @@ class RoundRecord:
     evaluate_failures
         For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of these that answered. If a smaller share of the
-        clients with the global model answered, both count these clients alone. Both are 0 without evaluation.
+        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. If a
+        smaller fraction of the clients with the global model answered, both numbers count only these clients.
     partial
         Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. They never count as
         the best of a run.
@@ -170,9 +170,9 @@ class RoundRecord:
         host_log.info("%s took %s", place, text.duration(self.seconds), extra={ROUND: self})
 
     def metrics_lines(self) -> Iterator[str]:
-        """Yield the metrics as text, then those of each level's model.
+        """Yield a line of the metrics of training and the global model, then a line for each level's model.
 
-        If not all clients evaluated the full model, the text states the coverage after each mean over clients.
+        If not all clients evaluated the global model, the first line states the coverage after each mean over clients.
         """
         coverage = self.evaluate.get("coverage", 1.0)
         clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
@@ -212,6 +212,6 @@ def _metrics_text(metrics: Mapping[str, float], remarks: Mapping[str, str]) -> s
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise ``ConfigError`` if a function returned something other than metrics or None; ``whose`` is its name."""
+    """Raise ``ConfigError`` if the function named ``whose`` returned anything but metrics or None."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")

@@ -28,7 +28,7 @@ OVERDUE_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A client in training. ``since`` is the start time of the step that sent its slice."""
+    """A client in training. ``since`` is the start time of the step that sent the client's slice."""
 
     node_id: int
     sampled: Sampled
@@ -60,7 +60,7 @@ class Steps:
     def run(
         self, server_round: int, arrays: ArrayRecord, timeout: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Run a step until it has ``size`` replies, at most ``timeout`` seconds; return model and metrics."""
+        """Run a step until it has ``size`` replies, or ``timeout`` seconds are over."""
         began, options = time.monotonic(), self._stage.options
         slices = Slices(self._strategy.federation.architecture, arrays, self._strategy.chain.level_tensors)
         current = self._open(server_round, slices, began - timeout)
@@ -128,7 +128,7 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add waiting replies to the step while ``seats`` has places for their rates; refuse faulty ones.
+        """Add each waiting reply to the step if ``seats`` has a free seat for its rate; refuse faulty ones.
 
         All other replies wait for a later step.
         """

@@ -111,7 +111,7 @@ class FedH2L(FederationStrategy):
         self._publish_metrics: dict[int, Mapping[str, float]] = {}  # metrics of the first exchange, by client
 
     def largest_reply(self, message: Message) -> int:
-        """Return an upper bound on the bytes of the reply to a message, which may hold posteriors."""
+        """Return an upper bound on the bytes of a reply, which may hold posteriors."""
         return super().largest_reply(message) + 8 * math.prod(self._shape)
 
     def seed_rows(self, server_round: int) -> list[int]:

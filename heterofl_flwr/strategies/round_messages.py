@@ -170,7 +170,7 @@ class RoundMessages:
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
     """Yield each node id with the node's reply or fault, in the order of the messages ``sent``.
 
-    A reply to no message of ``sent``, or a second reply to one, is dropped with a warning.
+    Replies to other messages, and second replies, are dropped with a warning.
     """
     order = [message.metadata.dst_node_id for message in sent]
     early: dict[int, Message] = {}

@@ -152,7 +152,7 @@ class RoundHooks(Strategy):
         return float(value)
 
     def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
-        """Return the ``RoundMessages`` of a server round, made by the round's first call.
+        """Return the ``RoundMessages`` of a server round, made by the first call in the round.
 
         With ``timed``, the exchanges of the round share one time limit.
         """
