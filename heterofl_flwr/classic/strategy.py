@@ -194,7 +194,7 @@ class HeteroFL(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Return the mean loss and metrics of the clients that evaluated the full model; None, {} without any."""
+        """Return the mean loss and metrics of the clients that evaluated the full model, or (None, {})."""
         current = self._inner.current
         if not isinstance(current, EvaluationRound):
             return None, {}

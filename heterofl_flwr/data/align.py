@@ -73,7 +73,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
 
 
 def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
-    """Return the node's column index for each column of the run; None if they agree or lack names."""
+    """Return the node's column index for each column of the run; None if the columns agree or lack names."""
     if dataset.columns == terms.columns or not (dataset.columns and terms.columns):
         return None
     missing = [name for name in terms.columns if name not in dataset.columns]

@@ -23,7 +23,7 @@ class Columns:
 class Source:
     """A data set of the Hugging Face hub, and its properties that are known without reading it."""
 
-    path: str  # path on the hub, with the configuration
+    path: str  # path on the hub, with the configuration; '' for digits
     shape: tuple[int, ...] = ()  # shape of one input
     classes: Mapping[str, int] = field(default_factory=dict)  # number of classes by label column; the default is first
     normal: Normal | None = None  # normalisation; None measures the train split

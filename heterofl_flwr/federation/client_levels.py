@@ -67,7 +67,7 @@ class Levels:
         except ReplyError:
             if self._nodes.name(node_id) not in self._nodes.demoted:
                 raise
-            return None  # it was warned of, and the node trains at the smallest rate
+            return None  # a warning was logged before, and the node trains at the smallest rate
         return capacity
 
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:

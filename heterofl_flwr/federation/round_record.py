@@ -212,6 +212,6 @@ def _metrics_text(metrics: Mapping[str, float], remarks: Mapping[str, str]) -> s
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise ``ConfigError`` if the function named ``whose`` returned anything but metrics or None."""
+    """Raise ``ConfigError`` if the function named ``whose`` returned something other than metrics or None."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")

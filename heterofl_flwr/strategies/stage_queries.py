@@ -35,7 +35,7 @@ class StageQueries:
     faults: dict[int, Fault] = field(default_factory=dict)
 
     def converse(self, talk: Questions[Result]) -> Result:
-        """Send the queries that a stage's generator yields, and pass it the answers; return its result."""
+        """Run a stage's generator: send the queries that it yields; return the result of the generator."""
         try:
             questions = next(talk)
             while True:

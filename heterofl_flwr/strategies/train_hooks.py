@@ -194,7 +194,7 @@ class RoundHooks(Strategy):
     def _ask_before(self, grid: Grid, opened: RoundMessages, current: Round) -> dict[int, Fields]:
         """Run the stages' queries before training; return extra config entries by client.
 
-        Clients that a stage left out are refused.
+        Clients without such entries are refused.
         """
         queries = self._queries_of_stages(grid, opened, STAGES_SHARE)
         configs = queries.converse(current.before())
