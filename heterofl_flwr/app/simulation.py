@@ -178,7 +178,7 @@ def cost(message: Message) -> float:
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings, except on rounds, because the run itself prints these."""
+    """Handler that prints all warnings except those about rounds, which the run prints itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record, if it is such a warning."""

@@ -86,7 +86,7 @@ class Workload:
         return resolve_device(self.settings.engine.device)
 
     def arithmetic(self, *, training: bool = False) -> AbstractContextManager[None]:
-        """Return a context manager that computes with ``engine.precision``; evaluations replace bf16 by tf32."""
+        """Return a context manager for ``engine.precision``; outside training, bf16 becomes tf32."""
         precision = self.settings.engine.precision
         return arithmetic("tf32" if precision == "bf16" and not training else precision, self.device)
 
@@ -218,7 +218,7 @@ class Workload:
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return ``model``, or with ``train.distill`` a ``Nested`` model of it and the smaller models in it."""
+        """Return ``model`` or, if ``train.distill`` is on, a ``Nested`` of ``model`` and its smaller widths."""
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)

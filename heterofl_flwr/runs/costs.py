@@ -131,7 +131,7 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
 
 
 class Price(NamedTuple):
-    """Costs of a mix, divided by those of separate federations for its levels."""
+    """Costs of a mix, divided by those of one federation for each of its levels."""
 
     client_rounds: float
     bytes_share: float

@@ -23,7 +23,7 @@ Contradiction = tuple[str, object, str]
 def find_contradictions(settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
     """Return an error message for each setting that contradicts other settings.
 
-    The assigned ``values`` by dotted key may be ``auto``, which is resolved in ``settings``.
+    ``values`` has the assigned values by dotted key, some of them ``auto``; ``settings`` has the resolved ones.
     """
     rules = chain(_model_rules(settings, values), _server_rules(settings), _fedh2l_rules(settings, values, defaults))
     return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]
@@ -71,7 +71,7 @@ TRAVELS = (
 )
 """Settings about the exchange of parameters. FedH2L exchanges none, so it requires their defaults.
 
-``server.weights`` is left out, because ``conf/method/fedh2l.yaml`` builds on FedAvg's, which sets it.
+``server.weights`` is left out, because ``conf/method/fedh2l.yaml`` includes FedAvg's settings, which change it.
 """
 
 

@@ -200,7 +200,10 @@ def is_done(job: Job) -> bool:
 
 
 def check_jobs(jobs: Iterable[Job]) -> None:
-    """Raise an error if a job's data set or model is unusable, before any job runs."""
+    """Raise an error if a job's data set or model is unusable, before any job runs.
+
+    Of jobs that differ only in mix, assignment, seed or rounds, the last is checked.
+    """
     kinds: dict[tuple[object, ...], Job] = {}
     for job in jobs:
         kind = {**to_flat(job.settings), "mix": "", "assignment": "", "seed": 0, "num-rounds": 0}
