@@ -112,7 +112,7 @@ def _replace(target: Path, new: Path) -> None:
 
 
 def read_inputs(inputs: object) -> Inputs:
-    """Return a model's inputs on the CPU, as a tuple or dictionary of tensors; raise ``DataError`` for others."""
+    """Return a model's inputs on the CPU, as a tuple or dictionary of tensors."""
     arguments = dict(inputs) if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
     leaves = (
         list(arguments.values()) if isinstance(arguments, dict) else arguments if isinstance(arguments, tuple) else ()

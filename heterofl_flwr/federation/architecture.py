@@ -207,10 +207,7 @@ class GlobalModel(Architecture):
 
     @property
     def trains_all(self) -> bool:
-        """Whether clients train all parameters of their models.
-
-        False if the model has an attribute ``untrained`` or, with privacy noise, a frozen parameter.
-        """
+        """False if the model has an attribute ``untrained`` or, with privacy noise, frozen parameters."""
         return not (hasattr(self.model, "untrained") or self._frozen)
 
     @property

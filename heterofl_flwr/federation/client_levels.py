@@ -136,7 +136,7 @@ class Levels:
         return trainable
 
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
-        """Sample the clients of a round without replacement; for training, include spare clients.
+        """Sample the clients of a round without replacement.
 
         If a stage needs several holders of each entry, that many clients of the largest rate are drawn first.
         """

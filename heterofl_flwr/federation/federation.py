@@ -58,7 +58,7 @@ class Federation:
         self.options.limits.check_levels(self.mix, self.assignment)
 
     def reset(self) -> None:
-        """Forget the clients, and begin a new run with a new ``run_key``."""
+        """Forget the clients and begin a new run."""
         self.nodes = Nodes(self.options.limits.partitions.values())
         self.levels = Levels(self.architecture, self.nodes)
         self.run_key = secrets.randbits(63)

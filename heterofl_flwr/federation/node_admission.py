@@ -140,7 +140,7 @@ class Limits:
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
     """Warn of unusable answers; raise ``RoundError`` if too few clients have a known capability.
 
-    ``faults`` has the reasons by node name. ``new`` and ``total`` are the numbers of new and of all clients.
+    ``new`` and ``total`` are the numbers of new clients and of all clients.
     """
     usable, smallest = total - len(faults), mix.rates[-1]
     least = min(least_replies(min_replies, total), total)

@@ -170,7 +170,7 @@ class RoundRecord:
         host_log.info("%s took %s", place, text.duration(self.seconds), extra={ROUND: self})
 
     def metrics_lines(self) -> Iterator[str]:
-        """Yield a line of the metrics of training and the global model, then a line for each level's model.
+        """Yield a line of metrics, then a line for the model of each level.
 
         If not all clients evaluated the global model, the first line states the coverage after each mean over clients.
         """

@@ -107,10 +107,7 @@ class RoundMessages:
         self.sent = [message for message in self.sent if message.metadata.dst_node_id in node_ids]
 
     def watch(self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]) -> Replies:
-        """Return an iterator over ``replies`` that calls ``on_reply`` of callbacks, and records sizes and faults.
-
-        ``what`` and ``number`` are passed to ``on_reply``.
-        """
+        """Return an iterator over ``replies`` that calls ``on_reply`` of callbacks, and records sizes and faults."""
         return Replies(self._watched(replies, what, number, callbacks))
 
     def _watched(

@@ -152,10 +152,7 @@ class RoundHooks(Strategy):
         return float(value)
 
     def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
-        """Return the ``RoundMessages`` of a server round, made by the first call in the round.
-
-        With ``timed``, the exchanges of the round share one time limit.
-        """
+        """Return the ``RoundMessages`` of a round; with ``timed``, its exchanges share one time limit."""
         if self.round_messages.server_round != server_round:
             self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
         return self.round_messages
