@@ -1,5 +1,5 @@
 """Stages: federated methods such as FedDyn, one in each file.
 
-The client half of a stage (``client_stage``) runs around a client's training. The server half (``server_stage``) runs
-before and after the mean of a round.
+The client half of a stage (``client_stage``) changes a client's loss or update. The server half (``server_stage``)
+changes updates before they are averaged, or the model after that.
 """

@@ -1,4 +1,4 @@
-"""Asynchronous training: options, replies of a step, and state."""
+"""Asynchronous training: options, choice of the replies in a step, and server stage."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -38,7 +38,7 @@ class Buffered:
 
 
 class Seats:
-    """Seats, one for each reply that a step uses; ``quota`` seats are reserved for each level."""
+    """The ``size`` seats of a step, one for each reply in it; ``quota`` seats are reserved for each level."""
 
     def __init__(self, size: int, quota: int) -> None:
         self._size, self._quota = size, quota
@@ -50,10 +50,10 @@ class Seats:
         return self._taken.total() >= self._size
 
     def has_seat(self, rate: float, pending: Collection[float]) -> bool:
-        """Whether a seat is free for a reply of this rate.
+        """Whether a reply of this rate may take a seat.
 
-        ``pending`` has the rates of the clients that are still training. For levels without such clients, no seats are
-        kept free.
+        ``pending`` has the rates of all other replies that may still come. Reserved seats of these levels are kept free
+        for them. A level with unused reserved seats may take any free seat.
         """
         reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending) - {rate})
         if self._taken[rate] < self._quota:  # a reserved seat of this level
@@ -66,7 +66,7 @@ class Seats:
 
 
 class Asynchronous(ServerStage):
-    """Stage that stores the number of steps and the clients in training."""
+    """Server stage that weights replies by their staleness, and saves the state of asynchronous training."""
 
     # A checkpoint is written after a step, so no reply of a finished step is lost or counted twice.
 
@@ -75,18 +75,18 @@ class Asynchronous(ServerStage):
         self.load({})
 
     def open_mean(self, state: Mapping[str, Tensor]) -> StaleMean:
-        """Return the aggregator of a step, in which stale replies have lower weights."""
+        """Return the aggregator of a step, which gives stale replies lower weights."""
         exponent, one_clock = self.options.staleness, self.options.clocks == "model"
         return StaleMean(state, clocks=self.clocks, exponent=exponent, one_clock=one_clock)
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the number of steps and the partitions of the clients in training."""
+        """Return the number of steps, and the partitions (data indices) of the clients in training."""
         return {
             "version": torch.tensor(self.clocks.version),
             "training": torch.tensor(self.training, dtype=torch.int64),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a checkpoint; clients in training begin again with the current model."""
+        """Restore a checkpoint. Clients that were in training start again from the current model."""
         self.clocks = Clocks(int(state["version"]) if state else 0)
         self.training: list[int] = state["training"].tolist() if state else []

@@ -21,7 +21,7 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update,
 Expected = TypeVar("Expected")
 
 REMOTE_CHANGE = 10
-"""Default bound on the change in a reply from another machine, as a multiple of the model's L2 norm."""
+"""Default bound on the L2 norm of a remote client's change, as a multiple of the model's L2 norm."""
 
 
 class Chain:
@@ -34,7 +34,7 @@ class Chain:
     summing
         Stage that sums the replies itself, as in secure aggregation, or None.
     broadcast
-        Tensors that are sent to clients with the model, by ``client stage/parameter``.
+        Tensors that are sent to clients with the model, named ``client stage/parameter``.
     instruction
         Config entries that describe the client stages.
     """
@@ -60,7 +60,7 @@ class Chain:
 
     @property
     def excluded(self) -> dict[int, str]:
-        """By client, the reason why secure aggregation has left it out."""
+        """Reasons why secure aggregation has excluded clients, by client id."""
         return dict(self.summing.excluded) if self.summing else {}
 
     @property
@@ -69,7 +69,7 @@ class Chain:
         return self.summing is not None and self.summing.skipped
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
-        """Begin a round. ``remote`` is True if clients run on other machines."""
+        """Begin a round. If clients run on other machines (``remote``), unbounded changes get a default bound."""
         state, norm_bound = context.state, self._norm_bound
         sums_changes = any(stage.needs.changes for stage in self.stages)
         if remote and not norm_bound and not sums_changes:
@@ -104,7 +104,7 @@ class Chain:
             yield from self.summing.after(self._context)
 
     def add(self, update: Update) -> None:
-        """Add a client's update to the mean; raise ``ReplyError`` if it is invalid."""
+        """Pass a client's update through the stages to the mean; raise ``ReplyError`` if it is invalid."""
         stages: list[ServerStage] = [stage for stage in reversed(self.stages) if overrides(stage, "on_reply")]
         if self.summing:
             stages = [self.summing]
@@ -122,11 +122,11 @@ class Chain:
 
     @property
     def replies(self) -> int:
-        """Number of updates in this round's mean."""
+        """Number of valid updates in this round, including those of weight 0."""
         return self._aggregation.replies
 
     def close(self) -> State:
-        """End the round, and return the new model."""
+        """End the round, and return the new model: the mean after all stages."""
         holders, new = self._aggregation.holders, self._aggregation.result()
         shapes = {name: tensor.shape for name, tensor in new.items()}
         for stage in self.stages:
@@ -152,7 +152,7 @@ class Chain:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the parameters that ``Slicing.by_level`` names, with their values for the level of ``rate``."""
+        """Return the values of one level for the parameters in ``Slicing.by_level``."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
@@ -168,9 +168,9 @@ class Chain:
         }
 
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Permute the channels of each stage tensor like those of its parameter.
+        """Permute the channels of stage tensors that have the name and shape of a parameter.
 
-        ``apply(name, tensor)`` permutes ``tensor`` in the same way as the parameter ``name``.
+        ``apply(name, tensor)`` permutes ``tensor`` like the parameter ``name``.
         """
         for stage in self.stages:
             if tensors := {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}:
@@ -180,7 +180,7 @@ class Chain:
                 })  # fmt: skip
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the stages' tensors. An empty mapping begins a new run."""
+        """Restore the result of ``state()``; an empty mapping begins a new run."""
         names = [stage_name(stage) for stage in self.stages]
         unknown = [key for key in state if not key.startswith(tuple(f"{name}/" for name in names))]
         if stages := sorted({key.partition("/")[0] for key in unknown}):

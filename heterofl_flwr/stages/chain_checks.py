@@ -12,11 +12,11 @@ from heterofl_flwr.stages.conversation import Conversation
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 
 Kind = Literal["counting", "robust", "asynchronous", "other"]
-"""Kind of a chain's mean."""
+"""Kind of mean that a chain uses."""
 
 
 def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights) -> None:
-    """Raise one ``ConfigError`` that lists all incompatible stages."""
+    """Raise one ``ConfigError`` that lists all conflicts between stages and with the mean."""
     faults = [fault for stage in stages for fault in _faults_of_class(stage)]
     if faults:
         raise ConfigError("; ".join(faults))
@@ -69,7 +69,7 @@ def _faults(
 
 
 def _faults_of_order(stage: ServerStage, earlier: Sequence[ServerStage]) -> Iterator[str]:
-    """Yield errors for stages that come before ``stage``, and have to come after it."""
+    """Yield an error for each stage in ``earlier`` that must come after ``stage``."""
     if not overrides(stage, "on_mean"):
         return
     reads_mean = stage.needs.counting_mean and not overrides(stage, "on_added")
@@ -86,7 +86,7 @@ def overrides(stage: ServerStage, method: str) -> bool:
 
 
 def _faults_of_class(stage: ServerStage) -> Iterator[str]:
-    """Yield errors for methods of a stage that are never called."""
+    """Yield errors for methods of a stage that are never called, and for an unsuitable client half."""
     name, kind = stage_name(stage), type(stage)
     homes = dict.fromkeys(CLIENT_METHODS, f" on the server; it belongs in a ClientStage, which {name}.client() returns")
     if not isinstance(stage, Conversation):

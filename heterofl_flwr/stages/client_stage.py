@@ -1,4 +1,4 @@
-"""The client half of a stage. Its code must be registered in the client's process."""
+"""The client half of a stage. Each client's process must import the module that registers it."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.secure.client import NodeRecords
 
 KEY = "client-stages"
-"""Config key of an instruction: names of its client stages in order, separated by commas."""
+"""Config key of a server's message: names of its client stages in order, separated by commas."""
 
 State = dict[str, Tensor]
 """Tensors by name."""
@@ -25,7 +25,7 @@ Fields = Mapping[str, object]
 """Extra entries of a message's config, by key: numbers, text, bytes, and lists of these."""
 
 FULL_PRECISION = "float32"
-"""Form of an update that no stage has encoded."""
+"""Value of ``form`` for an update that no stage has encoded."""
 
 Value = bool | int | float | str
 LONGEST_TEXT = 200
@@ -46,7 +46,7 @@ class Outgoing:
     form, scales
         Name of the encoding, such as ``int8``, and its step sizes.
     labels
-        The classes of the client's data. Only their classifier rows are averaged; None means all.
+        The classes of the client's data, whose classifier rows are averaged; None for all rows.
     num_examples, metrics
         Number of the client's examples, and its metrics.
     fields
@@ -64,7 +64,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReply(Outgoing):
-    """A client's update, as read by the server, with the client's capacity and the size in bytes."""
+    """A client's update as the server reads it, with the reported capacity (largest rate) and the size in bytes."""
 
     metrics: Mapping[str, float]
     capacity: float | None = None
@@ -91,7 +91,7 @@ class ClientContext:
     broadcast
         The client's slices of the tensors in ``ServerStage.broadcast``, by parameter name.
     state
-        Tensors that the stage stores on this client between tasks. Assign to it in ``on_update``.
+        Tensors that the stage stores on this client between tasks. Assign to its keys in ``on_update``.
     round_state
         Secrets of one round, kept only in the node's memory; None if the client's Flower context is unknown.
     node_config
@@ -125,17 +125,17 @@ class ClientStage:
 
     registered_name: ClassVar[str] = ""
     stateful: ClassVar[bool] = False
-    """True if the stage assigns to ``context.state``; each client then has the same slice in all rounds."""
+    """True if the stage assigns to ``context.state``. Then each client must have the same slice in all rounds."""
 
     def quadratic(self, context: ClientContext) -> Quadratic | None:
-        """Return the penalty as a quadratic form, or None.
+        """Return the penalty if it is a ``Quadratic`` of the parameters, else None.
 
         Clients with quadratic penalties can be trained together.
         """
         return None
 
     def penalty(self, model: nn.Module, context: ClientContext) -> Tensor | float:
-        """Return a term to add to the client's loss."""
+        """Return the term to add to the client's loss; by default, that of ``quadratic``."""
         quadratic = self.quadratic(context)
         return 0.0 if quadratic is None else quadratic(model)
 
@@ -205,7 +205,7 @@ def _field_types(kind: type[ClientStage]) -> dict[str, Any]:
 
 
 def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
-    """Return config entries that describe client stages."""
+    """Return config entries with the names of client stages and the values of their fields."""
     named = {stage.registered_name: stage for stage in stages}
     config: dict[str, Value] = {KEY: ",".join(named)}
     for name, stage in named.items():
@@ -214,7 +214,7 @@ def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
 
 
 def read_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages in an instruction; raise ``ReplyError`` if any are invalid."""
+    """Return the client stages that a config describes; raise ``ReplyError`` if one is unknown or invalid."""
     names = config.get(KEY, "")
     if not isinstance(names, str) or len(names) > MOST_STAGES * LONGEST_TEXT:
         raise ReplyError(f"the server sent {short_repr(names)} as {KEY}, expected names with commas")

@@ -1,4 +1,4 @@
-"""Clip: bound the L2 norm of a client's change."""
+"""Clip: bound the L2 norm of a client's change (trained minus received parameters)."""
 
 from dataclasses import replace
 

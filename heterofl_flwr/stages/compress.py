@@ -18,7 +18,7 @@ from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientContext, Cli
 from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 
 KEY = "upload"
-"""Config key of a reply: the form of its update."""
+"""Config key of a reply: the encoding of its update, an ``Upload``."""
 
 Upload = Literal["float32", "float16", "int8"]
 """Form of a reply: parameters in full precision, or their changes in 16 or 8 bits."""
@@ -43,7 +43,8 @@ class ClientCompress(ClientStage):
 class Compress(ServerStage):
     """Restore parameters from changes in float16 or int8.
 
-    In int8, each row (index of axis 0) of a parameter has its own step size. A bias counts as a single row.
+    In int8, each row (index of axis 0) of a parameter has its own step size. A parameter with one entry in each row,
+    such as a bias, counts as a single row.
     """
 
     def __init__(self, upload: Upload) -> None:
@@ -65,10 +66,10 @@ class Compress(ServerStage):
 def compress(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], upload: Upload, *, seed: int
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return the changes of parameters in float16 or int8, and the step sizes of int8.
+    """Return the changes ``after - before`` in float16 or int8, and the step sizes of int8.
 
-    Changes are rounded to int8 at random, so use another ``seed`` for each client and round. Raise ``ShapeError`` if
-    names or shapes differ, and ``ReplyError`` if a change is not finite or too large.
+    Rounding to int8 is stochastic, so use another ``seed`` for each client and round. Raise ``ShapeError`` if names or
+    shapes differ, and ``ReplyError`` if a change is not finite or too large.
     """
     if wrong := name_misfits(after, before):
         raise ShapeError(f"the model of the reply is not the one that the server sent ({wrong})")
@@ -96,7 +97,7 @@ def compress(
 def restore(
     plan: Plan, global_state: Mapping[str, Tensor], changes: Mapping[str, Tensor], scales: Tensor | None
 ) -> dict[str, Tensor]:
-    """Return the client's parameters: its slice of the global state plus the checked changes."""
+    """Check ``changes``, and return the client's parameters: its slice of the global state plus the changes."""
     form = torch.empty(0, dtype=torch.float16 if scales is None else torch.int8)
     check_reply(dict.fromkeys(plan.axes, form), plan, changes)
     by_name = None if scales is None else _scales_by_name(plan, scales)

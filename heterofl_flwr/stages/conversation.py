@@ -12,7 +12,7 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update,
 Result = TypeVar("Result")
 
 Questions = Generator[Mapping[int, Fields], Mapping[int, Fields], Result]
-"""Generator that yields questions by client and receives the answers by client."""
+"""Generator that yields questions by client, receives the answers by client, and returns a result."""
 
 
 class Conversation(ServerStage):
@@ -21,7 +21,7 @@ class Conversation(ServerStage):
     Attributes
     ----------
     excluded
-        By client, the reason why the stage has left it out.
+        Reasons why the stage has excluded clients, by client id.
     skipped
         Whether the stage leaves the model unchanged in this round.
     """
@@ -32,7 +32,7 @@ class Conversation(ServerStage):
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Yield queries before training; return extra config entries for each client.
 
-        ``clients`` has the expected updates, without tensors.
+        ``clients`` has the plan and rate of each client, in an ``Update`` without tensors.
         """
         yield from ()
         return {client: {} for client in clients}

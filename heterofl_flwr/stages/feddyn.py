@@ -1,4 +1,4 @@
-"""FedDyn (Acar et al., ICLR 2021): a penalty that pulls clients to a point where their gradients agree."""
+"""FedDyn (Acar et al., ICLR 2021): a penalty that aligns the minima of clients' losses with that of their mean."""
 
 from typing import ClassVar
 
@@ -15,8 +15,8 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 class ClientFedDyn(ClientStage):
     """Minimise ``loss(w) - <g, w> + alpha / 2 |w - theta|^2``.
 
-    Here theta is the received model. The client stores ``g``, at first 0; after training, ``g = g - alpha (w -
-    theta)``.
+    Here w are the client's parameters, and theta the received ones. The client stores ``g``, at first 0. After
+    training, it sets ``g = g - alpha (w - theta)``.
     """
 
     stateful: ClassVar[bool] = True
@@ -25,7 +25,7 @@ class ClientFedDyn(ClientStage):
     """weight of the penalty"""
 
     def quadratic(self, context: ClientContext) -> Quadratic:
-        """Return FedDyn's penalty, a ``Quadratic``."""
+        """Return the penalty ``-<g, w> + alpha / 2 |w - theta|^2``, up to a constant."""
         received = context.received()
         return Quadratic(  # the penalty is alpha / 2 |w - (theta + g / alpha)|^2 and a constant
             self.alpha, {name: theta + context.stored(name, theta) / self.alpha for name, theta in received.items()}
@@ -44,12 +44,11 @@ class ClientFedDyn(ClientStage):
 class FedDyn(StatefulStage):
     """FedDyn (dynamic regularisation) on the server, computed for each entry of the model.
 
-    The holders of an entry are the clients whose slices contain it. For each entry, the server stores the drift ``d``
-    (in the paper -h / alpha): ``d = d + (sum of w - theta over holders that trained in this round) / m``. Here m counts
-    all holders, including those that did not train in this round. The new value of the entry is its mean over the
-    holders, plus d. If no holder trained, the entry and its drift do not change.
+    For each entry, the server stores the drift ``d`` (in the paper -h / alpha): ``d = d + (sum of w - theta over the
+    clients that trained the entry in this round) / m``. Here m is the number of all clients whose slices contain the
+    entry. Its new value is the mean plus d. If no client trained the entry, the entry and its drift do not change.
 
-    If the server lowers the learning rate, it also lowers the drift by the same factor.
+    If the server changes the learning rate, it multiplies the drift by the same factor.
     """
 
     name = "FedDyn"

@@ -13,7 +13,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 
 
 class LevelParameters(StatefulStage):
-    """Stage that averages the parameters that match ``patterns`` separately for each level."""
+    """Stage that averages the parameters named by ``patterns`` (``fnmatch``) separately for each level."""
 
     needs = Needs(counting_mean=True)
 
@@ -24,7 +24,7 @@ class LevelParameters(StatefulStage):
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
-        """Return a smaller level's values; empty before that level has trained."""
+        """Return the values of a level below the largest; empty before this level has trained."""
         return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:
@@ -42,7 +42,7 @@ class LevelParameters(StatefulStage):
         levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels, weight=update.weight)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the model with the means of the largest level; store the others."""
+        """Return the model with the largest level's means; store the means of the smaller levels."""
         means = {rate: level.result() for rate, level in self._levels_of(context).items()}
         self._context, self._levels = None, {}
         largest = means.pop(context.global_rate, {})
@@ -52,7 +52,7 @@ class LevelParameters(StatefulStage):
         return {**new, **old, **largest}
 
     def _levels_of(self, context: RoundContext) -> dict[float, Aggregation]:
-        """Return the means of this round by rate; those of a round that failed are dropped."""
+        """Return this round's means by rate; drop the means of an earlier round that failed."""
         if context is not self._context:
             self._context, self._levels = context, {}
         return self._levels

@@ -21,14 +21,14 @@ class Noise(Clip):
         self.step, self.spent = privacy.step, spent
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update with the client's clipped change in fixed point."""
+        """Return the update with the clipped change in fixed-point steps instead of parameters."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         before = update.plan.extract(context.state)
         changes = {name: tensor.double() - before[name] for name, tensor in update.tensors.items()}
         return replace(update, tensors=in_steps(changes, self.clip, self.step))
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the previous model plus the noisy mean change."""
+        """Return the previous model plus the noisy mean change; count the release."""
         moved = released(context.state, new, holders, self.step)
         self.spent.add(TRAINING)
         return moved

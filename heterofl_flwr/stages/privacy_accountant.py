@@ -51,12 +51,12 @@ class Privacy:
 
     @property
     def step(self) -> float:
-        """Distance between the numbers to which clients round their changes; 0 without noise, where none is rounded."""
+        """Distance between two fixed-point numbers of clients' changes; 0 without noise."""
         return self.noise * self.clip / DEVIATION
 
     @property
     def moments_step(self) -> float:
-        """Distance between the numbers to which clients round their moments; 0 without noise."""
+        """Distance between two fixed-point numbers of clients' moments; 0 without noise."""
         return self.noise * self.moments_clip / DEVIATION
 
 
@@ -96,14 +96,14 @@ class Spent:
         return tuple(self._releases.values())
 
     def merge(self, releases: Iterable[Releases]) -> None:
-        """Add releases; those with the same source are counted only once."""
+        """Add releases. Of two entries that differ only in their number, keep the larger number."""
         for entry in releases:
             key = entry.kind, entry.noise, entry.clip, entry.source
             if key not in self._releases or self._releases[key].number < entry.number:
                 self._releases[key] = entry
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Add the releases in ``ledger``, and write each new release there before it is published."""
+        """Add the releases in ``ledger``. From now on, ``add`` writes all releases to it."""
         self.merge(ledger.releases())
         self._ledger = ledger
 
@@ -118,7 +118,7 @@ class Spent:
             self._ledger.write_releases(self.releases)
 
     def epsilon(self, further: int = 0) -> float:
-        """Return the epsilon of all releases so far, plus ``further`` ones."""
+        """Return the epsilon of all releases so far, plus ``further`` ones with this run's noise."""
         by_noise = Counter({self._privacy.noise: further})
         for entry in self.releases:
             by_noise[entry.noise] += entry.number
@@ -135,7 +135,10 @@ class Spent:
 
 
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
-    """Clip a client's batch norm moments as one vector; return them in fixed-point steps."""
+    """Clip a client's means and second moments of all layers as one vector; return them in fixed-point steps.
+
+    Layers without data are unchanged; all others have the count 1.
+    """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
     vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}
     vector |= {("second", name): layer.second_sum / layer.count for name, layer in counted.items()}
@@ -145,9 +148,9 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
 
 
 def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
-    """Add noise to sums of clipped moments; return the means over clients.
+    """Add noise to sums over clients of clipped moments; return the means over clients.
 
-    The sums are in fixed-point steps, the means are not.
+    ``merged`` has the sums by rate, in fixed-point steps. The means are not in steps.
     """
     stream = Keystream()
 

@@ -1,4 +1,4 @@
-"""Client stages of a message. Importing this module registers the client stages of this package."""
+"""``read_stages``, and imports that register the client stages of this package."""
 
 from heterofl_flwr.stages import (
     clip as clip,  # each of these registers its client half

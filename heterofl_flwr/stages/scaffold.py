@@ -19,7 +19,7 @@ STEP = "scaffold-step"
 @client_stage("scaffold")
 @dataclass(frozen=True)
 class ClientScaffold(ClientStage):
-    """Local steps along ``gradient - c_i + c``, then an update of ``c_i`` (option II in line 12 of algorithm 1).
+    """Local steps with ``gradient - c_i + c``, then an update of ``c_i`` (option II in line 12 of algorithm 1).
 
     Here ``c_i`` is the client's control variate, and ``c`` the server's.
     """
@@ -48,10 +48,12 @@ class ClientScaffold(ClientStage):
 class Scaffold(StatefulStage):
     """SCAFFOLD with a control variate ``c`` for each entry of the model.
 
-    The holders of an entry are the clients whose slices contain it. After a round, ``c = c + (sum of the changes of c_i
-    over holders that trained in this round) / m``. Here m counts all holders, including those that did not train in
-    this round. The new model is the mean, as without this stage. Clients send K times the learning rate, and the server
-    computes the change of c_i: ``(x - y_i) / (K * learning rate) - c``.
+    After a round, ``c = c + (sum of the changes of c_i over the clients that trained the entry in this round) / m``.
+    Here m is the number of all clients whose slices contain the entry. The new model is the mean, as without this
+    stage.
+
+    Clients send K (number of local steps) times the learning rate. From the received model x and the trained model y_i,
+    the server computes the change of c_i: ``(x - y_i) / (K * learning rate) - c``.
     """
 
     needs = Needs(counting_mean=True, equal_weights=True)
@@ -61,7 +63,7 @@ class Scaffold(StatefulStage):
         return ClientScaffold()
 
     def broadcast(self, context: RoundContext) -> State:
-        """Return the control variate ``c`` for the clients."""
+        """Return the control variate ``c`` for the clients; begin this round's mean of gradients."""
         if context.learning_rate <= 0:
             raise ConfigError("Scaffold divides by the learning rate, which is 0: expected learning_rate=")
         zeros = {name: torch.zeros_like(tensor) for name, tensor in context.state.items()}
@@ -69,7 +71,7 @@ class Scaffold(StatefulStage):
         return {name: self.tensors.get(name, zero) for name, zero in zeros.items()}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Raise ``ReplyError`` if a reply has no valid ``K * learning rate``."""
+        """Raise ``ReplyError`` if a reply has no valid product of local steps and learning rate."""
         step = update.fields.get(STEP)
         is_valid = isinstance(step, float) and 0.999 * context.learning_rate <= step < math.inf
         if update.weight and not is_valid:  # a client without examples takes no step
@@ -77,7 +79,7 @@ class Scaffold(StatefulStage):
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Add the client's mean gradient, ``(x - y_i) / (K * learning rate)``, to the round's mean."""
+        """Add the client's mean gradient over its local steps to this round's mean of gradients."""
         received, step = update.plan.extract(context.state), cast("float", update.fields[STEP])
         gradients = {name: (received[name] - tensor) / step for name, tensor in update.tensors.items()}
         self._gradients.add(update.plan, gradients, labels=update.labels)

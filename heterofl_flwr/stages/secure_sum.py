@@ -81,7 +81,7 @@ class SecureSum(Conversation):
         return ClientSecureSum()
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Query clients for public keys, then for shares of private keys."""
+        """Query clients for public keys, then for shares of private keys; return config entries for training."""
         self._round, self._closed, self.skipped = None, None, False
         self.excluded = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
         answers = yield {client: {KEY: "keys", RUN: context.run} for client in clients if client not in self._liars}
@@ -218,7 +218,7 @@ class MeanOfSum:
     Attributes
     ----------
     sums
-        The sum of each parameter, in multiples of ``step``, and the number of clients in the sum of each entry.
+        By parameter, the sum of its changes in multiples of ``step``, and the number of clients in each entry's sum.
     step
         Size of a step, in the unit of the parameter.
     """

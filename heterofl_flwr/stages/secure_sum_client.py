@@ -22,8 +22,8 @@ from heterofl_flwr.secure.slices import COUNTS
 from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, client_stage
 
 KEY = "secure-sum"
-"""Config key of the phase: ``keys``, ``shares``, ``train``, ``reveal`` or ``rows``; also the name of a client's
-secrets.
+"""Config key of the phase: ``keys``, ``shares``, ``train``, ``reveal`` or ``rows``; also the key of a client's secrets
+in ``round_state``.
 """
 
 ROSTER, CLIENTS, KEYS, SEEDS = (f"secure-{name}" for name in ("roster", "clients", "keys", "seeds"))
@@ -33,12 +33,10 @@ HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests",
 """Config keys: hashes of shares; hashes of seeds; random id of the run; last round in which the client took part."""
 
 PARTS, NUMBERS = "secure-parts", "secure-numbers"
-"""Config keys: parts of the classifier to reveal; number of clients that have the rarest row of each part."""
+"""Config keys: parts of the classifier to reveal; for each part, the minimum over its rows of the number of clients."""
 
 NONCE = "secure-start"
-"""Config key: random number of the run's start. The clients' seeds depend on it, so a restarted run repeats no
-training.
-"""
+"""Config key: random number of the run's start or resume, from which clients derive their random seeds."""
 
 NODE_HOLDERS = "secure-holders"
 """Key of the node config: the node's minimum number of clients in a sum. A server cannot set it."""
@@ -55,7 +53,10 @@ class ClientSecureSum(RespondingStage):
     """Mask the client's change, and answer the server's questions about keys and shares."""
 
     def answer(self, context: ClientContext) -> Fields:
-        """Return what the server asks for: public keys, or shares."""
+        """Return public keys or shares, as the phase in ``context.config`` asks.
+
+        If this client has masked a change in this round or a later one, return the last such round instead of keys.
+        """
         notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":
             run, server_round = context.config.get(RUN), context.config.get("server-round")
@@ -83,7 +84,7 @@ class ClientSecureSum(RespondingStage):
         raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares, reveal or rows")
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Mask the change; remove the client's classes, number of examples and metrics."""
+        """Return the masked change, without the client's classes, number of examples and metrics."""
         if not update.num_examples:
             raise ConfigError(
                 "SecureSum counts every masked change once, so a client with num_examples=0 leaves the round; expected "
@@ -107,10 +108,9 @@ class ClientSecureSum(RespondingStage):
 
 
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
-    """Return a client's change as one vector, with 0 in rows of classes that the client lacks.
+    """Return a client's change in steps as one vector, with 0 in classifier rows of classes that the client lacks.
 
-    More entries of the vector serve to count the clients of each classifier row: 1 if the client has the row's
-    class, 0 otherwise.
+    Extra entries serve to count the clients of each classifier row: 1 if the client has the row's class, else 0.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")

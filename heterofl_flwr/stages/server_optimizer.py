@@ -29,7 +29,7 @@ class ServerOptimizer(StatefulStage):
 
     @abstractmethod
     def _step(self, change: Tensor, moments: Moments, server_round: int) -> tuple[Tensor, Moments]:
-        """Compute a parameter's step and its new moments. Before the first step, all moments are 0."""
+        """Return a parameter's step and its new moments. Before the first step, all moments are 0."""
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
@@ -49,7 +49,7 @@ class ServerOptimizer(StatefulStage):
 
 @with_options
 class Momentum(ServerOptimizer):
-    """Server momentum, as Flower's ``FedAvgM``."""
+    """Momentum on the server, as Flower's ``FedAvgM``."""
 
     server_momentum: Decay = 0.0
     """decay of the velocity from round to round"""
@@ -65,7 +65,7 @@ class Momentum(ServerOptimizer):
 
 @with_options
 class Nesterov(ServerOptimizer):
-    """Nesterov momentum, as ``torch.optim.SGD(nesterov=True)``."""
+    """Nesterov momentum on the server, as ``torch.optim.SGD(nesterov=True)``."""
 
     momentum: Decay = 0.9
     """decay of the velocity from round to round"""

@@ -28,7 +28,7 @@ class Update:
     rate
         The client's rate in this round.
     labels
-        The client's classes: only their rows of the classifier are averaged. None for all rows.
+        The client's classes, whose classifier rows are averaged; None for all rows.
     weight
         The client's weight in the mean. A client without examples has weight 0: its update is checked, but not
         averaged.
@@ -39,7 +39,7 @@ class Update:
     fields
         Entries of the reply's config.
     version
-        The version of the model that the client was sent; None for the current one.
+        The version of the model that the client received; None for the current one.
     """
 
     plan: Plan
@@ -63,8 +63,8 @@ class RoundContext:
     server_round
         The round, from 1.
     state
-        The global model at the start of the round. In ``on_reply`` and ``on_added``, the model that the client was
-        sent. Do not change it.
+        The global model at the start of the round. In ``on_reply`` and ``on_added``, the version that the client
+        received. Do not change it.
     model
         A module with the architecture of the global model. Its parameter values are meaningless.
     rows
@@ -79,8 +79,7 @@ class RoundContext:
     extra_rows
         Whether rows that belong to no class are averaged over every client that has them (``Fidelity.extra_rows``).
     grid
-        None without privacy noise. With it, the grid of fixed-point numbers for changes: the L2 norm to which
-        changes are clipped, and the step between two numbers.
+        With privacy noise, the clipping norm and the step size of the fixed-point changes; without noise, None.
     learning_rate
         Learning rate of the clients in this round; 0 if the server sends none.
     run
@@ -108,18 +107,18 @@ class RoundContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Requirements of a stage on the mean and on other stages.
+    """Requirements of a server stage, which are checked against the mean and other stages.
 
     Attributes
     ----------
     changes
-        Updates contain changes from the global model, in double precision.
+        The stage replaces parameters in updates by their changes, in double precision.
     counting_mean
-        The mean is the counting mean, not a robust mean.
+        The mean must be the counting mean, not a robust or asynchronous one.
     equal_weights
-        Each client has weight 1 in the mean.
+        Each client must have weight 1 in the mean.
     steps
-        Each entry of the mean depends only on the same entry of the updates.
+        The stage takes a step along the mean change. An entry of the mean must depend only on this entry of updates.
     holders
         Minimum number of clients to sample at the largest rate in each round.
     """
@@ -134,7 +133,7 @@ class Needs:
 class ServerStage:
     """Base class for the server half of a stage. By default, its methods change nothing.
 
-    A chain of stages handles updates in reverse order, and the mean in order.
+    In a chain, updates pass from the last stage to the first, and the mean from the first to the last.
     """
 
     name: str = ""
@@ -150,7 +149,7 @@ class ServerStage:
         return None
 
     def broadcast(self, context: RoundContext) -> Mapping[str, Tensor]:
-        """Return tensors for the client half, by parameter name. Clients receive slices of them."""
+        """Return tensors for the client half, by parameter name and in its shape. Clients receive slices of them."""
         return {}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
@@ -176,7 +175,7 @@ class ServerStage:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values, at the level of ``rate``, of the parameters that each level has for itself."""
+        """Return the values of one level for the parameters that each level averages separately."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:
@@ -215,5 +214,5 @@ class StatefulStage(ServerStage):
 
 
 def stage_name(stage: ServerStage) -> str:
-    """Return the name of a stage."""
+    """Return ``stage.name``, or the name of the class if this is empty."""
     return stage.name or type(stage).__name__

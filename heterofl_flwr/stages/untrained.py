@@ -13,7 +13,7 @@ def trained_plan(update: Update, context: RoundContext) -> Plan:
 
 
 class Untrained(ServerStage):
-    """Average only the parameters that a client trains."""
+    """Average each parameter only over the clients that train it."""
 
     reads_replies = False
 
