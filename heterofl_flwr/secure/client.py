@@ -18,11 +18,11 @@ from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
 from heterofl_flwr.secure.roster import Part, Roster
 
 Fill = Callable[[Roster, Plan, int], crypto.Words]
-"""Function of the roster, a slice and the number of members; returns the client's change in steps as a vector."""
+"""Function of the roster, the client's slice and the number of members that returns the client's change in steps."""
 
 
 class Dealt(NamedTuple):
-    """Shares of secrets, for each receiving client: the encrypted shares, and hashes of the plain shares."""
+    """Encrypted shares of secrets, and hashes of the plain shares, with an item for each receiver or each sender."""
 
     sealed: list[bytes]
     hashes: list[bytes]
@@ -55,8 +55,8 @@ class NodeRecords(Protocol):
 class MaskedRounds:
     """For each run, the last round in which this client masked a change.
 
-    A client masks only one change in a round: from two sums of one round, the server could compute a client's
-    change. ``memory`` is deleted with the node's Flower context; ``records`` remain.
+    A client masks only one change in a round. From two sums of the same round, the server could compute a single
+    client's change. ``memory`` is deleted with the node's Flower context; ``records`` remain.
     """
 
     KEY = "masked-rounds"
@@ -77,7 +77,7 @@ class MaskedRounds:
         return int(max(rounds))
 
     def check(self, run: int, server_round: int) -> None:
-        """Raise ``ReplyError`` if this client masked a change in this round or later."""
+        """Raise ``ReplyError`` if this client masked a change in this round or a later round of the run."""
         if server_round <= (masked_round := self.last(run)):
             raise ReplyError(
                 f"round {server_round} of this run asks for a masked change a second time, which two sums could tell "
@@ -136,8 +136,8 @@ class ClientRound:
     def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
         """Return this client's masked change, and the text to store.
 
-        ``members`` are the clients that sent shares of their private keys. ``keys`` has those shares that are for this
-        client. ``fill`` returns the change without masks. A second change in a round raises ``ReplyError``.
+        ``members`` are the clients that sent shares of their private keys. ``keys`` has the shares for this client.
+        ``fill`` returns the change without masks. A second change in a round raises ``ReplyError``.
         """
         self._turn("train")
         roster, view = self.roster, self.roster.view(members)
@@ -157,12 +157,12 @@ class ClientRound:
         return Masked(vector, self._deal(members, view, shares), [crypto.digest(seed) for seed in seeds]), secrets_saved
 
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
-        """Return the shares that this client received of each member's secrets, and the text to store.
+        """Decrypt the shares that members sent to this client; return them, and the text to store.
 
-        ``survivors`` are the members whose masked change arrived. ``seeds`` has shares of the seeds of the survivors'
-        masks. The result has shares of the seeds of each survivor, and of the private key of each other member. So the
-        server never gets shares of both for one member. Seeds for classifier rows, and for entries that too few
-        survivors hold, are left out.
+        ``survivors`` are the members whose masked change arrived. ``seeds`` has encrypted shares of their mask seeds.
+        Return seed shares for each survivor, and a share of the private key for each other member. The server must
+        never get both for one member. Seeds for classifier rows, and for entries that too few survivors hold, are left
+        out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -180,10 +180,10 @@ class ClientRound:
         return answer, self._keep(next="rows", survivors=list(survivors), seeds=_as_text(seeds), keys=[[], []])
 
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
-        """Return the shares that this client received of each survivor's seeds for classifier rows.
+        """Return this client's shares of each survivor's seeds for classifier rows.
 
-        ``numbers`` has, for each part, how many clients have its rarest row. If one of these numbers is too small,
-        ``ReplyError`` is raised.
+        ``numbers`` has, for each part, the minimum over its rows of the number of clients that have the row. Raise
+        ``ReplyError`` if this number is too small, or if the part must stay masked.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]

@@ -42,7 +42,8 @@ def public_of(private: bytes) -> bytes:
 def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
     """Return the secret key that two clients share, from the private key of one and the public key of the other.
 
-    ``purpose`` begins with a hash of the roster, so a key serves one pair of clients in one round.
+    ``purpose`` enters the derivation of the key. It begins with a hash of the roster, so keys differ from round to
+    round.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
@@ -75,17 +76,17 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
 
 
 def digest(*parts: bytes) -> bytes:
-    """Return the hash of a sequence of byte strings."""
+    """Return one SHA-256 hash of a sequence of byte strings."""
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def hash_shares(shares: Sequence[bytes]) -> bytes:
-    """Return the joined hashes of shares."""
+    """Return the truncated hashes of shares, joined."""
     return b"".join(hashlib.sha256(share).digest()[:HASH_BYTES] for share in shares)
 
 
 def add_stream(total: Words, key: bytes, sign: int = 1) -> None:
-    """Add the AES-256 key stream of ``key`` to ``total`` in place, or subtract it."""
+    """Add the AES-256 key stream of ``key`` to ``total`` in place; subtract it if ``sign`` is -1."""
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
     combine = np.add if sign > 0 else np.subtract
     for start in range(0, len(total), _BLOCK):
@@ -113,7 +114,7 @@ def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
 def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """Return the secret of Shamir shares; b"" if the result exceeds 32 bytes.
 
-    ``shares`` are by position, counted from 0.
+    ``shares`` are by position in the result of ``split``.
     """
     points = tuple(position + 1 for position in sorted(shares))[:threshold]
     value = _interpolate(shares, points, 0)

@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest change, in steps, whose sum over clients fits into 32 bits."""
+    """Return the largest change of one client, in steps, so that the sum over all clients fits into 32 bits."""
     return LARGEST_SUM // clients
 
 
@@ -21,7 +21,7 @@ def to_steps(
 ) -> dict[str, Tensor]:
     """Clip changes to ``bound``; return them as whole numbers of steps.
 
-    A step is ``bound / largest_steps(clients)``. The numbers are rounded up or down at random, without bias.
+    A step is ``bound / largest_steps(clients)``. Rounding is stochastic and unbiased.
     """
     largest, steps = largest_steps(clients), {}
     for name, change in changes.items():

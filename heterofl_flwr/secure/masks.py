@@ -10,11 +10,11 @@ from heterofl_flwr.secure.roster import Part, Roster
 from heterofl_flwr.secure.slices import add_part, overlap
 
 Place = NDArray[np.bool_] | NDArray[np.int64]
-"""Entries of a vector, as a mask or as positions."""
+"""Entries of a vector, as a boolean array or as indices."""
 
 
 def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, peers: set[int]) -> None:
-    """Add to ``vector`` the masks that ``client`` has in common with each of its peers.
+    """Add to ``vector`` the masks that ``client`` shares with each peer, on the overlap of their slices.
 
     In a pair, the client with the smaller number adds the mask, and the other subtracts it.
     """
@@ -30,9 +30,9 @@ def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, pr
 
 
 def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
-    """Return, for each part of the sum, the entries of a slice that belong to it.
+    """Return the entries of a slice that belong to each part of the sum.
 
-    ``parts`` has each entry's part.
+    ``parts`` has each entry's part; 0 for none.
     """
     # Classifier rows have many small parts: sorting finds their entries in one pass.
     rows = np.flatnonzero(parts % (roster.row_groups + 1)) if roster.row_groups else np.zeros(0, np.int64)
@@ -46,7 +46,7 @@ def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
 
 
 def add_private(vector: crypto.Words, place: Place, seeds: Sequence[bytes], sign: int = 1) -> None:
-    """Add the masks of private seeds at the entries ``place``; subtract them if ``sign`` is -1."""
+    """Add the key streams of ``seeds`` to the entries ``place``; subtract them if ``sign`` is -1."""
     total = np.zeros(np.count_nonzero(place) if place.dtype == np.bool_ else len(place), np.uint32)
     for seed in seeds:
         crypto.add_stream(total, seed, sign)

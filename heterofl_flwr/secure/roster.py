@@ -24,7 +24,7 @@ several share a group.
 
 Part = int
 """Number of a part of the sum. Each client has one seed for each of its parts. A part is a ring without its classifier
-rows, or a group of classifier rows in a ring. A ring is all entries that equally many members hold.
+rows, or a group of classifier rows in a ring. A ring is all entries that the same number of members hold.
 """
 
 
@@ -43,7 +43,7 @@ class Roster:
     rows
         Names of the parameters with one row for each class.
     extra_rows
-        Whether a row that belongs to no class counts all clients that have it.
+        Whether rows that belong to no class are averaged over all clients that have them.
     grid
         With noise, the clipping norm and the step size of the fixed-point changes; without noise, empty.
     plans
@@ -75,7 +75,7 @@ class Roster:
         return cls(plans=distinct, clients=[(number, *(key.hex() for key in pair)) for number, pair in pairs], **values)
 
     def to_bytes(self) -> bytes:
-        """Return the roster as bytes."""
+        """Return the roster as JSON."""
         return json.dumps({attribute.name: getattr(self, attribute.name) for attribute in fields(self)}).encode()
 
     @classmethod
@@ -107,7 +107,7 @@ class Roster:
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices with one position for each class of positions (``classes_of``), for fast counts of holders."""
+        """The slices of a reduced model, in which one position replaces each class of positions (``classes_of``)."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
@@ -156,7 +156,7 @@ class Roster:
         return bytes.fromhex(str(self.clients[client][use]))
 
     def count(self, plan: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
-        """Return, for each entry of the slice ``plan``, how many of ``clients`` have it.
+        """Return the number of ``clients`` that hold each entry of the slice ``plan``.
 
         For a slice from ``small``, pass ``slices=self.small``.
         """
@@ -164,7 +164,7 @@ class Roster:
         return count_holders(plan, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
 
     def parts(self, plan: Plan, holders: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return each entry's part of the sum; 0 if too few clients hold the entry."""
+        """Return each entry's part of the sum; 0 if too few clients (``holders``) hold the entry."""
         parts = np.where(holders >= self.least, holders * (self.row_groups + 1), 0).astype(np.int32)
         for name, tensor in as_state(parts, plan).items():
             if name not in self.rows:
@@ -174,7 +174,7 @@ class Roster:
         return parts
 
     def ring_of(self, part: Part) -> int:
-        """Return how many members hold each entry of a part."""
+        """Return the number of members that hold each entry of a part."""
         return part // (self.row_groups + 1)
 
     def is_rows(self, part: Part) -> bool:
@@ -184,19 +184,19 @@ class Roster:
     def open_rings(self, members: Collection[int], survivors: Collection[int]) -> set[int]:
         """Return the rings that may be unmasked, because enough survivors hold each entry.
 
-        A ring is all entries that are held by the same number of members.
+        A ring is all entries that the same number of members hold, and is identified by this number.
         """
         rings, remaining = (self.count(whole(self.small), clients, self.small) for clients in (members, survivors))
         candidates = [int(ring) for ring in np.unique(rings) if ring >= self.least]
         return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
 
     def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
-        """Return the sorted parts of the sum in each slice. A client has one seed for each."""
+        """Return the sorted parts of the sum in each slice. A client has one seed for each part of its slice."""
         parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
         return [[int(part) for part in parts if part] for parts in parts_by_ring]
 
     def view(self, members: Collection[int]) -> bytes:
-        """Return a hash of the roster and the remaining clients. Mask keys are derived from it."""
+        """Return a hash of the roster and its members. Mask keys are derived from it."""
         return digest(self.digest, repr(sorted(members)).encode())
 
 

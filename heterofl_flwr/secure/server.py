@@ -16,10 +16,10 @@ from heterofl_flwr.secure.roster import Part, Roster
 from heterofl_flwr.secure.slices import COUNTS, add_part, as_state, classes_of, whole
 
 KEY_PART: Part = 0
-"""Part number for a client's private key."""
+"""Number for a client's private key among the numbers of parts."""
 
 Shares = Mapping[tuple[int, Part], Mapping[int, bytes]]
-"""Shares of secrets by (client, part), then by sender."""
+"""Shares of secrets by (client, part), then by the client that revealed the share."""
 
 
 class ServerRound:
@@ -104,9 +104,9 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return, for each part of the classifier rows, the number of clients that have its rarest row.
+        """Return, for each part of the classifier rows, the minimum over its rows of the number of clients.
 
-        Parts with too few clients are left out, and stay masked.
+        Rows that no client has are ignored. Parts with too few clients are left out, and stay masked.
         """
         numbers: defaultdict[Part, list[int]] = defaultdict(list)
         for name in self._row_names:
@@ -139,7 +139,7 @@ class ServerRound:
         return {name: (totals[name], counts[name].float()) for name in totals if not name.startswith(COUNTS)}
 
     def closed(self) -> dict[str, Tensor]:
-        """Return which entries of each parameter are still masked.
+        """Return a boolean tensor for each parameter: True for entries that are still masked.
 
         Classifier rows that no client has do not count as masked.
         """
@@ -151,7 +151,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """Names of parameters with an impossible number of clients: some client lied."""
+        """Names of parameters with a row whose number of clients is impossible, because some client lied."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 
@@ -195,7 +195,7 @@ class ServerRound:
         self._opened = (self._opened | np.isin(opened, list(parts))) & (self._spoiled == 0)
 
     def _collect(self, revealed: Mapping[int, Sequence[bytes]], expected: Mapping[int, Sequence[Part]]) -> Shares:
-        """Return the valid shares of secrets; note liars."""
+        """Return the valid shares in ``revealed``, and add to ``liars`` the clients that lied."""
         shares: defaultdict[tuple[int, Part], dict[int, bytes]] = defaultdict(dict)
         for helper, texts in revealed.items():
             complete = texts if len(texts) == len(expected) else [b""] * len(expected)
@@ -206,7 +206,7 @@ class ServerRound:
         return shares
 
     def _true_shares(self, helper: int, client: int, parts: Sequence[Part], text: bytes) -> Mapping[Part, bytes]:
-        """Return the shares that ``helper`` revealed; {} if any is false."""
+        """Return the shares of a client's secrets that ``helper`` revealed; {} if any is false or missing."""
         if parts and not text:
             self._accusers[client].add(helper)
             return {}
@@ -249,7 +249,7 @@ class ServerRound:
 
 
 def fits(dealt: Dealt, receivers: int, secrets: int) -> bool:
-    """Whether encrypted shares and hashes have the right lengths."""
+    """Whether encrypted shares and hashes of ``secrets`` secrets have the right lengths."""
     sealed = [secrets * crypto.SHARE_BYTES + crypto.TAG_BYTES] * receivers
     hashes = [secrets * crypto.HASH_BYTES] * receivers
     return list(map(len, dealt.sealed)) == sealed and list(map(len, dealt.hashes)) == hashes

@@ -18,11 +18,11 @@ Classes = NDArray[np.int64]
 """The class of each position of an axis; positions that are in the same slices form a class."""
 
 COUNTS = "number of clients for "
-"""Name prefix of the entries with the number of clients that count in each row of a parameter."""
+"""Name prefix of the extra entries that count the clients of each classifier row."""
 
 
 def whole(slices: Sequence[Plan]) -> Plan:
-    """Return the plan that holds every parameter of the slices whole, with all its entries."""
+    """Return the plan that holds all entries of every parameter of the slices."""
     parameters = [item for plan in slices for item in plan.axes.items()]
     return Plan({name: tuple(Axis(axis.size, axis.size) for axis in axes) for name, axes in parameters})
 
@@ -39,7 +39,10 @@ def overlap(plan: Plan, second: Plan) -> Plan:
 
 
 def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArray[np.generic]) -> None:
-    """Add ``values`` of a smaller slice ``part`` to ``vector``, modulo 2^32."""
+    """Add ``values`` to ``vector`` in place, modulo 2^32.
+
+    ``vector`` has the entries of ``plan``, and ``values`` those of ``part``, a slice of ``plan``.
+    """
     state = as_state(vector.view(np.int32), plan)
     for name, tensor in as_state(values.view(np.int32), part).items():
         Region(state[name], part.axes[name]).add(tensor, 1)
@@ -71,7 +74,7 @@ def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list
 
 
 def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) -> list[Plan]:
-    """Return the slices of a smaller model, in which a single position replaces all positions of a class."""
+    """Return the slices of a reduced model, in which a single position replaces all positions of a class."""
     return [
         Plan({name: tuple(map(_reduce, plan.axes[name], axes)) for name, axes in classes.items() if name in plan.axes})
         for plan in slices
@@ -84,7 +87,7 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with an added entry for the number of clients of each row of the parameters in ``rows``."""
+    """Return the slices with extra entries that count the clients of each row of the parameters in ``rows``."""
     # Columns that occur in the same slices have equal numbers, so one entry is enough for each row and class of
     # columns.
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}
