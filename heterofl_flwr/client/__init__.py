@@ -1,4 +1,4 @@
-"""The client's side of a Flower app: one registration, and a ``Task`` for each message.
+"""The client's side of a Flower app: one call of ``answer_queries``, and a ``Task`` for each message.
 
 ::
 

@@ -37,10 +37,10 @@ class Instruction:
     server_round, partition
         Round, counted from 1, and index of the client's data.
     slice_rule
-        Rule that selects the entries of smaller models.
+        Rule that selects the entries of smaller models inside the model.
     window
-        Number that ``slice_rule`` takes as the round. It is not ``server_round`` if the slices of FedRolex move by
-        several entries in each round.
+        Round number for ``slice_rule``. It differs from ``server_round`` if FedRolex's slices move by several entries
+        in each round.
     shared
         Name patterns of the exchanged parameters. All other parameters stay with the client.
     has_trained

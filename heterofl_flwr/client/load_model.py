@@ -1,4 +1,4 @@
-"""Models that a message asks for: build, load and read them."""
+"""Models of a client: building, loading, and reading of the trained parameters."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def read_record(message: Message, name: str) -> dict[str, Tensor]:
-    """Return the tensors of the message's record ``name``, if any."""
+    """Return the tensors of the message's record ``name``; {} without this record."""
     record = reading.find_record(message.content, name, ArrayRecord)
     return {} if record is None else read_tensors(record)
 
 
 def read_received(message: Message) -> dict[str, Tensor]:
-    """Return the parameters in a message."""
+    """Return the parameters in a message; raise ``ReplyError`` if it has none."""
     record = reading.find_record(message.content, messages.ARRAYS, ArrayRecord)
     if record is None:
         raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
@@ -50,8 +50,8 @@ def load_models(
 ) -> Iterator[tuple[float, nn.Module]]:
     """Build and load the models of an instruction; yield pairs (rate, model), the largest first.
 
-    ``state`` has the parameters of the largest model. The parameters of smaller models are slices of these.
-    Parameters that are not such slices are in the message, under names of the form ``rate/parameter``.
+    ``state`` has the parameters of the largest model. The parameters of smaller models are slices of these, unless the
+    message has them under names of the form ``rate/parameter``.
     """
     moments = reading.find_record(message.content, messages.MOMENTS, ArrayRecord)
     level_tensors = read_record(message, messages.LEVELS)
@@ -95,12 +95,12 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
 
 
 def sent_tensor(parameter: Tensor) -> Tensor:
-    """Return a CPU copy of a parameter in the dtype of messages."""
+    """Return a CPU copy of a parameter in the dtype of messages (float32 for bfloat16)."""
     return torch.empty(parameter.shape, dtype=exchanged_dtype(parameter)).copy_(parameter.detach())
 
 
 def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters that stay with a client: ``saved``, or else initial ones."""
+    """Return the parameters that stay with a client: from ``saved``, or initial ones if this is empty."""
     rate = instruction.rate
     model = new_model(build, rate)
     expected = {
@@ -157,7 +157,7 @@ class IssuedModels:
         self._names: tuple[str, ...] = ()
 
     def add(self, model: nn.Module) -> None:
-        """Register a new model. Call this before a user can freeze parameters."""
+        """Register a new model and its exchanged parameters, before a user can freeze some of them."""
         self._names = tuple(exchanged_parameters(model))
         self._inner[model] = None
 
@@ -194,7 +194,7 @@ class IssuedModels:
         return {name: parameters[name] for name in self._names}
 
     def inner_widths(self, model: nn.Module, build: Build, rates: Iterable[float]) -> Sequence[InnerWidth]:
-        """Return the smaller models that are slices of ``model``, the smallest first."""
+        """Return the smaller models at ``rates`` that are slices of ``model``, the smallest first."""
         widths = self._inner[model]
         if widths is None:
             device = device_of(model)

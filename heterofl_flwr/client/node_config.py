@@ -11,7 +11,7 @@ _KEYS = (messages.NODE_LEVEL, messages.NODE_RATE, messages.NODE_PARTITION, messa
 
 
 def read_capability(context: Context) -> dict[str, object]:
-    """Return the rate and partition in a node's config, as entries for a message."""
+    """Return the rate, partition and number of partitions in a node's config, as entries for a message."""
     node = context.node_config
     for key in node:
         plain = key.lower().replace("_", "-")
@@ -44,10 +44,10 @@ def read_capability(context: Context) -> dict[str, object]:
 
 
 def new_capacity(capacity: str | float | None, context: Context, instruction: Instruction) -> dict[str, object]:
-    """Return the capacity that a reply reports, as an entry for a message.
+    """Return the capacity (largest rate) that a reply reports, as an entry for a message; {} for none.
 
-    If ``capacity`` is None, this is the rate in the node config if it is below that of an instruction to train, as
-    after a restart of the node; otherwise there is no entry.
+    If ``capacity`` is None, a reply to training reports the rate in the node config if the message's rate is above it,
+    as after a restart with a smaller rate.
     """
     if capacity is not None:
         return {messages.CAPACITY: rate_of(capacity)}

@@ -40,7 +40,7 @@ def check_arguments(message: object, context: object, build: object) -> None:
 
 
 def read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:
-    """Return a client's classes as integers, by head if ``labels`` is a mapping."""
+    """Return a client's classes as integers; by head (output layer) if ``labels`` is a mapping."""
     if isinstance(labels, Mapping):
         return {head: whole_numbers(classes) for head, classes in labels.items()}
     return None if labels is None else whole_numbers(labels)
@@ -88,9 +88,9 @@ def check_added_once(method: str, earlier: str) -> None:
 
 
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
-    """Check a training that added no penalty to the loss.
+    """Raise ``ConfigError`` if a stage has a penalty; warn if only FedProx has one.
 
-    Raise ``ConfigError`` if a stage has a penalty. Warn if only FedProx has one.
+    Call this if the training loop added no penalty to the loss.
     """
     if stages.penalty is None:
         return

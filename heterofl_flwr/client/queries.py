@@ -65,7 +65,10 @@ def answer_queries(
 def answer_capability(
     message: Message, context: Context, capacity: Callable[[Context], str | float] | None = None
 ) -> Message:
-    """Reply to ``query.capability`` with the node's rate and partition; ``capacity`` is that of ``answer_queries``."""
+    """Return the reply to ``query.capability``: the node's rate and partition.
+
+    ``capacity`` is the argument of ``answer_queries``.
+    """
     fields = read_capability(context)
     if capacity is not None and messages.CAPACITY not in fields:
         fields[messages.CAPACITY] = rate_of(capacity(context))
@@ -73,7 +76,7 @@ def answer_capability(
 
 
 def answer_stages(message: Message, context: Context) -> Message:
-    """Reply to ``query.stages``."""
+    """Return the reply to ``query.stages``, with the answers of the client stages."""
     config, notes, node_config = reading.read_config(message), load_notes(context), context.node_config
     records = NodeFiles.of(node_config)
     stages = ClientContext(
@@ -87,7 +90,7 @@ def answer_stages(message: Message, context: Context) -> Message:
 def answer_moments(
     task: Task, batches: Callable[[], Batches], device: torch.device | str = "cpu", *, together: int = 1
 ) -> Message:
-    """Reply to ``query.moments``; the arguments are those of ``measure_moments``."""
+    """Return the reply to ``query.moments``. For the arguments see ``measure_moments``."""
     return messages.answer(task.message, {}, {messages.MOMENTS: measure_moments(task, batches, device, together)})
 
 
@@ -96,7 +99,7 @@ def measure_moments(
 ) -> ArrayRecord:
     """Return the static batch norm moments at each rate of a task.
 
-    ``batches`` is called once for each rate.
+    ``batches`` is called once for each rate. For ``together`` see ``collect_moments``.
     """
     variants: tuple[Variant, ...] = get_args(Variant)
     kind = reading.read_choice(task.config, messages.MOMENTS_KIND, variants)

@@ -19,7 +19,7 @@ from heterofl_flwr.transport import messages
 
 
 class ClientChain:
-    """The client stages of one task, in the server's order.
+    """The client stages of one task, in the order of the server's message.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class ClientChain:
     def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
         """Return the update after all stages, and store the stages' new state.
 
-        If the client trained on no examples, stages with state are skipped, and their state stays as it was.
+        If the client trained on no examples, stages with state are skipped, and keep their state.
         """
         for stage in self.stages:
             if stage.stateful and not update.num_examples:
@@ -81,12 +81,12 @@ def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) ->
 
 
 class StageRunner(ClientChain):
-    """Runner of the client stages of an instruction, and of the penalty of FedProx.
+    """The client stages of an instruction, and the penalty of FedProx.
 
     Parameters
     ----------
     instruction : Instruction
-        The instruction.
+        The parsed config of the server's message.
     received : Callable[[], Mapping[str, Tensor]]
         Function that returns the parameters in the message.
     broadcast : Mapping[str, Tensor]
@@ -143,7 +143,7 @@ class StageRunner(ClientChain):
 
     @cached_property
     def penalty(self) -> Penalty | None:
-        """Penalty of FedProx and of the stages; None without one."""
+        """Penalty of FedProx and of the stages; None if there is none."""
         penalty, strength = self.own_penalty, self._instruction.proximal_mu
         if strength:
             quadratics = [Quadratic(strength, self._context.received()), *filter(None, [penalty.quadratic])]

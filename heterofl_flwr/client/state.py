@@ -19,7 +19,7 @@ from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
 
 NODE_STATES = "states-path"
-"""Key of the node config with the path of the folder; the server cannot set it."""
+"""Key of the node config: path of the folder for clients' states. The server cannot set it."""
 
 STAGES = "stages/"
 """Name prefix of the tensors of stages."""
@@ -28,11 +28,14 @@ _TENSORS = "heterofl-own"
 """Name prefix of the context record with a client's tensors; the run id and the round follow."""
 
 _NOTES = "heterofl-round"
-"""Context record with the per-round state of stages, which is never written to disk."""
+"""Name of the context record with the per-round state of stages, which is never written to disk."""
 
 
 def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the tensors that this client saved earlier, if any."""
+    """Return the tensors that this client saved last in this run, or None.
+
+    After a resume, tensors of later rounds are ignored.
+    """
     if folder := _folder(context, instruction):
         return _read_file(folder, instruction)
     start, end = _record_name(instruction, ""), _end(instruction)
@@ -45,7 +48,7 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
     """Save a client's tensors after training, in a file or in its context.
 
-    If a tensor contains NaN or infinity, the earlier state stays, because no later training would recover from this.
+    If a tensor contains NaN or infinity, nothing is saved, because later training would not recover from such a state.
     """
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         return
@@ -78,7 +81,7 @@ class NodeFiles:
             raise HeteroFLError(f"{path} cannot be read ({error}): let the node's user read it") from error
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file."""
+        """Write or replace a file."""
         write_atomic(self._folder / name, data)
 
 
@@ -98,7 +101,7 @@ def _record_name(instruction: Instruction, server_round: int | str) -> str:
 
 
 def _end(instruction: Instruction) -> int:
-    """Return the first round whose state is not used. After a resume, there may be states of later rounds."""
+    """Return the first round whose state is not used. After a resume, there may be states of this and later rounds."""
     # in the round's first message, a state of this round is ignored
     return instruction.server_round + (not instruction.starts_round)
 

@@ -118,7 +118,7 @@ class Task:
         return self.instruction.config
 
     def model(self, like: nn.Module | None = None) -> nn.Module:
-        """Return a new model at the message's rate, loaded with the received and the personal parameters.
+        """Return a new model at the message's rate, with the received parameters and those that stay with the client.
 
         In an evaluation, batch norm uses the static moments in the message. Without them, it normalises by batch.
 
@@ -141,7 +141,7 @@ class Task:
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Return the penalty to add to the loss of a batch; 0 if the run uses none.
 
-        It is the sum of the terms of FedProx and of stages such as FedDyn. Call it once in each step without ``loss``.
+        It is the sum of the terms of FedProx and of stages such as FedDyn. Call it once in each step, or use ``loss``.
         """
         return self._penalty(model, "task.penalty")
 
@@ -225,9 +225,9 @@ class Task:
         num_examples : int
             Number of examples used. With 0 the reply does not count.
         labels : Iterable[int] | Mapping[str, Iterable[int]] | None
-            Classes of this client's training data; None: all classes. Of the classifier's rows in this reply, only
-            those of these classes are averaged. If the model has several heads, pass a mapping from each head, named by
-            its layer or parameter, to the classes of that head, such as ``{"digits": [1, 2], "months": [11]}``.
+            Classes of this client's training data; None: all classes. Only the classifier rows of these classes are
+            averaged. If the model has several heads, pass a mapping from each head, named by its layer or parameter, to
+            the classes of that head, such as ``{"digits": [1, 2], "months": [11]}``.
         metrics : Mapping[str, float | Sequence[float]] | None
             Metrics to report. Lists are not averaged: ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn``
             receives them.
@@ -282,7 +282,7 @@ class Task:
             del model  # keep no reference, so that the caller can free it
 
     def _trained(self, model: nn.Module | None, update: Outgoing) -> Outgoing:
-        """Return ``update`` with the trained parameters, after all stages; save the state that stays."""
+        """Return ``update`` with the trained parameters, after all stages; save the client's state."""
         parameters = self._issued.parameters_of(model)
         if update.num_examples and not self.penalty_used:
             check_penalty(self._stages, self.instruction.proximal_mu)
