@@ -88,7 +88,7 @@ def array_size(array: Array) -> int:
 
 @lru_cache(maxsize=4096)
 def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the size in bytes of a ``.npy`` file."""
+    """Return the size in bytes of a ``.npy`` file with an array of this dtype and shape."""
     header = io.BytesIO()
     array = np.broadcast_to(np.zeros((), dtype), shape)  # a view, which allocates a single element
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
@@ -223,9 +223,9 @@ class Slices:
         return self._records[plan]
 
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
-        """Return the record with the slice of a plan.
+        """Return the record with a plan's slice for the level of ``rate``.
 
-        Parameters in ``Slicing.by_level`` have the values of the level of ``rate``.
+        Parameters in ``Slicing.by_level`` have the values of this level.
         """
         tensors = self._level_tensors(rate)
         if not tensors:
@@ -241,7 +241,7 @@ class Slices:
         )
 
     def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return slices of the stages' tensors, named ``stage/parameter``."""
+        """Return a plan's slices of the stages' tensors, which are named ``stage/parameter``."""
         if plan not in self._broadcasts:
             parameters = {name: name.partition("/")[2] for name in tensors}
             axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}

@@ -64,7 +64,7 @@ else:
 class JsonFormatter(logging.Formatter):
     """Formatter that writes one JSON object for each log record.
 
-    If the log record has a ``RoundRecord``, the object contains all its numbers.
+    If the log record has a ``RoundRecord``, the JSON object contains it.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -113,7 +113,7 @@ def get_identity() -> tuple[int | None, int | None, int | None]:
 
 @contextmanager
 def some_identity() -> Iterator[None]:
-    """Context in which messages can be made even if Flower has set no identity."""
+    """Context with 0 as the ids of run and node if Flower has set none, so that messages can be made."""
     identity = get_identity()
     if identity[0] is None:
         set_identity(0, 0)

@@ -112,7 +112,7 @@ class _Flight:
             cancel(self._grid, list(self._out))
 
     def _await(self, *, in_order: bool) -> list[str]:
-        """Wait for a reply, and return the message ids of the replies to yield."""
+        """Wait for a reply; return the message ids of the replies to yield, or [] at the deadline."""
         now = time.monotonic()
         if not in_order:
             if now < self._deadline:

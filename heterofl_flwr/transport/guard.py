@@ -33,12 +33,12 @@ JSON_GROWTH = 8  # memory of numbers, as a multiple of their bytes in JSON
 FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
 """Seconds to fetch objects in one call of ``pull_messages``, and seconds for one reply before the next has its turn.
 
-Each object needs a request of its own, and a reply may have thousands of objects.
+Each object needs a separate request, and a reply may have thousands of objects.
 """
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
-    """Return ``grid`` with checks of its replies if it is a SuperLink's grid."""
+    """Return a proxy with checks for a SuperLink's grid, also inside a ``Relay``; return other grids unchanged."""
     if isinstance(grid, Guarded):
         return grid
     if isinstance(grid, Relay):
@@ -55,7 +55,7 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
 class _Announced:
     """A reply that a SuperLink has announced, and its objects so far.
 
-    The SuperLink's list of objects is not used. It may be wrong if several replies share an object.
+    The SuperLink's list of objects is not used, because it may be wrong if several replies share an object.
     """
 
     message_id: str
@@ -67,9 +67,9 @@ class _Announced:
     contents: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, content: bytes) -> None:
-        """Store ``content``, which is that of the last object in ``missing``, and remove the object from ``missing``.
+        """Store the content of the last object in ``missing``, and remove this object from ``missing``.
 
-        The objects that it refers to are added to ``missing``.
+        Add the objects that the content refers to. Raise ``ReplyError`` if the reply becomes too large.
         """
         id_, _ = self.missing.popitem()
         self.contents[id_] = content
@@ -141,7 +141,7 @@ class Guarded(Relay):
             self._largest.pop(id_, None)
 
     def _look_for(self, about: str) -> Message | None:
-        """Ask the SuperLink for the announcement of the reply to the message ``about``.
+        """Ask the SuperLink for the reply to the message ``about``, and store its announcement, if any.
 
         Return an error reply if the announcement is unusable.
         """
@@ -170,7 +170,7 @@ class Guarded(Relay):
             return self._error(announced.about, error)
 
     def _fetch(self, announced: _Announced) -> bool:
-        """Fetch objects of a reply until time is up. Return whether it is complete."""
+        """Fetch objects of a reply until time is up; return True if the reply is complete."""
         until = time.monotonic() + TURN_SECONDS
         while announced.missing:
             if time.monotonic() > until:

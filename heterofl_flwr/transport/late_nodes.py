@@ -25,7 +25,7 @@ LATE = "its SuperNode answers one message late: restart it"
 class _Sent:
     """Message without a reply.
 
-    ``behind`` is when the node's late reply to an earlier message arrived; None if there was none.
+    ``behind`` is the time at which the node's late reply to an earlier message arrived, or None.
     """
 
     node_id: int
@@ -37,9 +37,9 @@ class _Sent:
 class LateNodes(Relay):
     """Proxy for a SuperLink's grid that stops waiting for SuperNodes that answer one message late.
 
-    In Flower 1.41, a SuperNode may deliver each reply only when the next message arrives, until it is restarted. If
-    a reply comes late in this way, the proxy limits the time for the node's next reply. When this time is over, it
-    returns an error. A late answer to a capability query is used as the answer to the next capability query.
+    In Flower 1.41, a SuperNode may deliver each reply only when the next message arrives, until it is restarted. After
+    such a late reply, the proxy waits only a limited time for the node's next reply, and then returns an error. A late
+    answer to a capability query is used as the answer to the next capability query.
     """
 
     # A node whose late reply arrives before the next message was only slow. The limit is twice the longest time of a
@@ -53,7 +53,10 @@ class LateNodes(Relay):
         self._ready: dict[str, Message] = {}  # late replies that answer a new query, by message id
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, except capability queries to nodes whose late reply to an earlier one has arrived."""
+        """Send messages; return their ids.
+
+        A capability query is not sent if the late reply to an earlier query has arrived; return the earlier id instead.
+        """
         answered, sent = dict[int, str](), list[Message]()
         for message in messages:
             node_id, kind = message.metadata.dst_node_id, message.metadata.message_type
@@ -124,7 +127,7 @@ class LateNodes(Relay):
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Cancel messages."""
+        """Cancel messages, but keep ids by which late replies are detected."""
         # The ids of the oldest and newest message of each node are stored, to detect late replies.
         dropped = []
         for id_ in message_ids:

@@ -119,7 +119,7 @@ SIMULATED = "simulated: "
 
 
 class LocalFault(Error):
-    """Error of this process instead of a client's missing reply.
+    """Error that this process makes if a client's reply is missing.
 
     A client cannot imitate such an error, because errors from other processes are not of this class.
     """
@@ -169,12 +169,12 @@ def client_config(
 
 
 def answer(message: Message, config: Mapping[str, object], records: Mapping[str, Record] = {}) -> Message:
-    """Return a reply to a message."""
+    """Return a reply to a message, with a config and other records."""
     return Message(RecordDict({CONFIG: new_config(config), **records}), reply_to=message)
 
 
 def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int) -> MetricRecord:
-    """Return the metrics of a reply; raise ``ConfigError`` for values that are not numbers."""
+    """Return the metrics of a reply; raise ``ConfigError`` for values other than numbers or lists of numbers."""
     metrics = MetricRecord()
     for key, value in values.items():
         try:
@@ -203,7 +203,7 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
 
 
 def error_reply(reply_to: str, run_id: int, signer: int, error: Error) -> Message:
-    """Return an error reply to a message, from the node ``signer``."""
+    """Return an error reply to the message with the id ``reply_to``, from the node ``signer``."""
     metadata = Metadata(
         run_id=run_id,
         message_id="",

@@ -33,7 +33,7 @@ Value = TypeVar("Value")
 
 
 def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
-    """Return a message's config. Raise ``ReplyError`` if its schema is wrong."""
+    """Return a message's config. Raise ``ReplyError`` if its schema version is missing or incompatible."""
     config = find_record(message.content, CONFIG, ConfigRecord) or ConfigRecord()
     check_schema(config, sender)
     return config
@@ -58,7 +58,7 @@ def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
 
 
 def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value:
-    """Return a value of a config. Raise ``ReplyError`` if it is missing or not a ``kind``."""
+    """Return a value of a config. Raise ``ReplyError`` if it is missing or not of the type ``kind``."""
     value: object = config.get(key)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**63 else value  # a larger integer, forged, may overflow a float
@@ -68,7 +68,7 @@ def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender
 
 
 def read_optional(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value | None:
-    """Return a value of a config, or None. Raise ``ReplyError`` if it is not a ``kind``."""
+    """Return a value of a config, or None if it is missing. Raise ``ReplyError`` if it is not of the type ``kind``."""
     return read_value(config, key, kind, sender) if key in config else None
 
 
@@ -78,7 +78,7 @@ def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> 
 
 
 def read_list(config: Mapping[str, object], key: str, kind: type[Value], default: list[Value]) -> list[Value]:
-    """Return a list of values of the type ``kind``, or ``default``."""
+    """Return a list of values of the type ``kind``, or ``default`` if the key is missing."""
     value = config.get(key, default)
     if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
         raise unexpected(value, key, f"a list of {kind.__name__}")
@@ -98,9 +98,9 @@ def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
 def read_choice(
     config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "", sender: str = SERVER
 ) -> Value:
-    """Return the value of a key, or ``default``.
+    """Return the value of a key, or ``default`` if the key is missing.
 
-    Raise ``ReplyError`` if it is none of ``choices``.
+    Raise ``ReplyError`` if the value is none of ``choices``.
     """
     value = config.get(key, default)
     choice = next((choice for choice in choices if choice == value), None)
@@ -181,9 +181,9 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
 
 
 def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str, float]]:
-    """Return a reply's number of examples, and all other metrics.
+    """Return a reply's number of examples, and all other metrics that are numbers.
 
-    Raise ``ReplyError`` if the number of examples is above ``most``.
+    Raise ``ReplyError`` if the number of examples is missing, invalid or above ``most``.
     """
     record = find_record(reply.content, messages.METRICS, MetricRecord)
     if record is None:
@@ -215,7 +215,10 @@ def read_capability(reply: Message, sender: str) -> Capability:
 
 
 def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
-    """Return the batch norm moments in a reply, by rate. Raise ``ReplyError`` if they are too large."""
+    """Return the batch norm moments in a reply by rate; {} if the node has no data to measure them.
+
+    ``norms`` has the layers of each rate. Raise ``ReplyError`` if moments are too large, missing or invalid.
+    """
     read_config(reply, sender)
     record = find_record(reply.content, messages.MOMENTS, ArrayRecord)
     if record is None:  # the node has no data to measure moments on

@@ -81,7 +81,7 @@ class Relay(Grid):
 
 
 def crosses_superlink(grid: object) -> bool:
-    """Whether a grid is a SuperLink's, whose replies come from other machines."""
+    """Whether a grid, without its proxies, is a SuperLink's, so that replies come from other machines."""
     while isinstance(grid, Relay):
         grid = grid._grid
     return compat.has_runtime_client(grid)
