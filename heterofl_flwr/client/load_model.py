@@ -124,8 +124,8 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
     """Raise ``ReplyError`` if this client has trained in this run before.
 
-    Call this if the client has no saved state: if it has trained, its state is lost. ``tensors`` is the name of the
-    lost tensors in the error message.
+    Call this only for a client without saved state, because a client that has trained must have one. ``tensors`` names
+    the lost tensors in the error message.
     """
     if instruction.has_trained:
         raise ReplyError(

@@ -141,7 +141,8 @@ class Task:
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Return the penalty to add to the loss of a batch; 0 if the run uses none.
 
-        It is the sum of the terms of FedProx and of stages such as FedDyn. Call it once in each step, or use ``loss``.
+        The penalty is the sum of the terms of FedProx and of stages such as FedDyn. Call this method once in each step,
+        or use ``loss``.
         """
         return self._penalty(model, "task.penalty")
 

@@ -1,4 +1,4 @@
-"""Masks of a client's change: private masks, and masks of pairs, which cancel in the sum."""
+"""Masks of a client's change: private masks, and masks shared by two clients, which cancel in the sum."""
 
 from collections.abc import Sequence
 

@@ -23,8 +23,8 @@ several share a group.
 """
 
 Part = int
-"""Number of a part of the sum. Each client has one seed for each of its parts. A part is a ring without its classifier
-rows, or a group of classifier rows in a ring. A ring is all entries that the same number of members hold.
+"""Number of a part of the sum. All entries that the same number of members hold form a ring. A part is one group of
+classifier rows in a ring, or the rest of a ring. Each client has one seed for each part of its slice.
 """
 
 
@@ -107,7 +107,7 @@ class Roster:
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices of a reduced model, in which one position replaces each class of positions (``classes_of``)."""
+        """The slices with each class of positions (``classes_of``) reduced to one, for fast counts of holders."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
@@ -191,7 +191,7 @@ class Roster:
         return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
 
     def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
-        """Return the sorted parts of the sum in each slice. A client has one seed for each part of its slice."""
+        """Return the sorted parts of the sum in each slice."""
         parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
         return [[int(part) for part in parts if part] for parts in parts_by_ring]
 

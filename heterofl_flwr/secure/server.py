@@ -219,7 +219,7 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add liars: clients that report missing shares too often, or whose shares are reported missing too often."""
+        """Add as liars the clients that too many others accuse of bad shares, and those that accuse too many others."""
         accused = Counter(helper for helpers in self._accusers.values() for helper in helpers)
         for helper, number in accused.items():
             if number > self.roster.tolerated:

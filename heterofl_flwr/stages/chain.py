@@ -21,7 +21,7 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update,
 Expected = TypeVar("Expected")
 
 REMOTE_CHANGE = 10
-"""Default bound on the L2 norm of a remote client's change, as a multiple of the model's L2 norm."""
+"""Default bound on the L2 norm of a remote client's change, as a multiple of the model's L2 norm (at least 1)."""
 
 
 class Chain:

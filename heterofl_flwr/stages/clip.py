@@ -31,7 +31,7 @@ class Clip(ServerStage):
         self.clip = clip
 
     def client(self) -> ClientStage:
-        """Return the half of this stage that runs on clients."""
+        """Return the client half of this stage."""
         return ClientClip(bound=float(self.clip))
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:

@@ -51,7 +51,7 @@ class Compress(ServerStage):
         self.upload = upload
 
     def client(self) -> ClientStage:
-        """Return the half of this stage that runs on clients."""
+        """Return the client half of this stage."""
         return ClientCompress(upload=self.upload)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:

@@ -77,7 +77,7 @@ class SecureSum(Conversation):
         self._nonce, self._liars = secrets.randbits(63), {}
 
     def client(self) -> RespondingStage:
-        """Return the half of this stage that runs on clients."""
+        """Return the client half of this stage."""
         return ClientSecureSum()
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:

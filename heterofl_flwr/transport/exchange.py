@@ -158,7 +158,7 @@ def pulled(grid: Grid, message_ids: Collection[str]) -> list[Message]:
 
 
 def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> list[Message]:
-    """Wait up to ``seconds`` for a reply; return all that have arrived."""
+    """Wait up to ``seconds`` for a reply; return all replies that have arrived."""
     began = time.monotonic()
     while not (replies := pulled(grid, message_ids)) and (spent := time.monotonic() - began) < seconds:
         time.sleep(min(pause_after(spent), seconds - spent))

@@ -187,7 +187,7 @@ class Guarded(Relay):
 
     @contextmanager
     def _no_longer_than(self, num_bytes: int) -> Iterator[None]:
-        """Context in which a longer response raises ``ReplyError`` before it is read."""
+        """Context in which a response of more than ``num_bytes`` raises ``ReplyError`` before it is read."""
         self._longest_answer = num_bytes
         try:
             yield
