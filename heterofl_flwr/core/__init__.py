@@ -1,4 +1,4 @@
-"""Maths on torch tensors: levels, widths, plans and the counting mean, without Flower."""
+"""HeteroFL on torch tensors, without Flower: levels, widths, slicing plans and aggregators."""
 
 from heterofl_flwr.core.aggregator import Aggregator, CheckedReply
 from heterofl_flwr.core.axes import Axes, Axis, axes_between

@@ -9,21 +9,21 @@ from torch import Tensor
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 Rows = Mapping[str, Tensor]
-"""Indices of the rows to average, by parameter. A parameter without indices is averaged in all its rows."""
+"""Indices along dimension 0 to average, by parameter name. Parameters that are missing here are averaged in full."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """Slice of the global model that was sent to a client.
+    """Slice of the global model as it was sent to a client.
 
     Attributes
     ----------
     number
-        Number of steps that the global model had made when the slice was sent.
+        Number of steps (server updates) of the global model before the slice was sent.
     plan, tensors
         The slice, and its values.
     moved
-        By plan, the number of these steps in which this plan was the largest among the plans of the replies.
+        Number of these steps by plan. A step counts for the largest plan among the replies that it averaged.
     """
 
     number: int
@@ -33,7 +33,7 @@ class Version:
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        """The sent parameters in their full shapes, with zeros outside the slice."""
+        """The sent parameters in the global model's shapes, with zeros outside the slice."""
         state = {}
         for name, axes in self.plan.axes.items():
             state[name] = self.tensors[name].new_zeros([axis.size for axis in axes])
@@ -52,7 +52,7 @@ class CheckedReply:
     tensors
         The client's parameters, in the shapes of the plan and the dtypes of the global state.
     rows
-        Indices of the rows to average, by parameter. All other parameters are averaged in all rows.
+        Indices along dimension 0 to average, by parameter name. Parameters that are missing here are averaged in full.
     weight
         The client's weight in the mean.
     sent
@@ -67,11 +67,11 @@ class CheckedReply:
 
 
 class Aggregator(Protocol):
-    """Protocol of a mean of replies. Call ``add`` for each reply of a round, and then ``result`` once.
+    """Protocol for averaging the replies of a round: call ``add`` for each reply, then ``result`` once.
 
-    Each round makes a new aggregator from the global state. The aggregator must not change the tensors of this
-    state. Set ``by_entry = False`` in a class of aggregators if one entry of the result can depend on other
-    entries. Server optimisers reject such classes.
+    Each round makes a new aggregator from the global state, whose tensors the aggregator must not change. Set
+    ``by_entry = False`` in a class if an entry of its result depends on other entries. Server optimisers then reject
+    the class, and so do averages of models over rounds.
     """
 
     def add(self, reply: CheckedReply) -> None:
@@ -81,11 +81,11 @@ class Aggregator(Protocol):
         """Return the new global state in new tensors. Entries that no client held are unchanged."""
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that hold each entry of a parameter.
+        """Return the total weight of the clients that hold each entry, in the parameter's shape.
 
         It can also be called after ``result``.
         """
 
 
 OpenAggregator = Callable[[Mapping[str, Tensor]], Aggregator]
-"""Function from the global state to the aggregator of a round."""
+"""Function that makes a round's aggregator from the global state."""

@@ -11,10 +11,10 @@ from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a parameter: a client keeps ``local_size`` of the ``size`` entries.
+    """One axis of a parameter: a client keeps ``local_size`` of its ``size`` entries.
 
-    The axis consists of ``parts`` equal parts, such as attention heads or the gates of an LSTM. A client keeps the
-    entries at the positions ``index`` of each part; by default the first ones.
+    The axis consists of ``parts`` equal parts, such as attention heads or the gates of an LSTM. In each part, a client
+    keeps the positions in ``index``, or the first ones if ``index`` is None.
     """
 
     size: int
@@ -40,11 +40,11 @@ class Axis:
 
     @property
     def part(self) -> tuple[int, int]:
-        """Number of entries in one part: in the global model, and in the client's model."""
+        """Number of entries in one part, as a pair: in the global model and in the client's model."""
         return self.size // self.parts, self.local_size // self.parts
 
     def contains(self, axis: "Axis") -> bool:
-        """Whether this axis keeps every entry that ``axis`` keeps."""
+        """Return True if this axis keeps every entry that ``axis`` keeps."""
         return self.size == axis.size and positions(axis) <= positions(self)
 
     def sliced(self, function: SliceFunction) -> "Axis":
@@ -72,7 +72,7 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
     shape, local_shape : Sequence[int]
         The parameter's shape in the global model and in the client's.
     parts : Mapping[int, int] | None
-        Number of equal parts, such as heads, by axis; by default 1.
+        Number of equal parts, such as heads, by index of the axis; by default 1.
 
     Raises
     ------
@@ -93,15 +93,17 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
 
 @dataclass(frozen=True, slots=True)
 class PrefixAxis(Axis):
-    """An axis that can keep only its first entries, as in a grouped convolution."""
+    """An axis that can keep only its first entries, as in some grouped convolutions.
+
+    ``Plan.check_groups`` raises an error for other entries.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
-    """An axis whose channels belong to one or more groups, for example after a concatenation.
+    """An axis whose entries belong to channels of one or more groups, for example after a concatenation.
 
-    A group is a set of channels that are sliced alike. An entry with the group number -1 is in no group and always
-    kept.
+    A group is a set of channels that is sliced in the same way on all axes. Entries of group -1 are always kept.
     """
 
     groups: tuple[tuple[int, int], ...] = ()  # for each group: number of channels, number of channels kept
@@ -113,7 +115,7 @@ class CoupledAxis(Axis):
 
     @property
     def is_even(self) -> bool:
-        """Whether, in each group that is sliced, every channel has the same number of entries on this axis."""
+        """True if, in each group that is sliced, all channels have equally many entries on this axis."""
         numbers = Counter(self.places)
         return all(
             width == channels or len({numbers[group, channel] for channel in range(channels)}) == 1
@@ -133,8 +135,8 @@ class CoupledAxis(Axis):
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
     """Return the axis that keeps the first channels of each group.
 
-    ``places`` has the group and the channel of each entry. ``groups`` has two numbers for each group: how many
-    channels it has, and how many of them to keep.
+    ``places`` lists (group, channel) of each entry of the axis; entries of group -1 are always kept. ``groups`` lists
+    (number of channels, number of channels to keep) of each group.
     """
     length = len(places)
     used = sorted({group for group, _ in places if group >= 0})
@@ -149,7 +151,7 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return the common entries of two slices, as axes that select them from the tensors of the first slice."""
+    """Return the entries that two slices of a parameter share, as axes of the first slice's tensor."""
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):
         members = positions(second)
@@ -159,7 +161,7 @@ def within(axes: Axes, second_axes: Axes) -> Axes:
 
 
 def positions(axis: Axis) -> set[int]:
-    """Return the positions of the entries that an axis keeps."""
+    """Return the positions along the full axis of the entries that an axis keeps."""
     length, part_kept = axis.part
     within = range(part_kept) if axis.index is None else axis.index
     return {part * length + place for part in range(axis.parts) for place in within}

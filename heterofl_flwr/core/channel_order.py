@@ -11,7 +11,7 @@ from heterofl_flwr.core.axes import Axis, CoupledAxis, positions
 from heterofl_flwr.core.slice_plan import Plan
 
 Places = Sequence[tuple[int, int]]
-"""For each entry of an axis, its group and its channel; entries of group -1 are not moved."""
+"""Group and channel of each entry of an axis. Each group is sorted separately; entries of group -1 do not move."""
 
 
 class ChannelOrder:
@@ -24,7 +24,7 @@ class ChannelOrder:
     plans : Sequence[Plan]
         The prefix slice of each rate, from the largest to the smallest.
     margin : float
-        A channel outside a slice replaces one inside only if its norm is larger by more than this fraction.
+        A channel outside a slice replaces a channel inside it only if its norm is larger by more than this fraction.
     """
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan], margin: float = 0.0) -> None:
@@ -94,7 +94,7 @@ class ChannelOrder:
     def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the importance of each channel, as one tensor for each group of channels.
 
-        A channel's importance is the L2 norm of the weights that produce it or read it.
+        It is the L2 norm of the channel's entries in all parameters.
         """
         squares = torch.zeros_like(self._factors)
         for name, axes in self._channels.items():
@@ -105,7 +105,10 @@ class ChannelOrder:
         return [squares[group].sqrt() for group in self._groups]
 
     def find(self, state: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the new order of channels as indices, or None if no channel moves."""
+        """Return the new order of channels, or None if no channel moves.
+
+        Element i is the current number of the channel that moves to place i, counted over all groups.
+        """
         order = [
             group.start + (norms * self._factors[group]).argsort(descending=True, stable=True)
             for group, norms in zip(self._groups, self.importance(state), strict=True)
@@ -114,7 +117,7 @@ class ChannelOrder:
         return None if torch.equal(joined, torch.arange(len(joined))) else joined
 
     def apply(self, order: Tensor, name: str, tensor: Tensor) -> Tensor:
-        """Return a parameter, or its momentum, with the channels in a new order."""
+        """Return the parameter ``name``, or its momentum, with the channels in a new order."""
         for axis, channels in self._channels.get(name, {}).items():
             new = torch.where(channels < 0, channels, order[channels])
             # Entries of one channel, such as those of several heads or pixels, keep their order.
@@ -129,7 +132,10 @@ def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, 
 
 
 def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:
-    """Return the group and the channel of each entry of the sliced axes. Axes of equal length form one group."""
+    """Return ``Places`` of each sliced axis, by parameter name and index of the axis.
+
+    Axes with equally many channels form one group.
+    """
     return {
         name: {number: _places(axis) for number, axis in enumerate(axes) if axis.local_size < axis.size}
         for name, axes in plan.axes.items()

@@ -14,13 +14,13 @@ from heterofl_flwr.core.counting_mean import CountingMean
 from heterofl_flwr.core.slice_plan import Plan
 
 Labels = Sequence[int] | Mapping[str, Sequence[int]]
-"""A client's classes. If the model has several heads, a mapping from head to classes; a head is named by its layer or
-by a parameter of ``label_rows``.
+"""Class numbers in a client's data. If the model has several heads, a mapping from head to class numbers. The name of a
+head is that of its layer or of a parameter of ``label_rows``.
 """
 
 LARGEST_ENTRY = 1e15
-"""Largest magnitude of a parameter's entries that servers accept. A sum over a billion clients with a billion examples
-each then fits single precision.
+"""Upper bound on the magnitude of a reply's entries. A sum over a billion clients with a billion examples each then
+fits float32.
 """
 
 _SHOWN = 5
@@ -41,9 +41,8 @@ class Aggregation:
     aggregator : Callable[[Mapping[str, Tensor]], Aggregator]
         Makes the aggregator from the global state: ``CountingMean``, or ``partial(RobustMean, robust=Robust())``.
     extra_rows : bool
-        Whether rows that belong to no class, such as the embedding of [MASK], are averaged over all clients that
-        hold these rows. If False, they are averaged only over clients that send no labels
-        (``Fidelity.extra_rows``).
+        Whether to average rows beyond the classes, such as the embedding of [MASK], over all clients that hold them. If
+        False, clients that send labels are left out (``Fidelity.extra_rows``).
     largest : float
         Upper bound on the magnitude of a reply's entries. By default, only NaN and infinity are rejected.
     norm_bound : float
@@ -52,7 +51,7 @@ class Aggregation:
     Attributes
     ----------
     replies : int
-        Number of replies added.
+        Number of replies that passed the checks, including those of weight 0.
 
     Examples
     --------
@@ -92,7 +91,7 @@ class Aggregation:
         weight: float = 1.0,
         sent: Version | None = None,
     ) -> None:
-        """Check a client's reply, and add it to the sums of this round.
+        """Check a client's reply, and add it to the aggregator.
 
         Parameters
         ----------
@@ -102,8 +101,8 @@ class Aggregation:
             The client's parameters, in the plan's shapes and the global model's dtypes.
         labels : Sequence[int] | Mapping[str, Sequence[int]] | None
             The client's classes. In parameters of ``label_rows``, only the rows of these classes are averaged; with
-            None, all rows. If the model has several heads (output layers), pass a mapping from each head, named by its
-            layer or parameter, to the classes of that head: ``{"digits": [1, 2], "months.weight": [11]}``.
+            None, all rows. If the model has several heads (output layers), pass a mapping from the name of each head's
+            layer or parameter to its classes: ``{"digits": [1, 2], "months.weight": [11]}``.
         weight : float
             The client's weight in the mean. HeteroFL uses 1 for every client. A reply of weight 0 is checked, but not
             averaged.
@@ -162,7 +161,7 @@ class LabelRows:
     def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
         """Return the indices of the rows to average, by parameter.
 
-        All rows of other parameters are averaged.
+        All rows of parameters without indices are averaged.
         """
         rows: dict[str, Tensor] = {}
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
@@ -178,7 +177,10 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the indices of a client's rows to average, or None for all rows."""
+        """Return the indices of a client's rows to average, or None for all rows.
+
+        ``sizes`` has the number of rows of each parameter; by default those of ``label_rows``.
+        """
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None
@@ -204,7 +206,7 @@ def class_numbers(
 ) -> Tensor:
     """Return the distinct class numbers in ``labels``, ascending.
 
-    ``unusable`` is the class of the error that is raised if a label is invalid.
+    ``classes`` is the number of classes. ``unusable`` is the class of the error for an invalid label.
     """
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
@@ -232,10 +234,10 @@ def check_reply(
     *,
     norm_bound: float = 0.0,
 ) -> None:
-    """Raise ``ReplyError`` with all faults of a client's reply.
+    """Raise ``ReplyError`` if a client's reply is invalid. The message names up to five faults.
 
-    ``largest`` is the upper bound on an entry's magnitude. ``norm_bound`` is the upper bound on the L2 norm of the
-    client's change; a ``norm_bound`` of 0 is no bound.
+    ``largest`` is the upper bound on an entry's magnitude, and ``norm_bound`` on the L2 norm of the client's change; 0
+    is no bound.
     """
     # Sums may be in single precision, where a weight outside its range would become 0 or infinity.
     single = torch.finfo(torch.float32)
@@ -283,7 +285,7 @@ def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.
 
 
 def value_faults(sub: Mapping[str, Tensor], largest: float = math.inf) -> Iterator[str]:
-    """Yield an error for each tensor with NaN, infinity or a magnitude above ``largest``."""
+    """Yield an error message for each tensor with NaN, infinity or a magnitude above ``largest``."""
     for name, tensor in sub.items():
         flat = tensor.reshape(-1)
         # The norm bounds every entry, is not finite if any entry is not, and is much cheaper than comparing each entry.

@@ -1,4 +1,4 @@
-"""The counting mean: each entry is averaged over the clients that hold it (section 3.1)."""
+"""The counting mean: each entry is averaged over the clients that hold it (section 3.1 of the paper)."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -14,19 +14,19 @@ from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.slice_plan import Place, Plan, Region, is_prefix
 
 Count = float | Tensor
-"""Total weight of the clients that hold a slice: one number, or one for each row."""
+"""Total weight of the clients that hold a slice: one number, or a tensor with one for each row."""
 
 Weights = Literal["equal", "examples"]
 """A client's weight in a mean: 1, or its number of examples."""
 
 
 def sum_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's sum, float32 or wider."""
+    """Return the dtype in which a parameter is summed over clients: float32 or wider."""
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def empty_sum(parameter: Tensor) -> Tensor:
-    """Return an uninitialised tensor for a parameter's sum."""
+    """Return an uninitialised tensor for a parameter's sum over clients."""
     dtype = sum_dtype(parameter)
     if parameter.device.type != "cpu":
         return torch.empty_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
@@ -38,7 +38,7 @@ def empty_sum(parameter: Tensor) -> Tensor:
 class Nested(NamedTuple):
     """Slices of one parameter, from the largest to the smallest, and the shells between them.
 
-    A shell has the entries of a slice that the next slice lacks.
+    A shell has the entries of a slice that the next smaller slice lacks, as boxes.
     """
 
     slices: tuple[Axes, ...]  # from the largest to the smallest
@@ -48,7 +48,10 @@ class Nested(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
-    """Sort prefix slices of one parameter by size; return None if they are not nested."""
+    """Sort prefix slices of one parameter by size, and find their shells.
+
+    Return None if the slices are not nested or divide an axis into different numbers of parts.
+    """
     ordered = sorted(slices, key=lambda axes: [axis.local_size for axis in axes], reverse=True)
     parts: list[int] = []
     bounds: list[tuple[int, ...]] = []
@@ -67,7 +70,10 @@ def nest(slices: tuple[Axes, ...]) -> Nested | None:
 
 
 def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
-    """Return disjoint boxes that cover the box ``outer`` without the box ``inner``."""
+    """Return disjoint boxes that cover the box ``outer`` without the box ``inner``.
+
+    A box is given by its length in each dimension and begins at index 0.
+    """
     return tuple(
         (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))
         for number in range(len(outer))
@@ -78,7 +84,7 @@ def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, .
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
     """Divide each entry of a sum in place by the total weight of its holders.
 
-    Entries that no client holds take their value from ``old``.
+    ``counts`` has the total weight of the clients by slice. Entries that no client holds take their value from ``old``.
     """
     nested = nest(tuple(counts)) if all(map(is_prefix, counts)) else None
     # Shells do not work if some slices are counted by row and others drop rows.
@@ -94,7 +100,7 @@ def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> N
 
 
 def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
-    """Return the total weight of the clients that hold each entry."""
+    """Return the total weight of the clients that hold each entry of ``total``."""
     weights = torch.zeros_like(total)
     for axes, count in counts.items():
         number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
@@ -132,7 +138,8 @@ class Holders:
     def add(self, plan: Plan, rows: Mapping[str, Tensor], weight: float) -> None:
         """Add a client's weight to the total of its plan.
 
-        ``rows`` has the rows for which the client counts, by parameter; by default it counts in all rows.
+        ``rows`` lists the rows in which the client counts, by parameter name. In other parameters, it counts in all
+        rows.
         """
         before = self._weights.get(plan, 0.0)
         by_row = self._by_row.setdefault(plan, {})
@@ -145,7 +152,7 @@ class Holders:
         self._weights[plan] = before + weight
 
     def counts(self, name: str) -> dict[Axes, Count]:
-        """Return, for each slice of a parameter, the total weight of the clients that hold it."""
+        """Return, for each slice of the parameter ``name``, the total weight of the clients that hold it."""
         counts: dict[Axes, Count] = {}
         for plan, weight in self._weights.items():
             if name in plan.axes:
@@ -171,7 +178,7 @@ class Sums:
     def add(self, plan: Plan, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor], weight: float) -> None:
         """Add a client's parameters, multiplied by ``weight``.
 
-        ``rows`` has the rows to add, by parameter; by default all rows are added.
+        ``rows`` lists the rows to add, by parameter name. All rows of other parameters are added.
         """
         for name, axes in plan.axes.items():
             old = self._state[name]
@@ -190,7 +197,7 @@ class Sums:
 
     @torch.no_grad()
     def means(self, holders: Holders) -> dict[str, Tensor]:
-        """Return the new global state: each sum divided by the weight of its holders.
+        """Return the new global state: each entry's sum divided by the total weight of its holders.
 
         Call this once: it changes the sums.
         """

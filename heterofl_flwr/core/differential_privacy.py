@@ -3,8 +3,8 @@
 If one client can change the sum of an entry by up to C, it can change the mean of m clients by up to C/m. So the noise
 of the mean is the noise of the sum divided by m.
 
-Changes and noise are whole multiples of a step, so that sums are exact in double precision. A clipped change is rounded
-towards zero, which never lengthens it.
+Changes and noise are whole multiples of a quantisation step, so sums are exact in double precision. Clipped changes are
+rounded towards zero, so their norms do not grow.
 """
 
 import math
@@ -40,7 +40,7 @@ class Keystream:
     Parameters
     ----------
     key : bytes | None
-        32 bytes, for tests only. By default, a new key, which is never stored.
+        32 bytes, for tests only. By default, a new random key, which is never saved.
     """
 
     def __init__(self, key: bytes | None = None) -> None:
@@ -55,7 +55,7 @@ class Keystream:
 
 @torch.no_grad()
 def draw(stream: Keystream, shape: torch.Size) -> Tensor:
-    """Return discrete Gaussian noise with standard deviation ``DEVIATION``, in whole numbers."""
+    """Return discrete Gaussian noise with standard deviation ``DEVIATION``: whole numbers in float64."""
     noise = np.empty(shape.numel())
     for start in range(0, len(noise), BLOCK):
         part = noise[start : start + BLOCK]
@@ -97,7 +97,7 @@ def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArra
 
 
 def _refined(start: NDArray[np.int64], bits: int, stream: Keystream) -> NDArray[np.float64]:
-    """Return uniform numbers from 0 to 1 whose first ``bits`` bits are ``start``."""
+    """Return uniform numbers from 0 to 1 whose first ``bits`` binary digits are ``start``."""
     uniform: NDArray[np.float64] = (start + stream.words(len(start)).astype(np.float64) * 2.0**-64) / 2**bits
     return uniform
 
@@ -106,9 +106,10 @@ def _refined(start: NDArray[np.int64], bits: int, stream: Keystream) -> NDArray[
 def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return two arrays for drawing the coarse part of the noise.
 
-    The first has the probability that the coarse part is k or more, for k from the largest value down to 1. The
-    second, for fast draws, cuts the interval from 0 to 1 into cells. It has the coarse part of each cell, or
-    ``_SPLIT`` for a cell with several coarse parts.
+    The coarse part is the magnitude divided by ``2 ** _FINE_BITS``, without remainder. The first array has the
+    probability that this part is k or more, for k from the largest value down to 1. The second is a lookup table for
+    fast draws. It cuts the interval from 0 to 1 into cells and has the coarse part of each cell, or ``_SPLIT`` for a
+    cell with several.
     """
     # The probability of larger values is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]
@@ -123,7 +124,7 @@ def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 Name = TypeVar("Name", bound=Hashable)
 
 _ROUNDING = 1 - 1e-6
-"""Factor that keeps rounding from lifting the norm of a clipped change above its bound."""
+"""Factor just below 1, so that rounding cannot lift the norm of a clipped change above its bound."""
 
 
 @torch.no_grad()
@@ -138,9 +139,9 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
 
 @torch.no_grad()
 def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
-    """Clip a vector to an L2 norm of ``clip``; return it as whole numbers of steps of length ``step``.
+    """Clip a vector to an L2 norm of ``clip``, and return it in units of ``step``.
 
-    Entries are rounded towards zero. The vector must be in double precision.
+    The vector consists of float64 tensors by name. The resulting entries are whole numbers, rounded towards zero.
     """
     length = math.hypot(*(part.norm().item() for part in vector.values()))
     share = min(1.0, _ROUNDING * clip / length) if length else 1.0
@@ -149,7 +150,7 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Add noise to a sum of results of ``in_steps``; return the noisy sum in the unit of the parameter."""
+    """Add noise to a sum of results of ``in_steps``; return the sum in the parameter's unit."""
     return (total + draw(stream, total.shape).to(total.device)).mul_(step)
 
 
@@ -161,10 +162,10 @@ def released(
     step: float,
     stream: Keystream | None = None,
 ) -> dict[str, Tensor]:
-    """Return the noisy global state after a round.
+    """Return the global state after a round: the old state plus the noisy mean change.
 
     ``mean`` is the counting mean of the changes, in units of ``step``. ``holders(name)`` is the number of clients that
-    sent each entry.
+    sent each entry; entries with 0 do not change.
     """
     stream = stream or Keystream()
     new = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in old.items()}
@@ -179,7 +180,7 @@ def released(
 
 
 ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
-"""Rényi orders from 1.001 to a million. The larger the divergence, the closer the best order is to 1."""
+"""Rényi orders from 1.001 to a million. A large divergence has its best order close to 1."""
 
 
 def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
@@ -191,9 +192,10 @@ def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -
 
 
 def epsilon(spent: Sequence[float], delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """Return the epsilon for ``delta``. ``spent`` has the Rényi divergence at each order.
+    """Return the epsilon of differential privacy for a ``delta``.
 
-    The conversion is proposition 12 of Canonne, Kamath and Steinke (2020).
+    ``spent`` has the Rényi divergence at each order. The conversion is proposition 12 of Canonne, Kamath and Steinke
+    (2020).
     """
     return min(
         max(divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1), 0.0)

@@ -18,7 +18,7 @@ SAMPLES = 256
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude parameters from the exchange. Copies of the model use the same tensors for them."""
+    """Exclude parameters from the exchange; ``copy_exchanged`` shares their tensors between copies."""
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:
         model.get_parameter(name)  # raises an error for an unknown name
@@ -27,7 +27,7 @@ def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
 def exchange_frozen(model: nn.Module) -> nn.Module:
     """Exchange a model's frozen parameters (``requires_grad=False``) too, and return the model.
 
-    Call this if a client's slice changes from round to round, or if each process computes other frozen values.
+    Call this if a client's slice changes from round to round, or if processes initialise frozen parameters differently.
     """
     vars(model)[_WITH_FROZEN] = True
     return model
@@ -36,7 +36,8 @@ def exchange_frozen(model: nn.Module) -> nn.Module:
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that server and clients exchange.
 
-    A tied parameter occurs only under its first name.
+    Excluded parameters are left out, and frozen ones without ``exchange_frozen``. A tied parameter occurs only under
+    its first name.
     """
     excluded = _excluded(model)
     with_frozen = {
@@ -69,12 +70,12 @@ def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def shares_parameters(model: nn.Module) -> bool:
-    """Whether a model has excluded parameters, which its copies share."""
+    """Return True if a model has excluded parameters, which its copies share."""
     return bool(_excluded(model))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of the parameters that are not exchanged; '' if all are."""
+    """Return a digest of the parameters that are not exchanged, or '' if all are exchanged."""
     # bfloat16, so that models in bfloat16 and in float32 have the same digest
     digest, frozen = hashlib.sha256(), frozen_parameters(model)
     for name, parameter in frozen.items():
@@ -109,17 +110,17 @@ def _excluded(model: nn.Module) -> set[int]:
 
 
 def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ``ConfigError`` if a pattern matches no parameter name."""
+    """Raise ``ConfigError`` if a pattern matches no parameter name. ``what`` names the option."""
     if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
         raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
 
 
 ALL = ("*",)
-"""Patterns by which every parameter is shared. Parameters that match no pattern stay with their clients, as in
-LG-FedAvg. Without patterns, all parameters stay with their clients (Standalone).
+"""Patterns that share all parameters. Parameters that match no pattern are not averaged: each client trains its own
+(LG-FedAvg). With an empty tuple, no parameter is averaged (Standalone).
 """
 
 
 def is_shared(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name matches one of the patterns (``fnmatch``)."""
+    """Return True if a parameter name matches one of the patterns (``fnmatch``)."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

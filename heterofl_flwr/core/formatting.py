@@ -11,44 +11,44 @@ NOTHING = "-"
 
 
 def score(name: str, value: float | None) -> str:
-    """Format a metric: accuracies and coverage in percent, others with four digits."""
+    """Format a metric: accuracies and coverage in percent, others by ``number``, None as ``-``."""
     if value is None:
         return NOTHING
     return percent(value) if name.endswith(("accuracy", "coverage")) else number(value)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Format a fraction in percent."""
+    """Format a fraction in percent; None and NaN become ``-``."""
     return NOTHING if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
 def number(value: float) -> str:
-    """Format a number with four significant digits."""
+    """Format a number with four significant digits, or from 10,000 as an integer."""
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def count(value: float) -> str:
-    """Format a number with a suffix: k, M, G, T or P."""
+    """Format a number with a suffix (k, M, G, T or P), such as ``1.50 M``."""
     return _scaled(value, ("", "k", "M", "G", "T", "P")).rstrip()
 
 
 def size(value: float) -> str:
-    """Format a number of bytes."""
+    """Format a number of bytes, such as ``1.50 MB`` (decimal)."""
     return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def energy(joules: float) -> str:
-    """Format an energy."""
+    """Format joules, such as ``2.5 J`` or ``1.50 kJ``."""
     return f"{joules:.2g} J" if joules < 99.5 else _scaled(joules, ("J", "kJ", "MJ", "GJ", "TJ"))
 
 
 def tick(label: str) -> str:
-    """Remove decimals that are zero from the label of an axis tick."""
+    """Shorten the label of an axis tick: remove ``.0`` and ``.00`` before its unit."""
     return label.replace(".00 ", " ").replace(".0 ", " ")
 
 
 def duration(seconds: float) -> str:
-    """Format a time in its two largest units, such as ``2 h 5 min``."""
+    """Format seconds in their two largest units, such as ``2 h 5 min``."""
     if not 60 <= seconds < math.inf:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -116,8 +116,7 @@ def latex(text: str) -> str:
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
     """Return a table in Markdown.
 
-    ``rule`` is the text below the header, such as ``---:``, in all columns except the first; it sets their
-    alignment.
+    ``rule`` is the text below the header, such as ``---:``, in all columns except the first. It sets the alignment.
     """
     lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
     texts = (" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines)

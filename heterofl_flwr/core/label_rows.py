@@ -1,4 +1,4 @@
-"""Label rows: the parameters of a classifier that have one row for each class."""
+"""Label rows: classifier parameters with one row for each class."""
 
 from collections.abc import Callable, Iterable, Mapping
 from operator import index
@@ -27,7 +27,7 @@ def whole_numbers(labels: Iterable[int]) -> list[int]:
 
 
 LabelRule = Literal["sent", "none"]
-"""Classifier rows to average: those of the classes that a reply names (``sent``), or all (``none``)."""
+"""Classifier rows to average from a reply: those of the labels in the reply (``sent``), or all (``none``)."""
 
 
 def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
@@ -39,9 +39,8 @@ def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
     """Return the names of the classifier's parameters; () if the classifier is unclear.
 
-    A model can list these names in its attribute ``label_rows``. Otherwise the classifier is the only linear layer
-    with the same number of outputs at every rate. If all linear layers have this property, the last one is the
-    classifier.
+    A model can list these names in its attribute ``label_rows``. Otherwise, the classifier is the only linear layer
+    that ``_find_heads`` returns, unless that layer belongs to a decoder.
     """
     model, smaller = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(model, "label_rows", None)
@@ -69,7 +68,9 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
 def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str]:
     """Return the names of possible classifiers.
 
-    A layer with n outputs is not a classifier if a later linear layer has n inputs.
+    ``unshrunk`` has the linear layers with equally many outputs at all rates. A layer with n outputs is left out if a
+    later linear layer has n inputs. If no linear layer shrinks, only the last candidate remains, and others of its
+    parent module with as many inputs.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)
@@ -83,7 +84,7 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
 
 
 def _is_decoder(model: nn.Module, head: str) -> bool:
-    """Whether a convolution follows the layer ``head``, or the model is an autoencoder."""
+    """Return True if a convolution follows the layer ``head``, or the linear layers form an autoencoder."""
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)]
     place = [name for name, _ in named].index(head)
     *before, layer_before = [layer for _, layer in named[: place + 1] if isinstance(layer, nn.Linear)]

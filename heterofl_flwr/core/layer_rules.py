@@ -37,8 +37,8 @@ def axes_by_name(
 ) -> dict[str, Axes]:
     """Return the axes of each parameter of a layer, for a slicing rule.
 
-    ``parts(name)`` returns, by axis, the number of equal parts such as heads. The slice keeps the first entries of each
-    part.
+    ``parts(name)`` returns the number of equal parts, such as heads, by index of the axis. The slice keeps the first
+    entries of each part.
     """
     full_parameters, parameters = (dict(layer.named_parameters(recurse=recurse)) for layer in (full_layer, local))
     is_cut = any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
@@ -82,7 +82,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes of a layer that drops its last groups or heads."""
+    """Return ``axes`` with each cut axis as a ``PrefixAxis``: the layer drops its last groups or heads."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
@@ -139,7 +139,7 @@ _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.
 def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellBase) -> dict[str, Axes]:
     """Slicing rule of recurrent layers: keep the first rows of each gate.
 
-    In a bidirectional network, later layers keep the first inputs from each direction.
+    In a bidirectional network, layers after the first keep the first inputs from each direction.
     """
     gates = next(number for kind, number in _GATES.items() if isinstance(full_layer, kind))
     directions = 2 if getattr(full_layer, "bidirectional", False) else 1
@@ -153,7 +153,7 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 
 
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of each exchanged parameter of ``local``, tied ones once."""
+    """Return the axes of each exchanged parameter of ``local``; tied parameters occur once."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")

@@ -31,11 +31,11 @@ def exact_rate(rate: float | str | Fraction) -> Fraction:
 
 
 LEVELS: Mapping[str, float] = MappingProxyType({"a": 1.0, "b": 0.5, "c": 0.25, "d": 0.125, "e": 0.0625})
-"""The paper's levels; each has half the rate of the previous one (section 3.1)."""
+"""Rates of the paper's levels; each is half of the previous one (section 3.1)."""
 
 
 def rate_of(level: str | float) -> float:
-    """Return the rate of a level from a to e, or the rate itself."""
+    """Return the rate of a level from a to e, or a rate (a number or text) as a float."""
     if isinstance(level, str) and level in LEVELS:
         return LEVELS[level]
     try:
@@ -48,16 +48,16 @@ def rate_of(level: str | float) -> float:
 
 
 def level_name(rate: float) -> str:
-    """Return the letter of a rate, or else the rate as text."""
+    """Return the letter of a rate, or the rate as text if no level has it."""
     return next((letter for letter, value in LEVELS.items() if value == rate), format(Decimal(str(rate)), "f"))
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Rates of the clients and the proportion of clients at each rate.
+    """Rates of the clients, and the proportion of clients at each rate.
 
-    A mix consists of parts: ``a2-e2`` has two parts at level ``a`` and two at level ``e``. Their order does not matter.
-    Proportions are not reduced, so ``a2-e2`` differs from ``a1-e1``.
+    A mix divides the clients into equal parts: ``a2-e2`` has two parts at level ``a`` and two at level ``e``. The order
+    in the text does not matter. Proportions are not reduced, so ``a2-e2`` differs from ``a1-e1``.
 
     ``global_rate`` is the rate of the global model; by default the largest rate of a client. ``idle`` is the number of
     parts for clients that do not train: in ``a1-x3``, a quarter of the clients train.
@@ -79,7 +79,7 @@ class Mix:
 
     @classmethod
     def parse(cls, text: "str | Mix") -> "Mix":
-        """Parse a mix such as ``a1-b1-c1``, ``a1-e9``, ``a-e`` (one part each), ``1.0x1-0.3x9`` or ``a1-x3``."""
+        """Parse a mix such as ``a1-e9``, ``1.0x1-0.3x9``, ``a1-x3`` or ``a-e``, which is ``a1-e1``."""
         if isinstance(text, Mix):
             return text
         if not isinstance(text, str):
@@ -115,7 +115,7 @@ class Mix:
 
     @property
     def all_rates(self) -> tuple[float, ...]:
-        """The distinct rates of all models, descending."""
+        """The distinct rates of the global model and of the clients, descending."""
         return tuple(dict.fromkeys((self.global_rate, *self.rates)))
 
     def rates_inside(self, rate: float) -> tuple[float, ...]:
@@ -130,11 +130,11 @@ class Mix:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The fraction of the training clients at each rate."""
+        """The fraction of the training clients at each rate, in the order of ``rates``."""
         return tuple(count / sum(self.counts) for count in self.counts)
 
     def mean(self, values: Mapping[float, float]) -> float:
-        """Return the mean over the training clients of a value for each rate."""
+        """Return the mean over the training clients; ``values`` has a value for each rate."""
         return math.fsum(share * values[rate] for rate, share in zip(self.rates, self.shares, strict=True))
 
     def __str__(self) -> str:
@@ -146,9 +146,9 @@ class Mix:
 def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float | None = None) -> float:
     """Return a client's rate under the assignment *Fix*: the same in all rounds.
 
-    With ``capacity``, this is the client's rate, but at most the global rate. Without it, the mix decides: the
-    partitions form equal blocks, one for each part of the mix, from the largest rate to the smallest. Idle clients
-    have rate 0.
+    With ``capacity``, the rate is ``capacity``, but at most the global rate. Otherwise, the partitions are divided into
+    equal blocks, one for each part of the mix, from the largest rate to the smallest; the last block also has the
+    remainder. Fewer partitions than parts are spread evenly over the parts. Idle clients have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
@@ -164,7 +164,7 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capacity: float | None = None) -> float:
     """Return a client's rate under the assignment *Dynamic*: a draw from the mix in each round.
 
-    Rates above ``capacity`` are not drawn. Raise ``ConfigError`` if all are above.
+    Rates above ``capacity`` are not drawn. Raise ``ConfigError`` if all rates are above it.
     """
     limit = 1.0 if capacity is None else float(exact_rate(capacity))
     allowed = [(rate, count) for rate, count in zip(mix.rates, mix.counts, strict=True) if rate <= limit]
@@ -178,7 +178,10 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
 
 
 def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
-    """Return a client's rate if slices grow by one level every ``growth`` rounds, up to ``rate``."""
+    """Return a client's rate if slices grow from the mix's smallest rate up to ``rate``.
+
+    Slices grow by one level every ``growth`` rounds. With ``growth=0``, the result is ``rate``.
+    """
     if not growth:
         return rate
     return min(rate, mix.rates[max(0, len(mix.rates) - 1 - (server_round - 1) // growth)])
@@ -187,8 +190,8 @@ def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
     """Return the rates of ``number`` new clients under the assignment *Fix*.
 
-    ``taken`` are the rates of earlier clients. Each new client gets the rate that has the fewest clients relative to
-    the mix.
+    ``taken`` are the rates of earlier clients. Each new client gets the rate that has the fewest clients, relative to
+    its proportion in the mix.
     """
     if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]

@@ -9,22 +9,19 @@ from typing import Literal
 from heterofl_flwr.core.randomness import generator
 
 SliceFunction = Callable[[int, int], Sequence[int] | None]
-"""Function of an axis' length and the number of entries to keep. It returns their ascending positions, or None for a
-prefix.
+"""Function of an axis' length and the number of entries to keep. It returns the ascending positions of these entries,
+or None for the first ones.
 """
 
 SliceRule = Literal["prefix", "important", "rolling", "random-level", "random-client"]
-"""Rule that selects the clients' slices: ``prefix`` is HeteroFL's; ``important`` is a prefix of ordered channels
-(``channel_order``); ``rolling`` is FedRolex's window; ``random-level`` is a random subset for each rate,
-``random-client`` for each client.
-"""
+"""Rule that selects the clients' slices; see ``make_slice_function``."""
 
 NESTED_RULES: tuple[SliceRule, ...] = ("prefix", "important")
 """Rules whose slices are all prefixes, so that smaller slices lie inside larger ones."""
 
 
 def prefix(length: int, number: int) -> None:
-    """Slice function of HeteroFL: None, which stands for the first ``number`` entries (section 3.1)."""
+    """Return None, which stands for the first ``number`` entries: HeteroFL's slices (section 3.1)."""
 
 
 def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> SliceFunction:
@@ -33,12 +30,13 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
     Parameters
     ----------
     rule : SliceRule
-        ``prefix``: the first entries. ``important``: also the first entries, after the server has sorted the
-        channels by importance. ``rolling``: FedRolex's window. ``random-level``: a random subset for each rate and
-        round (Federated Dropout). ``random-client``: a random subset for each client and round.
+        ``prefix``: the first entries (HeteroFL). ``important``: also the first entries, after the server has sorted the
+        channels by importance. ``rolling``: a window that moves by one entry in each round and wraps around (FedRolex).
+        ``random-level``: a random subset for each rate and round (Federated Dropout). ``random-client``: a random
+        subset for each client and round.
     seed, server_round, rate, partition : int, int, float, int
-        Inputs of the random draws. The window starts at entry ``server_round - 1``. If it moves by several entries
-        in each round, pass ``window_number(...)`` as ``server_round``.
+        Inputs of the random draws. The window starts at entry ``server_round - 1``. If it moves by several entries in
+        each round, pass ``window_number(...)`` as ``server_round``.
     """
     if rule in NESTED_RULES:
         return prefix

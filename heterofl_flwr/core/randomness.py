@@ -27,7 +27,7 @@ def generator(seed: int, *purpose: int | str) -> random.Random:
 
 @contextmanager
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
-    """Context manager that restores the global random states of torch, NumPy and Python.
+    """Context manager that restores the global random states of torch, NumPy and Python on exit.
 
     With ``seed``, torch's generators are seeded on entry.
     """
@@ -56,7 +56,7 @@ def seed_torch(seed: int) -> None:
 
 
 def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -> dict[str, Tensor]:
-    """Build a model with torch seeded, and return its exchanged parameters."""
+    """Build a model with torch seeded, and return copies of its exchanged parameters."""
     with kept_random_state(seed):
         model = build(rate)
     named = exchanged_parameters(model).items()

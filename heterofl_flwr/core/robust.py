@@ -1,9 +1,8 @@
 """Robust aggregation: each entry changes by the trimmed mean or the median of its holders' changes.
 
-The holders of an entry are the clients whose slices contain it. ``trimmed`` drops the largest and the smallest
-changes (Yin et al., 2018). With one or two holders, there is no majority: the option ``few`` says whether the
-entry changes by the plain mean or keeps its value. The slices of all clients are stored in single precision
-until the end of the round.
+The holders of an entry are the clients whose slices contain it. ``trimmed`` drops the largest and the smallest changes
+(Yin et al., 2018). With one or two holders, no majority can outvote a false change: the option ``few`` chooses between
+their plain mean and the old value. The changes of all clients are stored until the end of the round.
 """
 
 import math
@@ -48,7 +47,7 @@ class Robust:
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return the number of values to drop at each end."""
+        """Return the number of values to drop at each end, if an entry has ``holders`` values."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 
@@ -103,7 +102,7 @@ class RobustMean:
         return holders.where(holders >= self._robust.fewest, 0.0)
 
     def _stack(self, name: str) -> Tensor:
-        """Return all clients' changes, (clients, entries). Entries that a client lacks are NaN."""
+        """Return all clients' changes of a parameter, (clients, entries). Entries that a client lacks are NaN."""
         holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]
         stack = old.new_full((len(holders), *old.shape), math.nan, dtype=sum_dtype(old))

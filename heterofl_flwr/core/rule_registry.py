@@ -13,12 +13,12 @@ Rule = TypeVar("Rule", bound=Callable[..., object])
 
 
 def is_layer_type(value: object) -> bool:
-    """Whether a value is a subclass of ``torch.nn.Module``."""
+    """Return True if a value is a subclass of ``torch.nn.Module``."""
     return isinstance(value, type) and issubclass(value, nn.Module)
 
 
 class Registry(dict[Any, Callable[..., Any]]):
-    """Rules by layer type, operator or function.
+    """Dictionary of rules by layer type, operator or function.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Registry(dict[Any, Callable[..., Any]]):
     expected : str
         Description of valid keys, for error messages.
     accepts : Callable[[object], bool]
-        Whether a key is valid.
+        Returns True for a valid key.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Registry(dict[Any, Callable[..., Any]]):
         self.name, self.expected, self.accepts = name, expected, accepts
 
     def add(self, *keys: object) -> Callable[[Rule], Rule]:
-        """Return a decorator that sets the rule of each key."""
+        """Return a decorator that stores a function as the rule of each key."""
         wrong = [key for key in keys if not self.accepts(key)]
         if wrong or not keys:
             raise ConfigError(f"{self.name} takes {self.expected}, got {wrong or 'nothing'}")

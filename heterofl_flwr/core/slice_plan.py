@@ -1,4 +1,4 @@
-"""``Plan``: which entries of each parameter a client holds. ``Region``: access to these entries in a tensor."""
+"""``Plan``: the entries of each parameter that a client holds. ``Region``: these entries in a tensor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Heads = Mapping[str, tuple[int, int]]
 """Mapping from a pattern of parameter names to (number of equal parts, axis)."""
 
 Place = tuple[slice, ...]
-"""A box in a tensor: one slice for each dimension."""
+"""A box in a tensor: one Python slice for each dimension."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Plan:
     Attributes
     ----------
     axes : Mapping[str, Axes]
-        The axes of each parameter. Each axis knows which entries the client holds.
+        The axes of each parameter, with the entries that the client holds.
     """
 
     axes: Mapping[str, Axes]
@@ -46,12 +46,12 @@ class Plan:
         heads: Heads | None = None,
         slice_function: SliceFunction = prefix,
     ) -> "Plan":
-        """Return the plan of a local model inside a global model, by the rules of their layers' types.
+        """Return the plan of a local model inside a global model, by rules for the types of their layers.
 
-        The models are not run. So this method does not see that an axis has several parts, such as the two directions
-        of a bidirectional LSTM or the inputs of a concatenation. A slice should keep the first entries of each part.
-        Name axes with parts in ``heads``, or register a rule (``register``) for the module that contains both the layer
-        that makes the parts and the layer that reads them.
+        The models are not run. So this method cannot see that a layer's inputs have several parts, such as the two
+        directions of a bidirectional LSTM or the tensors of a concatenation. A slice should keep the first entries of
+        each part. Name such axes in ``heads``, or register a rule (``register``) for the module that contains both the
+        layer that makes the parts and the layer that reads them.
 
         Parameters
         ----------
@@ -125,7 +125,7 @@ class Plan:
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def check_groups(self) -> None:
-        """Raise ``ConfigError`` if an axis must keep its first entries, and can keep no others."""
+        """Raise ``ConfigError`` if an axis can keep only its first entries."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
                 f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
@@ -140,7 +140,7 @@ class Plan:
             )
 
     def contains(self, plan: "Plan") -> bool:
-        """Whether this plan holds every entry that ``plan`` holds."""
+        """Return True if this plan holds every entry that ``plan`` holds."""
         return all(
             name in self.axes and all(large.contains(small) for large, small in zip(self.axes[name], axes, strict=True))
             for name, axes in plan.axes.items()
@@ -183,7 +183,7 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
 
 
 def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
-    """Return the plan of those parameters that match one of ``patterns``.
+    """Return a plan of only the parameters whose names match one of ``patterns``.
 
     Raise ``ConfigError`` if a pattern matches no parameter.
     """
@@ -246,7 +246,7 @@ class Region:
 
 
 def is_prefix(axes: Axes) -> bool:
-    """Whether every axis keeps its first entries, or the first entries of each part."""
+    """Return True if every axis keeps its first entries, or the first entries of each part."""
     return all(axis.index is None for axis in axes)
 
 
@@ -256,12 +256,16 @@ def is_prefix(axes: Axes) -> bool:
 def _find_geometry(
     axes: tuple[tuple[int, int, int, bool], ...],
 ) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
-    """Return how to view a tensor as a region.
+    """Return the shapes and Python slices by which a tensor is viewed as a region.
 
-    Each axis is a tuple: full length, local length, number of parts, and whether it keeps a prefix. There are six
-    results: the tensor's shape, with parts as separate dimensions; a Python slice for each of these dimensions,
-    which select the region; whether all axes keep a prefix; the region's shape, with parts as separate dimensions;
-    the region's shape in the client's model; whether the region is the full tensor.
+    Each axis is a tuple: full length, local length, number of parts, and True if it keeps a prefix. The results are
+
+    1. the tensor's shape, with parts as separate dimensions,
+    2. a Python slice for each of these dimensions: the prefix, or everything without a prefix,
+    3. True if all axes keep a prefix,
+    4. the region's shape, with parts as separate dimensions,
+    5. the region's shape in the client's model,
+    6. True if the region is the full tensor.
     """
     # If an axis of 6 entries in 2 parts keeps 4 entries, it becomes two dimensions, (2, 3), with the region [:, :2].
     dimensions: list[tuple[int, slice, int]] = []  # for each dimension: full length, slice, local length
@@ -282,7 +286,7 @@ def _find_geometry(
 
 
 def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
-    """Return index tensors that broadcast to the region's shape."""
+    """Return one index tensor for each dimension; together they broadcast to the region's shape."""
     lists: list[Tensor] = []
     for axis in axes:
         if axis.parts > 1:

@@ -1,4 +1,4 @@
-"""Staleness of clients' changes in asynchronous training, and a mean that discounts it."""
+"""Staleness of clients' changes in asynchronous training, and a mean that discounts stale changes."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from heterofl_flwr.core.counting_mean import CountingMean, sum_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 LEAST = 1e-3
-"""Lower bound on the discount of a stale change; sums in single precision would lose much smaller terms."""
+"""Lower bound on the discount factor of a stale change; float32 sums would lose much smaller terms."""
 
 
 class Clocks:
@@ -30,13 +30,13 @@ class Clocks:
         self._moved: dict[Plan, int] = {}  # by plan, the number of steps of which it was the largest; descending
 
     def snapshot(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
-        """Return a slice with the current counts of steps."""
+        """Return a slice as a ``Version``, with the current counts of steps."""
         return Version(self.version, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:
         """Count a step of the global model that averaged replies with these plans.
 
-        Of any two plans, from this step or earlier ones, one must contain the other; otherwise raise ``ConfigError``.
+        Raise ``ConfigError`` for two plans, from this step or earlier ones, if neither contains the other.
         """
         current = set(plans)
         ordered = sorted({*current, *self._moved}, key=lambda plan: plan.parameters, reverse=True)
@@ -53,7 +53,7 @@ class Clocks:
         """Return the staleness of a reply's regions, as a dictionary from plan to number of steps.
 
         The first key is ``plan``. Each later key is a smaller plan with a larger staleness. An entry has the staleness
-        of the smallest plan that contains it.
+        of the smallest of these plans that contains it.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
@@ -84,7 +84,7 @@ class StaleMean(CountingMean):
     exponent : float
         Exponent of the discount; 0 switches it off. The discount is at least ``LEAST``.
     one_clock : bool
-        Whether every step counts for all regions, as in FedBuff.
+        If True, every step counts for all regions, as in FedBuff.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class StaleMean(CountingMean):
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Add the client's change to the current slice, and return this sum times each entry's discount."""
+        """Add the client's change to the current slice; return the sum times each entry's discount."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))

@@ -8,7 +8,7 @@ from heterofl_flwr.core.levels import exact_rate
 
 
 def width(size: int, rate: float | Fraction, heads: int = 1) -> int:
-    """Return the number of channels at a rate in a layer with ``size`` channels, rounded up.
+    """Return ``size * rate``, rounded up: the number of channels of a layer at a rate.
 
     Parameters
     ----------
