@@ -15,7 +15,7 @@ from heterofl_flwr.core.counting_mean import Holders, Sums
 from heterofl_flwr.core.slice_plan import Plan
 
 FACTORS = ("lora_", "lora_embedding_")
-"""Prefixes of peft's names for an adapter's factors: ``lora_A`` or ``lora_embedding_A``."""
+"""Prefixes of peft's names for an adapter's factors, as in ``lora_A`` or ``lora_embedding_A``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Adapter:
 
 
 def find_adapters(names: Iterable[str]) -> list[Adapter]:
-    """Return the adapters of which both factors are in ``names``."""
+    """Return the adapters whose factors A and B are both in ``names``."""
     all_names, adapters = set(names), []
     for name in names:
         for prefix in FACTORS:
@@ -41,8 +41,8 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
 class ProductMean:
     """Mean of the products B @ A of adapters, truncated to the server's rank.
 
-    Other parameters get the counting mean. The new factors are sorted by singular value, so a client of rank r gets
-    the best approximation of rank r. All replies stay in memory until ``result`` is called.
+    Other parameters get the counting mean. The new factors are sorted by singular value, so the first r rows of A and
+    columns of B are the best approximation of rank r. The clients' factors stay in memory until ``result`` is called.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class ProductMean:
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state."""
+        """Return the new global state; call this once."""
         new = self._sums.means(self._holders)
         for adapter, factors in self._factors.items():
             if not any(weights.any() for *_, weights in factors):
@@ -116,12 +116,12 @@ class ProductMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry, the total weight of the clients that hold it."""
+        """Return the total weight of the clients that hold each entry of a parameter."""
         return self._holders.holders(name)
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors B and A of the best approximation of ``b_all @ a_all`` with this rank."""
+    """Return factors B and A whose product is the best approximation of ``b_all @ a_all`` with this rank."""
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
     u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
     b, a = (q_b @ u * values)[:, :rank], (v @ q_a.mT)[:rank]

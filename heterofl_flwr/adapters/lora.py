@@ -39,7 +39,7 @@ class LoraLevels:
     device: torch.device  # device of the frozen parameters when ``lora`` was called
 
     def __call__(self, rate: float) -> "PeftModel":
-        """Return a new model of this rate."""
+        """Return a new model of this rate; frozen parameters are shared."""
         exact_rate(rate)
         # deepcopy reuses the objects in its memo.
         memo: dict[int, object] = {id(parameter): parameter for parameter in map(self.model.get_parameter, self.frozen)}
@@ -62,12 +62,13 @@ def _find_device(model: nn.Module, frozen: Sequence[str]) -> torch.device:
 
 
 def lora(peft_model: "PeftModel") -> LoraLevels:
-    """Return a callable that builds the model of a rate. Each adapter has ``rate`` times its full rank, rounded up.
+    """Return a callable that builds the model of a rate, with adapters of reduced rank.
 
-    All models share the frozen parameters of ``peft_model``. These are not sent, averaged or stored. Clients and
-    server exchange the adapters and all other trained parameters (``modules_to_save``, biases). A smaller adapter
-    has the first rows of A and the first columns of B, and the scaling factor of the full rank. Each model is a
-    ``PeftModel``, so peft can load the files of its method ``save_pretrained``.
+    Each adapter has ``rate`` times its full rank, rounded up: the first rows of A and the first columns of B, with
+    the scaling factor of the full rank. All models share the frozen parameters of ``peft_model``. These are not sent,
+    averaged or stored. Clients and server exchange the adapters and all other trained parameters
+    (``modules_to_save``, biases). Each model is a ``PeftModel``, so peft can load the files of its method
+    ``save_pretrained``.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
     Raises
     ------
     ConfigError
-        If the model cannot be used.
+        If the model has no single trainable LoRA adapter, or has unsupported options.
     UnsupportedLayerError
         If a layer's rank cannot be reduced, for example in a grouped convolution.
     MissingExtraError

@@ -21,7 +21,7 @@ Layer = Any
 """A ``torch.nn.Module`` that is also a ``LoraLayer`` of peft; no type expresses both."""
 
 RANK_AXES = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
-"""For each part of a LoRA layer, the axis of its weight that is the rank: a layer adds ``scaling * B @ A``."""
+"""Index of the rank axis of each part of a LoRA layer. The layer adds ``scaling * B @ A``."""
 
 STARTS = (True, False, "gaussian", "eva")
 """Values of ``init_lora_weights`` that leave the frozen weights unchanged."""
@@ -31,7 +31,7 @@ BASE = "base_model.model"
 
 
 def check_model(model: object) -> None:
-    """Raise an error unless a model has exactly one LoRA adapter, of reducible rank."""
+    """Raise an error unless ``model`` is a ``PeftModel`` with exactly one LoRA adapter, of reducible rank."""
     with extra("lora"):  # imported here because it takes seconds to load
         from peft import LoraConfig, PeftModel
     if not isinstance(model, PeftModel):
@@ -67,7 +67,7 @@ def check_model(model: object) -> None:
 
 
 def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
-    """Yield pairs (name, layer) of the layers with an adapter."""
+    """Yield pairs (name, layer) of the layers with an adapter. Names are relative to ``BASE``."""
     from peft.tuners.lora import LoraLayer
 
     named = model.get_submodule(BASE).named_modules()
@@ -88,7 +88,7 @@ def rank_axes(layer: Layer) -> dict[str, int]:
 
 
 def find_fault(layer: Layer) -> str:
-    """Return why the rank of an adapter cannot be reduced; '' if it can."""
+    """Return the reason why the rank of a layer's adapter cannot be reduced; '' if it can."""
     ((name, rank),) = layer.r.items()
     variant = type(getattr(layer, "lora_variant", {}).get(name)).__name__
     parameters = dict(layer.named_parameters())
@@ -109,7 +109,8 @@ def find_fault(layer: Layer) -> str:
 def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
     """Set the ranks stored in a model to the sizes of its adapter weights.
 
-    ``alpha`` changes too, so that the factor of the adapter (``alpha / r``) stays the same as in ``full_model``.
+    ``alpha`` changes too, so that the scaling (``alpha / r``, or ``alpha / sqrt(r)`` in rsLoRA) is that of
+    ``full_model``.
     """
     adjust_layers(full_model, model)
     (name,) = model.peft_config
@@ -129,7 +130,7 @@ def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
 
 
 def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
-    """Return the slice of each adapter parameter that the smaller layer ``local`` has."""
+    """Slicing rule of LoRA layers: return the axes of each adapter parameter."""
     if full_layer.r and (fault := find_fault(full_layer)):
         raise ShapeError(fault)
     local_parameters = dict(local.named_parameters())
@@ -140,6 +141,6 @@ def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
 
 
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
-    """Return the parameter names of the last linear layer if ``modules_to_save`` names it."""
+    """Return the parameter names of the last linear layer if ``modules_to_save`` names it, or else ()."""
     (name,) = model.peft_config
     return tuple(rows for rows in last_linear(model) if f".modules_to_save.{name}." in rows)
