@@ -14,10 +14,10 @@ _STEPS = 15  # torch does as many when it creates a layer with spectral norm
 
 @torch.no_grad()
 def renew_spectral_norms(model: nn.Module) -> None:
-    """Recompute the largest singular vectors of each layer with spectral norm, by power iteration.
+    """Recompute the singular vectors of each layer with spectral norm, by power iteration.
 
-    The result depends only on the parameters. Both ``parametrizations.spectral_norm`` and
-    ``torch.nn.utils.spectral_norm`` are supported.
+    They belong to the largest singular value and depend only on the parameters. Both ``parametrizations.spectral_norm``
+    and ``torch.nn.utils.spectral_norm`` are supported.
     """
     for layer in model.modules():
         if isinstance(layer, ParametrizationList) and any(isinstance(step, _SpectralNorm) for step in layer):
@@ -33,7 +33,10 @@ def _older_norms(layer: nn.Module) -> list[SpectralNorm]:
 
 
 def _renew(chain: ParametrizationList) -> None:
-    """Recompute the singular vectors in ``chain``. Each call of ``chain`` in training mode is one power iteration."""
+    """Recompute the singular vectors in ``chain``.
+
+    Each call of ``chain`` in training mode is one power iteration.
+    """
     with evaluating(chain):  # other parametrizations in the chain might use random numbers
         for parametrization in chain:
             # A one-dimensional tensor is normalised without singular vectors.
@@ -50,7 +53,7 @@ def _start(vector: Tensor) -> None:
 
 
 def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
-    """Return the names of buffers whose values differ by channel, such as position encodings.
+    """Return the names of buffers that differ by channel on a sliced axis, such as position encodings.
 
     Statistics of norm layers and vectors of spectral norm are not included.
     """

@@ -19,8 +19,8 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.models import Build, is_named
 
 _plans: WeakKeyDictionary[Build, dict[tuple[float, float], Plan]] = WeakKeyDictionary()
-"""Cached plans of each build function, by (top rate, rate). Entries are dropped with the function, because there may be
-a new one for each message.
+"""Cached plans of each build function, by (top rate, rate). They are dropped together with the function, because each
+message may make a new one.
 """
 
 
@@ -44,7 +44,7 @@ def check_build(build: Build) -> None:
 
 
 def called_with_rate(build: Build) -> Build:
-    """Return a wrapper that raises ``ConfigError`` if ``build`` is no function of a rate."""
+    """Return a wrapper that raises ``ConfigError`` if ``build`` rejects a rate or returns no module."""
 
     @wraps(build)
     def called(rate: float) -> nn.Module:
@@ -63,7 +63,7 @@ def called_with_rate(build: Build) -> Build:
 
 
 def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
-    """Return a new model of this rate; torch's random state does not change.
+    """Return a new model of this rate, in training mode. Global random states do not change.
 
     With ``to_load``, models of ``build_model`` skip the slow initialisation of parameters.
     """
@@ -88,7 +88,7 @@ _FILLS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.un
 
 
 def plan_between(build: Build, top: float, rate: float) -> Plan:
-    """Return the plan that slices a model of ``rate`` out of one of rate ``top``."""
+    """Return the plan that slices a model of ``rate`` out of a model of rate ``top``. Plans are cached."""
     try:
         plans = _plans.setdefault(build, {})
     except TypeError:  # the function is not hashable or has no weak references
@@ -99,7 +99,7 @@ def plan_between(build: Build, top: float, rate: float) -> Plan:
 
 
 def equal_levels(sizes: Mapping[float, Hashable]) -> list[str]:
-    """Return a warning for each set of rates whose models have equal sizes."""
+    """Return a warning for each set of rates whose models have equal ``sizes``."""
     rates_by_size = defaultdict[Hashable, list[float]](list)
     for rate, size in sizes.items():
         rates_by_size[size].append(rate)

@@ -31,7 +31,7 @@ STACKS = nn.Sequential, nn.ModuleList
 
 @dataclass(frozen=True, eq=False)
 class Shallow:
-    """Result of ``shallow``: a function from a rate to a model."""
+    """Function from a rate to a model with fewer blocks, made by ``shallow``."""
 
     build: Build
     blocks: str
@@ -41,7 +41,7 @@ class Shallow:
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate.
 
-        It has the first blocks of the model of the width of ``rate``; their number follows from the depth of ``rate``.
+        ``build`` makes it at the level's width rate. Each stack keeps its first blocks, as many as the depth rate says.
         """
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
@@ -77,9 +77,9 @@ def shallow(
         ``"stages.*.*"`` for several stacks. Blocks are children of ``nn.Sequential`` or ``nn.ModuleList``.
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
-        once at every depth; ``ShapeError`` is raised if it fails. A warning names parameters that a shallower model has
-        but does not use, such as norms in a separate list. The server leaves these out of the average. ``None`` skips
-        the checks.
+        at every depth; ``ShapeError`` is raised if a shallower model fails. A warning names parameters that a shallower
+        model has but does not use, such as norms in a separate list. The server leaves these out of the average.
+        ``None`` skips the checks.
     levels : Mapping[str | float, tuple[float, float]] | None
         Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. Default: the width rate is
         1, and the depth rate is the level's rate.
@@ -131,8 +131,8 @@ def shallow(
 def read_levels(text: str) -> Mapping[float, Rates] | None:
     """Parse the setting ``model.shrink``, such as ``b=0.7:0.75,c=0.7:0.5``.
 
-    Return width rate and depth rate by level. Return None for the text ``width``, and an empty dictionary for the
-    text ``depth``.
+    Return (width rate, depth rate) by the level's rate. Return None for the text ``width``, and an empty dictionary for
+    the text ``depth``.
     """
     if text in ("width", "depth"):
         return None if text == "width" else {}
@@ -165,7 +165,7 @@ def _copied(model: nn.Module, rate: float) -> nn.Module:
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
-    """Return the names of each stack's blocks that match ``pattern``."""
+    """Return the names of each stack's blocks that match ``pattern``, by the stack's name."""
     stacks = {
         parent: [
             child
@@ -235,7 +235,7 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Return the modes in which a model works (True: training), its output shape, and masks of used parameter rows."""
+    """Return a model's usable modes (True: training), output shape and masks of used parameter rows."""
     modes = [True, False]
     while True:
         try:
@@ -276,7 +276,7 @@ def _run_without(
 
 
 def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
-    """Return the shape of the first output, and masks of the parameters' rows with nonzero gradients."""
+    """Run a model in each mode; return its first output's shape, and masks of rows with nonzero gradients."""
     model.zero_grad()
     for mode in modes:
         for layer in model.modules():

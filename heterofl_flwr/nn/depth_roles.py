@@ -16,14 +16,17 @@ Links = Mapping[str, frozenset[str]]
 
 
 class CountedError(TypeError):
-    """Error that a watched stack of blocks raises when code asks for the length of the stack.
+    """Error that a watched stack of blocks raises when code calls ``len`` on it.
 
     It is a ``TypeError``, because Python ignores a ``TypeError`` of ``len`` in ``*blocks``.
     """
 
 
 class Watch:
-    """Observer of a running model: which blocks use the outputs of which, and which stacks' blocks code counts."""
+    """Observer of a running model: records, for each block, the blocks whose outputs it uses.
+
+    It also records the stacks whose length the model's code reads.
+    """
 
     def __init__(self) -> None:
         self.counted: set[str] = set()
@@ -32,9 +35,9 @@ class Watch:
         self._inside = False  # True while the container's __getitem__ runs, which asks for the length itself
 
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
-        """Return, for each block that ran since the previous call, the earlier blocks whose output it used.
+        """Return, for each block that ran since the previous call, the earlier blocks whose outputs it used.
 
-        The block directly before is left out. The last block of a stack is named ``last of <stack>``.
+        The block that ran directly before it is left out. The last block of a stack is named ``last of <stack>``.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
@@ -48,7 +51,7 @@ class Watch:
         return links
 
     def note_count(self, name: str) -> None:
-        """Record that code counts the blocks of a stack. From now on, counting them raises no error."""
+        """Record that code reads the number of blocks of a stack. From now on, reading it raises no error."""
         self.counted.add(name)
         self.raises = False
 
@@ -57,7 +60,7 @@ class Watch:
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a subclass of ``container`` that detects uses of its length or negative indices."""
+        """Return a subclass of ``container`` that detects calls of ``len`` and negative indices."""
 
         def length(stack: Any) -> int:
             if self.raises and not self._inside:
@@ -78,7 +81,7 @@ class Watch:
 
 
 def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
-    """Return the names of the nearest blocks before ``ends`` in autograd's graph."""
+    """Return the names of the nearest blocks before the nodes ``ends`` in autograd's graph."""
     blocks, seen = set(), set(ends)
     waiting = [node for end in ends for node, _ in end.next_functions]
     while waiting:
@@ -95,7 +98,7 @@ def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
 
 @contextmanager
 def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[Watch]:
-    """Within this context, observe a model. ``stacks`` has the names of each stack's blocks."""
+    """Context manager that observes a model. ``stacks`` has the names of the blocks, by the stack's name."""
     watch, classes, hooks = Watch(), [], []
     uses = Counter(block for name in stacks for block in model.get_submodule(name)._modules.values())
     for name, blocks in stacks.items():

@@ -16,7 +16,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return a model's number of parameters."""
+    """Return the number of entries of all parameters; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -26,7 +26,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return positional and keyword arguments for a model."""
+    """Return the positional and keyword arguments that ``call`` passes for ``inputs``."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
@@ -39,7 +39,7 @@ def call(model: nn.Module, inputs: object) -> object:
 
 
 def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator[Tensor]:
-    """Yield all tensors in a value, also in attributes of objects."""
+    """Yield all tensors in a value, also in containers and in attributes of objects."""
     seen = {} if seen is None else seen
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
@@ -52,7 +52,7 @@ def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator
 
 
 def bears_channels_last(model: nn.Module) -> bool:
-    """Return whether channels-last convolutions of a model are safe on this processor.
+    """Return True if channels-last convolutions of a model are safe on this processor.
 
     Torch 2.14 has a bug on processors with AVX2 but without AVX512: the backward pass of a strided 1x1 convolution with
     fewer than eight input channels writes outside its memory.
@@ -74,7 +74,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """Convert convolution weights on a CPU to channels-last; return them with their previous tensors."""
+    """Convert convolution weights on a CPU to channels-last, if that is safe.
+
+    Return pairs of a converted weight and its previous tensor.
+    """
     fit = bears_channels_last(model)
     weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
     homes = [weight.data for weight in weights]
@@ -89,7 +92,7 @@ def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 def channels_last(model: nn.Module) -> Iterator[None]:
     """Within this context, convolution weights on a CPU are in channels-last layout.
 
-    On exit the values are copied back, so references to the tensors remain valid.
+    On exit the values are copied back, so references to the previous tensors remain valid.
     """
     homes = to_channels_last(model)
     try:
@@ -101,7 +104,7 @@ def channels_last(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Within this context, attention is computed by matrix products, as torch modes can see on every device."""
+    """Within this context, attention runs as matrix products, which FLOP counters see on all devices."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

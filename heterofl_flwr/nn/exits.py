@@ -18,8 +18,8 @@ from heterofl_flwr.nn.preresnet import PreResNet
 BLOCKS: Mapping[str, str] = MappingProxyType(
     {**dict.fromkeys(("cnn", "preresnet18", "preresnet18-later", "preresnet50"), "exits.*"), "transformer": "encoder.*"}
 )
-"""Pattern of the blocks that shallower models lack, by model: exits, or encoder layers of the Transformer, which has no
-exits.
+"""Pattern of the blocks that shallower models lack, by model name: exits, but encoder layers in the Transformer, which
+has no exits.
 """
 
 Stage = tuple[nn.Module, nn.Module]
@@ -47,7 +47,7 @@ class Exits(nn.Module):
     ensemble : bool
         Whether evaluation returns the mean of all exits' logits (DepthFL) instead of the deepest exit's.
     deepest_only : bool
-        Whether clients train only their deepest exit. The server then averages no other heads.
+        Whether clients train only the head of their deepest exit. The server then averages no other heads.
     """
 
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
@@ -58,7 +58,7 @@ class Exits(nn.Module):
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the deepest exit, or in evaluation with ``ensemble`` the mean over all exits."""
+        """Return the logits of the deepest exit, or the mean of all in evaluation with ``ensemble``."""
         if not self.training:
             # All heads are run, even if only one is returned, so that their batch norm is measured too.
             logits = self.all_logits(x)
@@ -125,7 +125,10 @@ def _(model: CNN) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: PreResNet) -> Sequence[Stage]:
-    """Split after each stage. Its head begins with a copy of the next stage's first norm."""
+    """Split after each stage.
+
+    The last head has the model's norm, and each other head a copy of the next stage's first norm.
+    """
     first_stage, *later_stages = model.stages.children()
     bodies = [nn.Sequential(OrderedDict(stem=model.stem, blocks=first_stage)), *later_stages]
     norms = [*(copy.deepcopy(stage.get_submodule("0.norm1")) for stage in later_stages), model.norm]

@@ -39,7 +39,7 @@ class Scaler(nn.Module):
 
 
 def make_scaler(rate: float, global_rate: float, enabled: bool = True) -> nn.Module:
-    """Return a model's Scaler; the identity if ``enabled`` is False. A model may use it in many places."""
+    """Return the Scaler of a model with this rate, or the identity if ``enabled`` is False."""
     ratio = exact_rate(rate) / exact_rate(global_rate)
     if ratio > 1:
         raise ConfigError(f"a model of rate {rate} is larger than the global model of rate {global_rate}")

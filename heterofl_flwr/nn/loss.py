@@ -11,7 +11,7 @@ from heterofl_flwr.core.checked_aggregation import class_numbers
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 
 Fill = Literal["zero", "-inf", "none"]
-"""Value for the logits of absent classes."""
+"""Value for the logits of absent classes; see ``mask_logits``."""
 
 
 def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tensor:
@@ -55,7 +55,7 @@ def masked_cross_entropy(
 ) -> torch.Tensor:
     """Return the mean cross entropy of logits masked by ``mask_logits``.
 
-    With ``-inf``, a target that is not in ``classes`` makes the loss infinite.
+    With the fill ``-inf``, a target that is not in ``classes`` makes the loss infinite.
     """
     masked = mask_logits(logits, classes, fill)
     try:

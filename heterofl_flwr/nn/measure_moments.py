@@ -1,4 +1,4 @@
-"""Measuring static batch norm moments (section 3.2)."""
+"""Measurement of moments for static batch norm (section 3.2)."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper", *, together: int = 1) -> Moments:
-    """Return means and variances of the inputs of every batch norm layer, in one pass over ``batches``.
+    """Return the moments of the inputs of every batch norm layer, measured in one pass over ``batches``.
 
     Batch norm layers normalise each batch by the batch's statistics, as in training. All other modules run in
     evaluation mode. The model is restored afterwards.
@@ -38,15 +38,13 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
     model : nn.Module
         Any model with batch norm layers.
     batches : Iterable[Tensor | tuple | list | Mapping]
-        Inputs on the model's device. A batch is a tensor, or a tuple, list or mapping whose first entry is a
-        tensor.
+        Inputs on the model's device. A batch is a tensor, or a tuple, list or mapping whose first entry is a tensor.
     kind : Variant
         With ``paper``, batch means and unbiased batch variances are averaged over batches, as in
         ``BatchNorm2d(momentum=None)``. With ``fixed``, mean and variance are those of all samples together.
     together : int
-        Maximum number of batches of equal shape in one forward pass. More than 1 is faster for small batches. In
-        that case only batch norm may mix the examples of a batch, and the first dimension must always be the
-        examples.
+        Maximum number of batches of equal shape in one forward pass. More than 1 is faster for small batches, but
+        requires that only batch norm mixes examples, and that examples are the first dimension in all layers.
     """
     Fidelity(moments=kind)
     if together < 1:
@@ -110,7 +108,7 @@ def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Te
 
 
 class _Sums:
-    """Running sums of the moments of one batch norm layer. An instance replaces the layer's ``forward``.
+    """Running sums of the moments of one batch norm layer, whose ``forward`` an instance replaces.
 
     The layer writes each batch's mean and variance into its running statistics. These are then added to the sums.
     """

@@ -81,8 +81,8 @@ class CNN(nn.Module):
 class MLP(nn.Module):
     """Convolutions, if any, then linear layers, with ReLU between them (Liang et al., 2020).
 
-    There are no norms, and therefore no Scalers. The default widths are for MNIST and give 633,226 parameters.
-    ``hidden`` is the width of each layer at rate 1. For the other parameters see ``CNN``.
+    The first ``convolutions`` of the ``hidden`` layers are 5x5 convolutions with pooling. ``hidden`` has the width of
+    each layer at rate 1. There are no norms, and therefore no Scalers. The default widths are for MNIST.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")
@@ -134,14 +134,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "preresnet50": partial(BottleneckPreResNet, blocks=(3, 4, 6, 3)),
     "transformer": Transformer,
 }
-"""Model classes by name; each takes ``rate=`` and other options. ``preresnet18`` is the paper's model; ``mlp`` and
-``lenet`` are the models of the baselines that the paper quotes."""
+"""Functions that make models, by name; each takes ``rate=`` and other options. ``preresnet18`` is the paper's model;
+``mlp`` and ``lenet`` are the models of the baselines that the paper quotes.
+"""
 
 
 def build_model(name: str, **options: object) -> Build:
     """Return a function from a rate to a new model of this name with these options.
 
-    The arguments are checked at once.
+    Raise ``ConfigError`` at once for an unknown name or option.
     """
     if name not in MODELS:
         raise ConfigError(
@@ -157,7 +158,7 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Whether ``build_model`` made ``build``. Then its models have no state except parameters."""
+    """Return True if ``build_model`` made ``build``. Then its models have no state except parameters."""
     return isinstance(build, partial) and build.func is _build
 
 

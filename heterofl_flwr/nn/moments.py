@@ -14,10 +14,13 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 _PARTS = ("count", "first", "second")
 
 POSITIONS = 2**23
-"""Upper bound on the number of values of one example in a channel, as of a volume with 200 voxels a side."""
+"""Upper bound on the number of values per example and channel: that of a volume with 200 voxels a side."""
 
 SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
-"""Parameters of ``sum_robust``."""
+"""Parameters of ``sum_robust``. Values are clipped at ``SPREAD`` median distances from the median, or if that is
+further, at ``CLOSE`` median standard deviations (means) or variances. Counts are clipped at ``WEIGHT`` median
+counts.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +90,7 @@ class Moments:
         return self.layers[name].statistics(self.kind)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return all counts and sums as tensors by name."""
+        """Return all counts and sums as tensors, named ``<kind>.<layer>.<part>``."""
         return {
             f"{self.kind}.{name}.{part}": torch.as_tensor(value)
             for name, layer in self.layers.items()
@@ -121,7 +124,7 @@ class MomentsByRate(dict[float, Moments]):
 
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
-    """Raise ``ShapeError`` if the layers or their channels differ from ``channels``."""
+    """Raise ``ShapeError`` if the moments have other layers or numbers of channels than ``channels``."""
     sizes = {name: len(layer.first_sum) for name, layer in moments.layers.items()}
     faults = [f"{name} is missing" for name in channels if name not in sizes]
     faults += [f"{name} is unknown" for name in sizes if name not in channels]
@@ -135,7 +138,7 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` if no data of this many examples can have these sums."""
+    """Raise ``DataError`` if no data of this many examples have such counts and sums."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -163,7 +166,7 @@ def sum_robust(clients: Sequence[Moments]) -> Moments:
     """Return the sum of clients' moments, robust against a minority of false moments.
 
     For each channel, means and variances are clipped to an interval around their median over clients. Counts are
-    limited to ``WEIGHT`` times the median count. With fewer than three clients, nothing is clipped.
+    limited to ``WEIGHT`` times the median count. A layer with data of fewer than three clients is not clipped.
     """
     kind = clients[0].kind
     layers = {name: _sum_robust(kind, [moments.layers[name] for moments in clients]) for name in clients[0].layers}
@@ -192,14 +195,17 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 
 
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Clip values, (clients, channels), to an interval around their median over clients."""
+    """Clip values, (clients, channels), to an interval around their median over clients.
+
+    The ends are at least ``close``, (channels,), away from the median.
+    """
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
     return values.clamp(middle - reach, middle + reach)
 
 
 def _median(values: torch.Tensor) -> torch.Tensor:
-    """Return the median over axis 0, or the mean of the middle two."""
+    """Return the median over axis 0; of an even number of values, the mean of the middle two."""
     ordered = values.sort(0).values
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 

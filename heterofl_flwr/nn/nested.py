@@ -12,7 +12,7 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.execution import arguments
 
 InnerWidths = Literal["none", "ordered", "drawn", "sandwich", "all"]
-"""Widths that one step trains: the client's full width, smaller widths inside it, or several of them.
+"""Widths at which a training step runs the client's model: its full width, or smaller widths inside it too.
 
 ``none``: the full width. ``ordered``: one width, drawn from all (FjORD without distillation). ``drawn``: the full width
 and a width drawn from all, if that is smaller (FjORD). ``sandwich``: the full width, the smallest and one drawn from
@@ -21,7 +21,7 @@ those in between (the sandwich rule). ``all``: all widths.
 
 
 def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> Mapping[float, float]:
-    """Return how often a training step runs the model of each rate, on average.
+    """Return the mean number of times that a training step runs the model of each rate.
 
     ``largest`` is the rate of the client, and ``rates`` are those of the mix.
     """
@@ -76,7 +76,7 @@ class Nested(nn.Module):
         return logits
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of the models of this step, the smallest first. The choice may be random."""
+        """Return the logits of the models that ``widths`` selects, the smallest first. Choices may be random."""
         inner = self._draw()
         outer = [] if self.widths == "ordered" and inner else [self(x)]
         return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + outer

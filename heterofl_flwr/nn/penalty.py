@@ -1,4 +1,4 @@
-"""Penalties on a client's loss."""
+"""Penalty terms of a client's loss."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Quadratic:
     strength
         Weight of the quadratic term.
     center, direction
-        Tensors by parameter name. If a parameter is missing in one of them, it lacks that term.
+        Tensors by parameter name. A parameter without a tensor in one of them has no such term.
     """
 
     strength: float = 0.0
@@ -65,7 +65,10 @@ class Quadratic:
         return self._moved[key]
 
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
-        """Return the penalty with a tensor for every parameter, in the model's order."""
+        """Return the penalty with a tensor for every parameter, in the model's order.
+
+        A missing center is the parameter's current value, and a missing direction is 0.
+        """
         named = list(model.named_parameters())
         centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]
         zero = torch.zeros(())
@@ -76,7 +79,7 @@ class Quadratic:
 
     @classmethod
     def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
-        """Return one penalty with the same gradient as the sum of ``quadratics``."""
+        """Return one penalty with the gradient of the sum of ``quadratics``; its value differs by a constant."""
         total = cls()
         for quadratic in quadratics:
             strength = total.strength + quadratic.strength

@@ -17,9 +17,9 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    """Convolutions with a shortcut. Each comes after a Scaler, a norm and ReLU.
+    """Convolutions with a shortcut. Scaler, norm and ReLU come before each convolution.
 
-    ``convolutions`` has the output channels, the kernel size and the stride of each.
+    ``convolutions`` lists (output channels, kernel size, stride) of each.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class _Block(nn.Module):
 
 
 class PreResNet(nn.Module):
-    """The paper's residual network: a 3x3 convolution, four stages of pre-activation blocks, and a linear classifier.
+    """The paper's residual network: 3x3 convolution, stages of pre-activation blocks, linear classifier.
 
-    The stages have strides 1, 2, 2 and 2. The other parameters are those of ``CNN``.
+    Stages after the first have stride 2. The other parameters are those of ``CNN``.
 
     Parameters
     ----------

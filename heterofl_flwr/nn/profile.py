@@ -43,9 +43,9 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class MixProfile:
-    """Mean costs of a client in a mix.
+    """Mean costs of a training client in a mix.
 
-    ``ratio`` is the number of parameters divided by the global model's.
+    ``ratio`` is the mean number of parameters divided by the global model's.
     """
 
     parameters: float
@@ -62,8 +62,8 @@ def _lstm_flops(x: Sequence[int], of_x: Sequence[int], of_hidden: Sequence[int],
 def profile(model: nn.Module, example_input: object) -> Profile:
     """Return the costs of a model, counted in a forward pass on ``example_input``.
 
-    ``example_input`` is a tensor, a tuple of arguments or a mapping of keyword arguments. On ``torch.device("meta")``
-    nothing is computed.
+    ``example_input`` is a tensor, a tuple of arguments or a mapping of keyword arguments. For a model on
+    ``torch.device("meta")``, no values are computed.
     """
     device = device_of(model)
     probe = copy_exchanged(model).eval()

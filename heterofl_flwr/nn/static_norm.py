@@ -1,4 +1,4 @@
-"""Static batch norm: no running statistics in training, measured statistics in evaluation (section 3.2)."""
+"""Static batch norm: trained without running statistics, evaluated with measured ones (section 3.2)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     """Return a copy of the model in evaluation mode whose batch norm layers use ``moments``.
 
-    Layers for which ``moments`` has the count 0 keep their statistics. Instance norm layers lose theirs.
+    Layers for which ``moments`` has the count 0 keep their statistics. Instance norm layers lose their statistics.
     """
     static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)
@@ -39,7 +39,7 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
 def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:
     """Return the model without running statistics in norm layers of type ``kind``.
 
-    A model with running statistics is copied first.
+    If there are such statistics, the result is a copy.
     """
 
     def tracking_layers(module: nn.Module) -> list[_NormBase]:
@@ -60,14 +60,14 @@ def drop_statistics(layers: Iterable[_NormBase]) -> None:
 
 
 def is_measured(layer: _NormBase) -> bool:
-    """Whether a layer's running statistics differ from those of a new layer."""
+    """Return True if a layer's running statistics differ from those of a new layer."""
     mean, variance = layer.running_mean, layer.running_var
     return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
 
 
 @contextmanager
 def refusing_unmeasured(where: str) -> Iterator[None]:
-    """Context manager: raise ``ConfigError`` if a norm layer is evaluated with unmeasured statistics."""
+    """Context manager: raise ``ConfigError`` if a norm layer evaluates with a new layer's statistics."""
     checked = WeakSet[nn.Module]()
 
     def check(layer: nn.Module, _: object) -> None:

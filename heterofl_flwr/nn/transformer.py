@@ -55,7 +55,7 @@ class MultiHeadAttention(nn.Module):
 
 @register(MultiHeadAttention)
 def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -> dict[str, Axes]:
-    """Return the axes of a slice: rows of q, k and v, and columns of o, keep the first entries of each head."""
+    """Slicing rule: rows of q, k and v, and columns of o, keep the first entries of each head."""
     if full_layer.heads != local.heads:
         raise ShapeError(f"attention has {full_layer.heads} heads in the full model and {local.heads} in the local one")
     if full_layer.linear_o.out_features == local.linear_o.out_features:
@@ -78,14 +78,14 @@ class TransformerShape:
 
 
 class Transformer(nn.Module):
-    """The paper's Transformer: token and position embedding, encoder layers and a decoder to the vocabulary.
+    """The paper's Transformer: token and position embedding, encoder layers, decoder to the vocabulary.
 
     Encoder layers have GELU, and LayerNorm after each sub-layer. The width of each head is rounded up.
 
     Parameters
     ----------
     vocabulary : int
-        Number of words. The token with this number is [MASK].
+        Number of words. The token with the number ``vocabulary`` is [MASK].
     shape : TransformerShape
         The size at rate 1.
     rate, global_rate, scaler
