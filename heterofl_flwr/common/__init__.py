@@ -1,1 +1,1 @@
-"""Basic modules: errors, atomic files, groups of options."""
+"""Helpers for all packages: errors, files, tensors by name and options."""

@@ -79,7 +79,7 @@ time. ``gone``: the node or its process no longer exists. ``late``: the node's r
 """
 
 MORE_TIME = "give rounds more time (engine.timeout, or start(timeout=...))"
-"""Advice where all faults are ``SILENT``."""
+"""Advice if every fault is ``SILENT``."""
 
 SILENT = "no reply in time"
 """Fault reason of a client that sent no reply."""
@@ -98,14 +98,17 @@ class Fault:
 
 
 def short(fault: str, longest: int = LONGEST_FAULT) -> str:
-    """Return a client's error as short, printable text that cannot forge lines of the log."""
+    """Return a client's error as short, printable text with indented line breaks.
+
+    So a client cannot forge lines of the log.
+    """
     if len(fault) > longest:
         fault = f"{fault[: longest // 2]} ... {fault[-longest // 2 :]}"
     return printable(fault.rstrip("\n")).replace("\n", "\n    ")
 
 
 def printable(text: str) -> str:
-    """Replace all control characters except line breaks."""
+    """Replace each unprintable character except line breaks by U+FFFD."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
@@ -124,12 +127,12 @@ def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str
 
 
 def counted(number: int | str, noun: str) -> str:
-    """Return a number with its noun, in the singular for 1."""
+    """Return a number with its noun, such as ``1 node`` or ``2 nodes``."""
     return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """Return the first ``most`` names in sorted order, and how many remain."""
+    """Return the first ``most`` names in sorted order, and the number of remaining names."""
     ordered = sorted(names)
     rest = [f"{len(ordered) - most} more"] if len(ordered) > most else []
     return ", ".join([*ordered[:most], *rest])

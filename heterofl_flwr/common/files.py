@@ -17,13 +17,13 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionEr
 """Errors of reading a damaged or forged file; deeply nested JSON raises ``RecursionError``."""
 
 CLIENT_STATES = "*.safetensors"
-"""Pattern of a client's state files; the star is the round."""
+"""Glob pattern of a client's state files; the star stands for the round."""
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file atomically; ``mode`` has its permission bits.
+    """Write a file atomically, with the permission bits ``mode``.
 
-    After a failure, which raises ``HeteroFLError``, an existing file is unchanged.
+    Raise ``HeteroFLError`` on failure; an existing file is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with writing(path):
@@ -40,7 +40,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file and sync it; after a failure the file is unchanged."""
+    """Append a line to a file and sync it. Raise ``HeteroFLError`` on failure; the file is then unchanged."""
     data = f"{line}\n".encode()
     # Without a buffer, closing the file after a failure writes nothing.
     with writing(path), open(path, "ab", buffering=0, opener=_open_no_link) as file:
@@ -55,7 +55,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file; raise ``OSError`` if it is a symbolic link. On Windows, links are followed instead."""
+    """Open a file; raise ``OSError`` if it is a symbolic link. Windows follows links."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
@@ -84,7 +84,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Context manager for reading a file; a failure becomes a ``ConfigError`` with ``remedy``."""
+    """Context manager for reading a file. A failure becomes a ``ConfigError`` that ends with ``remedy``."""
     try:
         yield
     except DAMAGED as error:
@@ -100,7 +100,7 @@ def remove(path: Path) -> None:
 
 
 def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
-    """Return files by round, ascending, for a pattern such as ``round-*.json``."""
+    """Return the files in ``folder`` by round, ascending; ``pattern`` is, for example, ``round-*.json``."""
     before, after = pattern.split("*")
     numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
     return dict(sorted((int(number), path) for path, number in numbers.items() if number.isdecimal()))
@@ -112,7 +112,7 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 
 
 def plain(value: object) -> object:
-    """Return a value for strict JSON; NaN and infinity become strings."""
+    """Convert a value for strict JSON; NaN, infinity and unknown types become strings."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

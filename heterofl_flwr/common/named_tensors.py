@@ -26,7 +26,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Describe tensors that are missing, unexpected or of a wrong shape; '' if all fit."""
+    """Describe up to three tensors that are missing, unexpected or of a wrong shape; '' if all fit."""
     shapes, expected_shapes = (
         {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, expected)
     )
@@ -37,5 +37,5 @@ def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 
 def norm_between(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """Return the L2 norm of the difference of two states."""
+    """Return the L2 norm of the difference of two states, over the tensors of ``state``."""
     return math.hypot(*((tensor.double() - reference[name]).norm().item() for name, tensor in state.items()))

@@ -50,7 +50,7 @@ Decay = Annotated[float, Strict(), Field(ge=0, lt=1), "a number of 0 or more, an
 
 
 def is_interval(value: object) -> bool:
-    """Whether a value is a number of rounds, such as 10, or of seconds, such as '30s'."""
+    """Return True for a number of rounds, such as 10, or of seconds, such as '30s'."""
     if isinstance(value, str):
         return re.fullmatch(r"[1-9][0-9]*s", value) is not None
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -67,7 +67,7 @@ def group(kind: type[Kind]) -> type[Kind]:
 
 @dataclass_transform()
 def with_options(kind: type[Kind]) -> type[Kind]:
-    """Class decorator like ``group``, for a class that is not frozen and has positional options."""
+    """Class decorator like ``group``, but the class is not frozen and its options can be positional."""
     return _checked(dataclass(config=KEYS)(kind), ordered=True)
 
 
@@ -105,18 +105,18 @@ def values(of: Any) -> dict[str, Any]:
 
 
 def is_group(value: object) -> bool:
-    """Whether a value is a group of options."""
+    """Return True if a value is a group of options."""
     return hasattr(type(value), "__pydantic_fields__")
 
 
 def same(kind: Any, name: str) -> Any:
-    """Return a pydantic field with the default and description of the field ``name`` of the class ``kind``."""
+    """Return a pydantic field with the default and description of field ``name`` of class ``kind``."""
     option = specs(kind)[name]
     return Field(default=option.default, description=option.description)
 
 
 def pick(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
-    """Make a group from those ``arguments`` that are its options."""
+    """Make a group of the class ``kind`` from those ``arguments`` that are its options."""
     return kind(**{name: arguments[name] for name in specs(kind) if name in arguments})
 
 

@@ -1,6 +1,6 @@
 """Loading of functions that a user names as ``module:function``.
 
-Modules in the current folder are found only if a command line names them.
+A module in the current folder is found only if a command line names it, or if code in this folder imports it.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 
 VARIABLE = "HETEROFL_CODE"
-"""Environment variable with the folder and its importable modules; processes of a run inherit it."""
+"""Environment variable with a folder and its importable modules, as JSON. Processes of a run inherit it."""
 
 _NAMED = re.compile(r"(?<![\w.])([^\W\d]\w*)(?:\.\w+)*:[^\W\d]\w*(?:\.\w+)*(?![\w/])")
 
@@ -28,14 +28,14 @@ def named_modules(texts: Iterable[object]) -> set[str]:
 
 
 def allow_modules(modules: Iterable[str]) -> None:
-    """Make these modules of the current folder importable."""
+    """Make these modules of the current folder importable, also in child processes."""
     folder, allowed = _allowed()
     if names := sorted({*modules, *(allowed if folder == os.getcwd() else ())}):
         os.environ[VARIABLE] = json.dumps([os.getcwd(), names])
 
 
 def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigError) -> Callable[..., Any]:
-    """Return the function ``module:function``.
+    """Return the function that ``reference`` names, as ``module:function``.
 
     Error messages begin with ``what``. ``kind`` is the class of the errors.
     """
@@ -72,7 +72,7 @@ class _FolderFinder(MetaPathFinder):
 
 
 def _importer_is_in(folder: str) -> bool:
-    """Whether the importing file is below ``folder``, outside ``site-packages``."""
+    """Return True if the importing file is below ``folder``, outside ``site-packages``."""
     frame = sys._getframe(2)
     while frame.f_back and frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
