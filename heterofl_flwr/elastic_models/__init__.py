@@ -1,8 +1,8 @@
 """Any model at any width, by a trace of the model's code.
 
-The trace numbers the entries of each tensor's axes: these numbers are *positions* (``Row``, ``Rows``). Operators tie
-positions of their inputs and outputs to one another. Tied positions are one *channel*. Channels on the same axes are a
-*group* (``Places``), for example those of a residual stream. A slice keeps the first channels of each group.
+The trace numbers the entries of each tensor's axes. These numbers are *positions* (``Row``, ``Rows``). Operators tie
+positions of inputs and outputs. Tied positions form one *channel*. Channels that occur on the same axes form a
+*group* (``Places``), such as the channels of a residual stream. A slice keeps the first channels of each group.
 """
 
 from heterofl_flwr.elastic_models import function_rules, movement_rules  # noqa: F401  # importing registers their rules

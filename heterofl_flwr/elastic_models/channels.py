@@ -7,14 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.int64]
-"""Position numbers of an axis' entries. Entries whose positions are united are kept or dropped together."""
+"""Position numbers of an axis, one for each entry. Entries with united numbers are kept together."""
 
 Rows = Sequence[Row | None]
-"""For each axis of a tensor its positions; None for an axis that is kept in full."""
+"""Positions of each axis of a tensor; None for an axis that is kept in full."""
 
 Places = NDArray[np.int64]
-"""For each entry of an axis, its group and its channel in the group, (length, 2); entries of group -1 are always kept.
-"""
+"""Group and channel number of each entry of an axis, (length, 2). Entries of group -1 are always kept."""
 
 
 class Positions:
@@ -28,7 +27,7 @@ class Positions:
         self.number = 1  # number of positions
 
     def new(self, number: int) -> Row:
-        """Return new positions for an axis."""
+        """Return ``number`` new positions, not united with others."""
         start, self.number = self.number, self.number + number
         if self.number > len(self._parents):
             self._parents = np.pad(self._parents[:start], (0, 2 * self.number - start))
@@ -37,7 +36,7 @@ class Positions:
         return row
 
     def roots(self, row: Row) -> Row:
-        """Return the representative of each position, the smallest that is united with it."""
+        """Return, for each position, the smallest position that is united with it."""
         roots = self._parents[row]
         while not np.array_equal(above := self._parents[roots], roots):
             roots = above
@@ -67,7 +66,7 @@ class Channels:
     axes: Mapping[str, Sequence[Places | None]]  # by parameter or buffer; None for an axis that is kept in full
 
     def equal(self, channels: "Channels") -> bool:
-        """Whether other channels have the same groups and axes."""
+        """Return True if ``channels`` has equal groups and axes."""
         if self is channels:
             return True
         return self.sizes == channels.sizes and all(
@@ -106,7 +105,7 @@ class Grouping:
             self.sizes.append(len(members))
 
     def places(self, row: Row | None) -> Places | None:
-        """Return the group and channel of each entry of an axis; None if never sliced."""
+        """Return the group and channel of each entry of an axis, or None if the axis is never sliced."""
         if row is None:
             return None
         roots = self._positions.roots(row)
@@ -116,8 +115,8 @@ class Grouping:
     def length(self, row: Row) -> Places | int | None:
         """Return the length of an axis in a slice.
 
-        The result is a number if it is the same in all slices, the places of the axis if it depends on the widths, and
-        None if it is unknown.
+        The result is a number if all slices have the same length, the axis's ``Places`` if the length depends on the
+        widths, and None if entries are tied to no parameter.
         """
         roots = self._positions.roots(row)
         places = self.places(row)
@@ -127,6 +126,6 @@ class Grouping:
 
 
 def kept_positions(places: Places, widths: Sequence[int]) -> Row:
-    """Return the indices that a slice of these widths keeps, in ascending order."""
+    """Return the indices of an axis that a slice keeps, ascending; ``widths`` has its channels by group."""
     # The last entry, 1, is the width of group -1, whose entries all have number 0: they are always kept.
     return np.flatnonzero(places[:, 1] < np.array([*widths, 1])[places[:, 0]])

@@ -15,15 +15,14 @@ MODES = (True, False)
 """Training and evaluation mode: some models have parts that run in only one of them."""
 
 QUIET = {"view", "_unsafe_view", "clone", "expand", "alias", "detach", "as_strided", "as_strided_", "copy_", "empty"}
-"""Operators that are not compared. Whether torch views or copies depends on strides, and so on widths of 1. An entry
-that is moved wrongly shows in later operators.
+"""Operators that are not compared.
+
+Torch chooses between view and copy by strides, which differ at width 1. Later operators show wrong views.
 """
 
 
 SCALES = {"mul", "div", "addmm", "baddbmm", "addbmm", "addmv"}
-"""Operators whose numbers may depend on a width: attention divides by the root of the head dimension, a mean by its
-length.
-"""
+"""Operators whose numbers may depend on a width: attention divides by the root of the head dimension."""
 
 _POWERS = (-1, -1 / 2, -1 / 4, 1 / 4, 1 / 2, 1)
 
@@ -43,17 +42,17 @@ class Step(NamedTuple):
 
 
 class DifferentStepError(Exception):
-    """An operator call of a slice differs from that of the full model.
+    """Error for an operator call of a slice that differs from the full model's call.
 
-    It is no ``TypeError``, because Python's binary operators catch those.
+    It is not a ``TypeError``, because Python's binary operators can catch a ``TypeError``.
     """
 
 
 class Findings(NamedTuple):
     """Layers of a slice that compute with a wrong number."""
 
-    literal: set[str]  # the number is the full model's: a sum is divided by the full length
-    factors: set[str]  # the number, a factor, changes with the rate, but in another proportion than any width
+    literal: set[str]  # layers that divide a sum by the full model's length
+    factors: set[str]  # layers whose factor changes with the rate, but not like a power of a width (``_POWERS``)
 
 
 def check_slice(
@@ -64,10 +63,10 @@ def check_slice(
     example_inputs: object,
     rate: float,
 ) -> Findings:
-    """Compare the operator calls of a slice with ``steps``, those of the full model.
+    """Run a slice, and compare its operator calls with ``steps``, the calls of the full model.
 
-    The first difference raises ``UnsupportedLayerError``. ``widths`` and ``sizes`` are the numbers of channels by
-    group, in the slice and in the full model.
+    With ``steps=None``, the slice only has to run. ``widths`` and ``sizes`` are the numbers of channels by group, in
+    the slice and in the full model. Raise ``UnsupportedLayerError`` at the first difference.
     """
     expected, findings = _expected(steps or (), widths), Findings(set(), set())
     powers = [1.0, *((few / size) ** power for few, size in set(zip(widths, sizes, strict=True)) for power in _POWERS)]

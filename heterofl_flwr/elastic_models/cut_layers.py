@@ -20,9 +20,9 @@ from heterofl_flwr.nn.layers import Scaler
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """A slice of a traced model, and its slicing rule for ``Plan.of``.
+    """Slice of a traced model: the number of channels to keep of each group.
 
-    ``widths`` has, for each group of channels in ``channels``, the number that is kept.
+    ``elastic`` stores it in the model as ``plan_rule``, and ``Plan.of`` calls it.
     """
 
     channels: Channels
@@ -32,7 +32,7 @@ class Slice:
         return self
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the entries of a full tensor that the slice keeps."""
+        """Return a copy of the kept entries of the full model's parameter or buffer ``name``."""
         whole_tensor = tensor
         for axis, places in enumerate(self.channels.axes.get(name, ())):
             indices = None if places is None else kept_positions(places, self.widths)
@@ -41,7 +41,7 @@ class Slice:
         return tensor.clone() if tensor is whole_tensor else tensor
 
     def places(self, names: Iterable[str]) -> dict[str, dict[int, list[tuple[int, int]]]]:
-        """Return the group and channel of each index that is kept, by parameter and axis."""
+        """Return, by parameter name and sliced axis, the group and channel of each kept index."""
         return {
             name: {
                 axis: self._remaining(places)
@@ -55,11 +55,11 @@ class Slice:
         return list(map(tuple, places[kept_positions(places, self.widths)].tolist()))
 
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-        """Return axes that select the entries of ``local``, by parameter name."""
+        """Return, by parameter name, the axes that select the slice ``local`` from ``full_model``."""
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
-        """Return axes that select a smaller slice from this slice, by parameter name."""
+        """Return, by parameter name, the axes that select a smaller slice from this one."""
         if not self.channels.equal(smaller.channels):
             raise ShapeError("the two models are slices of different models, or of one that was traced differently")
         if any(its > mine for mine, its in zip(self.widths, smaller.widths, strict=True)):
@@ -85,16 +85,15 @@ SCALED: dict[type[nn.Module], str] = {
     nn.Embedding: "embedding_dim",
     _ConvNd: "out_channels",
 }
-"""For each layer type, the attribute with its number of outputs. A Scaler follows each such layer that has fewer
-outputs in the slice.
+"""Attribute with the number of outputs, by layer type.
 
-Add a layer type whose output is a product with its parameters: ``SCALED[Conv1D] = "nf"`` (GPT-2).
-``nn.MultiheadAttention`` counts as its last linear layer.
+A layer of these types gets a Scaler if it has fewer outputs in the slice. So does ``nn.MultiheadAttention``. To add a
+type, set ``SCALED[Conv1D] = "nf"`` (GPT-2). Its output must be a product with its parameters.
 """
 
 
 def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> None:
-    """Add a Scaler after each layer that has fewer outputs than in the full model.
+    """Add a Scaler, as a forward hook, to each layer that has fewer outputs than in the full model.
 
     ``ratio`` is the rate of the model divided by the global rate.
     """
@@ -114,16 +113,17 @@ def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tupl
 
 
 def _outputs(layer: nn.Module) -> int | None:
-    """Read the number of outputs from an attribute, because the weight may be parametrised."""
+    """Return a layer's number of outputs, or None if its type is not in ``SCALED``."""
     if isinstance(layer, nn.MultiheadAttention):
         layer = layer.out_proj
+    # Not the weight's shape, because the weight may be parametrised.
     return next((getattr(layer, attribute) for kind, attribute in SCALED.items() if isinstance(layer, kind)), None)
 
 
 def adjust_layers(full_model: nn.Module, model: nn.Module) -> None:
-    """Update attributes of sliced layers that store a width, such as ``in_features``.
+    """Update widths such as ``in_features`` in sliced layers, by the functions registered with ``adjust``.
 
-    The trace updates only attributes that the model's code reads.
+    The trace finds only widths that the model's code reads.
     """
     before = dict(full_model.named_modules())
     with evaluating(model):  # in training, reading a weight with spectral norm would update its vectors
@@ -143,7 +143,7 @@ _LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.EmbeddingBag: {"embedding_dim": ("weight", 1)},
     nn.GroupNorm: {"num_channels": ("weight", 0)},
 }
-"""For each layer type, the attributes that are lengths, each with a parameter and the axis of this length."""
+"""Width attributes by layer type. Each has the name of a parameter and the axis with this length."""
 
 
 @adjust(*_LENGTHS)

@@ -67,7 +67,7 @@ class Elastic:
         return model
 
     def checked(self, rate: float) -> nn.Module:
-        """Return the slice of a rate, without Scalers. It has been checked against the full model."""
+        """Return a new model of this rate without Scalers, after checking it against the full model."""
         part = self.part(rate)
         model = self._cut(part)
         if part.widths not in self.checked_widths:
@@ -110,7 +110,7 @@ class Elastic:
         return Plan(self.part(1.0).axes(self.model.named_parameters(), self.part(rate))).sliced(prefix)
 
     def part(self, rate: float) -> Slice:
-        """Return the ``Slice`` of this rate, with the number of channels of each group."""
+        """Return the ``Slice`` of this rate, which has the number of channels of each group."""
         exact_rate(rate)
         channels, multiple = self.traced.channels, self.multiple_of
         widths = {size: min(math.ceil(width(size, rate) / multiple) * multiple, size) for size in channels.sizes}
@@ -148,8 +148,8 @@ def elastic(
         Names of the outputs that your code reads, if the model returns a mapping or an object. Only these outputs
         keep their widths. By default, all output tensors keep them, including hidden states.
     multiple_of : int
-        The width of each group of channels is rounded up to a multiple of this number. In attention, it is the
-        width of one head that is rounded.
+        The width of each group of channels is rounded up to a multiple of this number. In attention, the width of
+        one head is rounded.
     global_rate : float
         The largest rate of the mix.
     scaler : bool | None
@@ -175,6 +175,7 @@ def elastic(
         If ``check="zeroing"`` finds that the outputs differ.
         If parameters are not used on the example inputs; they keep their full width.
         If the code divides a sum over channels by a literal that equals the full number of channels.
+        If the code multiplies by a number that changes with the rate, but not like a width or its root.
         If a slice of rate 0.5 keeps more than 60 % of the parameters.
 
     Examples

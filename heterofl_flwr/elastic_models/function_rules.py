@@ -1,8 +1,8 @@
 """Trace rules of torch functions that take lengths as arguments.
 
-A rule couples each length with the axis that gets this length. If the model's code read the length from the
-shape at another axis, the two axes shrink in proportion. If the length is a literal number, the axis is never
-sliced.
+A rule couples each length with the axis that gets this length. If the model's code
+read the length from another axis (``x.shape[1]``), both axes shrink in proportion. If the length is a literal number,
+the axis is never sliced.
 """
 
 import inspect
@@ -36,7 +36,7 @@ def layer_norm(
 
 @function(F.group_norm, torch.group_norm)
 def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: object, **__: object) -> object:
-    """Trace rule of group norm: keep whole groups, or the same channels of each group."""
+    """Trace rule of group norm: keep either whole groups, or the same channels of every group."""
     output = run()
     channels = trace.rows(output)[1]
     _use_groups(trace, num_groups, couple_groups(trace, channels, num_groups), channels)
@@ -59,7 +59,8 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
     """Let ``number``, the number of groups, shrink if slices drop groups.
 
-    If slices drop groups but ``number`` is a literal in the model's code, keep all channels.
+    ``groups`` has one position for each group, or is None if slices keep all groups. If slices drop groups but
+    ``number`` is a literal in the code, keep all channels.
     """
     if groups is None or is_length(number):
         trace.use(number, groups)
@@ -69,7 +70,7 @@ def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | N
 
 @function(F.multi_head_attention_forward)
 def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
-    """Trace rule of ``multi_head_attention_forward``: the embedding shrinks in proportion to the heads."""
+    """Trace rule of ``multi_head_attention_forward``: heads get narrower, their number is kept."""
     output = run()
     arguments = _ATTENTION.bind(*args, **named).arguments
     outer = trace.rows(arguments["query"])[-1]
@@ -84,7 +85,10 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
-    """Trace rule of indexing: if entries before a bound of a Python slice are dropped, the bound gets smaller."""
+    """Trace rule of indexing: bounds of a Python slice shrink with the entries before them.
+
+    With an integer index, all entries up to it are always kept.
+    """
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
     if not any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index_tuple):
@@ -121,9 +125,9 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 
 
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
-    """For a Python slice with a step of n, keep or drop each n successive entries together.
+    """For a Python slice ``start::n``, keep or drop n successive entries together, for rotary embeddings.
 
-    Rotary embeddings need this.
+    If the slice has a stop, or n does not divide the length, never slice the axis.
     """
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)
@@ -133,9 +137,9 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Let a bound of a Python slice get smaller if entries before it are dropped.
+    """Let ``end``, a bound of a Python slice, shrink with the entries before it.
 
-    If the bound is negative, keep all entries after it at every rate.
+    If the bound is negative, always keep all entries from it on.
     """
     if end < 0:
         trace.pin(row[end:])
@@ -152,7 +156,7 @@ def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
 
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
 def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
-    """Trace rule of ``chunk`` and ``tensor_split``: all chunks keep the same number of entries."""
+    """Trace rule of ``chunk`` and ``tensor_split``: all chunks of equal size shrink alike."""
     if isinstance(chunks, SupportsIndex) and not isinstance(chunks, Tensor):
         return split(trace, run, input, trace.lengths(input)[dim] // operator.index(chunks), dim=dim)
     trace.pin(trace.rows(input)[dim])
@@ -161,7 +165,7 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
 
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
-    """Trace rule of ``split``: each size shrinks in proportion to the piece that has this size."""
+    """Trace rule of ``split``: each size shrinks with the part of the tensor that has this size."""
     # The parameter of sizes has another name in each of these functions.
     size_or_sizes, dim = (*sizes, *named.values(), dim)[:2]
     row = trace.rows(tensor)[dim]
@@ -175,7 +179,7 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 
 @function(Tensor.narrow, torch.narrow)
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
-    """Trace rule of ``narrow``: ``length`` shrinks with the selected entries, ``start`` with those before."""
+    """Trace rule of ``narrow``: ``length`` shrinks with the selected entries, ``start`` with earlier entries."""
     row = trace.rows(input)[dim]
     if row is not None:
         _use_before(trace, start, row)
@@ -185,7 +189,7 @@ def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: 
 
 @function(Tensor.size, Tensor.shape.__get__)  # type: ignore[attr-defined]  # a property of C
 def size(trace: Trace, run: Run, tensor: Tensor, dim: int | None = None) -> object:
-    """Trace rule of ``size`` and ``shape``: return lengths that remember their axis."""
+    """Trace rule of ``size`` and ``shape``: return ``Length`` objects, integers that remember their axis."""
     lengths = torch.Size(trace.lengths(tensor))
     return lengths if dim is None else lengths[dim]
 

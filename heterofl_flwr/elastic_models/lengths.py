@@ -14,7 +14,7 @@ from heterofl_flwr.elastic_models.channels import Positions, Row, Rows
 
 
 class Source:
-    """Source of a length: an axis of a tensor, or an integer of a layer."""
+    """Source of a length: an axis of a tensor, or an integer attribute of a layer."""
 
     def __init__(self, trace: "Trace", make: Callable[[], Row]) -> None:
         self.trace = trace
@@ -22,7 +22,7 @@ class Source:
 
     @cached_property
     def row(self) -> Row:
-        """Positions of the axis."""
+        """Positions of the axis (numbers of its entries)."""
         return self._make()
 
 
@@ -62,7 +62,7 @@ def _compared(name: str) -> Callable[..., Any]:
 class Length(int):
     """Integer that remembers the axes from whose lengths it was computed.
 
-    It is exact if it was computed by multiplication and by division without remainder.
+    It is exact if it was computed only by multiplication and by division without remainder.
     """
 
     sources: tuple[Source, ...]
@@ -80,7 +80,7 @@ class Length(int):
 
     @property
     def trace(self) -> "Trace":
-        """Trace in which the lengths were read."""
+        """Trace in which the code read the lengths."""
         return self.sources[0].trace
 
     @property
@@ -105,12 +105,12 @@ class Length(int):
 
 
 def is_length(number: object) -> TypeGuard[Length]:
-    """Whether a number is an exact ``Length``, which shrinks with the rate."""
+    """Return True for an exact ``Length``, which shrinks with the rate."""
     return isinstance(number, Length) and number.exact
 
 
 class Trace:
-    """State of a trace of a model's code."""
+    """State of a trace of a model's code: ties between axes, and axes that are kept in full."""
 
     def __init__(self, place: Callable[[], str] = str) -> None:
         self.positions = Positions()
@@ -124,11 +124,11 @@ class Trace:
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # by id; the tensor is stored too, or its id could be reused
 
     def rows(self, tensor: Tensor) -> tuple[Row | None, ...]:
-        """Return, for each axis of a tensor, numbers that identify its entries; None if unknown or never sliced."""
+        """Return the positions (numbers of entries) of each axis of a tensor; None if unknown or never sliced."""
         return tuple(map(self.open, self.marked_rows(tensor) or [None] * tensor.dim()))
 
     def marked_rows(self, tensor: Tensor) -> Rows | None:
-        """Return the positions that ``mark`` has stored for a tensor, if any."""
+        """Return the positions that ``mark`` has stored for a tensor, or None."""
         return self._rows[id(tensor)][1] if id(tensor) in self._rows else None
 
     def mark(self, rows: Rows, *tensors: Tensor) -> None:
@@ -155,7 +155,10 @@ class Trace:
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
-        """Require that axes of equal length are sliced alike; return their positions."""
+        """Require that axes of equal length are sliced alike; return their positions.
+
+        If one is None (never sliced), slice none of them, and return None.
+        """
         row, *rest = rows
         present = [partner for partner in rest if partner is not None]
         if row is None or len(present) < len(rest):
@@ -166,7 +169,7 @@ class Trace:
         return row
 
     def tie(self, row_a: Row | None, row_b: Row | None) -> None:
-        """Require that two axes shrink in proportion."""
+        """Require that two axes shrink in proportion. If one is None, slice neither."""
         if row_a is None or row_b is None:
             self.pin(row_a, row_b)
             return
@@ -181,7 +184,7 @@ class Trace:
     def use(self, length: object, row: Row | None) -> None:
         """Record that the code uses a number as the length of an axis.
 
-        The axis shrinks if the number is a ``Length``, and is never sliced otherwise.
+        The axis shrinks if the number is an exact ``Length``, and is never sliced otherwise.
         """
         if isinstance(length, Length) and any(source.trace is not self for source in length.sources + length.divisors):
             raise UnsupportedLayerError(
@@ -194,13 +197,16 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the axes that the tensor was summed over, if they have the length ``divisor``."""
+        """Return the axes of length ``divisor`` over which the tensor was summed."""
         _, summed = self.sums.get(id(tensor), (None, []))
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
     def compare(self, length: Length, operand: float) -> None:
-        """Record that the code compares a length with a number."""
-        # The result must be the same at every rate. No length is below 1.
+        """Let a comparison of a length with a number give the same result at every rate.
+
+        Two exact lengths shrink in proportion. Otherwise, axes of the length are never sliced.
+        """
+        # No length is below 1, so a comparison with a smaller number needs nothing.
         if not self.listening:
             return
         if isinstance(operand, Length) and operand.trace is not self:
@@ -219,7 +225,7 @@ class Trace:
         )
 
     def _variable(self, length: Length) -> Row | None:
-        """Return the one axis with which a length shrinks.
+        """Return the positions of the one axis with which a length shrinks, or None.
 
         All other axes from which the length was computed are kept in full at every rate.
         """

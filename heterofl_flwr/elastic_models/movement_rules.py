@@ -1,6 +1,7 @@
 """Trace rules of operators that only move entries, such as permutations, slices and views.
 
-Most rules run the operator on a tensor of positions, and look at where the positions are in the result.
+A rule records which axes of inputs and outputs are sliced alike, and which are never sliced. ``rows`` has the positions
+(numbers of entries) of each axis of the first input; None if never sliced.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,10 @@ _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
 @operator(*_VIEWS, *_SHUFFLES, "permute", "transpose", "t", "flip", "repeat", "constant_pad_nd", "select", "unbind")
 @operator("slice", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
 def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of operators that move entries. Padding is kept at every rate."""
+    """Trace rule of operators that move entries. Padding is kept at every rate.
+
+    It runs the operator on a tensor of positions.
+    """
     args, space = call.args[1:], [*[False] * (len(rows) - 3), True, False, False]  # only channels shrink
     name, shape = call.name.removesuffix("_"), call.shape
     if name == "constant_pad_nd":
@@ -40,9 +44,9 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
-    """Find the axis of ``result`` along which positions change, and store this axis's positions in ``rows``.
+    """Find the axis along which the positions in ``result`` change, and store its positions in ``rows``.
 
-    ``flexible`` says which axes of the result may shrink.
+    ``flexible`` has True for each axis of the result that may shrink.
     """
     # An axis of stride 0 repeats one entry, so only its first entry is used. The other axes along which the numbers
     # change are parts of the old axis: (2, 4) after an axis of 8 is viewed as two axes.
@@ -63,7 +67,7 @@ def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Seque
 
 @operator("expand")
 def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``expand``: a repeated axis is sliced like the axis that a later operator combines with it."""
+    """Trace rule of ``expand``: later operators decide how a repeated axis is sliced."""
     shape = call.outputs[0].shape
     added = len(shape) - len(rows)
     before = zip([*[0] * added, *call.args[0].shape], [*[None] * added, *rows], shape, strict=True)
@@ -79,7 +83,7 @@ def rolled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("cat")
 def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``cat``: all axes except the joined one are sliced alike."""
+    """Trace rule of ``cat``: axes other than ``dim`` are sliced alike in all inputs."""
     parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch ignores empty ones
     axis = call.named_arguments["dim"] % call.outputs[0].dim()
     joined = []
@@ -94,20 +98,20 @@ def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @stand_in(aten.stack)
 def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Stand-in for ``stack``."""
+    """Stand-in for ``stack``, made of operators with trace rules."""
     return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
 
 
 @stand_in(aten.glu)
 def gated(x: Tensor, dim: int = -1) -> Tensor:
-    """Stand-in for ``glu``."""
+    """Stand-in for ``glu``, made of operators with trace rules."""
     values, gates = torch.chunk(x, 2, dim)
     return values * gates.sigmoid()
 
 
 @stand_in(aten.channel_shuffle, aten.native_channel_shuffle)
 def shuffled(x: Tensor, groups: int) -> Tensor:
-    """Stand-in for a channel shuffle."""
+    """Stand-in for ``channel_shuffle``, made of operators with trace rules."""
     return torch.flatten(x.unflatten(1, (groups, -1)).transpose(1, 2), 1, 2)
 
 
@@ -168,7 +172,7 @@ def complex_or_real(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_select", "unfold")
 def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``index_select`` and ``unfold``: their axis is never sliced."""
+    """Trace rule of ``index_select`` and ``unfold``: the selected or unfolded axis is never sliced."""
     axis = call.args[1] % max(len(rows), 1)
     trace.pin(rows[axis], *(row for index in call.inputs[1:] for row in trace.rows(index)))
     rows[axis] = None
@@ -177,7 +181,7 @@ def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("im2col")
 def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``im2col``: the entries under the kernel are kept or dropped together with their channel."""
+    """Trace rule of ``im2col``: kernel entries are kept or dropped with their channel."""
     *batch, channels, height, width = rows
     trace.pin(height, width)
     taps = call.args[1][0] * call.args[1][1]
@@ -186,7 +190,7 @@ def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("col2im")
 def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of ``col2im``: entries that are summed stay together."""
+    """Trace rule of ``col2im``: kernel entries of a channel are kept or dropped together."""
     *batch, channels, windows = rows
     trace.pin(windows)
     if channels is not None:
@@ -198,10 +202,7 @@ def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("as_strided")
 def strided(trace: Trace, call: Call, rows: list[Row | None]) -> Rows | None:
-    """Trace rule of ``as_strided``: if it changes only the memory layout, axes are sliced as before.
-
-    Otherwise, all axes are kept in full at every rate.
-    """
+    """Trace rule of ``as_strided``: no axis is sliced, except if an in-place call keeps all lengths."""
     source, output = call.args[0], call.outputs[0]
     if source is output and all(row is None or len(row) == n for row, n in zip(rows, output.shape, strict=False)):
         return None

@@ -1,6 +1,7 @@
 """Trace rules of elementwise operators, reductions, products, convolutions and norms.
 
-A trace rule says which axes of an operator's inputs and outputs must be sliced alike.
+A rule records which axes of inputs and outputs are sliced alike, and which are never sliced. ``rows`` has the positions
+(numbers of entries) of each axis of the first input; None if never sliced.
 """
 
 from collections.abc import Sequence
@@ -56,8 +57,7 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
     """Require that tensors that are broadcast to ``shape`` are sliced alike.
 
-    Return the positions on each axis of the result. The last ``inner`` axes are left out of both the requirement and
-    the result.
+    Return the positions of each axis of ``shape`` except the last ``inner`` ones. An axis of length 1 gets None.
     """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
@@ -70,7 +70,7 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
 @operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of new tensors, such as zeros: sliced like the tensors that later operators combine them with."""
+    """Trace rule of new tensors, such as zeros: later operators decide how their axes are sliced."""
     trace.fresh(*call.outputs)
 
 
@@ -83,7 +83,7 @@ def triangle(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator(*_SUMS, *_SEARCHES)
 def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of reductions and searches. Axes that ``argmax`` or ``sort`` search are never sliced."""
+    """Trace rule of reductions and searches: axes searched by ``argmax`` or ``sort`` are never sliced."""
     axes = call.axes(len(rows))
     if call.name in _SEARCHES:
         trace.pin(*(rows[axis] for axis in axes))
@@ -138,7 +138,7 @@ def grouped_product(
 
 @operator("linalg_solve_triangular")
 def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of linear equations: equations and unknowns are never sliced."""
+    """Trace rule of ``linalg_solve_triangular``: axes of equations and unknowns are never sliced."""
     right_rows = trace.rows(call.inputs[1])
     trace.pin(*rows[-2:], right_rows[-2])
     return [*broadcast(trace, call.inputs, call.outputs[0].shape, inner=2), None, right_rows[-1]]
@@ -154,15 +154,15 @@ def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 
 def drops_groups(groups: int, channels: int) -> bool:
-    """Whether slices drop whole groups of channels. Otherwise, every group gets narrower."""
+    """Return True if slices drop whole groups of a convolution or norm, False if each group gets narrower."""
     return groups >= channels // groups  # the choice that allows more widths
 
 
 def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None:
-    """Tie the channels of a convolution or norm with ``groups`` groups.
+    """Tie channels (keep or drop them together) for a convolution or norm with ``groups`` groups.
 
     If slices drop groups, tie all channels of a group to one another, and return the position of each group's first
-    channel. Otherwise, tie the channels that have the same number in each group, and return None.
+    channel. Otherwise, tie channels of the same number in all groups, and return None.
     """
     if channels is None:
         return None
@@ -173,7 +173,7 @@ def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None
 
 
 def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *, transposed: bool) -> Row | None:
-    """Tie input channels to the weight. Return the positions of the output channels."""
+    """Tie input channels of a grouped convolution to its weight. Return positions of its output channels."""
     first_row, second_row, *_ = trace.rows(weight)
     inputs = weight.shape[0] if transposed else weight.shape[1] * groups
     if transposed:
@@ -196,7 +196,7 @@ def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *,
 
 @operator("convolution", "_convolution")
 def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of convolutions: input and output channels are sliced, the kernel is not."""
+    """Trace rule of convolutions: input and output channels are sliced, space and kernel are not."""
     weight, bias, transposed, groups = (call.args[place] for place in (1, 2, 6, 8))
     batch, channels, *space = rows
     first_row, second_row, *kernel = trace.rows(weight)

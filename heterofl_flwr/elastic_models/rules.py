@@ -1,4 +1,7 @@
-"""Registries of trace rules, and the torch modes that apply them."""
+"""Registries of trace rules, and the torch modes that apply them.
+
+A trace rule says which axes of a torch operator or function are sliced alike.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
@@ -29,13 +32,14 @@ _LENGTHS = {
     *("size", "normalized_shape", "N", "C", "HxW", "group", "groups", "start", "end", "repeats", "scale"),
     *("split_size", "split_sizes"),
 }
-"""Names of arguments that are not compared: lengths, which the outputs' shapes show, and ``scale``, the factor of
-attention.
+"""Names of arguments that are not compared with the full model.
+
+These are lengths, which the outputs' shapes show, and ``scale``, the factor of attention.
 """
 
 
 class Call:
-    """A call of an operator in a trace.
+    """A call of an ATen operator.
 
     ``shape`` is the first argument's shape before the call.
     """
@@ -55,7 +59,7 @@ class Call:
 
     @cached_property
     def named_arguments(self) -> Mapping[str, Any]:
-        """The arguments by name, including defaults."""
+        """Arguments by name, including defaults."""
         arguments = self.function._schema.arguments
         defaults = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
         return {
@@ -65,20 +69,20 @@ class Call:
         }
 
     def axes(self, number: int) -> list[int]:
-        """Return the axes in the argument ``dim`` of a tensor with ``number`` axes; without it, all."""
+        """Return the axes in the argument ``dim`` of a tensor with ``number`` axes; all axes if it is missing."""
         dim = self.named_arguments.get("dim")
         dims = range(number) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
         return [axis % number for axis in dims]
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """All numbers among the arguments, except lengths."""
+        """Arguments that are ``int`` or ``float``, except those named in ``_LENGTHS``."""
         values = {name: value for name, value in self.named_arguments.items() if name not in _LENGTHS}
         return tuple(leaf for leaf in tree_leaves(values) if isinstance(leaf, int | float))
 
     @property
     def divisor(self) -> float | None:
-        """The number by which the call divides a tensor, or None."""
+        """Divisor of a ``div``, or reciprocal factor of a ``mul``, if it is a number; else None."""
         number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
         if not isinstance(number, int | float) or not number:
             return None
@@ -98,9 +102,10 @@ OperatorRule = Callable[[Trace, Call, list[Row | None]], Rows | None]
 
 
 def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
-    """Register the decorated function as the trace rule of these ATen operators.
+    """Register the decorated function as the trace rule of these ATen operators and their in-place forms.
 
-    A rule returns the positions of the first output, or sets those of all outputs and returns None.
+    A rule takes the trace, the call, and the positions of the first input's axes. It returns the positions of the first
+    output's axes. Or it stores the positions of all outputs with ``Trace.mark``, and returns None.
     """
     forms = (name for plain in names for name in (plain, f"{plain}_"))
     return OPERATORS.add(*(getattr(aten, name) for name in forms if hasattr(aten, name)))
@@ -109,7 +114,7 @@ def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
 function = FUNCTIONS.add
 """Register the decorated function as the trace rule of these torch functions.
 
-A rule takes the trace, a callable that runs the torch function, and the arguments.
+A rule takes the trace, a callable that runs the torch function, and the function's arguments. It returns the result.
 """
 
 
@@ -117,8 +122,8 @@ def stand_in(*replaced: object) -> Callable[[Rule], Rule]:
     """Register the decorated function to replace layers or operators while ``elastic`` traces a model.
 
     A trace runs torch's own operators on tensors without values. It cannot follow custom operators, or code that
-    depends on values. A stand-in computes an output with torch's operators. Only the output's axes matter, not its
-    values. The models themselves run the original layer or operator, not the stand-in::
+    depends on values. A stand-in computes an output with torch's operators. Only the axes of this output matter, its
+    values do not::
 
         @stand_in(MyLayer)
         def my_layer(layer: MyLayer, x: Tensor) -> Tensor:
@@ -140,7 +145,7 @@ def stand_in(*replaced: object) -> Callable[[Rule], Rule]:
 def adjust(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the decorated function to update attributes of sliced layers of these types.
 
-    ``elastic`` calls the function with each such layer. The function may change only this layer::
+    The function is called with each layer whose parameters or buffers are sliced, and may change only this layer::
 
         @adjust(MyLayer)
         def my_layer(layer: MyLayer) -> None:
@@ -151,7 +156,7 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 @cache
 def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
-    """Return an operator's trace rule or None. Elementwise operators without a rule get that of ``add``."""
+    """Return an operator's trace rule or None. Elementwise operators without one get the rule of ``add``."""
     packet = called.overloadpacket
     if packet in OPERATORS:
         return OPERATORS[packet]
@@ -162,7 +167,7 @@ def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
 
 
 def follow(trace: Trace, call: Call) -> None:
-    """Apply the operator's trace rule to a call. Without a rule, the inputs are never sliced."""
+    """Apply an operator's trace rule to its call. If it has no rule, keep all axes of its inputs in full."""
     rule = _find_operator(call.function)
     if rule is not None:
         rows = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])
@@ -182,8 +187,8 @@ def follow(trace: Trace, call: Call) -> None:
 class Operators(TorchDispatchMode):
     """Torch mode that calls ``listener`` after each operator.
 
-    Operators with a stand-in, and unknown operators that torch can decompose, are replaced by other operators.
-    ``listener`` gets these.
+    Operators with a stand-in, and operators without a rule that torch can decompose, are replaced by other operators.
+    Then ``listener`` gets these other operators.
     """
 
     def __init__(self, listener: Callable[[Call], None]) -> None:

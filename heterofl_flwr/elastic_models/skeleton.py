@@ -25,7 +25,7 @@ _LARGEST_WIDTH = 1 << 20
 
 
 class Number(NamedTuple):
-    """Place of an integer in a layer: an attribute, and an index in a sequence."""
+    """Place of an integer in a layer: attribute ``name``, or its item ``place`` if that is not None."""
 
     layer: str
     name: str
@@ -33,7 +33,7 @@ class Number(NamedTuple):
 
 
 def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
-    """Return the attribute dictionaries of all layers, and all containers in them, by name."""
+    """Return the attribute dictionaries of all layers, and all dicts and lists in them, by name."""
     containers = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
     names, seen = list(containers), set(map(id, containers.values()))
     for name in names:  # the loop appends to it
@@ -112,7 +112,7 @@ class Skeleton:
 
     @property
     def place(self) -> str:
-        """The layer that is running, for error messages."""
+        """Name and type of the layer that is running, for error messages."""
         name, layer = self.at_work
         return f"layer {name or '(the model itself)'} of type {type(layer).__name__}"
 
@@ -121,7 +121,7 @@ class Skeleton:
         return [self._names[id(tensor)] for tensor in called.inputs if id(tensor) in self._names]
 
     def remember(self, trace: Trace) -> dict[Number, Source]:
-        """Start a trace: replace integers of layers by ``Length`` objects; return their sources."""
+        """Start a trace. Replace integer attributes of layers by ``Length`` objects; return their sources."""
         trace.fresh(*named_tensors(self.model).values())
         for name, tensor in other_tensors(self.model).items():
             trace.fresh(tensor)

@@ -34,7 +34,7 @@ class Traced:
     """Result of a trace."""
 
     channels: Channels
-    numbers: Mapping[Number, Places]  # integers of layers that shrink, each with the places of its axis
+    numbers: Mapping[Number, Places]  # integer attributes that shrink, each with the places of its axis
     steps: Sequence[Step]  # operator calls in all modes
     unused: Sequence[str]  # layers or parameters that no operator used; they are kept in full
     reasons: Sequence[str]  # reasons why axes are kept in full, sorted by number of channels, descending
@@ -48,7 +48,10 @@ def trace_model(
     fixed: Sequence[str] = (),
     outputs: Sequence[str] = (),
 ) -> Traced:
-    """Trace a model; the arguments are those of ``elastic``."""
+    """Trace a model. See ``elastic`` for the arguments.
+
+    If this fails, trace again while ``torch.jit.is_tracing()`` returns True.
+    """
     _check_model(model)
     _check_inputs(example_inputs)
     containers = [(name, container, copy.copy(container)) for name, container in find_containers(model).items()]
@@ -97,7 +100,7 @@ _CAUSES = {
     "": "{error}. A trace runs the model on the example inputs without their values, so nothing may depend on values, "
     "as packed sequences do. Give inputs that the model takes, or {remedy}",
 }
-"""Explanations of errors that torch raises when a model runs without values, by a pattern of the error's text."""
+"""Explanations of torch's errors when a model runs without values, by a pattern of the error's text."""
 
 
 def _explain(error: Exception, layer: nn.Module) -> str:
@@ -111,7 +114,10 @@ def _explain(error: Exception, layer: nn.Module) -> str:
 
 
 def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
-    """Undo changes to the model's dicts and lists; ``containers`` has (name, object, earlier copy)."""
+    """Undo changes to the model's dicts and lists; raise ``UnsupportedLayerError`` if there were any.
+
+    ``containers`` has (name, object, earlier copy).
+    """
     changed = []
     for name, container, before in containers:
         old = entries(before)
@@ -147,7 +153,7 @@ class Tracer:
         self._normalises = False
 
     def trace(self, example_inputs: object, outputs: Sequence[str]) -> Traced:
-        """Run the model in training and in evaluation mode."""
+        """Run the model in training and in evaluation mode, and return the result of the trace."""
         # Outputs after the first may be hidden states that no code reads.
         why = "that tensor is one of the model's outputs (outputs=[...] names those that matter)"
         for mode in MODES:
@@ -246,7 +252,7 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Never slice the length of a table, such as position embeddings."""
+    """Keep all rows of a table that the code slices, such as position embeddings."""
     # A longer input may read more of a table. Packed weights are no table: their positions occur on other axes too.
     roots = trace.positions.roots
     numbers = np.zeros(trace.positions.number, np.int64)  # by root, the number of axes with this position

@@ -28,7 +28,7 @@ _FILLS = {
     **dict.fromkeys(("amin", "min", "argmin"), torch.inf),
     "prod": 1.0,
 }
-"""For each operator, the value that does not affect its result."""
+"""Value of dropped entries that does not affect the result, by operator."""
 
 
 class _Record(NamedTuple):
@@ -129,7 +129,7 @@ def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[T
 
 
 def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, example_inputs: object) -> str:
-    """Describe how the outputs of a slice and of the zeroed full model differ; '' if equal."""
+    """Return a text on differences between outputs of a slice and the zeroed full model; '' if none."""
     inputs = tree_map(lambda leaf: _double(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
     models = [copy_with(model, lambda name, tensor: _double(tensor)) for model in (slice_, full_model)]
     for name, tensor in named_tensors(models[1]).items():
