@@ -14,7 +14,7 @@ from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024
-"""Number of training examples that are gathered and augmented together; single batches would underuse a GPU."""
+"""Number of examples that are gathered and augmented together; single batches would underuse a GPU."""
 
 
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
@@ -43,7 +43,7 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a text in pieces: the inputs, with some words masked, and the targets."""
+    """Yield masked inputs, and targets, for each ``reading.length`` columns of ``tokens``, (rows, words)."""
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
     yield from zip(masked.split(reading.length, 1), tokens.split(reading.length, 1), strict=True)
@@ -77,7 +77,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def count_steps(job: TrainingJob, options: TrainOptions) -> int:
-    """Return the number of steps that a client runs in a round."""
+    """Return the number of training steps of a client in a round, after ``step_share``."""
     return job.limit_steps(steps_per_epoch(job.split, options.batch_size) * options.epochs)
 
 
@@ -104,7 +104,7 @@ def input_batches(
     batch_size : int
         Number of inputs in a batch; a last batch of one input joins the batch before it.
     seed : int | None
-        Seed of the shuffle; None keeps the order.
+        Random seed of the shuffle; with None, inputs are in the order of the split.
     augment : str
         Augmentation of images, as in training.
     """

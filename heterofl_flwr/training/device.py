@@ -14,14 +14,17 @@ from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.execution import named_tensors
 
 Precision = Literal["tf32", "float32", "bf16"]
-"""Precision of computations in float32."""
+"""Precision of computations with float32 tensors; see ``arithmetic``."""
 
 KINDS = ("auto", "cpu", "cuda", "mps")
 """Kinds of devices; ``cuda:1`` selects one of several."""
 
 
 QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
-"""Variable with the number of queues to a GPU, read when CUDA starts. Streams beyond this number share queues."""
+"""Environment variable and value that set the number of queues to a GPU. CUDA reads it when it starts.
+
+If there are more streams than queues, they share queues.
+"""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -54,7 +57,7 @@ def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Within this context, torch's global generators start from ``seed``.
 
-    Afterwards they are restored, except that of MPS.
+    Afterwards they are restored, except the generator of MPS.
     """
     with kept_random_state(seed):
         if device.type == "mps":
@@ -74,7 +77,7 @@ class Draws:
         self._generator = torch.Generator(device) if device.type == "cuda" else None
 
     def seed(self, seed: int) -> None:
-        """Set the state for the next client."""
+        """Set the state for the next client from a seed."""
         self._state = torch.Generator().manual_seed(seed).get_state()
         if self._generator is not None:
             self._generator.manual_seed(seed)
@@ -107,8 +110,8 @@ def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Within this context, compute in the precision ``precision``.
 
-    With ``tf32``, matrix products on a GPU round their factors to ten bits. With ``bf16``, autocast computes products
-    in bfloat16; parameters keep their dtype.
+    With ``tf32``, matrix products on a GPU round their factors to ten bits of mantissa. With ``bf16``, autocast
+    computes products in bfloat16; parameters keep their dtype.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
@@ -125,11 +128,11 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Make this process keep freed memory for later allocations. Return False if the C library cannot do so.
+    """Make this process keep freed memory for later allocations.
 
-    By default, glibc returns each large block to the system when it is freed, and a training step allocates the same
-    blocks again. With the paper's largest CNN, this takes a tenth of the time of each step. The setting affects the
-    whole process. This package calls the function before clients train.
+    Return False if the C library cannot do so. By default, glibc returns each freed large block to the system, and each
+    training step allocates it again. With the paper's largest CNN, this takes a tenth of a step's time. This package
+    calls the function before clients train.
     """
     return _set_malloc_thresholds(1 << 30)
 
@@ -137,9 +140,9 @@ def keep_freed_memory() -> bool:
 def give_back_freed_memory() -> bool:
     """Make this process return large blocks of memory to the system when they are freed.
 
-    Return False if the C library cannot do so. By default, glibc keeps more and more freed blocks, few of which fit a
-    server's messages. With PreResNet18, the unused memory is two to three times the size of the model. This package
-    calls the function in the server. If clients train in the same process, ``keep_freed_memory`` replaces this setting.
+    Return False if the C library cannot do so. By default, glibc keeps freed blocks, but few of them fit a server's
+    messages. This package calls the function in the server. If clients train in the same process,
+    ``keep_freed_memory`` replaces this setting.
     """
     return _set_malloc_thresholds(1 << 20)
 
@@ -147,8 +150,8 @@ def give_back_freed_memory() -> bool:
 def give_back_gaps() -> bool:
     """Return free memory between used blocks to the system. Return False if nothing was returned.
 
-    After ``keep_freed_memory``, glibc does not reuse some freed blocks. At level c of the paper's Transformer, each
-    step leaks 6 MB. Call this once in many steps.
+    After ``keep_freed_memory``, glibc does not reuse some freed blocks. With the paper's Transformer, each step leaks
+    6 MB. Call this once in many steps.
     """
     trim = _of_glibc("malloc_trim")
     return bool(trim and trim(0))

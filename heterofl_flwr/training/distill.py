@@ -20,9 +20,9 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the sum of two gradients, changed as little as possible so that it conflicts with neither gradient.
+    """Return the sum of two gradients, with the smallest change that removes its conflicts with them.
 
-    Vectors conflict if their dot product is negative. If the sum conflicts with a gradient, its component along
+    Vectors conflict if their dot product is negative. If the sum conflicts with a gradient, the sum's component along
     this gradient is removed.
     """
     gradient = private + shared
@@ -70,7 +70,7 @@ def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Te
 
 
 def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
-    """Return ``posterior``; raise ``ReplyError`` if a row is not a distribution over classes."""
+    """Return ``posterior``; raise ``ReplyError`` unless it has this shape and its rows are distributions."""
     if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
         what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
@@ -108,7 +108,7 @@ def learn_from_peers(
     options: TrainOptions,
     distill: DistillOptions,
 ) -> float:
-    """Train a client's model in place; return the divergence from the peers that it had before the training.
+    """Train a client's model in place; return its divergence from the peers before the first step.
 
     A step has two gradients, joined by ``join_gradients``: one from a batch of the client's data, and one from the
     seed batch. The loss on the seed batch is the divergence from the peers, plus the cross entropy with
@@ -165,7 +165,7 @@ def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOp
 
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
-    """Return the indices of ``size`` examples, about equally many of each class."""
+    """Return the sorted indices of ``size`` random examples, about equally many of each class."""
     if not 0 < size <= len(split):
         raise ConfigError(f"a seed set of {size} examples is not possible: expected 1 to {len(split)}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive(seed, "seed-set")))

@@ -25,7 +25,7 @@ def distilled_loss(
     weight: float,
     temperature: float,
 ) -> Tensor:
-    """Return the loss of a model and of the smaller models inside it.
+    """Return the loss of a model and of smaller models inside it, by ``nested_loss``.
 
     ``inner`` has the smaller models, the smallest first. For the other arguments see ``Task.loss``.
     """

@@ -28,8 +28,8 @@ def evaluate(
 ) -> EvaluateResult:
     """Return loss, accuracy and other results of a model in evaluation mode.
 
-    Batch norm layers without running statistics normalise by batch here too. To avoid this, measure moments of the data
-    and evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
+    Batch norm layers without running statistics normalise by batch even here. To avoid this, measure moments of the
+    data and evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ def evaluate(
     fill : Fill
         Value for the logits of absent classes: ``zero``, ``-inf`` or ``none`` (see ``heterofl_flwr.nn.mask_logits``).
     batch_size : int
-        Number of examples in a batch, or of rows of a text.
+        Number of examples in a batch, or of rows of text.
     seed : int
-        Random seed of the choice of hidden words, for a text.
+        Random seed for the choice of masked words in a text.
     perplexity_kind : Variant
         Variant of the perplexity of a text; see ``heterofl_flwr.nn.perplexity``.
     """

@@ -11,16 +11,18 @@ from heterofl_flwr.nn.loss import masked_cross_entropy
 from heterofl_flwr.training.distill import divergence
 
 TrainedExits = Literal["last", "mutual", "deepest"]
-"""Exits that a client trains. ``last``: only the deepest. ``mutual``: all, which learn from each other. ``deepest``:
-all, which learn from the deepest.
+"""Exits that a client trains.
+
+``last``: only the deepest. ``mutual``: all, and each learns from all others. ``deepest``: all, and the others learn
+from the deepest.
 """
 
 
 def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 1.0) -> Tensor:
     """Return DepthFL's loss (Kim et al., ICLR 2023): all exits learn from the labels and from each other.
 
-    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``. p_i are the class
-    probabilities of exit i at temperature T. No gradient flows through p_j.
+    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``. CE_i is the cross
+    entropy of exit i, and p_i are its class probabilities at temperature T. No gradient flows through p_j.
     """
     posteriors = [_posteriors(exit_logits, temperature) for exit_logits in logits]
     total = torch.stack([masked_cross_entropy(exit_logits, targets) for exit_logits in logits]).sum()
@@ -34,9 +36,9 @@ def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.
 def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 3.0) -> Tensor:
     """Return ScaleFL's loss (Ilhan et al., CVPR 2023): the deepest exit teaches the others.
 
-    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. p_j are the class
-    probabilities of exit j at temperature T. No gradient flows through p_d. The authors' code differs: a gradient
-    flows through p_d, and the divergence is divided by the number of classes.
+    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. CE_j is the cross
+    entropy of exit j, and p_j are its class probabilities at temperature T. [j < d] is 1 if true, else 0. No gradient
+    flows through p_d. In the authors' code it does, and the divergence is divided by the number of classes.
     """
     teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)
@@ -55,11 +57,11 @@ def nested_loss(
     label_share: float = 0.0,
     criterion: Callable[[Tensor, Tensor], Tensor] = masked_cross_entropy,
 ) -> Tensor:
-    """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): smaller models learn from the full one.
+    """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): the full model teaches smaller ones.
 
-    The last tensor of ``logits`` is that of the client's whole model. The caller masks absent classes in all tensors.
+    The last tensor of ``logits`` is from the client's full model. The caller masks absent classes in all tensors.
     The loss is ``CE_full + weight * sum_i (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. CE is
-    ``criterion``. p and p_i are the class probabilities of the whole model and of smaller model i at temperature T. No
+    ``criterion``. p and p_i are the class probabilities of the full model and of smaller model i at temperature T. No
     gradient flows through p. By default, with one smaller model, this is FjORD's loss (Horvath et al., NeurIPS
     2021, section 3.2).
     """
@@ -79,10 +81,10 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
-    """Return the factor of the divergence in the loss of a round; t is the number of earlier rounds.
+    """Return the factor of the divergence in the loss of a round.
 
-    With ``mutual`` (DepthFL), the factor is ``exp(-5 (1 - t / rounds)^2)``, and 1 from t = ``rounds`` on. With
-    ``deepest`` (ScaleFL), it is 0 for t below ``rounds``, and then 1.
+    With ``mutual`` (DepthFL), it is ``exp(-5 (1 - t / rounds)^2)`` after t rounds, and 1 after ``rounds`` rounds. With
+    ``deepest`` (ScaleFL), it is 0 in the first ``rounds`` rounds, and then 1.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":
@@ -95,5 +97,5 @@ def _posteriors(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _finite(logits: Tensor) -> Tensor:
-    """Replace logits of -inf by -1e4. With -inf, a loss would contain 0 times infinity. NaN stays, and is reported."""
+    """Replace logits of -inf by -1e4, because a loss with -inf would contain 0 times infinity. Keep NaN."""
     return logits.masked_fill(logits.isneginf(), -1e4)

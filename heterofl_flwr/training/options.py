@@ -17,8 +17,9 @@ from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
-"""Function that returns the loss from two arguments: the masked logits of all outputs, and the targets. The output of
-the model's full depth and width is the last one.
+"""Function from the masked logits of each output, and the targets, to the loss.
+
+The last output is from the full depth and width.
 """
 
 
@@ -54,8 +55,8 @@ class TrainResult:
     examples
         Number of the client's examples.
     loss, accuracy
-        Means over all examples of all epochs (for text, over words). Each batch is measured before its step, without
-        penalties.
+        Means over all examples of all epochs (for text, over words), without penalties. Each batch is measured before
+        its step.
     steps
         Number of steps of the optimiser.
     seconds
@@ -76,7 +77,7 @@ class EvaluateResult:
     Attributes
     ----------
     examples
-        Number of examples, or of words of a text. If it is 0, so are all other values.
+        Number of examples, or of words of a text. If it is 0, loss and correct are 0.
     loss
         Mean loss.
     correct
@@ -96,7 +97,7 @@ class EvaluateResult:
         return self.correct / self.examples if self.examples else 0.0
 
     def metrics(self, kind: str) -> dict[str, float]:
-        """Return accuracy, loss and, for text, perplexity, named like ``global-accuracy`` for ``kind="global"``."""
+        """Return accuracy, loss and, for text, perplexity. ``kind="global"`` names them ``global-accuracy`` etc."""
         values = {"accuracy": self.accuracy, "loss": self.loss, "perplexity": self.perplexity}
         return {f"{kind}-{name}": value for name, value in values.items() if value is not None}
 
@@ -123,8 +124,7 @@ class TrainingJob:
     quadratic
         Quadratic penalty on the model's parameters, in addition to FedProx.
     penalty
-        Function that returns a term to add to the loss of each batch. Only the engine ``plain`` supports it; other
-        engines leave such clients to ``plain``.
+        Function that returns a term to add to the loss of each batch. Other engines leave such clients to ``plain``.
     """
 
     model: nn.Module
@@ -141,5 +141,5 @@ class TrainingJob:
             raise ConfigError(f"step_share is {self.step_share!r}; expected a number over 0 and up to 1")
 
     def limit_steps(self, steps: int) -> int:
-        """Return how many of ``steps`` steps the client runs."""
+        """Return ``steps`` times ``step_share``, rounded up."""
         return math.ceil(Fraction(str(self.step_share)) * steps)

@@ -14,9 +14,7 @@ from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.options import JointLoss, TrainOptions
 
 FUSED_DEVICES = ("cpu", "cuda")
-"""Devices on which torch's fused SGD divides gradients by ``grad_scale``. On MPS it ignores this scale without an
-error.
-"""
+"""Devices on which torch's fused SGD divides gradients by ``grad_scale``. On MPS it silently ignores it."""
 
 
 def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tensor:
@@ -38,7 +36,7 @@ class Masking:
         return mask_logits(logits, self._mask, self._fill)
 
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
-        """Replace the classes by those of another client, in the same memory.
+        """Replace the classes by another client's classes. The mask keeps its memory, for CUDA graphs.
 
         If the classes were None, the new ones must be None too.
         """
@@ -54,9 +52,9 @@ def compute_loss(
     masking: Masking,
     joint_loss: JointLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of a batch, and whether each prediction is correct.
+    """Return the mean loss of a batch, and a boolean tensor, True for correct predictions.
 
-    The last of several outputs is the prediction.
+    With ``joint_loss``, the model has several outputs, the last of which predicts.
     """
     outputs = [model(inputs)] if joint_loss is None else cast("Exits | Nested", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
@@ -67,12 +65,12 @@ def compute_loss(
 class SGD:
     """SGD with momentum, weight decay, quadratic penalties and gradient clipping.
 
-    This class calls the kernel of ``torch.optim.SGD``, but does not import ``torch.optim.SGD``. The import would
-    load torch's compiler, which takes two seconds and 150 MB.
+    It calls the kernel of ``torch.optim.SGD`` without importing this class. The import would load torch's compiler,
+    which takes two seconds and 150 MB.
 
     Only the first ``trained`` of ``values`` are trained, by default all. ``quadratic`` has tensors only for the
-    trained values. With ``by_row``, each row belongs to one client, and the gradients of each client are clipped
-    separately.
+    trained values. With ``by_row``, row i of each value belongs to client i, and the gradients of each client are
+    clipped separately.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class SGD:
         self.fused = by_row or all(map(_fits_the_kernel, self.values))
 
     def select(self, rows: Tensor) -> Self:
-        """Return an optimizer for the clients ``rows``, with copies of their state."""
+        """Return an optimiser for the clients ``rows``, with copies of their values and state."""
         part = copy.copy(self)
         part.values, part.momentum, part.received, part.centers, part.directions = (
             [tensor[rows] for tensor in tensors]
@@ -184,9 +182,9 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
-        """Reset the optimiser in place, for a training from the present values of the parameters.
+        """Reset the optimiser in place, to train from the current values of the parameters.
 
-        The penalty ``quadratic`` must have the same terms as the penalty before it.
+        ``quadratic`` must have the same terms as the previous penalty.
         """
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:
@@ -201,7 +199,7 @@ class ParameterSGD(SGD):
             self.learning_rate = learning_rate
 
     def minimise(self, loss: Tensor) -> None:
-        """Update the parameters by one step that reduces a loss."""
+        """Run the backward pass of a loss, then one step."""
         loss.backward()
         gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
@@ -223,7 +221,7 @@ class ParameterSGD(SGD):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return a view of the tensor with its axes in the order of its memory.
+    """Return a view of the tensor with its axes in the order of memory.
 
     The fused kernel copies tensors whose axes have another order.
     """

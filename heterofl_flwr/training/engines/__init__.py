@@ -19,14 +19,14 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 MOST_ON_CPU = 250_000
 """Largest number of parameters of a model for which training together is faster on a CPU.
 
-Measured on one thread with five and ten clients and batches of 10, for the paper's CNN and PreResNet18 at widths
-between their levels b and d. At 100,000 parameters a step takes a third less time than alone, at 250,000 a fifth less,
-at 400,000 a tenth less, at 600,000 the same time.
+Measured on one thread with batches of 10, for the paper's CNN and PreResNet18. A step takes a third less time than
+alone at 100,000 parameters, a fifth less at 250,000, and the same time at 600,000.
 """
 
 Engine = Callable[[Sequence[TrainingJob], TrainOptions], list[TrainResult]]
-"""Function that trains clients, each on its split's device, and returns results in the same order. All engines but
-``plain`` and ``seats`` need models of one kind and rate.
+"""Function that trains clients, each on its split's device, and returns results in the same order.
+
+The engines ``compile`` and ``cohort`` expect models of one type and rate.
 """
 
 AUTO = "auto"
@@ -40,7 +40,7 @@ ENGINES: dict[str, Engine] = {
 
 
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
-    """Return the name of the engine that is probably fastest for these clients."""
+    """Return ``cohort`` or ``plain``, the engine that is probably faster for these clients."""
     model = jobs[0].model
     device = device_of(model).type
     if len(jobs) < LEAST.get(device, math.inf):
@@ -63,8 +63,7 @@ def train(
     With ``engine="plain"`` and one thread, the result is reproducible bit for bit. All random numbers come from
     ``seed``. The model stays in training mode.
 
-    If the last batch of an epoch would have a single example, the example is added to the batch before. Batch norm
-    cannot normalise a single value.
+    If the last batch of an epoch would have a single example, the example is added to the batch before, for batch norm.
 
     Parameters
     ----------
@@ -87,13 +86,13 @@ def train(
 def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine: str = AUTO) -> list[TrainResult]:
     """Train the models of several clients in place, and return the results in the order of the clients.
 
-    Each client's result is the same as if it were trained alone.
+    Each client's result is the same, up to rounding, as if the client were trained alone.
 
     Parameters
     ----------
     jobs : Sequence[TrainingJob]
-        The clients. Their models are separate objects from the same build function. They must have the same rate,
-        except for the engine ``seats``.
+        The clients. Their models are separate objects from the same build function. For ``compile`` and ``cohort``,
+        they have the same rate.
     options : TrainOptions
         Learning rate, epochs and other options.
     engine : str

@@ -27,13 +27,15 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 from heterofl_flwr.training.step import SGD, present_classes
 
 LEAST = {"cpu": 2, "cuda": 1}
-"""Smallest number of clients for this engine, by device type. On a GPU even one client is faster, as its steps are
-replayed.
+"""Smallest number of clients for this engine, by device type.
+
+On a GPU it is faster even for one client, because it replays steps as CUDA graphs.
 """
 
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""Function that takes a step on inputs and targets of several clients; returns losses and numbers of correct
-predictions.
+"""Training step of several clients: a function from their inputs and targets to two tensors (clients,).
+
+These are losses and numbers of correct predictions.
 """
 
 
@@ -145,7 +147,10 @@ class Cohort:
         return [self._finish(number, seconds) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
-        """Return the client with the most remaining steps, and all clients whose next batch has the same shape."""
+        """Return the numbers of the clients that run the next steps together; empty at the end.
+
+        These are the client with most remaining steps, and all clients whose next batch has the same shape.
+        """
         shapes = {number: client.pending[0][0].shape for number, client in enumerate(self._clients) if client.pending}
         if not shapes:
             return []
@@ -201,7 +206,7 @@ class Cohort:
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Replace the logits (batch, clients, classes) of each client's absent classes."""
+        """Mask absent classes in logits (batch, clients, classes) of the clients with numbers ``rows``."""
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):
             return logits

@@ -16,7 +16,7 @@ def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[T
 
     Results equal those of ``plain``, except for rounding and the random numbers of dropout. Batches smaller than
     ``batch_size`` run without compilation. After eight compilations (``torch._dynamo.config.recompile_limit``),
-    further models do so too. On a CPU, torch needs a C++ compiler.
+    further models run without compilation too. On a CPU, torch needs a C++ compiler.
 
     Raises
     ------

@@ -13,12 +13,12 @@ from heterofl_flwr.training.device import tensor_specs
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 
 TOLERANCE = 1e-9
-"""Largest relative difference between joint and single results."""
+"""Largest relative difference between results of joint and separate models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Storage of one parameter as a row of values, in the same order for all clients."""
+    """Storage of one parameter as a row of its entries, in the same order for all clients."""
 
     name: str
     shape: torch.Size
@@ -26,11 +26,11 @@ class Layout:
     channels_last: bool
 
     def rows(self, tensor: Tensor, clients: int) -> Tensor:
-        """Return a parameter or gradient as a tensor (clients, values)."""
+        """Return the parameters or gradients of clients as a tensor (clients, entries)."""
         return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(clients, -1)
 
     def shaped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return rows of values as a view of ``shape``."""
+        """Return rows of entries as a view of ``shape``."""
         if not self.channels_last:
             return rows.view(tuple(shape))
         number, channels, height, width = shape
@@ -77,10 +77,7 @@ class Joint:
         return by_client
 
     def place(self, values: Sequence[Tensor]) -> None:
-        """Set the clients' parameters.
-
-        ``values`` has one tensor for each layout, of shape (clients, entries of the layout).
-        """
+        """Make parameters views of ``values``, which has one tensor (clients, entries) for each layout."""
         for layout, parameter, rows in zip(self.layouts, self._parameters, values, strict=True):
             parameter.data = layout.shaped(rows, parameter.shape)
 
@@ -90,7 +87,7 @@ class Joint:
             parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Return each trained parameter's gradient, (clients, values), or None."""
+        """Return the gradient of each trained parameter, (clients, entries), or None."""
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
@@ -104,7 +101,7 @@ class Joint:
 def build_verified(
     models: Sequence[nn.Module], layouts: Sequence[Layout], values: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Joint:
-    """Return the joint model of clients, after checking it against separate models.
+    """Return the joint model of clients, after checking it against the first and last client's model.
 
     ``inputs`` has one batch for each client, all of the same shape. Raise ``IncompatibleError`` if logits or gradients
     differ, or if a model changes a buffer.
@@ -158,7 +155,7 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Raise ``IncompatibleError`` if a pair of tensors differs."""
+    """Raise ``IncompatibleError`` if a pair of tensors differs by more than ``TOLERANCE``."""
     if [tensor.shape for tensor in together] != [tensor.shape for tensor in alone]:
         raise IncompatibleError(f"together, {what} have another shape")
     norms = [tensor.norm() for tensor in alone]

@@ -16,14 +16,14 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 STEPS_BETWEEN_GAPS = 50
-"""Number of steps after which free gaps in memory are returned to the system (``give_back_gaps``)."""
+"""Number of steps between two calls of ``give_back_gaps``, which returns free memory to the system."""
 
 
 CHANNELS_LAST = range(10_000, 1_000_000)
-"""Numbers of parameters for which steps on a CPU are faster if convolutions are stored channels last.
+"""Numbers of parameters of models that train faster on a CPU in the channels-last memory format.
 
-The paper's models in this range gain 10 to 30 percent; larger ones gain nothing. If several inputs of max pooling are
-equal, as on a plain background, another of them may get the gradient.
+The paper's models in this range gain 10 to 30 percent; larger models gain nothing. If several inputs of max pooling
+are equal, the memory format can decide which of them gets the gradient.
 """
 
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""Number of calls before recording. Libraries initialise in them, which cannot be recorded."""
+"""Number of calls before recording. They initialise libraries, which cannot be recorded."""
 
 
 class Replayed:
     """Callable that records the GPU kernels of ``function`` once, and then replays them as a CUDA graph.
 
     All tensors that the function uses besides its inputs must keep their addresses. A replay does not run the
-    function's Python code again. Inputs of another shape run without the graph. If the function cannot be recorded,
-    all inputs do, and ``obstacle`` is the reason. Functions with the same ``pool`` share memory, so they must not
-    run at the same time.
+    function's Python code again. Inputs of another shape run without the graph. If recording fails, ``obstacle`` is the
+    reason, and all calls run without a graph. Functions with the same ``pool`` share memory, so they must not run at
+    the same time.
     """
 
     def __init__(
@@ -86,6 +86,6 @@ class Replayed:
 
 
 def _host_draws() -> tuple[object, ...]:
-    """Return the states of the CPU's random generators."""
+    """Return the states of the CPU generators of torch, Python and NumPy."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - models may draw
     return torch.get_rng_state().tolist(), random.getstate(), np.array(keys).tobytes(), rest

@@ -25,7 +25,7 @@ TURN = 50
 
 
 class UnfitError(HeteroFLError):
-    """Error for a client that cannot use a seat."""
+    """Error for a client whose training cannot run in a seat."""
 
 
 def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
@@ -82,7 +82,7 @@ class Seat:
 
     @torch.no_grad()
     def admit(self, job: TrainingJob, options: TrainOptions) -> None:
-        """Begin the training of a client: copy its parameters and buffers into the seat."""
+        """Begin a client's training: copy its parameters and buffers into the seat."""
         self._await_others()
         self._draws.seed(derive(job.seed, "model"))
         with self.at_work():
@@ -93,7 +93,7 @@ class Seat:
             self._correct.zero_()
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Run a training step; return the loss. Call this inside ``at_work``."""
+        """Run a training step inside ``at_work``; return the loss. Raise ``UnfitError`` if recording fails."""
         if self._stream is None:
             return self._compute(inputs, targets)[0]
         shapes = inputs.shape, targets.shape
@@ -112,10 +112,10 @@ class Seat:
 
     @torch.no_grad()
     def release(self, job: TrainingJob, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Copy the trained values into the client's model; return losses and correct predictions.
+        """Copy trained values into the client's model; return losses and the number of correct predictions.
 
-        After ``join``, another client can use the seat. This does not change the copied values and the returned
-        results.
+        The next client can use the seat at once. On a GPU, call ``join`` before you read the model or the results.
+        Raise ``UnfitError`` if attributes of the model have changed.
         """
         if not (self._stream and self._is_tried) and describe(self._model) != self._description:
             raise UnfitError("its forward pass changes attributes of the model")
@@ -166,7 +166,7 @@ class Client:
         return True
 
     def finish(self, seconds: float) -> TrainResult:
-        """Wait for the GPU; return the client's result. ``seconds`` is the time of a step."""
+        """Wait for the GPU; return the client's result. ``seconds`` is the mean time of a step."""
         self.seat.join()
         check_losses(self._losses[0], 0, self._options)
         return build_result(self.job, self._losses, self.sizes, int(self._correct), seconds * len(self.sizes))

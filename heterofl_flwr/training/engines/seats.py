@@ -15,7 +15,7 @@ from heterofl_flwr.training.engines.structure import find_hook, log_once
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
 MOST = {"cpu": 1, "cuda": 64}
-"""Largest number of seats by device type. On a CPU, clients that take turns would only evict each other's cache."""
+"""Largest number of seats by device type. On a CPU, clients that take turns evict each other's cache."""
 
 RESERVE = 0.1
 """Fraction of a GPU's memory that new seats must leave free."""
@@ -25,9 +25,8 @@ def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
     """Train clients at the same time, each in a seat. Results equal those of ``plain`` up to rounding.
 
     A seat is a copy of a model with its optimiser. On a GPU, it replays training steps as CUDA graphs. If memory is
-    short, clients wait for a seat. ``plain`` trains models with hooks. It also trains models whose code changes
-    attributes, copies values to the CPU or draws random numbers on the CPU. Raise ``DivergedError`` if a loss is
-    NaN or infinite.
+    short, clients wait for a seat. ``plain`` trains clients with a ``penalty``, and models that have hooks, change
+    attributes, copy values to the CPU or draw random numbers there. Raise ``DivergedError`` if a loss is not finite.
     """
     device = device_of(jobs[0].model)
     if device.type not in MOST:
@@ -48,7 +47,7 @@ class Hall:
         self.obstacles: dict[Hashable, str] = {}  # reasons against a seat by kind
 
     def take(self, job: TrainingJob, options: TrainOptions) -> Seat | None:
-        """Return a seat, or None if the client must wait.
+        """Return a free or new seat for a client, or None if the client must wait.
 
         Raise ``UnfitError`` if the client cannot use a seat.
         """
@@ -83,7 +82,7 @@ class Hall:
         return self._free_before - self._sizes.get(kind, 0) > RESERVE * total
 
     def measure(self, seat: Seat) -> None:
-        """Record how much GPU memory a seat has taken."""
+        """Record the GPU memory that a new seat has taken."""
         if self._device.type == "cuda" and seat.kind not in self._sizes:
             self._sizes[seat.kind] = self._free_before - self._read_memory()[0]
 
@@ -92,7 +91,7 @@ class Hall:
         return torch.cuda.mem_get_info(self._device)
 
     def leave(self, seat: Seat, *, stays: bool = True) -> None:
-        """Free a seat for the next client, or close it."""
+        """Free a seat for the next client; close it if ``stays`` is False."""
         self._taken.remove(seat)
         if stays:
             self._free.append(seat)
@@ -137,7 +136,7 @@ class Round:
         return [results[id(job)] for job in self._jobs]
 
     def _seat_next(self) -> bool:
-        """Assign a seat to the first waiting client. Return False if it must wait."""
+        """Give the first waiting client a seat or leave it to ``plain``. Return False if it must wait."""
         job = self._waiting[0]
         try:
             seat = self._hall.take(job, self._options)
@@ -159,9 +158,9 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """Run a client's next training steps. After an error, close its seat.
+        """Run a client's next training steps. If they fail, close its seat, and train it again later.
 
-        The client can start again after an error, because its model changes only at the end.
+        This is possible, because its model changes only at the end.
         """
         try:
             is_done = client.advance()

@@ -1,4 +1,4 @@
-"""Description of a model, which shows whether two models compute the same function."""
+"""Descriptions of models. Models with equal descriptions compute the same function."""
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping
@@ -21,7 +21,7 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 @lru_cache(maxsize=256)
 def log_once(message: str) -> None:
-    """Log once in a process why a model is trained more slowly than others."""
+    """Log a message only once in a process."""
     logger.info(message)
 
 

@@ -13,7 +13,8 @@ GROWING: Mapping[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), ("num_features",)),
     nn.GroupNorm: ("num_groups", "num_channels"),
 }
-"""Layers that can compute several clients at once, each with the attributes that grow with the number of clients.
+"""Layer types that can be widened, and their attributes to multiply by the number of clients.
+
 Subclasses are left out, because they may compute something else.
 """
 
@@ -59,8 +60,8 @@ def wide_twin(model: nn.Module, clients: int) -> nn.Module:
 
     Raise ``IncompatibleError`` if a layer other than a convolution, linear layer, batch norm or group norm has
     parameters. Inputs of shape (batch, clients * channels, ...) give outputs of shape (batch, clients * classes).
-    The parameters of the copy are uninitialised. Its outputs are wrong if the model's code expects a certain length
-    of axis 1: compare them with outputs of the model itself.
+    The parameters of the copy are uninitialised. Its outputs are wrong if the model's code expects a certain length of
+    axis 1, so check them.
     """
     wide: dict[int, nn.Module] = {}
     for name, layer in model.named_modules():
