@@ -22,7 +22,10 @@ Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
 
 class Envelope(NamedTuple):
-    """A message or reply, and the node's context if the context has changed."""
+    """A message with its node's context, or a reply with the changed context.
+
+    An error reply has no context; its traceback or reason is ``trouble``.
+    """
 
     message: Message
     context: Context | None = None
@@ -46,7 +49,7 @@ class Identity:
         self.set_run(run_id)
 
     def set_run(self, run_id: int) -> None:
-        """Change the run."""
+        """Set the run id, here and in Flower's state."""
         self._run_id = run_id
         set_identity(run_id, SUPERLINK_NODE_ID)
 
@@ -78,7 +81,8 @@ def answer(
 ) -> list[Envelope]:
     """Call the app with messages, and return its replies.
 
-    If ``train_cohort`` fails, the app is called with each message alone. ``begin`` is called before each client runs.
+    Several messages go to ``train_cohort``, if the app has it. If it fails, the app is called with each message alone.
+    ``begin`` is called with each context before the client runs.
     """
     cohort: Cohort | None = getattr(app, "train_cohort", None)
     if cohort is not None and len(messages) > 1:
@@ -116,7 +120,7 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
 
 
 def failure(message: Message, code: int, reason: str | BaseException, trouble: str = "") -> Envelope:
-    """Return the error reply to a message; ``trouble`` is the traceback."""
+    """Return the error reply to a message; ``trouble`` is the traceback, by default the reason."""
     text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
     return Envelope(Message(Error(code, text), reply_to=message), None, trouble or text)
 

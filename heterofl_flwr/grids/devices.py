@@ -18,7 +18,7 @@ from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
 
 Workload = Callable[[str, int, float, int], float]
-"""Function of message type, partition, rate and number of examples; returns the number of multiplications."""
+"""Function from message type, partition, rate and number of examples to the number of multiplications."""
 
 
 @group
@@ -58,7 +58,7 @@ class Turn:
     rate: float
 
     def draws(self, purpose: str) -> random.Random:
-        """Return a random generator for one purpose."""
+        """Return a new random generator; equal turns and purposes give equal draws."""
         return generator(self.seed, f"device-{purpose}", self.server_round, self.partition)
 
     @property
@@ -73,8 +73,8 @@ class Devices:
     Parameters
     ----------
     profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
-        Profiles by level or rate. A rate without a profile uses the profile of the next larger rate that has one.
-        If there is none, it uses the profile of the largest rate.
+        Profiles by level or rate. A rate without a profile uses the profile of the next larger rate. If no larger
+        rate has a profile, it uses the profile of the largest rate.
     work : Workload
         Function that returns the number of multiplications of a client, such as a ``TrainingCost``.
     deadline : float
@@ -98,11 +98,11 @@ class Devices:
         return self._profiles[min((level for level in self._profiles if level >= rate), default=max(self._profiles))]
 
     def is_away(self, turn: Turn) -> bool:
-        """Whether the client's device is unavailable for the whole round."""
+        """Return True if the client's device is unavailable in this round."""
         return turn.draws("away").random() >= self.profile(turn.rate).available
 
     def drops_out(self, turn: Turn) -> bool:
-        """Whether the client's device drops out during the round, before it has sent its reply."""
+        """Return True if the client's device drops out during the round, before it has sent its reply."""
         return turn.draws("drop-out").random() < self.profile(turn.rate).drop_out
 
     def step_share(self, turn: Turn) -> float:
@@ -110,7 +110,7 @@ class Devices:
         return turn.draws("work").uniform(self.profile(turn.rate).least_work, 1.0)
 
     def costs(self, turn: Turn, macs: float, down: int, up: int) -> tuple[float, float]:
-        """Return seconds and joules to receive ``down`` bytes, do ``macs`` multiplications and send ``up`` bytes."""
+        """Return seconds and joules to receive ``down`` bytes, do ``macs`` multiplications, send ``up`` bytes."""
         profile = self.profile(turn.rate)
         pace = turn.draws("pace").lognormvariate(0.0, profile.jitter)
         computing = macs / (profile.macs_per_second * pace)
@@ -137,11 +137,11 @@ BUNDLED: Mapping[str, Mapping[str, DeviceProfile]] = MappingProxyType({"edge": E
 
 
 PASSES = 3
-"""Cost of a training step in forward passes: the backward pass counts as two."""
+"""Cost of a training step in forward passes. The backward pass counts as two forward passes."""
 
 
 class TrainingCost:
-    """Callable that returns the multiplications of a client's training in a round.
+    """Callable that returns the number of multiplications of a client's training in a round.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ class TrainingCost:
         self._macs = cache(lambda rate: build_and_profile(build, rate, example)[1].macs)
 
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
-        """Return the multiplications of a client's training in a round."""
+        """Return the number of multiplications. ``kind`` and ``partition`` have no effect."""
         passes = mean_passes(self._widths, rate, self._rates)
         forward = math.fsum(number * self._macs(inner) for inner, number in passes.items())
         return PASSES * self._epochs * examples * (self._inputs * forward)

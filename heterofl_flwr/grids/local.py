@@ -74,7 +74,7 @@ class Inline(Runner):
         self._groups.update({id_: group for group in groups for id_ in group.ids})
 
     def wait(self, ids: Sequence[str], deadline: float) -> list[str]:
-        """Run the clients of these messages; return the ids of answered messages."""
+        """Run the clients of these messages until ``deadline``; return the ids of answered messages."""
         with self._lock:
             groups = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
             for _, group in sorted(groups.items()):

@@ -28,7 +28,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(order=True, slots=True)
 class Group:
-    """Messages to different nodes that a ClientApp answers in one call."""
+    """Messages to different nodes that a ClientApp answers in one call.
+
+    A ``RayGrid`` runs them by ``push`` (call of ``push_messages``), then ``urgency`` (minus the expected time).
+    """
 
     push: int
     urgency: float
@@ -53,8 +56,9 @@ def together(
 ) -> list[list[Message]]:
     """Divide messages into groups of nearly equal size, whose clients may train together.
 
-    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. ``most`` returns the maximum
-    size of a message's group. Messages to the same node keep their order.
+    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. Other messages than
+    ``train`` messages with a rate are not grouped. ``most`` returns the maximum size of a message's group. Messages to
+    the same node keep their order.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}
@@ -85,11 +89,12 @@ class Runner(ABC):
     """Deadline for ``collect``, in seconds of ``time.monotonic``."""
 
     takes_groups = False
-    """Whether the ClientApp has ``train_cohort``, which answers messages together."""
+    """True if the ClientApp has ``train_cohort``, which answers several messages in one call."""
 
     gpu_workers = 1
-    """Number of GPU workers, among which messages pushed together are divided. It is 1 on CPUs, so that groups,
-    and thus rounding errors, do not depend on the number of CPU workers.
+    """Number of GPU workers, among which messages pushed together are divided.
+
+    It is 1 on CPUs, so that groups, and thus rounding, do not depend on the number of CPU workers.
     """
 
     def __init__(self, contexts: dict[int, Context]) -> None:
@@ -108,7 +113,7 @@ class Runner(ABC):
         """Wait for replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
-        """Return the replies to these messages, and forget them."""
+        """Return and forget the replies to these messages that arrive by ``poll_until``."""
         return [reply for id_ in self.wait(ids, self.poll_until) if (reply := self._done.pop(id_, None))]
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -122,7 +127,7 @@ class Runner(ABC):
         self.cancel([*self._groups, *self._done])
 
     def close(self) -> None:
-        """End everything that the runner has started."""
+        """Forget all messages; subclasses also end their processes."""
         self._groups.clear()
         self._done.clear()
 
@@ -219,7 +224,7 @@ class QueuedGrid(Grid):
         return tuple(self._runner.deaths)
 
     def set_run(self, run: Run) -> None:
-        """Begin another run, with an empty ``Context.state`` for every node. Unanswered messages are cancelled."""
+        """Begin another run, with an empty ``Context.state`` for every node. Cancel unanswered messages."""
         self._runner.cancel_all()
         self._renew(run)
         self._identity.set_run(run.run_id)

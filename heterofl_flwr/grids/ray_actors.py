@@ -35,7 +35,7 @@ class ActorOptions:
     environment: Mapping[str, str]
 
     def start(self) -> Actor:
-        """Start an actor."""
+        """Start an actor of class ``Clients``."""
         options = {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
@@ -45,12 +45,12 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return how many actors fit into the resources of all machines together."""
+        """Return the number of actors that fit into the resources of all machines together."""
         has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
         return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 
     def lack(self) -> str:
-        """Return text on the resources that an actor needs, and on those that the cluster has."""
+        """Return a text on the resources that an actor needs, and those of the cluster."""
         has, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
@@ -77,14 +77,14 @@ class Clients:
             )
 
     def ready(self) -> tuple[str, bool, str]:
-        """Return an error or ``""``, whether ``train_cohort`` exists, and the path of stderr."""
+        """Return an error text or ``""``, True if ``train_cohort`` exists, and the path of stderr."""
         trouble = f"on {socket.gethostname()}: {self._trouble}" if self._trouble else ""
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
-        """Run the clients of these envelopes. Return pickled replies or error replies.
+        """Run the clients of pickled envelopes. Return pickled replies or error replies.
 
-        ``records`` are the stored records of the envelopes.
+        ``records`` are the records that the envelopes contain as numbers (see ``pack``).
         """
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]
@@ -103,7 +103,7 @@ class Clients:
 
 
 def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -> PickleBuffer:
-    """Pickle a message and its context. Records that are stored in Ray become numbers.
+    """Pickle a message and its context, with a number instead of each record that is stored in Ray.
 
     ``stored`` maps the ``id()`` of such a record to its number.
     """

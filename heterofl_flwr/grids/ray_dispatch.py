@@ -23,19 +23,19 @@ from heterofl_flwr.transport.compat import ErrorCode
 logger = logging.getLogger(__name__)
 
 RETRIES = 2
-"""Number of times that a group of messages is given to another actor after one has died."""
+"""Number of times that a group of messages is given to another actor after its actor has died."""
 
 STARTS = 3
-"""Number of actors in a row that may fail while they load the ClientApp; after that none are started."""
+"""Number of replacement actors in a row that may fail to start. After that, none are started."""
 
 PATIENCE = 60.0
 """Seconds without a started actor until a warning, which states the resources of the cluster."""
 
 TURN = 1.0
-"""Seconds between two checks that Ray is alive, while a caller waits."""
+"""Seconds between two checks of Ray's processes while a caller waits."""
 
 LARGE = 1 << 16
-"""Minimum size in bytes of a record that is stored once in Ray, instead of pickled with each message."""
+"""Size in bytes from which a record is stored once in Ray, and not pickled with each message."""
 
 Reference = Any
 """Ray's reference to a future result."""
@@ -94,7 +94,7 @@ class ActorPool(Runner):
         return [id_ for id_ in ids if id_ in self._done]
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Forget these messages. End an actor if all its messages are forgotten."""
+        """Forget these messages. Replace an actor if all messages that it runs are forgotten."""
         with self._lock:
             super().cancel(ids)
             self._waiting = [group for group in self._waiting if self._is_awaited(group)]
@@ -112,7 +112,7 @@ class ActorPool(Runner):
             self._waiting, self._idle, self._running = [], [], {}
 
     def _step(self, seconds: float) -> None:
-        """Send waiting groups to idle actors, and process results; wait up to ``seconds`` for the first result."""
+        """Send waiting groups to idle actors, wait up to ``seconds`` for a result, and process results."""
         self._hand_out()
         running = list(self._running)
         if running:
@@ -137,7 +137,7 @@ class ActorPool(Runner):
                 self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
     def _take_next(self) -> Group | None:
-        """Return the first group whose nodes are neither busy nor in an earlier group."""
+        """Remove and return the first waiting group whose nodes are neither busy nor in an earlier group."""
         busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
         for place, group in enumerate(self._waiting):
             if busy.isdisjoint(group.nodes):
@@ -146,7 +146,7 @@ class ActorPool(Runner):
         return None
 
     def _send(self, actor: Actor, group: Group) -> Reference:
-        """Send a group to an actor; large records are passed by reference."""
+        """Send a group to an actor, large records by reference. Return the reference to the replies."""
         references = {id_: group.stored[id_] for id_ in map(id, _records(group)) if id_ in group.stored}
         numbers = {id_: number for number, id_ in enumerate(references)}
         pairs = zip(group.messages, group.nodes, strict=True)
@@ -180,7 +180,7 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Replace an actor that could not start.
+        """Replace an actor that could not start, up to ``STARTS`` times in a row.
 
         Raise ``ConfigError`` if no actor has ever started, or if no actor is left.
         """
@@ -192,7 +192,7 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace a dead actor, and queue its group again, up to ``RETRIES`` times."""
+        """Replace a dead actor, and queue its group again. After ``RETRIES`` times, reply with errors."""
         death = self._describe_end(actor, error)
         if group is None:
             self._accept_failed_start(actor, f"it {death} while it loaded the ClientApp")
@@ -222,7 +222,7 @@ class ActorPool(Runner):
         self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
-        """Whether at least one message of a group awaits a reply. If so, the whole group is run."""
+        """Return True if at least one message of a group is neither answered nor cancelled."""
         return any(id_ in self._groups for id_ in group.ids)
 
     def _describe(self, message: Message, group: Group, death: str) -> str:

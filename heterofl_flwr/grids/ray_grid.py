@@ -20,7 +20,7 @@ class RayGrid(QueuedGrid):
 
     The grid uses the Ray cluster that this process is connected to, or else the cluster at the address ``RAY_ADDRESS``.
     All machines of a cluster need the same packages and paths. Without a cluster, the grid starts Ray on this machine
-    until ``close``.
+    until the last grid is closed.
 
     Use it as a context manager, or call ``close``.
 
@@ -96,6 +96,6 @@ class RayGrid(QueuedGrid):
         atexit.register(self._finalizer)  # runs before Ray's own; a bound method would keep the grid alive
 
     def close(self) -> None:
-        """End the actors, and Ray if this grid started it."""
+        """End the actors. The last open grid also ends the Ray that this process started."""
         super().close()
         atexit.unregister(self._finalizer)

@@ -32,7 +32,7 @@ SECONDS_TO_CONNECT = 5.0
 """Seconds to wait for a connection to a cluster's port; Ray itself would try for half a minute."""
 
 LONGEST = 28
-"""Maximum length of the temporary folder's path: Ray puts sockets there, whose paths must be short."""
+"""If the temporary folder's path has this length or more, use ``/tmp``: Ray's sockets need short paths."""
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -69,7 +69,7 @@ class Session:
 
 
 def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
-    """Join or start Ray; return the environment variables with which it was started."""
+    """Join Ray and return {}, or start it and return its environment variables."""
     if ray.is_initialized():
         return {}
     address = os.environ.get("RAY_ADDRESS")

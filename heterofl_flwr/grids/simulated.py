@@ -30,7 +30,10 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 
 @dataclass(slots=True)
 class _Flight:
-    """A message on a simulated device. ``takes`` and ``reply`` are set once its client has trained."""
+    """A message on a simulated device. ``takes`` and ``reply`` are set once its client has trained.
+
+    ``sent`` and ``takes`` are simulated seconds, ``down`` is the size in bytes.
+    """
 
     turn: Turn
     kind: str
@@ -51,11 +54,10 @@ class SimulatedDevices(Relay):
     A client gives an error reply if its device is unavailable, drops out or misses the deadline. The simulated time
     and energy of a round are in its ``RoundRecord``. Only training is simulated: other messages take no time.
 
-    At the end of a round, time advances by what the slowest device took: until its reply, its dropout or the
-    deadline. In asynchronous runs and with ``spare`` clients, time advances to the arrival of the first reply, when
-    replies are pulled.
+    At the end of a round, time advances by the time of the slowest device, until its reply, its dropout or the
+    deadline. In asynchronous runs and with ``spare`` clients, each pull advances time to the first reply's arrival.
 
-    Only HeteroFL's messages can be simulated. A ``Windowed`` grid must be inside of this proxy (see the example).
+    Only HeteroFL's messages can be simulated. A ``Windowed`` grid must be inside this proxy (see the example).
 
     Parameters
     ----------
@@ -103,7 +105,7 @@ class SimulatedDevices(Relay):
         return chain(faults, self._wait_for(flights, super().send_and_receive(sent, timeout=timeout)))
 
     def _wait_for(self, flights: Mapping[int, _Flight], replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies of a round. Then advance the simulated time by the time that the slowest device took."""
+        """Yield the replies of a round. Then advance the simulated time by the time of the slowest device."""
 
         def land(reply: Message) -> Message:
             flight = flights.get(reply.metadata.src_node_id)
@@ -127,7 +129,7 @@ class SimulatedDevices(Relay):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Advance the simulated time to the first arrival of these replies; return those that have arrived.
 
-        The result is empty while any client still trains in the grid, as its reply may be the first.
+        Return nothing while any client still trains in the grid, because its reply may be the first.
         """
         ids = set(message_ids)
         training = [id_ for id_ in self._out if id_ in ids]
@@ -153,7 +155,7 @@ class SimulatedDevices(Relay):
         super().cancel(message_ids)
 
     def _start(self, message: Message) -> _Flight:
-        """Tell a client the fraction of steps to run, and return the record of its message."""
+        """Write the fraction of steps to run into a message; return its ``_Flight``."""
         config = read_config(message)
         seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
         turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
@@ -181,7 +183,7 @@ class SimulatedDevices(Relay):
 
 
 def is_training(message: Message) -> bool:
-    """Whether a message is an instruction to train."""
+    """Return True if a message tells a client to train."""
     return message.metadata.message_type.startswith(MessageType.TRAIN)
 
 

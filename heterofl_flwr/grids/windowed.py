@@ -13,8 +13,8 @@ from heterofl_flwr.transport.relay import Relay
 class Windowed(Relay):
     """Proxy that limits the number of a grid's messages in flight, and so the memory for replies.
 
-    A message is in flight until ``send_and_receive`` yields its reply. Replies are in the order of the messages. As
-    soon as half of the window is free, messages are sent until it is full. So a ``LocalGrid`` can group messages.
+    A message is in flight until ``send_and_receive`` yields its reply. Replies are in the order of the messages. When
+    half of the window is free, new messages fill it at once, so that a ``LocalGrid`` can group them.
 
     Close ``grid`` yourself. Messages sent by ``push_messages``, as in rounds with spare clients, are not limited.
 
@@ -33,9 +33,9 @@ class Windowed(Relay):
         self._window = window
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send the first messages, and return a generator that yields replies and sends the others.
+        """Send the first messages, and return a generator that yields replies and sends the other messages.
 
-        The generator ends at the latest ``timeout`` seconds after this call. Time in which the strategy works on
-        replies counts too.
+        The generator ends at the latest ``timeout`` seconds after this call. This includes the time in which the
+        strategy processes replies.
         """
         return exchange(self._grid, messages, window=self._window, timeout=timeout)
