@@ -21,9 +21,9 @@ CLIENT_STATES = "*.safetensors"
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file atomically, with the permission bits ``mode``.
+    """Write a file with the permission bits ``mode``. An existing file is replaced in full or not at all.
 
-    Raise ``HeteroFLError`` on failure; an existing file is then unchanged.
+    Raise ``HeteroFLError`` on failure.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with writing(path):
@@ -40,7 +40,10 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file and sync it. Raise ``HeteroFLError`` on failure; the file is then unchanged."""
+    """Append a line to a file and sync it.
+
+    Raise ``HeteroFLError`` on failure; a partly written line is removed.
+    """
     data = f"{line}\n".encode()
     # Without a buffer, closing the file after a failure writes nothing.
     with writing(path), open(path, "ab", buffering=0, opener=_open_no_link) as file:

@@ -60,7 +60,7 @@ def _allowed() -> tuple[str, list[str]]:
 
 
 class _FolderFinder(MetaPathFinder):
-    """Import finder for allowed modules in the folder of user code."""
+    """Import finder for user code: allowed modules of its folder, and modules that code there imports."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

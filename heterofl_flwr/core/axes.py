@@ -95,7 +95,7 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
 class PrefixAxis(Axis):
     """An axis that can keep only its first entries, as in some grouped convolutions.
 
-    ``Plan.check_groups`` raises an error for other entries.
+    ``Plan.check_groups`` raises ``ConfigError`` if a plan has such an axis.
     """
 
 
@@ -161,7 +161,7 @@ def within(axes: Axes, second_axes: Axes) -> Axes:
 
 
 def positions(axis: Axis) -> set[int]:
-    """Return the positions along the full axis of the entries that an axis keeps."""
+    """Return the positions of the kept entries along the full axis."""
     length, part_kept = axis.part
     within = range(part_kept) if axis.index is None else axis.index
     return {part * length + place for part in range(axis.parts) for place in within}

@@ -72,7 +72,7 @@ def nest(slices: tuple[Axes, ...]) -> Nested | None:
 def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
     """Return disjoint boxes that cover the box ``outer`` without the box ``inner``.
 
-    A box is given by its length in each dimension and begins at index 0.
+    ``outer`` and ``inner`` have a length for each dimension; both boxes begin at index 0.
     """
     return tuple(
         (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))

@@ -75,7 +75,7 @@ def shares_parameters(model: nn.Module) -> bool:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of the parameters that are not exchanged, or '' if all are exchanged."""
+    """Return a digest of the parameters that are not exchanged (a sample of their entries); '' if none."""
     # bfloat16, so that models in bfloat16 and in float32 have the same digest
     digest, frozen = hashlib.sha256(), frozen_parameters(model)
     for name, parameter in frozen.items():

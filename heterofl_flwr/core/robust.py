@@ -47,7 +47,7 @@ class Robust:
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return the number of values to drop at each end, if an entry has ``holders`` values."""
+        """Return the number of changes to drop at each end, from ``holders`` sorted changes of an entry."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 

@@ -131,8 +131,8 @@ def shallow(
 def read_levels(text: str) -> Mapping[float, Rates] | None:
     """Parse the setting ``model.shrink``, such as ``b=0.7:0.75,c=0.7:0.5``.
 
-    Return (width rate, depth rate) by the level's rate. Return None for the text ``width``, and an empty dictionary for
-    the text ``depth``.
+    Return (width rate, depth rate) by the level's rate; level ``a`` is (1, 1) by default. Return None for the text
+    ``width``, and an empty dictionary for the text ``depth``.
     """
     if text in ("width", "depth"):
         return None if text == "width" else {}

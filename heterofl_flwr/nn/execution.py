@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters; the CPU if the model has none."""
+    """Return the device of a model's parameters; the CPU if it has no parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return the number of entries of all parameters; a shared parameter counts once."""
+    """Return the number of entries of a model's parameters; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -79,7 +79,10 @@ class Quadratic:
 
     @classmethod
     def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
-        """Return one penalty with the gradient of the sum of ``quadratics``; its value differs by a constant."""
+        """Return one penalty with the gradient of the sum of ``quadratics``; its value differs by a constant.
+
+        All quadratic terms must have the same parameters.
+        """
         total = cls()
         for quadratic in quadratics:
             strength = total.strength + quadratic.strength
