@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.int64]
-"""Position numbers of an axis, one for each entry. Entries with united numbers are kept together."""
+"""Position numbers of the entries of an axis. Entries with united positions are kept or dropped alike."""
 
 Rows = Sequence[Row | None]
 """Positions of each axis of a tensor; None for an axis that is kept in full."""
@@ -126,6 +126,6 @@ class Grouping:
 
 
 def kept_positions(places: Places, widths: Sequence[int]) -> Row:
-    """Return the indices of an axis that a slice keeps, ascending; ``widths`` has its channels by group."""
+    """Return the ascending indices of an axis that a slice with these widths of groups keeps."""
     # The last entry, 1, is the width of group -1, whose entries all have number 0: they are always kept.
     return np.flatnonzero(places[:, 1] < np.array([*widths, 1])[places[:, 0]])

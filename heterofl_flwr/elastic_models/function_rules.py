@@ -1,8 +1,7 @@
 """Trace rules of torch functions that take lengths as arguments.
 
-A rule couples each length with the axis that gets this length. If the model's code
-read the length from another axis (``x.shape[1]``), both axes shrink in proportion. If the length is a literal number,
-the axis is never sliced.
+A rule couples each length with the axis that gets this length. If the model's code read the length from another axis
+(``x.shape[1]``), both axes shrink in proportion. If the length is a literal number, the axis is never sliced.
 """
 
 import inspect

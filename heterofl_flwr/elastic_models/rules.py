@@ -69,7 +69,7 @@ class Call:
         }
 
     def axes(self, number: int) -> list[int]:
-        """Return the axes in the argument ``dim`` of a tensor with ``number`` axes; all axes if it is missing."""
+        """Return the axes in the argument ``dim``; without ``dim``, all axes of a tensor with ``number`` axes."""
         dim = self.named_arguments.get("dim")
         dims = range(number) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
         return [axis % number for axis in dims]
