@@ -20,7 +20,7 @@ STEPS_BETWEEN_GAPS = 50
 
 
 CHANNELS_LAST = range(10_000, 1_000_000)
-"""Numbers of parameters of models that train faster on a CPU in the channels-last memory format.
+"""Numbers of parameters for which a model trains faster on a CPU in the channels-last memory format.
 
 The paper's models in this range gain 10 to 30 percent; larger models gain nothing. If several inputs of max pooling
 are equal, the memory format can decide which of them gets the gradient.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""Number of calls before recording. They initialise libraries, which cannot be recorded."""
+"""Number of calls before recording. They initialise libraries; this cannot be recorded."""
 
 
 class Replayed:
