@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 class Group:
     """Messages to different nodes that a ClientApp answers in one call.
 
-    A ``RayGrid`` runs them by ``push`` (call of ``push_messages``), then ``urgency`` (minus the expected time).
+    A ``RayGrid`` runs groups in the order of ``push`` (number of the ``push_messages`` call), then of ``urgency``
+    (minus the expected time).
     """
 
     push: int
@@ -56,9 +57,9 @@ def together(
 ) -> list[list[Message]]:
     """Divide messages into groups of nearly equal size, whose clients may train together.
 
-    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. Other messages than
-    ``train`` messages with a rate are not grouped. ``most`` returns the maximum size of a message's group. Messages to
-    the same node keep their order.
+    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. Only ``train``
+    messages with a rate are grouped. ``most`` returns the maximum size of a message's group. Messages to the same node
+    keep their order.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}

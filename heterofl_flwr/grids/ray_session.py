@@ -32,7 +32,7 @@ SECONDS_TO_CONNECT = 5.0
 """Seconds to wait for a connection to a cluster's port; Ray itself would try for half a minute."""
 
 LONGEST = 28
-"""If the temporary folder's path has this length or more, use ``/tmp``: Ray's sockets need short paths."""
+"""Path length from which ``/tmp`` replaces the temporary folder, because Ray's sockets need short paths."""
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
