@@ -30,7 +30,7 @@ def test_without_an_app_or_its_setting_nothing_starts(tmp_path):
 
 
 def sample(out: Path, grid: str = "local", **config) -> Request:
-    return read_app(SAMPLE, config, out=out, clients=2, parallel=2, grid=grid)
+    return read_app(SAMPLE, config, out=out, clients=2, parallel=1, grid=grid)
 
 
 def test_another_app_runs_in_this_process(tmp_path):
@@ -105,11 +105,23 @@ def test_a_good_round_hides_no_bad_one():
             checked.raise_for_rounds_without_a_result()
 
 
+@pytest.fixture(scope="module")
+def ray():
+    """Keep one Ray for the grids of this file, each of which would start its own."""
+    from heterofl_flwr.grids.ray_session import Session
+
+    Session.enter()
+    yield
+    Session.leave()
+
+
 on_ray = pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.simulation])
 
 
 @pytest.mark.parametrize("grid", ["local", on_ray])
-def test_a_client_that_lacks_memory_ends_the_run(tmp_path, grid):
+def test_a_client_that_lacks_memory_ends_the_run(tmp_path, grid, request):
+    if grid == "ray":
+        request.getfixturevalue("ray")
     with pytest.raises(RunError, match=r"MemoryError.*no room.*; resume the run with fewer clients at once"):
         run_request(sample(tmp_path, grid, fault="memory"))
 
@@ -174,6 +186,7 @@ def maps(model, inputs, targets):
 
 @pytest.mark.slow
 @pytest.mark.simulation
+@pytest.mark.usefixtures("ray")
 def test_actors_also_in_place_of_a_killed_one_share_the_data_set_and_results_are_those_of_one_process(
     tmp_path, monkeypatch
 ):
@@ -220,18 +233,16 @@ class ServerHalf(ServerStage):
 
 @pytest.mark.slow
 @pytest.mark.simulation
+@pytest.mark.usefixtures("ray")
 def test_a_users_stage_named_in_the_settings_runs_on_actors_too(tmp_path, monkeypatch):
     (tmp_path / "halves.py").write_text(HALVES)
     monkeypatch.syspath_prepend(tmp_path)
     settings = {"num-rounds": 1, "train.epochs": 1, "model.hidden": "8", "mix": "a1", "engine.name": "plain"}
     moved = {}
-    for share in (1.0, 0.5):
-        config = {**settings, "server.stages": f"halves:ServerHalf({share})", "run.dir": str(tmp_path / str(share))}
-        request = Request(
-            config=to_flat(from_flat(config)), out=tmp_path / str(share), clients=4, parallel=2, grid="ray"
-        )
-        run_request(request)
-        moved[share] = RunFolder(tmp_path / str(share)).load_checkpoint().state
+    for grid, share in (("local", 1.0), ("ray", 0.5)):
+        config = {**settings, "server.stages": f"halves:ServerHalf({share})", "run.dir": str(tmp_path / grid)}
+        run_request(Request(config=to_flat(from_flat(config)), out=tmp_path / grid, clients=4, parallel=1, grid=grid))
+        moved[share] = RunFolder(tmp_path / grid).load_checkpoint().state
     start = {name: 2 * moved[0.5][name] - moved[1.0][name] for name in moved[1.0]}
     assert all(
         torch.equal(start[name], torch.zeros_like(start[name])) for name in start if name.endswith("linear.bias")
