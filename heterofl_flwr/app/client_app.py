@@ -141,7 +141,10 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 
 
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
-    """Return a model's metrics on the test data; ``local`` ones mask the logits outside ``classes``."""
+    """Return a model's metrics on the test data.
+
+    In metrics named ``local-*``, logits outside ``classes`` are masked.
+    """
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
     kind = workload.settings.fidelity

@@ -58,7 +58,10 @@ class AppTask(Task):
         return number if isinstance(number, int) and not self.has_own_data else 0
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield pairs (rate, model) for the rates in the message; equal messages may share the models."""
+        """Yield pairs (rate, model) for the rates in the message.
+
+        Clients whose messages are equal may get the same model objects.
+        """
         if self.workload.personal:
             yield from ((rate, model.to(self.workload.device)) for rate, model in super().models())
             return
@@ -75,7 +78,7 @@ class AppTask(Task):
         return self.model(like).to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the job of training ``model`` on this client's data, with the penalties of stages."""
+        """Return the job of training ``model`` on this client's data, with the stages' penalties in the loss."""
         data = self.data
         self.penalty_used = True  # the engines add FedProx's penalty (``options``) and the stages' (the job)
         quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
@@ -91,7 +94,7 @@ class AppTask(Task):
         )
 
     def note_steps(self, steps: int) -> None:
-        """Set ``total_step`` for a training of ``steps`` steps of SGD.
+        """Set ``total_step`` after local training with SGD; ``steps`` is the number of its steps.
 
         ``total_step`` is the distance that a parameter moves in these steps if its gradient is always 1.
         """

@@ -36,7 +36,7 @@ def check_run(request: Request) -> str:
 def check_task(workload: Workload, clients: int) -> None:
     """Load the data set; raise an error if it does not fit the clients or a model.
 
-    Print a round's number of clients and steps.
+    Print how many clients train in a round, and about how many steps each client trains.
     """
     try:
         workload.partitions(clients)

@@ -52,9 +52,10 @@ class Request:
 
     @property
     def gpu_share(self) -> float:
-        """Number of GPUs for each client: ``gpus``. By default, ``parallel`` clients share the GPUs.
+        """Number of GPUs for each client, such as 0.25: ``gpus``, or a default if ``gpus`` is None.
 
-        The default is 0 without a GPU, on a CPU, and for another app.
+        By default, ``parallel`` clients share the GPUs, or each client has a GPU if ``parallel`` is None too. The
+        default is 0 if the machine has no GPU, if clients compute on the CPU, and for another app.
         """
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:

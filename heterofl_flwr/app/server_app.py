@@ -212,7 +212,7 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Checkpoint from which a run continues (None: anew), or a message that it is finished."""
+    """Checkpoint from which a run continues (None: a new run), or a message that the run is finished."""
 
     state: RunState | None = None  # the checkpoint
     finished: str = ""  # the message

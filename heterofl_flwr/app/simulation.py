@@ -116,7 +116,7 @@ class Checked(Relay):
         return [self._check(reply, f"call {self._calls}") for reply in replies]
 
     def raise_for_rounds_without_a_result(self) -> None:
-        """Raise ``HeteroFLError`` if all clients failed in the training or evaluation of any round."""
+        """Raise ``HeteroFLError`` if every client failed in the training or the evaluation of some round."""
         for call, reasons in self._bad.items():
             if not self._good[call]:
                 raise HeteroFLError(f"in a round all clients ({len(reasons)}) failed; {reasons[-1]}")
@@ -181,7 +181,7 @@ class Warnings(logging.Handler):
     """Handler that prints all warnings except those about rounds, which the run prints itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record, if it is such a warning."""
+        """Print the record if it is a warning, but not about a round."""
         text = record.getMessage()
         if record.levelno == logging.WARNING and not text.startswith("round "):
             print(printable(f"warning: {text}"), file=sys.stderr, flush=True)

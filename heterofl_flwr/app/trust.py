@@ -17,9 +17,10 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Allow imports of user code that stored settings name; raise ``ConfigError`` if it is untrusted.
+    """Make the modules named in stored settings importable; raise ``ConfigError`` if one is untrusted.
 
-    With ``trusted`` all code is trusted. Without it, only code that the command line names too (``named``) is.
+    With ``trusted``, every module is trusted. Otherwise a module is trusted only if the command line names it too:
+    ``named`` has the values of the settings there.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

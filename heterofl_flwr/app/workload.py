@@ -183,7 +183,10 @@ class Workload:
         return count_pairs(clients, self.dataset.train.targets[torch.cat(rows)], (number, self.dataset.classes))
 
     def steps_each(self, number: int) -> float | None:
-        """Return the mean number of a client's steps in a round; None if the data set is text."""
+        """Return the mean number of training steps of one client in a round; None for text.
+
+        ``number`` is the number of clients.
+        """
         if self.dataset.train.reading is not None:
             return None
         train = self.settings.train

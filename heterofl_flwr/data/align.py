@@ -88,7 +88,10 @@ def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
 
 
 def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
-    """Return the run's class number for each class of the node; None if a side has no class names."""
+    """Return the class number in the run for each class of the node.
+
+    None if the node or the run has no class names.
+    """
     if dataset.names and terms.names:
         if strange := [name for name in dataset.names if name not in terms.names]:
             raise DataError(
@@ -125,7 +128,7 @@ def _align_split(
 def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
     """Convert tokens to the numbers in the run's vocabulary; words that it lacks become token 0.
 
-    Without words, tokens keep their numbers.
+    If neither the node nor the run has a vocabulary, tokens keep their numbers.
     """
     if bool(dataset.names) != bool(terms.names):
         named, other = (dataset, terms) if dataset.names else (terms, dataset)

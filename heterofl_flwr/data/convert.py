@@ -24,7 +24,8 @@ Values = Sequence[int | str]
 class Raw:
     """One split before conversion.
 
-    Inputs are images in uint8 (number, channels, height, width), or a table in float32 (number, columns).
+    Inputs are images in uint8 of shape (number, channels, height, width), or a table in float32 of shape (number,
+    columns).
     """
 
     inputs: Tensor
@@ -38,9 +39,11 @@ class Raw:
 def to_dataset(
     name: str, train: Raw, test: Raw | None, normal: Normal | None = None, augment: AugmentName = "none"
 ) -> Dataset:
-    """Make a data set from raw splits. Without a test split, every fifth example becomes a test example.
+    """Make a data set from raw splits.
 
-    ``normal`` has the means and standard deviations; by default those of the train split.
+    Without a test split, every fifth example of an owner becomes a test example, or every fifth of a class if there are
+    no owners. ``normal`` has the means and standard deviations that normalise the inputs; by default those of the train
+    split.
     """
     raws = [train] if test is None else [train, test]
     targets, classes, names = _number_labels(raws)

@@ -11,7 +11,7 @@ from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Options for reading a text in pieces. Some words are masked; the targets are all words of the piece.
+    """Options for reading a text in pieces. A model sees some words masked; all words are targets.
 
     Attributes
     ----------

@@ -176,7 +176,7 @@ def _is_image(feature: object) -> bool:
 
 
 def _read_images(split: datasets.Dataset, name: str, place: str) -> torch.Tensor:
-    """Return images of equal size as uint8, (number, channels, height, width)."""
+    """Return images of equal size in uint8, of shape (number, channels, height, width)."""
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
     try:
         for image in split.cast_column(name, datasets.Image())[name]:

@@ -31,7 +31,7 @@ _KINDS = {kind.__name__: kind for kind in (Dataset, Split, Reading, Normal)}
 def share(dataset: Dataset, key: object) -> Iterator[None]:
     """Context manager: share a data set with processes that call ``find`` with the same key.
 
-    These must inherit the environment variables of this process. If sharing fails, a warning is logged.
+    The processes must inherit the environment variables of this one. If sharing fails, a warning is logged.
     """
     with ExitStack() as opened:
         try:

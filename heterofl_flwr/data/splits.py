@@ -142,9 +142,9 @@ def noniid(
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
-    """Return indices in ``targets`` for each client, from the classes of its shards (``deal``).
+    """Return the example indices of each client: a shard for each class in the client's entry of ``deal``.
 
-    Each class is cut into as many shards as ``deal`` has of it.
+    The examples of a class are cut into n shards, where n is how often the class occurs in ``deal``.
     """
     Fidelity.of(fidelity)
     generator = _generator(seed, "shards")

@@ -54,7 +54,7 @@ def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int]
 def _cut(raw: Texts, owners: Sequence[int], lookup: Callable[[str], int], rows: int) -> tuple[Tensor, Tensor]:
     """Return rows of tokens, each from one owner, and the owner of each row.
 
-    ``rows`` is the number of rows; 0 makes rows of ``LENGTH`` tokens.
+    ``rows`` is the number of rows for each owner; 0 makes rows of ``LENGTH`` tokens.
     """
     streams: dict[int, list[int]] = defaultdict(list)
     for text, owner in zip(raw.texts, owners, strict=True):

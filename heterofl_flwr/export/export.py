@@ -156,7 +156,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
     Raises
     ------
     HeteroFLError
-        If ``torch.export`` cannot trace the model, or cannot leave the length of an axis in ``axes`` open.
+        If ``torch.export`` cannot trace the model, or cannot make the axes in ``axes`` dynamic.
     """
     # Zeros, because a program stores its example inputs, and these must not contain data.
     example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)

@@ -89,7 +89,7 @@ def architectures(settings: Settings) -> tuple[str, ...]:
 def with_architecture(settings: Settings, name: str) -> Settings:
     """Return the settings with the model ``name``, at its default widths.
 
-    ``model.norm`` is unchanged if both models have this option.
+    ``model.norm`` is unchanged if the old and the new model have this option.
     """
     requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
     norm = requested if model_has(name, "norm") else "none"

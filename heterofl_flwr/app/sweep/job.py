@@ -202,7 +202,7 @@ def is_done(job: Job) -> bool:
 def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise an error if a job's data set or model is unusable, before any job runs.
 
-    Of jobs that differ only in mix, assignment, seed or rounds, the last is checked.
+    If jobs differ only in mix, assignment, seed or rounds, only the last of them is checked.
     """
     kinds: dict[tuple[object, ...], Job] = {}
     for job in jobs:
@@ -238,7 +238,7 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the values of ``run.metric``, by default of the headline metric; None if not measured."""
+    """Return the score for ``run.metric``, by default the headline metric; None if not measured."""
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)
