@@ -94,7 +94,10 @@ class Task(client.Task):
 
 
 def parameters_of(model: nn.Module) -> NDArrays:
-    """Return a model's exchanged parameters in the strategy's order, as for ``initial_parameters``."""
+    """Return the exchanged parameters of a model as arrays, in the order that the strategy expects.
+
+    For ``initial_parameters``, convert them by Flower's ``ndarrays_to_parameters``.
+    """
     return [sent_tensor(parameter).numpy() for parameter in exchanged_parameters(model).values()]
 
 

@@ -229,7 +229,7 @@ class HeteroFL(Strategy):
     def _instructions(
         self, sent: Sequence[Message], task: str, kind: Callable[[Parameters, dict[str, Scalar]], Instruction]
     ) -> list[tuple[ClientProxy, Instruction]]:
-        """Return, for each message, its client and the ``FitIns`` or ``EvaluateIns`` (``kind``).
+        """Return pairs of a client and its instruction, of the class ``kind``: ``FitIns`` or ``EvaluateIns``.
 
         Messages with the same records share one ``Parameters``.
         """

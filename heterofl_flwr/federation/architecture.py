@@ -173,7 +173,7 @@ class GlobalModel(Architecture):
         return shared_part(plan, self.shared)
 
     def _check_moving(self, local: nn.Module, rate: float) -> None:
-        """Raise ``ConfigError`` if ``local`` has a buffer with entries by channel, or cut frozen parameters."""
+        """Raise ``ConfigError`` if ``local`` cuts frozen parameters, or has a buffer with entries by channel."""
         rule = self.options.slicing.slice_rule
         if tables := find_channel_tables(self.model, local):
             raise ConfigError(
@@ -207,7 +207,10 @@ class GlobalModel(Architecture):
 
     @property
     def trains_all(self) -> bool:
-        """False if the model has an attribute ``untrained`` or, with privacy noise, frozen parameters."""
+        """False if the model has an attribute ``untrained``.
+
+        With privacy noise, also False if the model has frozen parameters.
+        """
         return not (hasattr(self.model, "untrained") or self._frozen)
 
     @property

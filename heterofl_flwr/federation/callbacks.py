@@ -39,8 +39,8 @@ class RunState:
     nodes
         For each registered node name, the round in which the node became absent; 0 for present nodes.
     releases
-        Number and noise of the differentially private results in the model. If training started from the model of
-        another run, the results of that run are included.
+        Counts of the noisy models and moments published so far, by noise and clip. If training started from the model
+        of another run, the counts include those of that run.
     setup
         Mix, seed and stages of the run as text; a resumed run must have the same.
     callbacks

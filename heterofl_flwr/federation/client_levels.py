@@ -44,9 +44,10 @@ class Levels:
         self.holders = max((stage.needs.holders for stage in self._options.stages), default=0)
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
-        """Raise ``ReplyError`` if a reported capacity is not a rate or, under *Fix*, ``build`` fails for it.
+        """Raise ``ReplyError`` if a reported capacity is not a rate.
 
-        ``limit`` is the largest rate that the server allows this client. A capacity above it is checked as ``limit``.
+        Under *Fix*, also raise it if ``build`` fails for this rate. ``limit`` is the largest rate that the server
+        allows this client. A capacity above it is checked as ``limit``.
         """
         if capacity is None:
             return
@@ -60,7 +61,7 @@ class Levels:
     def usable_capacity(self, node_id: int, capacity: float | None) -> float | None:
         """Return the ``capacity`` in a client's reply; raise ``ReplyError`` if ``check_capacity`` does.
 
-        For a client in ``Nodes.demoted``, return None instead of an error.
+        For a client in ``Nodes.demoted``, return None instead of raising the error.
         """
         try:
             self.check_capacity(capacity, self._nodes[node_id].limit)

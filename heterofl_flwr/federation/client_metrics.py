@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 Answer = tuple[float, Mapping[str, float]]
-"""Number of examples and metrics of a client."""
+"""A client's number of examples, and its metrics."""
 
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
@@ -35,7 +35,11 @@ def split_metric(key: str) -> tuple[str, float | None]:
 def split_metrics(
     metrics: Mapping[str, float], rates: Collection[float], plain: float | None
 ) -> dict[float | None, dict[str, float]]:
-    """Return metrics by the rate in their keys; a key without one of ``rates`` counts for ``plain``."""
+    """Return metrics by the rate in their keys, such as ``accuracy/0.5``.
+
+    A metric whose key names none of ``rates`` keeps its key, and is returned under ``plain``: a rate, or None for the
+    global model.
+    """
     by_rate: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
         metric, rate = split_metric(key)
@@ -55,7 +59,7 @@ def minority_headlines(answers: Sequence[Answer]) -> set[str]:
 
 
 def is_share(key: str) -> bool:
-    """Whether a metric, apart from prefix and rate, is in ``SHARES`` (accuracies between 0 and 1)."""
+    """Whether a metric is one of ``SHARES``. A prefix and a rate in its key are ignored."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
 
 

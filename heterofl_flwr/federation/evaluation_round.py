@@ -38,7 +38,7 @@ class EvaluationRound:
     rates
         The rates that each client evaluates, the largest first.
     answers
-        Number of examples and metrics of each client that has replied.
+        For each client that has replied: its number of examples, and its metrics.
     """
 
     def __init__(
@@ -165,7 +165,10 @@ class EvaluationRound:
         return log.few_answered
 
     def _split_answers(self) -> SplitAnswers:
-        """Return the answers by rate, without headline metrics that fewer than half of the clients report."""
+        """Return each client's number of examples, and its metrics by rate.
+
+        Headline metrics that fewer than half of the clients report are left out.
+        """
         answers: dict[int, tuple[float, dict[float | None, dict[str, float]]]] = {}
         for node_id, (number, metrics) in self.answers.items():
             rates = self.rates[node_id]

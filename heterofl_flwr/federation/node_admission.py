@@ -39,7 +39,7 @@ Answers = Mapping[int, Capability | Fault]
 
 
 def _read_named(value: object) -> dict[str, Any]:
-    """Return a mapping, or text such as ``phone=c,camera=a``, as a dict by node name."""
+    """Convert a mapping, or text such as ``phone=c,camera=a``, to a dict by node name."""
     if isinstance(value, str):
         pairs = [pair.split("=", 1) for pair in value.split(",")] if value.strip() else []
         named = {name.strip(): level.strip() for name, level in pairs}  # a part without "=" raises ValueError

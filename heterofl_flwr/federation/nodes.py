@@ -206,7 +206,7 @@ class Nodes(Mapping[int, Capability]):
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 
     def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
-        """Restore ``have_trained()``, ``dealt()`` and ``named()`` from a checkpoint."""
+        """Store what ``have_trained()``, ``dealt()`` and ``named()`` returned in the run that is resumed."""
         self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
@@ -238,7 +238,7 @@ class Nodes(Mapping[int, Capability]):
         return self._names.get(node_id, "")
 
     def record_failure(self, node_id: int, reason: str, failures: dict[int, str], names: dict[int, str]) -> int:
-        """Set a client's entries, by partition, in ``failures`` and ``names``; return the partition."""
+        """Store the reason and the client's registered name by its partition; return the partition."""
         partition = self.partition(node_id)
         failures[partition] = reason
         if name := self.registered_name(node_id):
@@ -263,9 +263,9 @@ class Nodes(Mapping[int, Capability]):
         return tuple(f"{what}: {listed(names)}" for what, names in parts.items() if names)
 
     def note_in(self, record: RoundRecord, before: Collection[str] = ()) -> None:
-        """Record which nodes are away or silent.
+        """Record which nodes are away or silent, and add ``notes()`` to the notes of ``record``.
 
-        In the record, the current ``notes()`` replace the notes in ``before``.
+        ``before`` holds earlier notes, which are removed from ``record``.
         """
         record.away, record.unanswered = dict(self.away), tuple(map(self.name, self.unanswered))
         record.notes = (*self.notes(), *(note for note in record.notes if note not in before))

@@ -49,7 +49,7 @@ class Round:
     slices
         Rate, level and slice of each client of the round.
     answers
-        Number of examples and metrics of each summed reply.
+        For each summed reply: the client's number of examples, and its metrics.
     silent
         Clients that did not answer in time.
     log
@@ -178,7 +178,10 @@ class Round:
             self._capacities[node_id] = capacity
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Record a remark if ``replied_at``, by the client's clock, is not between ``sent_at`` and now."""
+        """Record a remark if a client's clock is over ``CLOCK_SECONDS`` ahead of the server's, or behind it.
+
+        To detect this, ``replied_at`` (by the client's clock) is compared with ``sent_at`` and now.
+        """
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
@@ -208,7 +211,8 @@ class Round:
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
         """Remove a client from the round without recording a failure.
 
-        ``reply_bytes`` is the size of the client's dropped reply; None if its message was not sent.
+        If a subclass of the strategy dropped the client's reply, pass the size of the reply as ``reply_bytes``. Without
+        it, the client and the bytes sent to it are removed from the record of the round as well.
         """
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))
@@ -289,7 +293,10 @@ class Round:
         )
 
     def _failed_levels(self) -> dict[str, str]:
-        """Return a hint for each level whose clients all failed with the same error, if any client replied."""
+        """Return a hint for each level whose clients all failed with the same error.
+
+        Return an empty dict if the round has no usable reply.
+        """
         errors: dict[float, set[str]] = defaultdict(set)
         for node_id, sampled in self.slices.items():
             # Without numbers, because a shape in an error may have the size of the client's batch.

@@ -73,8 +73,9 @@ class RoundRecord:
     evaluate_failures
         For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. If a
-        smaller fraction of the clients with the global model answered, both numbers count only these clients.
+        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. If the
+        share that answered is smaller among the clients of the global model than among all sampled clients, both
+        numbers count only the clients of the global model.
     partial
         Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. They never count as
         the best of a run.
@@ -163,7 +164,7 @@ class RoundRecord:
         )
 
     def log_metrics(self, num_rounds: int) -> None:
-        """Log the metrics, then the time; the last line has this record in its field ``round``."""
+        """Log the metrics, then the time. The last ``LogRecord`` has this object in its attribute ``round``."""
         place = f"[ROUND {self.server_round}/{num_rounds}]"
         for line in self.metrics_lines():
             host_log.info("%s %s", place, line)
@@ -172,7 +173,8 @@ class RoundRecord:
     def metrics_lines(self) -> Iterator[str]:
         """Yield a line of metrics, then a line for the model of each level.
 
-        If not all clients evaluated the global model, the first line states the coverage after each mean over clients.
+        If not all clients evaluated the global model, the clients' evaluation metrics in the first line end with a
+        remark such as ``(of 80% of the clients)``.
         """
         coverage = self.evaluate.get("coverage", 1.0)
         clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
@@ -212,6 +214,9 @@ def _metrics_text(metrics: Mapping[str, float], remarks: Mapping[str, str]) -> s
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise ``ConfigError`` if the function named ``whose`` returned something other than metrics or None."""
+    """Raise ``ConfigError`` if ``metrics`` is neither a mapping nor None.
+
+    ``whose`` is the name of the function that returned ``metrics``, for the error text.
+    """
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")
