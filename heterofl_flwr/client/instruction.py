@@ -39,7 +39,7 @@ class Instruction:
     slice_rule
         Rule that selects the entries of smaller models inside the model.
     window
-        Round number for ``slice_rule``. It differs from ``server_round`` if FedRolex's slices move by several entries
+        Round number that ``slice_rule`` uses. It is above ``server_round`` if FedRolex's slices move by several entries
         in each round.
     shared
         Name patterns of the exchanged parameters. All other parameters stay with the client.
@@ -108,7 +108,7 @@ class Instruction:
 
     @property
     def seed(self) -> int:
-        """Random seed, from the run's seed, the round and the client."""
+        """Random seed, from the run's seed, the round, the client and, with ``SecureSum``, its nonce."""
         start = reading.read_optional(self.config, NONCE, int)
         return derive(self.run_seed, "client", self.server_round, self.partition, *([start] if start else []))
 

@@ -122,10 +122,9 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise ``ReplyError`` if this client has trained in this run before.
+    """Raise ``ReplyError`` if this client has trained in this run, because its saved state is then lost.
 
-    Call this only for a client without saved state, because a client that has trained must have one. ``tensors`` names
-    the lost tensors in the error message.
+    Call this only for a client without saved state. ``tensors`` names the lost tensors in the error message.
     """
     if instruction.has_trained:
         raise ReplyError(

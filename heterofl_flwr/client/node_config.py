@@ -46,8 +46,8 @@ def read_capability(context: Context) -> dict[str, object]:
 def new_capacity(capacity: str | float | None, context: Context, instruction: Instruction) -> dict[str, object]:
     """Return the capacity (largest rate) that a reply reports, as an entry for a message; {} for none.
 
-    If ``capacity`` is None, a reply to training reports the rate in the node config if the message's rate is above it,
-    as after a restart with a smaller rate.
+    If ``capacity`` is None, only replies to training report one: the rate in the node config, if it is below the
+    message's rate. This happens after a restart of the node with a smaller rate.
     """
     if capacity is not None:
         return {messages.CAPACITY: rate_of(capacity)}

@@ -88,7 +88,7 @@ def check_added_once(method: str, earlier: str) -> None:
 
 
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
-    """Raise ``ConfigError`` if a stage has a penalty; warn if only FedProx has one.
+    """Raise ``ConfigError`` if a stage has a penalty; warn if the only penalty is that of FedProx.
 
     Call this if the training loop added no penalty to the loss.
     """

@@ -32,7 +32,7 @@ _NOTES = "heterofl-round"
 
 
 def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the tensors that this client saved last in this run, or None.
+    """Return the tensors that this client saved last in this run; None if there are none.
 
     After a resume, tensors of later rounds are ignored.
     """
@@ -101,7 +101,10 @@ def _record_name(instruction: Instruction, server_round: int | str) -> str:
 
 
 def _end(instruction: Instruction) -> int:
-    """Return the first round whose state is not used. After a resume, there may be states of this and later rounds."""
+    """Return the exclusive upper bound on the rounds whose saved state may be loaded.
+
+    After a resume, there may be saved states of the current round and of later ones.
+    """
     # in the round's first message, a state of this round is ignored
     return instruction.server_round + (not instruction.starts_round)
 

@@ -38,7 +38,7 @@ class Buffered:
 
 
 class Seats:
-    """The ``size`` seats of a step, one for each reply in it; ``quota`` seats are reserved for each level."""
+    """Seats for the ``size`` replies of a step. For each level, ``quota`` seats are reserved."""
 
     def __init__(self, size: int, quota: int) -> None:
         self._size, self._quota = size, quota
@@ -52,8 +52,8 @@ class Seats:
     def has_seat(self, rate: float, pending: Collection[float]) -> bool:
         """Whether a reply of this rate may take a seat.
 
-        ``pending`` has the rates of all other replies that may still come. Reserved seats of these levels are kept free
-        for them. A level with unused reserved seats may take any free seat.
+        A level may take any free seat until it has ``quota`` seats. After that, it must leave the unused reserved seats
+        of pending levels free. ``pending`` has the rates of all other replies that may still come.
         """
         reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending) - {rate})
         if self._taken[rate] < self._quota:  # a reserved seat of this level

@@ -69,7 +69,11 @@ class Chain:
         return self.summing is not None and self.summing.skipped
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
-        """Begin a round. If clients run on other machines (``remote``), unbounded changes get a default bound."""
+        """Begin a round.
+
+        If clients run on other machines (``remote``) and no ``norm_bound`` is set, changes get a default bound. A stage
+        with ``Needs(changes=True)`` prevents this.
+        """
         state, norm_bound = context.state, self._norm_bound
         sums_changes = any(stage.needs.changes for stage in self.stages)
         if remote and not norm_bound and not sums_changes:
@@ -170,7 +174,7 @@ class Chain:
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
         """Permute the channels of stage tensors that have the name and shape of a parameter.
 
-        ``apply(name, tensor)`` permutes ``tensor`` like the parameter ``name``.
+        ``apply(name, tensor)`` returns ``tensor`` permuted in the same way as the parameter ``name``.
         """
         for stage in self.stages:
             if tensors := {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}:

@@ -86,10 +86,10 @@ class ClientContext:
     learning_rate
         Learning rate that the server sent; 0 if it sent none.
     total_step
-        Sum of the learning rates of the local steps so far. Simulated clients with momentum give instead the
-        distance that a parameter moves in these steps if its gradient is always 1.
+        Sum of the learning rates of the local steps so far. With momentum, this package's client app sets it to the
+        distance that a parameter would move in these steps if its gradient were always 1.
     broadcast
-        The client's slices of the tensors in ``ServerStage.broadcast``, by parameter name.
+        The client's slices of the tensors that ``ServerStage.broadcast`` returned, by parameter name.
     state
         Tensors that the stage stores on this client between tasks. Assign to its keys in ``on_update``.
     round_state

@@ -41,7 +41,7 @@ class ClientCompress(ClientStage):
 
 
 class Compress(ServerStage):
-    """Restore parameters from changes in float16 or int8.
+    """The server half: restore parameters from clients' changes in float16 or int8.
 
     In int8, each row (index of axis 0) of a parameter has its own step size. A parameter with one entry in each row,
     such as a bias, counts as a single row.

@@ -44,9 +44,11 @@ class ClientFedDyn(ClientStage):
 class FedDyn(StatefulStage):
     """FedDyn (dynamic regularisation) on the server, computed for each entry of the model.
 
-    For each entry, the server stores the drift ``d`` (in the paper -h / alpha): ``d = d + (sum of w - theta over the
-    clients that trained the entry in this round) / m``. Here m is the number of all clients whose slices contain the
-    entry. Its new value is the mean plus d. If no client trained the entry, the entry and its drift do not change.
+    For each entry, the server stores the drift ``d`` (in the paper -h / alpha). After a round, it sets
+    ``d = d + sum(w - theta) / m``. The sum is over the clients that trained the entry in this round. Here theta is the
+    entry's value before the training of a client, w the value after it, and m the number of all clients whose slices
+    contain the entry. The entry's new value is the mean plus d. If no client trained the entry, the entry and its drift
+    do not change.
 
     If the server changes the learning rate, it multiplies the drift by the same factor.
     """

@@ -51,12 +51,12 @@ class Privacy:
 
     @property
     def step(self) -> float:
-        """Distance between two fixed-point numbers of clients' changes; 0 without noise."""
+        """Unit of the fixed-point numbers that represent clients' changes; 0 without noise."""
         return self.noise * self.clip / DEVIATION
 
     @property
     def moments_step(self) -> float:
-        """Distance between two fixed-point numbers of clients' moments; 0 without noise."""
+        """Unit of the fixed-point numbers that represent clients' moments; 0 without noise."""
         return self.noise * self.moments_clip / DEVIATION
 
 
@@ -72,7 +72,7 @@ class Releases:
 
 
 class Ledger(Protocol):
-    """Storage of releases that outlives the run, such as a ``RunFolder``."""
+    """Persistent storage for the release counts of a run, such as a ``RunFolder``."""
 
     def releases(self) -> Sequence[Releases]:
         """Return the stored releases."""
@@ -118,7 +118,7 @@ class Spent:
             self._ledger.write_releases(self.releases)
 
     def epsilon(self, further: int = 0) -> float:
-        """Return the epsilon of all releases so far, plus ``further`` ones with this run's noise."""
+        """Return epsilon after all releases so far and ``further`` more with this run's noise."""
         by_noise = Counter({self._privacy.noise: further})
         for entry in self.releases:
             by_noise[entry.noise] += entry.number
@@ -137,7 +137,7 @@ class Spent:
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
     """Clip a client's means and second moments of all layers as one vector; return them in fixed-point steps.
 
-    Layers without data are unchanged; all others have the count 1.
+    Layers without data are unchanged. In the result, all other layers have the count 1.
     """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
     vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}
@@ -148,9 +148,9 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
 
 
 def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
-    """Add noise to sums over clients of clipped moments; return the means over clients.
+    """Add noise to the sums of clients' clipped moments; return the means.
 
-    ``merged`` has the sums by rate, in fixed-point steps. The means are not in steps.
+    ``merged`` has the sums by rate, in fixed-point steps. Unlike the sums, the means are not in steps.
     """
     stream = Keystream()
 

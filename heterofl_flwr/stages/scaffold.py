@@ -79,7 +79,7 @@ class Scaffold(StatefulStage):
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Add the client's mean gradient over its local steps to this round's mean of gradients."""
+        """Add the client's gradient, averaged over its local steps, to this round's mean over clients."""
         received, step = update.plan.extract(context.state), cast("float", update.fields[STEP])
         gradients = {name: (received[name] - tensor) / step for name, tensor in update.tensors.items()}
         self._gradients.add(update.plan, gradients, labels=update.labels)

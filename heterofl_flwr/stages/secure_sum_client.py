@@ -55,7 +55,8 @@ class ClientSecureSum(RespondingStage):
     def answer(self, context: ClientContext) -> Fields:
         """Return public keys or shares, as the phase in ``context.config`` asks.
 
-        If this client has masked a change in this round or a later one, return the last such round instead of keys.
+        A client masks only one change in each round. So if the last round in which it masked a change is this round or,
+        after a resume, a later one, return that round instead of keys.
         """
         notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":
@@ -108,9 +109,10 @@ class ClientSecureSum(RespondingStage):
 
 
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
-    """Return a client's change in steps as one vector, with 0 in classifier rows of classes that the client lacks.
+    """Return a client's change as one vector of fixed-point steps.
 
-    Extra entries serve to count the clients of each classifier row: 1 if the client has the row's class, else 0.
+    Classifier rows of classes that the client lacks are 0. Extra entries serve to count the clients of each classifier
+    row: 1 if the client has the row's class, else 0.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")

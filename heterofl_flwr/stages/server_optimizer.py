@@ -93,7 +93,10 @@ class Adagrad(ServerOptimizer):
 
 @with_options
 class Adam(ServerOptimizer):
-    """Adam on the server, as Flower's ``FedAdam``; its bias correction counts the rounds of the run."""
+    """Adam on the server, as Flower's ``FedAdam``.
+
+    The bias correction depends on the number of the round, not on how often an entry was trained.
+    """
 
     eta: Positive = 1e-1
     """learning rate of the server"""
@@ -113,7 +116,7 @@ class Adam(ServerOptimizer):
 
 @with_options
 class Yogi(Adam):
-    """Yogi on the server, as Flower's ``FedYogi``, without bias correction."""
+    """Yogi on the server, without Adam's bias correction, as Flower's ``FedYogi``."""
 
     eta: Positive = 1e-2
 

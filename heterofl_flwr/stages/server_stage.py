@@ -114,11 +114,12 @@ class Needs:
     changes
         The stage replaces parameters in updates by their changes, in double precision.
     counting_mean
-        The mean must be the counting mean, not a robust or asynchronous one.
+        The mean must be the counting mean (``CountingMean``), not a robust or asynchronous one.
     equal_weights
         Each client must have weight 1 in the mean.
     steps
-        The stage takes a step along the mean change. An entry of the mean must depend only on this entry of updates.
+        The stage takes a step along the mean change. So each entry of the mean must depend only on the same entry of
+        the updates.
     holders
         Minimum number of clients to sample at the largest rate in each round.
     """
@@ -149,7 +150,10 @@ class ServerStage:
         return None
 
     def broadcast(self, context: RoundContext) -> Mapping[str, Tensor]:
-        """Return tensors for the client half, by parameter name and in its shape. Clients receive slices of them."""
+        """Return tensors for the client half, by parameter name, each in the shape of the parameter.
+
+        Clients receive slices of these tensors.
+        """
         return {}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
