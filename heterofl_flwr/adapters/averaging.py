@@ -116,7 +116,7 @@ class ProductMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that hold each entry of a parameter."""
+        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it."""
         return self._holders.holders(name)
 
 

@@ -69,9 +69,9 @@ class CheckedReply:
 class Aggregator(Protocol):
     """Protocol for averaging the replies of a round: call ``add`` for each reply, then ``result`` once.
 
-    Each round makes a new aggregator from the global state, whose tensors the aggregator must not change. Set
-    ``by_entry = False`` in a class if an entry of its result depends on other entries. Server optimisers then reject
-    the class, and so do averages of models over rounds.
+    In each round, a new aggregator is made from the global state. It must not change the tensors of this state. Set
+    ``by_entry = False`` in a class if an entry of its result depends on other entries. Strategies with a server
+    optimiser or an average of models over rounds then reject the class.
     """
 
     def add(self, reply: CheckedReply) -> None:
@@ -81,9 +81,9 @@ class Aggregator(Protocol):
         """Return the new global state in new tensors. Entries that no client held are unchanged."""
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that hold each entry, in the parameter's shape.
+        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it.
 
-        It can also be called after ``result``.
+        The tensor has the parameter's shape. This method can also be called after ``result``.
         """
 
 

@@ -151,7 +151,10 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return the entries that two slices of a parameter share, as axes of the first slice's tensor."""
+    """Return the entries that two slices of a parameter share.
+
+    The resulting axes count positions in the first slice, not in the full parameter.
+    """
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):
         members = positions(second)

@@ -107,7 +107,7 @@ class ChannelOrder:
     def find(self, state: Mapping[str, Tensor]) -> Tensor | None:
         """Return the new order of channels, or None if no channel moves.
 
-        Element i is the current number of the channel that moves to place i, counted over all groups.
+        Channels are numbered over all groups. Element i is the current number of the channel that moves to place i.
         """
         order = [
             group.start + (norms * self._factors[group]).argsort(descending=True, stable=True)
@@ -117,7 +117,7 @@ class ChannelOrder:
         return None if torch.equal(joined, torch.arange(len(joined))) else joined
 
     def apply(self, order: Tensor, name: str, tensor: Tensor) -> Tensor:
-        """Return the parameter ``name``, or its momentum, with the channels in a new order."""
+        """Return ``tensor``, the parameter ``name`` or its momentum, with the channels in a new order."""
         for axis, channels in self._channels.get(name, {}).items():
             new = torch.where(channels < 0, channels, order[channels])
             # Entries of one channel, such as those of several heads or pixels, keep their order.
@@ -132,9 +132,9 @@ def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, 
 
 
 def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:
-    """Return ``Places`` of each sliced axis, by parameter name and index of the axis.
+    """Return the group and channel of each entry on the sliced axes, by parameter and axis.
 
-    Axes with equally many channels form one group.
+    Axes with equally many channels belong to one group.
     """
     return {
         name: {number: _places(axis) for number, axis in enumerate(axes) if axis.local_size < axis.size}

@@ -42,7 +42,7 @@ class Aggregation:
         Makes the aggregator from the global state: ``CountingMean``, or ``partial(RobustMean, robust=Robust())``.
     extra_rows : bool
         Whether to average rows beyond the classes, such as the embedding of [MASK], over all clients that hold them. If
-        False, clients that send labels are left out (``Fidelity.extra_rows``).
+        False, they are averaged only over clients that send no labels (``Fidelity.extra_rows``).
     largest : float
         Upper bound on the magnitude of a reply's entries. By default, only NaN and infinity are rejected.
     norm_bound : float
@@ -131,7 +131,7 @@ class Aggregation:
         return self._aggregator.result()
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the replies that contain each entry of a parameter."""
+        """Return, for each entry of the parameter ``name``, the total weight of the replies that contain it."""
         return self._aggregator.holders(name)
 
     def _check_plan(self, plan: Plan) -> None:
@@ -177,9 +177,9 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the indices of a client's rows to average, or None for all rows.
+        """Return the indices of a client's rows to average, or None to average all rows.
 
-        ``sizes`` has the number of rows of each parameter; by default those of ``label_rows``.
+        ``sizes`` maps each parameter to its number of rows; by default, it has all parameters of ``label_rows``.
         """
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
@@ -206,7 +206,7 @@ def class_numbers(
 ) -> Tensor:
     """Return the distinct class numbers in ``labels``, ascending.
 
-    ``classes`` is the number of classes. ``unusable`` is the class of the error for an invalid label.
+    ``classes`` is the number of classes. ``unusable`` is the exception to raise for invalid labels.
     """
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
@@ -236,8 +236,8 @@ def check_reply(
 ) -> None:
     """Raise ``ReplyError`` if a client's reply is invalid. The message names up to five faults.
 
-    ``largest`` is the upper bound on an entry's magnitude, and ``norm_bound`` on the L2 norm of the client's change; 0
-    is no bound.
+    ``largest`` is the upper bound on an entry's magnitude. ``norm_bound`` is the upper bound on the L2 norm of the
+    client's change; 0 means no bound.
     """
     # Sums may be in single precision, where a weight outside its range would become 0 or infinity.
     single = torch.finfo(torch.float32)

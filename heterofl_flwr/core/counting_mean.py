@@ -48,7 +48,7 @@ class Nested(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
-    """Sort prefix slices of one parameter by size, and find their shells.
+    """Sort prefix slices of one parameter by size, and find the shells between them (``Nested``).
 
     Return None if the slices are not nested or divide an axis into different numbers of parts.
     """
@@ -100,7 +100,7 @@ def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> N
 
 
 def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
-    """Return the total weight of the clients that hold each entry of ``total``."""
+    """Return, for each entry of ``total``, the total weight of the clients that hold it."""
     weights = torch.zeros_like(total)
     for axes, count in counts.items():
         number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
@@ -128,7 +128,8 @@ class Holders:
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
         self._weights: dict[Plan, float] = {}
-        self._by_row: dict[Plan, dict[str, Tensor]] = {}  # only parameters with rows that did not count for a client
+        # Weight of each row, by parameter name, where a client of the plan does not count in all rows.
+        self._by_row: dict[Plan, dict[str, Tensor]] = {}
 
     @property
     def plans(self) -> Iterable[Plan]:
@@ -162,7 +163,7 @@ class Holders:
 
     @torch.no_grad()
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that hold each entry of a parameter."""
+        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it."""
         old = self._state[name]
         return held_by(torch.empty_like(old, dtype=sum_dtype(old)), self.counts(name))
 
@@ -232,5 +233,5 @@ class CountingMean:
         return self._sums.means(self._holders)
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that held each entry of a parameter."""
+        """Return, for each entry of the parameter ``name``, the total weight of the clients that held it."""
         return self._holders.holders(name)

@@ -106,10 +106,10 @@ def _refined(start: NDArray[np.int64], bits: int, stream: Keystream) -> NDArray[
 def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return two arrays for drawing the coarse part of the noise.
 
-    The coarse part is the magnitude divided by ``2 ** _FINE_BITS``, without remainder. The first array has the
-    probability that this part is k or more, for k from the largest value down to 1. The second is a lookup table for
-    fast draws. It cuts the interval from 0 to 1 into cells and has the coarse part of each cell, or ``_SPLIT`` for a
-    cell with several.
+    The coarse part of a noise value is its magnitude divided by ``2 ** _FINE_BITS``, rounded down. The first array has
+    the probability that the coarse part is k or more, for k from the largest value down to 1. The second array is a
+    lookup table for fast draws from uniform numbers. It divides the interval from 0 to 1 into cells, and has the coarse
+    part that belongs to each cell, or ``_SPLIT`` if several coarse parts do.
     """
     # The probability of larger values is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]
@@ -150,7 +150,10 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Add noise to a sum of results of ``in_steps``; return the sum in the parameter's unit."""
+    """Return ``total`` plus noise, multiplied by ``step``.
+
+    ``total`` is a sum of tensors from ``in_steps``.
+    """
     return (total + draw(stream, total.shape).to(total.device)).mul_(step)
 
 

@@ -25,7 +25,7 @@ def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def exchange_frozen(model: nn.Module) -> nn.Module:
-    """Exchange a model's frozen parameters (``requires_grad=False``) too, and return the model.
+    """Mark a model's frozen parameters (``requires_grad=False``) as exchanged, and return the model.
 
     Call this if a client's slice changes from round to round, or if processes initialise frozen parameters differently.
     """
@@ -36,8 +36,8 @@ def exchange_frozen(model: nn.Module) -> nn.Module:
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that server and clients exchange.
 
-    Excluded parameters are left out, and frozen ones without ``exchange_frozen``. A tied parameter occurs only under
-    its first name.
+    Parameters of ``exclude_parameters`` are left out. Frozen parameters are left out unless ``exchange_frozen`` was
+    called. A tied parameter occurs only under its first name.
     """
     excluded = _excluded(model)
     with_frozen = {
@@ -51,7 +51,10 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Return a dictionary from each parameter name to the parameter's first name."""
+    """Return a dictionary from every name of each parameter to the first of its names.
+
+    Only a tied parameter has several names.
+    """
     names: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
     return {name: names.setdefault(id(parameter), name) for name, parameter in named}
@@ -64,13 +67,13 @@ def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that are not exchanged, by name."""
+    """Return the parameters that are not exchanged (frozen or excluded), by name."""
     exchanged = exchanged_parameters(model)
     return {name: parameter for name, parameter in model.named_parameters() if name not in exchanged}
 
 
 def shares_parameters(model: nn.Module) -> bool:
-    """Return True if a model has excluded parameters, which its copies share."""
+    """Return True if a model's copies share parameters, because ``exclude_parameters`` excluded some."""
     return bool(_excluded(model))
 
 
@@ -92,7 +95,7 @@ def exchanged_dtype(parameter: Tensor) -> torch.dtype:
 
 
 def copy_exchanged(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model; excluded parameters are shared."""
+    """Deep-copy a model; the copy shares the parameters that ``exclude_parameters`` excluded."""
     shared = _excluded(model)
     return copy.deepcopy(
         model, {id(parameter): parameter for parameter in model.parameters() if id(parameter) in shared}
@@ -110,7 +113,7 @@ def _excluded(model: nn.Module) -> set[int]:
 
 
 def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ``ConfigError`` if a pattern matches no parameter name. ``what`` names the option."""
+    """Raise ``ConfigError`` if a pattern matches no parameter name. ``what`` is the option's name."""
     if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
         raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
 

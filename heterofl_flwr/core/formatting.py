@@ -11,7 +11,7 @@ NOTHING = "-"
 
 
 def score(name: str, value: float | None) -> str:
-    """Format a metric: accuracies and coverage in percent, others by ``number``, None as ``-``."""
+    """Format a metric: accuracies and coverage by ``percent``, others by ``number``, None as ``-``."""
     if value is None:
         return NOTHING
     return percent(value) if name.endswith(("accuracy", "coverage")) else number(value)
@@ -23,7 +23,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def number(value: float) -> str:
-    """Format a number with four significant digits, or from 10,000 as an integer."""
+    """Format a number with four significant digits; from 10,000 on, as an integer with commas."""
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 

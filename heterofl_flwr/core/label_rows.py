@@ -69,8 +69,8 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
     """Return the names of possible classifiers.
 
     ``unshrunk`` has the linear layers with equally many outputs at all rates. A layer with n outputs is left out if a
-    later linear layer has n inputs. If no linear layer shrinks, only the last candidate remains, and others of its
-    parent module with as many inputs.
+    later linear layer has n inputs. If no linear layer shrinks, only the last remaining layer is returned, and those
+    with the same parent module and the same number of inputs.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)

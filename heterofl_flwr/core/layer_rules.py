@@ -82,7 +82,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return ``axes`` with each cut axis as a ``PrefixAxis``: the layer drops its last groups or heads."""
+    """Return the axes of a layer that drops its last groups or heads: cut axes become ``PrefixAxis``."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
@@ -95,7 +95,7 @@ def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
 @register(ParametrizationList)
 def parametrized_tensor(full_layer: ParametrizationList, local: ParametrizationList) -> dict[str, Axes]:
     """Slicing rule of parametrizations, such as weight norm: keep the first entries of every axis."""
-    # Spectral norm recomputes its vectors, but other buffers, such as a random basis, are not sent.
+    # Buffers are not sent. Clients recompute those of spectral norm, but not others, such as a random basis.
     if any(not isinstance(step, _SpectralNorm) and list(step.buffers()) for step in full_layer):
         raise ShapeError(f"{full_layer[0]} has a buffer, which is not sent: clients would compute another tensor")
     return prefix_of_every_axis(full_layer, local)

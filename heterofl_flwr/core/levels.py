@@ -35,7 +35,7 @@ LEVELS: Mapping[str, float] = MappingProxyType({"a": 1.0, "b": 0.5, "c": 0.25, "
 
 
 def rate_of(level: str | float) -> float:
-    """Return the rate of a level from a to e, or a rate (a number or text) as a float."""
+    """Return the rate of ``level``: a letter from a to e, or the rate itself as a number or text."""
     if isinstance(level, str) and level in LEVELS:
         return LEVELS[level]
     try:
@@ -79,7 +79,7 @@ class Mix:
 
     @classmethod
     def parse(cls, text: "str | Mix") -> "Mix":
-        """Parse a mix such as ``a1-e9``, ``1.0x1-0.3x9``, ``a1-x3`` or ``a-e``, which is ``a1-e1``."""
+        """Parse a mix such as ``a1-e9``, ``1.0x1-0.3x9``, ``a1-x3`` or ``a-e`` (short for ``a1-e1``)."""
         if isinstance(text, Mix):
             return text
         if not isinstance(text, str):
@@ -148,7 +148,8 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 
     With ``capacity``, the rate is ``capacity``, but at most the global rate. Otherwise, the partitions are divided into
     equal blocks, one for each part of the mix, from the largest rate to the smallest; the last block also has the
-    remainder. Fewer partitions than parts are spread evenly over the parts. Idle clients have rate 0.
+    remainder. If there are fewer partitions than parts, they are spread evenly over the parts. Idle clients have
+    rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
@@ -190,8 +191,8 @@ def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
     """Return the rates of ``number`` new clients under the assignment *Fix*.
 
-    ``taken`` are the rates of earlier clients. Each new client gets the rate that has the fewest clients, relative to
-    its proportion in the mix.
+    ``taken`` are the rates of earlier clients. Each new client gets the rate with the fewest clients, relative to the
+    rate's proportion in the mix.
     """
     if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]

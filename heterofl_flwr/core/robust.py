@@ -47,7 +47,7 @@ class Robust:
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return the number of changes to drop at each end, from ``holders`` sorted changes of an entry."""
+        """Return the number of changes to drop at each end of the sorted changes of ``holders`` clients."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 
@@ -97,12 +97,15 @@ class RobustMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of holders of each entry; 0 if below ``Robust.fewest``."""
+        """Return the number of holders of each entry; 0 for entries with fewer than ``Robust.fewest``."""
         holders = self._holders.holders(name)
         return holders.where(holders >= self._robust.fewest, 0.0)
 
     def _stack(self, name: str) -> Tensor:
-        """Return all clients' changes of a parameter, (clients, entries). Entries that a client lacks are NaN."""
+        """Return the changes of a parameter, as a tensor of shape (clients, entries).
+
+        Clients whose slices lack the parameter are left out. Entries that do not count for a client are NaN.
+        """
         holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]
         stack = old.new_full((len(holders), *old.shape), math.nan, dtype=sum_dtype(old))

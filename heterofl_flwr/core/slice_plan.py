@@ -49,9 +49,9 @@ class Plan:
         """Return the plan of a local model inside a global model, by rules for the types of their layers.
 
         The models are not run. So this method cannot see that a layer's inputs have several parts, such as the two
-        directions of a bidirectional LSTM or the tensors of a concatenation. A slice should keep the first entries of
-        each part. Name such axes in ``heads``, or register a rule (``register``) for the module that contains both the
-        layer that makes the parts and the layer that reads them.
+        directions of a bidirectional LSTM or the tensors of a concatenation. To keep the first entries of each part,
+        name the layer's input axis in ``heads``. Or register a rule (``register``) for the module that contains both
+        the layer that makes the parts and the layer that reads them.
 
         Parameters
         ----------
@@ -256,12 +256,12 @@ def is_prefix(axes: Axes) -> bool:
 def _find_geometry(
     axes: tuple[tuple[int, int, int, bool], ...],
 ) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
-    """Return the shapes and Python slices by which a tensor is viewed as a region.
+    """Return the shapes and Python slices for viewing a region of a tensor.
 
     Each axis is a tuple: full length, local length, number of parts, and True if it keeps a prefix. The results are
 
     1. the tensor's shape, with parts as separate dimensions,
-    2. a Python slice for each of these dimensions: the prefix, or everything without a prefix,
+    2. a Python slice for each of these dimensions: its prefix, or the full dimension if other entries are kept,
     3. True if all axes keep a prefix,
     4. the region's shape, with parts as separate dimensions,
     5. the region's shape in the client's model,

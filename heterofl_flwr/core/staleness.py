@@ -27,7 +27,7 @@ class Clocks:
 
     def __init__(self, version: int = 0) -> None:
         self.version = version  # number of steps of the model
-        self._moved: dict[Plan, int] = {}  # by plan, the number of steps of which it was the largest; descending
+        self._moved: dict[Plan, int] = {}  # number of steps by the largest plan in each; largest plan first
 
     def snapshot(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
         """Return a slice as a ``Version``, with the current counts of steps."""
@@ -110,7 +110,7 @@ class StaleMean(CountingMean):
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Add the client's change to the current slice; return the sum times each entry's discount."""
+        """Return the current slice plus the client's change, with each entry multiplied by its discount."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))
