@@ -74,6 +74,20 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(path):
         remove(path.with_name("none"))
 
 
+def test_a_folder_that_cannot_be_synced_is_an_error_that_says_what_was_written(path, monkeypatch):
+    opened = os.open
+
+    def refuse(place: object, *options: object, **named: object) -> int:
+        if place == path.parent:
+            raise PermissionError(13, "Permission denied")
+        return opened(place, *options, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(HeteroFLError, match=r"file is written, but .* cannot be synced: Permission denied"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
 def test_json_is_strict_and_odd_numbers_are_read_back():
     text = to_json({"a": (1, 2.5), 3: float("nan"), "b": [float("-inf")], "c": None, "d": True, "e": Path("file")})
     values = json.loads(text, parse_constant=lambda name: pytest.fail(name))

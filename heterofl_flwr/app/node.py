@@ -38,11 +38,15 @@ class AppTask(Task):
 
     @property
     def options(self) -> TrainOptions:
-        """Training options from the settings and the message."""
+        """Training options from the settings and the message.
+
+        The engines' FedProx keeps all parameters near their start. Where clients have personal parameters, which
+        FedProx leaves out, ``training_job`` adds its penalty instead.
+        """
         return replace(
             self.workload.settings.train,
             learning_rate=reading.read_value(self.config, messages.LEARNING_RATE, float),
-            proximal=self.instruction.proximal_mu,
+            proximal=0.0 if self.workload.personal else self.instruction.proximal_mu,
             augment=self.workload.facts.augment,
         )
 
@@ -80,8 +84,11 @@ class AppTask(Task):
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the job of training ``model`` on this client's data, with the stages' penalties in the loss."""
         data = self.data
-        self.penalty_used = True  # the engines add FedProx's penalty (``options``) and the stages' (the job)
-        quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
+        self.penalty_used = True  # the engines add the penalties of ``options`` and of the job
+        penalty = (self._stages.penalty if self.workload.personal else self._stages.own_penalty) or Penalty()
+        quadratic, terms = penalty.quadratic, penalty.terms
+        if quadratic and not quadratic.covers(model):
+            terms, quadratic = (*terms, quadratic), None
         return TrainingJob(
             model=self.workload.with_inner_widths(model, self.rate, self.build),
             quadratic=None if quadratic is None else quadratic.aligned(model),

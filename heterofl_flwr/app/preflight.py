@@ -22,7 +22,8 @@ def check_run(request: Request) -> str:
     workload, folder = load_workload(request.config), RunFolder(request.out)
     start = find_start(folder, workload.settings)
     if not start.finished:
-        check_task(workload, request.clients)
+        if size := check_task(workload, request.clients):
+            print(size)
         if workload.settings.sample.spare and request.grid == "local" and not workload.settings.devices.profile:
             print(
                 "sample.spare: here all clients that are asked answer, so the spare ones count too; let some be late "
@@ -33,10 +34,11 @@ def check_run(request: Request) -> str:
     return start.finished
 
 
-def check_task(workload: Workload, clients: int) -> None:
+def check_task(workload: Workload, clients: int) -> str:
     """Load the data set; raise an error if it does not fit the clients or a model.
 
-    Print how many clients train in a round, and about how many steps each client trains.
+    Return a line that says how many clients train in a round, and about how many steps each client trains. It is
+    empty if a function of the user fails, which the run reports.
     """
     try:
         workload.partitions(clients)
@@ -51,20 +53,20 @@ def check_task(workload: Workload, clients: int) -> None:
     except HeteroFLError:
         raise
     except Exception:  # an error of a user's function; the run raises it again, with a traceback
-        return
+        return ""
     for name, build in workload.builds.items():
         for rate in workload.mix.all_rates if name not in MODELS else (workload.mix.global_rate,):
             _check_fit(workload, name, build, rate)
-    _say_size(workload, clients)
+    return _describe_size(workload, clients)
 
 
-def _say_size(workload: Workload, clients: int) -> None:
+def _describe_size(workload: Workload, clients: int) -> str:
     settings, mix = workload.settings, workload.mix
     taking_part = sum(fixed_rate(mix, partition, clients) > 0 for partition in range(clients)) if mix.idle else clients
     number = settings.asynchronous.size or settings.sample.number(taking_part, "train")
     steps = workload.steps_each(clients)
     each = f", about {counted(round(steps), 'step')} each" if steps else ""
-    print(f"each round trains {number} of {counted(taking_part, 'client')}{each}")
+    return f"each round trains {number} of {counted(taking_part, 'client')}{each}"
 
 
 def _check_fit(workload: Workload, name: str, build: Build, rate: float) -> None:

@@ -139,7 +139,7 @@ class StageRunner(ClientChain):
                 terms.append(partial(_penalty_of, stage, context))
             elif (quadratic := stage.quadratic(context)) is not None:
                 quadratics.append(quadratic)
-        return Penalty(Quadratic.sum(quadratics) if quadratics else None, terms)
+        return Penalty.of(quadratics, terms)
 
     @cached_property
     def penalty(self) -> Penalty | None:
@@ -147,7 +147,7 @@ class StageRunner(ClientChain):
         penalty, strength = self.own_penalty, self._instruction.proximal_mu
         if strength:
             quadratics = [Quadratic(strength, self._context.received()), *filter(None, [penalty.quadratic])]
-            penalty = Penalty(Quadratic.sum(quadratics), penalty.terms)
+            penalty = Penalty.of(quadratics, penalty.terms)
         return penalty or None
 
 

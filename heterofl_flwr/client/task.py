@@ -36,7 +36,6 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
 from heterofl_flwr.training.distilled_loss import Criterion, distilled_loss
 from heterofl_flwr.transport import messages
@@ -145,11 +144,6 @@ class Task:
         or use ``loss``.
         """
         return self._penalty(model, "task.penalty")
-
-    @property
-    def stage_penalty(self) -> Penalty:
-        """Penalty of stages such as FedDyn, without FedProx."""
-        return self._stages.own_penalty
 
     def loss(
         self,

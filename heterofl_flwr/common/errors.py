@@ -166,7 +166,7 @@ def first_line(error: Exception) -> str:
 
 def check_count(name: str, value: object, least: int) -> None:
     """Raise ``ConfigError`` if ``value`` is not an integer, or is below ``least``."""
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r}; expected an integer of {least} or more")
 
 

@@ -68,21 +68,27 @@ def writing(path: Path) -> Iterator[None]:
 
     An ``OSError`` becomes a ``HeteroFLError``.
     """
-    # Without the sync, a power failure could lose the name of a new file.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-        if hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders; it syncs names itself
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
     except OSError as error:
         raise HeteroFLError(
             f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
             f"Make room or grant access, then go on, or choose another folder"
         ) from error
+    # Without the sync, a power failure could lose the name of a new file. Windows cannot open folders, and needs none.
+    if hasattr(os, "O_DIRECTORY"):
+        try:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise HeteroFLError(
+                f"{path} is written, but a power failure could lose it, because its folder cannot be synced: "
+                f"{error.strerror or error}. Let this process read the folder, then go on, or choose another one"
+            ) from error
 
 
 @contextmanager

@@ -38,4 +38,5 @@ def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 def norm_between(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """Return the L2 norm of the difference of two states, over the tensors of ``state``."""
-    return math.hypot(*((tensor.double() - reference[name]).norm().item() for name, tensor in state.items()))
+    changes = (tensor.double() - reference[name].to(tensor.device) for name, tensor in state.items())
+    return math.hypot(*(change.norm().item() for change in changes))

@@ -77,16 +77,22 @@ class Quadratic:
         ]
         return AlignedQuadratic(self.strength, centers, directions)
 
+    def covers(self, model: nn.Module) -> bool:
+        """Whether each trained parameter of a model has a center, so that ``aligned`` is the same penalty."""
+        return not self.strength or all(
+            name in self.center for name, parameter in model.named_parameters() if parameter.requires_grad
+        )
+
     @classmethod
     def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
         """Return one penalty with the gradient of the sum of ``quadratics``; its value differs by a constant.
 
-        All quadratic terms must have the same parameters.
+        Those with a strength must have centers of the same names.
         """
         total = cls()
         for quadratic in quadratics:
             strength = total.strength + quadratic.strength
-            center = dict(total.center or quadratic.center)
+            center = total.center if total.strength else quadratic.center
             if total.strength and quadratic.strength:
                 share = quadratic.strength / strength
                 center = {name: tensor.lerp(quadratic.center[name], share) for name, tensor in total.center.items()}
@@ -103,6 +109,15 @@ class Penalty:
 
     quadratic: Quadratic | None = None
     terms: Sequence[Term] = ()
+
+    @classmethod
+    def of(cls, quadratics: Iterable[Quadratic], terms: Sequence[Term] = ()) -> "Penalty":
+        """Return the sum of penalties. Quadratic ones become one if their centers have the same names."""
+        quadratics = [quadratic for quadratic in quadratics if quadratic.center or quadratic.direction]
+        names = next((quadratic.center.keys() for quadratic in quadratics if quadratic.strength), None)
+        alike = [quadratic for quadratic in quadratics if not quadratic.strength or quadratic.center.keys() == names]
+        others = [quadratic for quadratic in quadratics if quadratic not in alike]
+        return cls(Quadratic.sum(alike) if alike else None, (*terms, *others))
 
     def __bool__(self) -> bool:
         return self.quadratic is not None or bool(self.terms)

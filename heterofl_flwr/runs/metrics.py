@@ -57,19 +57,16 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
     )
 
 
-def find_metric(values: Mapping[str, float], *kinds: str) -> str:
-    """Return the name of a metric of one of these kinds; '' if there is none.
-
-    Names with a scope, such as ``local-loss``, are preferred to others, then earlier kinds to later ones.
-    """
-    names = [f"{scope}-{kind}" for kind in kinds for scope in SCOPES]
-    names += [name for kind in kinds for name in (kind, *values) if name.endswith(kind)]
+def find_metric(values: Mapping[str, float], kind: str) -> str:
+    """Return the name of a metric of a kind; '' if there is none. Names with a scope, as ``local-loss``, come first."""
+    names = [*(f"{scope}-{kind}" for scope in SCOPES), kind, *(name for name in values if name.endswith(kind))]
     return next((name for name in names if name in values), "")
 
 
 def headline(records: Sequence[RoundRecord]) -> str:
-    """Return the main metric's name in the first record that has one; '' if none has."""
-    return next(filter(None, (find_metric(record.evaluate, *HEADLINE_KINDS) for record in records)), "")
+    """Return the name of the first metric of the main kind that the records have; '' if there is none."""
+    names = (find_metric(record.evaluate, kind) for kind in HEADLINE_KINDS for record in records)
+    return next(filter(None, names), "")
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:

@@ -96,6 +96,25 @@ def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), **changes):
 
 
 @pytest.mark.usefixtures("identity")
+def test_penalties_leave_out_a_clients_own_layers():
+    """A job of the engines has the penalty that ``task.penalty`` returns to a user's loop."""
+    (message, *_), (context, *_) = asked(**{"server.shared": "*linear*", "mix": "a1"})
+    received = message.content[wire.ARRAYS]
+    for name in [name for name in received if "linear" not in name]:
+        del received[name]
+    message.content[wire.CONFIG].update({wire.PROXIMAL_MU: 0.5, wire.SHARED: ["*linear*"]})
+    tasks = [AppTask(message, context) for _ in range(2)]
+    job, model = tasks[0].training_job(tasks[0].load_model()), tasks[1].load_model()
+    assert tasks[0].options.proximal == 0
+    for own in (job.model, model):
+        with torch.no_grad():
+            for parameter in own.parameters():
+                parameter += 1
+    number = sum(parameter.numel() for name, parameter in model.named_parameters() if "linear" in name)
+    assert job.penalty().item() == tasks[1].penalty(model).item() == pytest.approx(0.25 * number)
+
+
+@pytest.mark.usefixtures("identity")
 def test_other_learning_rates_are_no_cohort():
     with pytest.raises(HeteroFLError, match="differ in learning rate"):
         client_app.app.train_cohort(*asked(learning_rates=(0.1, 0.2)))

@@ -106,18 +106,16 @@ def test_a_users_own_model_is_tried_too(tmp_path, monkeypatch, capsys, started, 
     assert started == []
 
 
-def test_the_size_of_a_round_is_said_before_the_first(capsys):
+def test_the_size_of_a_round_is_said_before_the_first():
     workload = Workload(from_flat({"sample.fraction": 0.5, "train.epochs": 3, "train.batch-size": 16}))
-    check_task(workload, 4)
-    (first,) = capsys.readouterr().out.splitlines()
-    (steps,) = re.findall(r"^each round trains 2 of 4 clients, about (\d+) steps each$", first)
+    (steps,) = re.findall(r"^each round trains 2 of 4 clients, about (\d+) steps each$", check_task(workload, 4))
     parts = (workload.part(client, 4).train for client in range(4))
     assert float(steps) == pytest.approx(sum(3 * steps_per_epoch(part, 16) for part in parts) / 4, abs=3)
 
 
-def test_clients_that_take_no_part_are_not_counted(capsys):
-    check_task(Workload(from_flat({"mix": "a1-x3", "sample.fraction": 0.5})), 8)
-    assert capsys.readouterr().out.startswith("each round trains 1 of 2 clients")
+def test_clients_that_take_no_part_are_not_counted():
+    size = check_task(Workload(from_flat({"mix": "a1-x3", "sample.fraction": 0.5})), 8)
+    assert size.startswith("each round trains 1 of 2 clients")
 
 
 def test_spare_clients_that_nothing_delays_are_said_to_count(started, capsys):

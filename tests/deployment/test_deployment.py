@@ -41,7 +41,8 @@ needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")
 NAMES = ("phone", "camera")
 LEVELS = {"c": 0.25, "a": 1.0}  # of the phone and of the camera
 ROUNDS = 2  # the ServerApp is killed in the last
-QUICK = {**SMALL, "num-rounds": ROUNDS, "model.hidden": "32", "train.epochs": 3}  # what the page's run leaves to slower defaults
+# What the page's run leaves to slower defaults, and one round fewer.
+QUICK = {**SMALL, "num-rounds": ROUNDS, "model.hidden": "32", "train.epochs": 3}
 SPELLINGS = [
     "/v1/control/list-runs",
     "/v1/fleet/../control/list-runs",

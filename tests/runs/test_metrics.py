@@ -32,6 +32,7 @@ def test_values_of_runs_that_diverged_have_a_mean_too(values, means):
     [
         ({"local-accuracy": 1, "global-loss": 1, "global-accuracy": 1}, "accuracy", "global-accuracy"),
         ({"global-accuracy": 1, "local-accuracy": 1, "global-perplexity": 1}, "perplexity", "global-perplexity"),
+        ({"perplexity": 1, "global-loss": 1}, "perplexity", "perplexity"),
         ({"global-loss": 1}, "loss", "global-loss"),
         ({"coverage": 1, "test-loss": 1}, "loss", "test-loss"),
         ({}, "accuracy", ""),

@@ -7,7 +7,7 @@ import torch
 
 from heterofl_flwr.app.run_request import Request
 from heterofl_flwr.app.sweep import job as module
-from heterofl_flwr.app.sweep.job import Job, is_done, read_score, run_once
+from heterofl_flwr.app.sweep.job import Job, check_jobs, is_done, read_score, run_once
 from heterofl_flwr.app.sweep.listing import list_jobs, list_results
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.callbacks import RunState
@@ -192,3 +192,12 @@ def test_results_have_more_metrics_as_columns(tmp_path):
     assert line.split()[-1] == f"{seconds:g}"
     with pytest.raises(ConfigError, match="no run has a metric f1; expected one of"):
         list_results(jobs, rows, ["f1"])
+
+
+def test_the_levels_of_each_mix_are_checked_before_the_first_job(tmp_path, monkeypatch):
+    model = "nn.Sequential(nn.Flatten(), nn.Linear(64, int(64 * rate)), nn.Linear(64, 10))"
+    (tmp_path / "failing_model.py").write_text(f"from torch import nn\n\ndef build(rate):\n    return {model}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    jobs = [job("model.name=failing_model:build", "model.hidden=''", f"mix={mix}") for mix in "ba"]
+    with pytest.raises(ConfigError, match=r"failing_model:build fails at rate 0\.5"):
+        check_jobs(jobs)

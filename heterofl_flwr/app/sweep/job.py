@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -200,16 +201,21 @@ def is_done(job: Job) -> bool:
 
 
 def check_jobs(jobs: Iterable[Job]) -> None:
-    """Raise an error if a job's data set or model is unusable, before any job runs.
+    """Raise an error if a job's data set or model is unusable, before any job runs. Print the sizes of rounds.
 
-    If jobs differ only in mix, assignment, seed or rounds, only the last of them is checked.
+    If jobs differ only in assignment, seed, rounds or mix, a job is checked only if its mix has a level that the
+    earlier ones do not have.
     """
-    kinds: dict[tuple[object, ...], Job] = {}
+    checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
+    sizes = []
     for job in jobs:
         kind = {**to_flat(job.settings), "mix": "", "assignment": "", "seed": 0, "num-rounds": 0}
-        kinds[*kind.values(), job.clients] = job
-    for job in kinds.values():
-        check_task(load_workload(job.config), job.clients)
+        rates = checked[*kind.values(), job.clients]
+        if not rates.issuperset(job.settings.mix.all_rates):
+            rates.update(job.settings.mix.all_rates)
+            sizes.append(check_task(load_workload(job.config), job.clients))
+    for size in filter(None, dict.fromkeys(sizes)):
+        print(size, flush=True)
 
 
 def run_once(job: Job) -> bool:

@@ -26,7 +26,7 @@ def list_jobs(jobs: Sequence[Job]) -> str:
     seconds, by_data, to_come, rows = [], defaultdict[str, list[float]](list), [], []
     stages = [job.stage for job in jobs]
     for job, stage in zip(jobs, stages, strict=True):
-        records = RunFolder(job.path).history() if stage in (BEGUN, DONE) else []
+        records = RunFolder(job.path).history() if stage in (BEGUN, *ENDED) else []
         seconds.append([record.seconds for record in records])
         by_data[job.settings.data.name] += seconds[-1]
     for job, stage, rounds_done in zip(jobs, stages, seconds, strict=True):
@@ -34,7 +34,7 @@ def list_jobs(jobs: Sequence[Job]) -> str:
         rest = (rounds - len(rounds_done)) * fmean(like) if like else math.nan
         if stage not in ENDED:
             to_come.append(rest)
-        time = duration(math.fsum(rounds_done) if stage == DONE else rest).replace("nan s", "?")
+        time = duration(math.fsum(rounds_done) if stage in ENDED else rest).replace("nan s", "?")
         state = f"round {len(rounds_done)} of {rounds}" if stage == BEGUN else stage
         rows.append((job.path.name, time, state, job.describe_changes()))
     done, still = stages.count(DONE), math.fsum(to_come)
