@@ -140,7 +140,7 @@ class WandB(_Service):
 class MLflow(_Service):
     """Callback that sends all numbers of each round to MLflow.
 
-    The environment variable ``MLFLOW_TRACKING_URI`` names its server or folder.
+    The environment variable ``MLFLOW_TRACKING_URI`` names MLflow's server or folder.
 
     Parameters
     ----------

@@ -105,7 +105,10 @@ def _signed(metric: str, value: float) -> str:
 
 
 def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str]) -> Cells:
-    """Write the page that compares runs; return its table of ``metrics``, by default of all."""
+    """Write the page that compares runs; return its table.
+
+    If ``metrics`` is empty, the table has all metrics.
+    """
     histories = {folder: folder.history() for folder in folders}  # read each file once
     table = compare_metrics(histories, metrics) if metrics else compare_runs(histories)
     figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(histories)]
@@ -125,7 +128,10 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 
 
 def _rows(folders: Sequence[RunFolder]) -> Rows:
-    """Return the runs by text of the settings in which they differ, then by seed."""
+    """Return the runs, grouped by settings, then by seed.
+
+    The key of a group is a text of the settings that differ between runs.
+    """
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)

@@ -67,7 +67,7 @@ class Console(RoundCallback):
             watching.join()
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Print the first and final round, and the size of the model."""
+        """Print the numbers of the first and the final round, and the size of the model."""
         size = sum(value.numel() for value in state.values())
         model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
         left = f"rounds {first_round} to" if first_round <= num_rounds else "no round is left of"
@@ -96,7 +96,7 @@ class Console(RoundCallback):
         self._print(line)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Print the line of a round, unless the strategy logs it (``prints_rounds``)."""
+        """Print the line of a round if ``prints_rounds`` is true. Otherwise the strategy logs it."""
         record, num_rounds = progress.record, progress.num_rounds
         self._seconds.append(record.seconds)
         # The mean of several rounds, because rounds with evaluation are longer; the first round includes starting up.

@@ -60,7 +60,7 @@ def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
 
 
 def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], rows: Sequence[str]) -> Figure:
-    """Return a figure of ``values`` (classes, columns) in colours. Zeros are blank."""
+    """Return a figure of ``values``, of shape (classes, columns), in colours. Zeros are blank."""
     figure, axes = new_axes(xlabel, "class")
     axes.grid(visible=False)
     highest = values.max() or 1

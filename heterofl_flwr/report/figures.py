@@ -196,7 +196,7 @@ def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _join_alike(curves: Curves, distance: float) -> Curves:
-    """Merge curves that differ by at most ``distance``, for example into ``global and local``."""
+    """Merge curves that differ by at most ``distance``; join their names, as in ``global and local``."""
 
     def coincide(a: Points, b: Points) -> bool:
         return a[0] == b[0] and all(abs(y - z) <= distance for y, z in zip(a[1], b[1], strict=True))

@@ -90,7 +90,7 @@ class Monitor(RoundCallback):
         self._replies = progress_text(what, done, total, failed)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Store the record of the round, and since when nodes fail, do not answer, or are away."""
+        """Store the round's record, and the times since which nodes fail, do not answer or are away."""
         record, now = progress.record, _text(time.time())
         faults = record.evaluate_failures | record.failures
         for partition in record.rates.keys() - faults.keys():

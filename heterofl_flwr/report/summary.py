@@ -38,7 +38,7 @@ def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[flo
 
 
 def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple[list[float], list[float]]:
-    """Return a level's curve: the rounds of its evaluations, and the metric's values."""
+    """Return the curve of the metric ``kind`` at a level: rounds, and values."""
     values = [pick_metric(record.evaluate_by_level.get(level, {}), kind) for record in records]
     return points([record.server_round for record in records], values)
 

@@ -107,7 +107,7 @@ class Steps:
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
         """Open a step; give up clients that have left, or whose slice is too old.
 
-        Such a slice was sent by a step that began at the time ``before`` (``time.monotonic``) or earlier.
+        A slice is too old if the step that sent it began at the time ``before`` (``time.monotonic``) or earlier.
         """
         strategy, federation = self._strategy, self._strategy.federation
         nodes = federation.nodes
@@ -128,7 +128,7 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add each waiting reply to the step if ``seats`` has a free seat for its rate; refuse faulty ones.
+        """Add each waiting reply to the step if ``seats`` has a seat for its rate; refuse faulty replies.
 
         All other replies wait for a later step.
         """
@@ -177,7 +177,7 @@ class Steps:
             self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
 
     def _draw(self, current: Round) -> list[int]:
-        """Sample the clients that begin to train now, up to ``concurrency`` clients in training.
+        """Sample the clients that begin to train now, so that up to ``concurrency`` are in training.
 
         After a resume, the clients that were training when the state was saved come first.
         """

@@ -75,7 +75,10 @@ class EvaluationHooks(RoundHooks):
         grid: Grid,
         make_message: Callable[[str, int, Mapping[str, object]], Message],
     ) -> None:
-        """Query clients for batch norm moments, unless no client had any in an earlier round; store the sums."""
+        """Query clients for batch norm moments, and store the sums.
+
+        If no client had moments in an earlier round, no client is queried.
+        """
         collected = CollectedMoments(self.federation, current.rates, remote=self.is_remote(grid))
         self.moments, norms = MomentsByRate(), collected.norms
         if not norms or self._have_moments is False:

@@ -116,7 +116,7 @@ class FederationStrategy(EvaluationHooks):
         )
 
     def initialize_parameters(self, client_manager: object) -> NoReturn:
-        """Raise ``ConfigError``, as Flower's classic API needs ``heterofl_flwr.classic.HeteroFL``."""
+        """Raise ``ConfigError``. With Flower's classic API, use ``heterofl_flwr.classic.HeteroFL``."""
         raise ConfigError(
             f"{type(self).__name__} of heterofl_flwr is for the Message API: call its start(grid) in @app.main(), or "
             f"give ServerAppComponents the HeteroFL of heterofl_flwr.classic"

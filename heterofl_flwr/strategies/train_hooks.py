@@ -95,7 +95,7 @@ class RoundHooks(Strategy):
         self.chain.load({})
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})
         self.moments = MomentsByRate()
-        self._warned_of: set[str] = set()  # arguments without which metrics that are lists are left out
+        self._warned_of: set[str] = set()  # arguments named in warnings of ``_keep_metrics``
         self._have_moments: bool | None = None  # None until clients were queried for moments
         self.round_messages = RoundMessages(0, self.timeout)
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
@@ -191,7 +191,7 @@ class RoundHooks(Strategy):
     def _ask_before(self, grid: Grid, opened: RoundMessages, current: Round) -> dict[int, Fields]:
         """Run the stages' queries before training; return extra config entries by client.
 
-        Clients without such entries are refused.
+        A client is refused if a stage excludes it, or if its answer is missing or unusable.
         """
         queries = self._queries_of_stages(grid, opened, STAGES_SHARE)
         configs = queries.converse(current.before())

@@ -43,7 +43,10 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield masked inputs, and targets, for each ``reading.length`` columns of ``tokens``, (rows, words)."""
+    """Split tokens into pieces; yield masked inputs and targets of each piece.
+
+    ``tokens`` has the shape (rows, words). A piece has ``reading.length`` columns.
+    """
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
     yield from zip(masked.split(reading.length, 1), tokens.split(reading.length, 1), strict=True)
@@ -77,7 +80,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def count_steps(job: TrainingJob, options: TrainOptions) -> int:
-    """Return the number of training steps of a client in a round, after ``step_share``."""
+    """Return the number of training steps of a client in a round, limited by ``step_share``."""
     return job.limit_steps(steps_per_epoch(job.split, options.batch_size) * options.epochs)
 
 

@@ -20,7 +20,7 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the sum of two gradients, with the smallest change that removes its conflicts with them.
+    """Return the sum of two gradients, with the smallest change so that it conflicts with neither.
 
     Vectors conflict if their dot product is negative. If the sum conflicts with a gradient, the sum's component along
     this gradient is removed.
@@ -63,7 +63,7 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return class probabilities (examples, classes) from a model in evaluation mode."""
+    """Return class probabilities of shape (examples, classes) from a model in evaluation mode."""
     with evaluating(model):
         probabilities: Tensor = (model(inputs).float() / temperature).softmax(1)
     return probabilities
@@ -91,9 +91,9 @@ def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tenso
     Parameters
     ----------
     logits : Tensor
-        Logits of this client, (examples, classes).
+        Logits of this client, of shape (examples, classes).
     peers : Tensor
-        Class probabilities of its peers at the same temperature, (peers, examples, classes).
+        Class probabilities of its peers at the same temperature, of shape (peers, examples, classes).
     temperature : float
         Number by which logits are divided before softmax.
     """
@@ -111,8 +111,8 @@ def learn_from_peers(
     """Train a client's model in place; return its divergence from the peers before the first step.
 
     A step has two gradients, joined by ``join_gradients``: one from a batch of the client's data, and one from the
-    seed batch. The loss on the seed batch is the divergence from the peers, plus the cross entropy with
-    ``distill.labels``.
+    seed batch. The loss on the seed batch is the divergence from the peers. If ``distill.labels`` is true,
+    the cross entropy is added.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def learn_from_peers(
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor
-        The peers' class probabilities on the seed batch, (peers, examples, classes).
+        The peers' class probabilities on the seed batch, of shape (peers, examples, classes).
     options, distill : TrainOptions, DistillOptions
         Options of a training step, and of the distillation.
     """

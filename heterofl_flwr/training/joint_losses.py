@@ -38,7 +38,8 @@ def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1
 
     With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. CE_j is the cross
     entropy of exit j, and p_j are its class probabilities at temperature T. [j < d] is 1 if j < d, else 0. No
-    gradient flows through p_d. In the authors' code it does, and the divergence is divided by the number of classes.
+    gradient flows through p_d. In the authors' code a gradient does, and the divergence is divided by the number of
+    classes.
     """
     teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)

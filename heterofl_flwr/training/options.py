@@ -120,11 +120,11 @@ class TrainingJob:
         Fraction of the client's steps to run, above 0 and up to 1. The number of steps is rounded up.
     joint_loss
         Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``). None: only the last output is
-        trained. The engines ``compile`` and ``cohort`` leave such clients to ``plain``.
+        trained. The engines ``compile`` and ``cohort`` train a client with a joint loss by ``plain``.
     quadratic
         Quadratic penalty on the model's parameters, in addition to FedProx.
     penalty
-        Function that returns a term to add to the loss of each batch. Other engines leave such clients to ``plain``.
+        Function that returns a term to add to the loss of each batch. A client with a penalty is trained by ``plain``.
     """
 
     model: nn.Module

@@ -184,7 +184,7 @@ class ParameterSGD(SGD):
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
         """Reset the optimiser in place, to train from the current values of the parameters.
 
-        ``quadratic`` must have the same terms as the previous penalty.
+        ``quadratic`` replaces the previous penalty. Both must have the same strength and number of tensors.
         """
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:

@@ -42,7 +42,7 @@ These are losses and numbers of correct predictions.
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients together. Their results equal those of the engine ``plain``, up to rounding.
 
-    The joint model is first verified on one batch. If the check or the training fails, ``plain`` trains the models.
+    The joint model is first verified on one batch. If this check or the training fails, ``plain`` trains the models.
     Models with active dropout, running statistics or hooks are trained by ``plain`` too. On a GPU, steps are
     replayed as a CUDA graph.
 
@@ -206,7 +206,10 @@ class Cohort:
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Mask absent classes in logits (batch, clients, classes) of the clients with numbers ``rows``."""
+        """Mask absent classes in logits of shape (batch, clients, classes).
+
+        ``rows`` are the clients' numbers.
+        """
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):
             return logits

@@ -26,7 +26,7 @@ class Layout:
     channels_last: bool
 
     def rows(self, tensor: Tensor, clients: int) -> Tensor:
-        """Return the parameters or gradients of clients as a tensor (clients, entries)."""
+        """Return the parameters or gradients of clients as a tensor of shape (clients, entries)."""
         return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(clients, -1)
 
     def shaped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
@@ -77,7 +77,7 @@ class Joint:
         return by_client
 
     def place(self, values: Sequence[Tensor]) -> None:
-        """Make parameters views of ``values``, which has one tensor (clients, entries) for each layout."""
+        """Make the parameters views of ``values``: a tensor of shape (clients, entries) for each layout."""
         for layout, parameter, rows in zip(self.layouts, self._parameters, values, strict=True):
             parameter.data = layout.shaped(rows, parameter.shape)
 
@@ -87,7 +87,10 @@ class Joint:
             parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Return the gradient of each trained parameter, (clients, entries), or None."""
+        """Return the gradient of each trained parameter, of shape (clients, entries).
+
+        It is None if the loss does not depend on the parameter.
+        """
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()

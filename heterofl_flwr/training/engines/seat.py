@@ -71,7 +71,7 @@ class Seat:
             yield
 
     def _await_others(self) -> None:
-        """Wait for the current stream, which may still write tensors that the seat will read."""
+        """Make the seat's stream wait for the current stream, which may still write the seat's inputs."""
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
@@ -93,7 +93,10 @@ class Seat:
             self._correct.zero_()
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Run a training step inside ``at_work``; return the loss. Raise ``UnfitError`` if recording fails."""
+        """Run a training step; return the loss. Call this within ``at_work``.
+
+        Raise ``UnfitError`` if the step cannot be recorded as a CUDA graph.
+        """
         if self._stream is None:
             return self._compute(inputs, targets)[0]
         shapes = inputs.shape, targets.shape
@@ -115,7 +118,8 @@ class Seat:
         """Copy trained values into the client's model; return losses and the number of correct predictions.
 
         The next client can use the seat at once. On a GPU, call ``join`` before you read the model or the results.
-        Raise ``UnfitError`` if attributes of the model have changed.
+        Raise ``UnfitError`` if training has changed attributes of the seat's model. On a GPU, only the seat's first
+        client is checked, because replayed steps run no Python code.
         """
         if not (self._stream and self._is_tried) and describe(self._model) != self._description:
             raise UnfitError("its forward pass changes attributes of the model")

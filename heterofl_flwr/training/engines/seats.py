@@ -99,7 +99,10 @@ class Hall:
             seat.close()
 
     def shrink(self) -> None:
-        """Close free seats, and allow no new ones. Call this when memory has run out."""
+        """Close free seats, and limit the pool to the taken seats, at least one.
+
+        Call this when memory has run out.
+        """
         while self._free:
             self._free.pop().close()
         self._most = max(len(self._taken), 1)
@@ -158,9 +161,9 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """Run a client's next training steps. If they fail, close its seat, and train it again later.
+        """Run a client's next steps. If they fail, close the seat, and train the client again later.
 
-        This is possible, because its model changes only at the end.
+        This is possible because a client's model changes only at the end of its training.
         """
         try:
             is_done = client.advance()

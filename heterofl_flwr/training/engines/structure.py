@@ -37,7 +37,7 @@ def find_hook(model: nn.Module) -> str | None:
 
 
 class _Identity:
-    """Wrapper of an object that equals only wrappers of the same object."""
+    """Wrapper that equals only wrappers of the same object."""
 
     def __init__(self, value: object) -> None:
         self._value = value
