@@ -152,7 +152,8 @@ class TrainingCost:
     epochs : int
         Passes over a client's examples in a round.
     inputs : float
-        Number of model inputs for each training example. For text it is above 1, because rows are split.
+        Number of model inputs for each training example. For text it is above 1, because an example is a long row
+        of tokens that is split into several inputs.
     widths, rates : InnerWidths, Sequence[float]
         ``widths`` says which smaller models a step trains too. ``rates`` are all rates of the mix.
     """

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 class Group:
     """Messages to different nodes that a ClientApp answers in one call.
 
-    A ``RayGrid`` runs groups in the order of ``push`` (number of the ``push_messages`` call), then of ``urgency``
-    (minus the expected time).
+    A ``RayGrid`` runs groups in the order of ``push``, the number of the ``push_messages`` call. Groups of one push run
+    in the order of ``urgency``, which is minus the expected time: the longest group runs first.
     """
 
     push: int
@@ -195,7 +195,7 @@ class QueuedGrid(Grid):
         """Make the runner of the clients, and pass it to ``_run_clients``."""
 
     def _run_clients(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
-        """Set the grid's runner. ``close`` will close it, and then call the functions in ``afterwards``."""
+        """Set the grid's runner. The grid's ``close`` closes the runner, and then calls ``afterwards``."""
         self._runner = runner
         ending = ExitStack()
         self._identity = Identity(self._run.run_id)

@@ -84,7 +84,7 @@ class Clients:
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
         """Run the clients of pickled envelopes. Return pickled replies or error replies.
 
-        ``records`` are the records that the envelopes contain as numbers (see ``pack``).
+        ``records`` replace the numbers that ``pack`` has put into the envelopes.
         """
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]

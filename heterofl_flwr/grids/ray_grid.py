@@ -19,8 +19,8 @@ class RayGrid(QueuedGrid):
     message whose actor dies three times gets an error reply. ``deaths`` lists the dead actors.
 
     The grid uses the Ray cluster that this process is connected to, or else the cluster at the address ``RAY_ADDRESS``.
-    All machines of a cluster need the same packages and paths. Without a cluster, the grid starts Ray on this machine
-    until the last grid is closed.
+    All machines of a cluster need the same packages and paths. Without a cluster, the first grid starts Ray on
+    this machine. Ray ends when the last grid is closed.
 
     Use it as a context manager, or call ``close``.
 

@@ -51,7 +51,7 @@ class Session:
 
     @classmethod
     def enter(cls) -> Mapping[str, str]:
-        """Connect for the first grid; return the environment variables of its actors."""
+        """Connect if no grid is open. Return the environment variables to set in the new grid's actors."""
         environment = _environment()
         with cls._lock, ExitStack() as started:
             if cls._grids == 0:
@@ -61,7 +61,7 @@ class Session:
 
     @classmethod
     def leave(cls) -> None:
-        """Disconnect after the last grid. End Ray if this process started it."""
+        """End a grid's use of Ray. The last grid also ends the connection or the Ray that ``enter`` started."""
         with cls._lock:
             cls._grids -= 1
             if cls._grids == 0:
@@ -130,7 +130,7 @@ def _read_authentication() -> None:
 
 
 def shut_down() -> None:
-    """Disconnect from Ray, and wait for the end of the processes that it started."""
+    """Disconnect from Ray. Wait until the processes that Ray started for this process have ended."""
     node: Any = ray._private.worker._global_node
     started: list[Any] = [info.process for infos in node.all_processes.values() for info in infos] if node else []
     ray.shutdown()
@@ -140,7 +140,7 @@ def shut_down() -> None:
 
 
 def check_alive() -> None:
-    """Raise ``HeteroFLError`` if a process of Ray has ended. Later calls of Ray would hang."""
+    """Raise ``HeteroFLError`` if a process of Ray has ended, because later calls to Ray would hang."""
     node: Any = ray._private.worker._global_node
     for name in ("gcs_server", "raylet"):
         for info in node.all_processes.get(name, ()) if node else ():

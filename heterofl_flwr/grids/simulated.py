@@ -32,7 +32,7 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 class _Flight:
     """A message on a simulated device. ``takes`` and ``reply`` are set once its client has trained.
 
-    ``sent`` and ``takes`` are simulated seconds, ``down`` is the size in bytes.
+    ``sent`` and ``takes`` are simulated seconds. ``down`` is the message's size in bytes.
     """
 
     turn: Turn
@@ -54,8 +54,9 @@ class SimulatedDevices(Relay):
     A client gives an error reply if its device is unavailable, drops out or misses the deadline. The simulated time
     and energy of a round are in its ``RoundRecord``. Only training is simulated: other messages take no time.
 
-    At the end of a round, time advances by the time of the slowest device, until its reply, its dropout or the
-    deadline. In asynchronous runs and with ``spare`` clients, each pull advances time to the first reply's arrival.
+    In simulated time, a device is busy until its reply, its dropout or the deadline. A round takes the time of its
+    slowest device. In asynchronous runs and with ``spare`` clients, each pull advances time to the first reply's
+    arrival.
 
     Only HeteroFL's messages can be simulated. A ``Windowed`` grid must be inside this proxy (see the example).
 
@@ -188,7 +189,7 @@ def is_training(message: Message) -> bool:
 
 
 def examples_of(reply: Message) -> int | None:
-    """Return the number of examples in a reply, or None if it has none."""
+    """Return the number of examples that a reply states, or None if it states no valid number."""
     metrics = None if reply.has_error() else reply.content.get(METRICS)
     examples = metrics.get(NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
     return examples if isinstance(examples, int) and examples >= 0 else None

@@ -35,7 +35,7 @@ class Windowed(Relay):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send the first messages, and return a generator that yields replies and sends the other messages.
 
-        The generator ends at the latest ``timeout`` seconds after this call. This includes the time in which the
-        strategy processes replies.
+        Replies that arrive later than ``timeout`` seconds after this call are left out. The time in which the strategy
+        processes replies counts too.
         """
         return exchange(self._grid, messages, window=self._window, timeout=timeout)

@@ -53,7 +53,7 @@ def _start(vector: Tensor) -> None:
 
 
 def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
-    """Return the names of buffers that differ by channel on a sliced axis, such as position encodings.
+    """Return the names of buffers whose values differ along a sliced axis, such as position encodings.
 
     Statistics of norm layers and vectors of spectral norm are not included.
     """

@@ -65,8 +65,8 @@ def shallow(
 ) -> Shallow:
     """Return a function from a rate to a model with fewer blocks, for ``HeteroFL(build=...)``.
 
-    A model has the first blocks of each stack, at least one, with the names of the full model. The server averages each
-    block over the clients that have it.
+    The smaller models keep the first blocks of each stack, at least one. A block has the same name in all models. The
+    server averages each block over the clients that have it.
 
     Parameters
     ----------
@@ -131,8 +131,8 @@ def shallow(
 def read_levels(text: str) -> Mapping[float, Rates] | None:
     """Parse the setting ``model.shrink``, such as ``b=0.7:0.75,c=0.7:0.5``.
 
-    Return (width rate, depth rate) by the level's rate; level ``a`` is (1, 1) by default. Return None for the text
-    ``width``, and an empty dictionary for the text ``depth``.
+    Return a mapping from each level's rate to its (width rate, depth rate). Level ``a`` is (1, 1) by default. For the
+    text ``width`` return None, and for ``depth`` an empty mapping.
     """
     if text in ("width", "depth"):
         return None if text == "width" else {}
@@ -165,7 +165,7 @@ def _copied(model: nn.Module, rate: float) -> nn.Module:
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
-    """Return the names of each stack's blocks that match ``pattern``, by the stack's name."""
+    """Return a mapping from each stack's name to the names of its blocks that match ``pattern``."""
     stacks = {
         parent: [
             child

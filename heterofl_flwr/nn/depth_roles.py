@@ -37,8 +37,7 @@ class Watch:
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
         """Return, for each block that ran since the previous call, the earlier blocks whose outputs it used.
 
-        The block that ran directly before it is left out. Among these earlier blocks, the last block of a stack is
-        named ``last of <stack>``.
+        Each set excludes the block that ran just before. It names the last block of a stack ``last of <stack>``.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
@@ -52,7 +51,7 @@ class Watch:
         return links
 
     def note_count(self, name: str) -> None:
-        """Record that code reads the number of blocks of a stack. From now on, reading it raises no error."""
+        """Record that code reads the length of a stack. From now on, ``len`` of any stack raises no error."""
         self.counted.add(name)
         self.raises = False
 
@@ -99,7 +98,10 @@ def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
 
 @contextmanager
 def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[Watch]:
-    """Context manager that observes a model. ``stacks`` has the names of the blocks, by the stack's name."""
+    """Context manager that observes a model.
+
+    ``stacks`` maps the name of each stack to the names of its blocks.
+    """
     watch, classes, hooks = Watch(), [], []
     uses = Counter(block for name in stacks for block in model.get_submodule(name)._modules.values())
     for name, blocks in stacks.items():

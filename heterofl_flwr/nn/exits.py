@@ -58,7 +58,7 @@ class Exits(nn.Module):
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the deepest exit, or the mean of all in evaluation with ``ensemble``."""
+        """Return the deepest exit's logits, but in evaluation with ``ensemble`` the mean over all exits."""
         if not self.training:
             # All heads are run, even if only one is returned, so that their batch norm is measured too.
             logits = self.all_logits(x)

@@ -108,7 +108,7 @@ def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Te
 
 
 class _Sums:
-    """Running sums of the moments of one batch norm layer, whose ``forward`` an instance replaces.
+    """Running sums of the moments of one batch norm layer. An instance replaces the layer's ``forward``.
 
     The layer writes each batch's mean and variance into its running statistics. These are then added to the sums.
     """

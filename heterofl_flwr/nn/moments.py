@@ -138,7 +138,7 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` if no data of this many examples have such counts and sums."""
+    """Raise ``DataError`` if data with this number of examples cannot have these moments."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -195,9 +195,10 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 
 
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Clip values, (clients, channels), to an interval around their median over clients.
+    """Clip values to an interval around their median over clients.
 
-    The ends are at least ``close``, (channels,), away from the median.
+    ``values`` has the shape (clients, channels). Both ends of the interval are at least ``close``, a tensor of shape
+    (channels,), away from the median.
     """
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)

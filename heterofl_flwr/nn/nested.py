@@ -76,7 +76,10 @@ class Nested(nn.Module):
         return logits
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of the models that ``widths`` selects, the smallest first. Choices may be random."""
+        """Return the logits of the models that ``widths`` selects, the smallest first.
+
+        Some ``widths`` select at random.
+        """
         inner = self._draw()
         outer = [] if self.widths == "ordered" and inner else [self(x)]
         return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + outer

@@ -33,7 +33,8 @@ class Quadratic:
     strength
         Weight of the quadratic term.
     center, direction
-        Tensors by parameter name. A parameter without a tensor in one of them has no such term.
+        Tensors by parameter name. Parameters that are not in ``center`` have no quadratic term. Those that are not in
+        ``direction`` have no linear term.
     """
 
     strength: float = 0.0
@@ -85,7 +86,7 @@ class Quadratic:
 
     @classmethod
     def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
-        """Return one penalty with the gradient of the sum of ``quadratics``; its value differs by a constant.
+        """Return one penalty that equals the sum of ``quadratics`` up to a constant. The gradients are equal.
 
         Those with a strength must have centers of the same names.
         """

@@ -55,7 +55,7 @@ class MixProfile:
 
 
 def _lstm_flops(x: Sequence[int], of_x: Sequence[int], of_hidden: Sequence[int], *_: object, **__: object) -> int:
-    """Return the operations of torch's LSTM operator, from the shapes of its arguments."""
+    """Return the number of operations (FLOPs) of torch's LSTM operator, from its arguments' shapes."""
     return 2 * math.prod(x[:-1]) * (math.prod(of_x) + math.prod(of_hidden))
 
 

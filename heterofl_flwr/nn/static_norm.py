@@ -67,7 +67,7 @@ def is_measured(layer: _NormBase) -> bool:
 
 @contextmanager
 def refusing_unmeasured(where: str) -> Iterator[None]:
-    """Context manager: raise ``ConfigError`` if a norm layer evaluates with a new layer's statistics."""
+    """Context manager: raise ``ConfigError`` if a norm layer evaluates with its initial statistics."""
     checked = WeakSet[nn.Module]()
 
     def check(layer: nn.Module, _: object) -> None:
