@@ -171,7 +171,7 @@ class ActorPool(Runner):
             self._idle.append(actor)
 
     def _accept_start(self, actor: Actor, trouble: str, takes_groups: bool, log: str) -> None:
-        """Process the result of ``Clients.ready``: error or "", support of groups, path of stderr."""
+        """Process the result of ``Clients.ready``: make the actor idle, or handle its failed start."""
         if trouble:
             self._accept_failed_start(actor, trouble)
             return
@@ -192,7 +192,7 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace a dead actor, and queue its group again. After ``RETRIES`` times, reply with errors."""
+        """Replace a dead actor. Queue its group again, at most ``RETRIES`` times; then reply with errors."""
         death = self._describe_end(actor, error)
         if group is None:
             self._accept_failed_start(actor, f"it {death} while it loaded the ClientApp")

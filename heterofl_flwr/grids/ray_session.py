@@ -61,7 +61,7 @@ class Session:
 
     @classmethod
     def leave(cls) -> None:
-        """End a grid's use of Ray. The last grid also ends the connection or the Ray that ``enter`` started."""
+        """End a grid's use of Ray. The last grid ends what ``enter`` started: a connection, or Ray itself."""
         with cls._lock:
             cls._grids -= 1
             if cls._grids == 0:

@@ -165,7 +165,7 @@ class SimulatedDevices(Relay):
         return _Flight(turn, message.metadata.message_type, self.seconds, content_bytes(message.content))
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
-        """Return the reply, or an error reply if its device is away, drops out or is late."""
+        """Return the reply, or an error reply if the client's device is away, drops out or is late."""
         examples, turn, devices = examples_of(reply), flight.turn, self._devices
         if examples is None:  # the strategy raises the error for such a reply
             return reply

@@ -259,7 +259,7 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
 def _run_without(
     model: nn.Module, dropped: Sequence[str], inputs: object, modes: Sequence[bool], expected: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """Return masks of the parameter rows that a model uses, after ``dropped`` blocks were removed."""
+    """Return masks of the parameter rows that a model uses. ``dropped`` names the blocks it has lost."""
     try:
         shape, used = _run(model, inputs, modes)
         fault = "" if shape == expected else f"it returns {shape}, not {expected}"

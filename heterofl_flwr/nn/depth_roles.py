@@ -37,7 +37,8 @@ class Watch:
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
         """Return, for each block that ran since the previous call, the earlier blocks whose outputs it used.
 
-        Each set excludes the block that ran just before. It names the last block of a stack ``last of <stack>``.
+        The block that ran just before is never among them. The last block of a stack is among them as
+        ``last of <stack>``.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}

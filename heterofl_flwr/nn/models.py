@@ -81,8 +81,8 @@ class CNN(nn.Module):
 class MLP(nn.Module):
     """Convolutions, if any, then linear layers, with ReLU between them (Liang et al., 2020).
 
-    The first ``convolutions`` of the ``hidden`` layers are 5x5 convolutions with pooling. ``hidden`` has the width of
-    each layer at rate 1. There are no norms, and therefore no Scalers. The default widths are for MNIST.
+    ``hidden`` has the width of each layer at rate 1. The first ``convolutions`` of these layers are 5x5 convolutions
+    with pooling. There are no norms, and therefore no Scalers. The default widths are for MNIST.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")
