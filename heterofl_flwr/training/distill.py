@@ -20,7 +20,7 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the sum of two gradients, with the smallest change so that it conflicts with neither.
+    """Return the sum of two gradients, changed as little as possible to conflict with neither.
 
     Vectors conflict if their dot product is negative. If the sum conflicts with a gradient, the sum's component along
     this gradient is removed.
