@@ -113,9 +113,9 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
-    """Return the bytes of a round if all its clients trained the global model.
+    """Return the bytes that a round would send if all its clients trained the global model.
 
-    Clients that failed only receive it.
+    Clients that failed receive the global model and send nothing.
     """
     return costs.global_model.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
 
@@ -131,7 +131,7 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
 
 
 class Price(NamedTuple):
-    """Costs of a mix, divided by those of one federation for each of its levels."""
+    """Costs of a mix, divided by those of separate federations, one for each level."""
 
     client_rounds: float
     bytes_share: float

@@ -54,7 +54,7 @@ class RunFolder:
     ``history.jsonl``   one ``RoundRecord`` a line
     ``classes.json``    counts by class: each client's examples (in simulations), predictions of the global model
     ``checkpoint/``     the newest two checkpoints
-    ``privacy.json``    numbers of published noisy models and moments, by noise and clip, with repeated rounds
+    ``privacy.json``    how many noisy models and moments were published, including those of repeated rounds
     ``events/``         events for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        models that ``heterofl export`` wrote
@@ -135,7 +135,7 @@ class RunFolder:
         ------
         ConfigError
             If the folder has a run although ``resume`` is False, if it has no run although ``resume`` is True, or if
-            other settings differ. The folder is then unchanged.
+            settings that are not in ``may_differ`` differ. The folder is then unchanged.
         """
         self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
         self.hold()
@@ -259,11 +259,11 @@ class RunFolder:
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return the numbers of published noisy models and moments."""
+        """Return how many noisy models and moments were published, by noise and clip."""
         return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
-        """Write ``privacy.json``: numbers of published noisy models and moments."""
+        """Write ``privacy.json``: how many noisy models and moments were published."""
         write_atomic(self._privacy, f"{to_json([asdict(entry) for entry in releases], indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: RunState) -> None:

@@ -70,7 +70,7 @@ def headline(records: Sequence[RoundRecord]) -> str:
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
-    """Return the value of the metric that ``find_metric`` chooses, if any."""
+    """Return the value of the metric that ``find_metric`` chooses; None if there is no such metric."""
     return values.get(find_metric(values, kind))
 
 
@@ -133,7 +133,7 @@ def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean of values, which may be infinite or NaN; None if there are none."""
+    """Return the mean of values, which may be infinite or NaN. Return None if ``values`` is empty."""
     # fmean raises an error for infinities of both signs, and stdev for any value that is not finite.
     add = math.fsum if all(map(math.isfinite, values)) else sum
     return add(values) / len(values) if values else None

@@ -28,7 +28,10 @@ from heterofl_flwr.runs.folder import RunFolder
 
 
 def holds_model(build: Build, rate: float, state: State) -> bool:
-    """Whether a state has all exchanged parameters of a rate's model; False if clients keep layers."""
+    """Whether ``state`` has every exchanged parameter of the model of ``rate``.
+
+    If clients keep layers, the server's state lacks these layers.
+    """
     model = new_model(build, rate)
     return exchanged_parameters(model).keys() <= untied(model, state).keys()
 

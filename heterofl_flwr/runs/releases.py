@@ -1,4 +1,4 @@
-"""Reading of ``privacy.json``: the numbers of noisy models and moments that a run has published."""
+"""Reading of ``privacy.json``: how many noisy models and moments a run has published."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ RELEASES = TypeAdapter(list[Releases])
 def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
-    """Return the numbers of published noisy models and moments, by noise and clip.
+    """Return how many noisy models and moments a run has published, by noise and clip.
 
-    Those that ``privacy.json`` lacks are counted in ``records``, with the noise and clip in ``settings``.
+    If ``records`` count more than ``privacy.json``, the difference is added, with the noise and clip in ``settings``.
     """
     counted = {kind: max((int(record.stages.get(kind, 0)) for record in records), default=0) for kind in KINDS}
     releases: list[Releases] = []

@@ -22,7 +22,10 @@ Fill = Callable[[Roster, Plan, int], crypto.Words]
 
 
 class Dealt(NamedTuple):
-    """Encrypted shares of secrets, and hashes of the plain shares, with an item for each receiver or each sender."""
+    """Encrypted shares of secrets, and hashes of the decrypted shares.
+
+    A sender's lists have an item for each receiver. A receiver's lists have an item for each sender.
+    """
 
     sealed: list[bytes]
     hashes: list[bytes]
@@ -46,7 +49,7 @@ class NodeRecords(Protocol):
     """Storage of a node for named records, which outlive a run and its process."""
 
     def read(self, name: str) -> bytes | None:
-        """Return the record with this name, or None."""
+        """Return the record with this name; None if there is no such record."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write the record with this name to the disk."""
@@ -65,7 +68,7 @@ class MaskedRounds:
         self._memory, self._records = memory, records
 
     def last(self, run: int) -> int:
-        """Return the last round of a run in which this client masked a change, or 0."""
+        """Return the last round of a run in which this client masked a change; 0 if it never did."""
         rounds = [json.loads(self._memory.get(self.KEY, b"{}")).get(str(run), 0)]
         if self._records is not None and (record := self._records.read(f"{self.KEY}-{run:016x}")) is not None:
             if not record.isdigit():
@@ -118,7 +121,7 @@ class ClientRound:
         return numbers[0]
 
     def share_keys(self, holders: int = 2) -> tuple[Dealt, bytes]:
-        """Return encrypted shares of the private mask key, and the text to store.
+        """Return encrypted shares of the private mask key, and the text to store for the next answer.
 
         Raise ``ReplyError`` if the server would unmask sums of fewer than ``holders`` clients.
         """
@@ -134,7 +137,7 @@ class ClientRound:
         return dealt, self._keep(next="train", roster=roster.to_bytes().decode())
 
     def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
-        """Return this client's masked change, and the text to store.
+        """Return this client's masked change, and the text to store for the next answer.
 
         ``members`` are the clients that sent shares of their private keys. ``keys`` has the shares for this client.
         ``fill`` returns the change without masks. A second change in a round raises ``ReplyError``.
@@ -157,12 +160,11 @@ class ClientRound:
         return Masked(vector, self._deal(members, view, shares), [crypto.digest(seed) for seed in seeds]), secrets_saved
 
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
-        """Decrypt the shares that members sent to this client; return them, and the text to store.
+        """Return decrypted shares, and the text to store for the next answer.
 
         ``survivors`` are the members whose masked change arrived. ``seeds`` has encrypted shares of their mask seeds.
-        Return seed shares for each survivor, and a share of the private key for each other member. The server must
-        never get both for one member. Seeds for classifier rows, and for entries that too few survivors hold, are left
-        out.
+        There are shares of each survivor's seeds, and a share of each other member's private key. The server must never
+        get both for one member. Seeds for classifier rows, and for entries that too few survivors hold, are left out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -182,8 +184,8 @@ class ClientRound:
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
         """Return this client's shares of each survivor's seeds for classifier rows.
 
-        ``numbers`` has, for each part, the minimum over its rows of the number of clients that have the row. Raise
-        ``ReplyError`` if this number is too small, or if the part must stay masked.
+        ``numbers`` has, for each part, how many clients have its rarest row. Raise ``ReplyError`` if such a number is
+        too small, or if a part must stay masked.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]

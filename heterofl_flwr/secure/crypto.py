@@ -114,7 +114,7 @@ def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
 def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """Return the secret of Shamir shares; b"" if the result exceeds 32 bytes.
 
-    ``shares`` are by position in the result of ``split``.
+    The keys of ``shares`` are positions in the list from ``split``.
     """
     points = tuple(position + 1 for position in sorted(shares))[:threshold]
     value = _interpolate(shares, points, 0)

@@ -30,9 +30,9 @@ def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, pr
 
 
 def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
-    """Return the entries of a slice that belong to each part of the sum.
+    """Return, for each part of the sum, the entries of a slice that belong to it.
 
-    ``parts`` has each entry's part; 0 for none.
+    ``parts`` has the part of each entry of the slice, or 0 if the entry belongs to no part.
     """
     # Classifier rows have many small parts: sorting finds their entries in one pass.
     rows = np.flatnonzero(parts % (roster.row_groups + 1)) if roster.row_groups else np.zeros(0, np.int64)

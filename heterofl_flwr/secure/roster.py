@@ -101,13 +101,13 @@ class Roster:
 
     @cached_property
     def slices(self) -> Sequence[Plan]:
-        """The distinct slices, with added entries for the number of clients that have each classifier row."""
+        """The distinct slices, with extra entries that count the clients of each classifier row."""
         plans = ({name: tuple(_read(*axis) for axis in axes) for name, axes in plan.items()} for plan in self.plans)
         return with_counts(list(map(Plan, plans)), self.rows)
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices with each class of positions (``classes_of``) reduced to one, for fast counts of holders."""
+        """The slices with one position in place of each class from ``classes_of``, to count holders fast."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
@@ -156,7 +156,7 @@ class Roster:
         return bytes.fromhex(str(self.clients[client][use]))
 
     def count(self, plan: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
-        """Return the number of ``clients`` that hold each entry of the slice ``plan``.
+        """Return, for each entry of the slice ``plan``, how many of ``clients`` hold the entry.
 
         For a slice from ``small``, pass ``slices=self.small``.
         """
@@ -164,7 +164,10 @@ class Roster:
         return count_holders(plan, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
 
     def parts(self, plan: Plan, holders: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return each entry's part of the sum; 0 if too few clients (``holders``) hold the entry."""
+        """Return each entry's part of the sum; 0 if too few clients hold the entry.
+
+        ``holders`` has one number for each entry of ``plan``: how many clients hold this entry.
+        """
         parts = np.where(holders >= self.least, holders * (self.row_groups + 1), 0).astype(np.int32)
         for name, tensor in as_state(parts, plan).items():
             if name not in self.rows:
@@ -174,7 +177,7 @@ class Roster:
         return parts
 
     def ring_of(self, part: Part) -> int:
-        """Return the number of members that hold each entry of a part."""
+        """Return how many members hold an entry of ``part``. This number is the same for all its entries."""
         return part // (self.row_groups + 1)
 
     def is_rows(self, part: Part) -> bool:
@@ -182,21 +185,21 @@ class Roster:
         return part % (self.row_groups + 1) > 0
 
     def open_rings(self, members: Collection[int], survivors: Collection[int]) -> set[int]:
-        """Return the rings that may be unmasked, because enough survivors hold each entry.
+        """Return the rings that may be unmasked: each of their entries is held by enough survivors.
 
-        A ring is all entries that the same number of members hold, and is identified by this number.
+        A ring consists of all entries that are held by the same number of members. This number identifies the ring.
         """
         rings, remaining = (self.count(whole(self.small), clients, self.small) for clients in (members, survivors))
         candidates = [int(ring) for ring in np.unique(rings) if ring >= self.least]
         return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
 
     def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
-        """Return the sorted parts of the sum in each slice."""
+        """Return, for each slice, a sorted list of the parts of the sum that occur in it."""
         parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
         return [[int(part) for part in parts if part] for parts in parts_by_ring]
 
     def view(self, members: Collection[int]) -> bytes:
-        """Return a hash of the roster and its members. Mask keys are derived from it."""
+        """Return a hash of the roster and of ``members``. Mask keys are derived from this hash."""
         return digest(self.digest, repr(sorted(members)).encode())
 
 

@@ -104,7 +104,7 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return, for each part of the classifier rows, the minimum over its rows of the number of clients.
+        """Return, for each part of the classifier rows, how many clients have its rarest row.
 
         Rows that no client has are ignored. Parts with too few clients are left out, and stay masked.
         """
@@ -126,7 +126,7 @@ class ServerRound:
         self._take_off(set(numbers), shares)
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return each parameter's sum of changes in steps, and each entry's number of clients.
+        """Return, for each parameter, the sum of changes in steps, and the number of clients of each entry.
 
         The number is 0 for entries that are still masked.
         """
@@ -160,7 +160,7 @@ class ServerRound:
         return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
-        """Return each classifier row's number of clients; -1 if this number is masked or impossible."""
+        """Return how many clients have each classifier row; -1 if this number is masked or impossible."""
         vectors = self._total.view(np.int32), self._opened
         numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
         holders = self._holders(name, self.survivors)
@@ -219,7 +219,7 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add as liars the clients that too many others accuse of bad shares, and those that accuse too many others."""
+        """Add to ``liars`` each client that accuses too many others, or that too many others accuse."""
         accused = Counter(helper for helpers in self._accusers.values() for helper in helpers)
         for helper, number in accused.items():
             if number > self.roster.tolerated:
@@ -236,7 +236,7 @@ class ServerRound:
         return [digest for part, digest in zip(all_parts, hashes, strict=True) if part in set(parts)]
 
     def _secret(self, client: int, part: Part, shares: Shares) -> bytes | None:
-        """Return a client's seed or private key from valid shares, or None."""
+        """Restore a client's seed or private key from valid shares; return None if this is impossible."""
         dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
         if len(dealt_shares) < threshold:
             return None
@@ -249,7 +249,7 @@ class ServerRound:
 
 
 def fits(dealt: Dealt, receivers: int, secrets: int) -> bool:
-    """Whether encrypted shares and hashes of ``secrets`` secrets have the right lengths."""
+    """Whether ``dealt`` has the right lengths for these numbers of receivers and secrets."""
     sealed = [secrets * crypto.SHARE_BYTES + crypto.TAG_BYTES] * receivers
     hashes = [secrets * crypto.HASH_BYTES] * receivers
     return list(map(len, dealt.sealed)) == sealed and list(map(len, dealt.hashes)) == hashes

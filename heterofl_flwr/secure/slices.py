@@ -1,4 +1,4 @@
-"""Overlaps of slices, and the number of clients that hold each entry."""
+"""Overlaps of slices, and counts of the clients that hold an entry."""
 
 # An overlap's entries are in the order of the global model for both clients. So word n of the mask that two clients
 # share belongs to entry n of their overlap.
@@ -49,9 +49,9 @@ def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArra
 
 
 def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) -> NDArray[np.int32]:
-    """Return the number of clients that hold each entry of ``plan``.
+    """Return, for each entry of ``plan``, how many clients hold the entry.
 
-    ``clients`` has the number of clients by slice.
+    ``clients`` has, for each slice, the number of clients with this slice.
     """
     counts = np.zeros(plan.parameters, np.int32)
     for slice_plan, number in zip(slices, clients, strict=True):

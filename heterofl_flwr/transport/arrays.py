@@ -241,7 +241,7 @@ class Slices:
         )
 
     def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return a plan's slices of the stages' tensors, which are named ``stage/parameter``."""
+        """Return the plan's slices of tensors that stages send, named ``stage/parameter``."""
         if plan not in self._broadcasts:
             parameters = {name: name.partition("/")[2] for name in tensors}
             axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}

@@ -76,7 +76,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_log_format(log: str) -> None:
-    """Make Flower's log handlers write the time (``text``), or JSON lines (``json``)."""
+    """Make Flower's log handlers write text with the time (``text``) or JSON lines (``json``)."""
     for handler in logging.getLogger("flwr").handlers:
         if hasattr(handler, "timestamps"):
             handler.timestamps = True
@@ -113,7 +113,7 @@ def get_identity() -> tuple[int | None, int | None, int | None]:
 
 @contextmanager
 def some_identity() -> Iterator[None]:
-    """Context with 0 as the ids of run and node if Flower has set none, so that messages can be made."""
+    """Context in which messages can be made: the ids of run and node are 0 if Flower has set none."""
     identity = get_identity()
     if identity[0] is None:
         set_identity(0, 0)

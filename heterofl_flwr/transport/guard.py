@@ -38,7 +38,10 @@ Each object needs a separate request, and a reply may have thousands of objects.
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
-    """Return a proxy with checks for a SuperLink's grid, also inside a ``Relay``; return other grids unchanged."""
+    """Return a proxy that checks the replies of a SuperLink's grid; return any other grid unchanged.
+
+    If the SuperLink's grid is inside a ``Relay``, return a copy of the ``Relay`` with the proxy inside.
+    """
     if isinstance(grid, Guarded):
         return grid
     if isinstance(grid, Relay):
@@ -69,7 +72,8 @@ class _Announced:
     def add(self, content: bytes) -> None:
         """Store the content of the last object in ``missing``, and remove this object from ``missing``.
 
-        Add the objects that the content refers to. Raise ``ReplyError`` if the reply becomes too large.
+        Add to ``missing`` the objects that the content refers to, except stored ones. Raise ``ReplyError`` if the reply
+        becomes too large.
         """
         id_, _ = self.missing.popitem()
         self.contents[id_] = content
@@ -160,7 +164,7 @@ class Guarded(Relay):
         return None
 
     def _read(self, announced: _Announced) -> Message | None:
-        """Return the reply or an error reply, or None if objects have not arrived."""
+        """Return the reply, or an error reply if it is unusable; None while objects are missing."""
         try:
             with self._no_longer_than(announced.largest):
                 if not self._fetch(announced):
@@ -170,7 +174,7 @@ class Guarded(Relay):
             return self._error(announced.about, error)
 
     def _fetch(self, announced: _Announced) -> bool:
-        """Fetch objects of a reply until time is up; return True if the reply is complete."""
+        """Fetch objects of a reply for at most ``TURN_SECONDS``; return whether the reply is complete."""
         until = time.monotonic() + TURN_SECONDS
         while announced.missing:
             if time.monotonic() > until:

@@ -25,7 +25,7 @@ LATE = "its SuperNode answers one message late: restart it"
 class _Sent:
     """Message without a reply.
 
-    ``behind`` is the time at which the node's late reply to an earlier message arrived, or None.
+    ``behind`` is the time at which the node's late reply to an earlier message arrived; None if there was none.
     """
 
     node_id: int
@@ -55,7 +55,8 @@ class LateNodes(Relay):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; return their ids.
 
-        A capability query is not sent if the late reply to an earlier query has arrived; return the earlier id instead.
+        If the late reply to an earlier capability query has arrived, a new query to the node is not sent. The id of
+        the earlier query is then returned.
         """
         answered, sent = dict[int, str](), list[Message]()
         for message in messages:

@@ -40,7 +40,7 @@ def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
 
 
 def find_record(content: RecordDict, name: str, kind: type[Value]) -> Value | None:
-    """Return the record ``name`` of the class ``kind``, or None."""
+    """Return the record ``name``; None if it is missing or not of the class ``kind``."""
     record = content.get(name)
     return record if isinstance(record, kind) else None
 
