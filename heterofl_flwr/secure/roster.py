@@ -107,7 +107,7 @@ class Roster:
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices with one position in place of each class from ``classes_of``, to count holders fast."""
+        """The slices, reduced to one position for each class from ``classes_of``, to count holders fast."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
