@@ -22,6 +22,7 @@ for variable, value in {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",  # of processes that tests start: threads of many would wait for one another
 }.items():
     os.environ.setdefault(variable, value)
 

@@ -42,8 +42,8 @@ class Lab(Processes):
         The proxy of each node, if the nodes connect through proxies.
     """
 
-    def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
-        super().__init__(folder, more)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.proxies: list[Proxy] = []
 
     def do(self, *words: str) -> None:

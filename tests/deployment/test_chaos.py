@@ -54,7 +54,7 @@ class Chaos(Lab):
     """A laboratory in which things go wrong, and are started again as by systemd units and an operator."""
 
     def __init__(self, folder):
-        super().__init__(folder, {"OMP_NUM_THREADS": "1"})
+        super().__init__(folder)
         self.run = RunFolder(folder / "chaos")
         self.resumed, self.began = 0, time.monotonic()
 

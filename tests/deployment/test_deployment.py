@@ -75,7 +75,7 @@ class Follower(Processes):
     """Does what the page says, in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, {"OMP_NUM_THREADS": "1"})
+        super().__init__(folder)
         self.page = HowTo(folder)
 
     def do(self, beginning: str) -> str:

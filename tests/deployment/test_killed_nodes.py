@@ -43,7 +43,7 @@ ASYNCHRONOUS = {
 def runs(tmp_path_factory):
     """Return the folders and logs of both runs, and the node that was killed in the second."""
     folder = tmp_path_factory.mktemp("killed-nodes")
-    with Lab(folder, {"OMP_NUM_THREADS": "1"}) as lab:
+    with Lab(folder) as lab:
         nodes = lab.prepare(NODES)
         lab.wait_for_nodes()
         asynchronous = lab.start("asynchronous", ASYNCHRONOUS)

@@ -48,7 +48,7 @@ def lab(tmp_path_factory):
             (folder / disk).mkdir()
             if not subprocess.call(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder / disk]):
                 stack.callback(subprocess.check_call, ["umount", "-l", folder / disk])
-        lab = stack.enter_context(Lab(folder, {"OMP_NUM_THREADS": "1"}))
+        lab = stack.enter_context(Lab(folder))
         lab.prepare(NODES, through, "--database", str(folder / "database" / "superlink.db"))
         yield lab
 

@@ -82,7 +82,7 @@ def test_the_app_of_the_page_on_flower_apps_learns(program, tmp_path):
     (words,) = [words for _, words in commands(APP) if words[:2] == [program, "run"]]
     ports = {name: str(free_port()) for name in ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")}
     # It ends the SuperLink too, which Flower leaves behind.
-    with Processes(tmp_path, {**ports, "OMP_NUM_THREADS": "1"}) as processes:
+    with Processes(tmp_path, ports) as processes:
         assert processes.popen(words, "out", tmp_path).wait(600) == 0, processes.log("out")
     rounds = [round(float(own), 2) for own in re.findall(r"ROUND \d.*local-accuracy ([\d.]+)", processes.log("out"))]
     assert len(rounds) == 3, processes.log("out")

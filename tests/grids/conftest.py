@@ -53,6 +53,7 @@ def machine() -> Iterator[ModuleType]:
     folder = tempfile.mkdtemp(prefix="ray-")
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
+        patch.delenv("OMP_NUM_THREADS")  # which the grid sets
         patch.setenv("RAY_worker_niceness", "0")  # by default other tests' processes come before Ray's
         ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
     yield ray
