@@ -117,8 +117,8 @@ class Penalty:
         quadratics = [quadratic for quadratic in quadratics if quadratic.center or quadratic.direction]
         names = next((quadratic.center.keys() for quadratic in quadratics if quadratic.strength), None)
         alike = [quadratic for quadratic in quadratics if not quadratic.strength or quadratic.center.keys() == names]
-        others = [quadratic for quadratic in quadratics if quadratic not in alike]
-        return cls(Quadratic.sum(alike) if alike else None, (*terms, *others))
+        separate = [quadratic for quadratic in quadratics if quadratic not in alike]
+        return cls(Quadratic.sum(alike) if alike else None, (*terms, *separate))
 
     def __bool__(self) -> bool:
         return self.quadratic is not None or bool(self.terms)
