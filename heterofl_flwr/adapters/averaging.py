@@ -41,8 +41,9 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
 class ProductMean:
     """Mean of the products B @ A of adapters, truncated to the server's rank.
 
-    Other parameters get the counting mean. The new factors are sorted by singular value, so the first r rows of A and
-    columns of B are the best approximation of rank r. The clients' factors stay in memory until ``result`` is called.
+    Other parameters get the counting mean: each entry is averaged over the clients that hold it. The new factors are
+    sorted by singular value, so the first r rows of A and columns of B are the best approximation of rank r. The
+    clients' factors stay in memory until ``result`` is called.
 
     Parameters
     ----------

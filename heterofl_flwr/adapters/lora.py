@@ -79,7 +79,7 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
     Raises
     ------
     ConfigError
-        If the model has no single trainable LoRA adapter, or has unsupported options.
+        If the model does not have exactly one LoRA adapter that can be trained, or has unsupported options.
     UnsupportedLayerError
         If a layer's rank cannot be reduced, for example in a grouped convolution.
     MissingExtraError

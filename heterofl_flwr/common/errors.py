@@ -10,7 +10,7 @@
     ├── RoundError                          too few clients are connected, or too few replied
     ├── OutOfMemoryError       (MemoryError) a client's model and batch need more memory than available
     ├── MissingExtraError      (ImportError) a package of an optional extra is not installed
-    └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
+    └── UnsupportedLayerError  (TypeError)   a layer or a model cannot be sliced
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -69,7 +69,7 @@ class MissingExtraError(HeteroFLError, ImportError):
 
 
 class UnsupportedLayerError(HeteroFLError, TypeError):
-    """No rule says how to slice a layer."""
+    """A layer or a model cannot be sliced."""
 
 
 FaultKind = Literal["failed", "rejected", "silent", "gone", "late", "simulated"]
@@ -98,9 +98,9 @@ class Fault:
 
 
 def short(fault: str, longest: int = LONGEST_FAULT) -> str:
-    """Return a client's error as short, printable text with indented line breaks.
+    """Return a client's error as short, printable text.
 
-    So a client cannot forge lines of the log.
+    Lines after the first are indented, so a client cannot forge lines of the log.
     """
     if len(fault) > longest:
         fault = f"{fault[: longest // 2]} ... {fault[-longest // 2 :]}"

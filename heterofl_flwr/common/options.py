@@ -116,7 +116,7 @@ def same(kind: Any, name: str) -> Any:
 
 
 def pick(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
-    """Make a group of the class ``kind`` from those ``arguments`` that are its options."""
+    """Make a group of class ``kind`` from ``arguments``; names that are not its options are ignored."""
     return kind(**{name: arguments[name] for name in specs(kind) if name in arguments})
 
 

@@ -60,7 +60,10 @@ def _allowed() -> tuple[str, list[str]]:
 
 
 class _FolderFinder(MetaPathFinder):
-    """Import finder for user code: allowed modules of its folder, and modules that code there imports."""
+    """Import finder for modules of the user's folder.
+
+    Code in this folder may import all of its modules, other code only the allowed modules.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

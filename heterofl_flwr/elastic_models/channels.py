@@ -126,6 +126,9 @@ class Grouping:
 
 
 def kept_positions(places: Places, widths: Sequence[int]) -> Row:
-    """Return the ascending indices of an axis that a slice with these widths of groups keeps."""
+    """Return the kept indices of an axis in a slice, in ascending order.
+
+    ``widths`` has the number of channels that the slice keeps of each group.
+    """
     # The last entry, 1, is the width of group -1, whose entries all have number 0: they are always kept.
     return np.flatnonzero(places[:, 1] < np.array([*widths, 1])[places[:, 0]])

@@ -86,7 +86,7 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
     """Trace rule of indexing: bounds of a Python slice shrink with the entries before them.
 
-    With an integer index, all entries up to it are always kept.
+    All entries up to an integer index are always kept; if it is negative, all entries from it on.
     """
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
@@ -126,7 +126,7 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
     """For a Python slice ``start::n``, keep or drop n successive entries together, for rotary embeddings.
 
-    If the slice has a stop, or n does not divide the length, never slice the axis.
+    All entries are kept if ``start`` is not from 0 to n - 1, the slice has a stop, or n does not divide the length.
     """
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)

@@ -22,7 +22,7 @@ class Source:
 
     @cached_property
     def row(self) -> Row:
-        """Positions of the axis (numbers of its entries)."""
+        """Positions of the axis: integers that identify its entries."""
         return self._make()
 
 
@@ -115,7 +115,7 @@ class Trace:
     def __init__(self, place: Callable[[], str] = str) -> None:
         self.positions = Positions()
         self.reasons: Counter[str] = Counter()  # number of channels that are kept in full, by reason
-        self.sliced: list[Row] = []  # axes that the code slices at a plain number
+        self.sliced: list[Row] = []  # axes that the code indexes or slices at a plain number
         self.sums: dict[int, tuple[Tensor, list[Row]]] = {}  # tensors that are sums, and the axes that were summed over
         self.arguments: object = ()  # arguments of the torch function that runs
         self._place = place  # returns the description of the layer that runs
@@ -124,7 +124,7 @@ class Trace:
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # by id; the tensor is stored too, or its id could be reused
 
     def rows(self, tensor: Tensor) -> tuple[Row | None, ...]:
-        """Return the positions (numbers of entries) of each axis of a tensor; None if unknown or never sliced."""
+        """Return the positions of each axis of a tensor; None for an axis that is unknown or never sliced."""
         return tuple(map(self.open, self.marked_rows(tensor) or [None] * tensor.dim()))
 
     def marked_rows(self, tensor: Tensor) -> Rows | None:
@@ -204,9 +204,9 @@ class Trace:
     def compare(self, length: Length, operand: float) -> None:
         """Let a comparison of a length with a number give the same result at every rate.
 
-        Two exact lengths shrink in proportion. Otherwise, axes of the length are never sliced.
+        Two exact lengths shrink in proportion. Otherwise, the axes from which they were computed are never sliced.
+        Nothing is done if the number is below 1 and the length never is.
         """
-        # No length is below 1, so a comparison with a smaller number needs nothing.
         if not self.listening:
             return
         if isinstance(operand, Length) and operand.trace is not self:
@@ -225,7 +225,7 @@ class Trace:
         )
 
     def _variable(self, length: Length) -> Row | None:
-        """Return the positions of the one axis with which a length shrinks, or None.
+        """Return the positions of the one axis with which a length shrinks; None if it never shrinks.
 
         All other axes from which the length was computed are kept in full at every rate.
         """

@@ -1,7 +1,7 @@
 """Trace rules of operators that only move entries, such as permutations, slices and views.
 
 A rule records which axes of inputs and outputs are sliced alike, and which are never sliced. ``rows`` has the positions
-(numbers of entries) of each axis of the first input; None if never sliced.
+of each axis of the first input: integers that identify its entries. An axis that is never sliced has None.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Trace rules of elementwise operators, reductions, products, convolutions and norms.
 
 A rule records which axes of inputs and outputs are sliced alike, and which are never sliced. ``rows`` has the positions
-(numbers of entries) of each axis of the first input; None if never sliced.
+of each axis of the first input: integers that identify its entries. An axis that is never sliced has None.
 """
 
 from collections.abc import Sequence
@@ -55,9 +55,9 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
-    """Require that tensors that are broadcast to ``shape`` are sliced alike.
+    """Require that tensors broadcast to ``shape`` are sliced alike, except along the last ``inner`` axes.
 
-    Return the positions of each axis of ``shape`` except the last ``inner`` ones. An axis of length 1 gets None.
+    Return the positions of each axis of ``shape`` before these, and None for an axis of length 1.
     """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
@@ -162,7 +162,8 @@ def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None
     """Tie channels (keep or drop them together) for a convolution or norm with ``groups`` groups.
 
     If slices drop groups, tie all channels of a group to one another, and return the position of each group's first
-    channel. Otherwise, tie channels of the same number in all groups, and return None.
+    channel. Otherwise, tie the first channels of all groups to one another, then the second ones, and so on, and return
+    None.
     """
     if channels is None:
         return None

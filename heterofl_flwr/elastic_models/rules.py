@@ -187,8 +187,8 @@ def follow(trace: Trace, call: Call) -> None:
 class Operators(TorchDispatchMode):
     """Torch mode that calls ``listener`` after each operator.
 
-    Operators with a stand-in, and operators without a rule that torch can decompose, are replaced by other operators.
-    Then ``listener`` gets these other operators.
+    An operator with a stand-in is replaced by the operators that the stand-in calls. An operator without a trace rule
+    is decomposed into others, if torch can do this. ``listener`` gets only the operators that run.
     """
 
     def __init__(self, listener: Callable[[Call], None]) -> None:
@@ -235,7 +235,7 @@ class Alike(TorchFunctionMode):
     """Torch mode that makes a model call the same operators at every width.
 
     Random scalars are 1, so stochastic depth drops no layer. The model that runs is a copy. If its code uses
-    tensors of the original model, this raises ``UnsupportedLayerError``.
+    tensors of the original model, the mode raises ``UnsupportedLayerError``.
     """
 
     def __init__(self, tensors: Mapping[int, str]) -> None:

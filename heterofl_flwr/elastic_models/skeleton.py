@@ -25,7 +25,10 @@ _LARGEST_WIDTH = 1 << 20
 
 
 class Number(NamedTuple):
-    """Place of an integer in a layer: attribute ``name``, or its item ``place`` if that is not None."""
+    """Place of an integer: attribute ``name`` of a layer, or an item of this attribute.
+
+    ``place`` is the index of the item, or None if the attribute itself is the integer.
+    """
 
     layer: str
     name: str
@@ -51,7 +54,7 @@ def entries(container: dict[Any, Any] | list[Any]) -> dict[Any, Any]:
 
 
 def other_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return tensors in layers' attributes that are neither parameters nor buffers, by name."""
+    """Return tensors that layers store outside their parameters and buffers, by name."""
     registered = set(map(id, named_tensors(model).values()))
     values = {
         f"{name}{key}": value

@@ -38,7 +38,7 @@ class Traced:
     steps: Sequence[Step]  # operator calls in all modes
     unused: Sequence[str]  # layers or parameters that no operator used; they are kept in full
     reasons: Sequence[str]  # reasons why axes are kept in full, sorted by number of channels, descending
-    normalises: bool  # whether it has norms: torch's, or code with a reciprocal root, as RMS norms have
+    normalises: bool  # whether the model has norms: torch's, or a reciprocal root, as in an RMS norm
     says_tracing: bool  # see Skeleton
 
 
@@ -252,7 +252,7 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Keep all rows of a table that the code slices, such as position embeddings."""
+    """Keep all rows of a table that the code indexes at plain numbers, such as position embeddings."""
     # A longer input may read more of a table. Packed weights are no table: their positions occur on other axes too.
     roots = trace.positions.roots
     numbers = np.zeros(trace.positions.number, np.int64)  # by root, the number of axes with this position
