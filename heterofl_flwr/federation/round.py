@@ -25,9 +25,7 @@ from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.stages.server_stage import RoundContext, Update
 
 CLOCK_SECONDS = 2.0
-"""Seconds between a client's clock and the server's from which a warning is logged. A SuperLink refuses signed messages
-of a clock that is 5 s ahead.
-"""
+"""Maximum difference of a client's clock from the server's without a warning; a SuperLink refuses 5 s ahead."""
 
 UNCHANGED = (
     "sent back the parameters that they were sent, so they trained nothing: see that the optimizer has the parameters "
@@ -106,10 +104,7 @@ class Round:
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
-        """Add a client to the round.
-
-        Pass ``sampled`` if the client has begun to train in an earlier round (asynchronous runs).
-        """
+        """Add a client to the round. ``sampled`` is its slice, if it began to train in an earlier round."""
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
             rate = self._federation.levels.rate(self.server_round, node_id)
@@ -178,10 +173,7 @@ class Round:
             self._capacities[node_id] = capacity
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Record a remark if a client's clock is over ``CLOCK_SECONDS`` ahead of the server's, or behind it.
-
-        To detect this, ``replied_at`` (by the client's clock) is compared with ``sent_at`` and now.
-        """
+        """Record a remark if the client's clock (of ``replied_at``) differs from the server's (of ``sent_at``)."""
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
@@ -293,10 +285,7 @@ class Round:
         )
 
     def _failed_levels(self) -> dict[str, str]:
-        """Return a hint for each level whose clients all failed with the same error.
-
-        Return an empty dict if the round has no usable reply.
-        """
+        """Return a hint for each level whose clients all failed with the same error; none without a usable reply."""
         errors: dict[float, set[str]] = defaultdict(set)
         for node_id, sampled in self.slices.items():
             # Without numbers, because a shape in an error may have the size of the client's batch.

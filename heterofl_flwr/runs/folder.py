@@ -115,8 +115,7 @@ class RunFolder:
     ) -> None:
         """Write the settings of a new run, or prepare the folder to resume the run in it.
 
-        The folder stays locked until ``unlock`` is called. A ``Recorder`` calls ``unlock`` at the end of the run, also
-        after an error, and the context manager ``lock`` calls it on exit.
+        The folder stays locked. A ``Recorder`` unlocks it at the end of the run, also after an error.
 
         Parameters
         ----------
