@@ -40,8 +40,8 @@ class AppTask(Task):
     def options(self) -> TrainOptions:
         """Training options from the settings and the message.
 
-        The engines' FedProx keeps all parameters near their start. Where clients have personal parameters, which
-        FedProx leaves out, ``training_job`` adds its penalty instead.
+        ``proximal`` is 0 if clients have personal parameters: the engines' penalty would act on these, too. The penalty
+        of FedProx, which acts on the received parameters alone, is then part of ``training_job``.
         """
         return replace(
             self.workload.settings.train,

@@ -17,10 +17,10 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Make the modules named in stored settings importable; raise ``ConfigError`` if one is untrusted.
+    """Allow the import of modules that stored settings name.
 
-    With ``trusted``, every module is trusted. Otherwise a module is trusted only if the command line names it too:
-    ``named`` has the values of the settings there.
+    Raise ``ConfigError`` if such a module is not in ``named``, the values of settings on the command line, unless
+    ``trusted``.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

@@ -88,9 +88,9 @@ def check_added_once(method: str, earlier: str) -> None:
 
 
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
-    """Raise ``ConfigError`` if a stage has a penalty; warn if the only penalty is that of FedProx.
+    """Report a penalty that the training loop did not add to the loss.
 
-    Call this if the training loop added no penalty to the loss.
+    Raise ``ConfigError`` if it is that of a stage. Only warn if it is that of FedProx.
     """
     if stages.penalty is None:
         return

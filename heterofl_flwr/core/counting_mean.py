@@ -50,7 +50,8 @@ class Nested(NamedTuple):
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
     """Sort prefix slices of one parameter by size, and find the shells between them (``Nested``).
 
-    Return None if the slices are not nested or divide an axis into different numbers of parts.
+    An axis may have several parts of equal length, such as attention heads, each cut to a prefix. Return None if the
+    slices are not nested, or if they differ in an axis's number of parts.
     """
     ordered = sorted(slices, key=lambda axes: [axis.local_size for axis in axes], reverse=True)
     parts: list[int] = []
@@ -123,7 +124,7 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 
 
 class Holders:
-    """Total weight of the clients that hold each slice."""
+    """For each distinct slice, the total weight of the clients with exactly this slice."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state

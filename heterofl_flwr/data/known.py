@@ -34,7 +34,10 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: all full rows
 
     def fill(self, named: Columns) -> Columns:
-        """Return ``named``, with its empty names replaced by this data set's defaults."""
+        """Return this data set's columns, with the label and the owner of ``named`` if it has them.
+
+        Raise ``DataError`` if ``named`` has a label although the data set is a text.
+        """
         usual = self.columns
         if usual.text and named.label:
             raise DataError(f"{self.path} is a text, without classes: found data.label={named.label!r}, expected ''")

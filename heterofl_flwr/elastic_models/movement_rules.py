@@ -22,9 +22,9 @@ _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
 @operator(*_VIEWS, *_SHUFFLES, "permute", "transpose", "t", "flip", "repeat", "constant_pad_nd", "select", "unbind")
 @operator("slice", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
 def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of operators that move entries. Padding is kept at every rate.
+    """Trace rule of operators that move entries. Entries that are added by padding are never sliced.
 
-    It runs the operator on a tensor of positions.
+    The rule runs the operator on a tensor of positions.
     """
     args, space = call.args[1:], [*[False] * (len(rows) - 3), True, False, False]  # only channels shrink
     name, shape = call.name.removesuffix("_"), call.shape

@@ -229,7 +229,7 @@ class Options:
 
 
 def build_chain(options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None) -> Chain:
-    """Return the chain of the stages that the options switch on, and of the mean of replies.
+    """Return one chain: the stages that the options switch on, then the mean of replies.
 
     ``all_is_trained`` is False if clients hold parameters that they do not train.
     """

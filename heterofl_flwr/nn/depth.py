@@ -199,7 +199,7 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 
 class Findings(NamedTuple):
-    """Parameters that a shallower model does not use, and blocks whose role changes with the depth."""
+    """Parameters that a shallower model does not use, and reasons why its blocks are used differently."""
 
     idle: dict[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
     partly: set[str]  # parameters with a row for each block, some of these rows unused

@@ -94,7 +94,7 @@ class RunFolder:
             self.unlock()
 
     def hold(self) -> None:
-        """Lock the folder until ``unlock`` is called; several objects of one process may do so."""
+        """Lock the folder until ``unlock`` is called. Several objects of one process can hold the lock."""
         self.refuse_links()
         self._lock = self._lock or acquire_lock(self.path, shared=True)
 

@@ -194,7 +194,10 @@ class Roster:
         return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
 
     def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
-        """Return, for each slice, a sorted list of the parts of the sum that occur in it."""
+        """Return, for each slice of the round, the sorted numbers of the parts to which its entries belong.
+
+        ``members`` are the clients in the sum. Part 0, entries that too few clients hold, is left out.
+        """
         parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
         return [[int(part) for part in parts if part] for parts in parts_by_ring]
 
