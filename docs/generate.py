@@ -11,7 +11,6 @@ import json
 import os
 import pkgutil
 import re
-import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import cache
@@ -304,6 +303,9 @@ HEADLINE = {
 
 def _headline_rows() -> Iterator[tuple[str, ...]]:
     """Yield the rows of runs on IID data that are jobs of Tables 7 and 8."""
+    from simulations.results.formats import show_spread
+    from simulations.results.statistics import summarise
+
     with (TABLES / "runs.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "iid"]
     for data, mixes in HEADLINE.items():
@@ -318,7 +320,8 @@ def _headline_rows() -> Iterator[tuple[str, ...]]:
             ]
             clients = f"mix `{mix}`" if "-" in mix else f"`{mix}` alone"
             ends = (
-                _spread([float(row[end]) for row in runs]) for end in ("final", "best")
+                show_spread(summarise([float(row[end]) for row in runs]))
+                for end in ("final", "best")
             )
             paper = runs[0]["paper"].split()[0]
             yield (
@@ -328,12 +331,6 @@ def _headline_rows() -> Iterator[tuple[str, ...]]:
                 paper,
                 str(len(runs)),
             )
-
-
-def _spread(values: list[float]) -> str:
-    """Return a mean and, from two values on, the standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
 
 
 def levels(data: str, split: str, rounds: str, last: str) -> str:

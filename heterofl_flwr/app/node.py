@@ -85,7 +85,7 @@ class AppTask(Task):
         """Return the job of training ``model`` on this client's data, with the stages' penalties in the loss."""
         data = self.data
         self.penalty_used = True  # the engines add the penalties of ``options`` and of the job
-        penalty = (self._stages.penalty if self.workload.personal else self._stages.own_penalty) or Penalty()
+        penalty = self._stages.penalty if self.workload.personal else self._stages.own_penalty
         quadratic, terms = penalty.quadratic, penalty.terms
         if quadratic and not quadratic.covers(model):
             terms, quadratic = (*terms, quadratic), None

@@ -92,7 +92,7 @@ def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
 
     Raise ``ConfigError`` if it is that of a stage. Only warn if it is that of FedProx.
     """
-    if stages.penalty is None:
+    if not stages.penalty:
         return
     advice = "add task.penalty(model) to the loss of each batch"
     if names := stages.penalising:

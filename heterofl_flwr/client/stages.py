@@ -142,13 +142,13 @@ class StageRunner(ClientChain):
         return Penalty.of(quadratics, terms)
 
     @cached_property
-    def penalty(self) -> Penalty | None:
-        """Penalty of FedProx and of the stages; None if there is none."""
+    def penalty(self) -> Penalty:
+        """Penalty of FedProx and of the stages."""
         penalty, strength = self.own_penalty, self._instruction.proximal_mu
         if strength:
             quadratics = [Quadratic(strength, self._context.received()), *filter(None, [penalty.quadratic])]
             penalty = Penalty.of(quadratics, penalty.terms)
-        return penalty or None
+        return penalty
 
 
 def _check_broadcast(broadcast: Mapping[str, Tensor], received: Callable[[], Mapping[str, Tensor]]) -> None:

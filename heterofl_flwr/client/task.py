@@ -199,8 +199,7 @@ class Task:
         check_added_once(caller, self._added_by)
         self._added_by, self.penalty_used = caller, True
         self.total_step += self.instruction.learning_rate
-        penalty = self._stages.penalty
-        return penalty(model) if penalty else 0.0
+        return self._stages.penalty(model)
 
     def reply(
         self,

@@ -62,6 +62,16 @@ def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
+def _sync(folder: Path) -> None:
+    """Sync a folder, so that a power failure does not lose the name of a new file."""
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders; it syncs names itself
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Context manager for writing a file: create its folder, and sync this folder on exit.
@@ -76,19 +86,13 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
             f"Make room or grant access, then go on, or choose another folder"
         ) from error
-    # Without the sync, a power failure could lose the name of a new file. Windows cannot open folders, and needs none.
-    if hasattr(os, "O_DIRECTORY"):
-        try:
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            raise HeteroFLError(
-                f"{path} is written, but a power failure could lose it, because its folder cannot be synced: "
-                f"{error.strerror or error}. Let this process read the folder, then go on, or choose another one"
-            ) from error
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        raise HeteroFLError(
+            f"{path} is written, but a power failure could lose it, because its folder cannot be synced: "
+            f"{error.strerror or error}. Let this process read the folder, then go on, or choose another one"
+        ) from error
 
 
 @contextmanager

@@ -156,9 +156,8 @@ def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
 def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
     """Trace rule of ``chunk`` and ``tensor_split``: chunks of equal size shrink alike, others are never sliced."""
-    length = trace.lengths(input)[dim]
     if isinstance(chunks, SupportsIndex) and not isinstance(chunks, Tensor):
-        number = operator.index(chunks)
+        length, number = trace.lengths(input)[dim], operator.index(chunks)
         if number > 0 and int(length) % number == 0:
             return split(trace, run, input, length // number, dim=dim)
     trace.pin(trace.rows(input)[dim])

@@ -124,7 +124,7 @@ class Penalty:
         return self.quadratic is not None or bool(self.terms)
 
     def __call__(self, model: nn.Module) -> Tensor | float:
-        """Return the penalty of a model."""
+        """Return the penalty of a model; 0 if there is none."""
         total: Tensor | float = 0.0 if self.quadratic is None else self.quadratic(model)
         for term in self.terms:
             total = total + term(model)
