@@ -9,6 +9,7 @@ Every Hydra program in the environment loads this module, so slow imports are in
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
@@ -117,8 +118,7 @@ class BlockSweeper(Sweeper):
         from heterofl_flwr.app.sweep.job import build_job, flat
 
         jobs: dict[Path, tuple[Job, list[str]]] = {}
-        for row in rows:
-            config = self._loader.load_sweep_config(self._master, row)
+        for row, config in zip(rows, self._compose(rows), strict=True):
             job, config.hydra.job.num = build_job(flat(config)), len(jobs)
             path = Path(os.path.abspath(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)))
             earlier, _ = jobs.setdefault(path, (replace(job, path=path), row))
@@ -129,6 +129,36 @@ class BlockSweeper(Sweeper):
                     f"{path} would hold two jobs, {' and '.join(names)}; expected hydra.sweep.subdir to differ in them"
                 )
         return [job for job, _ in jobs.values()], [row for _, row in jobs.values()]
+
+    def _compose(self, rows: Iterable[list[str]]) -> Iterator[DictConfig]:
+        """Yield the configuration of each row.
+
+        Hydra composes one in 0.2 s. So rows with equal groups share a configuration; each sets its values in a copy.
+        """
+        groups, parser = self._master.hydra.runtime.choices, OverridesParser.create(self._loader)
+        # Names of folders may depend on what Hydra stores of a row's overrides.
+        alone = "hydra" in str(OmegaConf.to_container(self._master.hydra.sweep, resolve=False))
+        shared: dict[tuple[str, ...], DictConfig] = {}
+        for row in rows:
+            values = [override for override in parser.parse_overrides(row) if override.key_or_group not in groups]
+            if alone or not all(_is_plain(override, self._master) for override in values):
+                yield self._loader.load_sweep_config(self._master, row)
+                continue
+            lines = {override.input_line for override in values}
+            choices = tuple(text for text in row if text not in lines)
+            if choices not in shared:
+                shared[choices] = self._loader.load_sweep_config(self._master, list(choices))
+            config = deepcopy(shared[choices])
+            for override in values:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+            yield config
+
+
+def _is_plain(override: Override, config: DictConfig) -> bool:
+    """Whether an override changes a value that the configuration has, outside of Hydra's own part."""
+    key = override.key_or_group
+    changes = override.type is OverrideType.CHANGE and override.package is None and not key.startswith("hydra.")
+    return changes and OmegaConf.select(config, key, default=config) is not config
 
 
 def _values(parser: OverridesParser, values: Mapping[str, object]) -> dict[str, list[str]]:

@@ -11,8 +11,8 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -39,6 +39,9 @@ _SETTINGS = {
     "RAY_process_group_cleanup_enabled": "1",  # processes that a client started end with its actor
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # seconds until Ray's processes end after this one is killed
 }
+
+_NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
+"""Methods with which Ray starts processes that a Ray of this process alone does not need."""
 
 
 class Session:
@@ -116,10 +119,28 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
     os.environ.update(environment)  # Ray's processes inherit it
     try:
         _read_authentication()
-        _init(include_dashboard=False, _temp_dir=os.path.join(folder, "r"))
+        with _fewer_processes():
+            _init(include_dashboard=False, _temp_dir=os.path.join(folder, "r"))
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _fewer_processes() -> Iterator[None]:
+    """Context manager: let Ray start no autoscaler, no reader of its logs and no API server.
+
+    Only clusters and dashboards need them. Each takes a second to start, and the memory of a Python process.
+    """
+    node = ray._private.node.Node
+    methods = {name: getattr(node, name) for name in _NEEDLESS if hasattr(node, name)}
+    for name in methods:
+        setattr(node, name, lambda self, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(node, name, method)
 
 
 def _read_authentication() -> None:

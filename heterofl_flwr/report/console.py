@@ -18,6 +18,9 @@ from heterofl_flwr.runs.metrics import SCOPES, pick_metric
 QUIET_SECONDS = 30.0
 """Seconds without output after which a reply prints a line; within ``by_time``, a timer does so too."""
 
+TIMER_SECONDS = 1.0
+"""Seconds between the checks of the timer."""
+
 
 class Console(RoundCallback):
     """Callback that prints a line for each round, and progress within long rounds.
@@ -52,7 +55,7 @@ class Console(RoundCallback):
         ended = threading.Event()
 
         def watch() -> None:
-            while not ended.wait(min(1.0, QUIET_SECONDS)):
+            while not ended.wait(TIMER_SECONDS):
                 now = time.monotonic()
                 if self._round and now - self._last_line >= QUIET_SECONDS:
                     spent = formatting.duration(now - self._round_began)

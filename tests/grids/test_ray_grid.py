@@ -242,7 +242,9 @@ grid.push_messages([Message(content, node_id, "query.sleep") for node_id in grid
 import ray
 print(ray.get_runtime_context().gcs_address)
 children = psutil.Process().children(recursive=True)
-folder = next(argument for child in children for argument in child.cmdline() if argument.startswith("--temp-dir="))
+words = " ".join(argument for child in children for argument in child.cmdline())
+assert "raylet" in words and "monitor.py" not in words and "dashboard.py" not in words  # only clusters need them
+folder = next(argument for child in children for argument in child.cmdline() if argument.startswith("--temp_dir="))
 print(folder.partition("=")[2], *(child.pid for child in children), flush=True)
 sys.stdin.readline()
 grid.close()

@@ -172,6 +172,7 @@ def test_a_long_round_says_how_far_it_is(monkeypatch):
 def test_a_client_or_a_server_that_works_long_is_no_silence(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(console, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(console, "TIMER_SECONDS", 0.05)
     shown = Console(RichConsole(file=stream))
     with shown.by_time():
         shown.on_start(1, 2, {})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hydra.core.plugins import Plugins
 
 from heterofl_flwr.app.main import FAILED, main
 from heterofl_flwr.app.sweep.job import LOCKS
@@ -101,6 +102,24 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, arguments, number):
     assert len(rows) == number
     assert all("new" in row for row in rows)
     assert histories(tmp_path / "runs" / "jobs") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("method=fjord,fedavg", "seed=1,2", "train.lr=0.5", "num-rounds=${seed}", "debug=default"),
+        ("data=mnist", "mix=a-e,e", "folder=here,there", "model.hidden='4,8'"),
+        ("seed=0,1", "hydra.sweep.subdir=${hydra.job.override_dirname}"),
+    ],
+)
+def test_rows_that_share_groups_are_as_hydra_composes_each(command, monkeypatch, arguments):
+    plan = command("dry=true", *arguments)
+    kind = Plugins.instance().class_name_to_class["hydra_plugins.heterofl_sweeper.BlockSweeper"]
+    slow_twin = lambda own, rows: (own._loader.load_sweep_config(own._master, row) for row in rows)  # noqa: E731
+    monkeypatch.setattr(kind, "_compose", slow_twin)
+    assert plan[0] == 0
+    assert plan == command("dry=true", *arguments)
 
 
 @pytest.mark.parametrize(
