@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
@@ -136,21 +137,24 @@ class BlockSweeper(Sweeper):
         Hydra composes one in 0.2 s. So rows with equal groups share a configuration; each sets its values in a copy.
         """
         groups, parser = self._master.hydra.runtime.choices, OverridesParser.create(self._loader)
-        # Names of folders may depend on what Hydra stores of a row's overrides.
-        alone = "hydra" in str(OmegaConf.to_container(self._master.hydra.sweep, resolve=False))
         shared: dict[tuple[str, ...], DictConfig] = {}
         for row in rows:
-            values = [override for override in parser.parse_overrides(row) if override.key_or_group not in groups]
-            if alone or not all(_is_plain(override, self._master) for override in values):
+            overrides = parser.parse_overrides(row)
+            # A mapping is a value, also for the name of a group, as in train={lr: 0.1}.
+            values = [each for each in overrides if each.key_or_group not in groups or isinstance(each.value(), dict)]
+            if not all(_is_plain(override, self._master) for override in values):
                 yield self._loader.load_sweep_config(self._master, row)
                 continue
-            lines = {override.input_line for override in values}
-            choices = tuple(text for text in row if text not in lines)
+            choices = tuple(override.input_line for override in overrides if override not in values)
             if choices not in shared:
                 shared[choices] = self._loader.load_sweep_config(self._master, list(choices))
             config = deepcopy(shared[choices])
             for override in values:
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+            # Names of folders may depend on what Hydra stores of a row's overrides.
+            tasks = [override for override in overrides if not override.is_hydra_override()]
+            config.hydra.overrides.task = [override.input_line for override in tasks]
+            config.hydra.job.override_dirname = get_overrides_dirname(tasks, **config.hydra.job.config.override_dirname)
             yield config
 
 
@@ -158,7 +162,8 @@ def _is_plain(override: Override, config: DictConfig) -> bool:
     """Whether an override changes a value that the configuration has, outside of Hydra's own part."""
     key = override.key_or_group
     changes = override.type is OverrideType.CHANGE and override.package is None and not key.startswith("hydra.")
-    return changes and OmegaConf.select(config, key, default=config) is not config
+    # An interpolation that fails may be what the override replaces.
+    return changes and OmegaConf.select(config, key, default=config, throw_on_resolution_failure=False) is not config
 
 
 def _values(parser: OverridesParser, values: Mapping[str, object]) -> dict[str, list[str]]:

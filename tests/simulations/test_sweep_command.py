@@ -109,17 +109,21 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, arguments, number):
     "arguments",
     [
         ("method=fjord,fedavg", "seed=1,2", "train.lr=0.5", "num-rounds=${seed}", "debug=default"),
-        ("data=mnist", "mix=a-e,e", "folder=here,there", "model.hidden='4,8'"),
-        ("seed=0,1", "hydra.sweep.subdir=${hydra.job.override_dirname}"),
+        ("data=mnist", "mix=a-e,e", "folder=here,there", "model.hidden='4,8'", "train.lr=0.1", "train={lr:0.2}"),
+        ("seed=0,1", "hydra.sweep.subdir=${..job.override_dirname}"),
+        ("--config-dir=.", "experiment=mine"),
     ],
 )
-def test_rows_that_share_groups_are_as_hydra_composes_each(command, monkeypatch, arguments):
-    plan = command("dry=true", *arguments)
+def test_rows_that_share_groups_are_as_hydra_composes_each(command, tmp_path, monkeypatch, arguments):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nseed: ${oc.env:NOWHERE}\nhydra: {sweeper: {blocks: {mine: {seed: '0,1'}}}}"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text, encoding="utf-8")
+    plan = command(*arguments, "dry=true")
     kind = Plugins.instance().class_name_to_class["hydra_plugins.heterofl_sweeper.BlockSweeper"]
     slow_twin = lambda own, rows: (own._loader.load_sweep_config(own._master, row) for row in rows)  # noqa: E731
     monkeypatch.setattr(kind, "_compose", slow_twin)
     assert plan[0] == 0
-    assert plan == command("dry=true", *arguments)
+    assert plan == command(*arguments, "dry=true")
 
 
 @pytest.mark.parametrize(
