@@ -145,7 +145,7 @@ class BlockSweeper(Sweeper):
             if not all(_is_plain(override, self._master) for override in values):
                 yield self._loader.load_sweep_config(self._master, row)
                 continue
-            choices = tuple(override.input_line for override in overrides if override not in values)
+            choices = tuple(text for text, override in zip(row, overrides, strict=True) if override not in values)
             if choices not in shared:
                 shared[choices] = self._loader.load_sweep_config(self._master, list(choices))
             config = deepcopy(shared[choices])
