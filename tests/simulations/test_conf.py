@@ -17,7 +17,7 @@ from heterofl_flwr.settings.defaults import PRESETS
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from simulations.results.paper import DATA, Job, job_of, read_cells
-from tests.simulations.sweeping import EXPERIMENTS, composed, planned
+from tests.simulations.sweeping import EXPERIMENTS, composed, merged, planned
 
 OF_SWEEPS = {"debug", "experiment", "hparams_search", "hydra"}  # which change no setting of a job by themselves
 GROUPS = sorted({path.name for path in CONF.iterdir() if path.is_dir()} - OF_SWEEPS)
@@ -46,7 +46,9 @@ ROWS = list(zip_longest(*([*own] for _, own in groupby(OPTIONS, itemgetter(0))))
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_each_option_composes_to_usable_settings(row):
     """An option of each group at once, the first of each, then the second: Hydra takes 0.2 s to compose any."""
-    found = composed(*(f"{group}={option}" for group, option in filter(None, row)))
+    options = [f"{group}={option}" for group, option in filter(None, row)]
+    found = composed(*options)
+    assert merged(*options) == found
     assert found.keys() == DEFAULTS.keys() | LAUNCH.keys()
     from_flat({key: value for key, value in found.items() if key not in LAUNCH})
 

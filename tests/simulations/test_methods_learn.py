@@ -8,15 +8,16 @@ from omegaconf import OmegaConf
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.main import main
 from heterofl_flwr.app.sweep.command import CONF
+from heterofl_flwr.app.sweep.job import check_jobs, run_once
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import DEFAULTS, flatten
+from tests.simulations.sweeping import job
 from tests.simulations.tiny_data import write_tiny
 
 CLIENTS = 10
-TRAIN = ("train.epochs=2", "train.batch-size=16", "train.lr=0.1")
+TRAIN = ("train.epochs=2", "train.batch-size=40", "train.lr=0.2")
 COMMON = ("data=digits", "model=mlp", "model.hidden='32'", *TRAIN, "num-rounds=3", "evaluate.every=3")
 DEEP = ("split=iid", "model=cnn", "model.hidden='16,16,16,16'", "evaluate.levels=true")
 LEARNS = {
@@ -28,16 +29,20 @@ LEARNS = {
     "fedrolex": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "federated-dropout": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "fiarse": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
-    "nefl": (("mix=a-b", "split=iid", "model=cnn", "model.hidden='16,16'"), "global-accuracy", 0.8),
+    "nefl": (
+        ("mix=a-b", "split=iid", "model=cnn", "model.hidden='16,16'", "train.batch-size=16"),
+        "global-accuracy",
+        0.8,
+    ),
     "fedgmr": (("mix=a-b", "split=iid", "server.growth=1"), "global-accuracy", 0.8),
     "fjord": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
-    "scaffold": (("mix=a-b", "split=iid", "train.lr=0.2"), "global-accuracy", 0.7),
+    "scaffold": (("mix=a-b", "split=iid"), "global-accuracy", 0.7),
     "depthfl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),
     "scalefl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),
     "standalone": (("mix=a", "split=non-iid-2"), "local-accuracy", 0.9),
     "lg-fedavg": (("mix=a", "split=non-iid-2", "model=cnn", "model.hidden='8,16'"), "local-accuracy", 0.8),
     "fedh2l": (
-        ("mix=a", "split=non-iid-2", "train.epochs=1", "distill.models=mlp", "distill.seed-batch=50"),
+        ("mix=a", "split=non-iid-2", "num-rounds=2", "evaluate.every=2", "distill.models=mlp", "distill.seed-batch=50"),
         "global-accuracy",
         0.35,
     ),
@@ -83,16 +88,14 @@ OPTIONS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "method"), TRIED)
 @pytest.mark.usefixtures("without_reports")
-def test_two_rounds(data, method, tmp_path, monkeypatch, capsys):
+def test_two_rounds(data, method, tmp_path):
     write_tiny(data, tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
     line = ["mix=a-e", "num-rounds=2", "train.epochs=1", f"engine.clients={CLIENTS}", "engine.parallel=1"]
     line += [f"data={data}", f"method={method}", f"data.root={tmp_path / 'data'}", "sample.fraction=0.2"]
-    monkeypatch.setattr("sys.argv", ["heterofl"])
-    assert main(["sweep", *line, *OPTIONS[data]]) == 0, capsys.readouterr().err
-    (path,) = (tmp_path / "runs" / "jobs").glob("*-s0-*")
-    folder = RunFolder(path)
-    first, last = folder.history()
+    own = job(*line, *OPTIONS[data], path=tmp_path / "run")
+    check_jobs([own])
+    assert run_once(own)
+    first, last = RunFolder(own.path).history()
     assert first.failures == last.failures == {}
     assert set(last.evaluate_by_level) == {"a", "e"}
     kind = "perplexity" if data == "wikitext2" else "accuracy"
