@@ -81,11 +81,16 @@ class Task(client.Task):
     ) -> FitResult:
         """Return the result of ``fit``. A task can be answered only once.
 
-        The arguments are those of ``client.Task.reply``, but ``labels`` cannot be a mapping by output head.
+        The arguments are those of ``client.Task.reply``, but ``labels`` cannot be a mapping by output head, and no
+        metric can have the name ``labels`` or ``capacity``.
         """
         if isinstance(labels, Mapping):
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")
-        contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
+        if taken := sorted({messages.LABELS, messages.CAPACITY}.intersection(metrics or {})):
+            raise ConfigError(f"metrics has {taken[0]}, which is an argument of reply; expected another name")
+        # Checked before the client's state is saved.
+        examples = cast("int", messages.new_metrics({}, num_examples)[messages.NUM_EXAMPLES])
+        contents = self._contents(model, examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
         config = dict(contents.config)
         if messages.LABELS in config:
             config[messages.LABELS] = ",".join(map(str, cast("Sequence[int]", config[messages.LABELS])))

@@ -84,12 +84,9 @@ class Clients:
             return error, names
 
 
-def collect_answers(
-    sent: Mapping[int, Message], results: Sequence[tuple[ClientProxy, Answer] | BaseException]
-) -> dict[int, Answer]:
+def collect_answers(results: Sequence[tuple[ClientProxy, Answer] | BaseException]) -> dict[int, Answer]:
     """Return the first answer of each client, by client id."""
-    answers = {node_of(result[0]): result[1] for result in reversed(results) if not isinstance(result, BaseException)}
-    return {number: answers[number] for number in sent if number in answers}
+    return {node_of(result[0]): result[1] for result in reversed(results) if not isinstance(result, BaseException)}
 
 
 def to_replies(

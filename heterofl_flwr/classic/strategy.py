@@ -172,7 +172,7 @@ class HeteroFL(Strategy):
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the results. Return the new global model and training metrics."""
         current = self._inner.open_round()
-        answers = collect_answers(self._sent, [*results, *failures])
+        answers = collect_answers([*results, *failures])
         arrays, _ = self._inner.aggregate_train(server_round, to_replies(self._sent, answers, failures))
         host_log.info("%s", self.log.line())
         counted = [answers[number] for number in current.answers]
@@ -198,7 +198,7 @@ class HeteroFL(Strategy):
         current = self._inner.current
         if not isinstance(current, EvaluationRound):
             return None, {}
-        answers = collect_answers(self._sent, [*results, *failures])
+        answers = collect_answers([*results, *failures])
         means = self._inner.aggregate_evaluate(server_round, to_replies(self._sent, answers, failures))
         if means is None:
             return None, {}

@@ -113,7 +113,8 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
     if isinstance(answer, GetPropertiesRes):
         return RecordDict({messages.CONFIG: _read_config(answer.properties, _PROPERTIES, sender)})
     content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
-    numbers = {key: value for key, value in answer.metrics.items() if isinstance(value, int | float)}
+    # Records hold no bool; as a number, it is averaged as in the Message API.
+    numbers = {key: +value for key, value in answer.metrics.items() if isinstance(value, int | float)}
     numbers.pop(messages.CAPACITY, None)
     if isinstance(answer, EvaluateRes):
         numbers["loss"] = answer.loss

@@ -51,10 +51,8 @@ def said(count, width, value=1.0):
 
 
 def evaluated(fakes, mix="a1-c1", **options):
-    strategy, manager = (
-        HeteroFL(build_normed, mix, sampling=Sampling(wait=1.0), evaluation=Evaluation(**options)),
-        manager_of(*fakes),
-    )
+    strategy = HeteroFL(build_normed, mix, sampling=Sampling(wait=1.0), evaluation=Evaluation(**options))
+    manager = manager_of(*fakes)
     instructions = strategy.configure_fit(1, strategy.initialize_parameters(manager), manager)
     parameters, _ = strategy.aggregate_fit(1, fit_all(instructions), [])
     instructions = strategy.configure_evaluate(1, parameters, manager)
@@ -100,6 +98,21 @@ def test_the_penalty_is_that_of_the_message_api():
         parameter.data += 2.0
     entries = sum(parameter.numel() for parameter in model.parameters())
     assert task.penalty(model).item() == pytest.approx(0.25 * 4 * entries, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"metrics": {"capacity": 0.25}}, "metrics has capacity, which is an argument of reply; expected another name"),
+        ({"num_examples": "3"}, "num_examples is '3'; expected a whole number"),
+    ],
+)
+def test_a_reply_that_would_say_something_else_is_refused(arguments, text):
+    task = Task(parameters_of(build(1.0)), config(), node_context(), build)
+    model = task.model()
+    with pytest.raises(ConfigError, match=text):
+        task.reply(model, **{"num_examples": 1} | arguments)
+    assert type(task.reply(model, num_examples=np.int64(3))[1]) is int  # Flower takes no other kind
 
 
 def test_arguments_of_the_message_api_are_named():

@@ -114,10 +114,11 @@ def test_who_answers_with_parameters_that_are_not_shared_reads_how_not_to():
 
 def test_labels_travel_as_text():
     fakes = [Fake("0", 1.0, metrics={"labels": "0,1", "capacity": 1.0}), Fake("1", 2.0, metrics={"labels": "3"})]
+    fakes[1].metrics["converged"] = True
     strategy, _, before, instructions = begin(fakes, "a1")
     after, metrics = strategy.aggregate_fit(1, fit_all(instructions), [])
     np.testing.assert_allclose(gain(before, after)[3], [1, 1, 0, 2], atol=1e-6)
-    assert metrics == {}
+    assert metrics == {"converged": 1.0}
 
 
 def test_failures_are_listed_by_client_where_flower_names_one():
