@@ -58,12 +58,13 @@ class Steps:
 
     @as_flower_error()
     def run(
-        self, server_round: int, arrays: ArrayRecord, timeout: float
+        self, server_round: int, arrays: ArrayRecord, share: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Run a step until it has ``size`` replies, or ``timeout`` seconds are over."""
-        began, options = time.monotonic(), self._stage.options
+        """Run a step until it has ``size`` replies, or ``share`` of the time left for the step is over."""
+        options, budget = self._stage.options, self._strategy.messages_of(server_round).budget
         slices = Slices(self._strategy.federation.architecture, arrays, self._strategy.chain.level_tensors)
-        current = self._open(server_round, slices, began - timeout)
+        current = self._open(server_round, slices, time.monotonic() - budget.remaining(share))
+        began, timeout = time.monotonic(), budget.remaining(share)  # the wait for nodes does not count
         seats = Seats(options.size, options.quota)
         self._seat(current, seats)
         while not seats.all_taken:

@@ -236,8 +236,7 @@ class _Loop:
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
         share = TRAIN_SHARE if evaluates or strategy.chain.summing else 1.0
         if self.steps is not None:
-            seconds = strategy.messages_of(server_round).budget.remaining(share)
-            arrays, metrics = self.steps.run(server_round, result.arrays, seconds)
+            arrays, metrics = self.steps.run(server_round, result.arrays, share)
         else:
             sent = list(strategy.configure_train(server_round, result.arrays, self.configs[0], self.grid))
             replies = self._send(server_round, sent, "trained", share)

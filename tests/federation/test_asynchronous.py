@@ -19,6 +19,7 @@ from heterofl_flwr import (
     SimulatedDevices,
 )
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.strategies import node_registration
 from heterofl_flwr.transport import exchange
 from tests.core import twin
 from tests.federation import test_sharing
@@ -289,6 +290,19 @@ class TestWhoIsLost:
         )
         assert found.log.server_round == 3
         assert 0 not in found.strategy.federation.nodes.trained
+
+
+def test_the_wait_for_nodes_takes_no_time_of_the_step(monkeypatch):
+    class Joining(Watched):
+        looks = 0
+
+        def get_node_ids(self):
+            self.looks += 1
+            return list(super().get_node_ids())[: None if self.looks > 1 else 1]
+
+    monkeypatch.setattr(node_registration, "POLL_SECONDS", 1.5)
+    found = run(Buffered(size=2, concurrency=2), num_rounds=1, grid=Joining, wrap=None, start={"timeout": 1.0})
+    assert len(found.log.rates) == 2
 
 
 def test_a_step_names_the_nodes_that_replied_and_none_that_still_trains():
