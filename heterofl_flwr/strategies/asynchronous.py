@@ -141,6 +141,7 @@ class Steps:
             if not isinstance(result, Fault) and not seats.has_seat(rate, later):
                 self._waiting.append((turn, reply))
                 continue
+            waiting, self._waiting = deque([*self._waiting, *waiting]), []  # another level's seat may be free now
             current.note_sent(turn.node_id, turn.num_bytes)
             try:
                 if not isinstance(result, Fault):
