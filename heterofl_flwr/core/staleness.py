@@ -25,13 +25,12 @@ class Clocks:
     steps that have changed the region since the server sent it.
     """
 
-    def __init__(self, version: int = 0) -> None:
-        self.version = version  # number of steps of the model
+    def __init__(self) -> None:
         self._moved: dict[Plan, int] = {}  # number of steps by the largest plan in each; largest plan first
 
-    def snapshot(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
-        """Return a slice as a ``Version``, with the current counts of steps."""
-        return Version(self.version, plan, tensors, dict(self._moved))
+    def snapshot(self, number: int, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
+        """Return a slice of the model after ``number`` steps as a ``Version``, with the current counts."""
+        return Version(number, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:
         """Count a step of the global model that averaged replies with these plans.
@@ -47,7 +46,6 @@ class Clocks:
             )
         largest = next((plan for plan in ordered if plan in current), None)
         self._moved = {plan: self._moved.get(plan, 0) + (plan is largest) for plan in ordered}
-        self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
         """Return the staleness of a reply's regions, as a dictionary from plan to number of steps.

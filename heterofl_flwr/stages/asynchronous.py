@@ -80,13 +80,10 @@ class Asynchronous(ServerStage):
         return StaleMean(state, clocks=self.clocks, exponent=exponent, one_clock=one_clock)
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the number of steps, and the partitions (data indices) of the clients in training."""
-        return {
-            "version": torch.tensor(self.clocks.version),
-            "training": torch.tensor(self.training, dtype=torch.int64),
-        }
+        """Return the partitions (data indices) of the clients in training."""
+        return {"training": torch.tensor(self.training, dtype=torch.int64)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore a checkpoint. Clients that were in training start again from the current model."""
-        self.clocks = Clocks(int(state["version"]) if state else 0)
+        self.clocks = Clocks()
         self.training: list[int] = state["training"].tolist() if state else []

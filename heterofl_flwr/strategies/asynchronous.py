@@ -168,7 +168,8 @@ class Steps:
             current.begin(node_id)
             sampled = current.slices[node_id]
             # The snapshot shares the memory of the record that is sent to all clients of this plan.
-            version = clocks.snapshot(sampled.plan, read_tensors(slices.arrays(sampled.plan)))
+            tensors = read_tensors(slices.arrays(sampled.plan))
+            version = clocks.snapshot(current.server_round - 1, sampled.plan, tensors)
             current.begin(node_id, replace(sampled, sent=version))
         sent = [self._strategy.train_message(current, node_id, slices, self._config, {}) for node_id in drawn]
         ids = list(self._grid.push_messages(sent)) if sent else []

@@ -40,7 +40,7 @@ def stale_mean(state, clocks, **options):
 def sent_now(clocks, state, parts):
     """Return what a client of each rate is sent now."""
     plans = {rate: plan_of(rate, parts=parts) for rate in SIZES}
-    return {rate: clocks.snapshot(plan, plan.extract(state)) for rate, plan in plans.items()}
+    return {rate: clocks.snapshot(0, plan, plan.extract(state)) for rate, plan in plans.items()}
 
 
 def run(steps, *, parts=1, **options):
@@ -111,7 +111,7 @@ def test_clocks_are_the_slow_twins(steps, rate, sent):
 @given(replies=st.lists(REPLIES, min_size=1, max_size=5), exponent=st.sampled_from([0.0, 0.5]))
 def test_without_staleness_it_is_the_counting_mean(replies, exponent):
     state = random_state(SHAPES)
-    mean, expected = stale_mean(state, Clocks(7), exponent=exponent), Aggregation(state, ROWS)
+    mean, expected = stale_mean(state, Clocks(), exponent=exponent), Aggregation(state, ROWS)
     for place, (rate, _, labels, weight) in enumerate(replies):
         sub = random_state(plan_of(rate).shapes, place + 1)
         mean.add(plan_of(rate), sub, labels=labels, weight=weight)
@@ -123,7 +123,7 @@ def test_without_staleness_it_is_the_counting_mean(replies, exponent):
 
 def test_a_version_is_a_model_of_zeros_but_for_its_slice():
     plan, own = Plan.between({"w": (3, 2)}, {"w": (2, 1)}), torch.tensor([[1.0], [2.0]])
-    state = Clocks().snapshot(plan, {"w": own}).state
+    state = Clocks().snapshot(0, plan, {"w": own}).state
     assert {name: value.tolist() for name, value in state.items()} == {"w": [[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]]}
 
 
@@ -131,7 +131,7 @@ def test_arguments_are_not_changed():
     state, sub = random_state(SHAPES), random_state(SHAPES, 1)
     before = {name: own.clone() for name, own in {**state, **{f"sub/{name}": own for name, own in sub.items()}}.items()}
     clocks = Clocks()
-    sent = clocks.snapshot(plan_of(1.0), random_state(SHAPES, 2))
+    sent = clocks.snapshot(0, plan_of(1.0), random_state(SHAPES, 2))
     clocks.step([plan_of(0.5)])
     mean = stale_mean(state, clocks, exponent=0.5)
     mean.add(plan_of(1.0), sub, sent=sent)
@@ -143,7 +143,7 @@ def test_arguments_are_not_changed():
 def test_the_bound_on_changes_is_about_what_was_sent():
     present, sent = random_state(SHAPES), random_state(SHAPES, 1)
     clocks = Clocks()
-    version = clocks.snapshot(plan_of(1.0), sent)
+    version = clocks.snapshot(0, plan_of(1.0), sent)
     clocks.step([plan_of(1.0)])
     mean = Aggregation(present, ROWS, aggregator=partial(StaleMean, clocks=clocks), norm_bound=0.1)
     with pytest.raises(ReplyError, match="its change has an L2 norm"):
@@ -164,7 +164,7 @@ def test_slices_of_which_none_is_inside_the_other_are_refused():
 def test_a_reply_of_weight_0_makes_no_other_reply_stale():
     state, clocks = {"w": torch.zeros(4)}, Clocks()
     small, large = (Plan({"w": (Axis(4, size),)}) for size in (2, 4))
-    sent = clocks.snapshot(large, large.extract(state))
+    sent = clocks.snapshot(0, large, large.extract(state))
     mean = Aggregation(state, aggregator=partial(StaleMean, clocks=clocks))
     mean.add(small, {"w": torch.ones(2)})
     mean.add(large, {"w": torch.ones(4)}, weight=0)
