@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 
 from flwr.app import Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
 from heterofl_flwr.grids.devices import Devices, Turn
 from heterofl_flwr.transport.arrays import content_bytes
-from heterofl_flwr.transport.compat import make_message
+from heterofl_flwr.transport.compat import make_message, set_metadata
 from heterofl_flwr.transport.messages import (
     METRICS,
     NUM_EXAMPLES,
@@ -31,6 +31,8 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 @dataclass(slots=True)
 class _Flight:
     """A message on a simulated device. ``takes`` and ``reply`` are set once its client has trained.
+
+    An unavailable device has a reply from the beginning.
 
     ``sent`` and ``takes`` are simulated seconds. ``down`` is the message's size in bytes.
     """
@@ -82,6 +84,7 @@ class SimulatedDevices(Relay):
         self._devices = devices
         self._out: dict[str, _Flight] = {}  # training messages sent by push_messages, in the order of sending
         self.seconds = 0.0
+        self._numbers = count(1)  # for ids of messages to unavailable devices
         self._spent = self._joules = 0.0  # costs since the previous take_costs
 
     def take_costs(self) -> dict[str, float]:
@@ -99,10 +102,10 @@ class SimulatedDevices(Relay):
         faults, sent = list[Message](), list[Message]()
         for message in messages:
             flight = flights[message.metadata.dst_node_id] = self._start(message)
-            if self._devices.is_away(flight.turn):
-                faults.append(Message(LocalFault(AWAY, "simulated"), reply_to=message))
-            else:
+            if flight.reply is None:
                 sent.append(message)
+            else:
+                faults.append(flight.reply)
         return chain(faults, self._wait_for(flights, super().send_and_receive(sent, timeout=timeout)))
 
     def _wait_for(self, flights: Mapping[int, _Flight], replies: Iterable[Message]) -> Iterator[Message]:
@@ -120,11 +123,13 @@ class SimulatedDevices(Relay):
             self._spent += longest
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids."""
+        """Send messages, except those to unavailable devices; return the ids of all."""
         messages = list(messages)
         flights = [self._start(message) if is_training(message) else None for message in messages]
-        ids = list(super().push_messages(messages))
-        self._out |= {id_: flight for id_, flight in zip(ids, flights, strict=False) if id_ and flight}
+        away = [flight.reply.metadata.reply_to_message_id if flight and flight.reply else "" for flight in flights]
+        sent = iter(super().push_messages([message for message, id_ in zip(messages, away, strict=True) if not id_]))
+        ids = [id_ or next(sent, "") for id_ in away]
+        self._out |= {id_: flight for id_, flight in zip(ids, flights, strict=True) if id_ and flight}
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -156,21 +161,26 @@ class SimulatedDevices(Relay):
         super().cancel(message_ids)
 
     def _start(self, message: Message) -> _Flight:
-        """Write the fraction of steps to run into a message; return its ``_Flight``."""
+        """Write the fraction of steps to run into a message; return its ``_Flight``.
+
+        The flight of an unavailable device has an error reply.
+        """
         config = read_config(message)
         seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
         turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
         if (share := self._devices.step_share(turn)) < 1:
             config[WORK] = share
-        return _Flight(turn, message.metadata.message_type, self.seconds, content_bytes(message.content))
+        flight = _Flight(turn, message.metadata.message_type, self.seconds, content_bytes(message.content))
+        if self._devices.is_away(turn):
+            set_metadata(message, message_id=f"away-{next(self._numbers)}")
+            flight.reply = Message(LocalFault(AWAY, "simulated"), reply_to=message)
+        return flight
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
-        """Return the reply, or an error reply if the client's device is away, drops out or is late."""
+        """Return the reply, or an error reply if the client's device drops out or is late."""
         examples, turn, devices = examples_of(reply), flight.turn, self._devices
         if examples is None:  # the strategy raises the error for such a reply
             return reply
-        if devices.is_away(turn):
-            return make_message(reply.metadata, error=LocalFault(AWAY, "simulated"))
         fault, done, up = "", 1.0, content_bytes(reply.content)
         if devices.drops_out(turn):
             fault, done, up = DROPPED_OUT, turn.progress, 0
