@@ -34,6 +34,13 @@ logger = logging.getLogger("sweep")
 
 LONGEST_CAUSE = 300  # characters of a failed job's error in the summary
 
+ALIKE = {
+    "experiment": "a list, such as experiment=[table7,table8]",
+    "metrics": """a list in quotes that the shell leaves, such as 'metrics="f1,train/f1"'""",
+    "dry": "dry=true or dry=false",
+}
+"""What is the same in all rows, each with the value expected in place of a sweep."""
+
 
 class BlockSweeper(Sweeper):
     """Sweeper over blocks: the rows of a block are all combinations of its values, and each row is a job.
@@ -178,8 +185,8 @@ def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
         key = override.get_key_element()
         if not override.is_sweep_override():
             values: Iterable[object] = [override.get_value_element_as_str()]
-        elif override.key_or_group == "experiment":  # it defines the rows, so it cannot be a sweep itself
-            raise ConfigError(f"{override.input_line}: expected a list, such as experiment=[table7,table8]")
+        elif key in ALIKE:
+            raise ConfigError(f"{override.input_line}: expected {ALIKE[key]}")
         elif override.is_discrete_sweep():
             values = override.sweep_string_iterator()
         else:

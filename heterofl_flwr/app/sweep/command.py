@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from heterofl_flwr.app.main import FAILED
 from heterofl_flwr.app.simulation import LOG, RunError
-from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_score, run_once
+from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, LAUNCH, build_job, check_jobs, flat, read_score, run_once
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.flat import SPECS
 
@@ -96,6 +96,6 @@ def _describe_misuse(error: Exception) -> str:
         plugins = "; the extra sweep-plugins has more" if group.startswith("hydra/") else ""
         return f"{group}: found {name!r}, expected one of {', '.join(error.options)}{plugins}"
     if match := re.match("Could not override '([^']+)'", str(error)):
-        return "; ".join(unknown_settings([match[1]], SPECS))
+        return "; ".join(unknown_settings([match[1]], [*SPECS, *LAUNCH]))
     lines = re.sub(r"^\w+ raised while resolving interpolation: |\s+full_key: (?s:.*)", "", str(error))
     return " ".join(lines.split())

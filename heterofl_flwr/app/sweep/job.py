@@ -67,7 +67,7 @@ class LaunchOptions(Group):
     """folder with the folders of all runs"""
     dry: bool = False
     """only list the jobs"""
-    metrics: Texts = ()
+    metrics: Annotated[Texts, "names such as 'f1,train/f1', or '' for none"] = ()
     """more columns of the table of results: metrics of the histories, such as f1 or train/f1"""
     engine: EngineOptions
 
