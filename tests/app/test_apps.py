@@ -23,7 +23,8 @@ from heterofl_flwr.transport.relay import Relay
 from tests.app.runs import CLIENT_APP, run_rounds
 from tests.federation.tiny import node_context
 
-SMALL = {**DEFAULTS, "model.hidden": "8,16", "train.epochs": 1, "evaluate.levels": False, "run.callbacks": ""}
+SMALL = {**DEFAULTS, "model.hidden": "8,16", "train.epochs": 1, "train.batch-size": 50}
+SMALL |= {"evaluate.levels": False, "run.callbacks": ""}
 CLIENTS = 5
 
 
@@ -49,7 +50,7 @@ def interrupted(monkeypatch, owner, name, end, **settings):
 
 
 def test_digits_are_learnt_by_clients_of_five_sizes():
-    config = {"train__epochs": 3, "model__hidden": "16,32", "num_rounds": 3}
+    config = {"train__epochs": 3, "train__batch_size": 20, "train__lr": 0.2, "model__hidden": "16,32", "num_rounds": 3}
     last = run(clients=10, evaluate__levels="last", evaluate__every=3, **config)[-1].record
     assert min(last.evaluate["global-accuracy"], last.evaluate["local-accuracy"]) > 0.9
     assert set(last.evaluate_by_level) == set("abcde")

@@ -17,6 +17,7 @@ from tests.app.runs import run_rounds
 from tests.federation.tiny import node_context
 
 SMALL = {**DEFAULTS, "mix": "a1-e1", "assignment": "dynamic", "model.hidden": "8,16", "train.epochs": 1}
+SMALL |= {"train.batch-size": 50}
 SMALL |= {"evaluate.every": 0, "run.callbacks": "", "num-rounds": 2, "data.split": "non-iid-2"}
 CLIENTS = 6
 

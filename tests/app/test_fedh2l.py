@@ -32,12 +32,14 @@ H2L = {
     "train.mask-fill": "none",
     "train.labels": "none",
     "train.epochs": 1,
+    "train.batch-size": 50,
+    "train.lr": 0.2,
     "mix": "a",
     "assignment": "fix",
     "data.split": "non-iid-2",
-    "num-rounds": 4,
+    "num-rounds": 2,
     "run.callbacks": "",
-    "evaluate.every": 4,
+    "evaluate.every": 2,
 }
 STANDALONE = {**H2L, "server.strategy": "heterofl", "server.shared": "", "model.hidden": "16,32"}
 
@@ -84,7 +86,7 @@ def test_peers_teach_what_own_data_do_not_show(tmp_path):
     by_architecture = [with_peers.evaluate[f"{name}-global-accuracy"] for name in load_workload(two).builds]
     assert min(by_architecture) < with_peers.evaluate["global-accuracy"] < max(by_architecture)
     mlp = load_workload(two).builds["mlp"](1.0)
-    fedavg = 2 * CLIENTS * 4 * sum(parameter.numel() for parameter in mlp.parameters())
+    fedavg = 2 * CLIENTS * H2L["num-rounds"] * sum(parameter.numel() for parameter in mlp.parameters())
     assert with_peers.bytes_up + with_peers.bytes_down < 0.01 * fedavg
     assert h2l.report.exists()
 
@@ -92,7 +94,6 @@ def test_peers_teach_what_own_data_do_not_show(tmp_path):
 @pytest.mark.slow
 def test_a_resumed_run_equals_one_without_a_break(tmp_path):
     small = {**H2L, "distill.models": f"{HERE}:small_cnn,mlp", "distill.steps": 2, "evaluate.every": 1}
-    small |= {"num-rounds": 2}
     run(tmp_path / "whole", **small)
     run(tmp_path / "broken", **{**small, "num-rounds": 1})
     run(tmp_path / "broken", **{**small, "run.resume": True})

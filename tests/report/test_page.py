@@ -219,7 +219,8 @@ def test_damaged_counts_are_named(folder, fake):
 
 
 def test_the_app_counts_classes_of_its_simulated_clients_and_predictions(tmp_path):
-    config = {"num-rounds": 1, "data.split": "non-iid-2", "mix": "a1", "run.dir": str(tmp_path / "run")}
+    config = {"num-rounds": 1, "train.epochs": 1, "train.batch-size": 50, "model.hidden": "8,16"}
+    config |= {"data.split": "non-iid-2", "mix": "a1", "run.dir": str(tmp_path / "run")}
     run_app(config, 5)
     folder = RunFolder(tmp_path / "run")
     counts, workload = read_counts(folder), load_workload(config)

@@ -22,6 +22,7 @@ from heterofl_flwr.app.sweep.job import Job, build_job, flat
 SHRUNKEN = (
     "num-rounds=2",
     "train.epochs=1",
+    "train.batch-size=50",
     "model.hidden='4,8'",
     "evaluate.levels=false",
     "engine.name=plain",

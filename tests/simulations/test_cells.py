@@ -44,7 +44,7 @@ CELL = robust.Cell("digits", "a1-e9", "mean", "none", 0, 0)
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    settings = {**robust.COMMON, "num-rounds": 2, "model.hidden": "32,64"}
+    settings = {**robust.COMMON, "num-rounds": 2, "model.hidden": "32,64", "train.batch-size": 50}
     monkeypatch.setattr(robust, "COMMON", settings)
 
 

@@ -16,7 +16,7 @@ from heterofl_flwr.stages.server_stage import RoundContext, Update
 from simulations import disagreement
 
 STATE = {"one.weight": torch.full((4,), 10.0), "two.bias": torch.full((2,), -1.0)}
-DIGITS = "data.name=digits model.name=cnn model.hidden=8,16 train.epochs=1 evaluate.every=0 sample.fraction=1.0"
+DIGITS = "data.name=digits model.name=cnn model.hidden=8,16 train.epochs=1 train.batch-size=50 evaluate.every=0 sample.fraction=1.0"
 
 
 def update(one, two):
