@@ -54,7 +54,7 @@ class Steps:
         self._strategy, self._stage, self._grid, self._config = strategy, stage, grid, config
         self._training: dict[str, _Turn] = {}  # by message id, in the order of sending
         self._waiting: list[tuple[_Turn, Message]] = []  # replies that wait for a seat in a later step
-        self._overdue: set[int] = set()  # clients whose reply is overdue; they do not count towards ``concurrency``
+        self._patience = math.inf  # seconds from a client's message until its reply is overdue
 
     @as_flower_error()
     def run(
@@ -65,19 +65,16 @@ class Steps:
         slices = Slices(self._strategy.federation.architecture, arrays, self._strategy.chain.level_tensors)
         current = self._open(server_round, slices, time.monotonic() - budget.remaining(share))
         began, timeout = time.monotonic(), budget.remaining(share)  # the wait for nodes does not count
+        self._patience = OVERDUE_SHARE * timeout
         seats = Seats(options.size, options.quota)
         self._seat(current, seats)
         while not seats.all_taken:
-            self._seconds_to_overdue(OVERDUE_SHARE * timeout)
             self._send(current, slices, began)
-            overdue_in = self._seconds_to_overdue(OVERDUE_SHARE * timeout)
             seconds = began + timeout - time.monotonic()
             if not self._training or seconds <= 0:
                 break
-            for reply in first_replies(self._grid, self._training, max(0.0, min(seconds, overdue_in))):
-                turn = self._training.pop(reply.metadata.reply_to_message_id)
-                self._overdue.discard(turn.node_id)
-                self._waiting.append((turn, reply))
+            for reply in first_replies(self._grid, self._training, min(seconds, self._seconds_to_overdue())):
+                self._waiting.append((self._training.pop(reply.metadata.reply_to_message_id), reply))
             self._seat(current, seats)
         nodes, busy = self._strategy.federation.nodes, [turn.node_id for turn in self._busy()]
         self._stage.training = [nodes.partition(node_id) for node_id in busy]
@@ -91,15 +88,17 @@ class Steps:
         """Cancel the messages to all clients that still train."""
         cancel(self._grid, list(self._training))
 
-    def _seconds_to_overdue(self, patience: float) -> float:
-        """Mark clients as overdue if they have not replied after ``patience`` seconds.
+    def _seconds_to_overdue(self) -> float:
+        """Return the seconds until the next reply is overdue."""
+        overdue_at = self._patience - time.monotonic()
+        left = [turn.sent_at + overdue_at for turn in self._training.values()]
+        return min((seconds for seconds in left if seconds > 0), default=math.inf)
 
-        Return the seconds until the next client is overdue.
-        """
-        now = time.monotonic()
-        self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
-        turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
-        return min((turn.sent_at + patience - now for turn in turns), default=math.inf)
+    def _expected(self) -> list[_Turn]:
+        """Return ``_busy()`` without the clients whose reply is overdue."""
+        sent_after = time.monotonic() - self._patience
+        training = [turn for turn in self._training.values() if turn.sent_at > sent_after]
+        return [*training, *(turn for turn, _ in self._waiting)]
 
     def _busy(self) -> list[_Turn]:
         """Return the clients in training, and those whose replies wait for a later step."""
@@ -137,7 +136,7 @@ class Steps:
         while waiting:
             turn, reply = waiting.popleft()
             rate, result = turn.sampled.rate, self._too_stale(turn.sampled) or reply_or_fault(reply)
-            later = [later_turn.sampled.rate for later_turn in (*self._busy(), *(pair[0] for pair in waiting))]
+            later = [later_turn.sampled.rate for later_turn in (*self._expected(), *(pair[0] for pair in waiting))]
             if not isinstance(result, Fault) and not seats.has_seat(rate, later):
                 self._waiting.append((turn, reply))
                 continue
@@ -184,8 +183,7 @@ class Steps:
 
         After a resume, the clients that were training when the state was saved come first.
         """
-        nodes, training = self._strategy.federation.nodes, [turn.node_id not in self._overdue for turn in self._busy()]
-        number = self._stage.options.concurrency - sum(training)
+        nodes, number = self._strategy.federation.nodes, self._stage.options.concurrency - len(self._expected())
         free = {nodes.partition(node_id): node_id for node_id in current.trainable if node_id not in current.slices}
         resumed = [free.pop(partition) for partition in self._stage.training if partition in free]
         self._stage.training = []

@@ -250,6 +250,11 @@ class TestWhoIsLost:
         assert [set(record.rates) - set(record.failures) for record in found.records] == [{0}] * 3
         assert {reason for record in found.records[1:] for reason in record.failures.values()} == {"no reply in time"}
 
+    def test_a_silent_level_keeps_no_seat(self):
+        options = {"mix": "a1-c1", "nodes": 4, "grid": partial(Silent, silent={0, 1}), "wrap": None}
+        found = run(Buffered(size=2, concurrency=4, quota=1), num_rounds=1, start={"timeout": 2.0}, **options)
+        assert set(found.log.rates) == {2, 3}
+
     def test_a_message_that_cannot_be_sent_is_a_failure(self):
         class Full(Watched):
             def push_messages(self, messages):
