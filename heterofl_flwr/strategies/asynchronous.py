@@ -20,7 +20,7 @@ from heterofl_flwr.strategies.round_messages import reply_or_fault
 from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
 from heterofl_flwr.transport.arrays import Slices, content_bytes, read_tensors
 from heterofl_flwr.transport.exchange import first_replies
-from heterofl_flwr.transport.relay import cancel
+from heterofl_flwr.transport.relay import Costs, cancel
 
 OVERDUE_SHARE = 0.25
 """Fraction of a step's time limit after which a client without a reply is replaced; a late reply still counts."""
@@ -54,6 +54,8 @@ class Steps:
         self._strategy, self._stage, self._grid, self._config = strategy, stage, grid, config
         self._training: dict[str, _Turn] = {}  # by message id, in the order of sending
         self._waiting: list[tuple[_Turn, Message]] = []  # replies that wait for a seat in a later step
+        # In simulated time, a client may be slow for any number of seconds; it is never silent.
+        self._may_be_silent = strategy.is_remote(grid) or not isinstance(grid, Costs)
         self._patience = math.inf  # seconds from a client's message until its reply is overdue
 
     @as_flower_error()
@@ -63,9 +65,10 @@ class Steps:
         """Run a step until it has ``size`` replies, or ``share`` of the time left for the step is over."""
         options, budget = self._stage.options, self._strategy.messages_of(server_round).budget
         slices = Slices(self._strategy.federation.architecture, arrays, self._strategy.chain.level_tensors)
-        current = self._open(server_round, slices, time.monotonic() - budget.remaining(share))
+        longest = budget.remaining(share) if self._may_be_silent else math.inf
+        current = self._open(server_round, slices, time.monotonic() - longest)
         began, timeout = time.monotonic(), budget.remaining(share)  # the wait for nodes does not count
-        self._patience = OVERDUE_SHARE * timeout
+        self._patience = OVERDUE_SHARE * timeout if self._may_be_silent else math.inf
         seats = Seats(options.size, options.quota)
         self._seat(current, seats)
         while not seats.all_taken:

@@ -24,7 +24,14 @@ QUICK = ("--formats", "safetensors")
 def trained(tmp_path_factory):
     """Return the folder of a run of two levels on the digits."""
     path = tmp_path_factory.mktemp("runs") / "mine"
-    settings = ("model.hidden=8,8", "train.epochs=1", "train.batch-size=50", "sample.fraction=0.2", "engine.device=cpu", "run.callbacks=")
+    settings = (
+        "model.hidden=8,8",
+        "train.epochs=1",
+        "train.batch-size=50",
+        "sample.fraction=0.2",
+        "engine.device=cpu",
+        "run.callbacks=",
+    )
     options = [word for setting in settings for word in ("--set", setting)]
     asked = ["run", "--grid", "local", "--parallel", "1", "--mix", "a1-c1", "--rounds", "1", "--out", str(path)]
     assert main([*asked, *options]) == 0

@@ -1,6 +1,8 @@
 """Rounds that do not wait: beside rounds that do, beside a slow twin, after a break, and what is refused."""
 
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from heterofl_flwr import (
     SimulatedDevices,
 )
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.strategies import node_registration
+from heterofl_flwr.strategies import asynchronous, node_registration
 from heterofl_flwr.transport import exchange
 from tests.core import twin
 from tests.federation import test_sharing
@@ -352,6 +354,19 @@ def test_a_reply_that_waits_for_another_level_does_not_wait_for_its_own():
     record = run(Buffered(size=4, concurrency=5, quota=2), work, 1, mix="a4-b1", nodes=5).log
     assert record.rates == {0: 1.0, 1: 1.0, 2: 1.0, 4: 0.5}
     assert record.simulated_seconds == 4
+
+
+def test_real_time_changes_nothing_on_simulated_devices(monkeypatch):
+    def work(partition):
+        return 50.0 if partition == 0 else 1.0 + partition
+
+    steps, keep = Buffered(size=1, concurrency=3), Keep()
+    quick = run(steps, work, 20)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000 * len(keep.progress))
+    monkeypatch.setattr(asynchronous, "time", clock)
+    slow = run(steps, work, 20, callbacks=[keep])
+    assert sent_by(slow.grid) == sent_by(quick.grid)
+    assert equal(slow.state, quick.state)
 
 
 class Saves(HeteroFL):
