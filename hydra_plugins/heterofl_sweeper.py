@@ -37,7 +37,6 @@ LONGEST_CAUSE = 300  # characters of a failed job's error in the summary
 ALIKE = {
     "experiment": "a list, such as experiment=[table7,table8]",
     "metrics": """a list in quotes that the shell leaves, such as 'metrics="f1,train/f1"'""",
-    "dry": "dry=true or dry=false",
 }
 """What is the same in all rows, each with the value expected in place of a sweep."""
 

@@ -195,12 +195,9 @@ class HeteroFL(Strategy):
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss and metrics of the clients that evaluated the full model, or (None, {})."""
-        current = self._inner.current
-        if not isinstance(current, EvaluationRound):
-            return None, {}
-        answers = collect_answers([*results, *failures])
+        current, answers = self._inner.current, collect_answers([*results, *failures])
         means = self._inner.aggregate_evaluate(server_round, to_replies(self._sent, answers, failures))
-        if means is None:
+        if means is None or not isinstance(current, EvaluationRound):
             return None, {}
         loss = self.log.evaluate.get("loss")
         counted = [answers[number] for number in current.global_answers()]

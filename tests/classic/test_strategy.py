@@ -146,16 +146,13 @@ class TestEvaluation:
         return strategy, asked, strategy.aggregate_evaluate(1, answer(asked), list(failures))
 
     def test_loss_and_metrics_are_means_weighted_by_examples(self):
-        strategy, asked, (loss, metrics) = self.evaluate(clients(3))
-        assert [ins.config["rate"] for _, ins in asked] == [1.0] * 3
-        assert {ins.config["task"] for _, ins in asked} == {"evaluate"}
+        strategy, asked, (loss, metrics) = self.evaluate(clients(3), on_evaluate_config_fn=lambda number: {"b": number})
+        assert [(ins.config["rate"], ins.config["task"], ins.config["b"]) for _, ins in asked] == [
+            (1.0, "evaluate", 1)
+        ] * 3
         assert loss == pytest.approx((1 + 4 + 9) / 6)
         assert metrics == pytest.approx({"coverage": 1.0, "local-accuracy": 3 / 6, "worst-accuracy": 1 / 3})
         assert strategy.log.evaluate["loss"] == loss
-
-    def test_the_caller_may_add_to_the_config(self):
-        _, asked, _ = self.evaluate(clients(2), on_evaluate_config_fn=lambda server_round: {"batch": server_round})
-        assert [ins.config["batch"] for _, ins in asked] == [1, 1]
 
     def test_where_all_fail_there_is_no_result(self, caplog):
         failures = [ValueError("the disk is full")]

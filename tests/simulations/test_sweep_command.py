@@ -109,8 +109,8 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, arguments, number):
     "arguments",
     [
         ("method=fjord,fedavg", "seed=1,2", "train.lr=0.5", "num-rounds=${seed}", "debug=default"),
-        ("data=mnist", "mix=a-e,e", "folder=here,there", "model.hidden='4,8'", "train.lr=0.1", "train={lr:0.2}"),
-        ("seed=0,1", "hydra.sweep.subdir=${..job.override_dirname}"),
+        ("data=mnist", "mix=a-e,e", "folder=here,there", "model.hidden='4,8'"),
+        ("train.lr=0.1,0.3", "train={lr:0.2}", "hydra.sweep.subdir=${..job.override_dirname}"),
         ("--config-dir=.", "experiment=mine"),
     ],
 )

@@ -53,7 +53,6 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Se
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)
     done = defaultdict[str, list[Job]](list)
-    columns = defaultdict[str, list[dict[str, float]]](list)
     for job, row in zip(jobs, rows, strict=True):
         if job.stage == DONE and (result := read_score(job)):
             texts = [text for text in row if not text.startswith("seed=")]
@@ -61,8 +60,7 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Se
             name = " ".join(differing or texts) or run_title(job.settings)
             by_name[name, result.label].append(result)
             done[name].append(job)
-            if metrics:
-                columns[name].append(final_values(RunFolder(job.path).history()))
+    columns = {name: [final_values(RunFolder(job.path).history()) for job in done[name]] for name in done if metrics}
     if columns:
         check_known(metrics, chain.from_iterable(columns.values()))
     prices, lines = {name: _price(finished) for name, finished in done.items()}, []
