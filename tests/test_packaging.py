@@ -52,8 +52,8 @@ def archives(tmp_path_factory) -> tuple[Path, Path]:
 def installed(archives, tmp_path_factory) -> Path:
     """Return a folder into which the wheel alone was installed; its dependencies are those of this interpreter."""
     target = tmp_path_factory.mktemp("site")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps")
-    run(*pip, "--target", str(target), str(archives[0]))
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index")
+    run(*pip, "--no-deps", "--no-compile", "--target", str(target), str(archives[0]))
     return target
 
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -80,19 +80,12 @@ class Roster:
 
     @classmethod
     def from_bytes(cls, text: object) -> "Roster":
-        """Parse a roster; raise ``ReplyError`` if it is invalid."""
-        try:
-            roster = cls(**json.loads(text))  # type: ignore[arg-type]
-            keys = [bytes.fromhex(key) for _, *pair in roster.clients for key in pair]
-            fits = {len(key) for key in keys} == {KEY_BYTES} and len(set(keys)) == len(keys) and roster.least > 1
-            fits &= {number for number, *_ in roster.clients} <= set(range(len(roster.slices)))
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise ReplyError(f"the server sent a roster that cannot be read: {error}") from error
-        if not fits:
+        """Parse a roster; raise ``ReplyError`` if it is invalid. The clients of a process get the same object."""
+        if not isinstance(text, bytes | str):
             raise ReplyError(
-                "the server sent a roster with keys that come twice, rings of one client, or slices it lacks"
+                f"the server sent a roster that cannot be read: found {type(text).__name__}, expected text"
             )
-        return roster
+        return _parse(text)
 
     @cached_property
     def digest(self) -> bytes:
@@ -204,6 +197,20 @@ class Roster:
     def view(self, members: Collection[int]) -> bytes:
         """Return a hash of the roster and of ``members``. Mask keys are derived from this hash."""
         return digest(self.digest, repr(sorted(members)).encode())
+
+
+@lru_cache(maxsize=1)
+def _parse(text: bytes | str) -> Roster:
+    try:
+        roster = Roster(**json.loads(text))
+        keys = [bytes.fromhex(key) for _, *pair in roster.clients for key in pair]
+        fits = {len(key) for key in keys} == {KEY_BYTES} and len(set(keys)) == len(keys) and roster.least > 1
+        fits &= {number for number, *_ in roster.clients} <= set(range(len(roster.slices)))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ReplyError(f"the server sent a roster that cannot be read: {error}") from error
+    if not fits:
+        raise ReplyError("the server sent a roster with keys that come twice, rings of one client, or slices it lacks")
+    return roster
 
 
 def _write(axis: Axis) -> tuple[int, int | list[int]]:
