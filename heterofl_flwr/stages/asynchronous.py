@@ -55,7 +55,7 @@ class Seats:
         A level may take any free seat until it has ``quota`` seats. After that, it must leave the unused reserved seats
         of pending levels free. ``pending`` has the rates of all other replies that may still come.
         """
-        reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending) - {rate})
+        reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending))
         if self._taken[rate] < self._quota:  # a reserved seat of this level
             reserved = 0
         return self._taken.total() + reserved < self._size

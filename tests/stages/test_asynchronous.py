@@ -1,7 +1,9 @@
 """Who has a seat in a step, against a slow twin; what lasts from step to step; which options do not fit."""
 
-from collections import Counter, deque
+from collections import Counter
+from itertools import product
 
+import pytest
 from hypothesis import given, strategies as st
 
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered, Seats
@@ -17,34 +19,17 @@ def take(seats, rate, training):
     return has_seat
 
 
-@given(arrivals=ARRIVALS, quota=st.integers(0, 2), extra=st.integers(0, 4))
-def test_a_reply_waits_only_where_another_level_has_its_seat(arrivals, quota, extra):
+@pytest.mark.parametrize(("quota", "extra"), list(product(range(3), range(4))))
+def test_a_reply_waits_only_where_another_level_has_its_seat(quota, extra):
     size = quota + extra
-    seats, taken, left = Seats(size, quota), Counter(), deque(arrivals)
-    while left:
-        rate = left.popleft()
-        kept = 0
-        for other in RATES:
-            if other != rate and other in left:
-                kept += max(quota - taken[other], 0)
-        expected = sum(taken.values()) < size and (taken[rate] < quota or sum(taken.values()) + kept < size)
-        assert take(seats, rate, left) == expected
-        taken[rate] += expected
-        assert seats.all_taken == (sum(taken.values()) >= size)
-
-
-@given(arrivals=ARRIVALS.filter(len), quota=st.integers(0, 2), extra=st.integers(0, 4))
-def test_a_step_that_lacks_replies_never_waits_for_nobody(arrivals, quota, extra):
-    size = max(quota + extra, 1)
-    seats, waiting, taken = Seats(size, quota), [], 0
-    for number, rate in enumerate(arrivals):
-        if take(seats, rate, [*arrivals[number + 1 :], *waiting]):
-            taken += 1
-        else:
-            waiting.append(rate)
-    for number, rate in enumerate(waiting):
-        taken += take(seats, rate, waiting[number + 1 :])
-    assert taken == min(size, len(arrivals))
+    for arrivals in product(RATES, repeat=5):
+        seats, taken = Seats(size, quota), Counter()
+        for number, rate in enumerate(arrivals, 1):
+            kept = sum(max(quota - taken[other], 0) for other in {*arrivals[number:]} - {rate})
+            expected = taken.total() < size and (taken[rate] < quota or taken.total() + kept < size)
+            assert take(seats, rate, arrivals[number:]) == expected
+            taken[rate] += expected
+            assert seats.all_taken == (taken.total() >= size)
 
 
 @given(quota=st.integers(1, 2), arrivals=ARRIVALS)
