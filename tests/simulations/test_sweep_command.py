@@ -23,7 +23,6 @@ def command(monkeypatch, capsys, tmp_path, without_reports):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "")
         monkeypatch.setattr(sys, "argv", ["heterofl"])
         capsys.readouterr()
         try:

@@ -68,7 +68,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
     """Run a sweep with Hydra's arguments; return the exit code."""
     command()  # stores the user's command in the environment, for the processes of the jobs
     sys.argv = [f"{Path(sys.argv[0]).name} sweep", *arguments]  # Hydra reads its arguments only from here
-    shown = os.environ.get(FULL_ERROR)
+    shown = os.environ.get(FULL_ERROR, "0")
     os.environ[FULL_ERROR] = "1"  # otherwise Hydra prints errors itself, in many lines, and ends the process
     try:
         run_job()
@@ -79,12 +79,14 @@ def run_sweep(arguments: Sequence[str]) -> int:
         raise
     # Errors of the user's YAML files, which Hydra reads, and of the folders of jobs, which Hydra creates.
     except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-        if shown:
+        if shown == "1":
             traceback.print_exc()
             return FAILED
         raise ConfigError(_describe_misuse(error)) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on") from None
+    finally:
+        os.environ[FULL_ERROR] = shown
     return 0
 
 
