@@ -174,7 +174,7 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_twice(moment):
         run(steps, callbacks=[kill])
     state = kill.saved[-1]
     assert state.server_round == 3
-    assert equal(state.state, dict(keep_of(whole)[2].state))
+    assert equal(state.state, dict(whole.progress[2].state))
     out = state.stages["Asynchronous/training"].tolist()
     assert len(out) == 3  # as the two that answered are not replaced yet
     keep = Keep()
@@ -188,10 +188,6 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_twice(moment):
     expected, *_ = slow_run_from(state, again, steps)
     for name, own in expected.items():
         np.testing.assert_allclose(again.state[name].numpy(), own, atol=1e-4, err_msg=name)
-
-
-def keep_of(found):
-    return found.strategy.callbacks[0].progress
 
 
 def slow_run_from(state, found, steps):

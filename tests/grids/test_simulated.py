@@ -199,16 +199,16 @@ def pull_all(grid, ids):
     return found
 
 
-def on(devices, number, app=None):
+def on(devices, number, app):
     """Return what each look brings for the messages of a round."""
-    with LocalGrid(app or make_app(), number) as inner:
+    with LocalGrid(app, number) as inner:
         strategy = HeteroFL(build, "a1", evaluation=NEVER)
         arrays = ArrayRecord(strategy.federation.architecture.initial_state())
         messages = strategy.configure_train(1, arrays, ConfigRecord(), inner)
         grid = SimulatedDevices(inner, devices)
         nodes = list(inner.get_node_ids())
         found = pull_all(grid, grid.push_messages(messages))
-    return [(when, [(nodes.index(node), error) for node, error in own]) for when, own in found], grid
+    return [(round(when, 6), [(nodes.index(node), error) for node, error in own]) for when, own in found]
 
 
 ONE, TWO = (1, [(1, False)]), (2, [(3, False)])
@@ -224,29 +224,7 @@ ONE, TWO = (1, [(1, False)]), (2, [(3, False)])
     ids=["ties together", "late ones at the deadline", "faults at once"],
 )
 def test_replies_arrive_when_devices_send_them(devices, number, odd, expected):
-    found, _ = on(devices, number, app=make_app(odd=odd))
-    assert [(round(when, 6), own) for when, own in found] == expected
-
-
-def test_what_replies_cost_is_taken_once():
-    _, grid = on(Devices({"a": PACE}, takes(3, 1, 3, 2)), 4)
-    assert grid.take_costs() == pytest.approx({"simulated_seconds": 3, "joules": 18}, rel=1e-6)
-    assert grid.take_costs() == {"simulated_seconds": 0, "joules": 0}
-
-
-def test_who_is_away_or_drops_out_is_what_was_drawn():
-    profile = DeviceProfile(macs_per_second=1.0, available=0.5, drop_out=0.5, **QUICK)
-    devices, number = Devices({"a": profile}, takes(*[10] * 12)), 12
-    found, _ = on(devices, number)
-    when = {partition: (time, error) for time, own in found for partition, error in own}
-    kinds = set()
-    for partition in range(number):
-        turn = Turn(0, 1, partition, 1.0)
-        away, drops = turn.draws("away").random() >= 0.5, turn.draws("drop-out").random() < 0.5
-        expected = (0.0, True) if away else (10 * turn.progress, True) if drops else (10.0, False)
-        assert when[partition] == (pytest.approx(expected[0], rel=1e-6), expected[1])
-        kinds.add((away, drops and not away))
-    assert len(kinds) == 3
+    assert on(devices, number, make_app(odd=odd)) == expected
 
 
 def test_asynchronous_steps_that_fail_cancel_their_messages():
