@@ -50,7 +50,8 @@ def test_each_option_composes_to_usable_settings(row):
     found = composed(*options)
     assert merged(*options) == found
     assert found.keys() == DEFAULTS.keys() | LAUNCH.keys()
-    from_flat({key: value for key, value in found.items() if key not in LAUNCH})
+    settings = from_flat({key: value for key, value in found.items() if key not in LAUNCH})
+    assert settings.model.name in MODELS
 
 
 def test_debug_shortens_each_job_of_an_experiment():
