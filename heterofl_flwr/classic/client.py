@@ -88,9 +88,8 @@ class Task(client.Task):
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")
         if taken := sorted({messages.LABELS, messages.CAPACITY}.intersection(metrics or {})):
             raise ConfigError(f"metrics has {taken[0]}, which is an argument of reply; expected another name")
-        # Checked before the client's state is saved.
-        examples = cast("int", messages.new_metrics({}, num_examples)[messages.NUM_EXAMPLES])
-        contents = self._contents(model, examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
+        num_examples = messages.count_examples(num_examples)  # raises before the client's state is saved
+        contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
         config = dict(contents.config)
         if messages.LABELS in config:
             config[messages.LABELS] = ",".join(map(str, cast("Sequence[int]", config[messages.LABELS])))

@@ -178,9 +178,10 @@ class Skeleton:
 def _clear_einops() -> None:
     """Clear the caches of einops, which hide from the trace where lengths come from."""
     if "einops" in sys.modules:
-        for module in [module for name, module in sys.modules.items() if name.startswith("einops")]:
-            for function in vars(module).values():
-                getattr(function, "cache_clear", int)()
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] == "einops":
+                for function in vars(module).values():
+                    getattr(function, "cache_clear", int)()
 
 
 def without_values(example_inputs: object) -> object:

@@ -119,7 +119,7 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
     os.environ.update(environment)  # Ray's processes inherit it
     try:
         _read_authentication()
-        with _fewer_processes():
+        with fewer_processes():
             _init(include_dashboard=False, _temp_dir=os.path.join(folder, "r"))
     finally:
         for name, value in before.items():
@@ -127,7 +127,7 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
 
 
 @contextmanager
-def _fewer_processes() -> Iterator[None]:
+def fewer_processes() -> Iterator[None]:
     """Context manager: let Ray start no autoscaler, no reader of its logs and no API server.
 
     Only clusters and dashboards need them. Each takes a second to start, and the memory of a Python process.

@@ -184,13 +184,18 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ConfigError(f"metrics[{key!r}] is {shown(value)}; expected a number, or a list of numbers") from None
         metrics[key] = number
+    metrics[NUM_EXAMPLES] = count_examples(num_examples)
+    return metrics
+
+
+def count_examples(num_examples: int) -> int:
+    """Return ``num_examples``, which may be NumPy's, as an int; raise ``ConfigError`` for another type."""
     try:
-        metrics[NUM_EXAMPLES] = index(num_examples)
+        return index(num_examples)
     except TypeError:
         raise ConfigError(
             f"num_examples is {shown(num_examples)}; expected a whole number, such as len(dataset)"
         ) from None
-    return metrics
 
 
 def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESERVED) -> None:

@@ -48,10 +48,10 @@ def machine() -> Iterator[ModuleType]:
     """Let this process use a Ray that believes to have eight cores and two GPUs."""
     import ray
 
-    from heterofl_flwr.grids.ray_session import _fewer_processes, shut_down
+    from heterofl_flwr.grids.ray_session import fewer_processes, shut_down
 
     folder = tempfile.mkdtemp(prefix="ray-")
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch, _fewer_processes():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch, fewer_processes():
         warnings.simplefilter("ignore")
         patch.delenv("OMP_NUM_THREADS")  # which the grid sets
         patch.setenv("RAY_worker_niceness", "0")  # by default other tests' processes come before Ray's

@@ -16,8 +16,10 @@ from heterofl_flwr.stages.server_stage import RoundContext, Update
 from simulations import disagreement
 
 STATE = {"one.weight": torch.full((4,), 10.0), "two.bias": torch.full((2,), -1.0)}
-DIGITS = "data.name=digits model.name=cnn model.hidden=8,16 train.epochs=1 train.batch-size=50"
-WHOLE = "evaluate.every=0 sample.fraction=1.0"
+DIGITS = (
+    "data.name=digits model.name=cnn model.hidden=8,16 train.epochs=1 train.batch-size=50 evaluate.every=0 "
+    "sample.fraction=1.0 num-rounds=1"
+)
 
 
 def update(one, two):
@@ -47,17 +49,7 @@ def test_the_table_has_means_over_files(tmp_path):
 
 
 def trained(folder, *settings):
-    command = [
-        "run",
-        "--out",
-        str(folder),
-        "--clients",
-        "6",
-        *DIGITS.split(),
-        *WHOLE.split(),
-        "num-rounds=1",
-        *settings,
-    ]
+    command = ["run", "--out", str(folder), "--clients", "6", *DIGITS.split(), *settings]
     assert heterofl(command) == 0
     return folder
 
