@@ -72,10 +72,11 @@ class UnsupportedLayerError(HeteroFLError, TypeError):
     """A layer or a model cannot be sliced."""
 
 
-FaultKind = Literal["failed", "rejected", "silent", "gone", "late", "simulated"]
+FaultKind = Literal["failed", "rejected", "silent", "gone", "late", "simulated", "unsent"]
 """Kind of fault. ``failed``: the client failed. ``rejected``: its reply was rejected. ``silent``: no reply came in
 time. ``gone``: the node or its process no longer exists. ``late``: the node's replies come one message late.
-``simulated``: a simulated device was lost, which is not the client's fault.
+``simulated``: a simulated device was lost, which is not the client's fault. ``unsent``: it was unavailable, so nothing
+was sent to it.
 """
 
 MORE_TIME = "give rounds more time (engine.timeout, or start(timeout=...))"

@@ -126,6 +126,9 @@ class Round:
     def note_sent(self, node_id: int, num_bytes: int) -> None:
         """Record the number of bytes sent to a client."""
         self._sent_bytes[node_id] = num_bytes
+        self._count_sent(node_id, num_bytes)
+
+    def _count_sent(self, node_id: int, num_bytes: int) -> None:
         level = self.slices[node_id].level
         self.log.bytes_down += num_bytes
         self.log.bytes_by_level[level] = self.log.bytes_by_level.get(level, 0) + num_bytes
@@ -194,6 +197,8 @@ class Round:
 
         With spare clients, a silent client is recorded only if too few clients have replied by ``close``.
         """
+        if fault.kind == "unsent":
+            self._count_sent(node_id, -self._sent_bytes.pop(node_id, 0))
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
             if fault.kind == "silent" and self._options.sampling.spare:  # close() finds out if too few replied
@@ -207,7 +212,7 @@ class Round:
         it, the client and the bytes sent to it are removed from the record of the round as well.
         """
         if reply_bytes is None:
-            self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))
+            self._count_sent(node_id, -self._sent_bytes.pop(node_id, 0))
             partition = self._federation.nodes.partition(node_id)
             del self.log.rates[partition]
             self.log.names.pop(partition, None)
@@ -219,7 +224,7 @@ class Round:
         nodes = self._federation.nodes
         self._faults[node_id] = fault
         partition = nodes.record_failure(node_id, fault.reason, self.log.failures, self.log.names)
-        if fault.kind == "simulated":
+        if fault.kind in ("simulated", "unsent"):
             return
         rate = self.slices[node_id].rate
         logger.warning("round %d: %s at rate %g: %s", self.server_round, nodes.name(node_id), rate, fault.reason)
@@ -260,7 +265,7 @@ class Round:
 
     def _check_replies(self) -> None:
         replies, min_replies = self._chain.replies, self._options.sampling.min_replies
-        lost = sum(fault.kind == "simulated" for fault in self._faults.values())
+        lost = sum(fault.kind in ("simulated", "unsent") for fault in self._faults.values())
         present = len(self.slices) - (lost if min_replies == "auto" else 0)
         # No error if all simulated devices failed by chance or a stage lets no client train: the model stays the same.
         if (lost and not present) or self._chain.skipped:

@@ -173,7 +173,7 @@ class SimulatedDevices(Relay):
         flight = _Flight(turn, message.metadata.message_type, self.seconds, content_bytes(message.content))
         if self._devices.is_away(turn):
             set_metadata(message, message_id=f"away-{next(self._numbers)}")
-            flight.reply = Message(LocalFault(AWAY, "simulated"), reply_to=message)
+            flight.reply = Message(LocalFault(AWAY, "unsent"), reply_to=message)
         return flight
 
     def _land(self, flight: _Flight, reply: Message) -> Message:

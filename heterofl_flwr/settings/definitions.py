@@ -188,7 +188,9 @@ class EngineSettings(Group):
     float32), bf16 (training with bfloat16 autocast, evaluation in tf32)
     """
     window: Natural = 0
-    """maximum number of unanswered messages, to bound the server's memory; 0: no limit ('heterofl run' has 64)"""
+    """maximum number of unanswered messages, to bound the server's memory; 0: no limit ('heterofl run' and 'heterofl
+    sweep' have 64)
+    """
     timeout: Positive = 3600.0
     """seconds that clients have in a round, including evaluation; later replies are ignored"""
 

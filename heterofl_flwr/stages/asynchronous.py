@@ -35,6 +35,18 @@ class Buffered:
     def __post_init__(self) -> None:
         if self.concurrency < self.size:
             raise ConfigError(f"concurrency is {self.concurrency}, expected size, {self.size}, or more")
+        for name in ("concurrency", "bound", "quota"):
+            if not self.size and (value := getattr(self, name)):
+                raise ConfigError(f"{name} is {value}, and size is 0 (synchronous rounds); expected a size above 0")
+
+
+def check_quota(options: Buffered, levels: int) -> None:
+    """Raise ``ConfigError`` if a step has too few replies for ``quota`` replies of each level."""
+    if (needed := options.quota * levels) > options.size:
+        raise ConfigError(
+            f"asynchronous: quota is {options.quota}, which for {levels} levels is {needed} replies of a step; "
+            f"expected size, {options.size}, or fewer"
+        )
 
 
 class Seats:

@@ -10,7 +10,7 @@ from heterofl_flwr.federation.node_admission import Limits
 from heterofl_flwr.federation.options import Averaging, Evaluation, Options, Slicing, Training
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.stages.asynchronous import Buffered
+from heterofl_flwr.stages.asynchronous import Buffered, check_quota
 from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.strategies.arguments import CLASSIC, FEDAVG, explain_unknown
@@ -138,5 +138,6 @@ class HeteroFL(FederationStrategy):
             asynchronous=asynchronous,
         )
         whole_mix = Mix.parse(mix).with_global_rate(options.slicing.global_rate)
+        check_quota(asynchronous, len(whole_mix.rates))
         federation = Federation(GlobalModel(build, whole_mix, options, seed))
         super().__init__(federation, train_metrics_aggr_fn, evaluate_metrics_aggr_fn, callbacks)

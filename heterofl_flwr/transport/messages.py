@@ -115,7 +115,7 @@ NOT_CONVERTED = (
 )
 
 SIMULATED = "simulated: "
-"""Prefix of the reason of every ``LocalFault`` of the kind ``simulated``."""
+"""Prefix of the reason of every ``LocalFault`` of the kinds ``simulated`` and ``unsent``."""
 
 
 class LocalFault(Error):

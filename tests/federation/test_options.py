@@ -42,6 +42,8 @@ INVALID = [
     (MovingAverage, {"decay": 1.0}, f"decay is 1.0, {DECAY}"),
     (FedDyn, {"alpha": 0}, "FedDyn: alpha is 0, expected a number above 0"),
     (Buffered, {"size": 3, "concurrency": 2}, "concurrency is 2, expected size, 3, or more"),
+    *((Buffered, {own: 2}, f"{own} is 2, and size is 0") for own in ("bound", "quota")),
+    (Buffered, {"concurrency": 2}, "concurrency is 2, and size is 0"),  # which would mean rounds of a fraction
     (Buffered, {"clocks": "each"}, "clocks is 'each', expected one of regions, model"),
     *((Limits, {"partitions": own}, "different names with a number each") for own in ({"a": 1, "b": 1}, "a=1,b")),
     *((Limits, {"partitions": {"a": own}}, "different names with a number each") for own in (-1, "x")),
@@ -137,6 +139,7 @@ CONFLICTS = {
                 r"FedDyn fits the counting mean; expected rounds that wait \(asynchronous.size=0\)",
             ),
             ({"privacy": NOISE}, "Noise fits the counting mean"),
+            ({"asynchronous": Buffered(size=5, concurrency=5, quota=2)}, "for 3 levels is 6 replies"),
             ({"asynchronous": 5}, r"asynchronous is 5, expected Buffered\(...\)"),
         ],
     ),

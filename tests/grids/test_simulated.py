@@ -21,7 +21,7 @@ from heterofl_flwr.common.errors import ReplyError, RoundError
 from heterofl_flwr.grids.devices import Turn
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
 from heterofl_flwr.strategies.round_messages import outcomes
-from heterofl_flwr.transport.arrays import count_bytes
+from heterofl_flwr.transport.arrays import content_bytes, count_bytes
 from heterofl_flwr.transport.messages import LocalFault
 from tests.federation import test_fedh2l
 from tests.federation.tiny import NEVER, add_one, build, crash, make_app, play
@@ -95,8 +95,12 @@ def test_clients_that_are_away_get_no_message(options):
     away = [Turn(0, record.server_round, own, 1.0) for record in found.records for own in record.failures]
     assert away
     assert [*map(devices.is_away, asked), *map(devices.is_away, away)] == [False] * len(asked) + [True] * len(away)
+    size = content_bytes(found.grid.of("train")[0].content)
     for record in found.records:
         assert {*record.failures.values()} <= {AWAY}
+        assert (
+            record.bytes_down == record.bytes_by_level.get("a", 0) == size * (len(record.rates) - len(record.failures))
+        )
         assert record.simulated_seconds < 1e9  # nobody waits for them
     still_training = len(asked) + len(away) - sum(len(record.rates) for record in found.records)
     assert 0 <= still_training <= found.strategy.options.asynchronous.concurrency

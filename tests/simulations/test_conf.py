@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
+from heterofl_flwr.app.run_request import WINDOW
 from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.sweep.job import LAUNCH
 from heterofl_flwr.common.errors import ConfigError
@@ -36,7 +37,8 @@ def published(*overrides: str) -> set[Job]:
 def test_the_defaults_are_those_of_the_settings():
     found = composed()
     settings = {key: value for key, value in found.items() if key not in LAUNCH}
-    assert {key: repr(value) for key, value in settings.items()} == {key: repr(own) for key, own in DEFAULTS.items()}
+    usual = {**DEFAULTS, "engine.window": WINDOW}  # as in heterofl run
+    assert {key: repr(value) for key, value in settings.items()} == {key: repr(own) for key, own in usual.items()}
     assert found.keys() - settings.keys() == LAUNCH.keys()
 
 

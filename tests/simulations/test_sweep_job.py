@@ -59,6 +59,7 @@ def test_the_run_config_is_that_of_heterofl_run(monkeypatch, tmp_path):
     assert from_flat(found.config).num_rounds == 200
     assert job("sample.min-nodes=3").config["sample.min-nodes"] == 3
     assert job("data=digits").config["sample.min-nodes"] == 20
+    assert job("engine.window=0").config["engine.window"] == 0
 
 
 @pytest.fixture

@@ -83,6 +83,11 @@ def run_sweep(arguments: Sequence[str]) -> int:
             traceback.print_exc()
             return FAILED
         raise ConfigError(_describe_misuse(error)) from error
+    except ValueError as error:
+        if "override must be a string" not in str(error):  # Hydra does not say of which group
+            raise
+        named = " ".join([text for text in arguments if text.endswith("=null")] or arguments)
+        raise ConfigError(f"{named}: a group such as experiment or data is null; {error}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on") from None
     finally:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from heterofl_flwr.app.preflight import check_task
-from heterofl_flwr.app.run_request import WINDOW, Request
+from heterofl_flwr.app.run_request import Request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.simulation import run_request
 from heterofl_flwr.app.workload import load_workload
@@ -137,7 +137,7 @@ class Job:
             flat["engine.device"] = "cpu"
         if flat["sample.min-nodes"] == DEFAULTS["sample.min-nodes"]:
             flat["sample.min-nodes"] = self.clients  # Flower starts the server before the nodes
-        return flat | {"run.dir": str(self.path), "engine.window": flat["engine.window"] or WINDOW}
+        return flat | {"run.dir": str(self.path)}
 
     @property
     def stage(self) -> str:
