@@ -51,7 +51,8 @@ class Summary:
 
 def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary:
     """Return the mean, standard deviation and intervals of one or more values; NaN if values are not finite."""
-    number, mean, deviation = len(values), mean_of(values) or 0.0, deviation_of(values)
+    number, deviation = len(values), deviation_of(values)
+    mean = round(mean_of(values) or 0.0, 9)  # so that equal values round alike, from fractions and from percent
     if deviation is None or number < FEWEST:
         return Summary(number, mean, deviation, possible=possible)
     error = deviation / math.sqrt(number)
