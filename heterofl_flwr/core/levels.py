@@ -18,11 +18,18 @@ _NUMBER = re.compile(r"[+-]?(\d{1,9}/\d{1,9}|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[
 _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3x9'"
 
 
+def exact_fraction(number: float | str) -> Fraction:
+    """Return the fraction that a number stands for: 3/10 for 0.3, and 5/6 for 0.8333333333333334 (the float 5 / 6)."""
+    decimal = Fraction(str(number))
+    simple = decimal.limit_denominator(1000)
+    return simple if float(simple) == float(decimal) else decimal
+
+
 def exact_rate(rate: float | str | Fraction) -> Fraction:
     """Return a rate as a fraction; raise ``ConfigError`` if it is not in (0, 1]."""
     text = str(rate).strip()
     try:
-        exact = rate if isinstance(rate, Fraction) else Fraction(text if _NUMBER.fullmatch(text) else "none")
+        exact = rate if isinstance(rate, Fraction) else exact_fraction(text if _NUMBER.fullmatch(text) else "none")
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{reprlib.repr(rate)} is no rate: expected a number above 0 and up to 1") from error
     if isinstance(rate, bool) or exact > 1 or not float(exact) > 0:  # as a float it must be above 0 too
@@ -185,7 +192,8 @@ def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
     """
     if not growth:
         return rate
-    return min(rate, mix.rates[max(0, len(mix.rates) - 1 - (server_round - 1) // growth)])
+    rates = mix.all_rates
+    return min(rate, rates[max(0, len(rates) - 1 - (server_round - 1) // growth)])
 
 
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:

@@ -7,7 +7,6 @@ their plain mean and the old value. The changes of all clients are stored until 
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Annotated, Literal
 
 import torch
@@ -18,6 +17,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import group
 from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.counting_mean import Holders, sum_dtype
+from heterofl_flwr.core.levels import exact_fraction
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 RobustKind = Literal["trimmed", "median"]
@@ -49,7 +49,7 @@ class Robust:
     def dropped(self, holders: int) -> int:
         """Return the number of changes to drop at each end of the sorted changes of ``holders`` clients."""
         most = (holders - 1) // 2
-        return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
+        return most if self.mean == "median" else min(max(math.floor(exact_fraction(self.trim) * holders), 1), most)
 
 
 class RobustMean:

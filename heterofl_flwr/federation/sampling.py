@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Count, Natural, NotNegative, Share, ShareOrNone, group, specs
+from heterofl_flwr.core.levels import exact_fraction
 from heterofl_flwr.core.randomness import generator
 
 Purpose = Literal["train", "evaluate"]
@@ -77,11 +77,11 @@ class Participation(Sampling):
             share, least = self.fraction_evaluate, self.min_evaluate_nodes
         if least is not None:
             return max(int(clients * share), least, 1)
-        return max(math.ceil(Fraction(str(share)) * clients), 1)
+        return max(math.ceil(exact_fraction(share) * clients), 1)
 
     def with_spare(self, number: int) -> int:
         """Return ``number`` plus the number of spare clients."""
-        return number + math.ceil(Fraction(str(self.spare)) * number)
+        return number + math.ceil(exact_fraction(self.spare) * number)
 
 
 def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) -> list[int]:
@@ -95,5 +95,5 @@ def least_replies(least: MinReplies, needed: int) -> int:
     """Return the minimum number of usable replies; ``auto`` is half of ``needed``."""
     if isinstance(least, int):
         return least
-    share = Fraction(1, 2) if least == "auto" else Fraction(str(least))
+    share = exact_fraction(0.5 if least == "auto" else least)
     return max(math.ceil(share * needed), 1)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Annotated
 
 from pydantic import Field
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Count, Decay, NotNegative, Positive, group
+from heterofl_flwr.core.levels import exact_fraction
 from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn.loss import Fill
@@ -142,4 +142,4 @@ class TrainingJob:
 
     def limit_steps(self, steps: int) -> int:
         """Return ``steps`` times ``step_share``, rounded up."""
-        return math.ceil(Fraction(str(self.step_share)) * steps)
+        return math.ceil(exact_fraction(self.step_share) * steps)

@@ -23,10 +23,11 @@ def test_each_level_has_half_the_rate_of_the_one_before():
         (5e-324, Fraction(5, 10**324)),
         (" 1/3 ", Fraction(1, 3)),
         (Fraction(1, 3), Fraction(1, 3)),
+        (5 / 6, Fraction(5, 6)),  # prints as 0.8333333333333334, which is more
         (np.float32(0.3), Fraction(3, 10)),  # the decimal it prints as, not its binary value
     ],
 )
-def test_a_rate_is_the_decimal_number_that_it_prints_as(rate, expected):
+def test_a_rate_is_the_fraction_or_decimal_number_that_it_stands_for(rate, expected):
     assert exact_rate(rate) == expected
 
 
@@ -133,6 +134,7 @@ decimals = st.integers(1, 10_000).map(lambda ticks: (ticks / 10_000, Fraction(ti
     ("full", "rate", "heads", "expected"),
     [
         (100, 0.07, 1, 7),  # in floats, the ceiling of 100 * 0.07 is 8
+        (6, 5 / 6, 1, 5),
         (1, 0.001, 1, 1),
         (256, 0.3, 8, 80),  # ceil(9.6) = 10 of each head's 32; without heads it would be 77
         (12, Fraction(1, 3), 4, 4),
@@ -165,3 +167,5 @@ def test_rates_grow_by_a_level_up_to_the_clients_own():
     assert rates[2] == [0.25, 0.25, *[0.3] * 5]
     assert rates[3:] == [[rate] * 7 for rate in (0.25, 0.1, 0.0)]
     assert grown_rate(mix, 1.0, 1, 0) == 1.0
+    larger = Mix.parse("b1-c1").with_global_rate("a")  # a node may hold more than the mix has
+    assert [grown_rate(larger, 1.0, number, 1) for number in (1, 2, 3)] == [0.25, 0.5, 1.0]

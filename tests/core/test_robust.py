@@ -57,6 +57,7 @@ FIVE = [[1.0], [2.0], [3.0], [100.0], [-100.0]]
 BY_HAND = {
     "the largest and the smallest are dropped": ({}, FIVE, [2.0]),
     "a share of each end": ({"trim": 0.2}, [*FIVE, [4.0], [5.0], [6.0], [-50.0], [50.0]], [3.5]),
+    "a third of each end": ({"trim": 1 / 3}, [[1.0], [2.0], [3.0], [5.0], [9.0], [90.0]], [4.0]),
     "one at each end, whatever the share": ({"trim": 0.0}, [[1.0], [2.0], [9.0]], [2.0]),
     "the median of four": ({"mean": "median"}, [[1.0], [2.0], [9.0], [30.0]], [5.5]),
     "the median of five": ({"mean": "median"}, [[1.0], [2.0], [9.0], [30.0], [-7.0]], [2.0]),

@@ -150,6 +150,7 @@ def test_a_share_in_decimals_is_rounded_up_exactly():
     job = TrainingJob(model=nn.Identity(), split=images(30, 0), seed=1, step_share=0.07)
     assert job.limit_steps(100) == 7  # in floats 0.07 * 100 is over 7
     assert job.limit_steps(101) == 8
+    assert replace(job, step_share=5 / 6).limit_steps(6) == 5
     for share in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=r"step_share is .*; expected a number over 0 and up to 1"):
             replace(job, step_share=share)
