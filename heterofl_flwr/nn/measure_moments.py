@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.fidelity import Fidelity, Variant
@@ -31,7 +32,7 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
     """Return the moments of the inputs of every batch norm layer, measured in one pass over ``batches``.
 
     Batch norm layers normalise each batch by the batch's statistics, as in training. All other modules run in
-    evaluation mode. The model is restored afterwards.
+    evaluation mode; instance norm layers do not use running statistics. The model is restored afterwards.
 
     Parameters
     ----------
@@ -55,7 +56,9 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
     number = 0
     with torch.no_grad(), _restored(model), channels_last(model):
         for module in model.modules():
-            module.training = False  # not eval(), which calls train(): a model may override it to freeze layers
+            # Not eval(), which calls train(): a model may override it to freeze layers. Instance norm with statistics
+            # uses them in evaluation mode, but with_static_norm removes them.
+            module.training = isinstance(module, _InstanceNorm)
         sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
         for some in _alike(map(first_tensor, batches), together):
             for total in sums.values():

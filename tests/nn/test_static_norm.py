@@ -68,6 +68,15 @@ def test_paper_moments_are_torchs_cumulative_averages(small, name):
     torch.testing.assert_close(static(batches[0]), reference(batches[0]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["paper", "fixed"])
+def test_moments_behind_an_instance_norm_do_not_depend_on_its_statistics(kind):
+    model = nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True), nn.BatchNorm2d(3))
+    (batch,), before = _batches(1), _snapshot(model)
+    static = with_static_norm(model, collect_moments(model, [batch], kind))
+    _assert_same(before, _snapshot(model))
+    torch.testing.assert_close(static(batch), model.train()(batch), rtol=1e-4, atol=0.02)  # variances are unbiased
+
+
 def test_moments_of_a_loader_are_those_of_its_inputs():
     inputs, model = torch.randn(8, 3), nn.BatchNorm1d(3)
     loader = DataLoader(TensorDataset(inputs, torch.zeros(8)), batch_size=4)
