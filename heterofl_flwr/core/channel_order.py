@@ -1,10 +1,11 @@
 """Order of channels by importance."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core.axes import Axis, CoupledAxis, positions
@@ -72,6 +73,17 @@ class ChannelOrder:
             if model.get_parameter(name).dim() > 1
         ]
         faults = {name for name in norms if self._channels.get(name) and not traced}
+        layers = [(f"{name}.weight", layer) for name, layer in model.named_modules()
+                  if any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False))]  # fmt: skip
+        for (_, before), (name, layer) in pairwise(layers):
+            flattens = isinstance(before, _ConvNd) and isinstance(layer, nn.Linear)
+            if (
+                flattens
+                and before.out_channels != layer.in_features
+                and 1 in self._channels.get(name, {})
+                and not traced
+            ):
+                faults.add(name)
         for group in self._groups:
             inside = [(name, axis) for name, axis, ids in matrices if ((ids >= group.start) & (ids < group.stop)).any()]
             sources = {name for name, axis in inside if axis == 0 or name in embeddings}

@@ -136,6 +136,16 @@ class Flat(nn.Module):
         self.conv, self.out = nn.Conv2d(1, channels, 1), nn.Linear(4 * channels, 3)
 
 
+class FlatAsWide(nn.Module):
+    """As many entries behind Flatten as another layer has channels."""
+
+    def __init__(self, rate):
+        super().__init__()
+        many, few = width(16, rate), width(4, rate)
+        self.wide, self.conv, self.last = nn.Conv2d(1, many, 1), nn.Conv2d(many, few, 1), nn.Conv2d(few, few, 1)
+        self.out = nn.Linear(4 * few, 3)
+
+
 class Normed(nn.Module):
     def __init__(self, rate):
         super().__init__()
@@ -154,7 +164,12 @@ class Shallow(nn.Module):
 
 @pytest.mark.parametrize(
     ("build", "text"),
-    [(Flat, "conv.weight, out.weight"), (Normed, "norm.weight"), (Shallow, r"has no two.bias, two.weight")],
+    [
+        (Flat, "conv.weight, out.weight"),
+        (FlatAsWide, "of out.weight it"),
+        (Normed, "norm.weight"),
+        (Shallow, r"has no two.bias, two.weight"),
+    ],
 )
 def test_models_whose_channels_cannot_move_alone_are_refused(build, text):
     with pytest.raises(ConfigError, match=text):
