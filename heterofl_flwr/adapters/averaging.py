@@ -75,7 +75,7 @@ class ProductMean:
         self._holders.add(plan, reply.rows, weight)
         for adapter, factors in self._factors.items():
             if adapter.a in plan.axes:
-                b, a = (_matrix(reply.tensors[name]) for name in (adapter.b, adapter.a))
+                b, a = (_matrix(reply.tensors[name].to(self._state[name].device)) for name in (adapter.b, adapter.a))
                 weights = b.new_full((len(b),), weight)  # (outputs,)
                 if adapter.b in reply.rows:
                     rows = reply.rows[adapter.b].to(weights.device)

@@ -214,7 +214,7 @@ def class_numbers(
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise unusable(f"labels cannot be read ({error}): {expected}") from error
     if numbers.shape == (0,):
-        return torch.empty(0, dtype=torch.long)
+        return torch.empty(0, dtype=torch.long, device=numbers.device)
     if numbers.dtype not in _INTEGERS or numbers.dim() != 1:
         raise unusable(f"labels of type {numbers.dtype} in {numbers.dim()} dimensions: {expected}, in one")
     numbers = numbers.long()  # a narrow dtype cannot represent a large number of classes

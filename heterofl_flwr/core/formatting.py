@@ -24,7 +24,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def number(value: float) -> str:
     """Format a number with four significant digits; from 10,000 on, as an integer with commas."""
-    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:,.0f}"
 
 
 def count(value: float) -> str:

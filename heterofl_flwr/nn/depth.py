@@ -285,5 +285,5 @@ def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple
         if ends := [leaf.sum() for leaf in leaves if leaf.requires_grad]:
             torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint
     trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    used = {name: parameter.reshape(*parameter.shape[:1], -1).any(-1) for name, parameter in trained.items()}
+    used = {name: gradient.reshape(*(gradient.shape[:1] or [1]), -1).any(-1) for name, gradient in trained.items()}
     return (tuple(leaves[0].shape) if leaves else None), used

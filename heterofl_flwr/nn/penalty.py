@@ -114,7 +114,7 @@ class Penalty:
     @classmethod
     def of(cls, quadratics: Iterable[Quadratic], terms: Sequence[Term] = ()) -> "Penalty":
         """Return the sum of penalties. Quadratic ones become one if their centers have the same names."""
-        quadratics = [quadratic for quadratic in quadratics if quadratic.center or quadratic.direction]
+        quadratics = [own for own in quadratics if (own.strength and own.center) or own.direction]
         names = next((quadratic.center.keys() for quadratic in quadratics if quadratic.strength), None)
         alike = [quadratic for quadratic in quadratics if not quadratic.strength or quadratic.center.keys() == names]
         separate = [quadratic for quadratic in quadratics if quadratic not in alike]

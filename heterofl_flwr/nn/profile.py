@@ -72,7 +72,8 @@ def profile(model: nn.Module, example_input: object) -> Profile:
         if norm.running_mean is None:
             norm.running_mean = torch.zeros(norm.num_features, device=device)
             norm.running_var = torch.ones(norm.num_features, device=device)
-    with plain_attention(), _flop_counter() as counter:
+    # The counter does not know cuDNN's recurrent layers; without it, they are matrix products.
+    with plain_attention(), torch.backends.cudnn.flags(enabled=False), _flop_counter() as counter:
         call(probe, tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), example_input))
     parameters = num_parameters(model)
     return Profile(parameters, counter.get_total_flops() // 2, parameters * 4 / 1024**2)

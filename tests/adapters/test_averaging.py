@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import assume, given, strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from heterofl_flwr.adapters.averaging import ProductMean, find_adapters
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core import Aggregation, CountingMean, Plan, width
+from heterofl_flwr.core import Aggregation, CheckedReply, CountingMean, Plan, width
 from tests.federation.tiny import make_app, play
 
 A, B = "layer.lora_A.default.weight", "layer.lora_B.default.weight"
@@ -161,6 +162,15 @@ def test_other_parameters_go_by_the_counting_mean(aggregate, dtype):
     assert new["bias"].tolist() == [2.0, 2.0]
     assert {own.dtype for own in new.values()} == {dtype}
     assert all(torch.equal(own, before[name]) for name, own in state.items())
+
+
+def test_factors_are_kept_where_the_state_is():
+    with FakeTensorMode():
+        mean = ProductMean(state_of(torch.empty(2, 3, device="cuda"), torch.empty(4, 2, device="cuda")))
+        sub = state_of(torch.empty(1, 3), torch.empty(4, 1))
+        mean.add(CheckedReply(plan=Plan.between(mean._state, sub), tensors=sub))
+        ((kept,),) = mean._factors.values()
+        assert {own.device.type for own in kept} == {"cuda"}
 
 
 def test_adapters_are_found_by_both_factors():

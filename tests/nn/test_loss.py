@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from heterofl_flwr.common.errors import ConfigError, DataError
@@ -30,6 +31,12 @@ def test_absent_classes_have_no_gradient():
     assert (logits.grad[:, [1, 3]] == 0).all()
     assert (logits.grad[:, [0, 2]] != 0).all()
     assert torch.equal(logits.detach(), before)
+
+
+def test_a_client_without_classes_masks_all_on_any_device():
+    with FakeTensorMode():  # which refuses to compute what lies on two devices
+        classes = torch.empty(0, dtype=torch.int64, device="cuda")
+        assert mask_logits(torch.empty(2, 3, device="cuda"), classes).is_cuda
 
 
 def test_zero_filled_classes_stay_in_the_softmax():

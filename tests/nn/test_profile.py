@@ -103,7 +103,7 @@ PRODUCTS = [
 ]
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("device", ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("model", "inputs", "macs"), PRODUCTS)
 def test_macs_are_counted_on_every_device(model, inputs, macs, device):
     assert profile(copy.deepcopy(model).to(device), inputs).macs == macs

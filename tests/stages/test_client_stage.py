@@ -164,7 +164,7 @@ def test_the_sum_of_quadratic_penalties_has_the_sum_of_the_gradients():
         torch.testing.assert_close(aligned.strength * (parameter - center) + direction, other)
 
 
-@pytest.mark.parametrize("strengths", [(0.3, 1.7), (0.0, 1.7), (1.7, 0.0)])
+@pytest.mark.parametrize("strengths", [(0.3, 1.7), (0.0, 1.7), (1.7, 0.0), (0.0, 0.0)])
 def test_penalties_on_different_parameters_add_up(strengths):
     model = nn.Linear(3, 2).double()
     centers = {"weight": torch.ones(2, 3).double()}, {"weight": torch.zeros(2, 3).double(), "bias": torch.ones(2)}
@@ -176,7 +176,8 @@ def test_penalties_on_different_parameters_add_up(strengths):
     )
     parameters = list(model.parameters())
     grads = (
-        torch.autograd.grad(value, parameters, materialize_grads=True) for value in (Penalty.of(parts)(model), expected)
+        torch.autograd.grad(value + model.bias.sum(), parameters, materialize_grads=True)
+        for value in (Penalty.of(parts)(model), expected)
     )
     for found, other in zip(*grads, strict=True):
         torch.testing.assert_close(found, other)
