@@ -32,7 +32,7 @@ from heterofl_flwr.runs.class_counts import write_counts
 from heterofl_flwr.runs.folder import new_path
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
-from heterofl_flwr.settings.flat import from_stored, to_flat
+from heterofl_flwr.settings.flat import INCIDENTAL, from_stored, to_flat
 from heterofl_flwr.settings.method_name import run_title
 from heterofl_flwr.settings.server_stages import parse_stages
 from heterofl_flwr.strategies.fedh2l import FedH2L
@@ -46,8 +46,8 @@ from heterofl_flwr.transport.relay import Relay
 logger = logging.getLogger(__name__)
 
 MAY_DIFFER_ON_RESUME = (
-    *("num-rounds", "run.resume", "run.dir", "data.root", "sample.min-nodes", "sample.min-replies", "sample.wait"),
-    *("engine.device", "engine.window", "engine.timeout", "run.metrics-address", "run.log"),
+    *("num-rounds", "sample.min-replies"),
+    *(key for key in INCIDENTAL if key not in ("run.callbacks", "run.checkpoint-every")),
 )
 
 RESUMED: Mapping[str, Any] = {

@@ -23,9 +23,10 @@ from heterofl_flwr.report.summary import Cells, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import check_known, deviation, final_values, headline, mean, points, scores
-from heterofl_flwr.settings.flat import current_names, flatten, from_flat, to_flat
+from heterofl_flwr.settings.defaults import preset
+from heterofl_flwr.settings.flat import INCIDENTAL, SPECS, current_names, flatten, from_flat, to_flat
+from heterofl_flwr.settings.method_name import method_name
 
-UNCOMPARED = ("seed", "run.dir", "run.resume", "data.root", "engine.window", "sample.min-nodes")
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t distribution with 1, 2, ... degrees of freedom."""
 LEAST_SEEDS = 3
@@ -130,20 +131,31 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 def _rows(folders: Sequence[RunFolder]) -> Rows:
     """Return the runs, grouped by settings, then by seed.
 
-    The key of a group is a text of the settings that differ between runs.
+    The key of a group is a text of the method and of the settings that differ between runs.
     """
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
-    keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
+    keys = dict.fromkeys(key for values in settings for key in values if key not in ("seed", *INCIDENTAL))
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
+    methods = list(map(_method, settings))
     rows: Rows = {}
     title = str(folders[0].about().get("title") or "all")
-    for folder, values in zip(folders, settings, strict=True):
-        row, seed = " ".join(f"{key}={values.get(key, '')}" for key in differing) or title, values.get("seed")
+    for folder, method, values in zip(folders, methods, settings, strict=True):
+        usual = {**defaults, **preset(*(str(values[key]) for key in ("data.name", "data.split", "model.name")))}
+        unusual = [key for key in differing if key == "mix" or values.get(key) != usual.get(key)]
+        row = " ".join(f"{key}={values.get(key, '')}" for key in unusual or differing) or title
+        row, seed = f"{method}: {row}" if len({*methods}) > 1 else row, values.get("seed")
         if seed in rows.setdefault(row, {}):
             raise ConfigError(f"{rows[row][seed].path} and {folder.path} have equal settings and seed: leave one out")
         rows[row][seed] = folder
     return rows
+
+
+def _method(values: Mapping[str, object]) -> str:
+    try:
+        return method_name(from_flat({key: value for key, value in values.items() if key in SPECS}))
+    except ConfigError:  # the settings of another app or version
+        return "unknown method"
 
 
 def _means(

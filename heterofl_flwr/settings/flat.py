@@ -21,6 +21,12 @@ from heterofl_flwr.settings.value_types import AUTO, Flat, Group
 GroupType = TypeVar("GroupType", bound=Group)
 
 
+INCIDENTAL = (
+    *("data.root", "sample.min-nodes", "sample.wait", "engine.device", "engine.window", "engine.timeout"),
+    *("run.dir", "run.resume", "run.callbacks", "run.checkpoint-every", "run.metrics-address", "run.log"),
+)
+"""Settings that change no result."""
+
 AUTOS = {*OTHER, "train.mask-fill"}
 """Settings whose default is ``auto``: a value that follows from other settings."""
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain, product
 
-from heterofl_flwr.app.sweep.job import INCIDENTAL
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.client_metrics import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
 from heterofl_flwr.settings.defaults import architectures
+from heterofl_flwr.settings.flat import INCIDENTAL
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.value_types import Flat
 from simulations.results.paper import Job, Key, departures, job_of

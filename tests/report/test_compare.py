@@ -55,6 +55,21 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
     assert paired_difference("local-accuracy", {0: 0.5}, {0: 0.75}) == "+25.0 points"
 
 
+def test_rows_name_the_method_and_what_is_no_default(tmp_path):
+    changes = (
+        {},
+        {"train.lr": 0.2, "sample.wait": 9.0},
+        {"train.lr": 0.2, "run.log": "json"},  # these two change no result
+        {"server.slice-rule": "rolling", "data.split": "non-iid-2"},
+    )
+    folders = [run(tmp_path / str(seed), "a1-e1", seed, 0.5, **own) for seed, own in enumerate(changes)]
+    assert [row[:2] for row in compare_runs(folders)[1]] == [
+        ("HeteroFL: data.split=iid train.lr=0.05 server.slice-rule=prefix", "1"),
+        ("HeteroFL: train.lr=0.2", "2"),
+        ("FedRolex: data.split=non-iid-2 server.slice-rule=rolling", "1"),
+    ]
+
+
 def test_final_and_best_are_of_one_statistic(tmp_path):
     """The median of the clients' losses, also where the mean is far away, and the mean of their accuracies."""
     folder = RunFolder(tmp_path)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from heterofl_flwr.app.preflight import check_task
 from heterofl_flwr.app.run_request import Request
-from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
+from heterofl_flwr.app.server_app import RESUMED
 from heterofl_flwr.app.simulation import run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
@@ -28,7 +28,16 @@ from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, headline, scores
 from heterofl_flwr.settings.defaults import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import DEFAULTS, first_names, flatten, from_flat, read_specs, to_flat, validate
+from heterofl_flwr.settings.flat import (
+    DEFAULTS,
+    INCIDENTAL,
+    first_names,
+    flatten,
+    from_flat,
+    read_specs,
+    to_flat,
+    validate,
+)
 from heterofl_flwr.settings.stored_settings import Setting
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text, Texts
 from heterofl_flwr.training.engines.plain import DivergedError
@@ -78,11 +87,8 @@ LAUNCH: Mapping[str, Setting] = read_specs(LaunchOptions)
 KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
 """Settings that change no result; a resumed job takes their values from its folder."""
 
-MAY_DIFFER = (*(key for key in MAY_DIFFER_ON_RESUME if key != "num-rounds"), *KEPT)
+MAY_DIFFER = ("sample.min-replies", *INCIDENTAL)
 """Settings in which a job may differ from the settings stored in its folder."""
-
-INCIDENTAL = tuple(key for key in MAY_DIFFER if key != "sample.min-replies")
-"""Settings that change no result; jobs that differ only in these have the same name."""
 
 IN_NAME = ("data.name", "data.split", "mix", "assignment", "seed")
 
