@@ -3,7 +3,7 @@
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -22,7 +22,7 @@ from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import check_known, deviation, final_values, headline, mean, points, scores
+from heterofl_flwr.runs.metrics import check_known, deviation, final_values, headline, mean, scores
 from heterofl_flwr.settings.defaults import preset
 from heterofl_flwr.settings.flat import INCIDENTAL, SPECS, current_names, flatten, from_flat, to_flat
 from heterofl_flwr.settings.method_name import method_name
@@ -33,12 +33,12 @@ LEAST_SEEDS = 3
 NORMAL_QUANTILE = 2.228  # that of ten degrees of freedom, an upper bound for more
 
 AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
-    "round": ("round", None, "{} of each run."),
-    "bytes": ("bytes sent", formatting.size, "{} of each run over what its clients received and sent."),
+    "round": ("round", None, "{}; means over seeds."),
+    "bytes": ("bytes sent", formatting.size, "{} over what clients received and sent; means over seeds."),
     "MACs": (
         "multiplications",
         formatting.count,
-        "{} of each run over the multiplications of all its trainings, of one example each.",
+        "{} over the multiplications of all trainings, of one example each; means over seeds.",
     ),
 }
 """Label, number format and caption of each figure, by the quantity on its horizontal axis."""
@@ -47,6 +47,12 @@ Histories = Mapping[RunFolder, Sequence[RoundRecord]]
 
 Rows = dict[str, dict[object, RunFolder]]
 """Runs by text of the settings in which runs differ, then by seed."""
+
+Places = Mapping[int, tuple[float, float]]
+"""Points of a run's curve by round: place on the horizontal axis, and value."""
+
+MOST_CURVES = 18
+"""Largest number of curves in a figure; more would look alike."""
 
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
@@ -187,29 +193,53 @@ def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
     return Mix.parse(str(settings.get("mix", "a"))), cast("InnerWidths", settings.get("train.distill", "none"))
 
 
-def _short_names(folders: Iterable[RunFolder]) -> list[str]:
-    names = [folder.path.resolve().name for folder in folders]
-    parts = [re.split("[-_]", name) for name in names]
-    common = set(parts[0]).intersection(*parts)
-    labels = ["-".join(part for part in of_name if part not in common) for of_name in parts]
-    return labels if len(set(labels)) == len(names) else names
-
-
 def _draw(histories: Histories) -> Iterator[Drawing]:
-    curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {unit: {} for unit in AXES}
     metric = next(filter(None, map(headline, histories.values())), "")
-    for (folder, records), name in zip(histories.items(), _short_names(histories), strict=True):
-        costs, trained = folder.costs(), {rate for record in records for rate in record.rates.values()}
-        values = [record.evaluate.get(metric) for record in records]
-        curves["round"][name] = points([record.server_round for record in records], values)
-        curves["bytes"][name] = points(list(accumulate(bytes_sent(records))), values)
-        mix, widths = _mix(folder)
-        if costs and {*mix.rates, *trained} <= costs.by_rate.keys():
-            by_rate = {rate: cost.macs for rate, cost in costs.by_rate.items()}
-            macs = [count_macs(mix, record.rates.values(), by_rate, widths) for record in records]
-            curves["MACs"][name] = points(list(accumulate(macs)), values)
+    rows, curves = _rows(list(histories)), {unit: dict[str, tuple[list[float], list[float]]]() for unit in AXES}
+    for name, runs in islice(zip(_short_names(rows), rows.values(), strict=True), MOST_CURVES):
+        seeds = [_places(folder, histories[folder], metric) for folder in runs.values()]
+        for unit in AXES:
+            curves[unit][name] = _mean_curve([places.get(unit, {}) for places in seeds])
+    left_out = f" The first {MOST_CURVES} of {len(rows)} rows." if len(rows) > MOST_CURVES else ""
     for unit, (label, form, caption) in AXES.items():
-        if figure := draw_curves(curves[unit], metric, label):
+        if figure := draw_curves(curves[unit], metric, label, join=False):
             if form:
                 figure.axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form(value)))
-            yield Drawing(unit.lower(), f"{metric} over {unit}", caption.format(metric), figure)
+            yield Drawing(unit.lower(), f"{metric} over {unit}", caption.format(metric) + left_out, figure)
+
+
+def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> dict[str, Places]:
+    """Return for each unit the points of a run's curve. Without the costs of its levels, there are none for MACs."""
+    costs, trained = folder.costs(), {rate for record in records for rate in record.rates.values()}
+    rounds = [record.server_round for record in records]
+    spent: dict[str, Iterable[float]] = {"round": rounds, "bytes": accumulate(bytes_sent(records))}
+    mix, widths = _mix(folder)
+    if costs and {*mix.rates, *trained} <= costs.by_rate.keys():
+        by_rate = {rate: cost.macs for rate, cost in costs.by_rate.items()}
+        spent["MACs"] = accumulate(count_macs(mix, record.rates.values(), by_rate, widths) for record in records)
+    return {
+        unit: {
+            record.server_round: (place, record.evaluate[metric])
+            for record, place in zip(records, places, strict=True)
+            if metric in record.evaluate
+        }
+        for unit, places in spent.items()
+    }
+
+
+def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
+    """Return the mean places and values of the rounds that all seeds have."""
+    pairs = [[places[number] for places in seeds] for number in seeds[0] if all(number in places for places in seeds)]
+    means = [(fmean(place for place, _ in pair), fmean(value for _, value in pair)) for pair in pairs]
+    return [place for place, _ in means], [value for _, value in means]
+
+
+def _short_names(rows: Rows) -> list[str]:
+    """Return short names of rows: without what all rows have, and without the groups of settings."""
+    words = [row.split() for row in rows]
+    common = set(words[0]).intersection(*words)
+    names = [
+        " ".join(re.sub(r"^[\w-]+\.(?=[\w.-]+=)", "", word) for word in of_row if word not in common) or row
+        for row, of_row in zip(rows, words, strict=True)
+    ]
+    return names if len({*names}) == len(names) else list(rows)

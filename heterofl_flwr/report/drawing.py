@@ -32,7 +32,7 @@ SIZE = (4.0, 2.6)  # inches; small, so that text stays readable when a phone shr
 SMALL = 9.0  # points
 LINE, MARK = 60, 5  # characters in a line of a legend, and characters for the mark of an entry
 LINE_HEIGHT = 0.19  # inches
-LONGEST = 48  # characters of a name
+LONGEST = 36  # characters of a name
 MOST_NAMES, LONGEST_NAME = 20, 12  # maximum number of rows with names, and of characters in such a name
 
 

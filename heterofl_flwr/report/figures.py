@@ -156,10 +156,10 @@ def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
     }
 
 
-def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | None:
+def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", *, join: bool = True) -> Figure | None:
     """Return a figure of named curves over rounds or another quantity; None if no value can be drawn.
 
-    The vertical axis may leave out a steep beginning.
+    The vertical axis may leave out a steep beginning. With ``join``, curves that look the same are drawn as one.
     """
     drawn = {
         name: (places, [value if abs(value) < LARGEST else math.nan for value in values])
@@ -170,7 +170,8 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | 
         return None
     low, high = _axis_range([values for _, values in drawn.values()])
     figure, axes = new_axes(xlabel, ylabel)
-    for number, (name, (places, values)) in enumerate(_join_alike(drawn, ALIKE * (high - low)).items()):
+    shown = _join_alike(drawn, ALIKE * (high - low)) if join else drawn
+    for number, (name, (places, values)) in enumerate(shown.items()):
         colour, dash = series(number)
         mark = "o" if len(places) < FEW else ""
         axes.plot(places, values, dash, color=colour, label=name, marker=mark, markersize=3)

@@ -4,6 +4,7 @@ import csv
 import math
 from statistics import fmean, stdev
 
+import numpy as np
 import pytest
 from scipy.special import stdtrit
 
@@ -68,6 +69,20 @@ def test_rows_name_the_method_and_what_is_no_default(tmp_path):
         ("HeteroFL: train.lr=0.2", "2"),
         ("FedRolex: data.split=non-iid-2 server.slice-rule=rolling", "1"),
     ]
+
+
+def test_curves_are_means_over_seeds_and_as_many_as_can_be_told_apart(folders, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(compare, "draw_curves", lambda curves, *_, **__: drawn.append(curves))
+    compare.write_comparison(folders, tmp_path / "page.html", ())
+    rounds, bytes_sent, _ = drawn
+    assert rounds == {"mix=a1": ([1, 2], pytest.approx([0.5, 0.6])), "mix=e1": ([1, 2], pytest.approx([0.4, 0.5]))}
+    sent = [[own.bytes_down + own.bytes_up for own in folder.history()] for folder in folders[:3]]
+    one, two = map(fmean, zip(*sent, strict=True))
+    assert bytes_sent["mix=a1"][0] == pytest.approx([one, one + two])
+    many = [run(tmp_path / str(rate), f"{rate}x1", 0, 0.5) for rate in np.linspace(0.1, 1, 20).round(2)]
+    compare.write_comparison(many, tmp_path / "page.html", ())
+    assert len(drawn[3]) == 18
 
 
 def test_final_and_best_are_of_one_statistic(tmp_path):
