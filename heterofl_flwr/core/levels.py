@@ -32,7 +32,7 @@ def exact_rate(rate: float | str | Fraction) -> Fraction:
         exact = rate if isinstance(rate, Fraction) else exact_fraction(text if _NUMBER.fullmatch(text) else "none")
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{reprlib.repr(rate)} is no rate: expected a number above 0 and up to 1") from error
-    if isinstance(rate, bool) or exact > 1 or not float(exact) > 0:  # as a float it must be above 0 too
+    if exact > 1 or not float(exact) > 0:  # as a float it must be above 0 too
         raise ConfigError(f"a rate of {rate} is not usable: expected a number above 0 and up to 1")
     return exact
 

@@ -7,11 +7,8 @@ import torch
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Plan
-from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model, collect_moments, shallow, with_exits, with_static_norm
 from heterofl_flwr.nn.nested import Nested, mean_passes
-from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
-from heterofl_flwr.training.joint_losses import nested_loss
 
 HIDDEN = (4, 6, 6, 8)
 MODELS = {"cnn": 1, "preresnet18": 3, "preresnet50": 3}
@@ -130,22 +127,3 @@ def test_the_smallest_client_has_no_inner_widths():
         assert mean_passes(widths, 0.25, RATES) == {0.25: 1.0}
     with pytest.raises(ConfigError, match="widths is 'some'; expected one of none, ordered"):
         Nested(torch.nn.Linear(1, 1), [], "some")
-
-
-def train(model, widths, loss, **options):
-    generator = torch.Generator().manual_seed(1)
-    split = Split(torch.randn(24, 1, 8, 8, generator=generator), torch.randint(4, (24,), generator=generator))
-    job = TrainingJob(model=model, split=split, seed=3, classes=[0, 1, 2, 3], joint_loss=loss)
-    return train_together([job], TrainOptions(learning_rate=0.05, epochs=2, **options))[0]
-
-
-def test_weight_0_trains_as_without_distillation_bit_for_bit():
-    build, _ = BUILDS["cnn"]
-    torch.manual_seed(0)
-    plain = build(1.0)
-    distilled = build(1.0)
-    distilled.load_state_dict(plain.state_dict())
-    alone = train(plain, "none", None)
-    beside = train(nested(distilled, build), "all", lambda *both: nested_loss(*both, weight=0.0))
-    assert all(map(torch.equal, plain.parameters(), distilled.parameters()))
-    assert (alone.loss, alone.accuracy) == (beside.loss, beside.accuracy)

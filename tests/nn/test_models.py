@@ -47,12 +47,6 @@ def test_options_reach_the_model():
     assert PAPER["mnist"].build(classes=4)(0.25).linear.out_features == 4
 
 
-def test_a_model_without_norms_divides_by_no_rate():
-    x = torch.rand(2, 1, 28, 28)
-    model = build_model("mlp")(0.25)
-    assert torch.equal(model.train()(x), model.eval()(x))
-
-
 @pytest.mark.parametrize(
     ("name", "options"), [("resnet", {}), ("cnn", {"widths": (1, 2)}), ("transformer", {}), ("cnn", {"rate": 0.5})]
 )

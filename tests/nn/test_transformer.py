@@ -42,12 +42,6 @@ def test_weights_start_as_the_papers():
     assert all((value == 0).all() for name, value in model.named_parameters() if name.endswith("bias"))
 
 
-def test_a_rate_that_does_not_fit_the_heads_is_rounded_up():
-    model = Transformer(20, SHAPE, rate=0.3)
-    assert model.embedding.token.embedding_dim == 12
-    assert model.encoder[0].linear1.out_features == 8
-
-
 def _slow_attention(layer, x):
     """Attention as in the textbook: one head and one sample at a time."""
     heads = []

@@ -41,6 +41,14 @@ def test_scalefls_loss_is_the_papers():
     assert deepest_loss(LOGITS[:1], TARGETS).item() == pytest.approx(-math.log(0.25))
 
 
+def test_fjords_loss_is_the_papers():
+    teacher, smaller = softened(POSTERIORS[-1], 3), POSTERIORS[:2]
+    apart = [0.25 * -math.log(own[0]) + 0.75 * 9 * divergence(teacher, softened(own, 3)) for own in smaller]
+    found = nested_loss(LOGITS, TARGETS, weight=0.5, temperature=3, label_share=0.25)
+    assert found.item() == pytest.approx(-math.log(0.8) + 0.5 * sum(apart))
+    assert nested_loss(LOGITS, TARGETS, weight=0.0).item() == pytest.approx(-math.log(0.8))
+
+
 @pytest.mark.parametrize("loss", [mutual_loss, deepest_loss])
 def test_a_class_that_a_client_lacks_does_not_count(loss):
     absent = torch.tensor([[-math.inf]])
