@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core.axes import Axis, CoupledAxis, positions
@@ -63,33 +63,7 @@ class ChannelOrder:
 
     def _check_groups(self, model: nn.Module, *, traced: bool) -> None:
         """Raise ``ConfigError`` if permuting channels may change the model's outputs."""
-        norms = [f"{name}.weight" for name, layer in model.named_modules()
-                 if isinstance(layer, nn.GroupNorm) and 1 < layer.num_groups < layer.num_channels]  # fmt: skip
-        embeddings = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
-        matrices = [
-            (name, axis, channels)
-            for name, axes in self._channels.items()
-            for axis, channels in axes.items()
-            if model.get_parameter(name).dim() > 1
-        ]
-        faults = {name for name in norms if self._channels.get(name) and not traced}
-        layers = [(f"{name}.weight", layer) for name, layer in model.named_modules()
-                  if any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False))]  # fmt: skip
-        for (_, before), (name, layer) in pairwise(layers):
-            flattens = isinstance(before, _ConvNd) and isinstance(layer, nn.Linear)
-            if (
-                flattens
-                and before.out_channels != layer.in_features
-                and 1 in self._channels.get(name, {})
-                and not traced
-            ):
-                faults.add(name)
-        for group in self._groups:
-            inside = [(name, axis) for name, axis, ids in matrices if ((ids >= group.start) & (ids < group.stop)).any()]
-            sources = {name for name, axis in inside if axis == 0 or name in embeddings}
-            targets = {name for name, axis in inside if axis != 0 and name not in embeddings}
-            if not traced and (not sources or not targets or len(sources | targets) < 2):
-                faults |= sources | targets
+        faults = set() if traced else self._find_unknown(model)
         for name, axes in self._channels.items():
             for channels in axes.values():
                 counts = (channels[channels >= 0]).bincount(minlength=self._groups[-1].stop)
@@ -101,6 +75,36 @@ class ChannelOrder:
                 f"or go to (behind Flatten, or in a group norm): make the model by elastic, which knows, or expected "
                 f"slice_rule='prefix'"
             )
+
+    def _find_unknown(self, model: nn.Module) -> set[str]:
+        """Return parameters with channels whose origin or destination the lengths of axes do not tell."""
+        layers = {f"{name}.weight": layer for name, layer in model.named_modules()}
+        faults = {
+            name
+            for name, layer in layers.items()
+            if isinstance(layer, nn.GroupNorm)
+            and 1 < layer.num_groups < layer.num_channels
+            and self._channels.get(name, True)  # without parameters it may have channels that move
+        }
+        matrices = {name: axes for name, axes in self._channels.items() if model.get_parameter(name).dim() > 1}
+        for before, name in pairwise(matrices):
+            flattens = isinstance(layers.get(before), _ConvNd) and isinstance(layers.get(name), nn.Linear)
+            if flattens and layers[before].out_channels != layers[name].in_features and 1 in matrices[name]:
+                faults.add(name)
+        for group in self._groups:
+            inside = {
+                (name, axis)
+                for name, axes in matrices.items()
+                for axis, channels in axes.items()
+                if ((channels >= group.start) & (channels < group.stop)).any()
+            }
+            # The first axis has a layer's outputs, but not in these layers.
+            second = {name for name, _ in inside if isinstance(layers.get(name), nn.Embedding | _ConvTransposeNd)}
+            sources = {name for name, axis in inside if (axis == 0) != (name in second)}
+            targets = {name for name, axis in inside if (axis == 0) == (name in second)}
+            if not sources or not targets or len(sources | targets) < 2:
+                faults |= sources | targets
+        return faults
 
     @torch.no_grad()
     def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -87,6 +88,16 @@ def test_equal_widths_have_nothing_to_order():
     assert order.find(model.state_dict()) is None
 
 
+def test_a_transposed_convolution_has_its_inputs_first():
+    def build(rate):
+        few, many = width(8, rate), width(12, rate)
+        return nn.Sequential(nn.Conv2d(1, few, 1), nn.ReLU(), nn.ConvTranspose2d(few, many, 2), nn.Conv2d(many, 3, 1))
+
+    model, images = build(1.0).eval(), torch.randn(2, 1, 4, 4)
+    order = ChannelOrder(model, plans_of(build))
+    torch.testing.assert_close(moved(order, model, order.find(model.state_dict()))(images), model(images))
+
+
 def test_heads_of_a_transformer_keep_their_channels():
     build = build_model(
         "transformer", vocabulary=11, shape=TransformerShape(embedding=16, hidden=24, heads=2, layers=1)
@@ -134,10 +145,11 @@ class FlatAsWide(nn.Module):
 
 
 class Normed(nn.Module):
-    def __init__(self, rate):
+    def __init__(self, rate, affine=True):
         super().__init__()
         channels = width(8, rate)
-        self.conv, self.norm, self.out = nn.Conv2d(1, channels, 1), nn.GroupNorm(4, channels), nn.Linear(channels, 3)
+        norm = nn.GroupNorm(4, channels, affine=affine)
+        self.conv, self.norm, self.out = nn.Conv2d(1, channels, 1), norm, nn.Linear(channels, 3)
 
 
 class Shallow(nn.Module):
@@ -155,6 +167,7 @@ class Shallow(nn.Module):
         (Flat, "conv.weight, out.weight"),
         (FlatAsWide, "of out.weight it"),
         (Normed, "norm.weight"),
+        (partial(Normed, affine=False), "norm.weight"),
         (Shallow, r"has no two.bias, two.weight"),
     ],
 )
