@@ -104,7 +104,9 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
     """Return random example indices for each client, the same number for all; a remainder is not used."""
     size = len(targets) // clients
     if not size:
-        raise DataError(f"{len(targets)} examples are too few for {counted(clients, 'client')}: use fewer clients")
+        raise DataError(
+            f"a split of {len(targets)} examples is too small for {counted(clients, 'client')}: use fewer clients"
+        )
     order = torch.randperm(len(targets), generator=_generator(seed, "iid"))
     return order[: size * clients].view(clients, size).unbind()
 
@@ -112,7 +114,7 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 def noniid(
     targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
-    """Return the example indices of each client, and the classes of its shards for ``matching_test``.
+    """Return the example indices of each client, and the classes of its nonempty shards for ``matching_test``.
 
     Each class is cut into n shards, where n is ``clients * classes_per_client / classes``. The shards are assigned
     at random. If n is not an integer, some classes have one shard more than others. If a client draws two shards of
@@ -138,7 +140,9 @@ def noniid(
             f"no examples for {len(empty)} of {counted(clients, 'client')}, the first is client {empty[0]}: "
             f"{len(targets)} examples are too few for {draws} shards; use fewer clients"
         )
-    return rows, deal
+    # A class with fewer examples than shards has empty shards; their clients do not test it either.
+    have = [set(targets[mine].tolist()) for mine in rows]
+    return rows, tuple(tuple(name for name in names if name in mine) for names, mine in zip(deal, have, strict=True))
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:

@@ -88,13 +88,14 @@ def test_a_small_test_class_leaves_some_clients_without():
 def test_noniid_deals_each_example_once_or_says_why_not(number, clients, per_client, classes, seed):
     targets = uneven(number, classes)
     try:
-        rows, _ = noniid(targets, clients, per_client, seed, fidelity="fixed")
+        rows, deal = noniid(targets, clients, per_client, seed, fidelity="fixed")
     except (ConfigError, DataError):
         smallest = int(torch.bincount(targets).min())
         assert per_client > classes or clients * per_client < classes or smallest < clients * per_client
         return
     assert sorted(torch.cat(rows).tolist()) == list(range(number))
-    assert all(len(targets[mine].unique()) <= per_client for mine in rows)
+    assert all(targets[mine].unique().tolist() == sorted(set(held)) for mine, held in zip(rows, deal, strict=True))
+    assert max(map(len, deal)) <= per_client
 
 
 def test_dirichlet_deals_test_rows_by_shares_of_train_rows():
@@ -164,7 +165,7 @@ def test_unknown_kinds_raise_an_error():
 
 
 def test_too_many_clients_raise_an_error():
-    with pytest.raises(DataError, match="5 examples are too few for 6 clients"):
+    with pytest.raises(DataError, match="a split of 5 examples is too small for 6 clients"):
         iid(torch.zeros(5), 6, 0)
     with pytest.raises(DataError, match=r"no examples for . of . clients?, the first is client"):
         noniid(torch.tensor([0, 0, 1]), 6, 1, 0)
