@@ -117,11 +117,11 @@ def _align_split(
     targets, black = split.targets, split.black
     inputs = split.inputs if order is None else split.inputs[:, order]
     if before is not None and after is not None and before != after:
-        old, new = (torch.tensor([normal.mean, normal.deviation]) for normal in (before, after))
+        old, new = (torch.tensor([normal.mean, normal.deviation], dtype=torch.float64) for normal in (before, after))
         shape = (-1, *[1] * (inputs.dim() - 2))
-        scale, shift = old[1] / new[1], (old[0] - new[0]) / new[1]
+        scale, shift, zero = ((value / new[1]).float() for value in (old[1], old[0] - new[0], -new[0]))
         inputs = inputs * scale.view(shape) + shift.view(shape)
-        black = None if black is None else -new[0] / new[1]
+        black = None if black is None else zero
     return replace(split, inputs=inputs, targets=targets if lookup is None else lookup[targets], black=black)
 
 

@@ -24,7 +24,7 @@ Values = Sequence[int | str]
 class Raw:
     """One split before conversion.
 
-    Inputs are images in uint8 of shape (number, channels, height, width), or a table in float32 of shape (number,
+    Inputs are images in uint8 of shape (number, channels, height, width), or a table in float64 of shape (number,
     columns).
     """
 
@@ -55,20 +55,22 @@ def to_dataset(
         )
     inputs = [_to_floats(tensor) for tensor in inputs]
     normal = normal or _measure(inputs[0])
-    mean, deviation = torch.tensor(normal.mean), torch.tensor(normal.deviation)
+    mean, deviation = torch.tensor([normal.mean, normal.deviation], dtype=inputs[0].dtype)
     splits = []
     for tensor, target, place in zip(inputs, targets, (train.place, raws[-1].place), strict=True):
         if tensor.shape[1] != len(mean):
             raise DataError(f"{place}: found {tensor.shape[1]} channels, expected {len(mean)}")
         shape = (-1, *[1] * (tensor.dim() - 2))
         tensor.sub_(mean.view(shape)).div_(deviation.view(shape))
-        splits.append(Split(tensor, target, -mean / deviation if tensor.dim() == 4 else None))
+        splits.append(Split(tensor.float(), target, -mean / deviation if tensor.dim() == 4 else None))
     owned = (owners[0], owners[1]) if owners else None
     return Dataset(name, splits[0], splits[1], classes, augment, normal, names, train.columns, owned)
 
 
 def _to_floats(inputs: Tensor) -> Tensor:
-    floats = inputs.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    """Return a copy that may be changed: pixels from 0 to 1 in float32, other values as they are."""
+    kind = torch.float32 if inputs.dtype == torch.uint8 else inputs.dtype
+    floats = inputs.to(kind, memory_format=torch.contiguous_format, copy=True)
     return floats.div_(255) if inputs.dtype == torch.uint8 else floats
 
 
@@ -89,22 +91,21 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
                 f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
             )
         return _number([raw.labels for raw in raws], names), len(names), names
-    targets = [torch.as_tensor(raw.labels, dtype=torch.int64) for raw in raws]
-    largest = int(targets[0].max())
-    if not train.names and largest > max(len(targets[0]), MOST_EXPECTED):
+    splits = [[int(label) for label in raw.labels] for raw in raws]
+    largest = max(splits[0])
+    if not train.names and largest > max(len(splits[0]), MOST_EXPECTED):
         raise DataError(
-            f"{train.place}: found label {largest} among {len(targets[0])} examples; expected class numbers 0, 1, 2, "
+            f"{train.place}: found label {largest} among {len(splits[0])} examples; expected class numbers 0, 1, 2, "
             "...: is data.label the column of the classes?"
         )
     classes = len(train.names) if train.names else largest + 1
-    for raw, target in zip(raws, targets, strict=True):
-        wrong = target[(target < 0) | (target >= classes)]
-        if len(wrong):
+    for raw, labels in zip(raws, splits, strict=True):
+        if wrong := [label for label in labels if not 0 <= label < classes]:
             raise DataError(
-                f"{raw.place}: found label {int(wrong[0])}; expected 0 to {classes - 1}, the classes of the train "
+                f"{raw.place}: found label {wrong[0]}; expected 0 to {classes - 1}, the classes of the train "
                 "split: number the classes from 0, or leave out examples without a label"
             )
-    return targets, classes, train.names or ()
+    return [torch.tensor(labels) for labels in splits], classes, train.names or ()
 
 
 def number_owners(*splits: Values | None) -> list[Tensor]:

@@ -1,6 +1,8 @@
 """Reading of a folder or a hub data set with Hugging Face's ``datasets``."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -18,6 +20,10 @@ from heterofl_flwr.data.known import Columns, Source
 from heterofl_flwr.data.text import Texts, to_text
 
 PARTS = ("train", "test")
+TABLES = (".csv", ".tsv", ".txt", ".parquet", ".json", ".jsonl", ".arrow")
+INDEXES = ("Unnamed: ", "__index_level_")
+"""How the names of the columns begin into which pandas writes row numbers."""
+
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -40,17 +46,12 @@ def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Da
 
 
 def _read_folder(folder: Path) -> Any:
+    if (images := _read_image_folders(folder)) is not None:
+        return images
     datasets.disable_progress_bars()
-    options: dict[str, Any] = {}
-    if _has_classes_of_images(folder):
-        # Otherwise ``datasets`` drops the label of a folder with a single class, and takes a class for a split if it
-        # is named like one: the images of test/train would be training examples.
-        names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        parts = {name: f"{name}/**" for name in names}
-        options = {"drop_labels": False, "data_files": parts if set(names) <= set(PARTS) else None}
     try:
         with TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # leave no copy of the data in the user's cache
-            return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True, **options)
+            return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
     except Exception as error:  # missing files, damaged files and several configurations all raise different errors
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         text = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
@@ -64,13 +65,29 @@ def _read_folder(folder: Path) -> Any:
         datasets.enable_progress_bars()
 
 
-def _has_classes_of_images(folder: Path) -> bool:
-    """Whether all files are images in subfolders named after their classes."""
-    below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    folders = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-    return bool(folders) and all(
-        path.suffix.lower() in IMAGES and len(path.parts) > 1 + (path.parts[0] in PARTS) for path in folders
-    )
+def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
+    """Return images by split, labelled with the names of their folders; None if ``folder`` has another layout.
+
+    ``datasets`` would leave out folders that are links, drop the label of a single class, and take a class or a file
+    for a split if it is named like one: the images of train/test would be test examples too.
+    """
+    files = [Path(name) for name in sorted(glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]
+    parts = {path: path.parts[0].lower() for path in files if path.suffix.lower() in IMAGES}
+    has_splits = "train" in parts.values()
+    if set(PARTS) <= set(parts.values()):
+        parts = {path: part for path, part in parts.items() if part in PARTS}
+    depths = {len(path.parts) for path in parts}
+    is_labelled = min(depths, default=0) > 2 if has_splits else depths == {2} and "test" not in parts.values()
+    if not is_labelled or any(path.suffix.lower() in TABLES for path in files):
+        return None
+    names = sorted({path.parent.name for path in parts})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    splits: dict[str, dict[str, list[Any]]] = defaultdict(lambda: {"image": [], "label": []})
+    for path, part in parts.items():
+        columns = splits[part if has_splits else "train"]
+        columns["image"].append(str(folder / path))
+        columns["label"].append(names.index(path.parent.name))
+    return {part: datasets.Dataset.from_dict(columns, features) for part, columns in splits.items()}
 
 
 def _read_hub(path: str) -> Any:
@@ -123,7 +140,9 @@ class _Table:
             column = self.column(name)
             if not any(fits(column.type) for fits in (types.is_integer, types.is_boolean, types.is_floating)):
                 raise self.error(f"column {name} of type {column.type}", expected)
-            numbers.append(torch.tensor(column.cast(pa.float32(), safe=False).to_numpy()))
+            if name.startswith(INDEXES):
+                raise self.error(f"the row numbers of pandas, {name},", "a table without them (index=False)")
+            numbers.append(torch.tensor(column.cast(pa.float64(), safe=False).to_numpy()))
             if not numbers[-1].isfinite().all():
                 raise DataError(f"{self.place}: column {name} holds NaN or infinities; expected finite numbers")
         return torch.stack(numbers, dim=1)
@@ -153,7 +172,7 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
     is_text = "label" not in names and getattr(features.get("text"), "dtype", "") in ("string", "large_string")
     if columns.text or (is_text and not (images or stated or columns.label)):
         return Texts(table.column(columns.text or "text").cast(pa.string()).to_pylist(), place, owners)
-    if columns.label or "label" in names:
+    if columns.label or "label" in features:  # it may name the owners, too
         label = columns.label or "label"
     elif len(stated) == 1:
         label = next(iter(stated))
@@ -180,7 +199,7 @@ def _read_images(split: datasets.Dataset, name: str, place: str) -> torch.Tensor
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
     try:
         for image in split.cast_column(name, datasets.Image())[name]:
-            if image.mode in ("I", "F", "I;16", "I;16B", "I;16L"):
+            if image.mode.startswith(("I", "F")):
                 fault = f"found {image.mode} pixels, expected 8 bits a channel: convert the image"
                 raise DataError(f"{place}, image {len(images)}: {fault}")
             images.append(np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")))

@@ -12,7 +12,8 @@ from heterofl_flwr.data.dataset import Normal
 from heterofl_flwr.data.known import Facts
 from tests.data.files import SIZE, png, write
 
-ROWS = {"ill": [(1, 5), (2, 6)], "unknown": [(3, 9), (7, 1)], "well": [(-4, 2), (0, 0)]}
+TIME = 1_700_000_000  # float32 has no number between it and this one plus 64
+ROWS = {"ill": [(1, TIME + 5), (2, TIME + 6)], "unknown": [(3, TIME), (7, TIME + 1)], "well": [(-4, TIME), (0, TIME)]}
 
 
 def table(folder, classes=tuple(ROWS), columns="ab"):

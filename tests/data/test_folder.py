@@ -11,7 +11,13 @@ from tests.data.files import SIZE, image_folder, image_table, png, write, write_
 
 
 @pytest.mark.parametrize(
-    "lines", ["a,b,label\n1,5,0\n3,5,1\n", "label,a,b\n0,1,5\n1,3,5\n", "a,b,kind\n1,5,no\n3,5,yes\n"]
+    "lines",
+    [
+        "a,b,label\n1,5,0\n3,5,1\n",
+        "label,a,b\n0,1,5\n1,3,5\n",
+        "a,b,kind\n1,5,no\n3,5,yes\n",
+        "a,b,label\n1700000001,5,0\n1700000003,5,1\n",  # two float64 values of one float32
+    ],
 )
 def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines):
     write(tmp_path / "train.csv", lines)
@@ -30,7 +36,8 @@ def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines):
         ("a,label\n1,0\ninf,1\n", None, "column a holds NaN or infinities"),
         ("a,label\n1,0.5\n2,1.5\n", None, "label is of type double; expected whole numbers or texts"),
         ("a,label\n1,0\n", "a,label\n1,1\n", "split test: found label 1; expected 0 to 0"),
-        ("a,label\n1,0\n2,9999999999\n", None, "found label 9999999999 among 2 examples; expected class numbers"),
+        ("a,label\n1,0\n2,9223372036854775808\n", None, "label 9223372036854775808 among 2 examples; expected class"),
+        (",a,label\n0,5,0\n1,6,1\n", None, "the row numbers of pandas, Unnamed: 0, .* a table without them"),
         ("a,label\n1,yes\n", "a,label\n1,0\n", "split test: found 0, which the train split lacks"),
     ],
 )
@@ -117,12 +124,26 @@ def test_a_relative_folder_comes_after_short_names_only(tmp_path, monkeypatch):
     assert load_dataset("my/pictures").name == "my/pictures"  # that below the root comes first
 
 
-def test_classes_may_have_the_names_of_splits(tmp_path):
-    for part, names in {"train": ["test", "train", "val"], "test": ["test", "train"]}.items():
+@pytest.mark.parametrize(("train", "more"), [("train", "val/val/0.png"), ("train", "train/Thumbs.db"), ("Train", ".x")])
+def test_classes_may_have_the_names_of_splits(tmp_path, train, more):
+    """Of images in train/test, none is a test example, whatever else the folder holds."""
+    for part, names in {train: ["test", "train", "val"], "test": ["test", "train"]}.items():
         for number, name in enumerate(names):
             write(tmp_path / part / name / "0.png", png(number))
+    write(tmp_path / more, png(9))
     data = load_dataset(str(tmp_path))
     assert (data.names, data.train.targets.tolist(), len(data.test)) == (("test", "train", "val"), [0, 1, 2], 2)
+
+
+def test_without_splits_each_image_is_read(tmp_path):
+    """Those outside ``dev`` and without ``test`` in their names were left out."""
+    for number in range(10):
+        write(tmp_path / "bus" / f"{'test_' * (number % 2)}{number}.png", png(number))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "bus").symlink_to(tmp_path / "bus")
+    write(tmp_path / "links" / "dev" / "0.png", png(0))
+    data = load_dataset(str(tmp_path / "links"))
+    assert (data.names, data.train.targets.bincount().tolist(), len(data.test)) == (("bus", "dev"), [8, 1], 2)
 
 
 def test_an_image_folder_has_its_folders_as_classes(tmp_path):
@@ -183,13 +204,16 @@ def test_of_a_single_file_a_part_of_each_class_is_held_out(tmp_path, name):
     data = load_dataset(str(tmp_path), label="kind", owner="who")
     assert data.columns == ("value",)
     assert [own.bincount().tolist() for own in data.owners] == [[16, 8, 8], [4, 2, 2]]
+    write(tmp_path / name, (tmp_path / name).read_text().replace("kind", "label", 1))
+    data = load_dataset(f"{tmp_path}/.", owner="label")  # the label, too, not the column before it
+    assert (data.columns, data.names, data.owners[1].tolist()) == (("value", "who"), ("a", "b"), [0, 1] * 4)
 
 
 def test_without_a_test_folder_images_are_held_out(tmp_path):
     for number in range(10):
         write(tmp_path / "train" / ("cat", "dog")[number % 2] / f"{number}.png", png(number))
     write(tmp_path / "val" / "cat" / "0.png", png(1))
-    with pytest.raises(DataError, match="has no test split, only train, validation"):
+    with pytest.raises(DataError, match="has no test split, only train, val:"):
         load_dataset(str(tmp_path))
     shutil.rmtree(tmp_path / "val")
     assert load_dataset(str(tmp_path)).test.targets.tolist() == [0, 1]
