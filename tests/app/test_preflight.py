@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("machine")
         (["--set", "server.strategy=fedh2l", "--mix=a", "--set=distill.seed-size=5000"], "a seed set of 5000 examples"),
         (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
         (["--clients", "4", "--set=data.split=non-iid-2"], "1 to 10 classes for each client, and 5 or more clients"),
-        (["--clients", "5000"], "1442 examples are too few for 5000 clients: use fewer clients"),
+        (["--clients", "5000"], "a split of 1442 examples is too small for 5000 clients: use fewer clients"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, arguments, text):
