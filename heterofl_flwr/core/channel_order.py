@@ -1,11 +1,11 @@
 """Order of channels by importance."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core.axes import Axis, CoupledAxis, positions
@@ -87,10 +87,6 @@ class ChannelOrder:
             and self._channels.get(name, True)  # without parameters it may have channels that move
         }
         matrices = {name: axes for name, axes in self._channels.items() if model.get_parameter(name).dim() > 1}
-        for before, name in pairwise(matrices):
-            flattens = isinstance(layers.get(before), _ConvNd) and isinstance(layers.get(name), nn.Linear)
-            if flattens and layers[before].out_channels != layers[name].in_features and 1 in matrices[name]:
-                faults.add(name)
         for group in self._groups:
             inside = {
                 (name, axis)

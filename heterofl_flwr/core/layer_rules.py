@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -11,7 +12,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from heterofl_flwr.common.errors import ShapeError, UnsupportedLayerError
-from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
+from heterofl_flwr.core.axes import Axes, Axis, PrefixAxis, axes_between
 from heterofl_flwr.core.exchanged import exchanged_parameters, first_names
 from heterofl_flwr.core.rule_registry import Registry, Rule
 
@@ -178,8 +179,28 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
                 f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
             )
     _check_last_layer(full_model, local)
+    axes = _without_tied(full_model, local, axes)
+    if "plan_rule" not in vars(full_model):  # elastic knows the channels behind Flatten
+        axes |= _find_flattened(full_model, axes)
     exchanged = exchanged_parameters(local)
-    return {name: axes_of for name, axes_of in _without_tied(full_model, local, axes).items() if name in exchanged}
+    return {name: axes_of for name, axes_of in axes.items() if name in exchanged}
+
+
+def _find_flattened(full_model: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
+    """Return the axes of linear layers behind Flatten, which have several entries of each channel.
+
+    Such a layer comes right after a convolution, and its inputs are a multiple of the convolution's channels.
+    """
+    named = full_model.named_modules()
+    layers = [(name, layer) for name, layer in named if any(own.dim() > 1 for own in layer.parameters(recurse=False))]
+    flattened = {}
+    for (_, before), (name, layer) in pairwise(layers):
+        if isinstance(before, _ConvNd) and isinstance(layer, nn.Linear) and f"{name}.weight" in axes:
+            rows, columns = axes[f"{name}.weight"]
+            several = layer.in_features > before.out_channels and layer.in_features % before.out_channels == 0
+            if several and columns == Axis(columns.size, columns.local_size):
+                flattened[f"{name}.weight"] = rows, *_prefix_only({name: (columns,)})[name]
+    return flattened
 
 
 def _check_last_layer(full_model: nn.Module, local: nn.Module) -> None:

@@ -128,9 +128,9 @@ class Plan:
         """Raise ``ConfigError`` if an axis can keep only its first entries."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
-                f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
-                f"would have channels of several. Expected slice_rule='prefix', attention that keeps its heads and "
-                f"makes them narrower, or a model made by elastic, which knows the channels of each group"
+                f"{listed(dropped)} keep a prefix of their groups, heads or, behind Flatten, channels, with all "
+                f"entries of each; other slices would have entries of several. Expected slice_rule='prefix', attention "
+                f"that keeps its heads and makes them narrower, or a model made by elastic, which knows the channels"
             )
         coupled = {name: [axis for axis in axes if isinstance(axis, CoupledAxis)] for name, axes in self.axes.items()}
         if uneven := [name for name, axes in coupled.items() if not all(axis.is_even for axis in axes)]:

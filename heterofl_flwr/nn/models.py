@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
+from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.widths import width
 from heterofl_flwr.nn.layers import make_norm, make_scaler
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet, PreResNet
@@ -120,6 +122,22 @@ class MLP(nn.Module):
         """Return logits (batch, classes)."""
         logits: torch.Tensor = self.output(self.hidden(x))
         return logits
+
+
+@register(MLP)
+def _find_flattened(full_layer: MLP, local: MLP) -> dict[str, Axes]:
+    """Slicing rule: behind Flatten, keep all entries of a channel."""
+    channels = [layer.out_channels for layer in full_layer.hidden if isinstance(layer, nn.Conv2d)]
+    if not channels:
+        return {}
+    (name, linear), (_, smaller) = (
+        next((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+        for model in (full_layer, local)
+    )
+    pixels = linear.in_features // channels[-1]
+    places = [(0, channel) for channel in range(channels[-1]) for _ in range(pixels)]
+    inputs = build_channel_axis(places, [(channels[-1], smaller.in_features // pixels)])
+    return {f"{name}.weight": (Axis(linear.out_features, smaller.out_features), inputs)}
 
 
 Build = Callable[[float], nn.Module]

@@ -72,11 +72,6 @@ def test_a_node_with_another_base_is_refused():
         play(odd(finer), MIX, NODES, build=levels())
 
 
-def test_a_base_in_bfloat16_is_the_same():
-    rounded = other(lambda own: own.copy_(own.bfloat16()))
-    assert play(odd(rounded), MIX, NODES, build=levels()).log.failures == {}
-
-
 def test_a_run_goes_on_from_a_checkpoint_of_adapters_alone(tmp_path):
     costs = Costs(levels(), Mix.parse(MIX), words())
     assert costs.model().global_model.bytes == sum(

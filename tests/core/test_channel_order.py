@@ -134,16 +134,6 @@ class Flat(nn.Module):
         self.conv, self.out = nn.Conv2d(1, channels, 1), nn.Linear(4 * channels, 3)
 
 
-class FlatAsWide(nn.Module):
-    """As many entries behind Flatten as another layer has channels."""
-
-    def __init__(self, rate):
-        super().__init__()
-        many, few = width(16, rate), width(4, rate)
-        self.wide, self.conv, self.last = nn.Conv2d(1, many, 1), nn.Conv2d(many, few, 1), nn.Conv2d(few, few, 1)
-        self.out = nn.Linear(4 * few, 3)
-
-
 class Normed(nn.Module):
     def __init__(self, rate, affine=True):
         super().__init__()
@@ -165,7 +155,6 @@ class Shallow(nn.Module):
     ("build", "text"),
     [
         (Flat, "conv.weight, out.weight"),
-        (FlatAsWide, "of out.weight it"),
         (Normed, "norm.weight"),
         (partial(Normed, affine=False), "norm.weight"),
         (Shallow, r"has no two.bias, two.weight"),

@@ -139,8 +139,7 @@ def test_a_slice_computes_what_the_zeroed_global_layer_does(case, slice_function
 
 def test_every_registered_layer_is_tested():
     made = {kind for case in CASES.values() for kind in type(case.make(FULL)).__mro__}
-    only_by_shape = {nn.LayerNorm, nn.RMSNorm, nn.SyncBatchNorm, ParametrizationList}
-    only_by_shape |= {nn.BatchNorm3d}
+    only_by_shape = {nn.LayerNorm, nn.RMSNorm, nn.SyncBatchNorm, nn.BatchNorm3d, ParametrizationList}
     ours = {kind for kind in _rules if kind.__module__.startswith("torch.")}
     assert ours - made == only_by_shape
 
@@ -196,10 +195,16 @@ def test_a_parametrization_with_a_buffer_of_its_own_raises():
 @pytest.mark.parametrize("name", ["depthwise, three each", "groups of constant size", "attention of fewer heads"])
 def test_groups_and_heads_that_are_dropped_are_the_last_ones(name):
     plan = Plan.of(CASES[name].make(FULL), CASES[name].make(2))
-    with pytest.raises(ConfigError, match=r"weight.* keep a prefix of their groups or heads, .*elastic"):
+    with pytest.raises(ConfigError, match=r"weight.* keep a prefix of their groups, heads or, .*elastic"):
         plan.sliced(SLICE_FUNCTIONS["rolling"])
     assert plan.sliced(prefix) == plan
     Plan.of(CASES[name].make(FULL), CASES[name].make(FULL)).sliced(SLICE_FUNCTIONS["rolling"])
+
+
+def test_a_layer_behind_flatten_keeps_a_prefix():
+    full, local = (nn.Sequential(nn.Conv2d(1, n, 1), nn.Flatten(), nn.Linear(4 * n, 3)) for n in (4, 2))
+    with pytest.raises(ConfigError, match=r"^2\.weight keep a prefix of their groups, heads or, behind Flatten"):
+        Plan.of(full, local, slice_function=SLICE_FUNCTIONS["rolling"])
 
 
 @pytest.fixture(autouse=True)

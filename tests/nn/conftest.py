@@ -17,6 +17,7 @@ def small() -> Callable[..., Callable[[float], nn.Module]]:
     """Return a function from a model's name and options to a small model's ``build``."""
     shapes: dict[str, dict[str, object]] = {
         "cnn": {"channels": 3, "hidden": (16, 32)},
+        "lenet": {"inputs": (3, 16, 16), "hidden": (6, 16), "convolutions": 1},
         "preresnet18": {"hidden": (16, 16, 32, 32)},
         "preresnet50": {"hidden": (16, 16, 32, 32)},
         "transformer": {

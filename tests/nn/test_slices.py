@@ -20,7 +20,7 @@ SLICE_FUNCTIONS = {"prefix": prefix, "rolling": twin.rolling(2), "scattered": tw
 
 
 @pytest.mark.parametrize("slice_function", SLICE_FUNCTIONS.values(), ids=SLICE_FUNCTIONS)
-@pytest.mark.parametrize("name", ["cnn", "preresnet18", "preresnet50"])
+@pytest.mark.parametrize("name", ["cnn", "lenet", "preresnet18", "preresnet50"])
 def test_a_smaller_model_is_the_global_one_with_the_rest_zeroed(small, inputs, name, slice_function):
     build, x = small(name), inputs(name)
     full = build(1.0)
