@@ -1,7 +1,8 @@
 """Export of a model in several formats."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,8 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, counted, first_line, short
 from heterofl_flwr.common.files import writing
-from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
-from heterofl_flwr.nn.execution import call
+from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Run, Traced, formats_named
+from heterofl_flwr.nn.execution import call, named_tensors
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import is_measured, with_static_norm
 
@@ -24,8 +25,12 @@ TOLERANCE = 1e-4
 """Largest error of an output, as a fraction of the model's largest output.
 
 Of seven digits in float32, a deep model keeps about five if additions are reordered. The error is relative to the
-largest output, because rounding errors depend on the terms of a sum, even if the sum is small.
+largest output, because rounding errors depend on the terms of a sum, even if the sum is small. A model with tensors of
+fewer digits has a larger tolerance.
 """
+
+ROUNDINGS = 4
+"""Smallest tolerance, as a multiple of the distance of 1 to the next number: of float16, 0.004."""
 
 
 def export_model(
@@ -40,8 +45,8 @@ def export_model(
 ) -> dict[str, int]:
     """Export a model to files in a folder, and return the size of each format in bytes.
 
-    Every file is opened again, and its outputs may differ from the model's by at most 1e-4 of the largest output. After
-    an error, the folder is unchanged.
+    Every file is opened again, and its outputs may differ from the model's by at most 1e-4 of the largest output, or by
+    0.004 of it if the model has tensors in float16. After an error, the folder is unchanged.
 
     Parameters
     ----------
@@ -72,8 +77,7 @@ def export_model(
     copied = copy.deepcopy(model if moments is None else with_static_norm(model, moments))
     copied.cpu().eval().requires_grad_(False)
     _check_statistics(copied)
-    with torch.inference_mode():
-        returned = call(copied, examples)
+    returned = _run(type(model).__name__, partial(call, copied), examples, "expected what it is trained on")
     expected, names = _read_outputs(returned), _name_outputs(returned, outputs)
     if not all(bool(output.isfinite().all()) for output in expected):
         raise HeteroFLError(
@@ -81,9 +85,13 @@ def export_model(
             "was trained on"
         )
     traced = Traced(copied, trace(copied, examples, dynamic), examples, dynamic, names)
+    dtypes = {tensor.dtype for tensor in (*named_tensors(copied).values(), *expected) if tensor.is_floating_point()}
+    tolerance = max([TOLERANCE, *(ROUNDINGS * torch.finfo(dtype).eps for dtype in dtypes)])
     target = Path(folder)
     sizes: dict[str, int] = {}
-    with writing(target), TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+    # Within a folder that exists, because it may be of another file system than its parent folder.
+    place = target if target.is_dir() else target.parent
+    with writing(target), TemporaryDirectory(dir=place, prefix=f".{target.name}.") as temporary:
         for name, kind in chosen.items():
             path = Path(temporary, kind.file)
             try:
@@ -96,19 +104,26 @@ def export_model(
                     f"{type(model).__name__} cannot be written as {name} and opened again: {_describe(error)}. Other "
                     f"formats: {', '.join(text for text in FORMATS if text != name)} (formats=[...])"
                 ) from error
-            compare(name, opened, examples, expected)
+            compare(name, opened, examples, expected, tolerance)
             sizes[name] = sum(part.stat().st_size for part in path.parent.glob(f"{kind.file}*"))
         _replace(target, Path(temporary))
     return sizes
 
 
+def _run(name: str, run: Run, inputs: Inputs, remedy: str) -> object:
+    try:
+        with torch.inference_mode():
+            return run(inputs)
+    except Exception as error:  # raised by the model's code, a guard of torch or the runtime
+        raise HeteroFLError(f"{name} does not run on the inputs: {first_line(error)}; {remedy}") from error
+
+
 def _replace(target: Path, new: Path) -> None:
     target.mkdir(exist_ok=True)
-    for kind in FORMATS.values():
-        for end in ("", ".data"):
-            (target / f"{kind.file}{end}").unlink(missing_ok=True)
-    for path in new.iterdir():
-        path.rename(target / path.name)
+    written = [path.replace(target / path.name) for path in new.iterdir()]
+    for path in (target / f"{kind.file}{end}" for kind in FORMATS.values() for end in ("", ".data")):
+        if path not in written:
+            path.unlink(missing_ok=True)
 
 
 def read_inputs(inputs: object) -> Inputs:
@@ -176,16 +191,10 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
     return program
 
 
-def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
+def compare(name: str, run: Run, inputs: Inputs, expected: Sequence[Tensor], tolerance: float = TOLERANCE) -> None:
     """Run an exported file; raise ``HeteroFLError`` if its outputs differ from the expected ones."""
-    try:
-        with torch.inference_mode():
-            outputs = _read_outputs(run(inputs))
-    except Exception as error:  # raised by a guard of torch or by the runtime
-        raise HeteroFLError(
-            f"the {name} file does not run on the inputs: {first_line(error)}. Nothing was written; if the model's "
-            f"code asks for a certain length, leave that axis out of dynamic"
-        ) from error
+    remedy = "nothing was written; if the model's code asks for a certain length, leave that axis out of dynamic"
+    outputs = _read_outputs(_run(f"the {name} file", run, inputs, remedy))
     kinds = [
         ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors) for tensors in (outputs, expected)
     ]
@@ -193,11 +202,11 @@ def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected
         raise HeteroFLError(f"the {name} file puts out {kinds[0]}; the model puts out {kinds[1]}. Nothing was written")
     for output, reference in zip(outputs, expected, strict=True):
         largest = reference.double().abs().max().item() if reference.numel() else 0.0
-        if not torch.allclose(output.double(), reference.double(), rtol=0, atol=TOLERANCE * largest):
+        if not torch.allclose(output.double(), reference.double(), rtol=0, atol=tolerance * largest):
             distance = (output.double() - reference.double()).abs().max().item()
             raise HeteroFLError(
                 f"the {name} file says something else than the model: its outputs are up to {distance:.3g} off, and "
-                f"the largest is {largest:.3g}; expected {TOLERANCE:g} of that at most. Nothing was written; please "
+                f"the largest is {largest:.3g}; expected {tolerance:g} of that at most. Nothing was written; please "
                 f"report the model and the versions of torch and onnx"
             )
 

@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, extra
+from heterofl_flwr.common.files import reading
 from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.core.exchanged import first_names
 from heterofl_flwr.nn.execution import call, device_of
@@ -70,10 +70,8 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     path : str | Path
         Path of the file.
     """
-    try:
+    with reading(Path(path), "expected a model.safetensors of an export"):
         state: Mapping[str, Tensor] = load(Path(path).read_bytes())
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; expected a model.safetensors of an export") from error
     loaded = copy.deepcopy(model).eval()
     device = device_of(loaded)
     for name, layer in batch_norms(loaded).items():

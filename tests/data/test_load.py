@@ -15,16 +15,7 @@ from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data import load_dataset, split_dataset
 from heterofl_flwr.data.convert import hold_out, number_owners
 from heterofl_flwr.data.known import Facts
-from heterofl_flwr.data.load import _load
 from tests.data.files import png
-
-
-@pytest.fixture
-def fresh():
-    """Forget what was loaded, before and after."""
-    _load.cache_clear()
-    yield
-    _load.cache_clear()
 
 
 @pytest.fixture

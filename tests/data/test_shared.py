@@ -19,7 +19,10 @@ from heterofl_flwr.data.load import _load, shared_dataset
 from heterofl_flwr.data.shared import VARIABLE, find, share
 from tests.data.files import image_folder, write_table
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory is shared so on Linux alone")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory is shared so on Linux alone"),
+    pytest.mark.usefixtures("fresh"),
+]
 
 OTHER = """
 import sys
@@ -31,14 +34,6 @@ print(*{line.split()[4] for line in Path("/proc/self/maps").read_text().splitlin
 print(float(data.train.inputs.sum()), data.train.targets.tolist(), data.names, data.normal)
 data.train.inputs.zero_()
 """
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    """Forget what was loaded, before and after."""
-    _load.cache_clear()
-    yield
-    _load.cache_clear()
 
 
 def inode_of(tensor):

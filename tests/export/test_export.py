@@ -3,6 +3,8 @@
 import sys
 import warnings
 import zipfile
+from tempfile import TemporaryDirectory
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -216,12 +218,22 @@ def test_outputs_too_far_off_or_of_another_type_raise(found, expected, message):
         compare("onnx", lambda inputs: [found], (), [expected])
 
 
-def test_an_earlier_export_is_replaced_and_other_files_stay(tmp_path):
+def test_an_earlier_export_is_replaced_and_other_files_stay(tmp_path, monkeypatch):
+    """All is written within the folder, which may be mounted alone, and its parent read-only."""
     model, inputs = small()
     (tmp_path / "mine.txt").touch()
+    temporary = Mock(wraps=TemporaryDirectory)
+    monkeypatch.setattr(export, "TemporaryDirectory", temporary)
     for formats_ in (["safetensors", "pt2"], ["safetensors"]):
         export_model(model, inputs, tmp_path, formats=formats_)
         assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", *(f"model.{name}" for name in formats_)}
+    assert [used.kwargs["dir"] for used in temporary.call_args_list] == [tmp_path] * 2
+
+
+def test_float16_is_compared_within_its_own_precision(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 4)).half()
+    assert export_model(model, torch.randn(16, 64).half(), tmp_path / "half", formats=["onnx"])
 
 
 FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
@@ -237,6 +249,7 @@ FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
         (Then(lambda self, x: (x, range(3))), torch.ones(2, 3), "returns tensors alone .*config.use_cache = False"),
         (FOR_TWO, torch.ones(2, 3), "takes lengths from their shapes"),
         (FOR_TWO, (torch.zeros(2, 1), 3), "the inputs are tuple; expected"),
+        (nn.Linear(3, 2), torch.ones(2, 4), "Linear does not run on the inputs: RuntimeError: mat1"),
     ],
 )
 def test_a_model_or_inputs_that_cannot_be_exported_raise(model, inputs, message, tmp_path):
