@@ -113,23 +113,23 @@ class _Table:
 
     def column(self, name: str) -> pa.ChunkedArray:
         if name not in self.table.column_names:
-            matches = ", ".join(self.table.column_names)
-            raise DataError(f"{self.place}: found the columns {matches}; expected one named {name}: name one found")
+            raise self.error(f"no column {name}", "it, or another name")
         column = self.table.column(name)
-        if missing := column.null_count:
-            matches = f"{missing} of {len(column)} values of column {name} are missing"
-            raise DataError(f"{self.place}: {matches}; fill them in")
+        if column.null_count:
+            raise DataError(
+                f"{self.place}: {column.null_count} of {len(column)} values of column {name} are missing; fill them in"
+            )
         return column
 
     def values(self, name: str, what: str) -> Values:
         column = self.column(name)
-        values = column.to_pylist()
+        values: Values = column.to_pylist()
         if not all(isinstance(value, int | str) for value in values):
             raise DataError(
                 f"{self.place}: the {what} column {name} is of type {column.type}; expected whole numbers or texts: "
                 "name another column (data.label, or natural-<column> in data.split)"
             )
-        return [int(value) if isinstance(value, bool) else value for value in values]
+        return values
 
     def numbers(self, names: Sequence[str]) -> torch.Tensor:
         expected, types = "an image column or columns of numbers", pa.types

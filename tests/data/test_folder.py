@@ -97,7 +97,7 @@ def test_two_class_columns_without_label_raise_an_error(tmp_path):
         write_table(tmp_path / f"{part}.parquet", {"image": [png(1)], "fine": [0], "coarse": [0]}, features)
     with pytest.raises(DataError, match=r"found 2 class columns \(fine, coarse\) .* or by data\.label"):
         load_dataset(str(tmp_path))
-    with pytest.raises(DataError, match=r"found the columns image, fine, coarse; expected one named finer"):
+    with pytest.raises(DataError, match=r"found no column finer among the columns image, fine, coarse; expected it"):
         load_dataset(str(tmp_path), label="finer")
 
 

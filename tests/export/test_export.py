@@ -18,7 +18,7 @@ from heterofl_flwr.common.errors import ConfigError, HeteroFLError, MissingExtra
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.export import FORMATS, export, export_model, formats, load_state
 from heterofl_flwr.export.export import compare
-from heterofl_flwr.nn import CNN, PreResNet, collect_moments
+from heterofl_flwr.nn import PreResNet, collect_moments
 from tests.elastic_models.families import Then
 from tests.export.models import CASES, cnn, images, preresnet, text
 
@@ -242,7 +242,6 @@ FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
 @pytest.mark.parametrize(
     ("model", "inputs", "message"),
     [
-        (CNN(1, 10, (8, 8)), images(1), r"no statistics in 2 layers \(features.norm1, features.norm2\)"),
         (nn.InstanceNorm2d(1, track_running_stats=True), images(1), "norms have no statistics in 1 layer"),
         (Then(lambda self, x: x / 0), torch.ones(2, 3), "hold NaN or infinities"),
         (Then(lambda self, x: x * 2 if x.sum() > 0 else x), torch.ones(2, 3), "cannot make a program of Then"),
@@ -290,8 +289,6 @@ def test_tied_weights_are_written_once(tmp_path):
 
 def test_tensors_of_another_model_raise(tmp_path):
     path = tmp_path / "model.safetensors"
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_state(nn.Linear(2, 2), path)
     path.write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_state(nn.Linear(2, 2), path)
