@@ -49,6 +49,12 @@ def rejected(capsys, *arguments) -> str:
     return capsys.readouterr().err
 
 
+def rewritten(run, **changes):
+    path = run / "settings.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "settings": {**content["settings"], **changes}}))
+
+
 def test_one_training_gives_a_model_for_each_level(run, capsys):
     assert main(["export", str(run), *QUICK]) == 0
     accuracy = RunFolder(run).history()[-1].evaluate["global-accuracy"]
@@ -60,10 +66,8 @@ def test_one_training_gives_a_model_for_each_level(run, capsys):
 
 
 def test_code_that_only_a_run_calls_needs_no_trust(run, capsys):
-    stored = json.loads((run / "settings.json").read_text())
     for name, code in (("run.callbacks", 0), ("evaluate.metric", 2)):
-        settings = {**stored["settings"], name: "not_installed:Own"}
-        (run / "settings.json").write_text(json.dumps({**stored, "settings": settings}))
+        rewritten(run, **{name: "not_installed:Own"})
         assert main(["export", str(run), *QUICK]) == code
     assert "evaluate.metric=not_installed:Own" in capsys.readouterr().err
 
@@ -115,12 +119,6 @@ def test_a_level_alone_may_go_elsewhere(run, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"c", "README.md"}
     assert not (run / "exports").exists()
     assert "--level b: the run has no such model; expected some of a, c" in rejected(capsys, run, "--level", "b")
-
-
-def rewritten(run, **changes):
-    path = run / "settings.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "settings": {**content["settings"], **changes}}))
 
 
 @pytest.mark.parametrize(

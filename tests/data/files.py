@@ -39,9 +39,9 @@ def write_table(path: Path, columns, features=None) -> None:
     parquet.write_table(table, path)
 
 
-def image_table(path: Path, values, labels, *, column="image", mode="L", features=True, label="label") -> None:
-    columns = {column: [{"bytes": png(value, mode), "path": None} for value in values], label: labels}
-    stated = {column: {"_type": "Image"}, label: {"_type": "ClassLabel", "names": ["no", "yes", "maybe"]}}
+def image_table(path: Path, values, labels, *, column="image", mode="L", features=True) -> None:
+    columns = {column: [{"bytes": png(value, mode), "path": None} for value in values], "label": labels}
+    stated = {column: {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["no", "yes", "maybe"]}}
     write_table(path, columns, stated if features else None)
 
 
