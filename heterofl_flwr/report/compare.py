@@ -16,7 +16,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
-from heterofl_flwr.report.drawing import to_png
+from heterofl_flwr.report.drawing import shorten, to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, price_text
@@ -53,6 +53,8 @@ Places = Mapping[int, tuple[float, float]]
 
 MOST_CURVES = 18
 """Largest number of curves in a figure; more would look alike."""
+LONGEST = 36
+"""Largest number of characters in the name of a curve; more do not fit beside the axis."""
 
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
@@ -242,4 +244,8 @@ def _short_names(rows: Rows) -> list[str]:
         " ".join(re.sub(r"^[\w-]+\.(?=[\w.-]+=)", "", word) for word in of_row if word not in common) or row
         for row, of_row in zip(rows, words, strict=True)
     ]
-    return names if len({*names}) == len(names) else list(rows)
+    return next(texts for texts in ([shorten(name, LONGEST) for name in names], names, list(rows)) if _differ(texts))
+
+
+def _differ(texts: Sequence[str]) -> bool:
+    return len({*texts}) == len(texts)
