@@ -162,8 +162,11 @@ class Round:
                 version=sampled.sent,
             )
         )
-        staleness = {} if sampled.sent is None else {"staleness": float(self.server_round - 1 - sampled.sent.number)}
-        self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **staleness}
+        metrics = {**reply.metrics}
+        if sampled.sent is not None:
+            name = "server-staleness" if "staleness" in metrics else "staleness"
+            metrics[name] = float(self.server_round - 1 - sampled.sent.number)
+        self.answers[node_id] = float(reply.num_examples), metrics
         self.log.bytes_up += reply.num_bytes
         if any(tensor.dtype != torch.float64 for tensor in converted.values()):
             self._remarks["sent float64, which is converted to the model's type"].append(node_id)

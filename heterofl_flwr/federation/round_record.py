@@ -55,7 +55,7 @@ class RoundRecord:
         The partitions of clients whose reply was refused; they are in ``failures`` too.
     train
         Means of the clients' training metrics, weighted by examples. In asynchronous runs also the mean
-        ``staleness``.
+        ``staleness`` (``server-staleness`` if clients report a metric of this name).
     train_by_level
         The same means for each level.
     evaluate

@@ -20,6 +20,7 @@ from heterofl_flwr import (
     RoundCallback,
     SimulatedDevices,
 )
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.strategies import asynchronous, node_registration
 from heterofl_flwr.transport import exchange
@@ -140,6 +141,15 @@ def test_as_many_train_as_are_to_and_nobody_twice_from_one_model():
     assert len(sent) == len(set(sent))
     assert len(sent) in (8 * 2 + 3, 8 * 2 + 4)  # each reply is replaced, but the last ones, which came together or not
     assert len([step for step, _ in sent if step == 1]) == 6  # one is there before the first step
+
+
+def test_a_metric_of_the_clients_named_staleness_is_recorded_beside_the_servers():
+    def train(message, context):
+        task = Task(message, context, build)
+        return task.reply(task.model(), num_examples=1, metrics={"staleness": 7.0})
+
+    found = run(Buffered(size=2, concurrency=2), num_rounds=1, app=make_app(train), wrap=None)
+    assert found.log.train == {"staleness": 7.0, "server-staleness": 0.0}
 
 
 class Killed(Exception):
