@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -17,7 +17,7 @@ from heterofl_flwr.federation.architecture import State
 from heterofl_flwr.federation.client_levels import Sampled
 from heterofl_flwr.federation.client_metrics import Answer, majority_means
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.round_record import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord, server_names
 from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Fields, TrainReply
@@ -77,7 +77,7 @@ class Round:
         chain.open(self._context(), remote=remote)
         self.slices: dict[int, Sampled] = {}
         self.answers: dict[int, Answer] = {}
-        self._sent_bytes: dict[int, int] = {}
+        self._sent_bytes = Counter[int]()
         self._remarks: dict[str, list[int]] = defaultdict(list)  # clients by a remark on their replies
         self.silent: set[int] = set()
         self._faults: dict[int, Fault] = {}
@@ -125,10 +125,7 @@ class Round:
 
     def note_sent(self, node_id: int, num_bytes: int) -> None:
         """Record the number of bytes sent to a client."""
-        self._sent_bytes[node_id] = num_bytes
-        self._count_sent(node_id, num_bytes)
-
-    def _count_sent(self, node_id: int, num_bytes: int) -> None:
+        self._sent_bytes[node_id] += num_bytes
         level = self.slices[node_id].level
         self.log.bytes_down += num_bytes
         self.log.bytes_by_level[level] = self.log.bytes_by_level.get(level, 0) + num_bytes
@@ -162,11 +159,8 @@ class Round:
                 version=sampled.sent,
             )
         )
-        metrics = {**reply.metrics}
-        if sampled.sent is not None:
-            name = "server-staleness" if "staleness" in metrics else "staleness"
-            metrics[name] = float(self.server_round - 1 - sampled.sent.number)
-        self.answers[node_id] = float(reply.num_examples), metrics
+        staleness = {} if sampled.sent is None else {"staleness": float(self.server_round - 1 - sampled.sent.number)}
+        self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **server_names(staleness, reply.metrics)}
         self.log.bytes_up += reply.num_bytes
         if any(tensor.dtype != torch.float64 for tensor in converted.values()):
             self._remarks["sent float64, which is converted to the model's type"].append(node_id)
@@ -201,7 +195,7 @@ class Round:
         With spare clients, a silent client is recorded only if too few clients have replied by ``close``.
         """
         if fault.kind == "unsent":
-            self._count_sent(node_id, -self._sent_bytes.pop(node_id, 0))
+            self.note_sent(node_id, -self._sent_bytes[node_id])
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
             if fault.kind == "silent" and self._options.sampling.spare:  # close() finds out if too few replied
@@ -215,7 +209,7 @@ class Round:
         it, the client and the bytes sent to it are removed from the record of the round as well.
         """
         if reply_bytes is None:
-            self._count_sent(node_id, -self._sent_bytes.pop(node_id, 0))
+            self.note_sent(node_id, -self._sent_bytes[node_id])
             partition = self._federation.nodes.partition(node_id)
             del self.log.rates[partition]
             self.log.names.pop(partition, None)

@@ -2,9 +2,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from reprlib import repr as shown
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.client_metrics import WORST_ACCURACY, is_share
+
+Value = TypeVar("Value")
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -22,6 +25,11 @@ ROUND = "round"
 
 host_log = logging.getLogger("flwr")
 """Flower's logger, whose lines are shown in every app."""
+
+
+def server_names(metrics: Mapping[str, Value], clients: Collection[str]) -> dict[str, Value]:
+    """Return the server's metrics; a name that the clients' metrics have gets the prefix ``server-``."""
+    return {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -190,8 +198,7 @@ class RoundRecord:
         one of the same name: it gets the prefix ``server-``.
         """
         clients = {name for name in (*self.train, *self.evaluate) if not name.startswith("global-")}
-        named = {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
-        numbers = self.note_computed(self.evaluate, named)
+        numbers = self.note_computed(self.evaluate, server_names(metrics, clients))
         self.partial = tuple(name for name in self.partial if name not in numbers)
 
     def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:

@@ -59,9 +59,9 @@ LONGEST = 36
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
 
-def compare_runs(histories: Histories) -> Cells:
+def compare_runs(histories: Histories, rows: Rows) -> Cells:
     """Return a table of means over seeds, with a row for each metric and each set of settings."""
-    rows, table = _rows(list(histories)), []
+    costs, table = {row: _costs(runs, histories) for row, runs in rows.items()}, []
     scored = {folder: {score.label: score for score in scores(history)} for folder, history in histories.items()}
     names = {label: score.name for by_label in scored.values() for label, score in by_label.items()}
     finals = {folder: {label: score.final for label, score in by_label.items()} for folder, by_label in scored.items()}
@@ -71,13 +71,12 @@ def compare_runs(histories: Histories) -> Cells:
             bests = [scored[run][label].best for run in runs.values() if label in scored[run]]
             best = formatting.score(metric, mean([best for best in bests if best is not None]))
             final, difference = means[row]
-            table.append((row, str(len(runs)), label, final, best, *_costs(runs, histories), difference))
+            table.append((row, str(len(runs)), label, final, best, *costs[row], difference))
     return HEADS, table
 
 
-def compare_metrics(histories: Histories, metrics: Sequence[str]) -> Cells:
+def compare_metrics(histories: Histories, rows: Rows, metrics: Sequence[str]) -> Cells:
     """Return a table of means and differences from the first row, with a row for each set of settings."""
-    rows = _rows(list(histories))
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
     means = [_means(name, name, rows, finals) for name in metrics]
@@ -119,8 +118,11 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     If ``metrics`` is empty, the table has all metrics.
     """
     histories = {folder: folder.history() for folder in folders}  # read each file once
-    table = compare_metrics(histories, metrics) if metrics else compare_runs(histories)
-    figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(histories)]
+    rows = group_runs(list(histories))
+    table = compare_metrics(histories, rows, metrics) if metrics else compare_runs(histories, rows)
+    figures = [
+        (drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(histories, rows)
+    ]
     note = (
         "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals. The price is "
         "client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix."
@@ -136,7 +138,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     return table
 
 
-def _rows(folders: Sequence[RunFolder]) -> Rows:
+def group_runs(folders: Sequence[RunFolder]) -> Rows:
     """Return the runs, grouped by settings, then by seed.
 
     The key of a group is a text of the method and of the settings that differ between runs.
@@ -146,13 +148,14 @@ def _rows(folders: Sequence[RunFolder]) -> Rows:
     keys = dict.fromkeys(key for values in settings for key in values if key not in ("seed", *INCIDENTAL))
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
     methods = list(map(_method, settings))
+    several = len(set(methods)) > 1
     rows: Rows = {}
     title = str(folders[0].about().get("title") or "all")
     for folder, method, values in zip(folders, methods, settings, strict=True):
         usual = {**defaults, **preset(*(str(values[key]) for key in ("data.name", "data.split", "model.name")))}
         unusual = [key for key in differing if key == "mix" or values.get(key) != usual.get(key)]
         row = " ".join(f"{key}={values.get(key, '')}" for key in unusual or differing) or title
-        row, seed = f"{method}: {row}" if len({*methods}) > 1 else row, values.get("seed")
+        row, seed = f"{method}: {row}" if several else row, values.get("seed")
         if seed in rows.setdefault(row, {}):
             raise ConfigError(f"{rows[row][seed].path} and {folder.path} have equal settings and seed: leave one out")
         rows[row][seed] = folder
@@ -195,9 +198,9 @@ def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
     return Mix.parse(str(settings.get("mix", "a"))), cast("InnerWidths", settings.get("train.distill", "none"))
 
 
-def _draw(histories: Histories) -> Iterator[Drawing]:
+def _draw(histories: Histories, rows: Rows) -> Iterator[Drawing]:
     metric = next(filter(None, map(headline, histories.values())), "")
-    rows, curves = _rows(list(histories)), {unit: dict[str, tuple[list[float], list[float]]]() for unit in AXES}
+    curves = {unit: dict[str, tuple[list[float], list[float]]]() for unit in AXES}
     for name, runs in islice(zip(_short_names(rows), rows.values(), strict=True), MOST_CURVES):
         seeds = [_places(folder, histories[folder], metric) for folder in runs.values()]
         for unit in AXES:

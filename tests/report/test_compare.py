@@ -17,7 +17,7 @@ from tests.runs.conftest import make_record
 
 
 def compare_runs(folders):
-    return compare.compare_runs({folder: folder.history() for folder in folders})
+    return compare.compare_runs({folder: folder.history() for folder in folders}, compare.group_runs(folders))
 
 
 def run(path, mix, seed, accuracy, **settings):
