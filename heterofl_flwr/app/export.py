@@ -4,8 +4,8 @@
   model.pt2          a program of torch.export, for torch
   model.onnx         a program for onnxruntime and similar runtimes; needs heterofl-flwr[export]
 
-The outputs of each file on test examples are compared with the model's outputs. The folder's README.md lists the models
-and says how to prepare inputs.
+The outputs of each file on test examples are compared with the model's outputs. Each folder's README.md has the sizes
+of the files and says how to prepare inputs.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Source(NamedTuple):
     axes: Mapping[int, str]  # names of the input axes that may have any length, by axis
     kind: str  # name of the metric
     score: "Callable[[nn.Module, int], float | None]"  # function of a model and its round; returns the metric, if known
-    text: str  # paragraph below the table of models
+    text: str  # paragraph below the table of the model
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,25 +83,24 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--model and --inputs go together: the function that builds the model, and one for its inputs"
         )
-    folder, rows = RunFolder(args.folder), []
+    folder, rows, run_name = RunFolder(args.folder), [], args.folder.resolve().name
     out = args.out or args.folder / "exports"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; expected a folder, or none")
     read_source = of_users_app if args.model else of_settings
     source = read_source(folder, args)
-    models = models_of(folder, args.level)
-    for name, facts in models.items():
+    heads = ["model", "rate", "parameters", source.kind, *formats]
+    for name, facts in models_of(folder, args.level).items():
         model = load_model(folder, name, source.build)
         sizes = export_model(model, source.inputs, out / name, formats=formats, dynamic=source.axes)
         print(f"{out / name}: written; the files compute what the model does", flush=True)
         score = formatting.score(source.kind, source.score(model, facts["server_round"] or 0))
         shown = [f"{facts['rate']:g}", f"{facts['parameters']:,}", score]
         rows.append([name, *shown, *map(formatting.size, sizes.values())])
-    heads = ["model", "rate", "parameters", source.kind, *formats]
-    table, run_name = formatting.render(heads, rows, "markdown"), args.folder.resolve().name
-    page = f"# The models of the run in `{run_name}`\n\n{table}\n\n{source.text}\n"
-    write_atomic(out / PAGE, page.encode())
-    print(f"\n{formatting.render(heads, rows, 'table')}\n\ntable: {out / PAGE}")
+        table = formatting.render(heads, rows[-1:], "markdown")
+        page = f"# Model {name} of the run in `{run_name}`\n\n{table}\n\n{source.text}\n"
+        write_atomic(out / name / PAGE, page.encode())
+    print(f"\n{formatting.render(heads, rows, 'table')}")
     return 0
 
 
@@ -126,7 +125,7 @@ def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
     def score(model: "nn.Module", server_round: int) -> float:
         return workload.evaluate_centrally(model, test, server_round).metrics("global")[f"global-{kind}"]
 
-    text = f"Scores are of the run's whole test set. {preparation(workload.dataset)}"
+    text = f"The score is of the run's whole test set. {preparation(workload.dataset)}"
     return Source(workload.build, inputs, axes, kind, score, text)
 
 

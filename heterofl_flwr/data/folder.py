@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from glob import glob
+from itertools import pairwise
 from pathlib import Path
+from re import IGNORECASE, fullmatch
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
@@ -103,6 +105,15 @@ def _read_hub(path: str) -> Any:
         ) from error
 
 
+def is_example(names: Sequence[str]) -> bool:
+    """Return whether the first line of a table holds numbers that do not count its columns: there are no names.
+
+    Of two equal names, pandas makes ``5.1`` and ``5.1.1``.
+    """
+    is_count = all(map(str.isdigit, names)) and all(int(left) < int(right) for left, right in pairwise(names))
+    return not is_count and all(fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?[\d.]*", name, IGNORECASE) for name in names)
+
+
 class _Table:
     """Columns of a split, with checks."""
 
@@ -135,6 +146,8 @@ class _Table:
         expected, types = "an image column or columns of numbers", pa.types
         if not names:
             raise self.error("no column beside the label", expected)
+        if is_example(names):
+            raise self.error("an example in place of names", "the names of the columns in the first line")
         numbers = []
         for name in names:
             column = self.column(name)

@@ -59,6 +59,22 @@ def _lstm_flops(x: Sequence[int], of_x: Sequence[int], of_hidden: Sequence[int],
     return 2 * math.prod(x[:-1]) * (math.prod(of_x) + math.prod(of_hidden))
 
 
+def _bilinear_flops(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * math.prod(x[:-1]) * math.prod(weight)
+
+
+def _vector_flops(matrix: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * math.prod(matrix)
+
+
+COUNTED = {
+    torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
+    torch.ops.aten._trilinear: _bilinear_flops,
+    torch.ops.aten.mv: _vector_flops,
+}
+"""Functions that count operations of operators that torch's counter leaves out."""
+
+
 def profile(model: nn.Module, example_input: object) -> Profile:
     """Return the costs of a model, counted in a forward pass on ``example_input``.
 
@@ -88,7 +104,7 @@ def _flop_counter() -> Iterator["FlopCounterMode"]:
     """
     from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode  # loads triton, which no client needs
 
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
+    counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
     function = getattr(_FlopCounterMode.__torch_dispatch__, "__wrapped__", None)
     exempt = function is not None and "torch._dynamo" not in sys.modules
     if exempt:

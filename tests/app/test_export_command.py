@@ -58,7 +58,7 @@ def rewritten(run, **changes):
 def test_one_training_gives_a_model_for_each_level(run, capsys):
     assert main(["export", str(run), *QUICK]) == 0
     accuracy = RunFolder(run).history()[-1].evaluate["global-accuracy"]
-    head, _, row, *_ = [line for line in (run / "exports" / "README.md").read_text().splitlines() if "|" in line]
+    head, _, row, *_ = [line for line in (run / "exports" / "a" / "README.md").read_text().splitlines() if "|" in line]
     assert head == "| model | rate | parameters | accuracy | safetensors |"
     assert row.startswith("| a | 1 | ")
     assert f"| {100 * accuracy:.1f} % |" in row
@@ -76,7 +76,7 @@ def test_code_that_only_a_run_calls_needs_no_trust(run, capsys):
 def test_a_level_is_exported_in_every_format(run):
     assert main(["export", str(run), "--level", "c"]) == 0
     names = {path.name for path in (run / "exports" / "c").iterdir()}
-    assert names == {"model.safetensors", "model.pt2", "model.onnx"}
+    assert names == {"model.safetensors", "model.pt2", "model.onnx", "README.md"}
 
 
 def test_a_model_and_inputs_of_ones_own_are_named_on_the_command_line(run, tmp_path, monkeypatch, capsys):
@@ -92,7 +92,7 @@ def test_a_model_and_inputs_of_ones_own_are_named_on_the_command_line(run, tmp_p
     monkeypatch.setenv(VARIABLE, '["", []]')
     assert "--model and --inputs go together" in rejected(capsys, run, "--model", "my_net:build")
     assert main(["export", str(run), "--model", "my_net:build", "--inputs", "my_net:example", *QUICK]) == 0
-    assert "my_net:example" in (run / "exports" / "README.md").read_text()
+    assert "my_net:example" in (run / "exports" / "c" / "README.md").read_text()
     build = build_model("cnn", hidden=(8, 8), norm="sbn", channels=1, classes=10)
     exported, trained = (
         load_state(build(0.25), run / "exports" / "c" / "model.safetensors"),
@@ -103,7 +103,7 @@ def test_a_model_and_inputs_of_ones_own_are_named_on_the_command_line(run, tmp_p
 
 def test_the_page_says_how_to_prepare_inputs(run):
     assert main(["export", str(run), "--level", "c", *QUICK]) == 0
-    page = (run / "exports" / "README.md").read_text()
+    page = (run / "exports" / "c" / "README.md").read_text()
     assert page.endswith("Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.\n")
     # Raw digits, prepared as the page says, are what the run evaluated.
     mean, deviation = (float(re.search(rf"{word} ([\d.]+\d)", page)[1]) for word in ("its mean", "its deviation"))
@@ -116,7 +116,7 @@ def test_the_page_says_how_to_prepare_inputs(run):
 
 def test_a_level_alone_may_go_elsewhere(run, tmp_path, capsys):
     assert main(["export", str(run), "--level", "c", "--out", str(tmp_path / "out"), *QUICK]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"c", "README.md"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"c"}
     assert not (run / "exports").exists()
     assert "--level b: the run has no such model; expected some of a, c" in rejected(capsys, run, "--level", "b")
 

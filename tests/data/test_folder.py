@@ -16,6 +16,7 @@ from tests.data.files import SIZE, image_folder, image_table, png, write, write_
         "a,b,label\n1,5,0\n3,5,1\n",
         "label,a,b\n0,1,5\n1,3,5\n",
         "a,b,kind\n1,5,no\n3,5,yes\n",
+        "0,1,2\n1,5,0\n3,5,1\n",
         "a,b,label\n1700000001,5,0\n1700000003,5,1\n",  # two float64 values of one float32
     ],
 )
@@ -38,6 +39,9 @@ def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines):
         ("a,label\n1,0\n", "a,label\n1,1\n", "split test: found label 1; expected 0 to 0"),
         ("a,label\n1,0\n2,9223372036854775808\n", None, "label 9223372036854775808 among 2 examples; expected class"),
         (",a,label\n0,5,0\n1,6,1\n", None, "the row numbers of pandas, Unnamed: 0, .* a table without them"),
+        ("5.1,3.5,no\n4.9,3.0,yes\n", None, "found an example in place of names among the columns 5.1, 3.5, no"),
+        ("5.1,5.1,1e-3,0\n4.9,3.0,1,1\n", None, "expected the names of the columns in the first line"),
+        ("0,0,4,0\n0,1,4,1\n", None, "expected the names of the columns in the first line"),
         ("a,label\n1,yes\n", "a,label\n1,0\n", "split test: found 0, which the train split lacks"),
     ],
 )

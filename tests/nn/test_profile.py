@@ -51,6 +51,15 @@ class _Words(nn.Module):
         return self.linear(self.lstm(self.embedding(words))[0][:, -1])
 
 
+class _Vector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 3))
+
+    def forward(self, x):
+        return self.weight.mv(x[0])
+
+
 WORDS = torch.zeros(2, 9, dtype=torch.int64)
 LSTM = 9 * (4 * 16 * (8 + 16) + 4 * 16 * (16 + 16))
 BOTH_WAYS = 9 * 2 * (4 * 16 * (8 + 16) + 4 * 16 * (32 + 16))
@@ -61,6 +70,8 @@ PRODUCTS = [
     (_Words(batch_first=True), WORDS, 2 * (LSTM + 16 * 11)),
     (_Words(), WORDS, 2 * (LSTM + 16 * 11)),
     (_Words(bidirectional=True), WORDS[:1], BOTH_WAYS + 32 * 11),
+    (nn.Bilinear(3, 4, 5), (torch.zeros(2, 3), torch.zeros(2, 4)), 2 * 3 * 4 * 5),
+    (_Vector(), torch.zeros(1, 3), 4 * 3),
 ]
 
 
