@@ -49,7 +49,7 @@ test-gpu: $(READY)  ## the tests that need a CUDA device
 test-all: $(READY)  ## test, with the long ones: Ray, whole runs, a deployment, every model and every fault
 	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m "not release"
 
-test-release: $(READY)  ## what a release needs beside test-all: nodes killed in each phase, published apps, the notebook
+test-release: $(READY)  ## what a release needs beside test-all: nodes killed in each phase, published apps, every method
 	$(PY) -m pytest -m release
 
 FLOWERS ?= 1.32.1 1.42.0

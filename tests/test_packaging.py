@@ -84,6 +84,7 @@ def test_source_archive_holds_tests_and_licence_and_no_leftovers(archives):
     assert not [name for name in names if name.startswith((".venv", ".git/", "runs/")) or "__pycache__" in name]
 
 
+@pytest.mark.release
 def test_a_sweep_is_planned_from_the_installed_wheel(installed, tmp_path):
     given = ("experiment=table4", "data=mnist", "mix=a-e", "model.norm=sbn", "dry=true")
     environment = {**os.environ, "PYTHONPATH": str(installed)}

@@ -32,7 +32,7 @@ def test_the_commands_help_loads_nothing_heavy():
     "code",
     [
         "import sys; from heterofl_flwr.app.main import main; sys.argv = ['heterofl', 'settings']; main()",
-        pytest.param("import heterofl_flwr.app.client_app", marks=pytest.mark.slow),
+        pytest.param("import heterofl_flwr.app.client_app", marks=pytest.mark.release),
     ],
 )
 def test_at_its_end_a_process_does_not_look_for_garbage_in_what_it_imported(code):

@@ -74,7 +74,7 @@ def test_moments_are_measured_on_the_seed_set_too(strategy, seeds):
     assert sum(len(batch) for batch in asked.trained_batches()) == len(asked.data.train) + seeds
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.usefixtures("page")
 def test_peers_teach_what_own_data_do_not_show(tmp_path):
     two = {**H2L, "distill.models": f"{HERE}:small_cnn,mlp"}

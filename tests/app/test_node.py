@@ -19,10 +19,10 @@ def run(folder, **settings):
 @pytest.mark.parametrize(
     "kept",
     [
-        pytest.param({"server.shared": ""}, marks=pytest.mark.slow),
+        pytest.param({"server.shared": ""}, marks=pytest.mark.release),
         {"server.shared": "linear.*"},
-        pytest.param({"server.stages": "feddyn(0.1)"}, marks=pytest.mark.slow),
-        pytest.param({"server.stages": "scaffold", "train.momentum": 0.0}, marks=pytest.mark.slow),
+        pytest.param({"server.stages": "feddyn(0.1)"}, marks=pytest.mark.release),
+        pytest.param({"server.stages": "scaffold", "train.momentum": 0.0}, marks=pytest.mark.release),
     ],
 )
 def test_a_resumed_run_equals_one_without_a_break(tmp_path, kept):

@@ -13,7 +13,7 @@ LONG = ("swin", "recurrent", "mobilenet", "vit", "masked_encoder", "torchs_encod
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CASES], scope="module"
+    params=[pytest.param(name, marks=[pytest.mark.release] * (name in LONG)) for name in CASES], scope="module"
 )
 def case(request):
     """Return a model with drawn weights and its inputs."""

@@ -43,11 +43,11 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-LONG = {"mobilenet": pytest.mark.release, "cnn": pytest.mark.slow, "preresnet": pytest.mark.slow}
+LONG = ("mobilenet", "cnn", "preresnet")
 
 
 @pytest.mark.parametrize("level", [pytest.param("a", marks=pytest.mark.slow), "d"])
-@pytest.mark.parametrize("name", [pytest.param(own, marks=LONG.get(own, ())) for own in CASES])
+@pytest.mark.parametrize("name", [pytest.param(own, marks=[pytest.mark.release] * (own in LONG)) for own in CASES])
 def test_onnx_computes_what_the_model_computes(name, level, tmp_path):
     build, inputs, dynamic = CASES[name]
     model = build(LEVELS[level])

@@ -33,7 +33,7 @@ def fail():
     raise RuntimeError("made to fail")
 
 
-@pytest.mark.parametrize("place", [pytest.param("begins", marks=pytest.mark.slow), "steps", "trained"])
+@pytest.mark.parametrize("place", [pytest.param("begins", marks=pytest.mark.release), "steps", "trained"])
 def test_a_client_that_raises_costs_its_reply_alone(tmp_path, without, place):
     fault = Fault(place, act=fail, partition=HIT)
     lost = {(HIT, STRUCK)}
@@ -69,7 +69,7 @@ QUICK = {"leaves with its reply", "answers a round late"}
 
 @pytest.mark.parametrize(
     ("how", "lost", "failures"),
-    [pytest.param(*own, id=name, marks=[pytest.mark.slow] * (name not in QUICK)) for name, own in NODES.items()],
+    [pytest.param(*own, id=name, marks=[pytest.mark.release] * (name not in QUICK)) for name, own in NODES.items()],
 )
 def test_nodes_that_come_and_go_cost_their_replies_alone(tmp_path, without, how, lost, failures):
     check_run(tmp_path, play(tmp_path, **how), without(frozenset(lost)), failures)
@@ -86,10 +86,10 @@ def test_a_round_with_too_few_replies_is_trained_again(tmp_path, without):
 @pytest.mark.parametrize(
     ("place", "number", "lost"),
     [
-        pytest.param("sent", STRUCK, 0, marks=pytest.mark.slow),
-        pytest.param("steps", STRUCK, 0, marks=pytest.mark.slow),
+        pytest.param("sent", STRUCK, 0, marks=pytest.mark.release),
+        pytest.param("steps", STRUCK, 0, marks=pytest.mark.release),
         ("halfway", STRUCK, 1),
-        pytest.param("saved", STRUCK, 0, marks=pytest.mark.slow),
+        pytest.param("saved", STRUCK, 0, marks=pytest.mark.release),
         ("models", ROUNDS, 0),
     ],
 )
@@ -138,8 +138,9 @@ ENDS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["killed", pytest.param("terminated", marks=pytest.mark.release), *list(ENDS)[2:]])
+@pytest.mark.parametrize(
+    "name", [pytest.param(own, marks=pytest.mark.slow if own == "killed" else pytest.mark.release) for own in ENDS]
+)
 def test_a_server_process_that_ends_goes_on_bit_for_bit(tmp_path, without, name):
     place, code, says = ENDS[name]
     found, text = serve(tmp_path / "run", name, place)

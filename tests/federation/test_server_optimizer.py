@@ -114,7 +114,7 @@ QUICK = ("Adam", "MovingAverage")
 @pytest.mark.parametrize(
     ("stage", "stop"),
     [
-        pytest.param(stage, stop, id=_kind(stage), marks=[pytest.mark.slow] * (_kind(stage) not in QUICK))
+        pytest.param(stage, stop, id=_kind(stage), marks=[pytest.mark.release] * (_kind(stage) not in QUICK))
         for stage, stop in zip(STAGES, (2, 1, 2, 3, 2, 1, 3), strict=True)
     ],
 )

@@ -71,7 +71,7 @@ def test_the_converted_app_repeats_itself_and_leaves_its_model(app, monkeypatch)
     assert not any("running" in name for name in saved)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_one_more_line_lifts_the_smallest_level():
     (plain,), (distilled,) = (gain.accuracies((4,), 0, changes) for changes in ({}, gain.DISTILLS))
     assert distilled["e"] > plain["e"] + 10

@@ -82,12 +82,12 @@ NUMBERS |= {
 }
 NUMBERS |= {"ratio": 2 * 2 * 7, "search": 37, "depthfl-cifar100": 6, "fiarse-cifar10": 3, "race": 2}
 NUMBERS |= {"all": 31 * 5 + 10 * 9 * 5 + (17 - 3) * 2 + (25 - 3) * 2}
-QUICK = {"table1", "figure2", "choice", "lora"}  # others take up to four seconds to compose
+QUICK = {"table1", "figure2", "choice", "lora"}
+LONG = {"all", "baselines", "compare", "depth", "family", "family-cifar10", "search"}  # seconds to compose
+MARKS = {own: [] if own in QUICK else pytest.mark.release if own in LONG else pytest.mark.slow for own in EXPERIMENTS}
 
 
-@pytest.mark.parametrize(
-    "experiment", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in EXPERIMENTS]
-)
+@pytest.mark.parametrize("experiment", [pytest.param(own, marks=marks) for own, marks in MARKS.items()])
 def test_each_experiment_has_so_many_jobs_that_can_be_run(experiment):
     jobs = planned(f"experiment={experiment}").values()
     assert len(jobs) == NUMBERS[experiment]

@@ -32,7 +32,7 @@ def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
     assert shapes == {(width, width, 3, 3) for width in (512, 256, 128, 64, 32)}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_an_lstm_learns_what_texts_are_about(capsys):
     from simulations.examples import text_app
 

@@ -54,7 +54,7 @@ def test_every_method_is_tried():
 
 
 QUICK = {"heterofl", "fedrolex", "scaffold", "depthfl", "standalone"}  # others have tests of their rounds elsewhere
-METHODS = [pytest.param(own, marks=[] if own in QUICK else pytest.mark.slow) for own in LEARNS]
+METHODS = [pytest.param(own, marks=[] if own in QUICK else pytest.mark.release) for own in LEARNS]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -71,12 +71,12 @@ def test_it_learns(method):
 
 # All methods learn the digits above; here are some that see colours, layers or heads otherwise.
 TRIED = [
-    ("wikitext2", "heterofl"),
-    ("mnist", "heterofl"),
-    ("cifar10", "heterofl"),
-    ("cifar10", "lg-fedavg"),
-    ("wikitext2", "fedrolex"),
-    ("wikitext2", "fjord"),
+    pytest.param("wikitext2", "heterofl", marks=pytest.mark.slow),
+    pytest.param("mnist", "heterofl", marks=pytest.mark.slow),
+    pytest.param("cifar10", "heterofl", marks=pytest.mark.slow),
+    pytest.param("cifar10", "lg-fedavg", marks=pytest.mark.release),
+    pytest.param("wikitext2", "fedrolex", marks=pytest.mark.release),
+    pytest.param("wikitext2", "fjord", marks=pytest.mark.release),
 ]
 OPTIONS = {
     "mnist": ("model.hidden='4,8'", "split=non-iid-2", "train.batch-size=20"),
@@ -85,7 +85,6 @@ OPTIONS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("data", "method"), TRIED)
 @pytest.mark.usefixtures("without_reports")
 def test_two_rounds(data, method, tmp_path):

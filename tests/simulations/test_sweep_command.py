@@ -147,7 +147,7 @@ def test_a_mistake_is_described_in_one_line_and_nothing_is_run(command, tmp_path
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_reader_that_ends_early_gets_no_error():
     read, write = os.pipe()
     os.close(read)  # as head does

@@ -96,7 +96,7 @@ def test_misuse_is_named():
 
 
 @pytest.mark.simulation
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")
 def test_actors_give_the_same_model():
     strategy = HeteroFL(

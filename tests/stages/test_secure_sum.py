@@ -376,7 +376,7 @@ def test_an_app_that_answers_no_stages_is_named():
 
 
 @pytest.mark.simulation
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")
 def test_actors_give_the_same_model():
     strategy = HeteroFL(Tiny, "a1-b1-c1", stages=[SecureSum(BOUND)])

@@ -69,7 +69,7 @@ def test_equals_plain_and_serves_all_clients(compiled, build, changes):
     assert len(compiled) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "lora"])
 def test_each_method_trains_in_two_rounds_as_by_plain(compiled, method):
     ours, twins = METHODS[method](), METHODS[method]()
