@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,11 +178,9 @@ class Skeleton:
 
 def _clear_einops() -> None:
     """Clear the caches of einops, which hide from the trace where lengths come from."""
-    if "einops" in sys.modules:
-        for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] == "einops":
-                for function in vars(module).values():
-                    getattr(function, "cache_clear", int)()
+    loaded = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "einops"]
+    for function in chain.from_iterable(vars(module).values() for module in loaded):
+        getattr(function, "cache_clear", int)()
 
 
 def without_values(example_inputs: object) -> object:

@@ -132,10 +132,8 @@ class Round:
 
     def before(self) -> Questions[Mapping[int, Fields]]:
         """Return a generator: it yields the stages' queries, and returns extra config entries by client."""
-        clients = self.slices.items()
-        return self._chain.before(
-            {id_: Update(plan=client.plan, tensors={}, rate=client.rate) for id_, client in clients}
-        )
+        updates = {id_: Update(plan=client.plan, tensors={}, rate=client.rate) for id_, client in self.slices.items()}
+        return self._chain.before(updates)
 
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply to the mean; raise ``ReplyError`` if it does not fit."""

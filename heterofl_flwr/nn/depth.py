@@ -219,12 +219,7 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
             used = _run_without(model, dropped, inputs, modes, expected)
             for block, sources in watch.end_run(find_stacks(model, blocks)).items():
                 if sources != links[block]:
-                    expected_sources, actual_sources = (
-                        ", ".join(sorted(names)) or "none other" for names in (links[block], sources)
-                    )
-                    findings.roles[
-                        f"{block} takes the output of {expected_sources}, and in a shallower model of {actual_sources}"
-                    ] = None
+                    findings.roles[_describe_role(block, links[block], sources)] = None
             names = [name for name, _ in model.named_parameters() if name in every]
             if idle := tuple(name for name in names if name not in used):
                 findings.idle[gone] = idle
@@ -232,6 +227,11 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
             findings.partly.update(name for name in rows if (every[name] & ~used[name]).any())
     counted = [f"the code counts the blocks of {name}, or takes them from the end" for name in sorted(watch.counted)]
     return findings._replace(roles=dict.fromkeys([*counted, *findings.roles]))
+
+
+def _describe_role(block: str, whole: Iterable[str], shallow: Iterable[str]) -> str:
+    whole_text, shallow_text = (", ".join(sorted(names)) or "none other" for names in (whole, shallow))
+    return f"{block} takes the output of {whole_text}, and in a shallower model of {shallow_text}"
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
