@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -55,14 +57,23 @@ def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within this context, torch's global generators start from ``seed``.
+    """Within this context, the global generators of torch, NumPy and Python start from ``seed``.
 
     Afterwards they are restored, except the generator of MPS.
     """
     with kept_random_state(seed):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - models may draw
         if device.type == "mps":
             torch.mps.manual_seed(seed)
         yield
+
+
+def random_states(device: torch.device) -> tuple[object, ...]:
+    """Return the states of the global generators of Python, NumPy and torch: of the CPU, and of a GPU ``device``."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002 - models may draw
+    gpu = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else []
+    return torch.get_rng_state().tolist(), gpu, random.getstate(), np.array(keys).tobytes(), rest
 
 
 class Draws:

@@ -43,6 +43,18 @@ def frozen() -> nn.Module:
     return model
 
 
+class Counts(nn.Module):
+    """A model that computes something else in later steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.steps = small(norm="gn")(), 0
+
+    def forward(self, x):
+        self.steps += 1
+        return self.model(x) / self.steps
+
+
 class Double(nn.Module):
     """A model in float64; splits hold float32."""
 

@@ -12,7 +12,7 @@ from torch import nn
 from heterofl_flwr.adapters import lora
 from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data import Split
-from heterofl_flwr.nn import build_model
+from heterofl_flwr.nn import CNN, build_model
 from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
@@ -165,6 +165,16 @@ def test_an_empty_split_raises_an_error_before_anyone_is_trained():
     assert equal(state(jobs[0].model), before)
 
 
+@pytest.mark.parametrize("engine", ["plain", "cohort", "seats"])
+@pytest.mark.parametrize("fill", ["zero", "none"])
+def test_classes_that_the_model_lacks_are_an_error(engine, fill):
+    jobs = make_jobs(small(), (10, 10), classes=[[0, 1], [7]])
+    before = state(jobs[1].model)
+    with pytest.raises(DataError, match="out of range: expected whole numbers from 0 to 4"):
+        train_together(jobs, replace(OPTIONS, mask_fill=fill), engine=engine)
+    assert equal(state(jobs[1].model), before)
+
+
 def test_engines_have_names(monkeypatch):
     model, split = nn.Linear(2, 2), Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
     with pytest.raises(ConfigError, match="engine is 'warp'; expected auto or one of plain"):
@@ -260,6 +270,7 @@ def transformer_jobs() -> list[TrainingJob]:
 
 METHODS = {
     "cnn": lambda: make_jobs(exact(small(norm="sbn", rate=0.5)), UNEQUAL),
+    "channels last": lambda: make_jobs(exact(lambda: CNN(3, 5, hidden=(16, 64))), UNEQUAL),
     "preresnet18": lambda: make_jobs(
         exact(partial(build_model("preresnet18", classes=5, hidden=(4,) * 4), 0.5)), UNEQUAL
     ),
@@ -278,5 +289,5 @@ def test_each_method_trains_together_as_alone(method, engine):
     """In two rounds; clients have unequal numbers of examples, and last batches of other sizes."""
     ours, twins = METHODS[method](), METHODS[method]()
     for options in (OPTIONS, replace(OPTIONS, learning_rate=0.02)):
-        results = train_together(ours, options, engine=engine)
+        results = train_seated(ours, options) if engine == "seats" else train_together(ours, options, engine=engine)
         assert_as_plain(ours, results, options, twins, 0.0 if engine == "seats" else 1e-10)

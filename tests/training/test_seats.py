@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.training import DivergedError, TrainingJob
@@ -17,7 +16,7 @@ from heterofl_flwr.training.engines.structure import log_once
 from heterofl_flwr.training.joint_losses import nested_loss
 from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
 from tests.federation.tiny import equal
-from tests.training.conftest import OPTIONS, assert_as_plain, exact, make_jobs, small, state, train_seated
+from tests.training.conftest import OPTIONS, Counts, assert_as_plain, exact, make_jobs, small, state, train_seated
 from tests.training.test_cohort import ReadsBack, on_gpu, spoil
 from tests.training.test_engines import METHODS
 
@@ -51,17 +50,6 @@ def test_clients_that_take_turns_draw_and_train_as_alone(monkeypatch, made, most
     assert len(made) == number
 
 
-def test_clients_of_all_levels_train_side_by_side(monkeypatch, made):
-    monkeypatch.setattr(seat, "TURN", 2)
-
-    def clients() -> list[TrainingJob]:
-        return [make_jobs(small(norm="sbn", rate=rate))[number] for number, rate in enumerate((1.0, 0.5, 0.25, 0.5))]
-
-    ours, twins = clients(), clients()
-    assert_as_plain(ours, train_seated(ours, OPTIONS, 4), OPTIONS, twins, 0.0)
-    assert len(made) == 4
-
-
 def test_a_seat_is_used_again_for_the_same_kind_and_options_alone(made):
     hall = Hall(CPU, 9)
 
@@ -92,18 +80,6 @@ def test_a_reply_taken_before_the_seat_is_used_again_does_not_change(made):
     assert equal(read_tensors(reply), before)
     assert equal(state(first.model), buffers)
     assert not equal(state(second.model), buffers)
-
-
-class Counts(nn.Module):
-    """A model that computes something else in later steps."""
-
-    def __init__(self):
-        super().__init__()
-        self.model, self.steps = small(norm="gn")(), 0
-
-    def forward(self, x):
-        self.steps += 1
-        return self.model(x) / self.steps
 
 
 class Uncopyable(nn.Module):
@@ -171,9 +147,6 @@ def test_clients_wait_where_memory_runs_out(monkeypatch, made):
 
 def test_errors_are_those_of_plain_and_leave_no_seat_taken():
     hall = Hall(CPU, 3)
-    clients = make_jobs(small(norm="gn"), (10, 10), classes=[[0, 1], [7]])
-    with pytest.raises(DataError, match="out of range: expected whole numbers from 0 to 4"):
-        Round(clients, OPTIONS, hall).train()
     clients = make_jobs(small(norm="gn"))
     spoil(clients[1], 2)
     with pytest.raises(DivergedError, match=r"the loss of step 3 is nan at learning rate 0\.05"):

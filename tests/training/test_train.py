@@ -1,22 +1,30 @@
+"""Training of one client: reproducible from its seed, and stopped where the loss is not finite."""
+
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.training import DivergedError, TrainOptions, train
 from tests.federation.tiny import equal
 from tests.training.conftest import OPTIONS, state
 
 
+class Noisy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * random.random() * np.random.rand()  # noqa: NPY002
+
+
 def test_is_the_same_bit_for_bit_whatever_was_drawn_before(build, split):
     def run(seed):
-        model = nn.Sequential(build(), nn.Dropout(0.5))
+        model = nn.Sequential(build(), nn.Dropout(0.5), Noisy())
         result = train(model, split, replace(OPTIONS, augment="crop-flip"), classes=[0, 1, 2, 3], seed=seed)
         return state(model), result
 
-    (one, result), _ = run(3), torch.rand(5)
+    (one, result), *_ = run(3), torch.rand(5), random.random(), np.random.rand()  # noqa: NPY002
     two, again = run(3)
     other, _ = run(4)
     assert equal(one, two)
@@ -31,7 +39,6 @@ def test_a_loss_that_is_not_finite_names_the_step(build, split, bad):
         model.linear.bias[0] = bad
     with pytest.raises(DivergedError, match=r"loss of step 1 is (nan|inf) at learning rate 0\.05"):
         train(model, split, OPTIONS, seed=1)
-    assert issubclass(DivergedError, HeteroFLError)
 
 
 def test_divergence_is_found_in_the_epoch_where_it_happens(build, split):

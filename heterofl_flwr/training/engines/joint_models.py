@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from heterofl_flwr.nn.execution import bears_channels_last
-from heterofl_flwr.training.device import tensor_specs
+from heterofl_flwr.training.device import random_states, tensor_specs
+from heterofl_flwr.training.engines.structure import describe
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 
 TOLERANCE = 1e-9
@@ -107,7 +108,7 @@ def build_verified(
     """Return the joint model of clients, after checking it against the first and last client's model.
 
     ``inputs`` has one batch for each client, all of the same shape. Raise ``IncompatibleError`` if logits or gradients
-    differ, or if a model changes a buffer.
+    differ, if a model changes a buffer or an attribute, or if it draws random numbers.
     """
     # In float32, rounding can move a value across the kink of a ReLU and change gradients by percents.
     exact = [copy.deepcopy(model).double() for model in models]
@@ -150,10 +151,13 @@ def _probe(logits: Tensor) -> Tensor:
 
 def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = describe(model), random_states(inputs.device)
     logits: Tensor = functional_call(model, {**values, **buffers}, (inputs,))
     changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffers[name], buffer)]
     if changed:
         raise IncompatibleError(f"training changes the buffer {changed[0]}")
+    if before != (describe(model), random_states(inputs.device)):
+        raise IncompatibleError("its forward pass draws random numbers or changes attributes of the model")
     return logits
 
 

@@ -1,12 +1,12 @@
 """Replay of a function of GPU tensors as a CUDA graph."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from heterofl_flwr.training.device import random_states
 
 WARM_UP = 3
 """Number of calls before recording. They initialise libraries; this cannot be recorded."""
@@ -60,7 +60,8 @@ class Replayed:
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         """Record the kernels without running them. If this fails, set ``obstacle``."""
         graph, self._inputs = torch.cuda.CUDAGraph(), tuple(value.clone() for value in inputs)
-        draws = _host_draws()
+        cpu = torch.device("cpu")  # a graph draws anew on the GPU
+        states = random_states(cpu)
         # cuBLAS has a workspace for each of torch's 32 streams, which graphs of one stream would share. A workspace
         # that is created during recording is part of the graph's memory.
         torch._C._cuda_clearCublasWorkspaces()
@@ -77,15 +78,9 @@ class Replayed:
                     raise cause from None
             self.obstacle = str(error).partition("\n")[0]
         else:
-            if draws == _host_draws():
+            if states == random_states(cpu):
                 self._graph = graph
             else:
                 self.obstacle = "it draws random numbers on the CPU"
         finally:
             torch._C._cuda_clearCublasWorkspaces()
-
-
-def _host_draws() -> tuple[object, ...]:
-    """Return the states of the CPU generators of torch, Python and NumPy."""
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002 - models may draw
-    return torch.get_rng_state().tolist(), random.getstate(), np.array(keys).tobytes(), rest

@@ -54,9 +54,9 @@ class Seat:
         self._await_others()
         with self.at_work():
             self._model = copy_exchanged(job.model)
-            self._description, self._is_tried = describe(self._model), False
             if num_parameters(self._model) in CHANNELS_LAST:
                 to_channels_last(self._model)
+            self._description, self._is_tried = describe(self._model), False
             self._sgd = ParameterSGD(self._model.parameters(), options, job.quadratic)
             if self._stream:
                 dtype = torch.float32 if self._sgd.fused else torch.float64  # the fused kernel takes no other

@@ -1,12 +1,15 @@
 """Descriptions of models. Models with equal descriptions compute the same function."""
 
 import logging
+import pickle
+import random
 from collections.abc import Hashable, Iterable, Mapping
 from functools import lru_cache, partial, singledispatch
 from itertools import chain
 from types import FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,6 +97,17 @@ def _form(tensor: Tensor) -> Hashable:
 @_take_apart.register(Mapping)
 def _(value: Mapping[object, object]) -> tuple[Hashable, Iterable[object]]:
     return type(value), chain.from_iterable(value.items())
+
+
+@_take_apart.register(random.Random)
+@_take_apart.register(np.random.Generator)
+def _(value: object) -> tuple[Hashable, Iterable[object]]:
+    return pickle.dumps(value), ()  # generators with equal states draw the same numbers
+
+
+@_take_apart.register
+def _(value: torch.Generator) -> tuple[Hashable, Iterable[object]]:
+    return (value.device, value.get_state().numpy().tobytes()), ()
 
 
 @_take_apart.register(list)
