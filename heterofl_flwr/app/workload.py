@@ -27,6 +27,7 @@ from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.server_stages import parse_stages
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
+from heterofl_flwr.training.batches import batch_rows
 from heterofl_flwr.training.device import arithmetic
 from heterofl_flwr.training.distill import seed_set
 from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
@@ -189,8 +190,8 @@ class Workload:
         """
         if self.dataset.train.reading is not None:
             return None
-        train = self.settings.train
-        return max(train.epochs * sum(map(len, self.partitions(number).train)) / number / train.batch_size, 1)
+        train, parts = self.settings.train, self.partitions(number).train
+        return train.epochs * sum(len(batch_rows(rows, train.batch_size)) for rows in parts) / number
 
     def part(self, partition: int, num_partitions: int) -> NodeData:
         """Return the data of client ``partition`` of ``num_partitions``."""

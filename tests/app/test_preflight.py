@@ -110,7 +110,7 @@ def test_the_size_of_a_round_is_said_before_the_first():
     workload = Workload(from_flat({"sample.fraction": 0.5, "train.epochs": 3, "train.batch-size": 16}))
     (steps,) = re.findall(r"^each round trains 2 of 4 clients, about (\d+) steps each$", check_task(workload, 4))
     parts = (workload.part(client, 4).train for client in range(4))
-    assert float(steps) == pytest.approx(sum(3 * steps_per_epoch(part, 16) for part in parts) / 4, abs=3)
+    assert float(steps) == pytest.approx(sum(3 * steps_per_epoch(part, 16) for part in parts) / 4, abs=0.5)
 
 
 def test_clients_that_take_no_part_are_not_counted():
