@@ -151,7 +151,7 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
     plain, masked = evaluate_each(model, split, maskings, seed=task.seed, perplexity_kind=kind)
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
     if math.isinf(masked.loss):  # train.mask-fill=-inf, and a target outside the client's classes
-        del metrics["local-loss"]
+        metrics = {name: value for name, value in metrics.items() if name not in ("local-loss", "local-perplexity")}
     if workload.metric:
         with torch.inference_mode():
             result = workload.metric(model, split.inputs, split.targets)

@@ -11,6 +11,7 @@ from heterofl_flwr.app.node import AppTask
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.data import Split
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.training import EvaluateResult
 from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.transport import messages as wire
 from tests.app.runs import run_rounds
@@ -173,7 +174,7 @@ class Below(nn.Module):
 
 @pytest.mark.usefixtures("identity")
 @pytest.mark.parametrize(("fill", "answered"), [("zero", False), ("-inf", True), ("none", False)])
-def test_local_metrics_have_the_mask_of_training(fill, answered):
+def test_local_metrics_have_the_mask_of_training(monkeypatch, fill, answered):
     task = AppTask(*(own[0] for own in asked((1.0,), (0.1,), **{"train.mask-fill": fill})))
     test, classes = task.data.test, task.data.classes
     absent = [number for number in range(10) if number not in classes]
@@ -183,6 +184,9 @@ def test_local_metrics_have_the_mask_of_training(fill, answered):
     assert found["local-accuracy"] == pytest.approx(expected)
     foreign = client_app._evaluate(task, Below(), absent)
     assert ("local-loss" in foreign) == (fill != "-inf")
+    of_text = EvaluateResult(3, 1.0, 1, 2.0), EvaluateResult(3, torch.inf, 1, torch.inf)
+    monkeypatch.setattr(client_app, "evaluate_each", lambda *_, **__: of_text)
+    assert "local-perplexity" not in client_app._evaluate(task, Below(), absent)
 
 
 def test_models_of_an_evaluation_are_loaded_once_for_all_clients(monkeypatch):
