@@ -52,8 +52,7 @@ class Work:
     @property
     def build(self) -> Build:
         """Function of a rate that returns the model."""
-        setup = PAPER[self.data]
-        return build_model("cnn", channels=3, **self.options) if self.options else setup.build()
+        return build_model("cnn", channels=3, **self.options) if self.options else PAPER[self.data].build()
 
     def split(self, seed: int, steps: int) -> Split:
         """Return random examples for a number of steps."""

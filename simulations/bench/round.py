@@ -127,7 +127,7 @@ def measure_overhead(experiment: Experiment, rounds: int, *, ray: bool) -> list[
     grids: dict[str, Callable[..., QueuedGrid]] = {"LocalGrid": LocalGrid}
     if ray:
         grids["RayGrid"] = partial(RayGrid, at_once=1)
-    print(f"\na round of ten clients of level e, one at a time; median of {rounds}:")
+    print(f"\na round of ten clients of level e, in one process; median of {rounds}:")
     with tempfile.TemporaryDirectory() as folder:
         request = build_our_request(experiment, Path(folder, "run"), "--grid", "local", *options, settings=settings)
         found = {name: time_rounds(request, make, rounds) for name, make in grids.items()}

@@ -100,6 +100,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     give_back_freed_memory()
     torch.set_num_threads(1)  # several threads would wait for one another on a busy machine
+    options.sizes.sort()  # the goals compare the largest with the smallest
     strategies = {size: make_strategy(options, size) for size in options.sizes}
     model = sum(4 * value.numel() for value in strategies[options.sizes[0]].federation.architecture.model.parameters())
     way = f"steps of {options.step} replies" if options.step else f"rounds, a window of {options.window} messages"
@@ -113,8 +114,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     with ray(APP, nodes, at_once=many) if many else local(APP, nodes) as grid:
         windowed = grid if options.step else Windowed(grid, options.window)
         measure = partial(measure_run, grid=windowed, nodes=options.nodes, window=options.window)
-        first = min(options.sizes)
-        measure(strategies[first], size=first)  # warms up
+        measure(strategies[options.sizes[0]], size=options.sizes[0])  # warms up
         for size in options.sizes * options.rounds:
             found[size].append(measure(strategies[size], size=size))
     return report(found, model, named=options.named)

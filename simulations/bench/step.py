@@ -9,7 +9,7 @@ import argparse
 import multiprocessing
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     device = str(resolve_device(options.device))
     cases = {level: Case(LEVELS[level], options.steps, options.cohort, device=device) for level in options.levels}
     for case in cases.values():
-        check_equal(case)
+        check_equal(case, options.engines)
     print(f"{'level':<5}" + "".join(f"{side + ' ms':>14}{'ratio':>7}" for side in sides))
     best = {}
     with ExitStack() as stack:
@@ -132,10 +132,10 @@ def milliseconds(side: str, case: Case) -> float:
     return seconds * 1e3 / (case.steps * len(models))
 
 
-def check_equal(case: Case) -> None:
+def check_equal(case: Case, engines: Sequence[str]) -> None:
     """Raise ``HeteroFLError`` if the sides differ after a few steps from equal parameters on equal batches."""
     case = replace(case, steps=CHECKED_STEPS)
-    for engine in ("plain", "cohort"):
+    for engine in engines:
         for number, model in enumerate(case.train(engine)[0]):
             (reference,), _ = replace(case, seed=case.seed + number).train(PLAIN_LOOP, ordered=True)
             for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):

@@ -46,6 +46,12 @@ def test_a_benchmark_ends_with_its_verdict(monkeypatch, capsys, tmp_path, line):
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAIL" if code else "PASS")
 
 
+def test_an_engine_that_trains_otherwise_is_not_timed(monkeypatch, capsys):
+    monkeypatch.setitem(step.ENGINES, "seats", lambda jobs, options: [])
+    assert bench.main(["step", "--engines", "seats", "--levels", "e"]) == 2
+    assert "engine seats and the plain loop differ by" in capsys.readouterr().err
+
+
 @pytest.mark.release
 def test_all_nodes_of_a_superlink_answer():
     """The exit code is 0 only if no reply is lost, and the rule gives the SuperLink's memory."""
