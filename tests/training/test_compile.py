@@ -14,6 +14,7 @@ from heterofl_flwr.nn.layers import Scaler
 from heterofl_flwr.training import train, train_together
 from heterofl_flwr.training.engines import compile
 from tests.training.conftest import OPTIONS, assert_as_plain, frozen, make_jobs, small
+from tests.training.test_cohort import Shares, Tied
 from tests.training.test_engines import METHODS
 
 # Torch takes this warning of its own back, which does not help where warnings are errors.
@@ -45,6 +46,7 @@ def compiled(monkeypatch) -> list[object]:
 def train_as_plain(build, options=OPTIONS, tolerance=1e-4, **others):
     jobs, twins = make_jobs(build, **others), make_jobs(build, **others)
     assert_as_plain(jobs, compile.train_compiled(jobs, options), options, twins, tolerance)
+    assert all(parameter.is_leaf for job in jobs for parameter in job.model.parameters())
 
 
 @pytest.mark.release
@@ -61,8 +63,10 @@ def test_equals_plain_in_cpp(monkeypatch):
         (small(norm="sbn"), {}),
         (frozen, {"proximal": 0.1}),
         (lambda: nn.Sequential(small(norm="gn")(), nn.BatchNorm1d(5), nn.Dropout(0.2)), {"clip": 0.1}),
+        (Shares, {}),
+        (Tied, {}),
     ],
-    ids=["static batch norm", "frozen", "statistics and dropout"],
+    ids=["static batch norm", "frozen", "statistics and dropout", "shared layer", "tied"],
 )
 def test_equals_plain_and_serves_all_clients(compiled, build, changes):
     train_as_plain(build, replace(OPTIONS, **changes), classes=[None, [0, 1, 2, 3], None, range(4)])

@@ -32,7 +32,12 @@ def _forward(model: nn.Module, batch_size: int, inputs: Tensor) -> Tensor:
         return logits
     torch.compiler.cudagraph_mark_step_begin()
     # Views, because torch assumes that a parameter keeps its address: it would record a CUDA graph for each client.
-    trained = {name: value.view_as(value) for name, value in model.named_parameters() if value.requires_grad}
+    trained = {
+        f"{path}.{name}".lstrip("."): value.view_as(value)
+        for path, layer in model.named_modules()
+        for name, value in layer.named_parameters(recurse=False, remove_duplicate=False)
+        if value.requires_grad
+    }
     return _compiler()(model, trained, inputs)
 
 
@@ -43,5 +48,6 @@ def _compiler() -> Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]:
 
 
 def _call(model: nn.Module, trained: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    logits: Tensor = functional_call(model, dict(trained), (inputs,))
+    # With tie_weights, torch would not restore the parameters of a layer that has two names.
+    logits: Tensor = functional_call(model, dict(trained), (inputs,), tie_weights=False)
     return logits
