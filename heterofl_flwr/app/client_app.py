@@ -50,7 +50,9 @@ def moments_query(message: Message, context: Context) -> Message:
     if len(task.instruction.rates) > 1:
         batches = list(batches)  # so that they are gathered and augmented once for all rates
     with workload.arithmetic():
-        return answer_moments(task, lambda: batches, workload.device, together=workload.moments_together)
+        return answer_moments(
+            task, lambda: map(Tensor.clone, batches), workload.device, together=workload.moments_together
+        )
 
 
 @app.train()
@@ -154,7 +156,7 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
         metrics = {name: value for name, value in metrics.items() if name not in ("local-loss", "local-perplexity")}
     if workload.metric:
         with torch.inference_mode():
-            result = workload.metric(model, split.inputs, split.targets)
+            result = workload.metric(model, split.inputs.clone(), split.targets)
         metrics |= _read_users_metrics(result, metrics)
     return metrics
 

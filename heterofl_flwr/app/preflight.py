@@ -91,7 +91,7 @@ def _check_fit(workload: Workload, name: str, build: Build, rate: float) -> None
 
 
 def _check_output(workload: Workload, name: str, model: nn.Module) -> None:
-    inputs, classes = workload.dataset.train.inputs[:2], workload.dataset.classes
+    inputs, classes = workload.dataset.train.inputs[:2].clone(), workload.dataset.classes
     try:
         with torch.inference_mode(), kept_random_state():
             output = for_evaluation(model, None)(inputs)

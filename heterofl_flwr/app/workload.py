@@ -219,7 +219,8 @@ class Workload:
     def example(self) -> torch.Tensor:
         """Return a training input as a batch of size 1."""
         train = self.dataset.train
-        return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
+        example = train.inputs[:1].clone()  # a model may change its inputs in place
+        return example if train.reading is None else example[:, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
         """Return ``model`` or, if ``train.distill`` is on, a ``Nested`` of ``model`` and its smaller widths."""

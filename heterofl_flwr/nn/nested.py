@@ -81,8 +81,10 @@ class Nested(nn.Module):
         Some ``widths`` select at random.
         """
         inner = self._draw()
-        outer = [] if self.widths == "ordered" and inner else [self(x)]
-        return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + outer
+        outer = (
+            [] if self.widths == "ordered" and inner else [self(x.clone())]
+        )  # a model may change its inputs in place
+        return [cast("Tensor", self._smaller[number].output(self.model, x.clone())) for number in inner] + outer
 
     def _draw(self) -> list[int]:
         number = len(self._smaller)

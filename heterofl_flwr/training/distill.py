@@ -139,7 +139,7 @@ def learn_from_peers(
         for number in range(job.limit_steps(distill.steps)):
             private, _ = compute_loss(model, *next(batches), masking)
             private_gradient = gradient(private)
-            shared, distance = _seed_loss(model(seeds[0]).float(), seeds[1], peers, distill)
+            shared, distance = _seed_loss(model(seeds[0].clone()).float(), seeds[1], peers, distill)
             shared_gradient = gradient(shared)
             if not bool((private + shared).isfinite()):
                 raise DivergedError(

@@ -78,7 +78,7 @@ def evaluate_each(
         batches = (piece for rows in groups for piece in read_tokens(rows, reading, generator))
     with explained_single(), evaluating(model), channels_last(model), torch.inference_mode():
         for inputs, targets in batches:
-            outputs = model(inputs).float()
+            outputs = model(inputs.clone()).float()  # a model may change its inputs in place
             sizes.append(targets.numel())
             for number, masking in enumerate(maskings):
                 logits = masking(outputs)

@@ -117,6 +117,18 @@ def test_penalties_leave_out_a_clients_own_layers():
 
 
 @pytest.mark.usefixtures("identity")
+def test_moments_of_all_rates_are_of_the_same_inputs(monkeypatch):
+    def measure(task, batches, *_, **__):
+        first, second = (next(iter(batches())).add_(1).clone() for _ in range(2))  # as by a model that changes inputs
+        assert torch.equal(first, second)
+
+    monkeypatch.setattr(client_app, "answer_moments", measure)
+    (message, *_), (context, *_) = asked()
+    message.content[wire.CONFIG].update({wire.RATES: [1.0, 0.0625]})
+    client_app.moments_query(message, context)
+
+
+@pytest.mark.usefixtures("identity")
 def test_other_learning_rates_are_no_cohort():
     with pytest.raises(HeteroFLError, match="differ in learning rate"):
         client_app.app.train_cohort(*asked(learning_rates=(0.1, 0.2)))

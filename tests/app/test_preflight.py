@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from heterofl_flwr.app import simulation
 from heterofl_flwr.app.main import main
@@ -104,6 +106,18 @@ def test_a_users_own_model_is_tried_too(tmp_path, monkeypatch, capsys, started, 
     err = capsys.readouterr().err
     assert re.search(f"the model own_model:build {said}", err)
     assert started == []
+
+
+def changes_its_inputs(rate: float) -> nn.Module:
+    return nn.Sequential(nn.LeakyReLU(0.5, inplace=True), nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_a_model_that_changes_its_inputs_leaves_the_examples():
+    workload = Workload(from_flat({"model.name": f"{__name__}:changes_its_inputs"}))
+    inputs = workload.dataset.train.inputs[:2]
+    before = inputs.clone()
+    check_task(workload, 4)
+    assert torch.equal(inputs, before)
 
 
 def test_the_size_of_a_round_is_said_before_the_first():

@@ -104,6 +104,15 @@ def test_each_width_computes_what_its_slice_does(nested_case):
     assert torch.equal(nested(model, build).eval()(x), model.eval()(x))
 
 
+def test_all_widths_get_the_same_inputs():
+    def build(rate):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.LeakyReLU(0.5, inplace=True), torch.nn.Linear(3, 2))
+
+    first, *others = nested(build(1.0), build).all_logits(torch.full((1, 3), -1.0))
+    assert all(torch.equal(logits, first) for logits in others)
+
+
 @pytest.mark.parametrize("widths", ["none", "ordered", "drawn", "sandwich", "all"])
 def test_draws_have_the_stated_mean_number_of_passes(widths):
     build, _ = BUILDS["mlp"]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from hypothesis import assume, given, strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
@@ -92,6 +93,12 @@ def test_seed_steps_are_a_plain_loop(labels):
         optimizer.step()
     for found, expected in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_changes_its_inputs_leaves_the_seed_examples():
+    model, inputs = nn.Sequential(nn.LeakyReLU(0.5, inplace=True), mlp()), SEEDS[0].clone()
+    learn_from_peers(job(model), (inputs, SEEDS[1]), PEERS, OPTIONS, DistillOptions(steps=2))
+    assert torch.equal(inputs, SEEDS[0])
 
 
 def test_a_loss_that_is_not_finite_raises_an_error():

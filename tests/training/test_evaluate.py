@@ -46,7 +46,8 @@ def test_masks_to_any_classes(fill, classes, correct):
 
 
 def test_the_model_its_modes_and_its_layout_stay(build, split):
-    model = nn.Sequential(build(norm="gn"), nn.Dropout(0.5), nn.Dropout(0.5).eval())
+    changes_its_inputs = nn.LeakyReLU(0.5, inplace=True)
+    model = nn.Sequential(changes_its_inputs, build(norm="gn"), nn.Dropout(0.5), nn.Dropout(0.5).eval())
     modes = [module.training for module in model.modules()]
     before = {name: (value.clone(), value.data_ptr(), value.stride()) for name, value in model.state_dict().items()}
     assert evaluate(model, split) == evaluate(model, split)  # without dropout
