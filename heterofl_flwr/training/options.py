@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
@@ -59,15 +59,12 @@ class TrainResult:
         its step.
     steps
         Number of steps of the optimiser.
-    seconds
-        Duration of the training. It is ignored in comparisons (``==``).
     """
 
     examples: int
     loss: float
     accuracy: float
     steps: int
-    seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)

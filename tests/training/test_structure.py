@@ -3,7 +3,6 @@
 import random
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -51,7 +50,6 @@ def cast(**changes):
         (lambda: calling({"a": [1, True]}), lambda: calling({"a": [1, 1]})),
         (lambda: calling(Settings(1)), lambda: calling(Settings(2))),
         (lambda: calling(random.Random(1)), lambda: calling(random.Random(2))),
-        (lambda: calling(np.random.default_rng(1)), lambda: calling(np.random.default_rng(2))),
         (lambda: calling(torch.Generator().manual_seed(1)), lambda: calling(torch.Generator().manual_seed(2))),
         (lambda: calling(Settings(1).__init__), lambda: calling(Settings(2).__init__)),
         (lambda: Nested(small()(), [small(rate=0.5)()]), lambda: Nested(small()(), [small(rate=0.25)()])),

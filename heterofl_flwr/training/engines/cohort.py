@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain, islice
-from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +96,7 @@ class Cohort:
     """Several clients that train together. Their models change only at the end of training."""
 
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions) -> None:
-        self._started, self._options = perf_counter(), options
+        self._options = options
         models = [job.model.train() for job in jobs]
         if len(set(map(id, models))) < len(models):
             raise IncompatibleError("two clients have the same model")
@@ -143,8 +142,7 @@ class Cohort:
                 self._run_steps(together)
         finally:
             self._replayed = None  # breaks a reference cycle, which would keep a GPU's memory for a while
-        seconds = (perf_counter() - self._started) / sum(len(client.sizes) for client in self._clients)
-        return [self._finish(number, seconds) for number in range(len(self._clients))]
+        return [self._finish(number) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
         """Return the numbers of the clients that run the next steps together; empty at the end.
@@ -220,12 +218,11 @@ class Cohort:
         return mask_logits(logits.flatten(1), present.flatten(), self._options.mask_fill).view_as(logits)
 
     @torch.no_grad()
-    def _finish(self, number: int, seconds: float) -> TrainResult:
+    def _finish(self, number: int) -> TrainResult:
         client = self._clients[number]
         parameters = dict(client.job.model.named_parameters())
         for layout, rows in zip(self._layouts, self._sgd.values, strict=True):
             if layout.trained:
                 parameters[layout.name].copy_(layout.shaped(rows[number], layout.shape))
         client.job.model.zero_grad()
-        correct = int(torch.stack(client.correct).sum())
-        return build_result(client.job, client.losses, client.sizes, correct, seconds * len(client.sizes))
+        return build_result(client.job, client.losses, client.sizes, int(torch.stack(client.correct).sum()))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -40,8 +39,8 @@ def train_one(
     job: TrainingJob, options: TrainOptions, forward: Callable[[Tensor], Tensor] | None = None
 ) -> TrainResult:
     """Train one client; ``forward`` computes logits from inputs, by default the model itself."""
-    started, device = perf_counter(), job.split.targets.device
-    model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
+    device, model = job.split.targets.device, job.model.train()
+    masking = Masking(job.classes, options.mask_fill)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     epochs: list[Tensor] = []  # for each epoch, the losses of its steps
     sizes: list[int] = []
@@ -60,7 +59,7 @@ def train_one(
                     give_back_gaps()
             epochs.append(torch.stack(losses))
             check_losses(epochs[-1], len(sizes) - len(losses), options)
-        return build_result(job, epochs, sizes, int(correct), perf_counter() - started)
+        return build_result(job, epochs, sizes, int(correct))
 
 
 def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
@@ -75,11 +74,9 @@ def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
         )
 
 
-def build_result(
-    job: TrainingJob, losses: Sequence[Tensor], sizes: Sequence[int], correct: int, seconds: float
-) -> TrainResult:
+def build_result(job: TrainingJob, losses: Sequence[Tensor], sizes: Sequence[int], correct: int) -> TrainResult:
     """Return a client's result from its losses, batch sizes and number of correct predictions."""
     seen = sum(sizes)
     weights = torch.tensor(sizes, dtype=torch.float64)
     loss = float((torch.cat(list(losses)).cpu().double() * weights).sum() / seen)
-    return TrainResult(len(job.split), loss, correct / seen, len(sizes), seconds)
+    return TrainResult(len(job.split), loss, correct / seen, len(sizes))

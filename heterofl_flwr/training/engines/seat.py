@@ -169,8 +169,8 @@ class Client:
         self._losses = [losses]
         return True
 
-    def finish(self, seconds: float) -> TrainResult:
-        """Wait for the GPU; return the client's result. ``seconds`` is the mean time of a step."""
+    def finish(self) -> TrainResult:
+        """Wait for the GPU; return the client's result."""
         self.seat.join()
         check_losses(self._losses[0], 0, self._options)
-        return build_result(self.job, self._losses, self.sizes, int(self._correct), seconds * len(self.sizes))
+        return build_result(self.job, self._losses, self.sizes, int(self._correct))

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from time import perf_counter
 
 import torch
 
@@ -118,7 +117,7 @@ class Round:
     """Clients that take turns in seats until all have finished."""
 
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, hall: Hall) -> None:
-        self._started, self._jobs, self._options, self._hall = perf_counter(), jobs, options, hall
+        self._jobs, self._options, self._hall = jobs, options, hall
         self._waiting, self._seated, self._done = deque(jobs), list[Client](), list[Client]()
         self._alone: list[TrainingJob] = []
 
@@ -133,8 +132,7 @@ class Round:
         finally:
             for client in self._seated:  # after an error
                 self._hall.leave(client.seat, stays=False)
-        seconds = (perf_counter() - self._started) / max(sum(len(client.sizes) for client in self._done), 1)
-        results = {id(client.job): client.finish(seconds) for client in self._done}
+        results = {id(client.job): client.finish() for client in self._done}
         results |= {id(job): train_plain([job], self._options)[0] for job in self._alone}
         return [results[id(job)] for job in self._jobs]
 

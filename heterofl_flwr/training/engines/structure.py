@@ -1,7 +1,6 @@
 """Descriptions of models. Models with equal descriptions compute the same function."""
 
 import logging
-import pickle
 import random
 from collections.abc import Hashable, Iterable, Mapping
 from functools import lru_cache, partial, singledispatch
@@ -9,7 +8,6 @@ from itertools import chain
 from types import FunctionType, MethodType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -100,14 +98,10 @@ def _(value: Mapping[object, object]) -> tuple[Hashable, Iterable[object]]:
 
 
 @_take_apart.register(random.Random)
-@_take_apart.register(np.random.Generator)
-def _(value: object) -> tuple[Hashable, Iterable[object]]:
-    return pickle.dumps(value), ()  # generators with equal states draw the same numbers
-
-
-@_take_apart.register
-def _(value: torch.Generator) -> tuple[Hashable, Iterable[object]]:
-    return (value.device, value.get_state().numpy().tobytes()), ()
+@_take_apart.register(torch.Generator)
+def _(value: Any) -> tuple[Hashable, Iterable[object]]:
+    # Generators with equal states draw the same numbers.
+    return type(value).__name__, [value.getstate() if isinstance(value, random.Random) else value.get_state().tolist()]
 
 
 @_take_apart.register(list)
