@@ -1,8 +1,10 @@
 """In-place distillation: smaller models inside a client's model learn from its outputs."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.execution import call
@@ -32,10 +34,11 @@ def distilled_loss(
     inputs, targets = batch
     masking = Masking(None if labels is None else sorted(labels), "zero")
     name = type(model).__name__
-    logits = _read_logits(call(model, inputs), name, masking)
     if not inner:
-        return criterion(logits, targets)
-    inner_logits = [_read_logits(width.output(model, inputs), name, masking) for width in inner]
+        return criterion(_read_logits(call(model, inputs), name, masking), targets)
+    copies = partial(tree_map_only, Tensor, Tensor.clone, inputs)  # a model may change its inputs in place
+    logits = _read_logits(call(model, copies()), name, masking)
+    inner_logits = [_read_logits(width.output(model, copies()), name, masking) for width in inner]
     return nested_loss(
         [*inner_logits, logits],
         targets,

@@ -81,6 +81,14 @@ def test_inputs_may_be_named_or_several():
     assert losses[0] == losses[1] == losses[2]
 
 
+def test_all_widths_get_the_same_inputs():
+    task, (x, y) = by_message(1.0), batch()
+    model, before = task.model(), x.clone()
+    model.register_forward_pre_hook(lambda layer, inputs: (inputs[0].zero_(),))
+    task.loss(model, (x, y), F.cross_entropy)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("wrap", [nn.Sequential, copy.deepcopy])
 def test_a_model_of_another_making_is_refused(wrap):
     task = by_message(1.0)
