@@ -81,9 +81,8 @@ class Nested(nn.Module):
         Some ``widths`` select at random.
         """
         inner = self._draw()
-        outer = (
-            [] if self.widths == "ordered" and inner else [self(x.clone())]
-        )  # a model may change its inputs in place
+        # Copies of x, because a model may change its inputs in place.
+        outer = [] if self.widths == "ordered" and inner else [self(x.clone())]
         return [cast("Tensor", self._smaller[number].output(self.model, x.clone())) for number in inner] + outer
 
     def _draw(self) -> list[int]:
