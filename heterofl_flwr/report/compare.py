@@ -1,7 +1,6 @@
 """Comparison of several runs as a table and a page."""
 
 import re
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
-from heterofl_flwr.report.drawing import shorten, to_png
+from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, price_text
@@ -27,10 +26,9 @@ from heterofl_flwr.settings.defaults import preset
 from heterofl_flwr.settings.flat import INCIDENTAL, SPECS, current_names, flatten, from_flat, to_flat
 from heterofl_flwr.settings.method_name import method_name
 
-QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % quantiles of Student's t distribution with 1, 2, ... degrees of freedom."""
+QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's t distribution with 1, 2, ... degrees of freedom; the last is a bound for more."""
 LEAST_SEEDS = 3
-NORMAL_QUANTILE = 2.228  # that of ten degrees of freedom, an upper bound for more
 
 AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
     "round": ("round", None, "{}; means over seeds."),
@@ -100,8 +98,7 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
     unit = " points" if formatting.score(metric, 0.0).endswith("%") else ""
     if spread is None or len(differences) < LEAST_SEEDS:
         return f"{_signed(metric, centre)}{unit}"
-    freedom = len(differences) - 1
-    quantile = QUANTILES[freedom - 1] if freedom <= len(QUANTILES) else NORMAL_QUANTILE
+    quantile = QUANTILES[min(len(differences) - 1, len(QUANTILES)) - 1]
     half = quantile * spread / len(differences) ** 0.5
     low, high = (_signed(metric, centre + side * half) for side in (-1, 1))
     return f"{_signed(metric, centre)} [{low}, {high}]{unit}"
@@ -120,9 +117,6 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     histories = {folder: folder.history() for folder in folders}  # read each file once
     rows = group_runs(list(histories))
     table = compare_metrics(histories, rows, metrics) if metrics else compare_runs(histories, rows)
-    figures = [
-        (drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(histories, rows)
-    ]
     note = (
         "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals. The price is "
         "client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix."
@@ -131,7 +125,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
         title="Comparison of runs",
         status=", ".join(folder.path.name for folder in folders),
         lines=[],
-        figures=figures,
+        figures=[(drawing, to_png(drawing.figure, drawing.title)) for drawing in _draw(histories, rows)],
         tables=[("Runs", table, note, ())],
     )
     write_atomic(path, page.encode())
@@ -247,8 +241,5 @@ def _short_names(rows: Rows) -> list[str]:
         " ".join(re.sub(r"^[\w-]+\.(?=[\w.-]+=)", "", word) for word in of_row if word not in common) or row
         for row, of_row in zip(rows, words, strict=True)
     ]
-    return next(texts for texts in ([shorten(name, LONGEST) for name in names], names, list(rows)) if _differ(texts))
-
-
-def _differ(texts: Sequence[str]) -> bool:
-    return len({*texts}) == len(texts)
+    short = [name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[1 - LONGEST // 2 :]}" for name in names]
+    return next(texts for texts in (short, names, list(rows)) if len({*texts}) == len(texts))

@@ -6,6 +6,7 @@ Names are drawn with ``parse_math=False``, because matplotlib would read text be
 import io
 import math
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ SIZE = (4.0, 2.6)  # inches; small, so that text stays readable when a phone shr
 SMALL = 9.0  # points
 LINE, MARK = 60, 5  # characters in a line of a legend, and characters for the mark of an entry
 LINE_HEIGHT = 0.19  # inches
-LONGEST = 48  # characters of a name
+LONGEST = 48  # characters in a line of a name
 MOST_NAMES, LONGEST_NAME = 20, 12  # maximum number of rows with names, and of characters in such a name
 
 
@@ -79,18 +80,13 @@ def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], r
     return figure
 
 
-def shorten(name: str, longest: int) -> str:
-    """Return a name without its middle, if it is longer than ``longest``."""
-    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 :]}"
-
-
 def add_legend(axes: Axes) -> None:
     """Add a legend above the axes. A long legend makes the figure higher."""
     (handles, names), figure = axes.get_legend_handles_labels(), axes.get_figure(root=True)
     if handles and figure:
-        names = [shorten(name, LONGEST) for name in names]
+        names = [fill(name, LONGEST) for name in names]
         columns = min(len(handles), 6, max(LINE // (max(map(len, names)) + MARK), 1))
-        lines = math.ceil(len(handles) / columns)
+        lines = math.ceil(sum(name.count("\n") + 1 for name in names) / columns)
         figure.set_size_inches(SIZE[0], SIZE[1] + LINE_HEIGHT * max(lines - 2, 0))
         legend = axes.legend(
             handles,

@@ -102,7 +102,7 @@ def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -
             "training": points(rounds, [record.train.get(name) for record in records]),
         }
         if figure := draw_curves(curves, name):
-            yield Drawing(f"metric-{number}", name, "A metric of this app, as the mean over clients.", figure)
+            yield Drawing(f"metric-{number}", name, "A metric of this app; of clients' metrics, their mean.", figure)
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
@@ -113,7 +113,7 @@ def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -
 def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
     """Return the median, first and ninth decile of the clients' accuracies over rounds."""
     deciles = {"ninth decile": 8, "median": 4, "first decile": 0}
-    values = [(*record.accuracy_deciles, *[None] * 9)[:9] for record in records]  # files may have more, or fewer
+    values = [record.accuracy_deciles or (None,) * 9 for record in records]
     return {name: points(rounds, [of_round[index] for of_round in values]) for name, index in deciles.items()}
 
 
@@ -177,7 +177,7 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", *, join: boo
         axes.plot(places, values, dash, color=colour, label=name, marker=mark, markersize=3)
     room = 0.06 * (high - low) or 0.02 * abs(high) or 1
     axes.set_ylim(low - room, high + room)
-    if ylabel.endswith("accuracy"):
+    if ylabel.endswith("accuracy") and high <= 1:  # an app's own accuracy may be in percent already
         axes.set_ylim(top=min(high + room, 1.01))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -188,12 +188,13 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", *, join: boo
 
 def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Return lower and upper end of the vertical axis; the first quarter of a curve may lie outside."""
-    settled = [value for curve in curves for value in curve[len(curve) // CLIMB if len(curve) >= SHORT else 0 :]]
-    numbers = [value for value in settled if not math.isnan(value)]
-    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    late = (curve[len(curve) // CLIMB if len(curve) >= SHORT else 0 :] for curve in curves)
+    settled = [value for curve in late for value in curve if not math.isnan(value)]
+    numbers = settled or [value for curve in curves for value in curve if not math.isnan(value)]
+    low, high = min(numbers), max(numbers)
     reach = NEAR * (high - low)
     shown = [value for curve in curves for value in curve if low - reach <= value <= high + reach]
-    return min(shown, default=low), max(shown, default=high)
+    return min(shown), max(shown)
 
 
 def _join_alike(curves: Curves, distance: float) -> Curves:

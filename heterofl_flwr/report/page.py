@@ -56,7 +56,7 @@ table{font-size:.72rem}th,td{padding-right:.3rem}}
 <section id="figures"><h2>Figures</h2>
 <div class="figures">
 {% for drawing, png in figures %}
-<figure><img alt="{{ drawing.title }}" src="data:image/png;base64,{{ png }}">
+<figure><img alt="{{ drawing.title }}" src="data:image/png;base64,{{ png | base64 }}">
 <figcaption>{{ drawing.caption }}</figcaption></figure>
 {% else %}
 <p class="note">No round is recorded yet.</p>
@@ -86,6 +86,7 @@ table{font-size:.72rem}th,td{padding-right:.3rem}}
 """
 
 _ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_ENVIRONMENT.filters["base64"] = lambda png: b64encode(png).decode()
 
 Table = tuple[str, summary.Cells, str, Sequence[Sequence[str]]]  # title, table, note below it, collapsed rows
 
@@ -107,7 +108,7 @@ def write_page(folder: RunFolder) -> Path:
         title=str(about.get("title") or folder.path.resolve().name),
         status=" · ".join([*started, rounds, *([] if about.get("finished") else ["not finished"])]),
         lines=list(summary.summary_lines(records, costs)),
-        figures=[(drawing, b64encode(png).decode()) for drawing, png in figures],
+        figures=figures,
         tables=list(_tables(about, settings, records, costs, counts)),
     )
     for drawing, png in figures:
@@ -141,7 +142,7 @@ def _tables(
     failures = summary.failure_cells(records)
     yield "Failures", failures, "" if failures[1] else "No client failed.", ()
     facts_of_run = {
-        key: list(dict.fromkeys(value)) if isinstance(value, list) else value for key, value in about.items()
+        key: list(dict.fromkeys(value)) if key in ("commits", "machines") else value for key, value in about.items()
     }
     facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(facts_of_run).items()]
     yield "How it was run", (("fact", "value"), facts), "", ()

@@ -155,9 +155,10 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
         times = f"{formatting.duration(seconds)} of training{after}"
         yield f"on the simulated devices: {times}; energy, an estimate: {formatting.energy(joules)}"
     stages = records[-1].stages if records else {}
-    if metrics := [f"{name} {formatting.number(stages[name])}" for name in stages if name not in ACCOUNTANT]:
+    accountant = ACCOUNTANT if {"epsilon", "delta"} <= stages.keys() else ()  # a user's stage may have an epsilon too
+    if metrics := [f"{name} {formatting.number(stages[name])}" for name in stages if name not in accountant]:
         yield f"stages after the last round: {', '.join(metrics)}"
-    if "epsilon" in stages:
+    if accountant:
         yield f"each client's privacy: epsilon {stages['epsilon']:.3g} at delta {stages['delta']:g}"
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from textwrap import fill
 from types import MappingProxyType
 from typing import Any
 
@@ -41,8 +40,6 @@ LEARNING: Mapping[int, tuple[str, Sequence[tuple[str, str]]]] = MappingProxyType
 )
 """Data by figure, with split and metric of each pair of panels (Fix and Dynamic)."""
 
-WIDTH, HEIGHT = 6.4, 4.2  # inches
-WIDEST = 60  # characters in a line of a legend
 ENDS = (("final", "o", "-"), ("best", "d", ":"))  # with the mark and the line of each
 
 
@@ -118,12 +115,11 @@ def draw_panel(panel: Panel, found: Mapping[Key, Reached]) -> Figure | None:
 
 def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str) -> Figure | None:
     """Draw a curve for each configuration that has the metric; None if no configuration has it."""
-    curves = [(number, fill(one.label, WIDEST), curve(one, metric, axis)) for number, one in enumerate(configurations)]
+    curves = [(number, one.label, curve(one, metric, axis)) for number, one in enumerate(configurations)]
     positive = [point.spent for *_, points in curves for point in points if 0 < point.spent < math.inf]
     # Values that are far apart need a logarithmic axis, which cannot show 0.
     wide = axis != "rounds" and bool(positive) and max(positive) > 50 * min(positive)
     figure, axes = new_axes(AXES[axis].label, _name(metric))
-    figure.set_size_inches(WIDTH, HEIGHT)
     for number, label, points in curves:
         colour, dash = series(number)
         if wide and points and not points[-1].spent:
@@ -146,7 +142,6 @@ def draw_levels(configurations: Sequence[Configuration], metric: str, last: int)
     """
     lines = [level_curve(one, metric, last) for one in configurations]
     figure, axes = new_axes("multiplications of a forward pass of one example", _name(metric))
-    figure.set_size_inches(WIDTH, HEIGHT)
     for number, line in enumerate(lines):
         if len(line) > 1:
             _add_line(axes, line, *series(number), configurations[number].label)
@@ -158,7 +153,6 @@ def draw_levels(configurations: Sequence[Configuration], metric: str, last: int)
 def draw_differences(rows: Sequence[tuple[str, Mapping[str, Summary]]], label: str) -> Figure:
     """Draw differences by level with their intervals: a group of points for each level, a point for each row."""
     figure, axes = new_axes("level", label)
-    figure.set_size_inches(WIDTH, HEIGHT)
     levels = list(dict.fromkeys(level for _, by_level in rows for level in by_level))
     for number, (name, by_level) in enumerate(rows):
         aside = 0.12 * (number - (len(rows) - 1) / 2)

@@ -123,19 +123,7 @@ def test_equal_runs_are_named_by_their_title(tmp_path):
     assert {row[0] for row in compare_runs(folders)[1]} == {"HeteroFL on digits, a1"}
 
 
-def test_a_mix_has_its_price(tmp_path):
-    folder = run(tmp_path / "mixed", "a1-b1", 0, 0.5)
-    rates = [rate for record in folder.history() for rate in record.rates.values()]
-    sizes = {rate: (round(1000 * rate**2), round(8000 * rate**2)) for rate in {*rates, 1.0, 0.5}}
-    levels = tuple(LevelCost(str(rate), rate, 1, *reversed(size)) for rate, size in sizes.items())
-    folder.write_costs(ModelCosts(1.0, levels))
-    heads, (row,) = compare_runs([folder])
-    # Half of the clients can hold the larger level, all the smaller one.
-    share = sum(sizes[rate][0] for rate in rates) / len(rates) / (500 + 250)
-    assert row[heads.index("price")] == f"{1 / 1.5:.2f} / {share:.2f} / {share:.2f}"
-
-
-def test_a_price_is_of_all_seeds(tmp_path):
+def test_the_price_of_a_mix_is_of_all_seeds(tmp_path):
     folders = []
     for seed, rate in enumerate((1.0, 0.5)):
         folder = RunFolder(tmp_path / str(seed))

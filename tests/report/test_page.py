@@ -45,7 +45,7 @@ class Page(HTMLParser):
 def run(tmp_path_factory, fake, costs):
     folder = RunFolder(tmp_path_factory.mktemp("html") / "run")
     settings = {"model": "cnn", "optim": {"lr": 0.1, "milestones": [60, 80]}, "note": EVIL}
-    folder.start(settings, about={"title": f"A run {EVIL}", "device": "an abacus"})
+    folder.start(settings, about={"title": f"A run {EVIL}", "device": "an abacus", "widths": [[64, 64], [8]]})
     folder.note(command=f"heterofl run {EVIL}")
     fake.run([Recorder(folder, every=12, costs=costs)], 1, 12)
     write_report(folder)
@@ -74,8 +74,8 @@ def test_it_has_every_section_loads_nothing_and_runs_nothing(page, run):
 
 def test_it_shows_what_was_run_and_what_came_of_it(page, run):
     accuracy = f"{100 * run.history()[-1].evaluate['global-accuracy']:.1f} %"
-    said = (f"A run {EVIL}", f"heterofl run {EVIL}", "an abacus", "optim.lr", "60, 80", "CUDA out of memory", accuracy)
-    assert [expected for expected in said if expected not in page.text] == []
+    said = (f"A run {EVIL}", f"heterofl run {EVIL}", "an abacus", "64, 64, 8", "optim.lr", "60, 80", accuracy)
+    assert [expected for expected in (*said, "CUDA out of memory") if expected not in page.text] == []
 
 
 def test_the_folder_alone_is_enough_and_gives_the_same_page(run, tmp_path):
@@ -103,12 +103,6 @@ def figures(records, costs=None):
     return {
         drawing.name: drawing.figure for drawing in draw_run(records, costs.model() if costs else None, ClassCounts())
     }
-
-
-def test_a_file_with_other_than_nine_deciles_is_drawn(records):
-    for deciles in ((0.5,), tuple(number / 20 for number in range(20))):
-        records[0].accuracy_deciles = deciles
-        assert figures(records)
 
 
 def test_metrics_with_names_of_the_app_have_curves(records):
@@ -154,6 +148,20 @@ def test_the_axis_follows_what_comes_after_the_climb_of_a_long_run(climb, shown)
     values = climb + [0.96, 0.97] * (1 if shown else 5)
     low, _ = draw_curves({"global": (list(range(len(values))), values)}, "accuracy").axes[0].get_ylim()
     assert (low < 0.1) == shown
+
+
+@pytest.mark.parametrize(("name", "values"), [("loss", [2.3, 2.0, 1.9] + [math.nan] * 9), ("accuracy", [50.0, 97.0])])
+def test_values_of_a_run_that_diverged_early_and_accuracies_in_percent_are_in_the_figure(name, values):
+    low, high = draw_curves({"": (list(range(len(values))), values)}, name).axes[0].get_ylim()
+    assert low < min(values) < max(values) < high
+
+
+def test_long_names_that_differ_in_the_middle_differ_in_the_legend():
+    names = [f"{'x' * 40} lr={rate} {'y' * 40}" for rate in (0.1, 0.2)]
+    figure = draw_curves({name: ([1, 2], [1.0, 2.0]) for name in names}, "loss", join=False)
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert [text.replace("\n", " ") for text in texts] == names
+    assert max(len(line) for text in texts for line in text.splitlines()) <= 48
 
 
 def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):

@@ -110,4 +110,6 @@ def test_the_lines_say_what_a_run_took_and_saved(simulated):
     stages, privacy = list(summary_lines([replace(RECORDS[1], stages=metrics)], None))[-2:]
     assert stages == "stages after the last round: summed-clients 4, drift 0.25"
     assert privacy == "each client's privacy: epsilon 1.5 at delta 1e-05"
+    own = [replace(RECORDS[1], stages={"epsilon": 0.5})]  # of a user's stage, without the accountant's delta
+    assert list(summary_lines(own, None))[-1] == "stages after the last round: epsilon 0.5"
     assert list(summary_lines([], None)) == []
