@@ -74,7 +74,8 @@ class TensorBoard(_Tracker):
         with extra("report", "leave tensorboard out of run.callbacks"):  # not at the top: it may load TensorFlow
             from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(self._folder.events), purge_step=first_round if first_round > 1 else None)
+        # A run that was killed before its first checkpoint starts again at round 1, and has events of more rounds.
+        writer = SummaryWriter(str(self._folder.events), purge_step=first_round)
 
         def log_scalars(numbers: Mapping[str, float], step: int) -> None:
             for name, value in numbers.items():
@@ -158,7 +159,8 @@ class MLflow(_Service):
     def _open(self, earlier_id: str | None) -> str:
         self._module.set_experiment(self._project)
         run = self._module.start_run(**self._options, **({"run_id": earlier_id} if earlier_id else {}))
+        self._close = self._module.end_run  # also of a run whose parameters MLflow refuses: they may be too long
         if not earlier_id:  # MLflow does not allow changed parameters of a run
             self._module.log_params(self._settings)
-        self._log, self._close = self._module.log_metrics, self._module.end_run
+        self._log = self._module.log_metrics
         return str(run.info.run_id)

@@ -108,7 +108,7 @@ class Console(RoundCallback):
         seconds_left = to_come * sum(recent) / len(recent) if recent and to_come else None
         if self.prints_rounds:
             self._print(round_line(record, num_rounds, seconds_left))
-        self._begin_round(record.server_round + 1)
+        self._begin_round(record.server_round + 1 if to_come else 0)  # 0: the timer is silent while models are saved
         return False
 
     def _begin_round(self, number: int) -> None:

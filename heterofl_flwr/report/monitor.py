@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -217,6 +218,10 @@ class _Handler(BaseHTTPRequestHandler):
     def __init__(self, monitor: Monitor, metrics: Callable[[], bytes], *args: Any) -> None:
         self._monitor, self._metrics = monitor, metrics
         super().__init__(*args)
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that hangs up would leave a traceback on standard error
+            super().handle()
 
     def do_GET(self) -> None:
         status, kind, body = 404, "text/plain; version=0.0.4; charset=utf-8", b"expected /metrics or /health\n"

@@ -163,6 +163,14 @@ def test_a_request_that_does_not_come_holds_no_other_up(served):
             half.recv(1)
 
 
+def test_a_request_that_is_cut_off_is_no_error(served):
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(b"x")  # it is not read, so the end of the other side is a reset
+        theirs.close()
+        monitor._Handler(served, bytes, ours, ("", 0), None)
+
+
 def test_the_setting_has_a_limit_that_follows_from_those_of_a_round():
     settings = {"run.metrics-address": "127.0.0.1:0", "engine.timeout": 20.0, "sample.wait": 5.0, "run.callbacks": ""}
     (callback,) = build_callbacks(load_workload(settings), None)
