@@ -194,14 +194,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def mean_accuracy(own: Mapping[str, float]) -> float:
-    """Return the mean over levels of accuracies, in percent."""
-    return 100 * sum(own[level] for level in LEVELS) / len(LEVELS)
-
-
 def smoothed(curve: Curve) -> list[float]:
-    """Return the moving mean of accuracies over ``SMOOTHED`` evaluations."""
-    accuracies = [mean_accuracy(own) for own in curve]
+    """Return the moving mean over ``SMOOTHED`` evaluations of the levels' mean accuracy, in percent."""
+    accuracies = [100 * sum(own[level] for level in LEVELS) / len(LEVELS) for own in curve]
     return [sum(accuracies[last - SMOOTHED : last]) / SMOOTHED for last in range(SMOOTHED, len(accuracies) + 1)]
 
 

@@ -63,7 +63,7 @@ Line = dict[str, Any]
 
 
 def run_cells(path: Path, wanted: Sequence[Cell], run: Callable[[Cell], Line]) -> dict[Cell, Line]:
-    """Return the result of each cell from the lines of a file (JSON), and run the cells that have no line."""
+    """Return the result of each wanted cell from the lines of a file (JSON), and run the cells that have no line."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     done = {type(wanted[0])(*(line.pop(one.name) for one in fields(wanted[0]))): line for line in lines}
     for number, cell in enumerate(wanted, 1):
@@ -72,4 +72,4 @@ def run_cells(path: Path, wanted: Sequence[Cell], run: Callable[[Cell], Line]) -
             done[cell] = {**run(cell), "seconds": round(time.monotonic() - started, 2)}
             append_line(path, json.dumps({**asdict(cell), **done[cell]}))
             print(f"{number}/{len(wanted)}", *asdict(cell).values(), f"{done[cell]['seconds']} s", flush=True)
-    return done
+    return {cell: done[cell] for cell in wanted}  # the file may have cells of another study too

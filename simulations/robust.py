@@ -190,9 +190,8 @@ def cells(data: Sequence[str]) -> Iterator[Cell]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the cells that have no result yet, and write the tables."""
-    wanted = list(cells(options.data))
-    done = run_cells(options.out / "cells.jsonl", wanted, run_cell)
-    write_atomic(options.out / "robust.md", page({cell: done[cell] for cell in wanted}).encode())
+    found = run_cells(options.out / "cells.jsonl", list(cells(options.data)), run_cell)
+    write_atomic(options.out / "robust.md", page(found).encode())
     return 0
 
 

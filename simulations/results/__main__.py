@@ -126,7 +126,7 @@ def write(
     content |= {name: to_svg(figure, name) for name, figure in drawn.items()}
     for name, data in content.items():
         write_atomic(options.out / name, data)
-    for stale in set(options.out.glob("figures/*")) - {options.out / name for name in content}:
+    for stale in set(options.out.glob("figures/*.svg")) - {options.out / name for name in content}:
         remove(stale)
     number = sum(len(own) for own in places.values())
     what = f"{counted(number, 'configuration')} on {counted(len(places), 'split')}"

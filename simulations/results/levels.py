@@ -73,7 +73,7 @@ class Trained:
         """Results of each level's model by seed, from the largest level; without runs of too few evaluations."""
         found: dict[str, dict[int, float]] = {}
         for run in self.runs:
-            evaluations = [record.evaluate_by_level for record in run.records if record.evaluate_by_level]
+            evaluations = list(run.of_levels.values())
             for level in dict.fromkeys(chain(*evaluations)):
                 values = [own[level][self.metric] for own in evaluations if self.metric in own.get(level, {})]
                 if len(values) >= self.last:

@@ -197,6 +197,11 @@ class Run:
             record.server_round: {name: record.evaluate[name] for name in record.comparable} for record in self.records
         }
 
+    @property
+    def of_levels(self) -> Mapping[int, Mapping[str, Mapping[str, float]]]:
+        """Metrics of each level's model by round, without rounds in which too few clients evaluated."""
+        return {record.server_round: record.evaluate_by_level for record in self.records if not record.few_answered}
+
     def score(self, metric: str) -> Score | None:
         """Return the final and the best value of a metric, maybe of a level's model; None if it was not measured.
 
@@ -204,12 +209,12 @@ class Run:
         set. So the best local accuracy is not the maximum of local accuracies.
         """
         name, _, level = metric.partition(OF_LEVEL)
-        by_level = {record.server_round: record.evaluate_by_level.get(level, {}) for record in self.records}
+        by_level = {number: levels.get(level, {}) for number, levels in self.of_levels.items()}
         values = {number: own[name] for number, own in (by_level if level else self.scores).items() if name in own}
         if not values:
             return None
-        compared = {number: own for number, own in self.compared.items() if name in own}
-        last, best = max(values), chosen_round(self.scores if level else compared, name)
+        compared = {number: own for number, own in self.compared.items() if level or name in own}
+        last, best = max(values), chosen_round(compared, name)
         best = best if best in values else last
         return Score(values[last], values[best], best)
 

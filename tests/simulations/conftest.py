@@ -89,12 +89,6 @@ def checkout() -> Path:
 
 
 @pytest.fixture
-def paper(shared) -> Path:
-    """Return the folder with the paper's numbers; skip where there is none."""
-    return shared / "paper"
-
-
-@pytest.fixture
 def printed(tmp_path) -> Path:
     """Return a folder with a paper of a few numbers, so that tests need no other."""
     folder = tmp_path / "paper"

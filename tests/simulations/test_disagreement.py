@@ -100,9 +100,3 @@ def test_a_run_whose_levels_cannot_be_compared_is_refused(tmp_path, capsys, sett
     assert disagreement.main([str(folder), "--out", str(tmp_path / "out.csv")]) != 0
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
-
-
-def test_a_run_without_checkpoint_is_refused(run, tmp_path, capsys):
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint"))
-    assert disagreement.main([str(tmp_path / "run")]) != 0
-    assert "holds no checkpoint" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.method_name import method_name
 from simulations.fedh2l_data import digits_seeds
@@ -140,32 +141,29 @@ def test_a_level_alone_is_a_baseline_by_participation_or_by_work(make_run, tmp_p
 
 
 def test_a_levels_accuracy_can_be_the_mean_of_its_last_evaluations(make_run, tmp_path):
-    run = make_run("mix", points((2, 0.9)), num_rounds=4, mix="a1-e1", assignment="fix")
-    for number, own in enumerate([0.1, 0.25, 0.5, 0.75], 1):
+    run = make_run("mix", points((2, 0.9)), num_rounds=5, mix="a1-e1", assignment="fix")
+    for number, own in enumerate([0.1, 0.25, 0.5, 0.75]):
         _set_levels(run, {"a": own}, number)
+    _set_levels(run, {"a": 0.0}, evaluate_asked=3, evaluate_answers=1)  # too few clients
+    assert read_run(run.path).score("global-accuracy/a") == Score(0.75, 0.25, 2)
     (found,) = configurations(runs_in(tmp_path)).values()
     cells = [[row[3] for row in levels_table(found, "global-accuracy", last).rows] for last in (1, 3, 5)]
     assert cells == [["75.00"], ["50.00"], []]  # fewer than five evaluations have no such mean
 
 
-def _set_levels(folder, accuracies, number=-1):
-    """Write what each level's own model reached into a round's record, by default the last one's."""
+def _set_levels(folder, accuracies, number=-1, **more):
+    """Write what each level's own model reached, and more, into a round's record, by default the last one's."""
     path = folder.path / "history.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
-    at = number if number < 0 else number - 1
     levels = {level: {"global-accuracy": own} for level, own in accuracies.items()}
-    lines[at] = json.dumps({**json.loads(lines[at]), "evaluate_by_level": levels})
+    lines[number] = json.dumps({**json.loads(lines[number]), "evaluate_by_level": levels, **more})
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def keywords(settings):
-    return {key.replace(".", "__"): value for key, value in settings.items()}
 
 
 @pytest.mark.parametrize(("asked", "dealt"), [(10, 100), (3, 5), (11, 100)])
 def test_training_multiplies_three_forward_passes_an_example_of_each_asked_client(make_run, tmp_path, asked, dealt):
     # Half of five clients are three; with sample.spare more are asked than sample.fraction says.
-    more = {"train__epochs": 5, "sample__min_nodes": 2, **keywords(WHOLE)}
+    more = {"train.epochs": 5, "sample.min-nodes": 2, **WHOLE}
     make_run("run", num_rounds=2, clients=asked, **more).note(clients=dealt)
     (run,) = runs_in(tmp_path)
     images = 5 * asked * 60_000 / dealt  # in a round
@@ -204,10 +202,14 @@ def test_the_command_writes_tables_values_and_figures(make_run, printed, tmp_pat
     make_run("again", {200: {"global-accuracy": 0.98}}, mix="b1").note(starts=["2020-01-01"])
     make_run("later", {200: {"global-accuracy": 0.99}}, mix="b1")
     out = tmp_path / "out"
+    stale, other = out / "figures" / "stale.svg", out / "figures" / "loss.png"  # the second is of a report
+    for path in (stale, other):
+        write_atomic(path, b"")
     words = [str(tmp_path / "runs"), "--paper", str(printed), "--target", "0.9", "--out", str(out), "--curves"]
     assert command.main(words) == 0
     found = {path.name for path in out.iterdir()}
     assert found == {"tables.md", "tables.tex", "runs.csv", "curves.csv", "claims.md", "figures"}
+    assert (stale.exists(), other.exists()) == (False, True)
     text = (out / "tables.md").read_text(encoding="utf-8")
     # Deviation 0.1; half the interval is 4.3027 * 0.1 / sqrt(3) = 0.2484.
     assert "| 98.50 ± 0.10 [98.25, 98.75] | 98.60 ± 0.10 [98.35, 98.85] |" in text
@@ -229,13 +231,11 @@ def test_the_kept_tables_claims_and_figures_are_what_the_command_makes_of_the_ke
 
 def test_an_interval_needs_three_values_a_deviation_two():
     assert summarise([3.0]) == Summary(1, 3.0)
-    assert summarise([3.0]).interval is None
     two, three = summarise([1.0, 3.0]), summarise([1.0, 2.0, 3.0])
     assert (two.number, two.mean, two.half_width) == (2, 2.0, None)
     assert two.deviation == pytest.approx(math.sqrt(2))
     # Deviation 1; the quantile of t with 2 degrees of freedom is 4.3027.
     assert three.deviation == pytest.approx(1.0)
-    assert three.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert three.interval == pytest.approx((2 - 2.484138, 2 + 2.484138), rel=1e-6)
 
 
