@@ -18,7 +18,7 @@ from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
-from heterofl_flwr.report.summary import Cells, price_text
+from heterofl_flwr.report.summary import Cells, marked, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import check_known, deviation, final_values, headline, mean, scores
@@ -66,9 +66,10 @@ def compare_runs(histories: Histories, rows: Rows) -> Cells:
     for label, metric in names.items():
         means = _means(metric, label, rows, finals)
         for row, runs in rows.items():
-            bests = [scored[run][label].best for run in runs.values() if label in scored[run]]
-            best = formatting.score(metric, mean([best for best in bests if best is not None]))
+            own = [scored[run][label] for run in runs.values() if label in scored[run]]
+            best = formatting.score(metric, mean([score.best for score in own if score.best is not None]))
             final, difference = means[row]
+            final = marked(final, any(score.partial for score in own))
             table.append((row, str(len(runs)), label, final, best, *costs[row], difference))
     return HEADS, table
 
@@ -119,7 +120,8 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     table = compare_metrics(histories, rows, metrics) if metrics else compare_runs(histories, rows)
     note = (
         "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals. The price is "
-        "client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix."
+        "client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix. A star: "
+        "too few clients evaluated, so the value is never the best."
     )
     page = render_page(
         title="Comparison of runs",

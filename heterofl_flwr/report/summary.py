@@ -54,18 +54,18 @@ def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | Non
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:
     """Return the table of failures by reason; clients without a name are given by partition."""
-    by_reason: dict[str, list[tuple[int, int]]] = {}
-    names = {partition: name for record in records for partition, name in record.names.items()}
+    by_reason: dict[str, list[tuple[int, int, str]]] = {}
     for record in records:
         for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
             # Shortened in the middle, because a program often prints the cause at the end.
             line = short(" ".join(reason.split()), LONGEST)
-            by_reason.setdefault(line, []).append((record.server_round, partition))
+            # A partition may be another node's later.
+            by_reason.setdefault(line, []).append((partition, record.server_round, record.names.get(partition, "")))
     rows = []
     for reason, cases in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        rounds, clients = (sorted(set(numbers)) for numbers in zip(*cases, strict=True))
-        known = [names[partition] for partition in clients if partition in names]
-        rest = [partition for partition in clients if partition not in names]
+        rounds = sorted({server_round for _, server_round, _ in cases})
+        known = dict.fromkeys(name for *_, name in sorted(cases) if name)
+        rest = sorted({partition for partition, _, name in cases if not name})
         who = ", ".join([*known, *([formatting.numbers(rest)] if rest else [])])
         rows.append((reason, str(len(cases)), formatting.numbers(rounds), who))
     return ("failure", "times", "rounds", "clients"), rows

@@ -85,11 +85,7 @@ def test_an_error_of_a_tracker_is_a_warning(calls, fake, monkeypatch, caplog, tr
 
     callback = tracker("heterofl")
     module, _, attribute = call.rpartition(".")
-    if module:
-        monkeypatch.setattr(sys.modules[module], attribute, fail)
-    else:
-        run = sys.modules["wandb"].init()
-        monkeypatch.setattr(run, attribute, fail)
+    monkeypatch.setattr(sys.modules[module] if module else sys.modules["wandb"].init(), attribute, fail)
     fake.run([callback], 1, 3)
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings

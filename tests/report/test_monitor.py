@@ -51,7 +51,6 @@ def test_metrics_are_those_of_the_records(served, fake):
         fake.progress(3, 9, failures={5: "busy"}, names={5: "camera"}, rates={1: 1.0, 5: 0.5, 9: 0.5, 11: 0.25}),
     ]
     progress[2].record.away = {"phone": 2}
-    progress[2].record.rates[5] = 0.5
     for own in progress:
         served.on_round_end(own)
     values, records = metrics(served.address), [own.record for own in progress]

@@ -81,7 +81,8 @@ def test_failures_are_grouped_by_reason():
 def test_failures_of_registered_nodes_have_their_names():
     record = make(1, [1.0] * 3, [0, 1, 2])
     record.names = {0: "phone", 2: "camera"}
-    assert failure_cells([record])[1] == [("lost", "3", "1", "phone, camera, 1")]
+    later = make(2, [1.0] * 3, [2], names={0: "tablet", 2: "camera"})  # the phone has left, and its partition is taken
+    assert failure_cells([record, later])[1] == [("lost", "4", "1-2", "phone, camera, 1")]
 
 
 def test_names_and_reasons_of_clients_are_printed_as_they_are(record):
