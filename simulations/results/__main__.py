@@ -7,7 +7,7 @@ only in the seed are one configuration. Configurations with equal data set and s
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def write(
         filled = [table for table in made[place] if table.rows]
         curves = dict(_figures(place, own, options.last) if options.curves else ())
         parts += [f"## {', '.join(place)}\n", *(f"#{to_markdown(table)}" for table in filled), *map(_image, curves)]
-        latex += filled
+        latex += [_of_place(table, place) for table in filled]
         drawn |= curves
     if jobs:
         files["claims.md"] = claims_page(jobs, printed, command)
@@ -131,6 +131,12 @@ def write(
     number = sum(len(own) for own in places.values())
     what = f"{counted(number, 'configuration')} on {counted(len(places), 'split')}"
     return f"{what}: {len(content)} files in {options.out}"
+
+
+def _of_place(table: Table, place: tuple[str, str]) -> Table:
+    """Return the table with its data set and split in the title and the label, for one document with all tables."""
+    label = "-".join([table.label, *map(file_name, place)])
+    return replace(table, label=label, title=f"{table.title}, {', '.join(place)}")
 
 
 def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,7 @@ def test_the_command_writes_tables_values_and_figures(make_run, printed, tmp_pat
         evaluated = {100: {"global-accuracy": accuracy}, 200: {"global-accuracy": accuracy - 0.001}}
         make_run(f"e{seed}", evaluated, seed=seed)
     make_run("figure", mix="a1-e9", assignment="fix")
+    make_run("elsewhere", data__split="non-iid-2")
     make_run("again", {200: {"global-accuracy": 0.98}}, mix="b1").note(starts=["2020-01-01"])
     make_run("later", {200: {"global-accuracy": 0.99}}, mix="b1")
     out = tmp_path / "out"
@@ -214,6 +216,9 @@ def test_the_command_writes_tables_values_and_figures(make_run, printed, tmp_pat
     # Deviation 0.1; half the interval is 4.3027 * 0.1 / sqrt(3) = 0.2484.
     assert "| 98.50 ± 0.10 [98.25, 98.75] | 98.60 ± 0.10 [98.35, 98.85] |" in text
     assert "| again | a later run has its settings and seed |" in text
+    labels = re.findall(r"\\label\{(.*)\}", (out / "tables.tex").read_text(encoding="utf-8"))
+    assert {"tab:reached-mnist-iid", "tab:reached-mnist-noniid"} <= set(labels)
+    assert len(labels) == len(set(labels))
 
 
 @pytest.mark.slow
