@@ -105,7 +105,7 @@ def _read_hub(path: str) -> Any:
         ) from error
 
 
-def is_example(names: Sequence[str]) -> bool:
+def _is_example(names: Sequence[str]) -> bool:
     """Return whether the first line of a table holds numbers that do not count its columns: there are no names.
 
     Of two equal names, pandas makes ``5.1`` and ``5.1.1``.
@@ -146,7 +146,7 @@ class _Table:
         expected, types = "an image column or columns of numbers", pa.types
         if not names:
             raise self.error("no column beside the label", expected)
-        if is_example(names):
+        if _is_example(names):
             raise self.error("an example in place of names", "the names of the columns in the first line")
         numbers = []
         for name in names:
