@@ -94,3 +94,8 @@ def test_json_is_strict_and_odd_numbers_are_read_back():
     assert (values["a"], values["c"], values["d"], values["e"]) == ([1, 2.5], None, True, "file")
     assert str(float(values["3"])) == "nan"
     assert float(values["b"][0]) == float("-inf")
+
+
+def test_json_has_paths_that_are_not_utf_8():
+    path = os.fsdecode(b"/runs/\xff")
+    assert json.loads(to_json({"out": path}).encode()) == {"out": path}

@@ -121,7 +121,9 @@ def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
 
 def to_json(value: object, *, indent: int | None = None) -> str:
     """Return a value as strict JSON; NaN and infinity become strings."""
-    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    # A path that is not UTF-8 has surrogates, which JSON can escape and UTF-8 cannot encode.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def plain(value: object) -> object:

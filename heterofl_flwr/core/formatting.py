@@ -11,10 +11,11 @@ NOTHING = "-"
 
 
 def score(name: str, value: float | None) -> str:
-    """Format a metric: accuracies and coverage by ``percent``, others by ``number``, None as ``-``."""
+    """Format a metric: accuracies and coverage up to 1 by ``percent``, others by ``number``, None as ``-``."""
     if value is None:
         return NOTHING
-    return percent(value) if name.endswith(("accuracy", "coverage")) else number(value)
+    fraction = name.endswith(("accuracy", "coverage")) and not value > 1  # an app may report percentages
+    return percent(value) if fraction else number(value)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -119,5 +120,5 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "
     ``rule`` is the text below the header, such as ``---:``, in all columns except the first. It sets the alignment.
     """
     lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
-    texts = (" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines)
+    texts = (" | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) for line in lines)
     return "\n".join(f"| {text} |" for text in texts)

@@ -130,7 +130,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
         figures=[(drawing, to_png(drawing.figure, drawing.title)) for drawing in _draw(histories, rows)],
         tables=[("Runs", table, note, ())],
     )
-    write_atomic(path, page.encode())
+    write_atomic(path, page.encode(errors="replace"))
     return table
 
 

@@ -113,7 +113,7 @@ def write_page(folder: RunFolder) -> Path:
     )
     for drawing, png in figures:
         write_atomic(folder.figures / f"{drawing.name}.png", png)
-    write_atomic(folder.report, page.encode())
+    write_atomic(folder.report, page.encode(errors="replace"))
     return folder.report
 
 

@@ -55,8 +55,8 @@ def run_reference(options: argparse.Namespace) -> None:
             tested = list(rows(history))
             write_authors(run.path, [{**row, **origin} for row in tested])
             for row in tested[-1:]:
-                told = "round {round:g}: global {global:.2%}, local {local:.2%}, after ".format(**row)
-                print(told + duration(row["seconds"]), flush=True)
+                line = "round {round:g}: global {global:.2%}, local {local:.2%}, after ".format(**row)
+                print(line + duration(row["seconds"]), flush=True)
 
 
 def check(run: Run) -> None:
@@ -90,11 +90,14 @@ def authors_of(run: Run, options: argparse.Namespace) -> Authors:
 
 
 def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:
-    """Run up to a round, and yield the history after each test; once if all rounds are done already."""
+    """Run up to a round, and yield the history after each test; once if all rounds are done already.
+
+    There is a test each ``every`` rounds (0: none) and after the last round.
+    """
     if len(side.history) >= rounds:
         yield side.history[:rounds]
     while (number := len(side.history) + 1) <= rounds:
-        tested = number % every == 0 or number == rounds
+        tested = number == rounds or (every > 0 and number % every == 0)
         side.play(evaluate=tested)
         if tested:
             yield side.history

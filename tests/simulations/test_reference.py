@@ -1,6 +1,7 @@
 """The authors' code on the job of a run: when it is tested, what is kept of it, and what stands beside ours."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,6 +68,12 @@ def test_it_is_the_same_job_in_their_words(make_run, tmp_path, monkeypatch, sett
     assert made["control"] == control
     assert made["seed"] == 3
     assert made["state"].parent == tmp_path
+
+
+@pytest.mark.parametrize(("every", "tests"), [(0, [5]), (2, [2, 4, 5])])
+def test_the_last_round_is_always_tested(every, tests):
+    side = SimpleNamespace(history=[], play=lambda evaluate: side.history.append(evaluate))
+    assert [len(history) for history in reference.play(side, 5, every)] == tests
 
 
 @pytest.mark.slow
