@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 LASTING = """
 import importlib.metadata, sys, threading
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ def test_the_process_ends_with_the_work_of_the_supernode():
     assert "the SuperNode has ended" in process.stderr
 
 
+@pytest.mark.slow
 def test_arguments_and_help_are_flowers():
     assert ended("-m", "heterofl_flwr", "supernode", "--help").stdout.startswith("usage: flower-supernode")
     assert ended("-m", "heterofl_flwr", "supernode", "--no-such-option").returncode == 2

@@ -125,6 +125,7 @@ def test_an_unknown_name_raises_before_the_hub_is_asked(hub, root):
         load_dataset("pictures", root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "hub_name", "config", "shape", "first"),
     [

@@ -26,7 +26,7 @@ def test_exit_status_is_the_verdict(monkeypatch, value, code):
     [
         pytest.param("step --rounds 1 --steps 2 --cohort 2", marks=pytest.mark.slow),
         pytest.param("gpu --device cpu --rounds 1 --steps 1 --width 0.03", marks=pytest.mark.release),
-        "gpu --device cpu --jobs MNIST --rounds 1 --steps 1 --width 0.03",
+        pytest.param("gpu --device cpu --jobs MNIST --rounds 1 --steps 1 --width 0.03", marks=pytest.mark.slow),
         pytest.param("gpu --device cuda --rounds 1 --steps 5 --tuned", marks=pytest.mark.gpu),
         "scale --nodes 40 --sizes 4 8 --model mnist --rounds 1 --actors 0",
         pytest.param("scale --nodes 40 --sizes 8 --model mnist --rounds 1 --actors 0 --step 2", marks=pytest.mark.slow),

@@ -45,15 +45,22 @@ def test_the_defaults_are_those_of_the_settings():
 ROWS = list(zip_longest(*([*own] for _, own in groupby(OPTIONS, itemgetter(0)))))
 
 
+def choices(row: tuple[tuple[str, str] | None, ...]) -> list[str]:
+    return [f"{group}={option}" for group, option in filter(None, row)]
+
+
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_each_option_composes_to_usable_settings(row):
     """An option of each group at once, the first of each, then the second: Hydra takes 0.2 s to compose any."""
-    options = [f"{group}={option}" for group, option in filter(None, row)]
-    found = composed(*options)
-    assert merged(*options) == found
+    found = composed(*choices(row))
     assert found.keys() == DEFAULTS.keys() | LAUNCH.keys()
     settings = from_flat({key: value for key, value in found.items() if key not in LAUNCH})
     assert settings.model.name in MODELS
+
+
+@pytest.mark.parametrize("row", ROWS[:2], ids=range(2))
+def test_jobs_are_planned_from_what_hydra_composes(row):
+    assert merged(*choices(row)) == composed(*choices(row))
 
 
 def test_debug_shortens_each_job_of_an_experiment():

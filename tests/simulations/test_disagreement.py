@@ -1,6 +1,7 @@
 """The levels' disagreement: its values by hand, the round that it trains, and the runs that it refuses."""
 
 import csv
+import json
 import shutil
 
 import pytest
@@ -90,13 +91,21 @@ def test_each_layer_of_two_levels_has_its_values_and_the_run_is_only_read(run, t
     ("settings", "message"),
     [
         (["mix=c1"], "mix is c1 (expected two levels or more)"),
-        (["mix=a1-c5"], "has one client at a; expected two or more"),
         (["mix=a1-c1", "server.slice-rule=rolling"], "server.slice-rule is 'rolling' (expected 'prefix')"),
         (["mix=a1-c1", "server.stages=secure-sum"], "server.stages has secure-sum"),
     ],
 )
-def test_a_run_whose_levels_cannot_be_compared_is_refused(tmp_path, capsys, settings, message):
-    folder = trained(tmp_path / "run", *settings)
+def test_a_run_whose_levels_cannot_be_compared_is_refused(run, tmp_path, capsys, settings, message):
+    folder = shutil.copytree(run, tmp_path / "run")
+    content = json.loads((folder / "settings.json").read_text())
+    content["settings"] |= dict(setting.split("=") for setting in settings)
+    (folder / "settings.json").write_text(json.dumps(content))
     assert disagreement.main([str(folder), "--out", str(tmp_path / "out.csv")]) != 0
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_level_of_one_client_is_refused(tmp_path, capsys):
+    folder = trained(tmp_path / "run", "mix=a1-c5")
+    assert disagreement.main([str(folder), "--out", str(tmp_path / "out.csv")]) != 0
+    assert "has one client at a; expected two or more" in capsys.readouterr().err
