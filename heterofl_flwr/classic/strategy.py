@@ -30,6 +30,7 @@ from heterofl_flwr.classic.translation import (
     to_scalars,
 )
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.round_record import RoundRecord, host_log
@@ -145,14 +146,15 @@ class HeteroFL(Strategy):
         self._inner.summary()
         if self._initial_parameters is None:
             return record_parameters(pack_tensors(self.federation.architecture.initial_state()))
-        arrays, names = read_parameters(self._initial_parameters), self._names
-        names_of_state = list(self.federation.architecture.model.state_dict())
-        if len(arrays) not in (len(names), len(names_of_state)):
+        arrays, model = read_parameters(self._initial_parameters), self.federation.architecture.model
+        known = self._names, list(exchanged_parameters(model)), list(model.state_dict())  # some may stay with clients
+        names = next((names for names in known if len(names) == len(arrays)), None)
+        if names is None:
             raise ConfigError(
-                f"initial_parameters has {len(arrays)} arrays; expected {len(names)}, as parameters_of(model) gives of "
-                f"the global model, or all {len(names_of_state)} of its state_dict"
+                f"initial_parameters has {len(arrays)} arrays; expected {len(known[1])}, as parameters_of(model) gives "
+                f"of the global model, or all {len(known[2])} of its state_dict"
             )
-        tensors = read_tensors(name_arrays(names if len(arrays) == len(names) else names_of_state, arrays))
+        tensors = read_tensors(name_arrays(names, arrays))
         return record_parameters(pack_tensors(self.federation.architecture.check_state(tensors)))
 
     def configure_fit(

@@ -65,7 +65,8 @@ def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
     """Return a message's config as scalars, with the task and the kind of moments."""
     config = reading.read_config(message)
     scalars: dict[str, Scalar] = {
-        key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in config.items()
+        key: _separator(key).join(map(str, value)) if isinstance(value, list) else value
+        for key, value in config.items()
     }
     scalars |= {messages.TASK: task, messages.RATES: scalars.get(messages.RATES, str(config[messages.RATE]))}
     if messages.MOMENTS in message.content:
@@ -82,10 +83,14 @@ def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
     if messages.RATES in scalars:
         config[messages.RATES] = [float(rate) for rate in str(scalars[messages.RATES]).split(",")]
     if messages.SHARED in scalars:
-        config[messages.SHARED] = str(scalars[messages.SHARED]).split(",")
+        config[messages.SHARED] = str(scalars[messages.SHARED]).split(_separator(messages.SHARED))
     if PROXIMAL_MU in scalars:
         config[messages.PROXIMAL_MU] = scalars[PROXIMAL_MU]
     return config
+
+
+def _separator(key: str) -> str:
+    return "\n" if key == messages.SHARED else ","  # a pattern such as hidden.[0,1]* may have a comma
 
 
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:

@@ -9,16 +9,14 @@ from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters
 from flwr.server import Server
 from flwr.server.client_manager import SimpleClientManager
 from flwr.server.strategy import FedAdagrad, FedAdam
-from torch import nn
 
 import heterofl_flwr
 from heterofl_flwr import Adagrad, Adam, Sampling, multi_step
-from heterofl_flwr.classic import HeteroFL
+from heterofl_flwr.classic import HeteroFL, Task, parameters_of
 from heterofl_flwr.classic.strategy import CLASSIC_TAU
-from heterofl_flwr.core import width
 from tests.classic.fakes import Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.grouped import grouped
-from tests.federation.tiny import build
+from tests.federation.tiny import build, build_normed, node_context
 
 FAILED = Status(Code.FIT_NOT_IMPLEMENTED, "fit is not there")
 
@@ -39,17 +37,15 @@ def gain(before, after):
     return [new - old for old, new in zip(parameters_to_ndarrays(before), parameters_to_ndarrays(after), strict=True)]
 
 
-@pytest.mark.parametrize("with_buffers", [False, True])
-def test_initial_parameters_may_be_given_with_buffers_or_without(with_buffers):
-    def normed(rate):
-        return nn.Sequential(nn.Linear(3, width(4, rate)), nn.BatchNorm1d(width(4, rate)), nn.Linear(width(4, rate), 2))
-
-    model = normed(1.0)
-    parameters = [own.detach().numpy() for own in model.parameters()]
-    arrays = [own.numpy() for own in model.state_dict().values()] if with_buffers else parameters
-    strategy = HeteroFL(normed, initial_parameters=ndarrays_to_parameters(arrays))
-    found = parameters_to_ndarrays(strategy.initialize_parameters(client_manager=SimpleClientManager()))
-    assert all(np.array_equal(*pair) for pair in zip(found, parameters, strict=True))
+@pytest.mark.parametrize("shared", [["*"], ["hidden.*"]])
+def test_initial_parameters_may_be_given_with_buffers_or_without(shared):
+    model = build_normed(1.0)
+    expected = parameters_of(model)[: None if shared == ["*"] else 2]
+    buffers_too = [own.numpy() for own in model.state_dict().values()]
+    for arrays in (expected, parameters_of(model), buffers_too):
+        options = grouped({"initial_parameters": ndarrays_to_parameters(arrays), "shared": shared})
+        found = HeteroFL(build_normed, **options).initialize_parameters(client_manager=SimpleClientManager())
+        assert all(np.array_equal(*pair) for pair in zip(parameters_to_ndarrays(found), expected, strict=True))
 
 
 def test_initial_parameters_of_another_model_are_refused():
@@ -99,6 +95,13 @@ def test_a_client_that_says_nothing_gets_the_smallest_rate(caplog, says, cause):
     assert cause in caplog.text
     assert "1 of 3 new nodes gave no usable answer" in caplog.text
     assert ("is not converted" in caplog.text) == (cause == "GET_PROPERTIES_NOT_IMPLEMENTED")
+
+
+def test_a_pattern_of_shared_parameters_may_have_a_comma():
+    patterns = ("hidden.[a,w]*", "classifier.bias")
+    _, ins = begin(clients(), "a1", shared=patterns)[-1][0]
+    task = Task(parameters_to_ndarrays(ins.parameters), ins.config, node_context(), build)
+    assert task.instruction.shared == patterns
 
 
 def test_who_answers_with_parameters_that_are_not_shared_reads_how_not_to():
