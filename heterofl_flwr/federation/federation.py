@@ -100,19 +100,17 @@ class Federation:
         admitted, faults = dict[int, Capability](), dict[int, str]()
         for node_id, answer in answers.items():
             name, node = self.nodes.registered_name(node_id), str(node_id)
+            capability = limits.applied(Capability() if isinstance(answer, Fault) else answer, name, node)
             try:
                 if isinstance(answer, Fault):
                     raise ReplyError(answer.reason)
-                admitted[node_id] = limits.applied(answer, name, node)
-                self.levels.check_capacity(admitted[node_id].holds)
+                self.levels.check_capacity(capability.holds)
             except ReplyError as error:
                 in_table = bool({name, node} & limits.levels.keys())  # which sets the node's level, so no fault
                 if not in_table:
                     faults[node_id] = str(error)
-                reported = Capability() if isinstance(answer, Fault) else answer
-                admitted[node_id] = limits.applied(
-                    replace(reported, capacity=None if in_table else smallest), name, node
-                )
+                capability = replace(capability, capacity=capability.limit if in_table else smallest)
+            admitted[node_id] = capability
         self.nodes.register(admitted, faults.keys())
         named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}
         min_replies = self.options.sampling.min_replies
