@@ -29,6 +29,9 @@ from heterofl_flwr.transport.relay import Costs
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 ShouldStop = Callable[[int, Result], bool]
 
+ENTRY_BYTES = 8
+"""Upper bound on the bytes of an entry in a reply. Mods such as SecAgg+ reply in float64 for any model."""
+
 NAME_BYTES = 2048
 """Upper bound on the bytes of a parameter's name, shape and header in a reply."""
 
@@ -132,9 +135,7 @@ class FederationStrategy(EvaluationHooks):
         if message.metadata.message_type.startswith(MessageType.TRAIN) and isinstance(self.current, Round):
             sampled = self.current.slices.get(message.metadata.dst_node_id)
             plan = sampled.plan if sampled else plan
-        dtypes = self.federation.architecture.dtypes.values()
-        entry = max((dtype.itemsize for dtype in dtypes), default=0)
-        return plan.parameters * entry + len(plan.axes) * NAME_BYTES + OTHER_BYTES
+        return plan.parameters * ENTRY_BYTES + len(plan.axes) * NAME_BYTES + OTHER_BYTES
 
     def _load(self, state: RunState) -> None:
         try:
