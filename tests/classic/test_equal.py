@@ -54,13 +54,13 @@ def run(num_rounds, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"evaluation": Evaluation(every=4, levels=True)},
-        pytest.param({"evaluation": Evaluation(every=4), "shared": ("hidden.*",)}, marks=pytest.mark.slow),
+        {"evaluation": Evaluation(every=2, levels=True)},
+        pytest.param({"evaluation": Evaluation(every=2), "shared": ("hidden.*",)}, marks=pytest.mark.slow),
         pytest.param({"evaluation": Evaluation(every=0), **MOVING}, marks=pytest.mark.slow),
     ],
 )
-def test_both_apis_give_the_same_model_after_four_rounds(options):
-    one, two, state = run(4, options)
+def test_both_apis_give_the_same_model_after_two_rounds(options):
+    one, two, state = run(2, options)
     for array, (name, tensor) in zip(parameters_to_ndarrays(one.last), state.items(), strict=True):
         np.testing.assert_array_equal(array, tensor.numpy(), err_msg=name)
     assert one.log.failures == two.log.failures == {}
@@ -75,7 +75,7 @@ def test_both_apis_give_the_same_model_after_four_rounds(options):
 
 
 def test_both_apis_evaluate_the_average_that_a_stage_keeps():
-    one, two, _ = run(3, {"evaluation": Evaluation(), "stages": [MovingAverage(0.9)]})
+    one, two, _ = run(2, {"evaluation": Evaluation(), "stages": [MovingAverage(0.9)]})
     assert {key: value for key, value in one.log.evaluate.items() if key != "loss"} == two.log.evaluate
 
 

@@ -55,7 +55,6 @@ def sent_by(grid):
     return [(config["server-round"], config["partition"], config["rate"]) for config in configs]
 
 
-@pytest.mark.parametrize("wrap", [None, on(lambda partition: 1.0)], ids=["local", "simulated"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -69,19 +68,21 @@ def sent_by(grid):
     ],
     ids=str,
 )
-def test_equal_devices_that_all_count_train_as_in_rounds(wrap, options):
+def test_equal_devices_that_all_count_train_as_in_rounds(options):
     def labelled(message, context):
         return add_one(message, context, labels=[context.node_config["partition-id"] % 4])
 
     app = make_app(test_sharing.train, test_sharing.judge) if "shared" in options else make_app(labelled)
-    waiting = play(app, MIX, NODES, 4, fraction_train=0.5, **options)
-    options = {**options, "stages": [Momentum(server_momentum=0.5)] if "stages" in options else []}
-    found = run(Buffered(size=5, concurrency=5), num_rounds=4, app=app, wrap=wrap, **options)
-    assert equal(found.state, waiting.state)
-    assert [own.rates for own in found.records] == [own.rates for own in waiting.records]
-    assert [own.train for own in found.records] == [{**own.train, "staleness": 0.0} for own in waiting.records]
-    assert [own.evaluate for own in found.records] == [own.evaluate for own in waiting.records]
-    assert [own.bytes_by_level for own in found.records] == [own.bytes_by_level for own in waiting.records]
+    waiting = play(app, MIX, 6, 3, fraction_train=0.5, **options)
+    for wrap in (None, on(lambda partition: 1.0)):
+        stages = [Momentum(server_momentum=0.5)] if "stages" in options else []
+        own = {**options, "stages": stages, "app": app, "wrap": wrap}
+        found = run(Buffered(size=3, concurrency=3), nodes=6, num_rounds=3, **own)
+        assert equal(found.state, waiting.state)
+        assert [own.rates for own in found.records] == [own.rates for own in waiting.records]
+        assert [own.train for own in found.records] == [{**own.train, "staleness": 0.0} for own in waiting.records]
+        assert [own.evaluate for own in found.records] == [own.evaluate for own in waiting.records]
+        assert [own.bytes_by_level for own in found.records] == [own.bytes_by_level for own in waiting.records]
 
 
 def slow_run(architecture, sent, steps, work, num_rounds):
@@ -122,9 +123,9 @@ def test_models_clocks_and_times_are_the_slow_twins(steps):
     def work(partition):
         return (1.0, 0.25, 7.0, 2.5)[partition % 4]
 
-    found = run(steps, work, num_rounds=12)
+    found = run(steps, work, num_rounds=8)
     federation = found.strategy.federation
-    model, ages, seconds = slow_run(federation.architecture, sent_by(found.grid), steps, work, 12)
+    model, ages, seconds = slow_run(federation.architecture, sent_by(found.grid), steps, work, 8)
     for name, own in model.items():
         np.testing.assert_allclose(found.state[name].numpy(), own, atol=1e-4, err_msg=name)
     assert [record.simulated_seconds for record in found.records] == pytest.approx(seconds)
@@ -176,15 +177,20 @@ class Kill(RoundCallback):
         return False
 
 
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Return a run of six steps."""
+    return run(Buffered(size=2, concurrency=5))
+
+
 @pytest.mark.parametrize("moment", ["before", "within", "after"])
-def test_a_killed_run_goes_on_with_nothing_lost_or_twice(moment):
+def test_a_killed_run_goes_on_with_nothing_lost_or_twice(moment, uninterrupted):
     steps, kill = Buffered(size=2, concurrency=5), Kill(moment)
-    whole = run(steps)
     with pytest.raises(Killed):
         run(steps, callbacks=[kill])
     state = kill.saved[-1]
     assert state.server_round == 3
-    assert equal(state.state, dict(whole.progress[2].state))
+    assert equal(state.state, dict(uninterrupted.progress[2].state))
     out = state.stages["Asynchronous/training"].tolist()
     assert len(out) == 3  # as the two that answered are not replaced yet
     keep = Keep()

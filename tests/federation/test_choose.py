@@ -38,13 +38,13 @@ LARGER = {"mix": "b1-c1", "global_rate": "a"}
 
 
 @pytest.mark.parametrize(
-    ("rule", "options"), [("prefix", {}), *((rule, own) for rule in RULES for own in ({}, LARGER))], ids=str
+    ("rule", "options"), [("prefix", {}), ("rolling", LARGER), ("random-level", {}), ("random-client", LARGER)]
 )
 def test_each_entry_is_the_mean_over_those_that_held_it(rule, options):
-    strategy, grid, state = run(rule, 3, **options)
+    strategy, grid, state = run(rule, 2, **options)
     assert strategy.log.failures == {}
     assert strategy.federation.architecture.model.hidden.out_features == 8
-    for name, expected in twin(strategy.federation, grid.get_node_ids(), 3).items():
+    for name, expected in twin(strategy.federation, grid.get_node_ids(), 2).items():
         torch.testing.assert_close(state[name], expected)
 
 
@@ -123,6 +123,5 @@ def test_tables_by_channel_that_would_not_move_are_refused(rule):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_of_this_package_may_have_slices_that_move(name):
     build = build_model(name, **({"vocabulary": 11} if name == "transformer" else {}))
-    assert (
-        HeteroFL(build, "a1-e1", slicing=Slicing(slice_rule="rolling")).federation.architecture.plan(0.0625).parameters
-    )
+    architecture = HeteroFL(build, "d1", slicing=Slicing(slice_rule="rolling")).federation.architecture
+    assert architecture.plan(0.0625).parameters

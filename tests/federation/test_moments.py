@@ -24,15 +24,14 @@ KEY = "1.0/paper.norm.first"
 
 def run(number, mix="a1-c1", num_rounds=1, evaluate=judge, moments=None, **options):
     """Return a run of the model with batch norm that evaluates."""
-    grid = {name: options.pop(name) for name in ("wrap", "fidelity", "node_config") if name in options}
+    grid = {name: options.pop(name) for name in ("fidelity", "node_config") if name in options}
     app = make_app(evaluate=evaluate, build=build_normed, moments=moments)
     return play(app, mix, number, num_rounds, build=build_normed, evaluation=Evaluation(**options), **grid)
 
 
 @pytest.mark.parametrize("moments", ["paper", "fixed"])
-@pytest.mark.parametrize("wrap", [None, lambda grid: Windowed(grid, 2)], ids=["plain", "windowed"])
-def test_merged_moments_are_those_of_all_data_in_one_place(moments, wrap):
-    found = run(4, "a1-b1-c1", wrap=wrap, fidelity=Fidelity.of("paper", moments=moments), levels=True)
+def test_merged_moments_are_those_of_all_data_in_one_place(moments):
+    found = run(4, "a1-b1-c1", fidelity=Fidelity.of("paper", moments=moments), levels=True)
     assert sorted(found.strategy.moments) == [0.25, 0.5, 1.0]
     for rate, merged in found.strategy.moments.items():
         model = build_normed(rate)

@@ -55,7 +55,7 @@ def test_a_client_without_examples_leaves_no_trace(case, monkeypatch):
     monkeypatch.setattr("heterofl_flwr.stages.secure_sum.secrets.randbits", lambda bits: 0)
     options = {"min_replies": 1, "node_config": lambda partition: {"secure-holders": 2}, **CASES[case]}
     failed, *others = (
-        play(make_app(idle), "a1-b1", 6, 3, **options) for idle in ("fails", "trains nothing", "trains, and counts 0")
+        play(make_app(idle), "a1-b1", 4, 2, **options) for idle in ("fails", "trains nothing", "trains, and counts 0")
     )
     for run in others:
         assert equal(run.state, failed.state)

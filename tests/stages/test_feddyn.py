@@ -30,7 +30,7 @@ def falling(server_round):
     return {1: 1.0, 2: 1.0, 3: 0.2, 4: 0.2}.get(server_round, 0.5)
 
 
-@pytest.mark.parametrize(("mix", "learning_rate"), [("a1-b1-c1", None), ("a1", None), ("a1-b1-c1", falling)])
+@pytest.mark.parametrize(("mix", "learning_rate"), [("a1", None), ("a1-b1-c1", falling)])
 def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix, learning_rate):
     found = run(mix, learning_rate=learning_rate)
     model = {
