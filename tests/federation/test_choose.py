@@ -110,13 +110,12 @@ class Waves(nn.Module):
         self.register_buffer("table", torch.arange(float(width(8, rate))).sin().repeat(6, 1))
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_tables_by_channel_that_would_not_move_are_refused(rule):
-    text = rf"slice_rule is '{rule}', but the model's buffers table have entries by channel, of which build\(0.25\)"
+def test_tables_by_channel_that_would_not_move_are_refused():
+    text = r"slice_rule is 'rolling', but the model's buffers table have entries by channel, of which build\(0.25\)"
     with pytest.raises(ConfigError, match=text):
-        play(make_app(build=Waves), "a1-c1", 2, build=Waves, slice_rule=rule, assignment="dynamic")
+        play(make_app(build=Waves), "a1-c1", 2, build=Waves, slice_rule="rolling", assignment="dynamic")
     with pytest.raises(ConfigError, match=text):  # a node may have a smaller rate than the mix
-        HeteroFL(Waves, "a1", slicing=Slicing(slice_rule=rule)).federation.architecture.plan(0.25)
+        HeteroFL(Waves, "a1", slicing=Slicing(slice_rule="rolling")).federation.architecture.plan(0.25)
     assert HeteroFL(Waves, "a1-c1").federation.architecture.plan(0.25).parameters == 2 * 3 + 3
 
 

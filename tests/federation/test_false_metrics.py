@@ -79,13 +79,13 @@ def test_what_the_server_finds_decides_in_place_of_the_median(tmp_path):
 
 
 @pytest.mark.parametrize("level", ["", "/1.0"])
-@pytest.mark.parametrize("name", ["global-perplexity", "perplexity", "local-perplexity", "x-perplexity"])
-def test_a_metric_of_one_client_is_not_the_headline(name, level, caplog):
+def test_a_metric_of_one_client_is_not_the_headline(level, caplog):
     """A perplexity from one of ten became the metric that runs and sweeps are compared by."""
-    record, _ = play(lying({f"{name}{level}": 1e-9}), nodes=10)
+    names = ["global-perplexity", "perplexity", "local-perplexity", "x-perplexity"]
+    record, _ = play(lying({f"{name}{level}": 1e-9 for name in names}), nodes=9)
     assert headline([record]) == "global-accuracy"
     assert headline_kind([record]) == "accuracy"
-    assert name in caplog.text
+    assert all(name in caplog.text for name in names)
     assert record.evaluate.keys() == {*HONEST, "coverage", "worst-accuracy"}
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from heterofl_flwr import Adam, Evaluation, MovingAverage, Windowed
+from heterofl_flwr import Adam, Evaluation, MovingAverage
 from heterofl_flwr.report import Recorder, RunFolder
 from tests.federation.tiny import build_normed, equal, make_app, play
 
@@ -50,8 +50,3 @@ def test_tensors_of_stages_move_with_their_channels_and_resume_goes_on_equally(t
     assert not torch.equal(moved, before)
     torch.testing.assert_close(after, moved.lerp(whole.progress[2].state["hidden.weight"], 0.1))
     assert whole.strategy.moments.keys() == {1.0, 0.25}
-
-
-def test_messages_in_windows_have_the_same_slices():
-    plain = play(None, "a1-c1", 4, 3, **IMPORTANT)
-    assert equal(plain.state, play(None, "a1-c1", 4, 3, wrap=lambda grid: Windowed(grid, 2), **IMPORTANT).state)

@@ -74,12 +74,12 @@ def test_noise_differs_and_is_only_on_what_somebody_held():
         assert ((states[0][name] != before[name]) == held).all()
 
 
-@pytest.mark.parametrize("slice_rule", ["prefix", "rolling", "random-client"])
+@pytest.mark.parametrize("slice_rule", ["prefix", "random-client"])
 def test_noise_is_on_the_sum_of_shortened_changes(slice_rule):
-    """With next to no noise, what is left is the mean of the shortened changes, down to a step of the grid."""
+    """With next to no noise, what is left is the mean of the shortened changes, whether clients shorten them or not."""
     options = {"mix": "a1-b1-c1", "slice_rule": slice_rule}
     _, plain, _ = run(Privacy(clip=0.5), **options)
-    _, noisy, _ = run(Privacy(clip=0.5, noise=1e-6), **options)
+    _, noisy, _ = run(Privacy(clip=0.5, noise=1e-6), train=deaf, **options)
     for name, own in plain.items():
         torch.testing.assert_close(noisy[name], own, rtol=0, atol=5e-6)
 

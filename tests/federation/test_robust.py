@@ -33,7 +33,6 @@ def test_the_only_holder_turns_an_entry_round_unless_few_keep(options):
         assert gains(Robust(mean=mean), **options).min().item() < 0
 
 
-@pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("optimizer", [Momentum(server_momentum=0.5), Adam()])
-def test_a_server_optimizer_steps_along_what_is_robust(mean, optimizer):
-    assert gains(Robust(mean=mean, few="keep"), stages=[optimizer] if optimizer else [], num_rounds=2).min() >= 0
+def test_a_server_optimizer_steps_along_what_is_robust(optimizer):
+    assert gains(Robust(few="keep"), stages=[optimizer], num_rounds=2).min() >= 0

@@ -83,7 +83,7 @@ def set_all(message, context):
     return answer
 
 
-@pytest.mark.parametrize("options", [{"upload": "float32"}, {"upload": "float16"}, {"upload": "int8"}, SHARED], ids=str)
+@pytest.mark.parametrize("options", [{"upload": "float32"}, {"upload": "int8"}, SHARED], ids=str)
 def test_bfloat16_is_exchanged_in_float32(options):
     app, options = make_app(set_all, build=in_bfloat16), {"evaluation": Evaluation(levels=True), **options}
     found = play(app, "a1-c1", 4, 2, build=in_bfloat16, **options)

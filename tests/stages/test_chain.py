@@ -153,6 +153,7 @@ class Grid(ServerStage):
             "Scaffold uses single replies, which have no n",
         ),
         ({"stages": [Scaffold(), SecureSum()]}, "Scaffold reads replies, which SecureSum hides"),
+        ({"stages": [SecureSum()], "upload": "int8"}, "Compress reads replies, which SecureSum hides"),
         ({"stages": [Scaffold()], "robust": Robust()}, "Scaffold fits the counting mean"),
         ({"stages": [Momentum(), Momentum()]}, "Momentum: two stages have this name"),
         ({"stages": [FedDyn(), type("Own", (FedDyn,), {"name": "Own"})()]}, "feddyn: two stages have this client half"),

@@ -9,8 +9,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
 from torch import nn
 
-from heterofl_flwr import Aggregation, HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic
-from heterofl_flwr.adapters import ProductMean
+from heterofl_flwr import Aggregation, HeteroFL, Limits, Momentum, Privacy, RayGrid, classic
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import Plan
@@ -23,7 +22,6 @@ from heterofl_flwr.stages.secure_sum_client import DIGESTS, HASHES, KEY, KEYS, S
 from heterofl_flwr.stages.server_stage import Needs, ServerStage
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import read_tensors
-from tests.federation.grouped import grouped
 from tests.federation.tiny import Named, Tiny, Watched, equal, make_app, play
 from tests.secure.app import app, classes_of
 
@@ -336,18 +334,7 @@ def test_noise_is_added_to_the_sum_of_the_same_changes(monkeypatch):
         run(stages=[SecureSum(holders=2)], privacy=Privacy(clip=0.5, noise=0.001))
 
 
-@pytest.mark.parametrize(
-    ("options", "cause"),
-    [
-        ({"robust": Robust()}, "SecureSum fits the counting mean; expected robust=None"),
-        ({"aggregator": ProductMean}, "SecureSum fits the counting mean; expected aggregator=CountingMean"),
-        ({"weights": "examples"}, "SecureSum fits a mean in which each client counts once"),
-        ({"upload": "int8"}, "Compress reads replies, which SecureSum hides"),
-    ],
-)
-def test_what_needs_single_replies_is_refused(options, cause):
-    with pytest.raises(ConfigError, match=cause):
-        HeteroFL(Tiny, "a1-b1", stages=[SecureSum()], **grouped(options))
+def test_the_classic_api_is_refused():
     with pytest.raises(ConfigError, match="the classic API has no place for SecureSum"):
         classic.HeteroFL(Tiny, "a1-b1", stages=[SecureSum()])
 
@@ -357,7 +344,7 @@ def test_what_needs_single_replies_is_refused(options, cause):
 )
 def test_a_text_names_it_with_its_arguments(argument, cause):
     (stage,) = parse_stages("secure-sum(2, holders=5)")
-    assert (stage.bound, stage.holders, stage.needs.holders) == (2.0, 5, 5)
+    assert (stage.bound, stage.needs) == (2.0, Needs(counting_mean=True, equal_weights=True, holders=5))
     with pytest.raises(ConfigError, match=cause):
         parse_stages(f"secure-sum({argument})")
 
