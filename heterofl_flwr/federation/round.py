@@ -276,12 +276,13 @@ class Round:
                 )
             return
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
-        advice = MORE_TIME if {*faults.values()} == {SILENT} else "correct the errors of the others"
+        advice = MORE_TIME if {*faults.values()} <= {SILENT} else "correct the errors of the others"
         clients = counted(len(self.slices), "client")
+        causes = [*self._failed_levels().values(), name_faults("", faults)]
         raise RoundError(
             f"round {self.server_round}: {replies} of {clients} gave a usable reply, expected at least {least}: "
-            f"{advice}, or let rounds go on with fewer (min_replies or sample.min-replies, which is {min_replies}); "
-            f"{'; '.join([*self._failed_levels().values(), name_faults('', faults)])}"
+            f"{advice}, or let rounds go on with fewer (min_replies or sample.min-replies, which is {min_replies})"
+            + "".join(f"; {cause}" for cause in causes if cause)
         )
 
     def _failed_levels(self) -> dict[str, str]:

@@ -264,6 +264,11 @@ class TestWhoIsLost:
         assert [set(record.rates) - set(record.failures) for record in found.records] == [{0}] * 3
         assert {reason for record in found.records[1:] for reason in record.failures.values()} == {"no reply in time"}
 
+    def test_where_all_still_train_the_error_says_how_to_give_more_time(self):
+        options = {"mix": "a1", "nodes": 2, "grid": partial(Silent, silent={0, 1}), "wrap": None, "min_replies": 1}
+        with pytest.raises(AggregationError, match=r"expected at least 1: give rounds more time .* which is 1\)$"):
+            run(Buffered(size=1, concurrency=2), num_rounds=1, start={"timeout": 0.2}, **options)
+
     def test_a_silent_level_keeps_no_seat(self):
         options = {"mix": "a1-c1", "nodes": 4, "grid": partial(Silent, silent={0, 1}), "wrap": None}
         found = run(Buffered(size=2, concurrency=4, quota=1), num_rounds=1, start={"timeout": 2.0}, **options)
