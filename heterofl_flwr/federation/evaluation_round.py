@@ -55,8 +55,7 @@ class EvaluationRound:
         self._federation, self._options, self._log = federation, federation.options, log
         self._server_round, self._present = server_round, node_ids
         levels = self._options.evaluation.levels_due(server_round, num_rounds)
-        rates = {node_id: self._pick_rates(node_id, levels=levels) for node_id in sampled}
-        rates = {node_id: client_rates for node_id, client_rates in rates.items() if client_rates}
+        rates = {node_id: picked for node_id in sampled if (picked := self._pick_rates(node_id, levels=levels))}
         self._is_global = {node_id: self._has_global_model(client_rates) for node_id, client_rates in rates.items()}
         self.rates = {node_id: client_rates for node_id, client_rates in rates.items() if node_id not in silent}
         self.answers: dict[int, Answer] = {}

@@ -24,6 +24,11 @@ from tests.federation import tiny
 from tests.federation.tiny import Watched, build, build_normed, config, judge, make_app, play
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(node_registration, "POLL_SECONDS", 0.05)
+
+
 class Arriving(Watched):
     """A grid whose nodes arrive: at each look, as many as ``steps`` says; in the end all."""
 

@@ -89,7 +89,7 @@ def test_one_level_gives_what_flowers_optimizers_give(theirs, ours):
     ):
         arrays = ArrayRecord(HeteroFL(in_double, "a1").federation.architecture.initial_state())
         with LocalGrid(make_app(nudge), 4) as grid:
-            states.append(strategy.start(grid, arrays, num_rounds=6).arrays.to_torch_state_dict())
+            states.append(strategy.start(grid, arrays, num_rounds=4).arrays.to_torch_state_dict())
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, atol=1e-6, rtol=0)
         assert (states[1][name] - arrays.to_torch_state_dict()[name]).abs().max() > 1e-2
