@@ -365,28 +365,23 @@ def test_actors_give_the_same_model():
     assert equal(found.to_torch_state_dict(), secure(num_rounds=2).state)
 
 
-class Two(ServerStage):
-    """A stage that needs two holders of each entry, as ``SecureSum(holders=2)``."""
-
-    needs = Needs(holders=2)
-
-
-class Three(ServerStage):
-    needs = Needs(holders=3)
+def needing(holders):
+    """Return a stage that needs as many holders of each entry as ``SecureSum(holders=holders)``."""
+    return type("Needs", (ServerStage,), {"needs": Needs(holders=holders)})()
 
 
 def test_entries_that_too_few_clients_can_hold_are_warned_of_before_training(caplog):
-    run(mix="a2-b3-c1", stages=[Three()])
+    run(mix="a2-b3-c1", stages=[needing(3)])
     (warning,) = (text for text in caplog.messages if "are never trained" in text)
     assert "fewer than 3 clients (holders) can train more than rate 0.5" in warning
     caplog.clear()
-    run(mix="a2-b3-c1", stages=[Two()])
+    run(mix="a2-b3-c1", stages=[needing(2)])
     assert "never trained" not in caplog.text
 
 
 def test_enough_clients_of_the_largest_level_are_drawn():
     options = {"mix": "a1-b1-c1-d1-e1", "nodes": 10, "fraction_train": 0.5, "num_rounds": 4}
-    free, found = (run(stages=own, **options).records for own in ((), [Two()]))
+    free, found = (run(stages=own, **options).records for own in ((), [needing(2)]))
     # So each entry moves in each round, but in rows of classes that nobody has.
     assert all(list(record.rates.values()).count(1.0) >= 2 and len(record.rates) == 5 for record in found)
     assert min(list(record.rates.values()).count(1.0) for record in free) < 2
