@@ -173,7 +173,7 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
 
 
 def cost(message: Message) -> float:
-    """Return the estimated cost of a training step, from the size of the message."""
+    """Return the estimated cost of a client's training step: the size of its message plus a constant."""
     return STEP + content_bytes(message.content)
 
 

@@ -159,9 +159,9 @@ class Task:
         """Return the loss of a batch, including in-place distillation and the penalty.
 
         In-place distillation also trains the smaller models inside the client's model. They learn to match the output
-        probabilities of the client's model. At the smallest level, and at all levels if slices move, there are no
-        smaller models. Then the loss is ``criterion(model(inputs), targets) + penalty(model)``. With four levels,
-        distillation makes a step of the largest model take about twice as long.
+        probabilities of the client's model. There are none at the smallest level, and with a slice rule that moves
+        slices there are none at all. The loss is then ``criterion(model(inputs), targets) + penalty(model)``. With four
+        levels, distillation makes a step of the largest model take about twice as long.
 
         Parameters
         ----------

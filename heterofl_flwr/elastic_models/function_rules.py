@@ -84,9 +84,11 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
-    """Trace rule of indexing: bounds of a Python slice shrink with the entries before them.
+    """Trace rule of indexing.
 
-    All entries up to an integer index are always kept; if it is negative, all entries from it on.
+    A bound of a Python slice decreases by the number of entries before it that a smaller model drops. An integer index
+    stays valid, because the entries from the start of the axis to this index are always kept (to the end of the axis,
+    if the index is negative).
     """
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)

@@ -1,7 +1,7 @@
 """Trace a model, to find the channels that must be kept or dropped together."""
 
-# Graphs of ``torch.fx`` and ``torch.export`` have constants as lengths, so they are right at one width only. Rules by
-# layer type do not see operations between layers.
+# Why this is not a graph of ``torch.fx`` or ``torch.export``: these have constants as lengths, so they are right at one
+# width only. And why there are no rules by layer type: they would not see operations between layers.
 
 import copy
 import re

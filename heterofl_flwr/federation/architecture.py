@@ -43,9 +43,10 @@ CACHED_RATES = 128
 
 
 class Architecture:
-    """The shared parameters of a federation, and the slice of each rate.
+    """The parameters that clients share, and the slice of each rate.
 
-    In this base class, each client has a model of its choice and sends no parameters.
+    Subclasses set both. In this base class nothing is shared: each client has a model of its choice and sends no
+    parameters.
 
     Attributes
     ----------

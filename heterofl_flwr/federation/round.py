@@ -104,7 +104,7 @@ class Round:
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
-        """Add a client to the round. ``sampled`` is its slice, if it began to train in an earlier round."""
+        """Add a client; ``sampled`` has its rate and slice, if it began to train in an earlier round."""
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
             rate = self._federation.levels.rate(self.server_round, node_id)

@@ -39,7 +39,7 @@ def call(model: nn.Module, inputs: object) -> object:
 
 
 def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator[Tensor]:
-    """Yield all tensors in a value, also in containers and in attributes of objects."""
+    """Yield all tensors in a value, in containers, and in attributes of objects other than modules and functions."""
     seen = {} if seen is None else seen
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):

@@ -181,7 +181,7 @@ def _means(
 
 
 def _costs(runs: Mapping[object, RunFolder], histories: Histories) -> tuple[str, str]:
-    """Return two texts: the mean bytes that a run sent, and the price of the mix (``price_text``)."""
+    """Return two texts: the bytes sent by a run (mean), and the cost of the mix (``price_text``)."""
     folders = list(runs.values())
     mix, widths = _mix(folders[0])
     sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)

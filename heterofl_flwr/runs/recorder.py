@@ -19,7 +19,7 @@ class Recorder(RoundCallback):
     """Callback that writes the folder of a run while the run goes on.
 
     The folder is locked until the end of the run. A resumed run first removes the files of rounds after its checkpoint.
-    When another round ends, final models are outdated, and are removed.
+    If a finished run goes on, its final models are removed at the end of the next round, because they are outdated.
 
     Parameters
     ----------

@@ -18,7 +18,10 @@ from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
 from heterofl_flwr.secure.roster import Part, Roster
 
 Fill = Callable[[Roster, Plan, int], crypto.Words]
-"""Function of the roster, the client's slice and the number of members that returns the client's change in steps."""
+"""Function that returns the client's change in steps of the fixed-point grid.
+
+Its arguments are the roster, the client's slice and the number of members.
+"""
 
 
 class Dealt(NamedTuple):

@@ -16,7 +16,10 @@ Kind = Literal["counting", "robust", "asynchronous", "other"]
 
 
 def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights) -> None:
-    """Raise one ``ConfigError`` that lists all conflicts between stages and with the mean."""
+    """Raise a ``ConfigError`` if stages conflict with each other or with the mean. It lists all conflicts.
+
+    If the class of a stage is invalid, the error lists such faults only.
+    """
     faults = [fault for stage in stages for fault in _faults_of_class(stage)]
     if faults:
         raise ConfigError("; ".join(faults))

@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = (TRAINING, MOMENTS)
 
 
 _LEAST, _MOST = 1e-8, 1e8
-"""Bounds of clips and noise, within which sums of steps are exact (``core/differential_privacy.py``)."""
+"""Smallest and largest clip and noise, for which sums of rounded noise are exact (see ``differential_privacy.py``)."""
 
 _OnGrid = Annotated[float, Strict(), Field(ge=_LEAST, le=_MOST), f"{_LEAST:g} to {_MOST:g}"]
 _OnGridOrZero = Annotated[

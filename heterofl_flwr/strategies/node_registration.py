@@ -55,7 +55,7 @@ class NodeRegistration:
     def sample(self, purpose: Purpose) -> tuple[list[int], list[int]]:
         """Wait for enough nodes. Return the nodes that can be sampled, and the sampled nodes.
 
-        Sampled nodes that do not answer the capability query are left out.
+        The sampled nodes are without those that do not answer the capability query, if it is sent to them only.
         """
         levels = self._federation.levels
         while True:

@@ -61,7 +61,7 @@ def evaluate_each(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> list[EvaluateResult]:
-    """Return the results of ``evaluate`` for several masks, from a single forward pass."""
+    """Return the results of ``evaluate`` for several masks, from one pass over the data."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):

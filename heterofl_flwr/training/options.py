@@ -17,9 +17,10 @@ from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
-"""Function from the masked logits of each output, and the targets, to the loss.
+"""Loss of a model with several outputs, such as one for each depth.
 
-The last output is from the full depth and width.
+Its arguments are a list of the masked logits of each output, and the targets. The last output is that of the full
+depth and width.
 """
 
 

@@ -163,7 +163,7 @@ def read_npy(data: bytes) -> np.ndarray:
 
 
 def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
-    """Return the array records of a reply. ``form`` is the encoding of ``tensors``."""
+    """Return the array records of a reply: ``tensors``, which are encoded as ``form``, and their ``scales`` if any."""
     records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
     return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
 
@@ -225,7 +225,7 @@ class Slices:
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
         """Return the record with a plan's slice for the level of ``rate``.
 
-        Parameters in ``Slicing.by_level`` have the values of this level.
+        Parameters in ``Slicing.by_level`` have separate values for each level; the record has those of this level.
         """
         tensors = self._level_tensors(rate)
         if not tensors:
@@ -241,7 +241,7 @@ class Slices:
         )
 
     def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return the plan's slices of tensors that stages send, named ``stage/parameter``."""
+        """Return the plan's slices of the tensors that stages send; a tensor's name is ``stage/parameter``."""
         if plan not in self._broadcasts:
             parameters = {name: name.partition("/")[2] for name in tensors}
             axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}

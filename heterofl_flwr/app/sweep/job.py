@@ -235,7 +235,8 @@ def run_once(job: Job) -> bool:
         folder, config = RunFolder(job.path), job.config
         if folder.started:
             stored, named = cast("dict[str, Flat]", folder.settings()), named_modules(config.values())
-            # Code that this sweep does not name is not taken from the folder: the run says then what it had.
+            # Settings of the folder that name code are kept only if this sweep names that code too. Without them,
+            # the run cannot be resumed, and its error says what they were.
             kept = {key: stored[key] for key in KEPT if key in stored and named_modules([stored[key]]) <= named}
             config |= {"run.resume": True, **kept}
         options: dict[str, Any] = {name: None if value == AUTO else value for name, value in job.engine}

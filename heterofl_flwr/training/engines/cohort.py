@@ -42,8 +42,8 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
     """Train clients together. Their results equal those of the engine ``plain``, up to rounding.
 
     The joint model is first verified on one batch. If this check or the training fails, ``plain`` trains the models.
-    Models with active dropout, running statistics or hooks are trained by ``plain`` too. On a GPU, steps are
-    replayed as a CUDA graph.
+    It also trains models with active dropout, running statistics or hooks, and fewer clients than ``LEAST``. On a GPU,
+    steps are replayed as a CUDA graph.
 
     Raises
     ------
