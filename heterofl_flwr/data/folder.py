@@ -24,7 +24,7 @@ from heterofl_flwr.data.text import Texts, to_text
 PARTS = ("train", "test")
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".json", ".jsonl", ".arrow")
 INDEXES = ("Unnamed: ", "__index_level_")
-"""How the names of the columns begin into which pandas writes row numbers."""
+"""Prefixes of the columns in which pandas stores row numbers."""
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
