@@ -15,7 +15,7 @@ from heterofl_flwr.common.errors import HeteroFLError, ReplyError
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
-from heterofl_flwr.secure.roster import Part, Roster
+from heterofl_flwr.secure.roster import Part, Roster, open_rings, parts_by_slice
 
 Fill = Callable[[Roster, Plan, int], crypto.Words]
 """Function that returns the client's change in steps of the fixed-point grid.
@@ -172,7 +172,7 @@ class ClientRound:
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
         self._check(survivors, members, seeds)
-        rings, view = roster.open_rings(members, survivors), roster.view(members)
+        rings, view = open_rings(roster, tuple(members), tuple(survivors)), roster.view(members)
         by_survivor = dict(zip(survivors, zip(*seeds, strict=True), strict=True))
         answer = []
         for member, pair in zip(members, zip(*_from_text(self._secrets["keys"]), strict=True), strict=True):
@@ -192,7 +192,7 @@ class ClientRound:
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]
-        rings, view = roster.open_rings(members, survivors), roster.view(members)
+        rings, view = open_rings(roster, tuple(members), tuple(survivors)), roster.view(members)
         for part, number in numbers.items():
             ring = roster.ring_of(part)
             if not roster.is_rows(part) or ring not in rings or not roster.least <= number <= ring:
@@ -219,7 +219,7 @@ class ClientRound:
 
     @cached_property
     def _parts(self) -> list[list[Part]]:
-        return self.roster.parts_by_slice(self._secrets["members"])
+        return parts_by_slice(self.roster, tuple(self._secrets["members"]))
 
     def _deal(self, receivers: Sequence[int], about: bytes, shares: Sequence[Sequence[bytes]]) -> Dealt:
         private, sealed, hashes = self.private("box"), [], []

@@ -28,7 +28,7 @@ classifier rows in a ring, or the rest of a ring. Each client has one seed for e
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Roster:
     """The clients of a round, with their slices and keys.
 
@@ -177,26 +177,31 @@ class Roster:
         """Whether a part of the sum consists of classifier rows."""
         return part % (self.row_groups + 1) > 0
 
-    def open_rings(self, members: Collection[int], survivors: Collection[int]) -> set[int]:
-        """Return the rings that may be unmasked: each of their entries is held by enough survivors.
-
-        A ring consists of all entries that are held by the same number of members. This number identifies the ring.
-        """
-        rings, remaining = (self.count(whole(self.small), clients, self.small) for clients in (members, survivors))
-        candidates = [int(ring) for ring in np.unique(rings) if ring >= self.least]
-        return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
-
-    def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
-        """Return, for each slice of the round, the sorted numbers of the parts to which its entries belong.
-
-        ``members`` are the clients in the sum. Part 0, entries that too few clients hold, is left out.
-        """
-        parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
-        return [[int(part) for part in parts if part] for parts in parts_by_ring]
-
     def view(self, members: Collection[int]) -> bytes:
         """Return a hash of the roster and of ``members``. Mask keys are derived from this hash."""
         return digest(self.digest, repr(sorted(members)).encode())
+
+
+# All clients of a process have the same roster, so that one of them computes for all.
+@lru_cache(maxsize=2)
+def open_rings(roster: Roster, members: tuple[int, ...], survivors: tuple[int, ...]) -> frozenset[int]:
+    """Return the rings that may be unmasked: each of their entries is held by enough survivors.
+
+    A ring consists of all entries that are held by the same number of members. This number identifies the ring.
+    """
+    rings, remaining = (roster.count(whole(roster.small), clients, roster.small) for clients in (members, survivors))
+    return frozenset(int(ring) for ring in np.unique(rings) if remaining[rings == ring].min() >= roster.least)
+
+
+@lru_cache(maxsize=2)
+def parts_by_slice(roster: Roster, members: tuple[int, ...]) -> list[list[Part]]:
+    """Return, for each slice of the round, the sorted numbers of the parts to which its entries belong.
+
+    ``members`` are the clients in the sum. Part 0, entries that too few clients hold, is left out.
+    """
+    small = roster.small
+    parts_by_ring = (np.unique(roster.parts(plan, roster.count(plan, members, small))) for plan in small)
+    return [[int(part) for part in parts if part] for parts in parts_by_ring]
 
 
 @lru_cache(maxsize=1)

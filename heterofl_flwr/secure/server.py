@@ -12,7 +12,7 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.client import Dealt, Masked
 from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
-from heterofl_flwr.secure.roster import Part, Roster
+from heterofl_flwr.secure.roster import Part, Roster, open_rings, parts_by_slice
 from heterofl_flwr.secure.slices import COUNTS, add_part, as_state, classes_of, whole
 
 KEY_PART: Part = 0
@@ -37,7 +37,7 @@ class ServerRound:
     def __init__(self, roster: Roster, shares: Mapping[int, Dealt]) -> None:
         self.roster, self.members = roster, sorted(shares)
         self.liars: dict[int, str] = {}
-        self._keys, self._parts = shares, roster.parts_by_slice(self.members)
+        self._keys, self._parts = shares, parts_by_slice(roster, tuple(self.members))
         self._union = whole(roster.slices)
         self._total = np.zeros(self._union.parameters, np.uint32)
         self._seeds: dict[int, tuple[Dealt, dict[Part, bytes]]] = {}  # by survivor: shares and hashes of seeds
@@ -85,7 +85,7 @@ class ServerRound:
         ``revealed`` has the shares from ``ClientRound.reveal``. Entries without enough shares stay masked.
         """
         roster, survivors = self.roster, self.survivors
-        rings = roster.open_rings(self.members, survivors)
+        rings = open_rings(roster, tuple(self.members), tuple(survivors))
         every = {part for parts in self._parts for part in parts}
         parts = {part for part in every if roster.ring_of(part) in rings and not roster.is_rows(part)}
         by_client = {

@@ -17,25 +17,17 @@ from heterofl_flwr.core.randomness import initial_state
 from tests.adapters.nets import CASES, Net, adapted, gpt2, load_peft, outputs, ranks_of, without_rows
 
 lora = heterofl_flwr.lora
-RATES = (1.0, 0.3)
 
 
-@pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("case", CASES)
-def test_a_level_is_the_full_rank_with_zeros_in_the_rest(case, rate):
+def test_a_level_is_the_full_rank_with_zeros_in_the_rest_and_peft_loads_what_it_saves(case, tmp_path):
     model = CASES[case]()
-    level = lora(model)(rate)
-    full, small = ranks_of(model), ranks_of(level)
-    assert small == {name: width(rank, rate) for name, rank in full.items()}
+    build = lora(model)
+    assert torch.equal(outputs(build(1.0)), outputs(model))
+    level = build(0.3)
+    small = ranks_of(level)
+    assert small == {name: width(rank, 0.3) for name, rank in ranks_of(model).items()}
     torch.testing.assert_close(outputs(level), outputs(without_rows(model, small)), rtol=1e-12, atol=1e-12)
-    if rate == 1:
-        assert torch.equal(outputs(level), outputs(model))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_peft_loads_what_a_level_saves_and_computes_the_same(case, tmp_path):
-    model = CASES[case]()
-    level = lora(model)(0.3)
     level.save_pretrained(tmp_path)
     trained = {name for name, own in level.named_parameters() if own.requires_grad}
     saved = load_file(tmp_path / "adapter_model.safetensors")

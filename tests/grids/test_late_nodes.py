@@ -1,12 +1,10 @@
 """``LateNodes``: a SuperNode that is one message behind holds up no round; one that is merely slow is waited for."""
 
 import pytest
-from flwr.app import Error
 
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.strategies import node_registration, round_messages
 from heterofl_flwr.transport import exchange, late_nodes
-from heterofl_flwr.transport.compat import ErrorCode
 from heterofl_flwr.transport.late_nodes import LateNodes
 from tests.federation.tiny import Watched, play
 from tests.hostile.superlink import Clock
@@ -18,8 +16,8 @@ class Behind(Watched):
     """A grid in which a reply takes a second; those of some nodes are there only when their next message arrives.
 
     ``behind`` has, by partition, the number of the message from which on a node is behind. ``slow`` has the seconds
-    that a node takes to answer its messages to train, by the number of the message. Like a SuperLink, the grid answers
-    a pull of a message whose reply was taken with an error.
+    that a node takes to answer its messages to train, by the number of the message. A SuperLink answers a pull of a
+    message whose reply was taken with an error; here none may be pulled.
     """
 
     def __init__(self, app, num_nodes, *, clock, behind=None, slow=None, **options):
@@ -41,18 +39,11 @@ class Behind(Watched):
         return ids
 
     def pull_messages(self, message_ids):
-        ids = list(message_ids)
-        gone = [_taken_before(id_) for id_ in ids if id_ in self._taken]
-        due = [id_ for id_ in ids if id_ not in self._taken and self._due[id_] <= self._clock.now]
-        replies = list(super().pull_messages(due))
+        ids = set(message_ids)
+        assert not ids & self._taken
+        replies = list(super().pull_messages([id_ for id_ in ids if self._due[id_] <= self._clock.now]))
         self._taken |= {reply.metadata.reply_to_message_id for reply in replies}
-        return [*gone, *replies]
-
-
-def _taken_before(id_):
-    message = late_nodes._error(id_, 1)
-    message.error = Error(code=ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason="the reply was taken")
-    return message
+        return replies
 
 
 @pytest.fixture

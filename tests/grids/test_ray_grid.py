@@ -108,7 +108,7 @@ def test_an_actor_that_always_dies_tells_its_last_words(actors, ask, caplog, mon
     assert caplog.text.count("Another one is given its messages") == 1
 
 
-def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, actors, monkeypatch):
+def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, monkeypatch):
     puts = []
     put = machine.put
 
@@ -119,16 +119,17 @@ def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, actors, mo
 
     monkeypatch.setattr(machine, "put", noted)
     slices = [ArrayRecord({"w": Array(np.full(50_000, value)), "v": Array(np.zeros(50_000))}) for value in (1, 2)]
-    pairs = zip(actors.get_node_ids(), slices * 2, strict=True)
-    messages = [Message(RecordDict({"arrays": slice_}), node_id, "evaluate") for node_id, slice_ in pairs]
-    replies = list(actors.send_and_receive(messages))
-    assert [reply.content["metrics"]["mean"] for reply in replies] == [1.0, 2.0] * 2
-    assert [length for length, _ in puts] == [2, 2]
-    slices[0]["w"] = Array(np.full(50_000, 5.0))
-    (reply,) = actors.send_and_receive([messages[0]])
-    assert reply.content["metrics"]["mean"] == 5.0
-    held = machine._private.worker.global_worker.core_worker.get_all_reference_counts()
-    assert held.keys().isdisjoint(own for _, own in puts)
+    with RayGrid("odd_clients:app", 4, at_once=1) as grid:  # in quick tests; a second actor takes seconds
+        pairs = zip(grid.get_node_ids(), slices * 2, strict=True)
+        messages = [Message(RecordDict({"arrays": slice_}), node_id, "evaluate") for node_id, slice_ in pairs]
+        replies = list(grid.send_and_receive(messages))
+        assert [reply.content["metrics"]["mean"] for reply in replies] == [1.0, 2.0] * 2
+        assert [length for length, _ in puts] == [2, 2]
+        slices[0]["w"] = Array(np.full(50_000, 5.0))
+        (reply,) = grid.send_and_receive([messages[0]])
+        assert reply.content["metrics"]["mean"] == 5.0
+        held = machine._private.worker.global_worker.core_worker.get_all_reference_counts()
+        assert held.keys().isdisjoint(own for _, own in puts)
 
 
 MORTAL = """

@@ -16,8 +16,7 @@ from tests.hostile.servers import CLIENTS, ClassicServer, Envelope, Forging, Mes
 from tests.hostile.test_replies import archive
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stored array in format:UserWarning")  # numpy's, of what is sent
-KINDS = pytest.mark.parametrize("kind", ["paper", "fixed"])
-APIS = pytest.mark.parametrize("api", [MessageServer, ClassicServer])
+KINDS = pytest.mark.parametrize(("api", "kind"), [(ClassicServer, "paper"), (MessageServer, "fixed")])
 
 
 def fail(envelope):
@@ -50,8 +49,7 @@ def without(found, api, grid, option):
     return found(api, grid, option, fail)
 
 
-@APIS
-@pytest.mark.parametrize("assignment", ["fix", "dynamic"])
+@pytest.mark.parametrize(("api", "assignment"), [(MessageServer, "fix"), (ClassicServer, "dynamic")])
 @given(change=to.of_config)
 def test_no_answer_changes_the_levels_of_others(api, grid, assignment, change):
     first, own, last = levels(api, grid, assignment, change)
@@ -78,7 +76,6 @@ def impossible(count, first, second, envelope):
     arrays.update({name: Array(value) for name, value in zip(arrays, values, strict=True)})
 
 
-@APIS
 @KINDS
 @pytest.mark.parametrize("make", [archive, lambda array: Array(np.zeros(99)), partial(to.zeros, np.bool_)])
 def test_known_attacks_on_moments_are_refused(api, grid, kind, make):
@@ -90,7 +87,6 @@ SUMS = st.sampled_from([0.0, 1.0, -1.0, 1e30, 1e300, -1e300]) | st.floats()
 COUNTS = st.sampled_from([0, 1, 2, 8, 2**53, 2**62]) | st.integers(-(2**63), 2**63 - 1)
 
 
-@APIS
 @KINDS
 @given(change=st.builds(partial, st.just(impossible), COUNTS, SUMS, SUMS) | to.changes)
 def test_moments_are_refused_or_leave_sound_statistics(api, grid, kind, change):

@@ -35,9 +35,8 @@ def example(widths=WIDTHS, lost=None, least=3, labels=None, value=None):
     return module.Federation(plans, steps, labels or [None] * len(widths), lost or {}, least)
 
 
-def check_exact(federation):
-    """Compare what the server finds with the slow twin."""
-    found = play(federation)
+def check_exact(federation, found):
+    """Compare what the server has found with the slow twin."""
     for name, (total, count) in twin(federation).items():
         own, counts = found[name]
         assert counts.tolist() == count.tolist(), name
@@ -47,7 +46,7 @@ def check_exact(federation):
 @given(federations())
 def test_the_sum_is_exact_whoever_is_lost(federation):
     if len(federation.left("reveal")) >= module.threshold(federation):
-        check_exact(federation)
+        check_exact(federation, play(federation))
         return
     # Where nothing is unmasked, an empty sum is all that is left.
     with suppress(ReplyError):
@@ -126,7 +125,7 @@ def test_masked_changes_are_even_with_any_two_unknown_clients(monkeypatch):
     assert chi_squared(alone) > UNLIKELY
 
 
-@pytest.mark.parametrize("lost", [{0: "train"}, {0: "train", 1: "train"}, {0: "shares", 1: "train"}, {0: "keys"}])
+@pytest.mark.parametrize("lost", [{0: "train"}, {0: "shares", 1: "train"}, {0: "keys"}])
 def test_a_ring_with_too_few_holders_keeps_its_secret(lost):
     # Three clients hold the outer ring, of which three are needed.
     federation = example([8, 8, 8, *[4] * 7], lost=lost)
@@ -150,8 +149,8 @@ def test_nothing_is_sent_of_entries_that_nobody_else_holds():
 
 def test_no_two_claims_of_who_is_lost_give_both_secrets():
     federation = example([8] * 9)
+    server, clients, _ = masked_of(federation)
     for told in range(10):
-        server, clients, _ = masked_of(federation)
         seeds = keys = 0
         for number, client in enumerate(clients):
             survivors = [own for own in server.members if own != 0 or number < told]
@@ -266,7 +265,6 @@ def test_a_roster_with_a_key_twice_rings_of_one_or_an_unknown_slice_is_rejected(
 
 
 TEN = [8, 8, 8, 8, 8, 4, 4, 4, 4, 4]
-LIARS = [{3}, {0, 9}, {1, 4, 7}]
 
 
 def false_shares(texts):
@@ -274,7 +272,7 @@ def false_shares(texts):
 
 
 def short_shares(texts):
-    return [text[:-1] for text in texts]
+    return [text[:-SHARE_BYTES] for text in texts]
 
 
 def no_shares(texts):
@@ -290,10 +288,8 @@ def false_digests(masked):
     [
         ({3}, false_shares, "rows"),
         ({0, 9}, short_shares, "reveal"),
-        ({1, 4, 7}, false_shares, "reveal"),
-        ({1, 4, 7}, short_shares, "rows"),
-        *((liars, no_shares, "reveal") for liars in LIARS),
-        *((liars, false_digests, "train") for liars in LIARS),
+        ({1, 4, 7}, no_shares, "reveal"),
+        ({1, 4, 7}, false_digests, "train"),
     ],
 )
 def test_one_to_three_liars_of_ten_are_named_and_the_sum_is_that_of_all(liars, change, phase):
@@ -301,9 +297,7 @@ def test_one_to_three_liars_of_ten_are_named_and_the_sum_is_that_of_all(liars, c
         return change(answer) if when == phase and client in liars else answer
 
     federation, spy = example(TEN), {}
-    found = play(federation, lie=lie, spy=spy)
-    for name, (total, count) in twin(federation).items():
-        assert (found[name][0].tolist(), found[name][1].tolist()) == (total.tolist(), count.tolist())
+    check_exact(federation, play(federation, lie=lie, spy=spy))
     assert spy["server"].liars.keys() == liars
 
 
@@ -313,14 +307,11 @@ def test_a_liar_about_a_lost_clients_key_is_named():
     def lie(when, client, answer):
         return [*answer[:9], bytes(len(answer[9]))] if when == "reveal" and client == 2 else answer
 
-    found = play(federation, lie=lie, spy=spy)
-    assert {name: count.tolist() for name, (_, count) in found.items()} == {
-        name: count.tolist() for name, (_, count) in twin(federation).items()
-    }
+    check_exact(federation, play(federation, lie=lie, spy=spy))
     assert spy["server"].liars == {2: "it revealed false shares"}
 
 
-@pytest.mark.parametrize("liars", LIARS)
+@pytest.mark.parametrize("liars", [{0, 9}, {5, 9}], ids=str)
 def test_shares_that_do_not_fit_their_hashes_close_their_dealers_slice_and_name_the_dealer(liars):
     federation, spy = example(TEN), {}
 
@@ -332,10 +323,9 @@ def test_shares_that_do_not_fit_their_hashes_close_their_dealers_slice_and_name_
 
     found = play(federation, lie=lie, spy=spy)
     assert spy["server"].liars.keys() == liars
-    inner = any(client >= 0 for client in liars)
-    assert not inner or not found["hidden.bias"][1][:4].any()
-    if min(TEN[client] for client in liars) == max(TEN[client] for client in liars) == 4:
-        assert found["hidden.bias"][1][4:].all()
+    inner, outer = np.split(found["hidden.bias"][1], 2)
+    assert not inner.any()
+    assert outer.tolist() == [0 if 0 in liars else 5] * 4  # of the dealers, client 0 alone holds the outer half
 
 
 def test_shares_on_no_polynomial_close_their_dealers_slice_and_name_the_dealer(monkeypatch):
@@ -371,14 +361,13 @@ def test_a_false_secret_whose_shares_lie_on_no_polynomial_stays_closed():
     assert not crypto.are_consistent(mixed, 7)
 
 
-@pytest.mark.parametrize("dealers", [{0}, {2, 5}])
-def test_no_two_accusers_make_an_innocent_dealer_a_liar(dealers):
+def test_no_three_accusers_make_an_innocent_dealer_a_liar():
     federation, spy = example(TEN), {}
 
     def lie(when, client, answer):  # three helpers have, they say, no shares of these dealers
         if when != "reveal" or client not in (7, 8, 9):
             return answer
-        return [b"" if dealer in dealers else text for dealer, text in enumerate(answer)]
+        return [b"" if dealer in (2, 5) else text for dealer, text in enumerate(answer)]
 
     found = play(federation, lie=lie, spy=spy)
     assert found["hidden.bias"][1].tolist() == twin(federation)["hidden.bias"][1].tolist()
@@ -424,10 +413,9 @@ def test_an_impossible_number_of_clients_closes_the_row_alone():
 # Rows of few clients
 
 
-@pytest.mark.parametrize("few", [1, 2])
-def test_rows_of_one_or_two_clients_stay_closed(few):
-    # All ten hold the row of class 2; one or two have changed it.
-    labels = [[0, 1, 2] if number < few else [0, 1] for number in range(10)]
+def test_rows_of_two_clients_stay_closed():
+    # All ten hold the row of class 2; two have changed it.
+    labels = [[0, 1, 2] if number < 2 else [0, 1] for number in range(10)]
     federation, spy = example(TEN, labels=labels), {}
     found = play(federation, spy=spy)
     for name in module.ROWS:
@@ -435,19 +423,14 @@ def test_rows_of_one_or_two_clients_stay_closed(few):
         assert not count[2].any()
         assert count[:2].all()
         assert not np.isin(total[2], np.arange(64)).any()  # masked still
-    check_exact(federation)
+    check_exact(federation, found)
     server, clients = spy["server"], spy["clients"]
     rows = [part for part in server._parts[0] if server.roster.is_rows(part)]
-    with pytest.raises(ReplyError, match=f"classifier rows that {few} clients trained, expected at least 3"):
-        clients[0].reveal_rows(dict.fromkeys(rows, few))
-
-
-@pytest.mark.parametrize("part", [0, 10**6])
-def test_no_other_parts_than_open_rows_are_revealed(part):
-    spy = {}
-    play(example(TEN), spy=spy)
-    with pytest.raises(ReplyError, match="rows of a ring that is open"):
-        spy["clients"][0].reveal_rows({part: 10})
+    with pytest.raises(ReplyError, match="classifier rows that 2 clients trained, expected at least 3"):
+        clients[0].reveal_rows(dict.fromkeys(rows, 2))
+    for part in (0, 10 * (server.roster.row_groups + 1), 10**6):
+        with pytest.raises(ReplyError, match="rows of a ring that is open"):
+            clients[0].reveal_rows({part: 10})
 
 
 def test_more_classes_than_groups_share_seeds(monkeypatch):
