@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from heterofl_flwr.client.instruction import Instruction
-from heterofl_flwr.common.errors import HeteroFLError
+from heterofl_flwr.common.errors import HeteroFLError, ReplyError
 from heterofl_flwr.common.files import CLIENT_STATES, files_by_round, remove, write_atomic
 from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
@@ -48,10 +48,14 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
     """Save a client's tensors after training, in a file or in its context.
 
-    If a tensor contains NaN or infinity, nothing is saved, because later training would not recover from such a state.
+    If a tensor contains NaN or infinity, raise ``ReplyError``: later training would not recover from such a state. An
+    earlier state remains.
     """
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        return
+    if infinite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ReplyError(
+            f"{infinite[0]}, which stays with this client, is no finite number any more, and is not kept: train with a "
+            f"lower learning rate"
+        )
     if folder := _folder(context, instruction):
         _write_file(folder, instruction, tensors)
         return

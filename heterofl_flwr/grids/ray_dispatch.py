@@ -122,7 +122,8 @@ class ActorPool(Runner):
         try:
             check_alive()
         except HeteroFLError:
-            self._running.clear()  # else close() or cancel() would kill these actors, and that call hangs
+            # Else close() or cancel() would kill these actors, a call in which Ray hangs or ends this process.
+            self._running, self._idle = {}, []
             raise
         self._warn_if_none_starts()
         self._hand_out()

@@ -154,7 +154,11 @@ def shut_down() -> None:
     """Disconnect from Ray. Wait until the processes that Ray started for this process have ended."""
     node: Any = ray._private.worker._global_node
     started: list[Any] = [info.process for infos in node.all_processes.values() for info in infos] if node else []
-    ray.shutdown()
+    if node and any(info.process.poll() is not None for info in node.all_processes.get("gcs_server", ())):
+        for process in started:  # ray.shutdown() would end this process before the error is reported
+            process.kill()
+    else:
+        ray.shutdown()
     for process in started:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=SECONDS_TO_END)

@@ -254,12 +254,41 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.slow
-def test_nothing_is_left_of_a_ray_that_a_closed_grid_has_started(gone):
+def start(script):
+    """Run a script in a process of its own, which starts its own Ray."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/grids/apps")])}
     environment.pop("RAY_ADDRESS", None)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, **pipes) as script:
+    return subprocess.Popen([sys.executable, "-c", script], env=environment, **pipes)
+
+
+HEADLESS = """
+import psutil
+from heterofl_flwr.common.errors import HeteroFLError
+from heterofl_flwr.grids import RayGrid
+
+grid = RayGrid("odd_clients:app", 1)
+(server,) = [child for child in psutil.Process().children() if "gcs_server" in child.name()]
+server.kill()
+server.wait()
+try:
+    grid.wait_for_replies(grid.push_messages([]))
+except HeteroFLError as error:
+    grid.close()
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_whose_ray_has_ended_closes_its_grid_and_can_report_it():
+    with start(HEADLESS) as script:
+        assert script.stdout.readline().startswith("Ray cannot go on: its process gcs_server has ended")
+        script.kill()  # Ray would end it after a minute
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_ray_that_a_closed_grid_has_started(gone):
+    with start(SCRIPT) as script:
         address = script.stdout.readline().strip()
         folder, *pids = script.stdout.readline().split()
         assert Path(folder).parent.stat().st_mode & 0o077 == 0

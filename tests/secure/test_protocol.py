@@ -286,8 +286,8 @@ def false_digests(masked):
 @pytest.mark.parametrize(
     ("liars", "change", "phase"),
     [
-        ({3}, false_shares, "rows"),
-        ({0, 9}, short_shares, "reveal"),
+        ({3}, false_shares, "reveal"),
+        ({0, 9}, short_shares, "rows"),
         ({1, 4, 7}, no_shares, "reveal"),
         ({1, 4, 7}, false_digests, "train"),
     ],
