@@ -114,6 +114,7 @@ KNOWN = {
     "two thousand arrays more": partial(to.repeat, 2000),
     "labels beyond the classes": partial(to.put, "config", {"labels": "7"}),
     "examples below zero": partial(to.put, "metrics", {"num-examples": -1}),
+    "a thousand metrics": partial(to.put, "metrics", {f"loss{number}": 1.0 for number in range(1000)}),
     "a metric whose name moves the cursor": partial(to.put, "metrics", {"\x1b[2J": 1.0}),
 }
 HARMLESS = {
