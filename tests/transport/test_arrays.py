@@ -1,6 +1,7 @@
 """Arrays that hold tensors: what users, Flower and the checks of replies see of them."""
 
 import copy
+import io
 import pickle
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from hypothesis import given, strategies as st
 
-from heterofl_flwr.transport.arrays import TensorArray, array_size, pack_tensors, read_live, read_tensors
+from heterofl_flwr.transport.arrays import TensorArray, array_size, pack_tensors, read_live, read_npy, read_tensors
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool)
 
@@ -80,3 +81,11 @@ def test_content_that_a_user_sets_replaces_the_tensor():
     array = TensorArray(torch.zeros(3))
     array.data = Array(torch.ones(3)).data
     assert np.array_equal(array.numpy(), np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["|O", [("a", "<f4"), ("b", "|O")]])
+def test_no_bytes_become_pointers_to_objects(dtype):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": (1,)})
+    with pytest.raises(ValueError, match="it holds Python objects"):
+        read_npy(file.getvalue() + bytes(np.dtype(dtype).itemsize))
