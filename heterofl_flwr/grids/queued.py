@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import re
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -103,7 +104,7 @@ class Runner(ABC):
         self._contexts = contexts
         self._groups: dict[str, Group] = {}  # by the id of each message that is unanswered and not cancelled
         self._done: dict[str, Message] = {}
-        self._logged: set[str] = set()  # tracebacks of clients that were logged
+        self._logged: set[str] = set()  # tracebacks of clients that were logged, without numbers
 
     @abstractmethod
     def submit(self, groups: Sequence[Group]) -> None:
@@ -138,8 +139,8 @@ class Runner(ABC):
             node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
             if self._groups.pop(id_, None) is None:
                 continue
-            if trouble and trouble not in self._logged:
-                self._logged.add(trouble)
+            if trouble and (same := re.sub(r"\d+", "", trouble)) not in self._logged:  # each client has its own numbers
+                self._logged.add(same)
                 logger.error(
                     "partition %s failed to answer %r; the same error of other clients is not logged again:\n%s",
                     self._contexts[node_id].node_config["partition-id"],

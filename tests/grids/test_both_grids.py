@@ -40,7 +40,7 @@ def test_a_reply_names_its_message_and_its_node(any_grid, ask):
 @pytest.mark.parametrize(
     ("action", "reason"),
     [
-        ("fail", "<class 'ZeroDivisionError'>:<'as it was told'>"),
+        ("fail", "<class 'ZeroDivisionError'>:<'as partition 1 was told'>"),
         ("leave", "SystemExit"),
         ("silent", "returned a NoneType; expected a Message"),
         ("astray", "replies to another"),

@@ -58,7 +58,7 @@ def test_clients_see_their_node_config_and_the_run_config(ask):
     assert all(dict(reply.content["run"]) == {"lr": 0.1, "data.name": "x"} for reply in replies)
 
 
-def test_the_same_trace_of_many_clients_is_logged_once(grid, ask, caplog):
+def test_a_trace_of_many_clients_that_differs_in_numbers_alone_is_logged_once(grid, ask, caplog):
     actions = ("configs", "fail", "fail", "configs")
     for _ in range(2):
         messages = [ask(node_id, action) for node_id, action in zip(grid.get_node_ids(), actions, strict=True)]

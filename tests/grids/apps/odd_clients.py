@@ -86,7 +86,7 @@ def spoil(message, context):
 
 @app.query("fail")
 def fail(message, context):
-    raise ZeroDivisionError("as it was told")
+    raise ZeroDivisionError(f"as partition {context.node_config['partition-id']} was told")
 
 
 @app.query("leave")
