@@ -1,6 +1,6 @@
 """Level, rate and partition in a node's config (``--node-config``)."""
 
-from flwr.app import Context
+from flwr.app import Context, UserConfig
 
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.common.errors import ConfigError
@@ -29,6 +29,12 @@ def read_capability(context: Context) -> dict[str, object]:
             # The server may not know which node this is.
             named = f" ({key}={node[key]})" if (key := messages.NODE_PARTITION) in node else ""
             raise ConfigError(f"{rate_key} in the node config{named}: {error}") from error
+    return fields | _read_partition(node)
+
+
+def _read_partition(node: UserConfig) -> dict[str, object]:
+    """Return the partition and the number of partitions in a node's config, as entries for a message."""
+    fields: dict[str, int] = {}
     for field, key in (
         (messages.PARTITION, messages.NODE_PARTITION),
         (messages.NUM_PARTITIONS, messages.NODE_NUM_PARTITIONS),
@@ -40,7 +46,12 @@ def read_capability(context: Context) -> dict[str, object]:
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"the node config has {key}={value!r}; expected a whole number")
             fields[field] = value
-    return fields
+    if len(fields) == 2 and not 0 <= fields[messages.PARTITION] < (number := fields[messages.NUM_PARTITIONS]):
+        raise ConfigError(
+            f"the node config has {messages.NODE_PARTITION}={fields[messages.PARTITION]} and "
+            f"{messages.NODE_NUM_PARTITIONS}={number}; expected a {messages.NODE_PARTITION} from 0 to {number - 1}"
+        )
+    return dict(fields)
 
 
 def new_capacity(capacity: str | float | None, context: Context, instruction: Instruction) -> dict[str, object]:

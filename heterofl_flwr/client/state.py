@@ -90,13 +90,13 @@ class NodeFiles:
 
 
 def load_notes(context: Context) -> dict[str, bytes]:
-    """Return the per-round state of stages."""
+    """Return the client stages' state from the latest round, as bytes by stage name; empty if there is none."""
     record = context.state.get(_NOTES)
     return cast("dict[str, bytes]", dict(record)) if isinstance(record, ConfigRecord) else {}
 
 
 def save_notes(context: Context, notes: Mapping[str, bytes]) -> None:
-    """Save the per-round state of stages in the context, never on disk."""
+    """Save the client stages' state for the next round, in the context and never on disk."""
     context.state[_NOTES] = ConfigRecord(dict(notes))
 
 

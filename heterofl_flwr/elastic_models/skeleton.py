@@ -125,7 +125,7 @@ class Skeleton:
         return [self._names[id(tensor)] for tensor in called.inputs if id(tensor) in self._names]
 
     def remember(self, trace: Trace) -> dict[Number, Source]:
-        """Start a trace. Replace integer attributes of layers by ``Length`` objects; return their sources."""
+        """Start a trace: replace integers in the layers' attributes by ``Length`` objects, and return their sources."""
         trace.fresh(*named_tensors(self.model).values())
         for name, tensor in other_tensors(self.model).items():
             trace.fresh(tensor)

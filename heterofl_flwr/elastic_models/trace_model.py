@@ -252,7 +252,7 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Keep all rows of a table that the code indexes at plain numbers, such as position embeddings."""
+    """Keep all rows of tables, such as position embeddings, whose first rows the code takes with a constant slice."""
     # A longer input may read more of a table. Packed weights are no table: their positions occur on other axes too.
     roots = trace.positions.roots
     numbers = np.zeros(trace.positions.number, np.int64)  # by root, the number of axes with this position

@@ -147,7 +147,7 @@ class EvaluationRound:
         return dict(log.evaluate)
 
     def global_answers(self) -> list[int]:
-        """Return the clients that evaluated the global model or a personal model."""
+        """Return the clients that evaluated the global model; with personal parameters, these are all clients."""
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:

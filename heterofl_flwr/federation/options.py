@@ -131,7 +131,9 @@ class Averaging:
     weights: Weights = "equal"
     """weight of a client in the mean. equal: 1, as in HeteroFL. examples: its number of examples, as in FedAvg"""
     labels: LabelRule = "sent"
-    """classifier rows of a reply that are averaged. sent: those of the classes that the reply names. none: all"""
+    """which classifier rows of a reply count in the mean. sent: those of the classes that the reply names. none: all
+    rows, whatever the labels
+    """
     label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
     """parameters with one row for each class; None finds those of the classifier (find_label_rows)"""
     fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
@@ -140,7 +142,7 @@ class Averaging:
     """trimmed mean or median, which a hostile minority cannot move far. Excludes weights='examples' and noise"""
     aggregator: Annotated[OpenAggregator, "what makes an Aggregator of a state, as CountingMean"] = CountingMean
     """function of a global state that returns the Aggregator of a round: CountingMean, ProductMean for LoRA adapters of
-    unequal rank, or your own. Only CountingMean is possible with robust or noise
+    unequal rank, or your own. With robust or noise, leave it at CountingMean
     """
 
     def __post_init__(self) -> None:

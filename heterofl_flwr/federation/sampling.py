@@ -44,13 +44,13 @@ class Participation(Sampling):
     """Options of ``Sampling``, and the numbers of clients in a round."""
 
     fraction_train: Share = Field(default=1.0, alias="fraction")
-    """fraction of the clients that train in a round, rounded up; clients of a mix's x do not count"""
+    """fraction of the clients that train in a round, rounded up. The idle clients of a mix (its part x) do not count"""
     fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
     """fraction of the clients that evaluate, rounded up; 0: no client evaluates, nor measures batch norm moments"""
     min_train_nodes: _Fewest = Field(default=None, exclude=True)
-    """lower bound on the clients that train; the fraction is then rounded down, as in FedAvg"""
+    """lower bound on the clients that train. If it is set, the number is rounded down, as in FedAvg"""
     min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
-    """lower bound on the clients that evaluate; the fraction is then rounded down, as in FedAvg"""
+    """lower bound on the clients that evaluate. If it is set, the number is rounded down, as in FedAvg"""
     min_available_nodes: Natural = Field(default=2, alias="min-nodes")
     """nodes that each round waits for, up to sample.wait seconds; 'heterofl run' waits for all"""
 

@@ -193,7 +193,10 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace a dead actor. Queue its group again, at most ``RETRIES`` times; then reply with errors."""
+        """Replace a dead actor, and ask whether idle ones are alive.
+
+        Its group is queued again, at most ``RETRIES`` times; then its messages get errors as replies.
+        """
         death = self._describe_end(actor, error)
         if group is None:
             self._accept_failed_start(actor, f"it {death} while it loaded the ClientApp")

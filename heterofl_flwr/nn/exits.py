@@ -18,8 +18,8 @@ from heterofl_flwr.nn.preresnet import PreResNet
 BLOCKS: Mapping[str, str] = MappingProxyType(
     {**dict.fromkeys(("cnn", "preresnet18", "preresnet18-later", "preresnet50"), "exits.*"), "transformer": "encoder.*"}
 )
-"""Pattern of the blocks that shallower models lack, by model name: exits, but encoder layers in the Transformer, which
-has no exits.
+"""Pattern of the blocks that shallower models lack, by model name: the exits, or in the Transformer, which has none,
+the encoder layers.
 """
 
 Stage = tuple[nn.Module, nn.Module]

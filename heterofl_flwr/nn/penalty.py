@@ -14,9 +14,9 @@ Term = Callable[[nn.Module], Tensor | float]
 
 
 class AlignedQuadratic(NamedTuple):
-    """A quadratic penalty whose tensors are in the order of ``model.parameters()``.
+    """A ``Quadratic`` whose tensors are in the order of ``model.parameters()``.
 
-    The list of an absent term is empty.
+    ``centers`` is empty if there is no quadratic term, and ``directions`` if there is no linear term.
     """
 
     strength: float

@@ -258,7 +258,7 @@ class RoundHooks(Strategy):
         self._keep_metrics(node_id, reply, self._train_metrics_fn, "train_metrics_aggr_fn")
 
     def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
-        """Store a reply's records for ``function``; if it is None, warn once of metrics that are lists."""
+        """Store a reply's records for ``function``. Without one, warn once of metrics that are lists."""
         if function is not None:
             self.round_messages.keep_records(node_id, reply)
         elif argument not in self._warned_of and (names := reading.list_metrics(reply)):

@@ -23,9 +23,9 @@ LATE = "its SuperNode answers one message late: restart it"
 
 @dataclass(slots=True)
 class _Sent:
-    """Message without a reply.
+    """Message that has no reply yet.
 
-    ``behind`` is the time at which the node's late reply to an earlier message arrived; None if there was none.
+    ``behind`` is the time at which the node's late reply to an earlier message arrived; None if no late reply has.
     """
 
     node_id: int

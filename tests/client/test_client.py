@@ -350,6 +350,7 @@ class TestQueries:
             ({"capacity": "c"}, "the node config has capacity='c', .* write level="),
             ({"Partition_ID": 3}, "write partition-id="),
             ({"partition_id": "first"}, "partition-id='first'; expected a whole number"),
+            ({"partition_id": 4, "num_partitions": 4}, "partition-id=4 and num-partitions=4; expected .* from 0 to 3"),
         ],
     )
     def test_a_config_that_means_nothing_is_refused(self, node, named):
