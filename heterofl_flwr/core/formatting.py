@@ -11,11 +11,10 @@ NOTHING = "-"
 
 
 def score(name: str, value: float | None) -> str:
-    """Format a metric: accuracies and coverage up to 1 by ``percent``, others by ``number``, None as ``-``."""
+    """Format a metric: accuracies and coverage by ``percent``, others by ``number``, None as ``-``."""
     if value is None:
         return NOTHING
-    fraction = name.endswith(("accuracy", "coverage")) and not value > 1  # an app may report percentages
-    return percent(value) if fraction else number(value)
+    return percent(value) if name.endswith(("accuracy", "coverage")) else number(value)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
