@@ -29,10 +29,10 @@ def read_capability(context: Context) -> dict[str, object]:
             # The server may not know which node this is.
             named = f" ({key}={node[key]})" if (key := messages.NODE_PARTITION) in node else ""
             raise ConfigError(f"{rate_key} in the node config{named}: {error}") from error
-    return fields | _read_partition(node)
+    return {**fields, **_read_partition(node)}
 
 
-def _read_partition(node: UserConfig) -> dict[str, object]:
+def _read_partition(node: UserConfig) -> dict[str, int]:
     """Return the partition and the number of partitions in a node's config, as entries for a message."""
     fields: dict[str, int] = {}
     for field, key in (
@@ -51,7 +51,7 @@ def _read_partition(node: UserConfig) -> dict[str, object]:
             f"the node config has {messages.NODE_PARTITION}={fields[messages.PARTITION]} and "
             f"{messages.NODE_NUM_PARTITIONS}={number}; expected a {messages.NODE_PARTITION} from 0 to {number - 1}"
         )
-    return dict(fields)
+    return fields
 
 
 def new_capacity(capacity: str | float | None, context: Context, instruction: Instruction) -> dict[str, object]:

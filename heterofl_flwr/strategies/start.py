@@ -21,16 +21,13 @@ from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.evaluate_hooks import EvaluationHooks
 from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
 from heterofl_flwr.transport import messages
-from heterofl_flwr.transport.arrays import moment_tensors, moments_by_rate, pack_tensors
+from heterofl_flwr.transport.arrays import ENTRY_BYTES, moment_tensors, moments_by_rate, pack_tensors
 from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.guard import guard
 from heterofl_flwr.transport.relay import Costs
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 ShouldStop = Callable[[int, Result], bool]
-
-ENTRY_BYTES = 8
-"""Upper bound on the bytes of an entry in a reply. Mods such as SecAgg+ reply in float64 for any model."""
 
 NAME_BYTES = 2048
 """Upper bound on the bytes of a parameter's name, shape and header in a reply."""

@@ -23,6 +23,9 @@ from heterofl_flwr.transport.messages import SCALES, SERVER, UPLOAD_RECORDS
 HEADER_BYTES = 1024
 """Upper bound on the header of an array in the ``.npy`` format."""
 
+ENTRY_BYTES = 8
+"""Upper bound on the bytes of an entry in a reply. Mods such as SecAgg+ reply in float64 for any model."""
+
 
 class TensorArray(Array):
     """A Flower ``Array`` that stores a tensor, which is serialised when ``data`` is first read.
@@ -98,10 +101,10 @@ def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
 def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
     """Raise ``ReplyError`` if an array is larger than expected, without unpacking it.
 
-    ``entries`` has the number of entries of each array. Up to 8 bytes are allowed for each entry.
+    ``entries`` has the number of entries of each array.
     """
     for name, array in record.items():
-        most = 8 * entries.get(name, 0) + HEADER_BYTES
+        most = ENTRY_BYTES * entries.get(name, 0) + HEADER_BYTES
         if (size := array_size(array)) > most:
             raise ReplyError(f"{sender} sent {size:,} bytes as {name[:80]!r}, expected up to {most:,}")
 
