@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.common.errors import HeteroFLError
-from heterofl_flwr.common.files import append_line, remove, to_json, write_atomic
+from heterofl_flwr.common.files import append_line, remove, to_json, write_atomic, write_text
 
 
 @contextmanager
@@ -99,3 +99,8 @@ def test_json_is_strict_and_odd_numbers_are_read_back():
 def test_json_has_paths_that_are_not_utf_8():
     path = os.fsdecode(b"/runs/\xff")
     assert json.loads(to_json({"out": path}).encode()) == {"out": path}
+
+
+def test_text_has_a_mark_in_place_of_what_is_not_utf_8(path):
+    write_text(path, os.fsdecode(b"/r\xc3\xa4/\xff"))
+    assert path.read_bytes() == b"/r\xc3\xa4/?"

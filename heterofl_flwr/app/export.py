@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from heterofl_flwr.app.argument_types import read_path
 from heterofl_flwr.app.trust import add_trust, check_trust
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.files import write_atomic
+from heterofl_flwr.common.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append([name, *shown, *map(formatting.size, sizes.values())])
         table = formatting.render(heads, rows[-1:], "markdown")
         page = f"# Model {name} of the run in `{run_name}`\n\n{table}\n\n{source.text}\n"
-        write_atomic(out / name / PAGE, page.encode())
+        write_text(out / name / PAGE, page)
     print(f"\n{formatting.render(heads, rows, 'table')}")
     return 0
 

@@ -13,6 +13,7 @@
     └── UnsupportedLayerError  (TypeError)   a layer or a model cannot be sliced
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,6 +159,11 @@ def extra(name: str, otherwise: str = "") -> Iterator[None]:
         remedy = f"pip install 'heterofl-flwr[{name}]' (in a checkout '.[{name}]')"
         remedy += f", or {otherwise}" if otherwise else ""
         raise MissingExtraError(f"{error}: {remedy}") from error
+
+
+def without_numbers(text: str) -> str:
+    """Return text without digits, to compare errors of clients that each have their own numbers in them."""
+    return re.sub(r"\d+", "", text)
 
 
 def first_line(error: Exception) -> str:

@@ -39,6 +39,11 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
                 temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text by ``write_atomic`` in UTF-8. Parts of paths that are not UTF-8 become ``?``."""
+    write_atomic(path, text.encode(errors="replace"))
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a file and sync it.
 

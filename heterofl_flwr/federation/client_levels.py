@@ -1,15 +1,16 @@
 """Rates (relative model sizes) of clients, and sampling of the clients of a round."""
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ReplyError, RoundError, counted
+from heterofl_flwr.common.errors import Fault, ReplyError, RoundError, counted, without_numbers
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.counting_mean import held_by
-from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, grown_rate, joining_rates
+from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, grown_rate, joining_rates, level_name
 from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import Architecture
@@ -172,3 +173,18 @@ class Levels:
         rates = [self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)]
         plans = [self._architecture.plan(rate) for rate in rates if name not in self._architecture.untrained(rate)]
         return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))
+
+
+def failed_levels(slices: Mapping[int, Sampled], faults: Mapping[int, Fault]) -> dict[str, str]:
+    """Return a hint for each level whose clients all failed with the same error, apart from numbers in it."""
+    errors: dict[float, set[str]] = defaultdict(set)
+    for node_id, sampled in slices.items():
+        fault = faults.get(node_id)
+        errors[sampled.rate].add(without_numbers(fault.reason) if fault and fault.kind == "failed" else "")
+    hints: dict[str, str] = {}
+    for rate, texts in errors.items():
+        if len(texts) == 1 and "" not in texts:
+            level, of_shapes = level_name(rate), re.search("shape|size", next(iter(texts)))
+            advice = f": try its model alone, build({rate:g})(inputs)" if of_shapes else ""
+            hints[level] = f"no client of level {level} could train{advice}"
+    return hints

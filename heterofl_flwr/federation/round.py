@@ -1,10 +1,9 @@
 """A round of training."""
 
 import logging
-import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -14,7 +13,7 @@ from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, RoundError, co
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import State
-from heterofl_flwr.federation.client_levels import Sampled
+from heterofl_flwr.federation.client_levels import Sampled, failed_levels
 from heterofl_flwr.federation.client_metrics import Answer, majority_means
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round_record import RoundRecord, server_names
@@ -237,8 +236,9 @@ class Round:
         nodes.failed |= {node_id for node_id, fault in self._faults.items() if fault.kind == "failed"}
         if late := [nodes.name(node_id) for node_id, fault in self._faults.items() if fault.kind == "late"]:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(late)}")
-        self._check_replies()
-        for level, hint in self._failed_levels().items():
+        hints = failed_levels(self.slices, self._faults) if self.answers else {}
+        self._check_replies(hints.values())
+        for level, hint in hints.items():
             self.log.notes = (*self.log.notes, f"no client of level {level} could train")
             logger.warning("round %d: %s", self.server_round, hint)
         for remark, node_ids in self._remarks.items():
@@ -258,7 +258,7 @@ class Round:
         self.log.train_by_level = {level: majority_means(answers) for level, answers in by_level.items()}
         return state
 
-    def _check_replies(self) -> None:
+    def _check_replies(self, hints: Iterable[str]) -> None:
         replies, min_replies = self._chain.replies, self._options.sampling.min_replies
         lost = sum(fault.kind in ("simulated", "unsent") for fault in self._faults.values())
         present = len(self.slices) - (lost if min_replies == "auto" else 0)
@@ -278,24 +278,8 @@ class Round:
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
         advice = MORE_TIME if {*faults.values()} <= {SILENT} else "correct the errors of the others"
         clients = counted(len(self.slices), "client")
-        causes = [*self._failed_levels().values(), name_faults("", faults)]
-        raise RoundError(
+        text = (
             f"round {self.server_round}: {replies} of {clients} gave a usable reply, expected at least {least}: "
             f"{advice}, or let rounds go on with fewer (min_replies or sample.min-replies, which is {min_replies})"
-            + "".join(f"; {cause}" for cause in causes if cause)
         )
-
-    def _failed_levels(self) -> dict[str, str]:
-        """Return a hint for each level whose clients all failed with the same error; none without a usable reply."""
-        errors: dict[float, set[str]] = defaultdict(set)
-        for node_id, sampled in self.slices.items():
-            # Without numbers, because a shape in an error may have the size of the client's batch.
-            fault = self._faults.get(node_id)
-            errors[sampled.rate].add(re.sub(r"\d+", "", fault.reason) if fault and fault.kind == "failed" else "")
-        hints: dict[str, str] = {}
-        for rate, texts in errors.items():
-            if self.answers and len(texts) == 1 and "" not in texts:
-                level, of_shapes = level_name(rate), re.search("shape|size", next(iter(texts)))
-                advice = f": try its model alone, build({rate:g})(inputs)" if of_shapes else ""
-                hints[level] = f"no client of level {level} could train{advice}"
-        return hints
+        raise RoundError("; ".join(filter(None, [text, *hints, name_faults("", faults)])))

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import math
-import re
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, Us
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError, check_count
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, check_count, without_numbers
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.grids.apps import Envelope, Identity
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, Run, set_metadata
@@ -139,8 +138,8 @@ class Runner(ABC):
             node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
             if self._groups.pop(id_, None) is None:
                 continue
-            if trouble and (same := re.sub(r"\d+", "", trouble)) not in self._logged:  # each client has its own numbers
-                self._logged.add(same)
+            if trouble and (cause := without_numbers(trouble)) not in self._logged:
+                self._logged.add(cause)
                 logger.error(
                     "partition %s failed to answer %r; the same error of other clients is not logged again:\n%s",
                     self._contexts[node_id].node_config["partition-id"],

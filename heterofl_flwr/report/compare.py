@@ -10,7 +10,7 @@ from typing import Any, cast
 from matplotlib.ticker import FuncFormatter
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.files import to_json, write_atomic
+from heterofl_flwr.common.files import to_json, write_text
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.round_record import RoundRecord
@@ -130,7 +130,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
         figures=[(drawing, to_png(drawing.figure, drawing.title)) for drawing in _draw(histories, rows)],
         tables=[("Runs", table, note, ())],
     )
-    write_atomic(path, page.encode(errors="replace"))
+    write_text(path, page)
     return table
 
 

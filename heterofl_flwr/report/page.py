@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from heterofl_flwr.common.errors import counted
-from heterofl_flwr.common.files import to_json, write_atomic
+from heterofl_flwr.common.files import to_json, write_atomic, write_text
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import MOST_NAMES, to_png
@@ -113,7 +113,7 @@ def write_page(folder: RunFolder) -> Path:
     )
     for drawing, png in figures:
         write_atomic(folder.figures / f"{drawing.name}.png", png)
-    write_atomic(folder.report, page.encode(errors="replace"))
+    write_text(folder.report, page)
     return folder.report
 
 
