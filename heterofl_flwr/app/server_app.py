@@ -212,10 +212,10 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Checkpoint from which a run continues (None: a new run), or a message that the run is finished."""
+    """The start of a run; by default, that of a new run."""
 
-    state: RunState | None = None  # the checkpoint
-    finished: str = ""  # the message
+    state: RunState | None = None  # the checkpoint from which it continues
+    finished: str = ""  # if not empty, a message that it was finished before, so that nothing starts
 
 
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:

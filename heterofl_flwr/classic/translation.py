@@ -1,7 +1,7 @@
 """Conversion between messages and the types of Flower's classic API.
 
-In the classic API, arrays have an order but no names: first the parameters, in the order of the plan, then the
-batch norm moments, by rate and layer.
+Arrays of the classic API have no names, so their order identifies them: first the parameters, in the order of the plan,
+then the batch norm moments, rate by rate in the order of layers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -62,7 +62,7 @@ def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
 
 
 def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
-    """Return a message's config as scalars, with the task and the kind of moments."""
+    """Return a message's config as scalars, with the task, the rates and, if it has moments, their kind."""
     config = reading.read_config(message)
     scalars: dict[str, Scalar] = {
         key: _separator(key).join(map(str, value)) if isinstance(value, list) else value

@@ -159,9 +159,9 @@ class Task:
         """Return the loss of a batch, including in-place distillation and the penalty.
 
         In-place distillation also trains the smaller models inside the client's model. They learn to match the output
-        probabilities of the client's model. There are none at the smallest level, and with a slice rule that moves
-        slices there are none at all. The loss is then ``criterion(model(inputs), targets) + penalty(model)``. With four
-        levels, distillation makes a step of the largest model take about twice as long.
+        probabilities of the client's model. A client of the smallest level has no smaller models, and with a slice rule
+        that moves slices no client has. Without smaller models, the loss is ``criterion(model(inputs), targets) +
+        penalty(model)``. With four levels, distillation makes a step of the largest model take about twice as long.
 
         Parameters
         ----------

@@ -34,7 +34,7 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: all full rows
 
     def fill(self, named: Columns) -> Columns:
-        """Return this data set's columns, with the label and the owner of ``named`` if it has them.
+        """Return this data set's columns, but with the label and the owner that ``named`` gives; '' means not given.
 
         Raise ``DataError`` if ``named`` has a label although the data set is a text.
         """

@@ -202,10 +202,11 @@ class Trace:
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
     def compare(self, length: Length, operand: float) -> None:
-        """Let a comparison of a length with a number give the same result at every rate.
+        """Let a comparison of a length with a number, or with another length, give the same result at every rate.
 
-        Two exact lengths shrink in proportion. Otherwise, the axes from which they were computed are never sliced.
-        Nothing is done if the number is below 1 and the length never is.
+        Two exact lengths are tied, so that they shrink in proportion. In all other cases, the axes from which a length
+        was computed are never sliced. A length of at least 1 compares with a number below 1 equally at every rate, so
+        nothing is done for it.
         """
         if not self.listening:
             return

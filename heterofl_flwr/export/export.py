@@ -22,7 +22,7 @@ from heterofl_flwr.nn.static_norm import is_measured, with_static_norm
 BATCH: Axes = {0: "batch"}
 
 TOLERANCE = 1e-4
-"""Largest error of an output, as a fraction of the model's largest output.
+"""Largest allowed error of an output, as a fraction of the model's largest output.
 
 Of seven digits in float32, a deep model keeps about five if additions are reordered. The error is relative to the
 largest output, because rounding errors depend on the terms of a sum, even if the sum is small. A model with tensors of
@@ -30,7 +30,7 @@ fewer digits has a larger tolerance.
 """
 
 ROUNDINGS = 4
-"""Smallest tolerance, as a multiple of the distance of 1 to the next number: of float16, 0.004."""
+"""Smallest tolerance, as a multiple of the dtype's machine epsilon. For float16, the tolerance is thus 0.004."""
 
 
 def export_model(

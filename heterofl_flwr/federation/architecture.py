@@ -174,13 +174,17 @@ class GlobalModel(Architecture):
         return shared_part(plan, self.shared)
 
     def _check_moving(self, local: nn.Module, rate: float) -> None:
-        """Raise ``ConfigError`` if ``local`` cuts frozen parameters, or has a buffer with entries by channel."""
+        """Check that a slice of ``local`` can move: nothing that is never sent may depend on the channels.
+
+        Raise ``ConfigError`` if ``local`` has only a part of a frozen parameter, or of a buffer with a value for each
+        channel.
+        """
         rule = self.options.slicing.slice_rule
         if tables := find_channel_tables(self.model, local):
             raise ConfigError(
                 f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
-                f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
-                f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
+                f"have a value for each channel. They are not sent: build({rate:g}) has those of the first channels, "
+                f"but a client would train other channels. Expected slice_rule='prefix', or in place of the buffer a "
                 f"parameter, torch.nn.Parameter(...), which is cut as the others"
             )
         frozen, values = frozen_parameters(local), self._frozen_values

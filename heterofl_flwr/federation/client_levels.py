@@ -110,7 +110,7 @@ class Levels:
         return min(fixed_rate(self._mix, place, number, capacity=node.capacity), node.limit)
 
     def largest_rate(self, server_round: int, node_id: int) -> float:
-        """Return the largest rate at which a client may train in any round."""
+        """Return the largest rate that a client can get over all rounds; under *Fix*, its rate in ``server_round``."""
         if self._assignment == "fix":
             return self._find_rate(server_round, node_id)
         return min(self._nodes[node_id].holds or 1.0, self._mix.rates[0])

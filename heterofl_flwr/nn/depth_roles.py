@@ -61,7 +61,10 @@ class Watch:
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a subclass of ``container`` that detects calls of ``len`` and negative indices."""
+        """Return a subclass of ``container`` that detects code which needs its length.
+
+        A negative index adds ``name`` to ``counted``. ``len`` raises ``CountedError`` if ``raises`` is set.
+        """
 
         def length(stack: Any) -> int:
             if self.raises and not self._inside:

@@ -114,7 +114,7 @@ def split_stages(model: nn.Module) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: CNN) -> Sequence[Stage]:
-    """Split before each pooling. Layers have the same names in all stages."""
+    """Split before each pooling layer. Names lose their number, so that they are the same in all stages."""
     stages: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
     for name, layer in model.features.named_children():
         if isinstance(layer, nn.MaxPool2d):

@@ -197,8 +197,8 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
     """Clip values to an interval around their median over clients.
 
-    ``values`` has the shape (clients, channels). Both ends of the interval are at least ``close``, a tensor of shape
-    (channels,), away from the median.
+    The interval reaches ``SPREAD`` times the median absolute deviation to each side, or ``close`` if this is larger.
+    ``values`` has the shape (clients, channels), and ``close`` (channels,).
     """
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)

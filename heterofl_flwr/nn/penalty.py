@@ -113,7 +113,11 @@ class Penalty:
 
     @classmethod
     def of(cls, quadratics: Iterable[Quadratic], terms: Sequence[Term] = ()) -> "Penalty":
-        """Return the sum of penalties. Quadratic ones become one if their centers have the same names."""
+        """Return the sum of penalties.
+
+        Quadratics with centers for the same parameters as the first one's are merged into one, together with linear
+        ones. Other quadratics become terms.
+        """
         quadratics = [own for own in quadratics if (own.strength and own.center) or own.direction]
         names = next((quadratic.center.keys() for quadratic in quadratics if quadratic.strength), None)
         alike = [quadratic for quadratic in quadratics if not quadratic.strength or quadratic.center.keys() == names]

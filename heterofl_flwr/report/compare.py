@@ -236,7 +236,10 @@ def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
 
 
 def _short_names(rows: Rows) -> list[str]:
-    """Return short names of rows: without what all rows have, and without the groups of settings."""
+    """Return a short name for each row: its words that not all rows have, ``data.split=iid`` as ``split=iid``.
+
+    Long names are cut in the middle. If two names are equal, all names are uncut, or else the whole rows.
+    """
     words = [row.split() for row in rows]
     common = set(words[0]).intersection(*words)
     names = [

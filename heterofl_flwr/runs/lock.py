@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
-    """Acquire the lock of a folder. Raise ``ConfigError`` if another process has it.
+    """Make a folder and acquire its lock. Raise ``ConfigError`` if it cannot be made, or if another process has it.
 
     With ``shared``, this process can acquire it again. On a file system without locks, only log a warning.
     """

@@ -92,7 +92,7 @@ class Asynchronous(ServerStage):
         return StaleMean(state, clocks=self.clocks, exponent=exponent, one_clock=one_clock)
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the partitions (data indices) of the clients in training."""
+        """Return the partition ids of the clients in training."""
         return {"training": torch.tensor(self.training, dtype=torch.int64)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:

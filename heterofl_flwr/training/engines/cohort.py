@@ -147,7 +147,7 @@ class Cohort:
     def _next(self) -> list[int]:
         """Return the numbers of the clients that run the next steps together; empty at the end.
 
-        These are the client with most remaining steps, and all clients whose next batch has the same shape.
+        These are the client with the most remaining steps, and all clients whose next batch has the same shape.
         """
         shapes = {number: client.pending[0][0].shape for number, client in enumerate(self._clients) if client.pending}
         if not shapes:
