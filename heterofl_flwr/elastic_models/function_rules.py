@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heterofl_flwr.elastic_models.channels import Row
-from heterofl_flwr.elastic_models.lengths import Trace, is_length
+from heterofl_flwr.elastic_models.lengths import Length, Trace, is_length
 from heterofl_flwr.elastic_models.operator_rules import couple_groups, drops_groups
 from heterofl_flwr.elastic_models.rules import function
 
@@ -111,8 +111,8 @@ def select(trace: Trace, run: Run, input: Tensor, dim: int, index: int) -> objec
 
 def _index(trace: Trace, index: object, row: Row | None) -> None:
     if row is None:
-        return
-    if isinstance(index, slice):
+        _keep(trace, *((index.start, index.stop) if isinstance(index, slice) else (index,)))
+    elif isinstance(index, slice):
         if index.step not in (None, 1):
             _use_step(trace, index, row)
             return
@@ -123,6 +123,14 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
         place = operator.index(index)
         trace.pin(row[: place + 1] if place >= 0 else row[place:])
         trace.sliced.append(row)
+
+
+def _keep(trace: Trace, *places: object) -> None:
+    """Keep all axes from whose lengths these places on an axis that is never sliced were computed."""
+    for place in places:
+        if isinstance(place, Length):
+            trace.use(place, None)  # refuses a length of an earlier call
+            trace.pin(*place.rows)
 
 
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
@@ -184,7 +192,9 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
     """Trace rule of ``narrow``: ``length`` shrinks with the selected entries, ``start`` with earlier entries."""
     row = trace.rows(input)[dim]
-    if row is not None:
+    if row is None:
+        _keep(trace, start, length)
+    else:
         _use_before(trace, start, row)
         _use_part(trace, length, row, slice(start, start + length))
     return run()
