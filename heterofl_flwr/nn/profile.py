@@ -67,10 +67,16 @@ def _vector_flops(matrix: Sequence[int], *_: object, **__: object) -> int:
     return 2 * math.prod(matrix)
 
 
+def _grouped_flops(x: Sequence[int], matrices: Sequence[int], *_: object, **__: object) -> int:
+    """Return the number of operations (FLOPs) of ``grouped_mm``, in which each row of ``x`` meets one matrix."""
+    return 2 * math.prod(x) * matrices[-1]
+
+
 COUNTED = {
     torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
     torch.ops.aten._trilinear: _bilinear_flops,
     torch.ops.aten.mv: _vector_flops,
+    torch.ops.aten._grouped_mm: _grouped_flops,
 }
 """Functions that count operations of operators that torch's counter leaves out."""
 

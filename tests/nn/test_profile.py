@@ -60,6 +60,16 @@ class _Vector(nn.Module):
         return self.weight.mv(x[0])
 
 
+class _Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 8, 16, dtype=torch.bfloat16))
+
+    def forward(self, x):
+        ends = torch.tensor([2, 5], dtype=torch.int32, device=x.device)
+        return nn.functional.grouped_mm(x, self.weight, offs=ends)
+
+
 WORDS = torch.zeros(2, 9, dtype=torch.int64)
 LSTM = 9 * (4 * 16 * (8 + 16) + 4 * 16 * (16 + 16))
 BOTH_WAYS = 9 * 2 * (4 * 16 * (8 + 16) + 4 * 16 * (32 + 16))
@@ -72,6 +82,7 @@ PRODUCTS = [
     (_Words(bidirectional=True), WORDS[:1], BOTH_WAYS + 32 * 11),
     (nn.Bilinear(3, 4, 5), (torch.zeros(2, 3), torch.zeros(2, 4)), 2 * 3 * 4 * 5),
     (_Vector(), torch.zeros(1, 3), 4 * 3),
+    (_Experts(), torch.zeros(5, 8, dtype=torch.bfloat16), 5 * 8 * 16),
 ]
 
 
