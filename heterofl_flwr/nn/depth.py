@@ -282,7 +282,9 @@ def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple
         for layer in model.modules():
             layer.training = mode and not isinstance(layer, _NormBase)  # batch norm refuses to train on one example
         leaves = list(tensors_in(call(model, inputs)))
-        if ends := [leaf.sum() for leaf in leaves if leaf.requires_grad]:
+        # Weighted, because the plain sum of a softmax or a layer norm is constant, with rounding errors as gradients.
+        ramps = [torch.linspace(1, 2, leaf.numel()).view_as(leaf).to(leaf) for leaf in leaves]
+        if ends := [(leaf * ramp).sum() for leaf, ramp in zip(leaves, ramps, strict=True) if leaf.requires_grad]:
             torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint
     trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     used = {name: gradient.reshape(*(gradient.shape[:1] or [1]), -1).any(-1) for name, gradient in trained.items()}
