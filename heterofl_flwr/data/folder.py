@@ -80,9 +80,11 @@ def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
         parts = {path: part for path, part in parts.items() if part in PARTS}
     depths = {len(path.parts) for path in parts}
     is_labelled = min(depths, default=0) > 2 if has_splits else depths == {2} and "test" not in parts.values()
-    if not is_labelled or any(path.suffix.lower() in TABLES for path in files):
-        return None
     names = sorted({path.parent.name for path in parts})
+    # A text beside the folders of several classes, such as README.txt, is no table.
+    beside = {path for path in files if path.suffix.lower() == ".txt" and len(path.parts) == 1 < len(names)}
+    if not is_labelled or any(path.suffix.lower() in TABLES for path in files if path not in beside):
+        return None
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     splits: dict[str, dict[str, list[Any]]] = defaultdict(lambda: {"image": [], "label": []})
     for path, part in parts.items():

@@ -128,7 +128,10 @@ def test_a_relative_folder_comes_after_short_names_only(tmp_path, monkeypatch):
     assert load_dataset("my/pictures").name == "my/pictures"  # that below the root comes first
 
 
-@pytest.mark.parametrize(("train", "more"), [("train", "val/val/0.png"), ("train", "train/Thumbs.db"), ("Train", ".x")])
+@pytest.mark.parametrize(
+    ("train", "more"),
+    [("train", "val/val/0.png"), ("train", "train/Thumbs.db"), ("train", "README.txt"), ("Train", ".x")],
+)
 def test_classes_may_have_the_names_of_splits(tmp_path, train, more):
     """Of images in train/test, none is a test example, whatever else the folder holds."""
     for part, names in {train: ["test", "train", "val"], "test": ["test", "train"]}.items():
@@ -146,6 +149,7 @@ def test_without_splits_each_image_is_read(tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "bus").symlink_to(tmp_path / "bus")
     write(tmp_path / "links" / "dev" / "0.png", png(0))
+    write(tmp_path / "links" / "LICENSE.TXT", "free")
     data = load_dataset(str(tmp_path / "links"))
     assert (data.names, data.train.targets.bincount().tolist(), len(data.test)) == (("bus", "dev"), [8, 1], 2)
 
