@@ -33,7 +33,7 @@ class Partitions:
     test: tuple[Tensor, ...]
     classes: tuple[tuple[int, ...], ...]
     partial: bool = False
-    """Whether examples may belong to no client. If so, the global model is tested only on the clients' examples."""
+    """Whether the global model is tested only on the clients' examples, because some owners may be no clients."""
 
     def __len__(self) -> int:
         return len(self.train)
