@@ -22,8 +22,15 @@ from heterofl_flwr.report.summary import Cells, marked, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import check_known, deviation, final_values, headline, mean, scores
-from heterofl_flwr.settings.defaults import preset
-from heterofl_flwr.settings.flat import INCIDENTAL, SPECS, current_names, flatten, from_flat, to_flat
+from heterofl_flwr.settings.flat import (
+    INCIDENTAL,
+    SPECS,
+    current_names,
+    flatten,
+    from_flat,
+    to_flat,
+    usual_values,
+)
 from heterofl_flwr.settings.method_name import method_name
 
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -53,6 +60,9 @@ MOST_CURVES = 18
 """Largest number of curves in a figure; more would look alike."""
 LONGEST = 36
 """Largest number of characters in the name of a curve; more do not fit beside the axis."""
+
+CLIENTS = "engine.clients"
+"""Key of the number of clients, which is no setting of a run, but one of a sweep."""
 
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
@@ -140,7 +150,10 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
     The key of a group is a text of the method and of the settings that differ between runs.
     """
     defaults = to_flat(from_flat({}))
-    settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
+    settings = [
+        {**defaults, **current_names(flatten(folder.settings())), CLIENTS: folder.about().get("clients") or "unknown"}
+        for folder in folders
+    ]
     keys = dict.fromkeys(key for values in settings for key in values if key not in ("seed", *INCIDENTAL))
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
     methods = list(map(_method, settings))
@@ -148,7 +161,7 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
     rows: Rows = {}
     title = str(folders[0].about().get("title") or "all")
     for folder, method, values in zip(folders, methods, settings, strict=True):
-        usual = {**defaults, **preset(*(str(values[key]) for key in ("data.name", "data.split", "model.name")))}
+        usual = usual_values(values)
         unusual = [key for key in differing if key == "mix" or values.get(key) != usual.get(key)]
         row = " ".join(f"{key}={values.get(key, '')}" for key in unusual or differing) or title
         row, seed = f"{method}: {row}" if several else row, values.get("seed")

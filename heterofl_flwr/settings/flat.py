@@ -124,6 +124,11 @@ def to_flat(settings: Settings) -> dict[str, Flat]:
     return flatten(settings.model_dump(by_alias=True))
 
 
+def usual_values(settings: Mapping[str, object]) -> dict[str, Flat]:
+    """Return the default of each setting for the data set, split, model and fidelity in ``settings``."""
+    return {**DEFAULTS, **_autos({**DEFAULTS, **settings})}
+
+
 def accepts(key: str, value: object) -> bool:
     """Whether a value is valid for a setting if all other settings have their defaults."""
     return not validate(Settings, _resolve({**DEFAULTS, key: value}), SPECS)[1]
@@ -178,6 +183,11 @@ def validate(
 
 def _resolve(assigned: Mapping[str, object]) -> dict[str, object]:
     """Return the settings with ``auto`` replaced by values for the data set, split and model."""
-    autos = dict(preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"])))
-    autos["train.mask-fill"] = "-inf" if assigned["fidelity"] == "fixed" else "zero"
+    autos = _autos(assigned)
     return {key: autos.get(key, value) if value == AUTO else value for key, value in assigned.items()}
+
+
+def _autos(assigned: Mapping[str, object]) -> dict[str, Flat]:
+    """Return the value that ``auto`` stands for, of each setting that can be ``auto``."""
+    values = preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"]))
+    return {**values, "train.mask-fill": "-inf" if assigned["fidelity"] == "fixed" else "zero"}

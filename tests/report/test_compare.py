@@ -71,6 +71,13 @@ def test_rows_name_the_method_and_what_is_no_default(tmp_path):
     ]
 
 
+def test_runs_of_unequal_numbers_of_clients_are_unequal(tmp_path):
+    folders = [run(tmp_path / str(clients), "a1-e1", 0, 0.5) for clients in (10, 20)]
+    for folder in folders:
+        folder.note(clients=int(folder.path.name))
+    assert [row[:2] for row in compare_runs(folders)[1]] == [("engine.clients=10", "1"), ("engine.clients=20", "1")]
+
+
 def test_curves_are_means_over_seeds_and_as_many_as_can_be_told_apart(folders, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(compare, "draw_curves", lambda curves, *_, **__: drawn.append(curves))
