@@ -17,7 +17,7 @@ from heterofl_flwr.runs.class_counts import ClassCounts, read_counts
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline_kind
-from heterofl_flwr.settings.flat import flatten, from_flat, to_flat
+from heterofl_flwr.settings.flat import flatten, usual_values
 
 # The content security policy forbids the page to load anything, because all content is inline. The template is not in
 # a file, because Flower's app bundles leave out HTML files.
@@ -146,9 +146,10 @@ def _tables(
     }
     facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(facts_of_run).items()]
     yield "How it was run", (("fact", "value"), facts), "", ()
-    defaults, values = to_flat(from_flat({})).items(), sorted(flatten(settings).items())
+    values = flatten(settings)
+    defaults = usual_values(values).items()
     changed, unchanged = (
-        [(name, _shown(value)) for name, value in values if ((name, value) in defaults) is default]
+        [(name, _shown(value)) for name, value in sorted(values.items()) if ((name, value) in defaults) is default]
         for default in (False, True)
     )
     note = "" if changed or unchanged else "None were recorded."

@@ -185,6 +185,15 @@ def test_settings_that_were_changed_are_apart_from_those_that_were_not(tmp_path,
     assert "train.momentum" not in changed
 
 
+def test_a_default_of_other_data_is_a_change(folder):
+    """The digits' default of num-rounds on MNIST, and MNIST's own of train.epochs."""
+    folder.start({"data.name": "mnist", "num-rounds": 5, "train.epochs": 5})
+    write_report(folder)
+    changed, unchanged = folder.report.read_text(encoding="utf-8").split('id="settings"')[1].split("<details>")
+    assert ("num-rounds" in changed, "num-rounds" in unchanged) == (True, False)
+    assert ("train.epochs" in changed, "train.epochs" in unchanged) == (False, True)
+
+
 def with_classes(folder, fake, number, **counts):
     """Return the page of a run with class counts, and the names of its figures."""
     folder.start({})
