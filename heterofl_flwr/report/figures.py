@@ -119,14 +119,14 @@ def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
 
 def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
     trainings = Counter(training for record in records for training in record.rates.items())
-    clients = sorted({client for client, _ in trainings})
+    clients = sorted({number for client, _ in trainings for number in (client, client + 1)})
     if not clients:
         return None
     figure, axes = new_axes("client", "trainings")
-    bottom = np.zeros(len(clients))
+    edges, bottom = np.array(clients) - 0.5, np.zeros(len(clients) - 1)
     for number, rate in enumerate(sorted({rate for _, rate in trainings}, reverse=True)):
-        top = bottom + [trainings[client, rate] for client in clients]
-        axes.stairs(top, baseline=bottom, fill=True, color=series(number)[0], label=level_name(rate))
+        top = bottom + [trainings[client, rate] for client in clients[:-1]]  # 0 between clients that were asked
+        axes.stairs(top, edges, baseline=bottom, fill=True, color=series(number)[0], label=level_name(rate))
         bottom = top
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True))

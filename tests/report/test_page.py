@@ -131,8 +131,10 @@ def test_bytes_lie_below_those_of_fedavg(records, costs):
 def test_trainings_of_clients_are_stacked_by_level(record):
     records = [replace(record(1), rates={4: 1.0, 9: 0.5}), replace(record(2), rates={4: 0.5})]
     large, small = figures(records)["participation"].axes[0].patches
-    assert (large.get_label(), list(large.get_data().values)) == ("a", [1, 0])
-    assert (small.get_label(), list(small.get_data().values), list(small.get_data().baseline)) == ("b", [2, 1], [1, 0])
+    assert (large.get_label(), list(large.get_data().values)) == ("a", [1, 0, 0])
+    assert (small.get_label(), list(small.get_data().values)) == ("b", [2, 0, 1])
+    assert list(small.get_data().baseline) == [1, 0, 0]
+    assert list(small.get_data().edges) == [3.5, 4.5, 8.5, 9.5]  # each above its client's number
 
 
 def test_curves_that_coincide_are_drawn_once():
