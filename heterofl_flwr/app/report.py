@@ -59,5 +59,5 @@ def show_results(path: Path) -> None:
     from heterofl_flwr.report import RunFolder, summary_table
 
     folder = RunFolder(path)
-    Console().print(summary_table(folder.history(), folder.costs()))
+    Console().print(summary_table(folder.history(), folder.costs(), folder.settings()))
     print(f"report: {folder.report}")

@@ -5,21 +5,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 from matplotlib.ticker import FuncFormatter
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json, write_text
 from heterofl_flwr.core import formatting
-from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.round_record import RoundRecord
-from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, marked, price_text
-from heterofl_flwr.runs.costs import bytes_sent, count_macs
+from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import check_known, deviation, final_values, headline, mean, scores
 from heterofl_flwr.settings.flat import (
@@ -196,15 +194,10 @@ def _means(
 def _costs(runs: Mapping[object, RunFolder], histories: Histories) -> tuple[str, str]:
     """Return two texts: the bytes sent by a run (mean), and the cost of the mix (``price_text``)."""
     folders = list(runs.values())
-    mix, widths = _mix(folders[0])
+    mix, widths = read_mix(folders[0].settings())
     sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)
     records = [record for folder in folders for record in histories[folder]]
     return formatting.size(sent), price_text(mix, records, folders[0].costs(), widths)
-
-
-def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
-    settings = flatten(folder.settings())
-    return Mix.parse(str(settings.get("mix", "a"))), cast("InnerWidths", settings.get("train.distill", "none"))
 
 
 def _draw(histories: Histories, rows: Rows) -> Iterator[Drawing]:
@@ -227,7 +220,7 @@ def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> d
     costs, trained = folder.costs(), {rate for record in records for rate in record.rates.values()}
     rounds = [record.server_round for record in records]
     spent: dict[str, Iterable[float]] = {"round": rounds, "bytes": accumulate(bytes_sent(records))}
-    mix, widths = _mix(folder)
+    mix, widths = read_mix(folder.settings())
     if costs and {*mix.rates, *trained} <= costs.by_rate.keys():
         by_rate = {rate: cost.macs for rate, cost in costs.by_rate.items()}
         spent["MACs"] = accumulate(count_macs(mix, record.rates.values(), by_rate, widths) for record in records)

@@ -107,7 +107,7 @@ def write_page(folder: RunFolder) -> Path:
     page = render_page(
         title=str(about.get("title") or folder.path.resolve().name),
         status=" · ".join([*started, rounds, *([] if about.get("finished") else ["not finished"])]),
-        lines=list(summary.summary_lines(records, costs)),
+        lines=list(summary.summary_lines(records, costs, settings)),
         figures=figures,
         tables=list(_tables(about, settings, records, costs, counts)),
     )
@@ -127,7 +127,7 @@ def _tables(
     note = (
         "MACs: multiplications of one forward pass. Clients: share of all that were asked. "
         f"{headline_kind(records).capitalize()}: of each level's own model, on clients' data; the full model, also on "
-        "the server's data, is under Metrics. Bytes: sent both ways."
+        "the server's data, is under Metrics. Bytes down: mean of a client's training messages, measured."
     )
     yield "Levels", summary.level_cells(records, costs), note, ()
     metrics = summary.score_cells(records)

@@ -3,8 +3,9 @@
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 
 from rich import box
 from rich.console import Group
@@ -18,7 +19,7 @@ from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.runs.class_counts import ClassCounts
-from heterofl_flwr.runs.costs import ModelCosts, price, savings
+from heterofl_flwr.runs.costs import ModelCosts, price, received_rates, savings
 from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores, seconds_to
 from heterofl_flwr.stages.privacy_accountant import KINDS
 
@@ -72,9 +73,13 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
-    """Return the table of levels: size, share of trainings, latest metrics and bytes."""
+    """Return the table of levels: size, share of trainings, latest metrics, and mean bytes sent to a client."""
     kind, by_rate = headline_kind(records), costs.by_rate if costs else {}
     drawn = Counter(rate for record in records for rate in record.rates.values())
+    received, down = Counter[float](), Counter[str]()
+    for record in records:
+        received.update(received_rates(record))
+        down.update(record.bytes_by_level)
     few = {record.server_round for record in records if record.few_answered}
     latest = next((record.evaluate_by_level for record in reversed(records) if record.evaluate_by_level), {})
     users = (name for metrics in latest.values() for name in metrics if not name.endswith(HEADLINE_KINDS))
@@ -84,14 +89,14 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
         rounds, values = level_points(records, level, kind)
         score = marked(formatting.score(kind, values[-1] if values else None), bool(few & set(rounds[-1:])))
         share = formatting.percent(drawn[rate] / (drawn.total() or 1))
-        parameters = macs = size = formatting.NOTHING
+        parameters = macs = formatting.NOTHING
         if cost := by_rate.get(rate):
             parameters, macs = f"{cost.parameters:,}", formatting.count(cost.macs)
-            size = formatting.size(2 * cost.bytes)
+        size = formatting.size(down[level] / (received[rate] or 1)) if level in down else formatting.NOTHING
         evaluated = latest.get(level, {})
         added = [formatting.score(name, evaluated.get(name)) for name in names]
         rows.append([level, f"{rate:g}", parameters, macs, share, score, *added, size])
-    return ("level", "rate", "parameters", "MACs", "clients", kind, *names, "bytes a round"), rows
+    return ("level", "rate", "parameters", "MACs", "clients", kind, *names, "bytes down"), rows
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
@@ -130,7 +135,9 @@ def marked(value: str, partial: bool) -> str:
     return f"{value} *" if partial else value
 
 
-def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Iterator[str]:
+def summary_lines(
+    records: Sequence[RoundRecord], costs: ModelCosts | None, settings: Mapping[str, object] = MappingProxyType({})
+) -> Iterator[str]:
     """Yield lines on time, failures, savings against FedAvg, and privacy."""
     if few := [record.server_round for record in records if record.few_answered]:
         rounds = formatting.numbers(few, 4)
@@ -141,7 +148,7 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
         clients, mean = counted(f"{trainings / len(records):.4g}", "client"), seconds / len(records)
         each = f"{clients} and {formatting.duration(mean)}"
         yield f"{formatting.duration(seconds)}, {each} a round; {failed} of {counted(trainings, 'training')} failed"
-    if saved := savings(records, costs):
+    if saved := savings(records, costs, settings):
         sent, full_size = formatting.size(saved.bytes_sent), formatting.size(saved.bytes_full)
         share, macs = formatting.percent(saved.bytes_share), formatting.percent(saved.macs_share)
         yield f"against full-size FedAvg: {share} of the bytes ({sent} of {full_size}), {macs} of the multiplications"
@@ -162,7 +169,11 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
         yield f"each client's privacy: epsilon {stages['epsilon']:.3g} at delta {stages['delta']:g}"
 
 
-def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = None) -> Group:
+def summary_table(
+    records: Sequence[RoundRecord],
+    costs: ModelCosts | None = None,
+    settings: Mapping[str, object] = MappingProxyType({}),
+) -> Group:
     """Return the summary of a run: tables of levels, metrics and failures, and a few lines.
 
     Parameters
@@ -171,6 +182,8 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
         The history.
     costs : ModelCosts | None
         Costs of the models; None if they are unknown.
+    settings : Mapping[str, object]
+        The run's settings. With ``train.distill``, multiplications include those of the smaller models inside.
     """
     parts: list[Table | Text] = []
     for heads, rows in (level_cells(records, costs), score_cells(records), failure_cells(records)):
@@ -181,4 +194,4 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
             # Clients name metrics, and rich would read [..] in a str as markup.
             table.add_row(*(Text(printable(cell)) for cell in cells))
         parts += [table] if rows or not parts else []
-    return Group(*parts, *(Text(printable(line)) for line in summary_lines(records, costs)))
+    return Group(*parts, *(Text(printable(line)) for line in summary_lines(records, costs, settings)))

@@ -5,17 +5,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.federation.round_record import RoundRecord
+from heterofl_flwr.grids.simulated import AWAY
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
+from heterofl_flwr.settings.flat import flatten
 from heterofl_flwr.transport.arrays import npy_size
 
 
@@ -112,22 +116,44 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
     return [record.bytes_down + record.bytes_up for record in records]
 
 
+def received_rates(record: RoundRecord) -> list[float]:
+    """Return the rates of a round's clients without those whose device was unavailable, which received no model."""
+    return [rate for partition, rate in record.rates.items() if record.failures.get(partition) != AWAY]
+
+
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """Return the bytes that a round would send if all its clients trained the global model.
 
     Clients that failed receive the global model and send nothing.
     """
-    return costs.global_model.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
+    return costs.global_model.bytes * (len(received_rates(record)) + len(record.rates.keys() - record.failures.keys()))
 
 
-def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings | None:
-    """Return the costs of a run and of full-size FedAvg; None if unknown."""
-    rates = [rate for record in records for rate in record.rates.values()]
-    if costs is None or not rates or not set(rates) <= set(costs.by_rate):
+def read_mix(settings: Mapping[str, object]) -> tuple[Mix, InnerWidths]:
+    """Return the mix and the rule for inner widths in a run's settings; by default, ``a`` and ``none``."""
+    flat = flatten(settings)
+    try:
+        mix = Mix.parse(str(flat.get("mix", "a")))
+    except ConfigError:  # of an app of a user, whose setting of this name is another one
+        mix = Mix.parse("a")
+    return mix, cast("InnerWidths", flat.get("train.distill", "none"))
+
+
+def savings(
+    records: Sequence[RoundRecord], costs: ModelCosts | None, settings: Mapping[str, object] = MappingProxyType({})
+) -> Savings | None:
+    """Return the costs of a run and of full-size FedAvg; None if unknown.
+
+    ``settings`` are the run's. They say which smaller models inside a client's model were computed too.
+    """
+    rates, (mix, widths) = [rate for record in records for rate in record.rates.values()], read_mix(settings)
+    inner = () if widths == "none" else mix.rates
+    if costs is None or not rates or not {*rates, *inner} <= costs.by_rate.keys():
         return None
     sent, full_size = sum(bytes_sent(records)), sum(full_bytes(record, costs) for record in records)
-    macs = sum(costs.by_rate[rate].macs for rate in rates) / (costs.global_model.macs * len(rates) or 1)
-    return Savings(sent, full_size, sent / full_size if full_size else math.nan, macs)
+    macs = count_macs(mix, rates, {rate: cost.macs for rate, cost in costs.by_rate.items()}, widths)
+    share = macs / (costs.global_model.macs * len(rates) or 1)
+    return Savings(sent, full_size, sent / full_size if full_size else math.nan, share)
 
 
 class Price(NamedTuple):

@@ -149,6 +149,12 @@ def test_the_price_of_a_mix_is_of_all_seeds(tmp_path):
     assert {row[heads.index("price")] for row in rows} == {f"{1 / 1.5:.2f} / {3 / 4:.2f} / {5 / 6:.2f}"}
 
 
+def test_a_mix_of_an_app_may_be_another_thing_than_levels(tmp_path):
+    """Text that is no mix ended the comparison."""
+    folders = [run(tmp_path / mix, mix, 0, 0.5) for mix in ("half", "full")]
+    assert [row[0] for row in compare_runs(folders)[1]] == ["mix=half", "mix=full"]
+
+
 def test_the_same_run_twice_is_refused(folders):
     with pytest.raises(ConfigError, match="equal settings and seed"):
         compare_runs([folders[0], RunFolder(folders[0].path)])

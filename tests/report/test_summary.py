@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from heterofl_flwr.federation.round_record import RoundRecord
+from heterofl_flwr.grids.simulated import AWAY
 from heterofl_flwr.report import seconds_to, summary_table
 from heterofl_flwr.report.summary import failure_cells, level_cells, score_cells, summary_lines
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts, full_bytes, savings
@@ -42,9 +43,31 @@ def test_savings_are_against_the_full_model_on_the_same_clients():
     assert savings(RECORDS, None) is savings([make(1, [0.3])], COSTS) is savings([], COSTS) is None
 
 
-def test_a_level_has_its_share_of_clients_and_bytes_both_ways():
-    (level, *_, share, _, size) = level_cells(RECORDS, COSTS)[1][-1]
-    assert (level, share, size) == ("d", "60.0 %", "80 B")
+def test_unavailable_devices_receive_no_model_of_fedavg():
+    record = make(1, [1.0] * 3, bytes_down=800, bytes_up=400, bytes_by_level={"a": 800})
+    record.failures = {0: AWAY, 1: "lost"}
+    assert full_bytes(record, COSTS) == record.bytes_down + record.bytes_up
+    assert level_cells([record], COSTS)[1][0][-1] == "400 B"
+
+
+@pytest.mark.parametrize(
+    ("widths", "macs"), [("none", 300 + 100), ("all", 300 + 100 + 100), ("ordered", (300 + 100) / 2 + 100)]
+)
+def test_multiplications_are_also_those_of_inner_widths(widths, macs):
+    """A client of b computes the model of d inside its own too: never, in each step, or instead in every other step."""
+    saved = savings([make(1, [0.5, 0.125])], COSTS, {"mix": "b1-d1", "train": {"distill": widths}})
+    assert saved.macs_share == macs / (2 * 1000)
+
+
+def test_a_level_has_its_share_of_clients_and_the_mean_of_the_bytes_that_they_received():
+    sent = [{"a": 400, "b": 120, "d": 30}, {"d": 60}]
+    records = [replace(record, bytes_by_level=sizes) for record, sizes in zip(RECORDS, sent, strict=True)]
+    assert [(row[0], row[4], row[-1]) for row in level_cells(records, COSTS)[1]] == [
+        ("a", "20.0 %", "400 B"),
+        ("b", "20.0 %", "120 B"),
+        ("d", "60.0 %", "30 B"),
+    ]
+    assert level_cells(RECORDS, COSTS)[1][0][-1] == "-"  # of an older version, which did not record them
 
 
 def test_metrics_of_a_users_own_are_columns_of_the_levels():
