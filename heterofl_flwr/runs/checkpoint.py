@@ -69,8 +69,11 @@ def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
             raise
         except DAMAGED as error:
             log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
-    damaged = f"; {len(paths)} damaged" if paths else ""
-    raise ConfigError(f"{folder} holds no checkpoint to go on from{damaged}: start the run anew in another folder")
+    unusable = f"; {len(paths)} damaged, or of rounds that the history lacks" if paths else ""
+    raise ConfigError(
+        f"{folder} holds no checkpoint to go on from{unusable}: put back a copy, or start the run anew in another "
+        f"folder"
+    )
 
 
 def _read(path: Path) -> RunState:

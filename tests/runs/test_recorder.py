@@ -177,8 +177,13 @@ def test_no_whole_checkpoint_is_an_error(three):
     other.write_bytes(other.read_bytes()[:-1] + b"!")  # a tensor's last byte: only the checksum tells
     with pytest.raises(ConfigError, match="holds no checkpoint to go on from; 2 damaged"):
         load_checkpoint(three)
-    with pytest.raises(ConfigError, match="holds no checkpoint to go on from: start"):
+    with pytest.raises(ConfigError, match="holds no checkpoint to go on from: put back"):
         load_checkpoint(three / "none")
+
+
+def test_checkpoints_of_rounds_that_the_history_lacks_are_not_damaged(three):
+    with pytest.raises(ConfigError, match="go on from; 2 damaged, or of rounds that the history lacks: put back"):
+        load_checkpoint(three, last_round=1)
 
 
 def test_a_newer_format_is_an_error_and_no_damage(three, monkeypatch):
