@@ -33,9 +33,10 @@ def _model_rules(settings: Settings, values: Mapping[str, object]) -> Iterable[C
     model, server = settings.model.name, settings.server
     options = {option: values[f"model.{option}"] for option in ("norm", "hidden")}
     train, levels = settings.train, read_levels(settings.model.shrink)
+    is_known = model in MODELS or ":" in model  # other names are no models, as a later error says
     has_exits = levels is not None and BLOCKS.get(model) == "exits.*"
     return (
-        *((f"model.{option}", value not in (AUTO, "", "none") and model in MODELS and not model_has(model, option),
+        *((f"model.{option}", value not in (AUTO, "", "none") and is_known and not model_has(model, option),
            f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
         ("model.shrink", levels is not None and model not in BLOCKS,
          f"but model.name is {model}; expected one of {', '.join(BLOCKS)}, or 'width'"),
@@ -55,6 +56,8 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
          "but with server.strategy=fedh2l the exchange of posteriors is not simulated; expected ''"),
         ("devices.deadline", devices.deadline and not devices.profile,
          "expected devices.profile to name the devices too"),
+        ("distill.models", settings.distill.models and server.strategy != "fedh2l",
+         f"but with server.strategy={server.strategy} all clients have slices of model.name; expected ''"),
         ("sample.spare", sample.spare and server.strategy != "heterofl",
          f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
         ("server.by-level", server.by_level and settings.train.distill != "none",

@@ -1,5 +1,6 @@
 """Conversion between ``Settings`` and a run config with dotted keys."""
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,10 @@ def from_stored(mapping: Mapping[str, object]) -> Settings:
             f"the run was made by another app or version, whose settings {', '.join(unknown)} are not known here: use "
             f"the code that made it, whose commit its settings.json names, or in an app of yours export_model"
         )
-    return from_flat(mapping)
+    # JSON has no infinity, so sample.wait=inf is stored as text.
+    return from_flat(
+        {key: math.inf if (key, value) == ("sample.wait", "inf") else value for key, value in mapping.items()}
+    )
 
 
 def to_flat(settings: Settings) -> dict[str, Flat]:

@@ -58,4 +58,7 @@ def stored_settings() -> list[Setting]:
 
 def to_toml(values: Mapping[str, Value]) -> str:
     """Return a run config as TOML with dotted keys."""
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(
+        f"{key} = {value if isinstance(value, float) else json.dumps(value, ensure_ascii=False)}\n"
+        for key, value in values.items()
+    )

@@ -41,7 +41,7 @@ H2L = {
     "run.callbacks": "",
     "evaluate.every": 2,
 }
-STANDALONE = {**H2L, "server.strategy": "heterofl", "server.shared": "", "model.hidden": "16,32"}
+STANDALONE = {**H2L, "server.strategy": "heterofl", "server.shared": "", "distill.models": "", "model.hidden": "16,32"}
 
 
 def run(folder, **settings):
@@ -63,10 +63,8 @@ def test_a_text_has_no_classes_to_learn_from_peers():
 
 
 @pytest.mark.usefixtures("identity")
-@pytest.mark.parametrize(("strategy", "seeds"), [("fedh2l", 200), ("heterofl", 0)])
-def test_moments_are_measured_on_the_seed_set_too(strategy, seeds):
-    shared = "*" if strategy == "fedh2l" else ""
-    config = {**H2L, "server.strategy": strategy, "server.shared": shared}
+@pytest.mark.parametrize(("config", "seeds"), [(H2L, 200), (STANDALONE, 0)], ids=["fedh2l", "standalone"])
+def test_moments_are_measured_on_the_seed_set_too(config, seeds):
     context = node_context(config, partition_id=0, num_partitions=5)
     asked = AppTask(
         instruction("evaluate", 2, ArrayRecord(), {"rate": 1.0, "seed": 0, "server-round": 1, "partition": 0}), context

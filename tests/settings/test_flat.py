@@ -1,5 +1,6 @@
 """The one parser of run configs, and what is printed of the settings."""
 
+import json
 import math
 import tomllib
 from typing import get_args
@@ -9,6 +10,7 @@ from hypothesis import given, strategies as st
 
 from heterofl_flwr import Adagrad, Mix, Momentum, Yogi
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import to_json
 from heterofl_flwr.settings.defaults import OTHER
 from heterofl_flwr.settings.definitions import EngineSettings
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, flatten, from_flat, from_stored, to_flat
@@ -143,10 +145,13 @@ def test_an_unknown_key_is_rejected_with_the_nearest():
     ("key", "value", "others"),
     [
         ("model.norm", "gn", {"model.name": "transformer"}),
+        ("model.norm", "gn", {"model.name": "net:build"}),
+        ("model.hidden", "8,16", {"model.name": "net:build"}),
         ("model.shrink", "depth", {"model.name": "mlp"}),
         ("model.shrink", "depth", {"server.strategy": "fedh2l"}),
         ("model.ensemble", True, {}),
         ("train.exits", "mutual", {"model.shrink": "depth", "train.distill": "all"}),
+        ("distill.models", "cnn,mlp", {}),
         ("run.resume", True, {}),
     ],
 )
@@ -166,9 +171,14 @@ def test_settings_of_parameters_that_travel_need_some_that_do():
 
 
 def test_toml_carries_any_text_and_flower_reads_it_as_we_do():
-    values = to_flat(from_flat({})) | {"run.dir": 'a "b" \\ é\n\t\u2028'}
+    values = to_flat(from_flat({"sample.wait": math.inf})) | {"run.dir": 'a "b" \\ é\n\t\u2028'}
     table = tomllib.loads(to_toml(values))
     assert flatten_dict(table) == flatten(table) == values
+
+
+def test_a_run_that_waits_without_a_limit_can_be_resumed():
+    settings = from_flat({"sample.wait": math.inf})
+    assert from_stored(json.loads(to_json(to_flat(settings)))) == settings
 
 
 GOOD = [
