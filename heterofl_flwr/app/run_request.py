@@ -90,8 +90,10 @@ def build_request(args: argparse.Namespace) -> Request:
             f"--resume is for this package's own app, and --app is {args.app}: start it with --app alone, and let its "
             "ServerApp load the checkpoint (RunFolder.load_checkpoint)"
         )
-    if args.grid == "local" and (args.cpus, args.parallel or 1) != (1, 1):
-        raise ConfigError("--cpus and --parallel are for --grid ray; --grid local runs the clients in this process")
+    if args.grid == "local" and (args.cpus, args.parallel or 1, args.gpus or 1) != (1, 1, 1):
+        raise ConfigError(
+            "--cpus, --parallel and shares of a GPU are for --grid ray; --grid local runs the clients in this process"
+        )
     on_ray = CLUSTER in os.environ or args.gpus or (args.cpus, args.parallel or 1) != (1, 1)
     how = {name: getattr(args, name) for name in HOW} | {"grid": args.grid or ("ray" if on_ray else "local")}
     now = {**(read_config(args.config) if args.config else {}), **read_assignments(args.set)}

@@ -166,6 +166,12 @@ def test_ray_runs_what_one_process_cannot(asked, monkeypatch):
     assert asked("--grid", "local", "--out", "c")[0].grid == "local"
 
 
+def test_a_share_of_a_gpu_is_not_ignored_in_one_process(asked, capsys):
+    assert main(["run", "--grid", "local", "--gpus", "0.25"]) == 2
+    assert "shares of a GPU are for --grid ray" in capsys.readouterr().err
+    assert asked("--grid", "local", "--gpus", "1")[0].grid == "local"
+
+
 def test_a_missing_ray_is_said_before_anything_starts(asked, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["run", "--grid", "ray"]) == 2

@@ -31,8 +31,8 @@ def test_names_stay_as_they_are():
 
 SAME = """
 data.root=elsewhere data.name=ylecun/mnist train.lr=0.01 assignment=fix model=cnn mix=e7 folder=elsewhere report=lean
-engine=ray engine.clients=100 engine.cpus=2 engine.device=cpu engine.parallel=3 engine.timeout=60 engine.window=8
-sample.wait=99 sample.min-nodes=10
+engine=ray engine.clients=100 engine=ray+engine.cpus=2 engine.device=cpu engine=ray+engine.parallel=3 engine.timeout=60
+engine.window=8 sample.wait=99 sample.min-nodes=10
 """
 OTHER = """
 seed=1 mix=d split=non-iid-2 num-rounds=3 model=preresnet18 model.norm=gn model.scaler=false method=heterofl-fixed
@@ -43,7 +43,7 @@ sample.min-replies=8
 
 @pytest.mark.parametrize("same", SAME.split())
 def test_what_changes_no_result_changes_no_name(same):
-    assert job("data=mnist", "mix=e", same).name == job("data=mnist", "mix=e").name
+    assert job("data=mnist", "mix=e", *same.split("+")).name == job("data=mnist", "mix=e").name
 
 
 @pytest.mark.parametrize("other", OTHER.split())
@@ -126,6 +126,22 @@ def test_a_resumed_job_keeps_incidental_settings(tiny, request_of):
     assert (config["run.checkpoint-every"], config["engine.timeout"]) == (2, 5.0)
     assert (config["data.root"], config["engine.device"]) == (tiny.config["data.root"], "auto")
     assert config["run.resume"] is True
+
+
+def test_a_resumed_job_gets_the_incidental_settings_that_the_sweep_changes(tiny, request_of, caplog):
+    """Such as more time after an error that advises it. Checkpoints go on as they began, of which a line tells."""
+    ran(tiny, 2, **{"engine.timeout": 5.0, "sample.wait": 9.0, "run.checkpoint_every": 2})
+    other = job(*SHRUNKEN, "num-rounds=3", "engine.timeout=70", path=tiny.path)
+    config = request_of(other).config
+    assert [config[key] for key in ("engine.timeout", "sample.wait", "run.checkpoint-every")] == [70.0, 9.0, 2]
+    assert "run.checkpoint-every: the job goes on with 2, with which it began" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["cpus=2", "parallel=3", "gpus=0.5"])
+def test_options_of_rays_actors_need_ray(option):
+    with pytest.raises(ConfigError, match=rf"engine\.{option[:3]}.*found .*, but engine\.grid is local"):
+        job(f"engine.{option}")
+    assert job("engine=ray", f"engine.{option}").engine.grid == "ray"
 
 
 def test_a_jobs_folder_names_no_code_that_the_sweep_does_not_name(tiny, request_of):

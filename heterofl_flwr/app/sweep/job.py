@@ -1,5 +1,7 @@
 """``Job``: one run of a sweep, in a folder named after its settings."""
 
+import logging
+import math
 import os
 import re
 from collections import defaultdict
@@ -15,7 +17,7 @@ from pydantic import Field
 
 from heterofl_flwr.app.preflight import check_task
 from heterofl_flwr.app.run_request import Request
-from heterofl_flwr.app.server_app import RESUMED
+from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.simulation import run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
@@ -41,6 +43,8 @@ from heterofl_flwr.settings.flat import (
 from heterofl_flwr.settings.stored_settings import Setting
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text, Texts
 from heterofl_flwr.training.engines.plain import DivergedError
+
+logger = logging.getLogger("sweep")  # not a child of the package's logger, which a run redirects to its folder
 
 NEW, BEGUN, DONE, DIVERGED, BLOCKED = "new", "begun", "done", "diverged", "blocked"
 ENDED = (DONE, DIVERGED)
@@ -85,7 +89,9 @@ LAUNCH: Mapping[str, Setting] = read_specs(LaunchOptions)
 """The launch options by key."""
 
 KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
-"""Settings that change no result; a resumed job takes their values from its folder."""
+"""Settings that change no result. A resumed job takes from its folder those that cannot change, and those that the
+sweep leaves at their defaults.
+"""
 
 MAY_DIFFER = ("sample.min-replies", *INCIDENTAL)
 """Settings in which a job may differ from the settings stored in its folder."""
@@ -166,13 +172,20 @@ def flat(config: DictConfig) -> dict[str, object]:
 def build_job(config: Mapping[str, object]) -> Job:
     """Return the job of a flat configuration; raise one ``ConfigError`` that names all faults."""
     # Hydra reads -inf, a value of train.mask-fill, as a number.
-    config = {key: str(value) if value in (float("inf"), float("-inf")) else value for key, value in config.items()}
+    config = {key: "-inf" if value == -math.inf else value for key, value in config.items()}
     assigned = {key: value for key, value in config.items() if key not in LAUNCH}
     allow_modules(named_modules(assigned.values()))  # trusted, because the command line names this configuration
     options, faults = validate(LaunchOptions, {key: config.get(key) for key in LAUNCH}, LAUNCH)
     for key in ("run.dir", "run.resume"):
         if assigned.get(key):
             faults.append(f"{key}: found {assigned[key]!r}, but a sweep names and resumes its jobs itself; set folder")
+    if options is not None and options.engine.grid == "local":
+        for name, usual in (("cpus", (1,)), ("parallel", (1, AUTO)), ("gpus", (0, 1, AUTO))):
+            if (value := getattr(options.engine, name)) not in usual:
+                faults.append(
+                    f"engine.{name}: found {value!r}, but engine.grid is local, which runs the clients in the job's "
+                    f"process; expected engine=ray with it"
+                )
     try:
         settings = _canonical(from_flat(assigned))
     except ConfigError as error:
@@ -238,6 +251,12 @@ def run_once(job: Job) -> bool:
             # Settings of the folder that name code are kept only if this sweep names that code too. Without them,
             # the run cannot be resumed, and its error says what they were.
             kept = {key: stored[key] for key in KEPT if key in stored and named_modules([stored[key]]) <= named}
+            settings = to_flat(job.settings)
+            for key in [key for key in kept if settings[key] not in (kept[key], DEFAULTS[key])]:
+                if key in MAY_DIFFER_ON_RESUME:
+                    del kept[key]
+                else:
+                    logger.warning("%s: the job goes on with %r, with which it began", key, kept[key])
             config |= {"run.resume": True, **kept}
         options: dict[str, Any] = {name: None if value == AUTO else value for name, value in job.engine}
         options["clients"] = job.clients
