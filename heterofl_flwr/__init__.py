@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Where each public name lies, by module. A new one is added here and to the imports for type checkers.
+# Module of each public name. Add a new name here, and to the imports for type checkers above.
 _HOMES = {
     name: module
     for module, names in {

@@ -1,4 +1,4 @@
-"""A client's work in plain PyTorch: training, moments and evaluation."""
+"""A client's work in plain PyTorch: training and evaluation."""
 
 from heterofl_flwr.training.batches import input_batches
 from heterofl_flwr.training.device import give_back_freed_memory, keep_freed_memory, resolve_device

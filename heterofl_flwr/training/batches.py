@@ -14,13 +14,14 @@ from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024
-"""Number of examples that are gathered and augmented together; single batches would underuse a GPU."""
+"""Number of examples, in whole batches, to gather and augment together; single batches would underuse a GPU."""
 
 
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
-    """Return row numbers split into batches.
+    """Return the row numbers ``order``, split into batches.
 
-    A last batch of one row joins the batch before, as batch norm cannot normalise a single value.
+    If ``batch_size`` is above 1, a last batch of one row joins the batch before it, because batch norm cannot normalise
+    a single value.
     """
     pieces = list(order.split(batch_size)) if len(order) else []
     if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
@@ -43,9 +44,9 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split tokens into pieces; yield masked inputs and targets of each piece.
+    """Split tokens into pieces; yield inputs, in which some words are masked, and targets of each piece.
 
-    ``tokens`` has the shape (rows, words). A piece has ``reading.length`` columns.
+    ``tokens`` has the shape (rows, words). A piece has ``reading.length`` columns; the last piece may have fewer.
     """
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
@@ -55,7 +56,7 @@ def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) ->
 def training_batches(
     split: Split, options: TrainOptions, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the inputs and targets of one epoch in random order."""
+    """Yield batches of inputs and targets for one epoch, with the examples in random order."""
     device, augment = split.targets.device, AUGMENTS[options.augment]
     batches = batch_rows(torch.randperm(len(split), generator=generator).to(device), options.batch_size)
     for rows, sizes in _joined(batches, 1 if split.reading else AT_ONCE // options.batch_size):
@@ -87,7 +88,7 @@ def count_steps(job: TrainingJob, options: TrainOptions) -> int:
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """Yield an iterator over batches for each epoch, up to the client's number of steps.
 
-    Exhaust each iterator before the next one.
+    Exhaust each iterator before you take the next one.
     """
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)
@@ -105,11 +106,11 @@ def input_batches(
     split : Split
         The data, on the model's device.
     batch_size : int
-        Number of inputs in a batch; a last batch of one input joins the batch before it.
+        Number of inputs in a batch. If it is above 1, a last batch of one input joins the batch before it.
     seed : int | None
-        Random seed of the shuffle; with None, inputs are in the order of the split.
+        Random seed of order and augmentation. None keeps the order of the split, and augments with the seed 0.
     augment : str
-        Augmentation of images, as in training.
+        Augmentation of images, by its name in ``TrainOptions.augment``.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")

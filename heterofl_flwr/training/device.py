@@ -19,20 +19,21 @@ Precision = Literal["tf32", "float32", "bf16"]
 """Precision of computations with float32 tensors; see ``arithmetic``."""
 
 KINDS = ("auto", "cpu", "cuda", "mps")
-"""Kinds of devices; ``cuda:1`` selects one of several."""
+"""Names of devices for ``resolve_device``; ``cuda:1`` selects one of several GPUs."""
 
 
 QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
-"""Environment variable and value that set the number of queues to a GPU. CUDA reads it when it starts.
+"""Environment variable with the number of queues to a GPU, and its value. CUDA reads the variable when it starts.
 
-If there are more streams than queues, they share queues.
+If there are more streams than queues, streams share queues.
 """
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """Return the device ``name``; raise ``ConfigError`` if this machine does not have it.
+    """Return the device ``name``; raise ``ConfigError`` if the name is unknown or this machine lacks the device.
 
-    ``auto`` means CUDA if available, then Apple's MPS, then the CPU.
+    ``auto`` means the first available device of CUDA, Apple's MPS and the CPU. If CUDA is available, also set
+    the environment variable of ``QUEUES``, unless it is set already.
     """
     kind, colon, number = name.partition(":")
     if kind not in KINDS or (colon and (kind != "cuda" or not number.isdecimal())):
@@ -50,7 +51,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
-    """Return name, shape, dtype, device and ``requires_grad`` of a model's tensors."""
+    """Return name, shape, dtype, device and ``requires_grad`` of each parameter and buffer of a model."""
     tensors = named_tensors(model).items()
     return [(name, value.shape, value.dtype, value.device, value.requires_grad) for name, value in tensors]
 
@@ -70,16 +71,19 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def random_states(device: torch.device) -> tuple[object, ...]:
-    """Return the states of the global generators of Python, NumPy and torch: of the CPU, and of a GPU ``device``."""
+    """Return the states of the global generators of Python, NumPy and torch.
+
+    If ``device`` is a CUDA device, they include the state of torch's generator for this device.
+    """
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - models may draw
     gpu = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else []
     return torch.get_rng_state().tolist(), gpu, random.getstate(), np.array(keys).tobytes(), rest
 
 
 class Draws:
-    """Random state of a client. In training, it replaces torch's global random state.
+    """Random state of the client in a seat. Within ``current``, it replaces torch's global random state.
 
-    A CUDA graph that was recorded during the training draws from this state in each replay.
+    A CUDA graph that is recorded within ``current`` draws from this state in each replay.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -119,10 +123,10 @@ def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within this context, compute in the precision ``precision``.
+    """Within this context, compute with float32 tensors in this ``precision``.
 
-    With ``tf32``, matrix products on a GPU round their factors to ten bits of mantissa. With ``bf16``, autocast
-    computes products in bfloat16; parameters keep their dtype.
+    With ``tf32``, matrix products and convolutions on a GPU round their factors to ten bits of mantissa. With ``bf16``,
+    autocast computes them in bfloat16; parameters keep their dtype.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
@@ -141,9 +145,9 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Make this process keep freed memory for later allocations.
 
-    Return False if the C library cannot do so. By default, glibc returns each freed large block to the system, and each
-    training step allocates it again. With the paper's largest CNN, this takes a tenth of a step's time. This package
-    calls the function before clients train.
+    Return False if the C library cannot do so. By default, glibc returns many large blocks to the system, and each
+    training step allocates them again. With the paper's largest CNN, this takes a tenth of a step's time. This
+    package's ClientApp calls the function before clients train.
     """
     return _set_malloc_thresholds(1 << 30)
 
@@ -151,18 +155,18 @@ def keep_freed_memory() -> bool:
 def give_back_freed_memory() -> bool:
     """Make this process return large blocks of memory to the system when they are freed.
 
-    Return False if the C library cannot do so. By default, glibc keeps freed blocks, but few of them fit a server's
-    messages. This package calls the function in the server. If clients train in the same process,
+    Return False if the C library cannot do so. By default, glibc keeps many freed blocks, but few of them fit a
+    server's next messages. This package's ServerApp calls the function. If its ClientApp trains in the same process,
     ``keep_freed_memory`` replaces this setting.
     """
     return _set_malloc_thresholds(1 << 20)
 
 
 def give_back_gaps() -> bool:
-    """Return free memory between used blocks to the system. Return False if nothing was returned.
+    """Release free memory between used blocks to the system; return whether any was released.
 
-    After ``keep_freed_memory``, glibc does not reuse some freed blocks. With the paper's Transformer, each step leaks
-    6 MB. Call this once in many steps.
+    After ``keep_freed_memory``, glibc does not reuse some freed blocks: with the paper's Transformer, each step leaks
+    6 MB until this function releases them. Call it once in many steps.
     """
     trim = _of_glibc("malloc_trim")
     return bool(trim and trim(0))

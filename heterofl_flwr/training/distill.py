@@ -36,21 +36,21 @@ def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
 
 
 TOLERANCE = 1e-3
-"""Largest deviation of a posterior's sum from 1."""
+"""Largest allowed deviation of a posterior's sum from 1."""
 
 
 @group
 class DistillOptions:
-    """Options of distillation among clients."""
+    """Options of distillation among clients (FedH2L), and between exits or inner widths of a model."""
 
     seed_size: Count = 1000
     """number of examples in the seed set, which every client has"""
     seed_batch: Count = 100
-    """number of seed examples in a round, drawn anew each round"""
+    """number of examples in the seed batch of a round, drawn anew from the seed set for each round"""
     steps: Natural = 10
-    """number of seed steps of a client in a round; each step uses a new batch"""
+    """number of a client's steps on the seed batch in a round; each also uses a new batch of the client's data"""
     temperature: Positive = 1.0
-    """divides the logits before softmax, also in the losses of exits and inner widths"""
+    """divisor of the logits before the softmax, also in the losses of exits and inner widths"""
     weight: NotNegative = 1.0
     """weight of the mean divergence from the peers, and of the divergences between exits or inner widths"""
     labels: Flag = True
@@ -63,14 +63,14 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return class probabilities of shape (examples, classes) from a model in evaluation mode."""
+    """Return a model's class probabilities, of shape (examples, classes), computed in evaluation mode."""
     with evaluating(model):
         probabilities: Tensor = (model(inputs).float() / temperature).softmax(1)
     return probabilities
 
 
 def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
-    """Return ``posterior``; raise ``ReplyError`` unless it has this shape and its rows are distributions."""
+    """Return ``posterior``; raise ``ReplyError`` unless it is float32 of this shape, and each row is a distribution."""
     if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
         what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
@@ -111,13 +111,13 @@ def learn_from_peers(
     """Train a client's model in place; return its divergence from the peers before the first step.
 
     A step has two gradients, joined by ``join_gradients``: one from a batch of the client's data, and one from the
-    seed batch. The loss on the seed batch is the divergence from the peers. If ``distill.labels`` is true,
-    the cross entropy is added.
+    seed batch. The loss on the seed batch is the weighted divergence from the peers, which is 0 without peers. If
+    ``distill.labels`` is true, the cross entropy is added. Raise ``DivergedError`` if a loss is not finite.
 
     Parameters
     ----------
     job : TrainingJob
-        The client. Its ``step_share`` also limits the number of steps here.
+        The client. Its ``step_share`` limits ``distill.steps`` too.
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor

@@ -26,10 +26,10 @@ def evaluate(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> EvaluateResult:
-    """Return loss, accuracy and other results of a model in evaluation mode.
+    """Evaluate a model in torch's evaluation mode; return loss, accuracy and other results.
 
-    Batch norm layers without running statistics normalise by batch even here. To avoid this, measure moments of the
-    data and evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
+    Batch norm layers without running statistics normalise by batch even in evaluation mode. To avoid this, measure
+    moments of the data and evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
 
     Parameters
     ----------

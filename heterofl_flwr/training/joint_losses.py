@@ -13,8 +13,8 @@ from heterofl_flwr.training.distill import divergence
 TrainedExits = Literal["last", "mutual", "deepest"]
 """Exits that a client trains.
 
-``last``: only the deepest. ``mutual``: all, and each learns from all others. ``deepest``: all, and the others learn
-from the deepest.
+``last``: only the deepest exit. ``mutual``: all exits, each of which also learns from all others. ``deepest``: all
+exits, and the shallower exits also learn from the deepest.
 """
 
 
@@ -38,8 +38,8 @@ def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1
 
     With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. CE_j is the cross
     entropy of exit j, and p_j are its class probabilities at temperature T. [j < d] is 1 if j < d, else 0. No
-    gradient flows through p_d. In the authors' code a gradient does, and the divergence is divided by the number of
-    classes.
+    gradient flows through p_d. The authors' code differs from this: it lets a gradient flow through p_d, and divides
+    the divergence by the number of classes.
     """
     teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)
@@ -58,13 +58,13 @@ def nested_loss(
     label_share: float = 0.0,
     criterion: Callable[[Tensor, Tensor], Tensor] = masked_cross_entropy,
 ) -> Tensor:
-    """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): the full model teaches smaller ones.
+    """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): a model teaches smaller models inside it.
 
-    The last tensor of ``logits`` is from the client's full model. The caller masks absent classes in all tensors.
-    The loss is ``CE_full + weight * sum_i (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. CE is
-    ``criterion``. p and p_i are the class probabilities of the full model and of smaller model i at temperature T. No
-    gradient flows through p. By default, with one smaller model, this is FjORD's loss (Horvath et al., NeurIPS
-    2021, section 3.2).
+    The last tensor of ``logits`` is from the client's model, the others are from the smaller models. The caller masks
+    absent classes in all tensors. The loss is ``CE + weight * sum_i (label_share * CE_i + (1 - label_share) *
+    T^2 KL(p, p_i))``. CE is ``criterion`` of the client's model and CE_i of smaller model i; p and p_i are their class
+    probabilities at temperature T. No gradient flows through p. By default, with one smaller model, this is
+    FjORD's loss (Horvath et al., NeurIPS 2021, section 3.2).
     """
     teacher = _posteriors(logits[-1], temperature)[None]
     total = criterion(logits[-1], targets)
@@ -78,7 +78,7 @@ def nested_loss(
 
 
 EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_loss, "deepest": deepest_loss}
-"""Losses by ``train.exits``; ``last`` uses the ordinary loss of the deepest exit."""
+"""Losses by value of ``train.exits``, except ``last``, which uses the ordinary loss of the deepest exit."""
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:

@@ -19,8 +19,7 @@ from heterofl_flwr.nn.penalty import AlignedQuadratic
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 """Loss of a model with several outputs, such as one for each depth.
 
-Its arguments are a list of the masked logits of each output, and the targets. The last output is that of the full
-depth and width.
+Its arguments are a list with the masked logits of each output, the deepest or widest output last, and the targets.
 """
 
 
@@ -38,7 +37,7 @@ class TrainOptions:
     weight_decay: NotNegative = 5e-4
     """weight decay on all parameters"""
     clip: Annotated[NotNegative | None, "a number of 0 or more"] = 1.0
-    """upper bound on the norm of a step's gradient, of all parameters together; 0 for no bound"""
+    """upper bound on the norm of a step's gradient over all parameters together; 0 for no bound"""
     proximal: NotNegative = 0.0
     """weight of FedProx's penalty on the distance from the received parameters"""
     mask_fill: Fill = "zero"
@@ -56,8 +55,8 @@ class TrainResult:
     examples
         Number of the client's examples.
     loss, accuracy
-        Means over all examples of all epochs (for text, over words), without penalties. Each batch is measured before
-        its step.
+        Means over the examples of all steps (for text, over words), measured before each step. The loss is without
+        penalties.
     steps
         Number of steps of the optimiser.
     """
@@ -91,7 +90,7 @@ class EvaluateResult:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of correct predictions."""
+        """Fraction of correct predictions; 0 without examples."""
         return self.correct / self.examples if self.examples else 0.0
 
     def metrics(self, kind: str) -> dict[str, float]:
@@ -117,12 +116,12 @@ class TrainingJob:
     step_share
         Fraction of the client's steps to run, above 0 and up to 1. The number of steps is rounded up.
     joint_loss
-        Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``). None: only the last output is
-        trained. The engines ``compile`` and ``cohort`` train a client with a joint loss by ``plain``.
+        Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``). None: the ordinary loss of
+        ``model(inputs)``. If a client has a joint loss, ``plain`` replaces ``compile`` and ``cohort``.
     quadratic
         Quadratic penalty on the model's parameters, in addition to FedProx.
     penalty
-        Function that returns a term to add to the loss of each batch. A client with a penalty is trained by ``plain``.
+        Function that returns a term to add to the loss of each batch. All engines leave such a client to ``plain``.
     """
 
     model: nn.Module

@@ -14,11 +14,11 @@ from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.options import JointLoss, TrainOptions
 
 FUSED_DEVICES = ("cpu", "cuda")
-"""Devices on which torch's fused SGD divides gradients by ``grad_scale``. On MPS it silently ignores it."""
+"""Devices on which torch's fused SGD divides gradients by ``grad_scale``. MPS silently ignores ``grad_scale``."""
 
 
 def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tensor:
-    """Return a mask over ``number`` classes, True for ``classes``; None means all."""
+    """Return a mask over ``number`` classes, True for ``classes``; ``classes=None`` means all."""
     return torch.ones(number, dtype=torch.bool) if classes is None else class_mask(classes, number)
 
 
@@ -54,7 +54,7 @@ def compute_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of a batch, and a boolean tensor, True for correct predictions.
 
-    With ``joint_loss``, the model has several outputs, the last of which predicts.
+    With ``joint_loss``, the model has several outputs; the last one gives the predictions.
     """
     outputs = [model(inputs)] if joint_loss is None else cast("Exits | Nested", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
@@ -184,7 +184,7 @@ class ParameterSGD(SGD):
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
         """Reset the optimiser in place, to train from the current values of the parameters.
 
-        ``quadratic`` replaces the previous penalty. Both must have the same strength and number of tensors.
+        ``quadratic`` replaces the previous penalty, and must have the same strength and numbers of tensors.
         """
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:
@@ -208,12 +208,12 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Update the parameters by one step. Entries of ``gradients`` may be None."""
+        """Update the parameters by one step, except parameters whose gradient is None."""
         dense: list[Tensor | None] = []
         for parameter, stride, gradient in zip(self.parameters, self._strides, gradients, strict=True):
             if gradient is not None and gradient.is_sparse:  # of an embedding; weight decay needs all rows
                 gradient = gradient.to_dense()
-            # The layout is that of the parameter, unless a hook has changed it.
+            # A gradient has the layout of its parameter, unless a hook has changed it.
             if gradient is not None and gradient.stride() != stride:
                 gradient = torch.empty_like(parameter).copy_(gradient)
             dense.append(None if gradient is None else _dense(gradient))
@@ -221,7 +221,7 @@ class ParameterSGD(SGD):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return a view of the tensor with its axes in the order of memory.
+    """Return a tensor in channels-last format as a view with its axes in the order of memory, other tensors unchanged.
 
     The fused kernel copies tensors whose axes have another order.
     """

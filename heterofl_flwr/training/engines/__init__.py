@@ -19,8 +19,8 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 MOST_ON_CPU = 250_000
 """Largest number of parameters of a model for which training together is faster on a CPU.
 
-Measured on one thread with batches of 10, for the paper's CNN and PreResNet18. A step takes a third less time than
-alone at 100,000 parameters, a fifth less at 250,000, and the same time at 600,000.
+Measured on one thread with batches of 10, for the paper's CNN and PreResNet18. Training together takes a third less
+time than training one by one at 100,000 parameters, a fifth less at 250,000, and the same time at 600,000.
 """
 
 Engine = Callable[[Sequence[TrainingJob], TrainOptions], list[TrainResult]]
@@ -63,7 +63,8 @@ def train(
     With ``engine="plain"`` and one thread, the result is reproducible bit for bit. All random numbers come from
     ``seed``. The model stays in training mode.
 
-    If the last batch of an epoch would have a single example, the example is added to the batch before, for batch norm.
+    If ``batch_size`` is above 1, and the last batch of an epoch would have a single example, this example is added to
+    the batch before, because batch norm cannot normalise a single example.
 
     Parameters
     ----------

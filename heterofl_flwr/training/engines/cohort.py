@@ -26,24 +26,24 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 from heterofl_flwr.training.step import SGD, present_classes
 
 LEAST = {"cpu": 2, "cuda": 1}
-"""Smallest number of clients for this engine, by device type.
+"""Smallest number of clients for this engine, by device type; on other devices, ``plain`` trains.
 
-On a GPU it is faster even for one client, because it replays steps as CUDA graphs.
+On a GPU, the engine is faster even for one client, because it replays steps as CUDA graphs.
 """
 
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""Training step of several clients: a function from their inputs and targets to two tensors (clients,).
+"""Training step of several clients: a function of their inputs and targets.
 
-These are losses and numbers of correct predictions.
+It returns their losses and their numbers of correct predictions, two tensors of shape (clients,).
 """
 
 
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients together. Their results equal those of the engine ``plain``, up to rounding.
 
-    The joint model is first verified on one batch. If this check or the training fails, ``plain`` trains the models.
-    It also trains models with active dropout, running statistics or hooks, and fewer clients than ``LEAST``. On a GPU,
-    steps are replayed as a CUDA graph.
+    The joint model is first verified on one batch. On a GPU, steps are replayed as a CUDA graph. The engine ``plain``
+    trains the clients if they are fewer than ``LEAST``, if a model has active dropout, running statistics, hooks or
+    parameters shared with other models, or if this check or the training raises an error other than ``DivergedError``.
 
     Raises
     ------
@@ -161,7 +161,7 @@ class Cohort:
         sgd = self._sgd if all_of_them else self._sgd.select(rows)
         joint = self._prepare(together, sgd.values)
         compute: Compute = partial(self._compute, joint, sgd, rows)
-        if rows.is_cuda and all_of_them:  # this recurs in every epoch, with the same memory
+        if rows.is_cuda and all_of_them:  # this group recurs in every epoch, with the same memory
             compute = self._replayed = self._replayed or Replayed(compute, torch.cuda.Stream(rows.device))
         elif rows.is_cuda:
             compute = Replayed(compute, torch.cuda.Stream(rows.device))

@@ -14,8 +14,8 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients one after the other with compiled code.
 
-    Results equal those of ``plain``, except for rounding and the random numbers of dropout. Batches smaller than
-    ``batch_size`` run without compilation. After eight compilations (``torch._dynamo.config.recompile_limit``),
+    Results equal those of ``plain``, except for rounding and the random numbers of dropout. Batches of another size
+    than ``batch_size`` run without compilation. After eight compilations (``torch._dynamo.config.recompile_limit``),
     further models run without compilation too. On a CPU, torch needs a C++ compiler.
 
     Raises
@@ -43,7 +43,7 @@ def _forward(model: nn.Module, batch_size: int, inputs: Tensor) -> Tensor:
 
 @cache
 def _compiler() -> Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]:
-    """Return the compiled form of ``_call``; imports torch's compiler."""
+    """Return the compiled form of ``_call``. The first call imports torch's compiler."""
     return torch.compile(_call, dynamic=False, mode="reduce-overhead")  # on a GPU, with CUDA graphs
 
 

@@ -1,4 +1,4 @@
-"""Joint models: a wide model that computes the models of several clients at once."""
+"""Joint models: wide models, each of which computes the models of several clients at once."""
 
 import copy
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from heterofl_flwr.training.engines.structure import describe
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 
 TOLERANCE = 1e-9
-"""Largest relative difference between results of joint and separate models."""
+"""Largest allowed relative difference between results of joint and separate models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Storage of one parameter as a row of its entries, in the same order for all clients."""
+    """Layout in which one parameter is stored as a row of its entries; the same for all clients."""
 
     name: str
     shape: torch.Size
@@ -27,7 +27,7 @@ class Layout:
     channels_last: bool
 
     def rows(self, tensor: Tensor, clients: int) -> Tensor:
-        """Return the parameters or gradients of clients as a tensor of shape (clients, entries)."""
+        """Return ``tensor``, a parameter or gradient of ``clients`` clients, in the shape (clients, entries)."""
         return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(clients, -1)
 
     def shaped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
@@ -41,7 +41,7 @@ class Layout:
 def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     """Return the layouts of the models' parameters, trained parameters first.
 
-    Raise ``IncompatibleError`` if the models differ in more than parameter values.
+    Raise ``IncompatibleError`` if the models differ in buffers, or in more than the values of parameters.
     """
     model, specs = models[0], tensor_specs(models[0])
     if any(tensor_specs(local) != specs for local in models[1:]):
@@ -68,7 +68,7 @@ class Joint:
         self.layouts, self._clients, self._twin = layouts, clients, wide_twin(model, clients)
         parameters = dict(self._twin.named_parameters())
         if parameters.keys() != {layout.name for layout in layouts}:
-            raise IncompatibleError("layers share parameters")  # their wide copies would not
+            raise IncompatibleError("layers share parameters")  # their wide copies would not share them
         self._parameters = [parameters[layout.name] for layout in layouts]
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -107,8 +107,8 @@ def build_verified(
 ) -> Joint:
     """Return the joint model of clients, after checking it against the first and last client's model.
 
-    ``inputs`` has one batch for each client, all of the same shape. Raise ``IncompatibleError`` if logits or gradients
-    differ, if a model changes a buffer or an attribute, or if it draws random numbers.
+    ``inputs`` has one batch for each client, all of the same shape. Raise ``IncompatibleError`` if a layer has no wide
+    twin, if logits or gradients differ, or if a model changes a buffer or an attribute, or draws random numbers.
     """
     # In float32, rounding can move a value across the kink of a ReLU and change gradients by percents.
     exact = [copy.deepcopy(model).double() for model in models]
@@ -163,7 +163,7 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Raise ``IncompatibleError`` if a pair of tensors differs by more than ``TOLERANCE``."""
+    """Raise ``IncompatibleError`` if a pair of tensors differs in shape, or by more than ``TOLERANCE``."""
     if [tensor.shape for tensor in together] != [tensor.shape for tensor in alone]:
         raise IncompatibleError(f"together, {what} have another shape")
     norms = [tensor.norm() for tensor in alone]

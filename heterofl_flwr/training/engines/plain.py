@@ -19,7 +19,7 @@ STEPS_BETWEEN_GAPS = 50
 
 
 CHANNELS_LAST = range(10_000, 1_000_000)
-"""Numbers of parameters for which a model trains faster on a CPU in the channels-last memory format.
+"""Range of numbers of parameters for which a model trains faster on a CPU in the channels-last memory format.
 
 The paper's models in this range gain 10 to 30 percent; larger models gain nothing. If several inputs of max pooling
 are equal, the memory format can decide which of them gets the gradient.
@@ -63,8 +63,8 @@ def train_one(
 
 
 def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
-    """Raise ``DivergedError`` if a loss is not finite; ``before`` is the number of earlier steps."""
-    # On a GPU, reading a loss waits until all earlier work is done. So many losses are checked at once.
+    """Raise ``DivergedError`` if a loss is not finite; ``before`` is the number of steps before them."""
+    # On a GPU, reading a loss waits until all earlier work is done. Therefore, many losses are checked together.
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         raise DivergedError(

@@ -9,16 +9,16 @@ from torch import Tensor
 from heterofl_flwr.training.device import random_states
 
 WARM_UP = 3
-"""Number of calls before recording. They initialise libraries; this cannot be recorded."""
+"""Number of calls before recording. They initialise libraries, which cannot be recorded."""
 
 
 class Replayed:
     """Callable that records the GPU kernels of ``function`` once, and then replays them as a CUDA graph.
 
     All tensors that the function uses besides its inputs must keep their addresses. A replay does not run the
-    function's Python code again. Inputs of another shape run without the graph. If recording fails, ``obstacle`` is the
-    reason, and all calls run without a graph. Functions with the same ``pool`` share memory, so they must not run at
-    the same time.
+    function's Python code again. Inputs of another shape than the recorded ones run without the graph. If recording
+    fails, ``obstacle`` is the reason, and all calls run without a graph. But if memory runs out during the recording,
+    ``OutOfMemoryError`` is raised. Functions with the same ``pool`` share memory: never run them at the same time.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Replayed:
         return outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        """Record the kernels without running them. If this fails, set ``obstacle``."""
+        """Record the kernels without running them. If this fails, set ``obstacle``, or raise ``OutOfMemoryError``."""
         graph, self._inputs = torch.cuda.CUDAGraph(), tuple(value.clone() for value in inputs)
-        cpu = torch.device("cpu")  # a graph draws anew on the GPU
+        cpu = torch.device("cpu")  # not the GPU, on which each replay draws new numbers
         states = random_states(cpu)
         # cuBLAS has a workspace for each of torch's 32 streams, which graphs of one stream would share. A workspace
         # that is created during recording is part of the graph's memory.

@@ -29,11 +29,11 @@ class UnfitError(HeteroFLError):
 
 
 def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
-    """Return a description of a client. Clients with equal descriptions can share a seat."""
+    """Return a description of a client's model and options. Clients with equal descriptions can share a seat."""
     model, form = job.model, job.quadratic
     switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     precision = *switches, torch.is_autocast_enabled(device_of(model).type)
-    # A recorded step uses a shared base at its present address.
+    # A recorded step reads frozen parameters that models share at their present addresses.
     bases = [p.data_ptr() for p in model.parameters() if not p.requires_grad] if shares_parameters(model) else []
     loss = job.joint_loss, job.classes is None, form and (form.strength, len(form.centers), len(form.directions))
     return describe((model, bases, loss, replace(options, learning_rate=1.0), precision))
@@ -59,7 +59,7 @@ class Seat:
             self._description, self._is_tried = describe(self._model), False
             self._sgd = ParameterSGD(self._model.parameters(), options, job.quadratic)
             if self._stream:
-                dtype = torch.float32 if self._sgd.fused else torch.float64  # the fused kernel takes no other
+                dtype = torch.float32 if self._sgd.fused else torch.float64  # the fused kernel takes only float32
                 self._sgd.learning_rate = torch.tensor(options.learning_rate, dtype=dtype, device=self.device)
             self._masking = Masking(job.classes, options.mask_fill)
             self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -115,7 +115,7 @@ class Seat:
 
     @torch.no_grad()
     def release(self, job: TrainingJob, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Copy trained values into the client's model; return losses and the number of correct predictions.
+        """Copy trained values into the client's model; return ``losses`` and the number of correct predictions.
 
         The next client can use the seat at once. On a GPU, call ``join`` before you read the model or the results.
         Raise ``UnfitError`` if training has changed attributes of the seat's model. On a GPU, only the seat's first
@@ -170,7 +170,7 @@ class Client:
         return True
 
     def finish(self) -> TrainResult:
-        """Wait for the GPU; return the client's result."""
+        """Wait for the GPU; return the client's result. Raise ``DivergedError`` if a loss is not finite."""
         self.seat.join()
         check_losses(self._losses[0], 0, self._options)
         return build_result(self.job, self._losses, self.sizes, int(self._correct))

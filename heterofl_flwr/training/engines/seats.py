@@ -14,18 +14,19 @@ from heterofl_flwr.training.engines.structure import find_hook, log_once
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
 MOST = {"cpu": 1, "cuda": 64}
-"""Largest number of seats by device type. On a CPU, clients that take turns evict each other's cache."""
+"""Largest number of seats by device type. On a CPU, several seats would evict each other's data from the cache."""
 
 RESERVE = 0.1
 """Fraction of a GPU's memory that new seats must leave free."""
 
 
 def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients at the same time, each in a seat. Results equal those of ``plain`` up to rounding.
+    """Train clients in seats: on a GPU at the same time, on a CPU one by one. Results equal ``plain``'s up to rounding.
 
     A seat is a copy of a model with its optimiser. On a GPU, it replays training steps as CUDA graphs. If memory is
-    short, clients wait for a seat. ``plain`` trains clients with a ``penalty``, and models that have hooks, change
-    attributes, copy values to the CPU or draw random numbers there. Raise ``DivergedError`` if a loss is not finite.
+    short, clients wait for a seat. ``plain`` trains clients on other devices, clients with a ``penalty``, models that
+    cannot be copied, have hooks or change attributes, and on a GPU also models that copy values to the CPU or draw
+    random numbers there. Raise ``DivergedError`` if a loss is not finite.
     """
     device = device_of(jobs[0].model)
     if device.type not in MOST:
@@ -41,7 +42,7 @@ class Hall:
         self._device, self._most = device, most
         self._free: list[Seat] = []  # in the order of their last use
         self._taken: list[Seat] = []
-        self._free_before = 0  # free bytes when the newest seat was made
+        self._free_before = 0  # free bytes before the newest seat was made
         self._sizes: dict[Hashable, int] = {}  # bytes of a seat by kind
         self.obstacles: dict[Hashable, str] = {}  # reasons against a seat by kind
 
@@ -90,7 +91,7 @@ class Hall:
         return torch.cuda.mem_get_info(self._device)
 
     def leave(self, seat: Seat, *, stays: bool = True) -> None:
-        """Free a seat for the next client; close it if ``stays`` is False."""
+        """Make a seat available to the next client, or close it if ``stays`` is False."""
         self._taken.remove(seat)
         if stays:
             self._free.append(seat)
@@ -109,7 +110,7 @@ class Hall:
 
 @lru_cache
 def hall_of(device: torch.device) -> Hall:
-    """Return the pool of a device's seats, the same in all calls."""
+    """Return the pool of a device's seats, the same object in all calls."""
     return Hall(device, MOST[device.type])
 
 
@@ -122,7 +123,7 @@ class Round:
         self._alone: list[TrainingJob] = []
 
     def train(self) -> list[TrainResult]:
-        """Train the clients. Return their results in order."""
+        """Train the clients. Return their results in the order of ``jobs``."""
         try:
             while self._waiting or self._seated:
                 while self._waiting and self._seat_next():
@@ -137,7 +138,7 @@ class Round:
         return [results[id(job)] for job in self._jobs]
 
     def _seat_next(self) -> bool:
-        """Give the first waiting client a seat or leave it to ``plain``. Return False if it must wait."""
+        """Give the first waiting client a seat, or leave it to ``plain``. Return False if the client must wait."""
         job = self._waiting[0]
         try:
             seat = self._hall.take(job, self._options)
@@ -159,9 +160,11 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """Run a client's next steps. If they fail, close the seat, and train the client again later.
+        """Run a client's next steps, and close its seat if they fail.
 
-        This is possible because a client's model changes only at the end of its training.
+        After an ``UnfitError``, ``plain`` trains the client from the beginning. If memory has run out, the client waits
+        for another seat; but if no other client has a seat, the error is raised. A client can begin again, because its
+        model changes only at the end of its training.
         """
         try:
             is_done = client.advance()

@@ -13,7 +13,7 @@ GROWING: Mapping[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), ("num_features",)),
     nn.GroupNorm: ("num_groups", "num_channels"),
 }
-"""Layer types that can be widened, and their attributes to multiply by the number of clients.
+"""Layer types other than ``Linear`` that can be widened, and their attributes to multiply by the number of clients.
 
 Subclasses are left out, because they may compute something else.
 """
@@ -58,10 +58,10 @@ class _Linear(nn.Module):
 def wide_twin(model: nn.Module, clients: int) -> nn.Module:
     """Return a wide copy of a model that computes several clients at once.
 
-    Raise ``IncompatibleError`` if a layer other than a convolution, linear layer, batch norm or group norm has
-    parameters. Inputs of shape (batch, clients * channels, ...) give outputs of shape (batch, clients * classes).
-    The parameters of the copy are uninitialised. Its outputs are wrong if the model's code expects a certain length of
-    axis 1, so check them.
+    Raise ``IncompatibleError`` if a layer with parameters is not a convolution, linear layer, batch norm or group norm,
+    or if it is a subclass of one. Inputs of shape (batch, clients * channels, ...) give outputs of shape (batch,
+    clients * classes). The parameters of the copy are uninitialised. Its outputs are wrong if the model's code expects
+    a certain length of axis 1, so check them.
     """
     wide: dict[int, nn.Module] = {}
     for name, layer in model.named_modules():
