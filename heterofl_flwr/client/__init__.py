@@ -2,7 +2,7 @@
 
 ::
 
-    answer_queries(app, build, data=load)      # once: answers the server's queries about level and batch norm
+    answer_queries(app, build, data=load)      # once: answers queries about level, stages and batch norm
 
     @app.train()
     def train(message, context):

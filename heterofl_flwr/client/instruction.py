@@ -29,7 +29,8 @@ class Instruction:
     rate
         Rate of the client's model.
     rates
-        Rates of all models to evaluate. In training, ``rate`` and the rates of the smaller models inside the model.
+        In training, ``rate`` and the rates of the smaller models inside the client's model. In other messages, the
+        rates of all models to run.
     global_rate
         Rate of the global model.
     run_seed
@@ -37,20 +38,19 @@ class Instruction:
     server_round, partition
         Round, counted from 1, and index of the client's data.
     slice_rule
-        Rule that selects the entries of smaller models inside the model.
+        Rule that slices smaller models out of the received model.
     window
-        Round number that ``slice_rule`` uses. It is above ``server_round`` if FedRolex's slices move by several entries
-        in each round.
+        Round number for ``slice_rule``; see ``core.moving_slices.window_number``. 1 if the server sent none.
     shared
         Name patterns of the exchanged parameters. All other parameters stay with the client.
     has_trained
         Whether this client has trained in this run before.
     run_key
-        Random run id; clients discard state of other runs.
+        Random run id; clients ignore state of other runs. None if clients keep no state.
     oldest_checkpoint
         Earliest round after which the run may be resumed.
     frozen_base
-        Hash of the frozen parameters; empty if there are none.
+        Hash of the frozen parameters; empty without frozen parameters.
     learning_rate
         Learning rate that the server sent; 0 for none.
     proximal_mu

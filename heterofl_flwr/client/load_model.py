@@ -50,8 +50,8 @@ def load_models(
 ) -> Iterator[tuple[float, nn.Module]]:
     """Build and load the models of an instruction; yield pairs (rate, model), the largest first.
 
-    ``state`` has the parameters of the largest model. The parameters of smaller models are slices of these, unless the
-    message has them under names of the form ``rate/parameter``.
+    ``state`` has the parameters of the largest model. A smaller model gets slices of them, except for the parameters
+    that the message has for its rate, named ``rate/parameter``. In an evaluation, models are in evaluation mode.
     """
     moments = reading.find_record(message.content, messages.MOMENTS, ArrayRecord)
     level_tensors = read_record(message, messages.LEVELS)
@@ -73,7 +73,7 @@ def load_models(
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy ``state`` into the exchanged parameters, and recompute spectral norms."""
+    """Copy ``state`` into a model's exchanged parameters, and recompute its spectral norms."""
     parameters = exchanged_parameters(model)
     if misfits := name_misfits(state, parameters):
         raise ReplyError(
@@ -88,19 +88,19 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
-    """Return the model in evaluation mode; without ``moments``, batch norm normalises by batch."""
+    """Return the model in evaluation mode. Batch norm uses ``moments``; if they are None, it normalises by batch."""
     if moments is None:
         return without_statistics(model).eval()
     return with_static_norm(model, moments)
 
 
 def sent_tensor(parameter: Tensor) -> Tensor:
-    """Return a CPU copy of a parameter in the dtype of messages (float32 for bfloat16)."""
+    """Return a CPU copy of a parameter, in float32 if the parameter is in bfloat16."""
     return torch.empty(parameter.shape, dtype=exchanged_dtype(parameter)).copy_(parameter.detach())
 
 
 def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters that stay with a client: from ``saved``, or initial ones if this is empty."""
+    """Return the parameters that stay with a client: those in ``saved``, or initial ones if ``saved`` is empty."""
     rate = instruction.rate
     model = new_model(build, rate)
     expected = {
@@ -156,7 +156,7 @@ class IssuedModels:
         self._names: tuple[str, ...] = ()
 
     def add(self, model: nn.Module) -> None:
-        """Register a new model and its exchanged parameters, before a user can freeze some of them."""
+        """Register a new model, and the names of its exchanged parameters before a user can freeze some of them."""
         self._names = tuple(exchanged_parameters(model))
         self._inner[model] = None
 
@@ -170,7 +170,7 @@ class IssuedModels:
             )
 
     def parameters_of(self, model: object) -> dict[str, nn.Parameter]:
-        """Return all exchanged and personal parameters of a trained model by name."""
+        """Return the parameters of a trained model that the client sends or keeps, by name."""
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 "a reply to training carries no model: give task.reply what task.model() returned, trained"

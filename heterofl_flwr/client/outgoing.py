@@ -20,7 +20,7 @@ Received = Callable[[], Mapping[str, Tensor]]
 
 
 class Contents(NamedTuple):
-    """Contents of a reply, before they become records."""
+    """Contents of a reply: array records, and the entries of its config and metrics."""
 
     records: Mapping[str, ArrayRecord]
     config: Mapping[str, object]
@@ -29,7 +29,7 @@ class Contents(NamedTuple):
 
 
 def check_arguments(message: object, context: object, build: object) -> None:
-    """Raise ``ConfigError`` if an argument of ``Task`` has a wrong type."""
+    """Raise ``ConfigError`` if an argument of ``Task`` has a wrong type, or ``build`` cannot be called with a rate."""
     for name, value, expected in (("message", message, Message), ("context", context, Context)):
         if not isinstance(value, expected):
             raise ConfigError(
@@ -90,7 +90,7 @@ def check_added_once(method: str, earlier: str) -> None:
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
     """Report a penalty that the training loop did not add to the loss.
 
-    Raise ``ConfigError`` if it is that of a stage. Only warn if it is that of FedProx.
+    Raise ``ConfigError`` if a stage has a penalty. If FedProx alone has a penalty, warn.
     """
     if not stages.penalty:
         return

@@ -43,7 +43,8 @@ def answer_queries(
         a tuple or mapping whose first entry is a tensor. Without ``data``, the node reports no moments. If no node
         reports moments, batch norm normalises by batch.
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
-        Function of the context that returns ``build``, for a model that depends on the ``run_config``.
+        Function of the context that returns ``build``, for a model that depends on the ``run_config``. Pass either
+        ``build`` or ``build_from``.
     capacity : Callable[[Context], str | float] | None
         Function of the context that returns the largest level or rate that this node can train. It is called only if
         the node config has neither ``level`` nor ``rate``.

@@ -99,7 +99,7 @@ class StageRunner(ClientChain):
     Attributes
     ----------
     notes
-        State of stages within a round.
+        Per-round state of the stages, as bytes.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """State of a client between messages: personal parameters and tensors of stages.
 
-The state is in the client's context, or in files below ``states-path`` of the node config.
+Both are in the client's context, or in files below ``states-path`` of the node config.
 """
 
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ _NOTES = "heterofl-round"
 
 
 def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the tensors that this client saved last in this run; None if there are none.
+    """Return the tensors that this client saved last in this run; None if it saved none.
 
-    After a resume, tensors of later rounds are ignored.
+    After a resume, tensors from rounds that the run repeats are ignored.
     """
     if folder := _folder(context, instruction):
         return _read_file(folder, instruction)
@@ -48,8 +48,8 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
     """Save a client's tensors after training, in a file or in its context.
 
-    If a tensor contains NaN or infinity, raise ``ReplyError``: later training would not recover from such a state. An
-    earlier state remains.
+    If a tensor contains NaN or infinity, raise ``ReplyError``: later training would not recover from such a state. The
+    state that was saved before then remains.
     """
     if infinite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ReplyError(
@@ -65,7 +65,7 @@ def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[st
 
 
 class NodeFiles:
-    """Files of a node in its folder ``states-path``."""
+    """Files of a node, in a folder of its own below ``states-path``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -90,13 +90,13 @@ class NodeFiles:
 
 
 def load_notes(context: Context) -> dict[str, bytes]:
-    """Return the client stages' state from the latest round, as bytes by stage name; empty if there is none."""
+    """Return the client stages' per-round state that was saved last; {} if no state was saved."""
     record = context.state.get(_NOTES)
     return cast("dict[str, bytes]", dict(record)) if isinstance(record, ConfigRecord) else {}
 
 
 def save_notes(context: Context, notes: Mapping[str, bytes]) -> None:
-    """Save the client stages' state for the next round, in the context and never on disk."""
+    """Save the client stages' per-round state for later messages, in the context and never on disk."""
     context.state[_NOTES] = ConfigRecord(dict(notes))
 
 
@@ -134,7 +134,7 @@ def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | No
 
 
 def _write_file(folder: Path, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    # The oldest checkpoint needs the newest file of a round up to ``oldest_checkpoint``.
+    # A run that is resumed from its oldest checkpoint needs the newest file of a round up to ``oldest_checkpoint``.
     write_atomic(folder / CLIENT_STATES.replace("*", f"{instruction.server_round:06d}"), pack(tensors))
     oldest, paths = instruction.oldest_checkpoint, files_by_round(folder, CLIENT_STATES)
     unneeded = [path for server_round, path in paths.items() if server_round <= oldest]

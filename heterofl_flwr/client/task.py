@@ -133,7 +133,7 @@ class Task:
         return model
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield pairs (rate, model) for each rate to evaluate, the largest first."""
+        """Yield pairs (rate, model) for each rate to evaluate (``instruction.rates``), the largest first."""
         self._check_open()
         yield from self._load()
 
@@ -159,8 +159,8 @@ class Task:
         """Return the loss of a batch, including in-place distillation and the penalty.
 
         In-place distillation also trains the smaller models inside the client's model. They learn to match the output
-        probabilities of the client's model. A client of the smallest level has no smaller models, and with a slice rule
-        that moves slices no client has. Without smaller models, the loss is ``criterion(model(inputs), targets) +
+        probabilities of the client's model. There are no smaller models at the smallest level, with a slice rule that
+        moves slices, or with ``by_level`` (see ``Slicing``). The loss is then ``criterion(model(inputs), targets) +
         penalty(model)``. With four levels, distillation makes a step of the largest model take about twice as long.
 
         Parameters
