@@ -63,7 +63,7 @@ class Identity:
 
 
 def load(client_app: ClientApp | str) -> ClientApp:
-    """Return a ClientApp; import it if it is a text ``"module:attribute"``."""
+    """Return ``client_app``; import it if it is a text ``"module:attribute"``."""
     app: object = load_function(client_app, "client_app") if isinstance(client_app, str) else client_app
     if not isinstance(app, ClientApp):
         raise ConfigError(
@@ -79,9 +79,10 @@ def answer(
     contexts: Sequence[Context],
     begin: Callable[[Context], object] = lambda context: None,
 ) -> list[Envelope]:
-    """Call the app with messages, and return its replies.
+    """Call the app with messages, and return envelopes with its replies.
 
-    Several messages go to ``train_cohort``, if the app has it. If it fails, the app is called with each message alone.
+    Several messages go to ``app.train_cohort``, if it exists. If ``train_cohort`` fails, the app is called with each
+    message alone.
     ``begin`` is called with each context before the client runs.
     """
     cohort: Cohort | None = getattr(app, "train_cohort", None)
@@ -120,7 +121,7 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
 
 
 def failure(message: Message, code: int, reason: str | BaseException, trouble: str = "") -> Envelope:
-    """Return the error reply to a message; ``trouble`` is the traceback, by default the reason."""
+    """Return an envelope with the error reply to a message; ``trouble`` is the traceback, by default the reason."""
     text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
     return Envelope(Message(Error(code, text), reply_to=message), None, trouble or text)
 

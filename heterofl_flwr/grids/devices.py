@@ -36,7 +36,7 @@ class DeviceProfile:
     drop_out: Decay = 0.0
     """probability that the device drops out during a round"""
     least_work: Share = 1.0
-    """lower bound on the fraction of local steps that a client runs; the fraction is uniform between it and 1"""
+    """lower bound on the fraction of local steps that a client runs; the fraction is uniform from this bound to 1"""
     jitter: NotNegative = 0.0
     """standard deviation of the logarithm of the speed, from round to round"""
     compute_watts: NotNegative = 0.0
@@ -155,7 +155,7 @@ class TrainingCost:
         Number of model inputs for each training example. For text it is above 1, because an example is a long row
         of tokens that is split into several inputs.
     widths, rates : InnerWidths, Sequence[float]
-        ``widths`` says which smaller models a step trains too. ``rates`` are all rates of the mix.
+        Choice of the smaller models that a step trains too, and all rates of the mix.
     """
 
     def __init__(

@@ -17,10 +17,10 @@ class LocalGrid(QueuedGrid):
 
     Clients run one by one, each when its reply is pulled, so a debugger can follow them. They share this process's
     random state and use one torch thread. An error of a client becomes an error reply. ``ttl`` is ignored.
-    ``RayGrid`` gives the same results, bit for bit, in many processes.
+    On CPUs, ``RayGrid`` gives the same results, bit for bit, in many processes, if clients seed their random numbers.
 
-    Use the grid as a context manager, or call ``close``. Each node keeps its ``Context.state`` until then, or until
-    ``set_run`` begins another run.
+    Use the grid as a context manager, or call ``close``. Each node keeps its ``Context.state`` until ``close`` or
+    ``set_run``, which begins another run.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Inline(Runner):
         self._groups.update({id_: group for group in groups for id_ in group.ids})
 
     def wait(self, ids: Sequence[str], deadline: float) -> list[str]:
-        """Run the clients of these messages until ``deadline``; return the ids of answered messages."""
+        """Run these messages' clients, but start no client after ``deadline``; return the ids of answered messages."""
         with self._lock:
             groups = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
             for _, group in sorted(groups.items()):

@@ -57,9 +57,9 @@ def together(
 ) -> list[list[Message]]:
     """Divide messages into groups of nearly equal size, whose clients may train together.
 
-    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. Only ``train``
-    messages with a rate are grouped. ``most`` returns the maximum size of a message's group. Messages to the same node
-    keep their order.
+    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. Only ``train`` messages with
+    a rate are grouped; each other message is alone in its group. ``most`` returns the maximum size of a message's
+    group. Messages to the same node keep their order.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}
@@ -111,7 +111,7 @@ class Runner(ABC):
 
     @abstractmethod
     def wait(self, ids: Sequence[str], deadline: float) -> list[str]:
-        """Wait for replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
+        """Wait at most until ``deadline`` (``time.monotonic``) for all replies; return the ids of answered messages."""
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
         """Return and forget the replies to these messages that arrive by ``poll_until``."""
@@ -128,7 +128,7 @@ class Runner(ABC):
         self.cancel([*self._groups, *self._done])
 
     def close(self) -> None:
-        """Forget all messages; subclasses also end their processes."""
+        """Forget all messages and replies. A subclass with processes also ends them."""
         self._groups.clear()
         self._done.clear()
 
@@ -267,7 +267,7 @@ class QueuedGrid(Grid):
         return list(exchange(self, messages, timeout=timeout))
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait at most ``timeout`` seconds for replies; return the ids of answered messages."""
+        """Wait at most ``timeout`` seconds for all replies; return the ids of answered messages."""
         return self._runner.wait(list(message_ids), math.inf if timeout is None else time.monotonic() + timeout)
 
     def cancel(self, message_ids: Iterable[str]) -> None:

@@ -77,7 +77,7 @@ class Clients:
             )
 
     def ready(self) -> tuple[str, bool, str]:
-        """Return an error text or ``""``, True if ``train_cohort`` exists, and the path of stderr."""
+        """Return an error text or ``""``, whether the app has ``train_cohort``, and the path of stderr."""
         trouble = f"on {socket.gethostname()}: {self._trouble}" if self._trouble else ""
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 

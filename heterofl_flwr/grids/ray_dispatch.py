@@ -26,7 +26,7 @@ RETRIES = 2
 """Number of times that a group of messages is given to another actor after its actor has died."""
 
 STARTS = 3
-"""Number of replacement actors in a row that may fail to start. After that, none are started."""
+"""Largest number of failed starts in a row after which a replacement actor is started."""
 
 PATIENCE = 60.0
 """Seconds without a started actor until a warning, which states the resources of the cluster."""
@@ -85,7 +85,7 @@ class ActorPool(Runner):
             self._step(0.0)
 
     def wait(self, ids: Sequence[str], deadline: float) -> list[str]:
-        """Wait for replies until ``deadline`` (``time.monotonic``); return the ids of answered messages."""
+        """Wait at most until ``deadline`` (``time.monotonic``) for all replies; return the ids of answered messages."""
         seconds = math.inf
         while seconds > 0 and not self._groups.keys().isdisjoint(ids):
             seconds = deadline - time.monotonic()
@@ -138,7 +138,7 @@ class ActorPool(Runner):
                 self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
     def _take_next(self) -> Group | None:
-        """Remove and return the first waiting group whose nodes are neither busy nor in an earlier group."""
+        """Remove and return the first waiting group whose nodes are neither busy nor in an earlier group, or None."""
         busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
         for place, group in enumerate(self._waiting):
             if busy.isdisjoint(group.nodes):
@@ -183,7 +183,7 @@ class ActorPool(Runner):
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
         """Replace an actor that could not start, up to ``STARTS`` times in a row.
 
-        Raise ``ConfigError`` if no actor has ever started, or if no actor is left.
+        Raise ``ConfigError`` if no actor has ever started, or if no actor is left after more failures.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:
@@ -193,9 +193,10 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace a dead actor, and ask whether idle ones are alive.
+        """Replace a dead actor, and ask whether idle actors are alive.
 
-        Its group is queued again, at most ``RETRIES`` times; then its messages get errors as replies.
+        The dead actor's group is queued again, at most ``RETRIES`` times. After that, the group's messages get error
+        replies. The death of an actor without a group counts as a failed start.
         """
         death = self._describe_end(actor, error)
         if group is None:
@@ -242,7 +243,7 @@ class ActorPool(Runner):
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
         log = self._logs.get(actor, Path())
         lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-        lines = [line.strip() for line in lines if line.strip() and not line.startswith(":")]  # Ray's have a colon
+        lines = [line.strip() for line in lines if line.strip() and not line.startswith(":")]  # Ray's own have a colon
         end = f" (its last lines: {' | '.join(lines[-5:])})" if lines else ""
         return f"died: {text.strip().rstrip('.')}{end}"
 

@@ -14,13 +14,14 @@ from heterofl_flwr.grids.queued import QueuedGrid
 class RayGrid(QueuedGrid):
     """Run any ClientApp in Ray actors, for any Flower strategy.
 
-    Results equal those of a ``LocalGrid`` bit for bit, with any number of actors. Actors run until ``close``, so caches
-    in modules persist between messages. If an actor dies, it is replaced, and another actor gets its messages. A
-    message whose actor dies three times gets an error reply. ``deaths`` lists the dead actors.
+    On CPUs, results equal those of a ``LocalGrid`` bit for bit for each number of actors, if clients seed their random
+    numbers. Actors run until ``close``, so caches in modules persist between messages. If an actor dies, it is
+    replaced, and another actor gets its messages. A message gets an error reply if three actors that ran it have
+    died. ``deaths`` lists the dead actors.
 
     The grid uses the Ray cluster that this process is connected to, or else the cluster at the address ``RAY_ADDRESS``.
     All machines of a cluster need the same packages and paths. Without a cluster, the first grid starts Ray on
-    this machine. Ray ends when the last grid is closed.
+    this machine, and Ray ends when the last grid is closed.
 
     Use it as a context manager, or call ``close``.
 
@@ -93,9 +94,9 @@ class RayGrid(QueuedGrid):
         except BaseException:
             Session.leave()
             raise
-        atexit.register(self._finalizer)  # runs before Ray's own; a bound method would keep the grid alive
+        atexit.register(self._finalizer)  # runs before Ray's own function; a bound method would keep the grid alive
 
     def close(self) -> None:
-        """End the actors. The last open grid also ends the Ray that this process started."""
+        """End the actors. The last open grid also ends Ray, or the connection to a cluster, if a grid started it."""
         super().close()
         atexit.unregister(self._finalizer)

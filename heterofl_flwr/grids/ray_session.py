@@ -41,7 +41,7 @@ _SETTINGS = {
 }
 
 _NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
-"""Methods with which Ray starts processes that a Ray of this process alone does not need."""
+"""Methods with which Ray starts processes that only clusters and dashboards need."""
 
 
 class Session:
@@ -72,7 +72,7 @@ class Session:
 
 
 def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
-    """Join Ray and return {}, or start it and return its environment variables."""
+    """Join a running Ray and return {}; otherwise start Ray with ``environment``, and return this."""
     if ray.is_initialized():
         return {}
     address = os.environ.get("RAY_ADDRESS")
@@ -116,7 +116,7 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
     started.callback(shut_down)
     environment = {**environment, **token}
     before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)  # Ray's processes inherit it
+    os.environ.update(environment)  # Ray's processes inherit these variables
     try:
         _read_authentication()
         with fewer_processes():
@@ -144,7 +144,7 @@ def fewer_processes() -> Iterator[None]:
 
 
 def _read_authentication() -> None:
-    """Make Ray read its authentication mode again. It reads the mode only on import."""
+    """Make Ray read its authentication mode and token again. Ray itself reads the mode only on import."""
     native: Any = ray._raylet
     native.AuthenticationTokenLoader.instance().reset_cache()
     native.Config.initialize("")

@@ -32,9 +32,8 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 class _Flight:
     """A message on a simulated device. ``takes`` and ``reply`` are set once its client has trained.
 
-    An unavailable device has a reply from the beginning.
-
-    ``sent`` and ``takes`` are simulated seconds. ``down`` is the message's size in bytes.
+    If the device is unavailable, ``reply`` is an error reply from the beginning. ``sent`` is the simulated time of
+    sending, ``takes`` the simulated seconds until the reply, and ``down`` the message's size in bytes.
     """
 
     turn: Turn
@@ -57,8 +56,8 @@ class SimulatedDevices(Relay):
     and energy of a round are in its ``RoundRecord``. Only training is simulated: other messages take no time.
 
     In simulated time, a device is busy until its reply, its dropout or the deadline. A round takes the time of its
-    slowest device. In asynchronous runs and with ``spare`` clients, each pull advances time to the first reply's
-    arrival.
+    slowest device. In asynchronous runs and with ``spare`` clients, each pull advances the simulated time to the
+    arrival of the first reply.
 
     Only HeteroFL's messages can be simulated. A ``Windowed`` grid must be inside this proxy (see the example).
 
@@ -123,7 +122,7 @@ class SimulatedDevices(Relay):
             self._spent += longest
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, except those to unavailable devices; return the ids of all."""
+        """Send messages, except training messages to unavailable devices; return the ids of all messages."""
         messages = list(messages)
         flights = [self._start(message) if is_training(message) else None for message in messages]
         away = [flight.reply.metadata.reply_to_message_id if flight and flight.reply else "" for flight in flights]
@@ -135,7 +134,8 @@ class SimulatedDevices(Relay):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Advance the simulated time to the first arrival of these replies; return those that have arrived.
 
-        Return nothing while any client still trains in the grid, because its reply may be the first.
+        While a client still trains in the grid, return no replies, because its reply may be the first. If none of the
+        messages is for training, return the grid's replies.
         """
         ids = set(message_ids)
         training = [id_ for id_ in self._out if id_ in ids]
@@ -177,9 +177,9 @@ class SimulatedDevices(Relay):
         return flight
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
-        """Return the reply, or an error reply if the client's device drops out or is late."""
+        """Set the time that a flight takes; return the reply, or an error reply if the device drops out or is late."""
         examples, turn, devices = examples_of(reply), flight.turn, self._devices
-        if examples is None:  # the strategy raises the error for such a reply
+        if examples is None:  # an error reply, or a reply that the strategy rejects
             return reply
         fault, done, up = "", 1.0, content_bytes(reply.content)
         if devices.drops_out(turn):
