@@ -95,7 +95,7 @@ class Architecture:
         return True
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan (kept entries of each parameter) of a rate's slice; empty in this class."""
+        """Return the plan (entries of each parameter) of a rate's slice; in this class, a plan without parameters."""
         return self.global_plan
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
@@ -111,7 +111,7 @@ class Architecture:
         return frozenset()
 
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters, which are not sent; '' if there are none."""
+        """Return a hash of the frozen parameters that are not sent; '' if the model has no such parameters."""
         return ""
 
     def slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
@@ -127,11 +127,14 @@ class Architecture:
         return [rate, *nested]
 
     def initial_state(self) -> State:
-        """Return the initial values of the shared parameters; none in this class."""
+        """Return the initial values of the shared parameters; in this class, an empty dictionary."""
         return {}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check the parameters of a global model; return the shared ones (none in this class)."""
+        """Check the parameters of a global model, and return the shared parameters.
+
+        In this class, return an empty dictionary without a check.
+        """
         return {}
 
 
@@ -142,7 +145,8 @@ class GlobalModel(Architecture):
         super().__init__(mix, options, seed)
         check_build(build)
         sizes = dict.fromkeys(("plan", "norms", "untrained", "frozen_fingerprint"), CACHED_RATES)
-        for name, size in {**sizes, "_moved_plan": CACHED_ROUNDS}.items():  # a cache of the class would keep instances
+        # Each instance has its own caches: with lru_cache as a decorator, the cache would keep all instances alive.
+        for name, size in {**sizes, "_moved_plan": CACHED_ROUNDS}.items():
             setattr(self, name, lru_cache(size)(getattr(self, name)))
         # A user's build may draw from the global generators.
         self.build = kept_random_state()(called_with_rate(build))
@@ -165,7 +169,10 @@ class GlobalModel(Architecture):
             self.channel_order = ChannelOrder(self.model, plans, options.slicing.rank_margin)
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan that cuts each layer to its first channels, in the shapes of ``build(rate)``."""
+        """Return the plan with the first channels of each layer, in the shapes of ``build(rate)``.
+
+        Parameters that are not shared are left out.
+        """
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":
@@ -174,10 +181,10 @@ class GlobalModel(Architecture):
         return shared_part(plan, self.shared)
 
     def _check_moving(self, local: nn.Module, rate: float) -> None:
-        """Check that a slice of ``local`` can move: nothing that is never sent may depend on the channels.
+        """Raise ``ConfigError`` if the slice of ``local`` cannot move to other channels.
 
-        Raise ``ConfigError`` if ``local`` has only a part of a frozen parameter, or of a buffer with a value for each
-        channel.
+        This is so if ``local`` has only a part of a frozen parameter, or of a buffer with a value for each channel.
+        These tensors are not sent, so they would remain those of the first channels.
         """
         rule = self.options.slicing.slice_rule
         if tables := find_channel_tables(self.model, local):
@@ -196,7 +203,7 @@ class GlobalModel(Architecture):
             )
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the plan of a client's slice in a round: ``plan(rate)``, moved by the slice rule."""
+        """Return the plan of a client's slice in a round: ``plan(rate)``, moved if the slice rule moves slices."""
         rule = self.options.slicing.slice_rule
         if rule in NESTED_RULES:
             return self.plan(rate)
@@ -212,9 +219,9 @@ class GlobalModel(Architecture):
 
     @property
     def trains_all(self) -> bool:
-        """False if the model has an attribute ``untrained``.
+        """Whether the model has neither an attribute ``untrained`` nor frozen parameters.
 
-        With privacy noise, also False if the model has frozen parameters.
+        Frozen parameters count only with privacy noise.
         """
         return not (hasattr(self.model, "untrained") or self._frozen)
 
@@ -225,7 +232,10 @@ class GlobalModel(Architecture):
         return {name for name, parameter in parameters if not parameter.requires_grad}
 
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the names of parameters that clients of ``rate`` receive and do not train."""
+        """Return the names of parameters that clients of ``rate`` receive and do not train.
+
+        Frozen parameters are included only with privacy noise.
+        """
         if self.trains_all:
             return frozenset()
         patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
@@ -233,7 +243,7 @@ class GlobalModel(Architecture):
         return frozenset(name for name in self.plan(rate).axes if name in frozen or is_shared(name, patterns))
 
     def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters, which are not sent; '' if there are none."""
+        """Return a hash of the frozen parameters that are not sent; '' if the model has no such parameters."""
         return fingerprint(self.build(rate))
 
     def initial_state(self) -> State:
@@ -251,7 +261,7 @@ class GlobalModel(Architecture):
         return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check the parameters of a global model; return the shared ones in the dtypes of messages."""
+        """Check the parameters of a global model; return the shared parameters in the dtypes of messages."""
         # A ``state_dict`` lists a tied parameter under each of its names. The last entry counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)

@@ -33,14 +33,14 @@ class RunState:
     run_key
         Random id of the run; clients discard state of other runs.
     trained
-        The partitions (data indices) of the clients that have trained; empty if clients keep no state.
+        The partitions of the clients that have trained; empty if clients store nothing between rounds.
     dealt
-        The number of partitions of the data; 0 if clients report different numbers.
+        The number of partitions of the data; 0 unless all clients report the same number.
     nodes
         For each registered node name, the round in which the node became absent; 0 for present nodes.
     releases
-        Counts of the noisy models and moments published so far, by noise and clip. If training started from the model
-        of another run, the counts include those of that run.
+        Counts of the noisy models and moments published so far, by noise and clip. They include the releases of the
+        runs that this run resumes, and of earlier runs of the same strategy.
     setup
         Mix, seed and stages of the run as text; a resumed run must have the same.
     callbacks
@@ -75,7 +75,8 @@ class Progress(RunState):
     evaluated_slice
         Function of a round and a rate. It returns the ``SliceFunction`` of the model to evaluate.
     level_tensors
-        Function of a rate. It returns this level's values of the parameters in ``Slicing.by_level``.
+        Function of a rate. It returns this level's own values of the parameters in ``Slicing.by_level``, or an empty
+        dictionary if the level has the values in ``state``.
     """
 
     record: RoundRecord
@@ -106,7 +107,8 @@ class RoundCallback:
         """Run when messages are sent, and after each reply.
 
         ``done`` of ``total`` clients have replied. ``failed`` of these replies are errors. ``what`` is ``trained``,
-        ``sent moments`` or ``evaluated``.
+        ``sent moments`` or ``evaluated``. Asynchronous training runs this only after each reply that a step
+        uses; ``total`` is then the number of replies in a step.
         """
 
     def on_round_end(self, progress: Progress) -> bool:
@@ -114,7 +116,7 @@ class RoundCallback:
         return False
 
     def on_end(self, state: State) -> None:
-        """Run after the final round, also if a callback stopped the run."""
+        """Run after the final round, also if a callback or ``should_stop`` ended the run early."""
 
     def on_error(self) -> None:
         """Run when an error ends the run; the error is raised afterwards."""
@@ -140,7 +142,7 @@ def is_true(result: object) -> bool:
 
 
 def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:
-    """Return ``callbacks`` as a tuple; raise ``ConfigError`` if an element is not a ``RoundCallback``."""
+    """Return ``callbacks`` as a tuple; raise ``ConfigError`` unless it is a sequence of ``RoundCallback``."""
     if not isinstance(callbacks, Sequence) or not all(isinstance(callback, RoundCallback) for callback in callbacks):
         raise ConfigError(f"callbacks is {shown(callbacks)}; expected a list of instances of RoundCallback")
     return tuple(callbacks)

@@ -47,8 +47,8 @@ class Levels:
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
         """Raise ``ReplyError`` if a reported capacity is not a rate.
 
-        Under *Fix*, also raise it if ``build`` fails for this rate. ``limit`` is the largest rate that the server
-        allows this client. A capacity above it is checked as ``limit``.
+        Under *Fix*, also raise it if the model has no slice of this rate, for example because ``build`` fails.
+        ``limit`` is the largest rate that the server allows this client; a larger capacity is checked as ``limit``.
         """
         if capacity is None:
             return
@@ -73,7 +73,7 @@ class Levels:
         return capacity
 
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
-        """Set the present nodes and the names of new ones; under *Fix*, assign rates to new nodes."""
+        """Set the present nodes and the names of new nodes; under *Fix*, assign rates to new nodes."""
         # The rate follows from the seat (position by name and id), not from the reports of other nodes.
         if not self._nodes.update(present, names, server_round) or self._assignment != "fix":
             return
@@ -140,7 +140,7 @@ class Levels:
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
         """Sample the clients of a round without replacement.
 
-        If a stage needs several holders of each entry, that many clients of the largest rate are drawn first.
+        If a stage has ``Needs(holders=...)``, training rounds first draw this number of clients of the largest rate.
         """
         number = self._options.sampling.number(len(node_ids), purpose)
         if purpose == "train":
@@ -169,14 +169,14 @@ class Levels:
         )
 
     def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """Return, for each entry of the parameter ``name``, the number of clients that hold and train it."""
+        """Return, for each entry of the parameter ``name``, the number of registered clients that hold and train it."""
         rates = [self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)]
         plans = [self._architecture.plan(rate) for rate in rates if name not in self._architecture.untrained(rate)]
         return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))
 
 
 def failed_levels(slices: Mapping[int, Sampled], faults: Mapping[int, Fault]) -> dict[str, str]:
-    """Return a hint for each level whose clients all failed with the same error, apart from numbers in it."""
+    """Return a hint for each level whose clients all failed with the same error; numbers in the error may differ."""
     errors: dict[float, set[str]] = defaultdict(set)
     for node_id, sampled in slices.items():
         fault = faults.get(node_id)

@@ -23,7 +23,7 @@ Perplexity comes first because only language models have it, and they have an ac
 
 
 def split_metric(key: str) -> tuple[str, float | None]:
-    """Split a key such as ``accuracy/0.5`` into metric and rate; the rate is None if the key has none."""
+    """Split a key such as ``accuracy/0.5`` into metric and rate; the rate is None if the key names no rate."""
     metric, _, text = key.rpartition("/")
     try:
         rate = float(text)
@@ -51,7 +51,10 @@ def split_metrics(
 
 
 def minority_headlines(answers: Sequence[Answer]) -> set[str]:
-    """Return the headline metrics (accuracy, loss, perplexity) that fewer than half of the clients report."""
+    """Return the headline metrics (accuracy, loss, perplexity) that fewer than half of the clients report.
+
+    Clients without examples do not count. Metrics of one architecture, such as ``cnn-local-accuracy``, are left out.
+    """
     reported = Counter(name for number, metrics in answers if number > 0 for name in metrics)
     clients = sum(number > 0 for number, _ in answers)
     headlines = {name for name in reported if name.endswith(HEADLINE_KINDS) and not _OF_ARCHITECTURE.match(name)}
@@ -64,7 +67,7 @@ def is_share(key: str) -> bool:
 
 
 def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the mean of each metric over clients, weighted by examples; NaN only if all values are NaN."""
+    """Return the mean of each metric over clients, weighted by examples; NaN if all its values are NaN."""
     return {
         key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
         for key, pairs in values_by_metric(answers).items()

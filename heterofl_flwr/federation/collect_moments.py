@@ -33,7 +33,7 @@ class CollectedMoments:
     rates : Mapping[int, Sequence[float]]
         The rates that each client evaluates, by node id.
     remote : bool
-        Whether the clients are other machines. Their moments are then summed robustly, unless noise is added.
+        Whether the clients run on other machines. Their moments are then summed robustly, unless noise is added.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class CollectedMoments:
             }
 
     def add(self, moments: Mapping[float, Moments]) -> None:
-        """Add a client's moments. If those of any rate are invalid, raise ``ReplyError`` and add none."""
+        """Add a client's moments. If the moments of one rate are invalid, raise ``ReplyError`` and add no moments."""
         architecture, privacy = self._federation.architecture, self._options.privacy
         expected = self._options.averaging.fidelity.moments
         for rate, client_moments in moments.items():
@@ -79,10 +79,10 @@ class CollectedMoments:
         self.faults[self._federation.nodes.name(node_id)] = fault.reason
 
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
-        """Return the sum of the clients' moments for each rate, with noise if ``privacy.noise`` is set.
+        """Return the sum of the clients' moments for each rate or, with ``privacy.noise``, their noisy mean.
 
-        Raise ``RoundError`` if moments are ``needed`` and none is usable. If all clients were silent or reported no
-        moments, only log a warning.
+        If moments are ``needed`` and no client sent usable moments, raise ``RoundError``. But only log a warning if all
+        clients were silent or reported no moments.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy

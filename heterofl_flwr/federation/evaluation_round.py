@@ -87,7 +87,7 @@ class EvaluationRound:
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
     def restrict_rates(self, moments: Collection[float]) -> None:
-        """Remove rates without moments, and clients without a remaining rate, from ``rates``."""
+        """Remove from ``rates`` all rates that are not in ``moments``, and clients without a remaining rate."""
         rates = {node_id: tuple(rate for rate in rates if rate in moments) for node_id, rates in self.rates.items()}
         rates = {node_id: client_rates for node_id, client_rates in rates.items() if client_rates}
         if rates != self.rates:
@@ -147,11 +147,11 @@ class EvaluationRound:
         return dict(log.evaluate)
 
     def global_answers(self) -> list[int]:
-        """Return the clients that evaluated the global model; with personal parameters, these are all clients."""
+        """Return the clients that have evaluated the global model or, with personal parameters, their own model."""
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:
-        """Record how many of the sampled clients evaluated; return True if fewer than half did."""
+        """Record how many of the sampled clients have evaluated; return True if fewer than half of them have."""
         log, sampled = self._log, self._is_global
         if not sampled:
             return False

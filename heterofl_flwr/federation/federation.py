@@ -106,7 +106,7 @@ class Federation:
                     raise ReplyError(answer.reason)
                 self.levels.check_capacity(capability.holds)
             except ReplyError as error:
-                in_table = bool({name, node} & limits.levels.keys())  # which sets the node's level, so no fault
+                in_table = bool({name, node} & limits.levels.keys())  # the table sets the node's level
                 if not in_table:
                     faults[node_id] = str(error)
                 capability = replace(capability, capacity=capability.limit if in_table else smallest)

@@ -21,7 +21,7 @@ _RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_r
 class Capability:
     """A client's largest rate and its data partition, as reported, and the server's limit on the rate."""
 
-    capacity: _RateOrNone = None  # the largest rate that the client can hold; None: any
+    capacity: _RateOrNone = None  # the largest rate that the client can hold; None: any rate
     limit: float = 1.0  # the largest rate that the server allows this client
     partition: Annotated[Natural | None, "an integer of 0 or more"] = None  # index of the client's part of the data
     num_partitions: Annotated[Count | None, "an integer of 1 or more"] = None
@@ -74,7 +74,7 @@ class Limits:
 
     norm_bound: NotNegative = 0.0
     """upper bound on the L2 norm of the change in a reply; a reply above it is rejected, not clipped. 0: no bound in
-    simulations, ten times the norm of the model through a SuperLink
+    simulations, and ten times the norm of the model for replies through a SuperLink
     """
     examples: Annotated[int, Strict(), Field(ge=1, le=1_000_000_000, alias="max-examples")] = 10_000_000
     """upper bound on the number of examples in a reply; a reply above it is rejected. With weights=examples, set it to
@@ -86,7 +86,7 @@ class Limits:
         _AsText,
         "different names with a level each, such as 'phone=c,camera=a', or '' for none",
     ] = field(default_factory=dict, hash=False)
-    """levels of nodes, by registered name or node id. A node may report a smaller level than this, not a larger one"""
+    """levels of nodes, by registered name or node id. If a node reports another level, the smaller one counts"""
     largest_level: Annotated[
         str | Annotated[float, Strict()], check(rate_of), "a level such as 'c' or a rate such as '0.3'"
     ] = "a"
@@ -100,9 +100,10 @@ class Limits:
     """partitions of nodes, by registered name or node id; other nodes never get these partitions"""
 
     def check_levels(self, mix: Mix, assignment: str) -> None:
-        """Raise ``ConfigError`` if a level in the table ``levels`` is above the largest of ``mix``.
+        """Raise ``ConfigError`` if a level in the table ``levels`` is above the rate of the global model.
 
-        Under *Dynamic*, also if a level in the table, or ``largest_level``, is below the smallest.
+        Under *Dynamic*, also raise it if a level in the table, or ``largest_level``, is below the smallest rate of the
+        mix.
         """
         wide = [who for who, level in self.levels.items() if rate_of(level) > mix.global_rate]
         faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
@@ -140,7 +141,8 @@ class Limits:
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
     """Warn of unusable answers; raise ``RoundError`` if too few clients have a known capability.
 
-    ``new`` and ``total`` are the numbers of new clients and of all clients.
+    If the smallest rate of the mix is that of the global model, no capability needs to be known. ``faults`` has the
+    reason for each client with an unusable answer. ``new`` and ``total`` are the numbers of new and of all clients.
     """
     usable, smallest = total - len(faults), mix.rates[-1]
     least = min(least_replies(min_replies, total), total)

@@ -38,7 +38,7 @@ class Nodes(Mapping[int, Capability]):
     """
 
     def __init__(self, reserved: Iterable[int] = ()) -> None:
-        self._reserved = frozenset(reserved)  # partitions that are assigned by name only
+        self._reserved = frozenset(reserved)  # partitions in ``Limits.partitions``: no other node gets them
         self.present: set[int] = set()
         self._names: dict[int, str] = {}
         self._capabilities: dict[int, Capability] = {}
@@ -57,7 +57,7 @@ class Nodes(Mapping[int, Capability]):
         self.remarks: set[tuple[str, int]] = set()  # (remark, node id) of remarks on replies that were logged
         self.has_new_capacity = False  # True after a reply has changed a client's capacity
         self.failed: set[int] = set()  # nodes that failed in training; they may have been restarted with another level
-        self._trained_before: set[int] = set()  # partitions of ``trained`` in the run that is resumed
+        self._trained_before: set[int] = set()  # partitions of clients that trained before the run was resumed
         self._dealt_before = 0  # ``dealt()`` of the run that is resumed
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
         self.own_rates: dict[int, float] = {}  # rates of clients with personal parameters: always their first rate
@@ -103,10 +103,13 @@ class Nodes(Mapping[int, Capability]):
         return True
 
     def register(self, answers: Mapping[int, Capability], faulty: Collection[int] = ()) -> None:
-        """Register the answers to the capability query; ``faulty`` nodes gave no usable answer."""
+        """Register the answers to the capability query; ``faulty`` nodes gave no usable answer.
+
+        Raise ``RoundError`` if the number of partitions is not that of the run that is resumed.
+        """
         # A client that reports no partition, or the partition of another client, gets a free number: its seat if all
-        # nodes have names and this number is free, else the lowest. Without names, the number follows from random node
-        # ids, and the run cannot be repeated exactly.
+        # nodes have names and the seat is free, else the lowest free number. Without names, the number follows from
+        # random node ids, and the run cannot be repeated exactly.
         if answers.keys() - self._partitions.keys():  # new clients may get the partitions of nodes that left
             for node_id in self._partitions.keys() - self.present:
                 del self._partitions[node_id]
@@ -117,7 +120,7 @@ class Nodes(Mapping[int, Capability]):
         self._faulty.update(node_id for node_id in faulty if answers[node_id].partition is None)
         self._number_partitions(answers, faulty)
         self._greet(answers)
-        # A partition that follows from a random node id may be another client's in the run that is resumed.
+        # In the run that is resumed, a partition that follows from a random node id may have been another client's.
         sure = {
             self._partitions[node_id]: node_id
             for node_id, answer in answers.items()
@@ -150,7 +153,7 @@ class Nodes(Mapping[int, Capability]):
             )
 
     def _note_change(self, node_id: int, line: str) -> None:
-        if self.changes.pop(node_id, None) is None:  # otherwise the opposite change has not been logged yet
+        if self.changes.pop(node_id, None) is None:  # else drop both: the opposite change is not logged yet
             self.changes[node_id] = line
 
     def _number_partitions(self, answers: Mapping[int, Capability], faulty: Collection[int]) -> None:
@@ -178,7 +181,7 @@ class Nodes(Mapping[int, Capability]):
                 "partition-id of its node config; give each node its own",
                 counted(unnamed, "node"),
             )
-        if self.all_named:  # some nodes may not have answered yet; the number must not depend on which ones have
+        if self.all_named:  # the number must not depend on which nodes have answered before
             taken = {*self._partitions.values(), *self._reserved}
             seats = {node_id: self._seats[node_id] for node_id in unnumbered if self._seats[node_id] not in taken}
             self._partitions.update(seats)
@@ -210,7 +213,7 @@ class Nodes(Mapping[int, Capability]):
         self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
-        """Store the capacity that a client reported. The server uses it from the next round on."""
+        """Store the capacity that a client reported in a reply; the client is no longer ``demoted``."""
         self._capabilities[node_id] = replace(self._capabilities[node_id], capacity=capacity)
         self.demoted.discard(self.name(node_id))
         self.has_new_capacity = True
@@ -225,7 +228,7 @@ class Nodes(Mapping[int, Capability]):
         return self._partitions[node_id]
 
     def seat(self, node_id: int) -> int:
-        """Return the seat of a client, which sets the level of a client without partition and capacity."""
+        """Return the seat of a client, which determines its level if it reports neither partition nor capacity."""
         return self._seats[node_id]
 
     def name(self, node_id: int) -> str:
@@ -238,7 +241,7 @@ class Nodes(Mapping[int, Capability]):
         return self._names.get(node_id, "")
 
     def record_failure(self, node_id: int, reason: str, failures: dict[int, str], names: dict[int, str]) -> int:
-        """Store the reason and the client's registered name by its partition; return the partition."""
+        """Store ``reason`` in ``failures`` and the registered name in ``names``, by partition; return the partition."""
         partition = self.partition(node_id)
         failures[partition] = reason
         if name := self.registered_name(node_id):
@@ -275,7 +278,7 @@ class Nodes(Mapping[int, Capability]):
         return max((capability.num_partitions or 0 for capability in self._capabilities.values()), default=0)
 
     def dealt(self) -> int:
-        """Return the ``num_partitions`` that all clients report; 0 if they differ."""
+        """Return the ``num_partitions`` that all clients report; 0 unless they all report the same number."""
         numbers = {capability.num_partitions or 0 for capability in self._capabilities.values()}
         return numbers.pop() if len(numbers) == 1 else 0
 
@@ -285,6 +288,6 @@ class Nodes(Mapping[int, Capability]):
 
 
 def _number(numbers: dict[int, int], node_ids: Iterable[int], reserved: Iterable[int] = ()) -> None:
-    """Assign the lowest free number to each node, and add it to ``numbers``."""
+    """Add each node to ``numbers``, with the lowest number that is neither taken nor ``reserved``."""
     taken = {*numbers.values(), *reserved}
     numbers.update(zip(node_ids, filterfalse(taken.__contains__, count()) if taken else count(), strict=False))

@@ -41,7 +41,7 @@ def multi_step(
 ) -> Schedule:
     """Return a schedule in which the learning rate drops at milestones (Table 6 of the paper).
 
-    It is multiplied by ``factor`` after each round in ``milestones``, and by ``decay`` after every round.
+    The learning rate is multiplied by ``factor`` after each round in ``milestones``, and by ``decay`` after each round.
     """
 
     def rate(server_round: int) -> float:
@@ -69,20 +69,22 @@ class Slicing:
     (FedRolex), the slice rule must be one that moves slices
     """
     slice_rule: SliceRule = "prefix"
-    """slices of clients: prefix (HeteroFL), important (a prefix of channels that are sorted by their norm: FIARSE,
-    structured), rolling (FedRolex: moves on each round), random-level or random-client (drawn each round for each
-    rate, or for each client)
+    """slices of clients. prefix: the first channels (HeteroFL). important: the first channels after they are sorted by
+    their norm (structured FIARSE). rolling: a window of channels that moves in each round (FedRolex). random-level,
+    random-client: channels that are drawn in each round for each rate, or for each client
     """
     roll_by: Count = 1
-    """entries by which rolling slices move on each round"""
+    """entries by which rolling slices move in each round"""
     growth: Natural = 0
     """rounds after which a client moves up one level, from the smallest of the mix to its assigned level (FedGMR,
     structured); 0: clients train at their assigned level from the first round on
     """
     rank_every: Count = 5
-    """rounds from one sorting of channels to the next, with important"""
+    """rounds from one sorting of channels to the next, for the slice rule important"""
     rank_margin: NotNegative = 0.1
-    """fraction by which a channel's norm must exceed that of a channel in a slice to replace it, with important"""
+    """fraction by which a channel's norm must exceed that of a channel in a slice to replace this channel, for the
+    slice rule important
+    """
     shared: Annotated[Sequence[str], "patterns of parameters, as ['hidden.*']"] = ALL
     """parameters that are sent and averaged, as fnmatch patterns; all others stay with their client, which then has a
     model of its own: LG-FedAvg, or Standalone if none is sent
@@ -106,7 +108,7 @@ class Training:
     """Training options that the server sends to clients."""
 
     learning_rate: Annotated[Positive | Schedule | None, "a number above 0, or a function from the round to one"] = None
-    """learning rate of the first round, or a function from the round to it; None: clients choose their own"""
+    """learning rate of the first round, or a function from a round to its learning rate; None: the clients choose it"""
     milestones: Annotated[Sequence[Count], "rounds, as [150, 250]"] = ()
     """rounds after each of which the learning rate is divided by 10"""
     lr_decay: Share = 1.0
@@ -114,7 +116,7 @@ class Training:
     proximal_mu: NotNegative = 0.0
     """weight of FedProx's proximal term; 0 for none"""
     upload: Upload = "float32"
-    """form of replies: parameters (float32), or their changes in two bytes (float16) or in one (int8)"""
+    """form of replies: parameters (float32), or their changes in two bytes (float16) or one byte (int8)"""
 
     @property
     def schedule(self) -> Schedule | None:
@@ -160,14 +162,14 @@ class Evaluation:
     """Options of evaluation."""
 
     every: Natural = 1
-    """rounds from one evaluation to the next; the last round has one; 0 for none"""
+    """rounds from one evaluation to the next; the last round also ends with an evaluation. 0: no evaluation"""
     nodes: Literal["capable", "all"] = "capable"
     """capable: a client whose capacity is known, from its report or from the table of levels, evaluates the largest of
     the mix's models that it can hold, and its metrics count for that level; every other client evaluates the full
     model. all: every client evaluates the full model (paper)
     """
     levels: Annotated[Flag | Literal["last"], "true, false or 'last'"] = False
-    """evaluate each level's own model too: each time, never, or after the last round"""
+    """evaluate each level's model too. true: in each evaluation. last: only after the last round. false: never"""
     static_norm: Flag = Field(default=True, exclude=True)
     """before an evaluation, query the clients for static batch norm moments if the model has batch norm"""
 
@@ -231,7 +233,7 @@ class Options:
 
 
 def build_chain(options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None) -> Chain:
-    """Return one chain: the stages that the options switch on, then the mean of replies.
+    """Return the chain: the stages that the options switch on, then the mean of replies.
 
     ``all_is_trained`` is False if clients hold parameters that they do not train.
     """
@@ -247,7 +249,7 @@ def build_chain(options: Options, spent: Spent, *, all_is_trained: bool, asynchr
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
         *options.stages,
         LevelParameters(options.slicing.by_level) if options.slicing.by_level else None,
-        None if upload == FULL_PRECISION else Compress(upload),  # at the end, so the first to process a reply
+        None if upload == FULL_PRECISION else Compress(upload),  # the last stage processes a reply first
     )
     return Chain(
         [stage for stage in stages if stage is not None],

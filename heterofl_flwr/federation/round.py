@@ -24,7 +24,7 @@ from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.stages.server_stage import RoundContext, Update
 
 CLOCK_SECONDS = 2.0
-"""Maximum difference of a client's clock from the server's without a warning; a SuperLink refuses 5 s ahead."""
+"""Maximum difference of a client's clock from the server's without a warning; a SuperLink refuses a clock 5 s ahead."""
 
 UNCHANGED = (
     "sent back the parameters that they were sent, so they trained nothing: see that the optimizer has the parameters "
@@ -46,9 +46,9 @@ class Round:
     slices
         Rate, level and slice of each client of the round.
     answers
-        For each summed reply: the client's number of examples, and its metrics.
+        For each valid reply: the client's number of examples, and its metrics.
     silent
-        Clients that did not answer in time.
+        Clients without a reply to this round's message, because the reply is late or the node has gone.
     log
         The record of the round.
     """
@@ -80,7 +80,7 @@ class Round:
         self._remarks: dict[str, list[int]] = defaultdict(list)  # clients by a remark on their replies
         self.silent: set[int] = set()
         self._faults: dict[int, Fault] = {}
-        self._capacities: dict[int, float] = {}  # new ones, for the next round: the stages count this round's holders
+        self._capacities: dict[int, float] = {}  # new capacities; ``close`` stores them after the stages have run
         for node_id in sampled:
             self.begin(node_id)
         self._check_sampled()
@@ -103,7 +103,7 @@ class Round:
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
-        """Add a client; ``sampled`` has its rate and slice, if it began to train in an earlier round."""
+        """Add a client. ``sampled`` has its rate and slice; by default, they follow from this round."""
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
             rate = self._federation.levels.rate(self.server_round, node_id)
@@ -135,7 +135,7 @@ class Round:
         return self._chain.before(updates)
 
     def add(self, node_id: int, reply: TrainReply) -> None:
-        """Add a client's reply to the mean; raise ``ReplyError`` if it does not fit."""
+        """Add a client's reply to the mean; raise ``ReplyError`` if the reply is invalid."""
         sampled, nodes = self.slices[node_id], self._federation.nodes
         equal = self._options.averaging.weights == "equal"
         capacity = self._federation.levels.usable_capacity(node_id, reply.capacity)
@@ -170,7 +170,11 @@ class Round:
             self._capacities[node_id] = capacity
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Record a remark if the client's clock (of ``replied_at``) differs from the server's (of ``sent_at``)."""
+        """Record a remark if a client's clock differs by more than ``CLOCK_SECONDS`` from the server's.
+
+        ``sent_at`` is the time of the message by the server's clock, ``replied_at`` that of the reply by the client's.
+        A difference shows only if ``replied_at`` is before ``sent_at``, or after the present.
+        """
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
@@ -226,7 +230,10 @@ class Round:
             self.log.refused = (*self.log.refused, partition)
 
     def close(self) -> State:
-        """Return the new global state; raise ``RoundError`` if too few clients gave a usable reply."""
+        """Return the new global state.
+
+        Raise ``RoundError`` if too few clients gave a usable reply, or if all usable replies count 0 examples.
+        """
         if self._options.sampling.spare and len(self.answers) < self.needed:
             for node_id in filter(self.silent.__contains__, self.slices):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
@@ -262,7 +269,7 @@ class Round:
         replies, min_replies = self._chain.replies, self._options.sampling.min_replies
         lost = sum(fault.kind in ("simulated", "unsent") for fault in self._faults.values())
         present = len(self.slices) - (lost if min_replies == "auto" else 0)
-        # No error if all simulated devices failed by chance or a stage lets no client train: the model stays the same.
+        # No error if all simulated devices failed by chance, or if a stage skips the round: the model stays the same.
         if (lost and not present) or self._chain.skipped:
             return
         least = replies  # if all replied, they are enough for any share

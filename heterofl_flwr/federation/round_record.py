@@ -21,14 +21,14 @@ State = Mapping[str, Tensor]
 
 
 ROUND = "round"
-"""Field of a ``logging.LogRecord`` with the ``RoundRecord`` of a round."""
+"""Name of the attribute of a ``logging.LogRecord`` that has the ``RoundRecord`` of a round."""
 
 host_log = logging.getLogger("flwr")
 """Flower's logger, whose lines are shown in every app."""
 
 
 def server_names(metrics: Mapping[str, Value], clients: Collection[str]) -> dict[str, Value]:
-    """Return the server's metrics; a name that the clients' metrics have gets the prefix ``server-``."""
+    """Return the server's ``metrics``; a name that is also in ``clients`` gets the prefix ``server-``."""
     return {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
 
 
@@ -134,7 +134,7 @@ class RoundRecord:
 
     @property
     def comparable(self) -> dict[str, float]:
-        """Metrics of ``evaluate`` for comparing rounds, without the ``partial`` ones.
+        """Metrics of ``evaluate`` for comparing rounds, without the metrics in ``partial``.
 
         Accuracies in ``SHARES`` keep their values. Other metrics from clients are medians, which no single client can
         distort.
@@ -208,7 +208,7 @@ class RoundRecord:
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
         """Update ``means`` with the numbers in ``computed`` (a user's metrics); return them as floats.
 
-        The clients' medians of these metrics are removed.
+        The medians of these metrics over clients are removed from ``evaluate_medians``.
         """
         numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers

@@ -48,9 +48,9 @@ class Participation(Sampling):
     fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
     """fraction of the clients that evaluate, rounded up; 0: no client evaluates, nor measures batch norm moments"""
     min_train_nodes: _Fewest = Field(default=None, exclude=True)
-    """lower bound on the clients that train. If it is set, the number is rounded down, as in FedAvg"""
+    """lower bound on the clients that train. If it is set, fraction_train rounds down, not up, as in FedAvg"""
     min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
-    """lower bound on the clients that evaluate. If it is set, the number is rounded down, as in FedAvg"""
+    """lower bound on the clients that evaluate. If it is set, fraction_evaluate rounds down, not up, as in FedAvg"""
     min_available_nodes: Natural = Field(default=2, alias="min-nodes")
     """nodes that each round waits for, up to sample.wait seconds; 'heterofl run' waits for all"""
 
@@ -69,8 +69,8 @@ class Participation(Sampling):
     def number(self, clients: int, purpose: Purpose) -> int:
         """Return the number of clients to sample: a fraction of ``clients``, rounded up, and at least 1.
 
-        If ``min_train_nodes`` or ``min_evaluate_nodes`` is set, the fraction is rounded down, and the result is at
-        least the set number.
+        If the minimum for ``purpose`` is set (``min_train_nodes`` or ``min_evaluate_nodes``), the number is rounded
+        down, and is at least this minimum.
         """
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":

@@ -36,10 +36,10 @@ def log_summary(federation: Federation) -> None:
 
 
 def find_equal_levels(federation: Federation) -> list[str]:
-    """Return a warning for each group of levels with models of equal shapes."""
+    """Return a warning for each group of levels with models of equal shapes; [] with personal parameters."""
     plans = {rate: federation.architecture.plan(rate) for rate in federation.mix.all_rates}
     largest, smallest = federation.mix.global_rate, federation.mix.rates[-1]
-    if len(plans) == 1 or federation.architecture.personal:  # models of all rates may share equal parameters
+    if len(plans) == 1 or federation.architecture.personal:  # shared parameters may be equal by intent
         return []
     if plans[smallest] == plans[largest]:
         return [
@@ -50,7 +50,7 @@ def find_equal_levels(federation: Federation) -> list[str]:
 
 
 def count_releases(federation: Federation, rounds: range, *, simulated: bool) -> int:
-    """Return an upper bound on the number of noisy releases (models and moments)."""
+    """Return an upper bound on the number of noisy releases (models and moments) in ``rounds``."""
     # Clients on other machines may report any capacity, so an evaluation may need the moments of every level.
     options, final_round = federation.options, rounds.stop - 1
     evaluation, levels = options.evaluation, len(federation.mix.all_rates)
@@ -79,7 +79,7 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Warn if no client can train the largest level, or if fewer clients can train it than a stage needs."""
+    """Unless slices move, warn if no client can train the largest level, or fewer clients than a stage needs."""
     mix, holders = federation.mix, federation.levels.holders
     least = max(holders, 1)  # number of clients that must hold an entry to change it
     answered = all(node_id in federation.nodes for node_id in node_ids)
