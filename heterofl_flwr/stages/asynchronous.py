@@ -20,7 +20,7 @@ class Buffered:
     size: Natural = 0
     """number of replies in a step; steps replace rounds. 0: synchronous rounds"""
     concurrency: Natural = 0
-    """number of clients that train at any time; replaces sample.fraction"""
+    """number of clients that train at the same time; replaces sample.fraction"""
     staleness: NotNegative = 0.5
     """exponent a of the weight 1 / (1 + s)^a of each entry of a reply. s is the number of steps that have moved the
     entry since the client received it. 0: full weight for all replies
@@ -30,7 +30,7 @@ class Buffered:
     clocks: Literal["regions", "model"] = "regions"
     """entries that a step makes stale. regions: those that it moved. model: all entries, as in FedBuff"""
     quota: Natural = 0
-    """number of replies of each level that a step waits for, while clients of this level train; 0 for none"""
+    """number of replies of each level that a step waits for, while clients of this level train; 0: no quota"""
 
     def __post_init__(self) -> None:
         if self.concurrency < self.size:

@@ -71,8 +71,8 @@ class Chain:
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round.
 
-        If clients run on other machines (``remote``) and no ``norm_bound`` is set, changes get a default bound. A stage
-        with ``Needs(changes=True)`` prevents this.
+        If clients run on other machines (``remote``), their changes get the default bound ``REMOTE_CHANGE``, unless
+        ``norm_bound`` is set or a stage has ``Needs(changes=True)``.
         """
         state, norm_bound = context.state, self._norm_bound
         sums_changes = any(stage.needs.changes for stage in self.stages)
@@ -99,16 +99,16 @@ class Chain:
         )
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
-        """Yield queries before training; return extra config entries for each client."""
+        """Yield the queries of ``summing`` before training; return its extra config entries by client."""
         return (yield from self.summing.before(clients, self._context)) if self.summing else {}
 
     def after(self) -> Questions[None]:
-        """Yield queries after all replies have been added."""
+        """Yield the queries of ``summing`` after all replies have been added."""
         if self.summing:
             yield from self.summing.after(self._context)
 
     def add(self, update: Update) -> None:
-        """Pass a client's update through the stages to the mean; raise ``ReplyError`` if it is invalid."""
+        """Pass a client's update through the stages to the mean; raise ``ReplyError`` if the update is invalid."""
         stages: list[ServerStage] = [stage for stage in reversed(self.stages) if overrides(stage, "on_reply")]
         if self.summing:
             stages = [self.summing]
@@ -156,7 +156,7 @@ class Chain:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values of one level for the parameters in ``Slicing.by_level``."""
+        """Return a level's own values of the parameters in ``Slicing.by_level``; empty if it has the model's values."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
@@ -184,7 +184,10 @@ class Chain:
                 })  # fmt: skip
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the result of ``state()``; an empty mapping begins a new run."""
+        """Restore the result of ``state()``; an empty mapping begins a new run.
+
+        Raise ``ConfigError`` if ``state`` has tensors of a stage that the chain lacks.
+        """
         names = [stage_name(stage) for stage in self.stages]
         unknown = [key for key in state if not key.startswith(tuple(f"{name}/" for name in names))]
         if stages := sorted({key.partition("/")[0] for key in unknown}):

@@ -16,9 +16,9 @@ Kind = Literal["counting", "robust", "asynchronous", "other"]
 
 
 def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights) -> None:
-    """Raise a ``ConfigError`` if stages conflict with each other or with the mean. It lists all conflicts.
+    """Raise a ``ConfigError`` if stages conflict with each other or with the mean.
 
-    If the class of a stage is invalid, the error lists such faults only.
+    The error lists all conflicts. If the class of a stage is invalid, it lists only the faults of classes.
     """
     faults = [fault for stage in stages for fault in _faults_of_class(stage)]
     if faults:

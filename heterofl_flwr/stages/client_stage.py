@@ -80,7 +80,7 @@ class ClientContext:
     received
         Function that returns the parameters sent by the server.
     seed
-        Random seed of the run, the round and the client.
+        Random seed for this client in this round.
     config
         Config of the message.
     learning_rate
@@ -214,7 +214,7 @@ def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
 
 
 def read_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages that a config describes; raise ``ReplyError`` if one is unknown or invalid."""
+    """Return the client stages that a config describes; raise ``ReplyError`` if a stage is unknown or invalid."""
     names = config.get(KEY, "")
     if not isinstance(names, str) or len(names) > MOST_STAGES * LONGEST_TEXT:
         raise ReplyError(f"the server sent {short_repr(names)} as {KEY}, expected names with commas")

@@ -43,8 +43,8 @@ class ClientCompress(ClientStage):
 class Compress(ServerStage):
     """The server half: restore parameters from clients' changes in float16 or int8.
 
-    In int8, each row (index of axis 0) of a parameter has its own step size. A parameter with one entry in each row,
-    such as a bias, counts as a single row.
+    In int8, each row of a parameter (the entries at one index of axis 0) has its own step size. A parameter with one
+    entry in each row, such as a bias, counts as a single row.
     """
 
     def __init__(self, upload: Upload) -> None:
@@ -55,7 +55,7 @@ class Compress(ServerStage):
         return ClientCompress(upload=self.upload)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Restore the parameters from compressed changes."""
+        """Restore the parameters from compressed changes. An update in full precision is returned unchanged."""
         if update.form == FULL_PRECISION:
             return update
         tensors = restore(update.plan, context.state, update.tensors, update.scales)

@@ -15,7 +15,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 class ClientFedDyn(ClientStage):
     """Minimise ``loss(w) - <g, w> + alpha / 2 |w - theta|^2``.
 
-    Here w are the client's parameters, and theta the received ones. The client stores ``g``, at first 0. After
+    Here w are the client's parameters, and theta the received parameters. The client stores ``g``, at first 0. After
     training, it sets ``g = g - alpha (w - theta)``.
     """
 
@@ -27,7 +27,7 @@ class ClientFedDyn(ClientStage):
     def quadratic(self, context: ClientContext) -> Quadratic:
         """Return the penalty ``-<g, w> + alpha / 2 |w - theta|^2``, up to a constant."""
         received = context.received()
-        return Quadratic(  # the penalty is alpha / 2 |w - (theta + g / alpha)|^2 and a constant
+        return Quadratic(  # the penalty is alpha / 2 |w - (theta + g / alpha)|^2 plus a constant
             self.alpha, {name: theta + context.stored(name, theta) / self.alpha for name, theta in received.items()}
         )
 

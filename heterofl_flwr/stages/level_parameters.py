@@ -24,7 +24,7 @@ class LevelParameters(StatefulStage):
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values of a level below the largest; empty before this level has trained."""
+        """Return a level's own values; empty for the largest level, and before this level has trained."""
         return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:

@@ -28,7 +28,7 @@ class Noise(Clip):
         return replace(update, tensors=in_steps(changes, self.clip, self.step))
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the previous model plus the noisy mean change; count it as a release."""
+        """Return the previous model plus the noisy mean change, and count one release."""
         moved = released(context.state, new, holders, self.step)
         self.spent.add(TRAINING)
         return moved

@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = (TRAINING, MOMENTS)
 
 
 _LEAST, _MOST = 1e-8, 1e8
-"""Smallest and largest clip and noise, for which sums of rounded noise are exact (see ``differential_privacy.py``)."""
+"""Smallest and largest clip and noise for which sums of rounded noise are exact (see ``differential_privacy.py``)."""
 
 _OnGrid = Annotated[float, Strict(), Field(ge=_LEAST, le=_MOST), f"{_LEAST:g} to {_MOST:g}"]
 _OnGridOrZero = Annotated[
@@ -68,7 +68,7 @@ class Releases:
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)]  #: Standard deviation, in multiples of ``clip``.
     clip: float  #: L2 norm to which one client's contribution was clipped.
     number: Annotated[int, Field(ge=0)]
-    source: str = ""  #: Random id of the ``Spent`` that counted them.
+    source: str = ""  #: Random id of the ``Spent`` that counted these releases.
 
 
 class Ledger(Protocol):
@@ -82,7 +82,7 @@ class Ledger(Protocol):
 
 
 class Spent:
-    """Privacy accountant of a run, including the runs that led to its initial model."""
+    """Privacy accountant of a strategy. It counts the releases of all its runs, and of the runs that they resume."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy

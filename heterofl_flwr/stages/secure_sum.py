@@ -55,12 +55,12 @@ class SecureSum(Conversation):
 
     name = "SecureSum"
     bound: Positive = 4.0
-    """largest change of an entry by a client in a round; larger ones are clipped. A step of the fixed-point numbers is
-    this bound times the number of clients, divided by 2^31.
+    """largest change of an entry by a client in a round; larger changes are clipped. A step of the fixed-point numbers
+    is this bound times the number of clients, divided by 2^31.
     """
     holders: Annotated[int, Field(ge=2)] = 3
-    """minimum number of holders, at the start and at the end of a round; entries with fewer are not unmasked and keep
-    their value
+    """minimum number of clients that hold an entry, at the start and at the end of a round; entries with fewer clients
+    are not unmasked and keep their value
     """
 
     def __post_init__(self) -> None:
@@ -218,7 +218,8 @@ class MeanOfSum:
     Attributes
     ----------
     sums
-        By parameter, the sum of its changes in multiples of ``step``, and the number of clients in each entry's sum.
+        By parameter, the sum of the clients' changes in multiples of ``step``, and the number of clients in each
+        entry's sum.
     step
         Size of a step, in the unit of the parameter.
     """
@@ -233,7 +234,7 @@ class MeanOfSum:
 
     @torch.no_grad()
     def result(self) -> State:
-        """Return the new model: the old one plus the mean change."""
+        """Return the new model: the old model plus the mean change."""
         new = State()
         for name, old in self._state.items():
             total, counts = self.sums.get(name, (torch.zeros(()), torch.zeros(())))

@@ -27,16 +27,16 @@ in ``round_state``.
 """
 
 ROSTER, CLIENTS, KEYS, SEEDS = (f"secure-{name}" for name in ("roster", "clients", "keys", "seeds"))
-"""Config keys: the roster; numbers of clients; public keys, or shares of private keys; shares of seeds."""
+"""Config keys: the roster; indices of clients in the roster; public keys or shares; encrypted shares of seeds."""
 
 HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests", "run", "last-round"))
-"""Config keys: hashes of shares; hashes of seeds; random id of the run; last round in which the client took part."""
+"""Config keys: hashes of shares; hashes of seeds; random run id; last round in which the client masked a change."""
 
 PARTS, NUMBERS = "secure-parts", "secure-numbers"
-"""Config keys: parts of the classifier to reveal; for each part, the minimum over its rows of the number of clients."""
+"""Config keys: parts of the classifier to reveal; for each part, how many clients have its rarest row."""
 
 NONCE = "secure-start"
-"""Config key: random number of the run's start or resume, from which clients derive their random seeds."""
+"""Config key: random number, new at each start or resume of a run, from which clients derive their random seeds."""
 
 NODE_HOLDERS = "secure-holders"
 """Key of the node config: the node's minimum number of clients in a sum. A server cannot set it."""

@@ -12,7 +12,7 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientStage, Fields, State
 
 HolderCounts = Callable[[str], Tensor]
-"""Function from a parameter's name to the number of clients that hold each of its entries."""
+"""Function from a parameter's name to the number, or total weight, of clients that hold each of its entries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class RoundContext:
     Attributes
     ----------
     server_round
-        The round, from 1.
+        The number of the round, counted from 1.
     state
         The global model at the start of the round. In ``on_reply`` and ``on_added``, the version that the client
         received. Do not change it.
@@ -143,7 +143,7 @@ class ServerStage:
     needs = Needs()
 
     reads_replies = True
-    """False if ``on_reply`` may be skipped because clients or ``on_mean`` do the same."""
+    """False if secure aggregation may skip ``on_reply``, because clients or ``on_mean`` do the same."""
 
     def client(self) -> ClientStage | None:
         """Return the client half of this stage, or None."""
@@ -169,8 +169,8 @@ class ServerStage:
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the new model, computed from ``new``, the mean of the round.
 
-        With ``Needs(changes=True)``, ``new`` is the mean change. Entries that no client of the round holds must keep
-        their values.
+        With ``Needs(changes=True)``, ``new`` is the mean change. ``holders`` gives, for each entry, the total weight of
+        the clients in the mean. Entries that no client of the round holds must keep their values.
         """
         return new
 
@@ -218,5 +218,5 @@ class StatefulStage(ServerStage):
 
 
 def stage_name(stage: ServerStage) -> str:
-    """Return ``stage.name``, or the name of the class if this is empty."""
+    """Return ``stage.name``, or the name of the stage's class if ``stage.name`` is empty."""
     return stage.name or type(stage).__name__

@@ -1,4 +1,4 @@
-"""Asynchronous training, which updates the model (a step) while other clients still train."""
+"""Asynchronous training: each update of the model, called a step, takes place while other clients still train."""
 
 import math
 import time
@@ -38,7 +38,7 @@ class _Turn:
 
 
 class Steps:
-    """Asynchronous training: ``concurrency`` clients train at once; the model takes a step after ``size`` replies.
+    """Asynchronous training: ``concurrency`` clients train in parallel; the model takes a step after ``size`` replies.
 
     A step is a ``Round`` whose clients may have begun to train earlier.
     """
@@ -62,7 +62,11 @@ class Steps:
     def run(
         self, server_round: int, arrays: ArrayRecord, share: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Run a step until it has ``size`` replies, or ``share`` of the time left for the step is over."""
+        """Run a step; return the new global model and the training metrics.
+
+        The step ends when it has ``size`` replies, when ``share`` of its remaining time is over, or when no client
+        trains.
+        """
         options, budget = self._stage.options, self._strategy.messages_of(server_round).budget
         slices = Slices(self._strategy.federation.architecture, arrays, self._strategy.chain.level_tensors)
         longest = budget.remaining(share) if self._may_be_silent else math.inf
@@ -131,9 +135,9 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add each waiting reply to the step if ``seats`` has a seat for its rate; refuse faulty replies.
+        """Add each waiting reply to the step if ``seats`` has a seat for its rate.
 
-        All other replies wait for a later step.
+        Refuse faulty replies, and replies that are too stale. All other replies wait for a later step.
         """
         waiting, self._waiting = deque(self._waiting), []
         while waiting:

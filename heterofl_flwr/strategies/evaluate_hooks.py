@@ -26,7 +26,7 @@ class EvaluationHooks(RoundHooks):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Collect batch norm moments; return an evaluation message with the model for each sampled client."""
+        """Collect moments; return an evaluation message for each sampled client, or [] in rounds without evaluation."""
         evaluation, federation = self.options.evaluation, self.federation
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []
@@ -77,7 +77,7 @@ class EvaluationHooks(RoundHooks):
     ) -> None:
         """Query clients for batch norm moments, and store the sums.
 
-        If no client had moments in an earlier round, no client is queried.
+        No client is queried if the run needs no moments, or if no client had moments in an earlier round.
         """
         collected = CollectedMoments(self.federation, current.rates, remote=self.is_remote(grid))
         self.moments, norms = MomentsByRate(), collected.norms

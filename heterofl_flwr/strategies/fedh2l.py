@@ -50,7 +50,7 @@ class FedH2L(FederationStrategy):
     classes : int
         Number of classes.
     mix : str | Mix
-        The rates of the clients' models, and the share of clients at each. A client keeps its rate.
+        The rates of the clients' models, and the share of clients at each rate. A client keeps its rate.
     distill : DistillOptions
         The seed set, and the temperature of the posteriors.
     sampling : Sampling
@@ -58,7 +58,7 @@ class FedH2L(FederationStrategy):
     training : Training
         The learning rate. Clients send no parameters, so ``upload`` and ``proximal_mu`` must keep their defaults.
 
-    All other arguments are those of ``HeteroFL``.
+    All other arguments are as in ``HeteroFL``.
     """
 
     train_kind = messages.TRAIN_PUBLISH
@@ -127,7 +127,7 @@ class FedH2L(FederationStrategy):
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Run both exchanges of a round; return the replies of the second.
 
-        ``sent`` are the messages of the first.
+        ``sent`` are the messages of the first exchange.
         """
         budget = Budget(timeout)
         learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)

@@ -30,13 +30,14 @@ class HeteroFL(FederationStrategy):
         Your function from a rate to a new model. ``heterofl_flwr.core.width`` computes the width of a layer at a
         rate.
     mix : str | Mix
-        The rates of the clients and their shares, such as ``"a1-b1-c1-d1-e1"`` or ``"1.0x1-0.3x9"``.
+        The rates of the clients and the share of clients at each rate, such as ``"a1-b1-c1-d1-e1"`` or
+        ``"1.0x1-0.3x9"``.
     fraction_train, fraction_evaluate : float
         Fraction of the clients that take part in a round, rounded up. With ``fraction_evaluate=0.0`` no client
         evaluates or measures batch norm moments.
     min_train_nodes, min_evaluate_nodes : int | None
-        If set, ``max(int(fraction * clients), min_train_nodes)`` clients take part, as in ``FedAvg``, and a round
-        waits for at least ``min_train_nodes`` nodes.
+        If a minimum is set, ``max(int(fraction * clients), minimum)`` clients take part, as in ``FedAvg``, and a
+        round waits for at least ``minimum`` nodes.
     min_available_nodes : int
         Number of nodes that a round waits for.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None

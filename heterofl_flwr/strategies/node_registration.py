@@ -21,7 +21,7 @@ QUERY_SHARE = 0.25
 """Upper bound on the time for capability queries, as a fraction of a round's time."""
 
 QUERY_SECONDS = 120.0
-"""Upper bound on the time for capability queries in seconds; a busy machine may need it to start its clients."""
+"""Upper bound on the time for capability queries in seconds; a busy machine may take this long to start its clients."""
 
 AGAIN_SECONDS = 5.0
 """Seconds to wait for nodes that did not answer an earlier query; a later answer counts in the next round."""
@@ -35,8 +35,8 @@ POLL_SECONDS = 0.5
 class NodeRegistration:
     """Registration of the nodes of a grid in one round.
 
-    A node that does not answer is left out of the round, and is queried again in the next. Queries count towards the
-    time limit of the round; the wait for enough nodes does not.
+    A node that does not answer is left out of the round, and is queried again in the next round. Queries count towards
+    the time limit of the round; the wait for enough nodes does not.
     """
 
     def __init__(self, grid: Grid, federation: Federation, server_round: int, budget: Budget) -> None:
@@ -55,7 +55,8 @@ class NodeRegistration:
     def sample(self, purpose: Purpose) -> tuple[list[int], list[int]]:
         """Wait for enough nodes. Return the nodes that can be sampled, and the sampled nodes.
 
-        The sampled nodes are without those that do not answer the capability query, if it is sent to them only.
+        If only the sampled nodes are queried for their capability, those that do not answer or cannot train are left
+        out.
         """
         levels = self._federation.levels
         while True:
@@ -76,8 +77,8 @@ class NodeRegistration:
     def wait(self) -> list[int]:
         """Wait for enough nodes; return the nodes that can be sampled.
 
-        If nodes report more partitions than there are nodes, wait until no new node joins. Raise ``RoundError`` if
-        there are too few nodes after ``Sampling.wait`` seconds.
+        If nodes report more partitions than there are nodes, wait until no new node joins. Raise ``RoundError`` if,
+        after ``Sampling.wait`` seconds, too few nodes are connected or have answered the capability query.
         """
         sampling = self._federation.options.sampling
         deadline, announced = time.monotonic() + sampling.wait, False
@@ -122,12 +123,12 @@ class NodeRegistration:
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
-        """Query the nodes of unknown capability.
+        """Query the nodes in ``node_ids`` whose capability is unknown.
 
         Return the nodes in ``node_ids`` whose capability is known after the query.
         """
         unasked = [node_id for node_id in node_ids if node_id not in self._nodes and node_id not in self._queried]
-        # One query for each node in a round: the answer to an earlier one may still arrive.
+        # One query for each node in a round, unless there are too few nodes: an earlier query may still be answered.
         new = [node_id for node_id in unasked if node_id not in self._nodes.unanswered]
         retries = [node_id for node_id in unasked if node_id in self._nodes.unanswered]
         self._queried.update(unasked)

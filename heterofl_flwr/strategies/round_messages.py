@@ -22,7 +22,7 @@ TRAIN_SHARE = 0.8
 """Fraction of a round's time for training, if an evaluation or queries of stages follow."""
 
 MOMENTS_SHARE = 0.5
-"""Fraction of the remaining time of a round for moments; the rest is for the evaluation."""
+"""Fraction of the remaining time of a round for moments, or for each query of stages after training."""
 
 
 Result = TypeVar("Result")
@@ -70,7 +70,7 @@ class RoundMessages:
     current
         The open training or evaluation round, or None.
     silent
-        Clients that did not reply to the training message in time.
+        Clients without a reply to the training message, because the reply is late or the node has gone.
     sent
         Messages of the current exchange.
     records

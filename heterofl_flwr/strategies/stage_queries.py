@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 class StageQueries:
     """Sender of the queries of stages.
 
-    ``faults`` has the reason for each client whose answer was unusable.
+    ``faults`` has the reason for each client whose answer was missing or unusable.
     """
 
     grid: Grid

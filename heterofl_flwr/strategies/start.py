@@ -62,10 +62,11 @@ class FederationStrategy(EvaluationHooks):
             Initial parameters; by default those of a new global model.
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
             Function that evaluates the global model on the server, every ``evaluation.every`` rounds and before the
-            first round. If some parameters are not shared, it gets only the shared ones; load them with
-            ``strict=False``. The arrays have no batch norm statistics, so it must measure them (``with_static_norm``).
+            first round. If some parameters are not shared, it gets only the shared parameters; load them with
+            ``strict=False``. The arrays have no batch norm statistics, so the function must measure these statistics
+            (``with_static_norm``).
         should_stop : Callable[[int, Result], bool] | None
-            Function of the round and the result so far, as Flower has from 1.43 on. If it returns True, the run ends.
+            Function of the round and the result so far, as in Flower from 1.43 on. If it returns True, the run ends.
         resume : RunState | None
             State of a stopped run, such as ``Progress`` or a checkpoint. The run continues with the next round, up to
             ``num_rounds``.

@@ -96,12 +96,12 @@ class RoundHooks(Strategy):
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})
         self.moments = MomentsByRate()
         self._warned_of: set[str] = set()  # arguments named in warnings of ``_keep_metrics``
-        self._have_moments: bool | None = None  # None until clients were queried for moments
+        self._have_moments: bool | None = None  # None until a query has shown whether clients have moments
         self.round_messages = RoundMessages(0, self.timeout)
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the parameters to evaluate and save: ``arrays``, or a stage's average of them."""
+        """Return the parameters to evaluate and save: ``arrays``, or the result of a stage (``MovingAverage``)."""
         state = read_tensors(arrays)
         evaluated = self.chain.evaluated(state)
         return arrays if evaluated is state else pack_tensors(evaluated)
@@ -162,7 +162,7 @@ class RoundHooks(Strategy):
         self.round_messages = RoundMessages(0, self.timeout)
 
     def is_remote(self, grid: Grid) -> bool:
-        """Whether clients are on other machines."""
+        """Whether the clients of ``grid`` are on other machines."""
         if self._grid[0] is not grid:
             self._grid = grid, crosses_superlink(grid)
         return self._grid[1]
@@ -213,7 +213,7 @@ class RoundHooks(Strategy):
             return arrays
         apply = partial(channel_order.apply, order)
         self.chain.reorder(apply, {name: tensor.shape for name, tensor in state.items()})
-        self.moments = MomentsByRate()  # they have the earlier order of channels
+        self.moments = MomentsByRate()  # their channels have the earlier order
         return pack_tensors({name: apply(name, tensor) for name, tensor in state.items()})
 
     def train_message(
@@ -258,7 +258,7 @@ class RoundHooks(Strategy):
         self._keep_metrics(node_id, reply, self._train_metrics_fn, "train_metrics_aggr_fn")
 
     def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
-        """Store a reply's records for ``function``. Without one, warn once of metrics that are lists."""
+        """Store a reply's records for ``function``. If it is None, warn once of metrics that are lists."""
         if function is not None:
             self.round_messages.keep_records(node_id, reply)
         elif argument not in self._warned_of and (names := reading.list_metrics(reply)):
@@ -284,7 +284,7 @@ class RoundHooks(Strategy):
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
-        """Return the result of a user's metrics function; ``means`` if there is no function or no reply.
+        """Return the result of the user's metrics ``function``; ``means`` if it is None or no client replied.
 
         The result is written to ``means`` too.
         """
