@@ -142,6 +142,8 @@ _LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.Embedding: {"embedding_dim": ("weight", 1)},
     nn.EmbeddingBag: {"embedding_dim": ("weight", 1)},
     nn.GroupNorm: {"num_channels": ("weight", 0)},
+    nn.PReLU: {"num_parameters": ("weight", 0)},
+    nn.RNNCellBase: {"input_size": ("weight_ih", 1)},
 }
 """Width attributes by layer type. Each has the name of a parameter and the axis with this length."""
 

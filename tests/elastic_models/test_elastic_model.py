@@ -55,6 +55,12 @@ def test_widths_are_rounded_up_but_not_beyond_the_model(options, kept):
     assert build.plan(0.07).axes["0.weight"][0] == Axis(20, kept)
 
 
+@pytest.mark.parametrize("cell", [nn.RNNCell, nn.GRUCell])
+def test_slices_print_their_widths(cell):
+    small = elastic(nn.Sequential(nn.Linear(3, 8), nn.PReLU(8), cell(8, 6), nn.Linear(6, 2)), X)(0.5)
+    assert [repr(small[1]), repr(small[2])] == [repr(nn.PReLU(4)), repr(cell(4, 3))]
+
+
 def test_layers_that_are_named_stay_whole():
     model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 2))
     assert elastic(model, X)(0.5)[1].weight.shape == (3, 4)
