@@ -23,7 +23,7 @@ class Version:
     plan, tensors
         The slice, and its values.
     moved
-        Number of these steps by plan. A step counts for the largest plan among the replies that it averaged.
+        Number of these steps for each plan. A step counts only for the largest plan among the replies that it averaged.
     """
 
     number: int
@@ -69,9 +69,9 @@ class CheckedReply:
 class Aggregator(Protocol):
     """Protocol for averaging the replies of a round: call ``add`` for each reply, then ``result`` once.
 
-    In each round, a new aggregator is made from the global state. It must not change the tensors of this state. Set
-    ``by_entry = False`` in a class if an entry of its result depends on other entries. Strategies with a server
-    optimiser or an average of models over rounds then reject the class.
+    In each round, a new aggregator is made from the global state. The aggregator must not change the tensors of this
+    state. Set ``by_entry = False`` in a class if an entry of its result depends on other entries. Strategies with a
+    server optimiser or an average of models over rounds then reject the class.
     """
 
     def add(self, reply: CheckedReply) -> None:
@@ -83,7 +83,8 @@ class Aggregator(Protocol):
     def holders(self, name: str) -> Tensor:
         """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it.
 
-        The tensor has the parameter's shape. This method can also be called after ``result``.
+        The tensor has the parameter's shape. If a reply has ``rows`` for the parameter, its client counts only in these
+        rows. This method can also be called after ``result``.
         """
 
 

@@ -77,7 +77,7 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
     Raises
     ------
     ShapeError
-        If the local shape is not a slice of the global shape.
+        If the local shape is not a slice of the global shape, or if ``parts`` does not fit the axes.
     """
     parts_of = parts or {}
     if len(shape) != len(local_shape) or any(not 0 <= number < len(shape) for number in parts_of):

@@ -25,7 +25,8 @@ class ChannelOrder:
     plans : Sequence[Plan]
         The prefix slice of each rate, from the largest to the smallest.
     margin : float
-        A channel outside a slice replaces a channel inside it only if its norm is larger by more than this fraction.
+        Fraction by which a channel's norm must exceed the norm of a channel in a slice to replace that channel. It
+        applies once for each slice that the channel would enter.
     """
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan], margin: float = 0.0) -> None:
@@ -38,10 +39,10 @@ class ChannelOrder:
         places: Mapping[str, Mapping[int, Places]] = (
             _places_by_length(plans[-1]) if rule is None else rule.places(plans[-1].axes)
         )
-        sizes = {group: channel + 1 for group, channel in _entries(places)}  # the last one of a group is the largest
+        sizes = {group: channel + 1 for group, channel in _entries(places)}  # a group's largest channel comes last
         starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
         self._groups = [slice(start, start + sizes[group]) for group, start in starts.items()]
-        # For each parameter and axis, the channel of each entry, numbered over all groups; -1 for entries without one.
+        # For each parameter and axis, each entry's channel, numbered over all groups; -1 if an entry has no channel.
         self._channels = {
             name: {
                 axis: torch.tensor([starts[group] + channel if group >= 0 else -1 for group, channel in rows])
@@ -77,14 +78,17 @@ class ChannelOrder:
             )
 
     def _find_unknown(self, model: nn.Module) -> set[str]:
-        """Return parameters with channels whose origin or destination the lengths of axes do not tell."""
+        """Return the parameters of groups whose channels no layer outputs, or no other layer takes as inputs.
+
+        Group norms with several groups of several channels are included: their channels must not change groups.
+        """
         layers = {f"{name}.weight": layer for name, layer in model.named_modules()}
         faults = {
             name
             for name, layer in layers.items()
             if isinstance(layer, nn.GroupNorm)
             and 1 < layer.num_groups < layer.num_channels
-            and self._channels.get(name, True)  # without parameters it may have channels that move
+            and self._channels.get(name, True)  # a group norm without parameters may have channels that move
         }
         matrices = {name: axes for name, axes in self._channels.items() if model.get_parameter(name).dim() > 1}
         for group in self._groups:
@@ -94,7 +98,7 @@ class ChannelOrder:
                 for axis, channels in axes.items()
                 if ((channels >= group.start) & (channels < group.stop)).any()
             }
-            # The first axis has a layer's outputs, but not in these layers.
+            # The first axis of a weight has the layer's outputs, except in embeddings and transposed convolutions.
             second = {name for name, _ in inside if isinstance(layers.get(name), nn.Embedding | _ConvTransposeNd)}
             sources = {name for name, axis in inside if (axis == 0) != (name in second)}
             targets = {name for name, axis in inside if (axis == 0) == (name in second)}
@@ -106,7 +110,7 @@ class ChannelOrder:
     def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the importance of each channel, as one tensor for each group of channels.
 
-        It is the L2 norm of the channel's entries in all parameters.
+        A channel's importance is the L2 norm of its entries in all parameters.
         """
         squares = torch.zeros_like(self._factors)
         for name, axes in self._channels.items():
@@ -129,7 +133,10 @@ class ChannelOrder:
         return None if torch.equal(joined, torch.arange(len(joined))) else joined
 
     def apply(self, order: Tensor, name: str, tensor: Tensor) -> Tensor:
-        """Return ``tensor``, the parameter ``name`` or its momentum, with the channels in a new order."""
+        """Return ``tensor`` with its channels in a new order.
+
+        ``tensor`` is the parameter ``name``, or the momentum of this parameter.
+        """
         for axis, channels in self._channels.get(name, {}).items():
             new = torch.where(channels < 0, channels, order[channels])
             # Entries of one channel, such as those of several heads or pixels, keep their order.

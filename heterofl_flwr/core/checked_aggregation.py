@@ -14,8 +14,8 @@ from heterofl_flwr.core.counting_mean import CountingMean
 from heterofl_flwr.core.slice_plan import Plan
 
 Labels = Sequence[int] | Mapping[str, Sequence[int]]
-"""Class numbers in a client's data. If the model has several heads, a mapping from head to class numbers. The name of a
-head is that of its layer or of a parameter of ``label_rows``.
+"""Class numbers in a client's data. If the model has several heads, a mapping from head to class numbers. A head is
+named by its layer, or by a parameter of ``label_rows``.
 """
 
 LARGEST_ENTRY = 1e15
@@ -39,7 +39,8 @@ class Aggregation:
         Parameters with one row for each class, such as ``["linear.weight", "linear.bias"]``. From a client with
         ``labels``, only the rows of these classes are averaged.
     aggregator : Callable[[Mapping[str, Tensor]], Aggregator]
-        Makes the aggregator from the global state: ``CountingMean``, or ``partial(RobustMean, robust=Robust())``.
+        Function that makes the aggregator from the global state, such as ``CountingMean`` or
+        ``partial(RobustMean, robust=Robust())``.
     extra_rows : bool
         Whether to average rows beyond the classes, such as the embedding of [MASK], over all clients that hold them. If
         False, they are averaged only over clients that send no labels (``Fidelity.extra_rows``).
@@ -113,6 +114,10 @@ class Aggregation:
         ------
         ReplyError
             If the reply is invalid. Nothing of it is added.
+        ShapeError
+            If the plan does not fit the global state.
+        ConfigError
+            If the plan contains a parameter that is not floating point.
         """
         self._check_open()
         self._check_plan(plan)
@@ -131,7 +136,7 @@ class Aggregation:
         return self._aggregator.result()
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of the parameter ``name``, the total weight of the replies that contain it."""
+        """Return, for each entry of the parameter ``name``, the total weight of the replies that count in its mean."""
         return self._aggregator.holders(name)
 
     def _check_plan(self, plan: Plan) -> None:
@@ -177,7 +182,7 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the indices of a client's rows to average, or None to average all rows.
+        """Return the indices of the rows to average; None, for all rows, if ``labels`` is None.
 
         ``sizes`` maps each parameter to its number of rows; by default, it has all parameters of ``label_rows``.
         """
@@ -285,11 +290,11 @@ def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.
 
 
 def value_faults(sub: Mapping[str, Tensor], largest: float = math.inf) -> Iterator[str]:
-    """Yield an error message for each tensor with NaN, infinity or a magnitude above ``largest``."""
+    """Yield an error message for each floating-point tensor with NaN, infinity or a magnitude above ``largest``."""
     for name, tensor in sub.items():
         flat = tensor.reshape(-1)
         # The norm bounds every entry, is not finite if any entry is not, and is much cheaper than comparing each entry.
-        # It can be too large, or overflow, for valid entries; only then they are compared. Integers are not averaged.
+        # It can be too large, or overflow, for valid entries, which are then compared. Integers are not averaged.
         square = torch.dot(flat, flat).item() if flat.is_floating_point() else 0.0
         if math.isfinite(square) and square <= largest**2:
             continue

@@ -14,10 +14,10 @@ from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.slice_plan import Place, Plan, Region, is_prefix
 
 Count = float | Tensor
-"""Total weight of the clients that hold a slice: one number, or a tensor with one for each row."""
+"""Total weight of the clients that hold a slice: one number, or a tensor with a number for each row."""
 
 Weights = Literal["equal", "examples"]
-"""A client's weight in a mean: 1, or its number of examples."""
+"""Weight of a client in a mean: 1 (equal), or the client's number of examples (examples)."""
 
 
 def sum_dtype(parameter: Tensor) -> torch.dtype:
@@ -38,7 +38,8 @@ def empty_sum(parameter: Tensor) -> Tensor:
 class Nested(NamedTuple):
     """Slices of one parameter, from the largest to the smallest, and the shells between them.
 
-    A shell has the entries of a slice that the next smaller slice lacks, as boxes.
+    A shell consists of boxes with the entries of a slice that the next smaller slice lacks. The first shell has the
+    entries outside all slices, and the last shell is the smallest slice.
     """
 
     slices: tuple[Axes, ...]  # from the largest to the smallest
@@ -50,7 +51,7 @@ class Nested(NamedTuple):
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
     """Sort prefix slices of one parameter by size, and find the shells between them (``Nested``).
 
-    An axis may have several parts of equal length, such as attention heads, each cut to a prefix. Return None if the
+    If an axis has several equal parts, such as attention heads, a slice has a prefix of each part. Return None if the
     slices are not nested, or if they differ in an axis's number of parts.
     """
     ordered = sorted(slices, key=lambda axes: [axis.local_size for axis in axes], reverse=True)
@@ -83,9 +84,10 @@ def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, .
 
 
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
-    """Divide each entry of a sum in place by the total weight of its holders.
+    """Divide each entry of the sum ``total`` in place by the summed weight of the clients that hold the entry.
 
-    ``counts`` has the total weight of the clients by slice. Entries that no client holds take their value from ``old``.
+    ``counts`` maps each slice to the summed weight of the clients with exactly this slice. Entries that no client holds
+    take their value from ``old``.
     """
     nested = nest(tuple(counts)) if all(map(is_prefix, counts)) else None
     # Shells do not work if some slices are counted by row and others drop rows.
@@ -101,7 +103,10 @@ def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> N
 
 
 def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
-    """Return, for each entry of ``total``, the total weight of the clients that hold it."""
+    """Return, for each entry of the tensor ``total``, the summed weight of the clients that hold the entry.
+
+    ``counts`` is as in ``mean_in_place``.
+    """
     weights = torch.zeros_like(total)
     for axes, count in counts.items():
         number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
@@ -154,7 +159,7 @@ class Holders:
         self._weights[plan] = before + weight
 
     def counts(self, name: str) -> dict[Axes, Count]:
-        """Return, for each slice of the parameter ``name``, the total weight of the clients that hold it."""
+        """Return, for each slice of the parameter ``name``, the total weight of the clients with exactly this slice."""
         counts: dict[Axes, Count] = {}
         for plan, weight in self._weights.items():
             if name in plan.axes:

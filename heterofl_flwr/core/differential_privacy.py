@@ -26,7 +26,7 @@ _FINE_BITS, _CELL_BITS, _KEEP_BITS = 20, 16, 27
 _FINE = 1 << _FINE_BITS
 
 DEVIATION = _COARSE * _FINE
-"""Standard deviation of the noise, in steps."""
+"""Standard deviation of the noise, in quantisation steps."""
 
 _KEEP_SHIFT = (2 * DEVIATION**2).bit_length() - 1 - _KEEP_BITS
 _SPLIT = -1
@@ -111,7 +111,7 @@ def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     lookup table for fast draws from uniform numbers. It divides the interval from 0 to 1 into cells, and has the coarse
     part that belongs to each cell, or ``_SPLIT`` if several coarse parts do.
     """
-    # The probability of larger values is below the resolution of a uniform number.
+    # Values of 11 deviations or more are left out: their probability is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]
     total = math.fsum(weights)
     tails = np.array([math.fsum(weights[value:]) / total for value in range(len(weights) - 1, 0, -1)])
@@ -150,7 +150,7 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Return ``total`` plus noise, multiplied by ``step``.
+    """Return ``(total + noise) * step``.
 
     ``total`` is a sum of tensors from ``in_steps``.
     """
@@ -168,7 +168,7 @@ def released(
     """Return the global state after a round: the old state plus the noisy mean change.
 
     ``mean`` is the counting mean of the changes, in units of ``step``. ``holders(name)`` is the number of clients that
-    sent each entry; entries with 0 do not change.
+    sent each entry. Entries that no client sent do not change.
     """
     stream = stream or Keystream()
     new = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in old.items()}
@@ -183,7 +183,7 @@ def released(
 
 
 ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
-"""Rényi orders from 1.001 to a million. A large divergence has its best order close to 1."""
+"""Rényi orders from 1.001 to a million. For a large divergence, an order just above 1 gives the smallest epsilon."""
 
 
 def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:

@@ -14,7 +14,7 @@ _EXCLUDED = "not_exchanged"
 _WITH_FROZEN = "exchanges_frozen"
 
 SAMPLES = 256
-"""Minimum number of entries of a parameter that enter its fingerprint; smaller parameters enter in full."""
+"""Minimum number of a parameter's entries in a fingerprint. A parameter with fewer entries enters in full."""
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
@@ -36,8 +36,8 @@ def exchange_frozen(model: nn.Module) -> nn.Module:
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that server and clients exchange.
 
-    Parameters of ``exclude_parameters`` are left out. Frozen parameters are left out unless ``exchange_frozen`` was
-    called. A tied parameter occurs only under its first name.
+    Parameters that ``exclude_parameters`` excluded are left out. Frozen parameters are left out too, unless
+    ``exchange_frozen`` was called on a module with them. A tied parameter occurs only under its first name.
     """
     excluded = _excluded(model)
     with_frozen = {
@@ -73,12 +73,12 @@ def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def shares_parameters(model: nn.Module) -> bool:
-    """Return True if a model's copies share parameters, because ``exclude_parameters`` excluded some."""
+    """Return True if ``exclude_parameters`` excluded parameters, which copies of the model then share."""
     return bool(_excluded(model))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of the parameters that are not exchanged (a sample of their entries); '' if none."""
+    """Return a digest of sampled entries of the parameters that are not exchanged; '' if all are exchanged."""
     # bfloat16, so that models in bfloat16 and in float32 have the same digest
     digest, frozen = hashlib.sha256(), frozen_parameters(model)
     for name, parameter in frozen.items():
@@ -89,7 +89,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def exchanged_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype in which a parameter is exchanged: float32 for bfloat16."""
+    """Return the dtype in which a parameter is exchanged: float32 for bfloat16, otherwise the parameter's dtype."""
     # numpy lacks bfloat16
     return torch.float32 if parameter.dtype == torch.bfloat16 else parameter.dtype
 
@@ -119,8 +119,8 @@ def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> 
 
 
 ALL = ("*",)
-"""Patterns that share all parameters. Parameters that match no pattern are not averaged: each client trains its own
-(LG-FedAvg). With an empty tuple, no parameter is averaged (Standalone).
+"""Default of ``Slicing.shared``: a pattern that matches all parameters. Each client keeps its own values of a parameter
+that matches no pattern (LG-FedAvg). With an empty tuple, no parameter is averaged (Standalone).
 """
 
 

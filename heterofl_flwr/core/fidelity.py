@@ -22,8 +22,8 @@ class Fidelity:
     label_rows: Variant = "paper"
     """classifier rows are averaged by label even if the loss is not masked (paper), or only if it is masked (fixed)"""
     extra_rows: Variant = "paper"
-    """rows beyond the classes, such as the embedding of [MASK], are never averaged (paper) or averaged over every
-    holder (fixed)
+    """rows beyond the classes, such as the embedding of [MASK], are averaged only over clients that send no labels
+    (paper) or over every holder (fixed)
     """
     moments: Variant = "paper"
     """static batch norm averages the moments of batches (paper) or pools them over all samples (fixed)"""

@@ -28,7 +28,7 @@ def number(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """Format a number with a suffix (k, M, G, T or P), such as ``1.50 M``."""
+    """Format a number; from 1,000 on, with a suffix (k, M, G, T or P), such as ``1.50 M``."""
     return _scaled(value, ("", "k", "M", "G", "T", "P")).rstrip()
 
 
@@ -48,7 +48,7 @@ def tick(label: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds in their two largest units, such as ``2 h 5 min``."""
+    """Format seconds; from a minute on, in the two largest units, such as ``2 h 5 min``."""
     if not 60 <= seconds < math.inf:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def numbers(values: Sequence[int], limit: int = 12) -> str:
-    """Format ascending integers as at most ``limit`` ranges, such as ``1-4, 7``."""
+    """Format ascending integers as ranges, such as ``1-4, 7``, and after ``limit`` ranges the number of ranges left."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:

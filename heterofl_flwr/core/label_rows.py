@@ -31,7 +31,7 @@ LabelRule = Literal["sent", "none"]
 
 
 def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
-    """Return the names of the last linear layer's parameters, with ``prefix`` before them."""
+    """Return the names of the last linear layer's parameters, with ``prefix`` before them; [] without such a layer."""
     layers = [(name, layer) for name, layer in model.named_modules(prefix=prefix) if isinstance(layer, nn.Linear)]
     return [parameter for name, layer in layers[-1:] for parameter, _ in layer.named_parameters(prefix=name)]
 
@@ -69,8 +69,8 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
     """Return the names of possible classifiers.
 
     ``unshrunk`` has the linear layers with equally many outputs at all rates. A layer with n outputs is left out if a
-    later linear layer has n inputs. If no linear layer shrinks, only the last remaining layer is returned, and those
-    with the same parent module and the same number of inputs.
+    later linear layer has n inputs. If no linear layer has fewer outputs at a lower rate, only the last remaining layer
+    is returned, together with other remaining layers of the same parent module and the same number of inputs.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)

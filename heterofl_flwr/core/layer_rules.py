@@ -83,7 +83,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes of a layer that drops its last groups or heads: cut axes become ``PrefixAxis``."""
+    """Return ``axes`` with each sliced axis as a ``PrefixAxis``: the layer drops its last groups, heads or channels."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
@@ -96,7 +96,7 @@ def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
 @register(ParametrizationList)
 def parametrized_tensor(full_layer: ParametrizationList, local: ParametrizationList) -> dict[str, Axes]:
     """Slicing rule of parametrizations, such as weight norm: keep the first entries of every axis."""
-    # Buffers are not sent. Clients recompute those of spectral norm, but not others, such as a random basis.
+    # Buffers are not sent. Clients can recompute those of spectral norm, but not other buffers, such as a random basis.
     if any(not isinstance(step, _SpectralNorm) and list(step.buffers()) for step in full_layer):
         raise ShapeError(f"{full_layer[0]} has a buffer, which is not sent: clients would compute another tensor")
     return prefix_of_every_axis(full_layer, local)
@@ -167,7 +167,7 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
     axes: dict[str, Axes] = {}
     for name, layer in full_model.named_modules(remove_duplicate=False):
         # A container's rule takes precedence over the rules of its children. The tensors of a parametrized child are in
-        # a child of its own.
+        # a child of that child.
         held = dict(layer.named_parameters(recurse=False)) or dict(layer.named_parameters())
         ruled = held and all(f"{name}.{parameter}" in axes for parameter in held)
         if name in layers and not ruled:
@@ -187,9 +187,9 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
 
 
 def _find_flattened(full_model: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes of linear layers behind Flatten, which have several entries of each channel.
+    """Return the axes of the weights of linear layers behind Flatten, whose columns become a ``PrefixAxis``.
 
-    Such a layer comes right after a convolution, and its inputs are a multiple of the convolution's channels.
+    Such a layer follows a convolution, and has several inputs for each of the convolution's channels.
     """
     named = full_model.named_modules()
     layers = [(name, layer) for name, layer in named if any(own.dim() > 1 for own in layer.parameters(recurse=False))]

@@ -26,7 +26,7 @@ def exact_fraction(number: float | str) -> Fraction:
 
 
 def exact_rate(rate: float | str | Fraction) -> Fraction:
-    """Return a rate as a fraction; raise ``ConfigError`` if it is not in (0, 1]."""
+    """Return a rate as a fraction; raise ``ConfigError`` if it is not a number in (0, 1]."""
     text = str(rate).strip()
     try:
         exact = rate if isinstance(rate, Fraction) else exact_fraction(text if _NUMBER.fullmatch(text) else "none")
@@ -200,7 +200,7 @@ def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
     """Return the rates of ``number`` new clients under the assignment *Fix*.
 
     ``taken`` are the rates of earlier clients. Each new client gets the rate with the fewest clients, relative to the
-    rate's proportion in the mix.
+    rate's proportion in the mix. If there are no earlier clients, ``fixed_rate`` gives the rates.
     """
     if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]

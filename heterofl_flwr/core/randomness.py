@@ -31,7 +31,7 @@ def kept_random_state(seed: int | None = None) -> Iterator[None]:
 
     With ``seed``, torch's generators are seeded on entry.
     """
-    # If they were not restored, whoever knows the seed could compute later draws, for example privacy noise.
+    # If the states were not restored, whoever knows the seed could compute later draws, for example privacy noise.
     cuda = torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - a builder may seed or read the old generator
     with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []):

@@ -2,7 +2,7 @@
 
 The holders of an entry are the clients whose slices contain it. ``trimmed`` drops the largest and the smallest changes
 (Yin et al., 2018). With one or two holders, no majority can outvote a false change: the option ``few`` chooses between
-their plain mean and the old value. The changes of all clients are stored until the end of the round.
+the holders' plain mean and the old value. The changes of all clients are stored until the end of the round.
 """
 
 import math
@@ -24,7 +24,7 @@ RobustKind = Literal["trimmed", "median"]
 """Robust mean of an entry with three holders or more."""
 
 Few = Literal["mean", "keep"]
-"""New value of an entry with one or two holders: their plain mean, or the old value."""
+"""New value of an entry with one or two holders: the holders' plain mean, or the old value."""
 
 MANY = 3
 """Smallest number of holders in which a majority can outvote one holder."""
@@ -37,9 +37,9 @@ class Robust:
     mean: RobustKind = "trimmed"
     """Robust mean of an entry with three holders or more."""
     trim: Annotated[float, Strict(), Field(ge=0, lt=0.5)] = 0.2
-    """Fraction of an entry's holders that trimmed drops at each end, rounded down, but at least one."""
+    """Fraction of an entry's holders that the trimmed mean drops at each end, rounded down, but at least one holder."""
     few: Few = "mean"
-    """New value of an entry with one or two holders: their plain mean (mean), or the old value (keep)."""
+    """New value of an entry with one or two holders: the holders' plain mean (mean), or the old value (keep)."""
 
     @property
     def fewest(self) -> int:
@@ -104,7 +104,7 @@ class RobustMean:
     def _stack(self, name: str) -> Tensor:
         """Return the changes of a parameter, as a tensor of shape (clients, entries).
 
-        Clients whose slices lack the parameter are left out. Entries that do not count for a client are NaN.
+        Clients whose slices lack the parameter are left out. Entries outside a client's slice or its ``rows`` are NaN.
         """
         holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]

@@ -69,6 +69,9 @@ class Plan:
             If a layer's width differs and no rule is registered for its type.
         ShapeError
             If the local module is not a slice of the global module.
+        ConfigError
+            If a pattern of ``heads`` matches no parameter, or if an axis does not allow the ``slice_function``
+            (``check_groups``).
         """
         return _build_plan(find_module_axes(full_model, local), heads, slice_function)
 
@@ -125,7 +128,7 @@ class Plan:
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def check_groups(self) -> None:
-        """Raise ``ConfigError`` if an axis can keep only its first entries."""
+        """Raise ``ConfigError`` if an axis allows no slice function other than ``prefix``."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
                 f"{listed(dropped)} keep a prefix of their groups, heads or, behind Flatten, channels, with all "
@@ -157,7 +160,7 @@ class Plan:
         return {name: Region(state[name], axes).part() for name, axes in self.axes.items()}
 
     def check_state(self, global_state: Mapping[str, Tensor]) -> None:
-        """Raise ``ShapeError`` if the global state lacks a parameter or has another shape."""
+        """Raise ``ShapeError`` if the global state lacks a parameter of the plan or has it in another shape."""
         for name, axes in self.axes.items():
             expected = tuple(axis.size for axis in axes)
             if name not in global_state:

@@ -26,7 +26,7 @@ class Clocks:
     """
 
     def __init__(self) -> None:
-        self._moved: dict[Plan, int] = {}  # number of steps by the largest plan in each; largest plan first
+        self._moved: dict[Plan, int] = {}  # for each plan: steps in which it was the largest; largest plan first
 
     def snapshot(self, number: int, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
         """Return a slice of the model after ``number`` steps as a ``Version``, with the current counts."""
