@@ -1,8 +1,7 @@
 """A client's side of a round of secure aggregation: its answers to five questions of the server.
 
-The client answers, in this order, with: its public keys; shares of its private key; its masked change; shares
-that unmask the sum; shares that unmask the classifier rows of the sum. It answers each question once in a
-round.
+The client answers, in this order, with: its public keys; shares of its private key; its masked change; shares that
+unmask the sum except its classifier rows; shares that unmask these rows. It answers each question once in a round.
 """
 
 import json
@@ -35,7 +34,7 @@ class Dealt(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """A client's masked change, encrypted shares of the seeds of its masks, and a hash of each seed."""
+    """A client's masked change, encrypted shares of the seeds of its private masks, and a hash of each seed."""
 
     vector: crypto.Words
     shares: Dealt
@@ -91,7 +90,10 @@ class MaskedRounds:
             )
 
     def note(self, run: int, server_round: int) -> None:
-        """Record that this client masks a change in this round. Call this before the masked change is sent."""
+        """Record that this client masks a change in this round; raise ``ReplyError`` as ``check`` does.
+
+        Call this before the masked change is sent.
+        """
         self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
         self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()
@@ -143,7 +145,7 @@ class ClientRound:
         """Return this client's masked change, and the text to store for the next answer.
 
         ``members`` are the clients that sent shares of their private keys. ``keys`` has the shares for this client.
-        ``fill`` returns the change without masks. A second change in a round raises ``ReplyError``.
+        ``fill`` returns the change without masks. ``rounds`` raises ``ReplyError`` for a second change in a round.
         """
         self._turn("train")
         roster, view = self.roster, self.roster.view(members)
@@ -152,7 +154,7 @@ class ClientRound:
         plan = roster.slice_of(self.number)
         parts = roster.parts(plan, roster.count(plan, members))
         vector = fill(roster, plan, len(members))
-        vector[parts == 0] = 0  # too few holders: never summed
+        vector[parts == 0] = 0  # too few holders: these entries stay masked
         add_pairs(vector, roster, view, self.number, self.private("mask"), set(members) - {self.number})
         places = places_of(parts, roster)
         seeds = [token_bytes(crypto.KEY_BYTES) for _ in places]
@@ -166,8 +168,9 @@ class ClientRound:
         """Return decrypted shares, and the text to store for the next answer.
 
         ``survivors`` are the members whose masked change arrived. ``seeds`` has encrypted shares of their mask seeds.
-        There are shares of each survivor's seeds, and a share of each other member's private key. The server must never
-        get both for one member. Seeds for classifier rows, and for entries that too few survivors hold, are left out.
+        The result has this client's shares of each survivor's seeds, and its share of the private key of each other
+        member. The server must never be able to restore both for one member. Seeds for classifier rows, and for entries
+        that too few survivors hold, are left out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -187,8 +190,8 @@ class ClientRound:
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
         """Return this client's shares of each survivor's seeds for classifier rows.
 
-        ``numbers`` has, for each part, how many clients have its rarest row. Raise ``ReplyError`` if such a number is
-        too small, or if a part must stay masked.
+        ``numbers`` has, for each part, how many clients have the part's rarest row. Raise ``ReplyError`` if such a
+        number is too small or impossible, or if a part must stay masked.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]

@@ -42,8 +42,8 @@ def public_of(private: bytes) -> bytes:
 def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
     """Return the secret key that two clients share, from the private key of one and the public key of the other.
 
-    ``purpose`` enters the derivation of the key. It begins with a hash of the roster, so keys differ from round to
-    round.
+    ``purpose`` enters the derivation of the key. Callers pass a hash of the roster first, so that keys differ from
+    round to round.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
@@ -122,7 +122,7 @@ def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 
 def are_consistent(shares: Mapping[int, bytes], threshold: int) -> bool:
-    """Whether all shares lie on one polynomial of degree ``threshold - 1``."""
+    """Whether all shares lie on one polynomial of a degree below ``threshold``."""
     points = tuple(position + 1 for position in sorted(shares))
     return all(
         _interpolate(shares, points[:threshold], point) == int.from_bytes(shares[point - 1], "big")

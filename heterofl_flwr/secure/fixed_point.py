@@ -19,9 +19,10 @@ def largest_steps(clients: int) -> int:
 def to_steps(
     changes: Mapping[str, Tensor], bound: float, clients: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Clip changes to ``bound``; return them as whole numbers of steps.
+    """Clip the entries of changes to ``±bound``, and return the changes as whole numbers of steps.
 
-    A step is ``bound / largest_steps(clients)``. Rounding is stochastic and unbiased.
+    A step is ``bound / largest_steps(clients)``. Rounding is stochastic and unbiased. Raise ``ReplyError`` for NaN and
+    infinity.
     """
     largest, steps = largest_steps(clients), {}
     for name, change in changes.items():

@@ -30,7 +30,7 @@ def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, pr
 
 
 def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
-    """Return, for each part of the sum, the entries of a slice that belong to it.
+    """Return, for each part of the sum, the entries of a slice that belong to the part.
 
     ``parts`` has the part of each entry of the slice, or 0 if the entry belongs to no part.
     """

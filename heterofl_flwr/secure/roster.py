@@ -18,8 +18,8 @@ from heterofl_flwr.secure.crypto import KEY_BYTES, digest
 from heterofl_flwr.secure.slices import as_state, classes_of, count_holders, reduced, whole, with_counts
 
 ROW_GROUPS = 64
-"""Upper bound on the number of groups of classifier rows. Each group has its own seeds; if there are more classes,
-several share a group.
+"""Upper bound on the number of groups of classifier rows. Each group has its own seeds. If there are more rows,
+several rows share a group.
 """
 
 Part = int
@@ -80,7 +80,7 @@ class Roster:
 
     @classmethod
     def from_bytes(cls, text: object) -> "Roster":
-        """Parse a roster; raise ``ReplyError`` if it is invalid. The clients of a process get the same object."""
+        """Parse a roster; raise ``ReplyError`` if it is invalid. A process parses the roster of a round once."""
         if not isinstance(text, bytes | str):
             raise ReplyError(
                 f"the server sent a roster that cannot be read: found {type(text).__name__}, expected text"
@@ -89,7 +89,7 @@ class Roster:
 
     @cached_property
     def digest(self) -> bytes:
-        """Hash of the roster. All keys are derived from it."""
+        """Hash of the roster. It enters the derivation of all keys that two clients share."""
         return digest(self.to_bytes())
 
     @cached_property
@@ -100,7 +100,7 @@ class Roster:
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices, reduced to one position for each class from ``classes_of``, to count holders fast."""
+        """The slices with a single position for each class of positions (``classes_of``), to count holders fast."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
@@ -170,7 +170,7 @@ class Roster:
         return parts
 
     def ring_of(self, part: Part) -> int:
-        """Return how many members hold an entry of ``part``. This number is the same for all its entries."""
+        """Return the number of members that hold an entry of ``part``; all entries of a part have the same number."""
         return part // (self.row_groups + 1)
 
     def is_rows(self, part: Part) -> bool:
@@ -182,7 +182,7 @@ class Roster:
         return digest(self.digest, repr(sorted(members)).encode())
 
 
-# All clients of a process have the same roster, so that one of them computes for all.
+# All clients of a process have the same roster, so the result is computed once for all of them.
 @lru_cache(maxsize=2)
 def open_rings(roster: Roster, members: tuple[int, ...], survivors: tuple[int, ...]) -> frozenset[int]:
     """Return the rings that may be unmasked: each of their entries is held by enough survivors.

@@ -16,7 +16,7 @@ from heterofl_flwr.secure.roster import Part, Roster, open_rings, parts_by_slice
 from heterofl_flwr.secure.slices import COUNTS, add_part, as_state, classes_of, whole
 
 KEY_PART: Part = 0
-"""Number for a client's private key among the numbers of parts."""
+"""Number that stands for a client's private key, where the numbers of parts stand for its seeds."""
 
 Shares = Mapping[tuple[int, Part], Mapping[int, bytes]]
 """Shares of secrets by (client, part), then by the client that revealed the share."""
@@ -43,7 +43,7 @@ class ServerRound:
         self._seeds: dict[int, tuple[Dealt, dict[Part, bytes]]] = {}  # by survivor: shares and hashes of seeds
         self._spoiled = np.zeros(self._union.parameters, np.int32)  # entries whose masks cannot be removed
         self._opened = np.zeros(self._union.parameters, np.bool_)
-        self._accusers: defaultdict[int, set[int]] = defaultdict(set)  # for each dealer, clients without usable shares
+        self._accusers: defaultdict[int, set[int]] = defaultdict(set)  # by dealer: clients that got no usable shares
 
     @property
     def survivors(self) -> list[int]:
@@ -82,7 +82,8 @@ class ServerRound:
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
         """Remove the masks from the sum, except from classifier rows.
 
-        ``revealed`` has the shares from ``ClientRound.reveal``. Entries without enough shares stay masked.
+        ``revealed`` has the shares from ``ClientRound.reveal``, by client. Entries stay masked if too few survivors
+        hold them, or if too few valid shares arrived.
         """
         roster, survivors = self.roster, self.survivors
         rings = open_rings(roster, tuple(self.members), tuple(survivors))
@@ -92,7 +93,7 @@ class ServerRound:
             client: [KEY_PART] if client not in self._seeds else self._of(client, parts) for client in self.members
         }
         shares = self._collect(revealed, by_client)
-        # The masks of a lost client cancel those that the others share with it.
+        # Adding the masks of a lost client cancels the masks that the survivors share with this client.
         for client in [client for client in self.members if client not in self._seeds]:
             plan, private = roster.slice_of(client), self._secret(client, KEY_PART, shares)
             if private is None:
@@ -104,7 +105,7 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return, for each part of the classifier rows, how many clients have its rarest row.
+        """Return, for each part of the classifier rows, how many clients have the part's rarest row.
 
         Rows that no client has are ignored. Parts with too few clients are left out, and stay masked.
         """
@@ -236,7 +237,10 @@ class ServerRound:
         return [digest for part, digest in zip(all_parts, hashes, strict=True) if part in set(parts)]
 
     def _secret(self, client: int, part: Part, shares: Shares) -> bytes | None:
-        """Restore a client's seed or private key from valid shares; return None if this is impossible."""
+        """Restore a client's seed or private key from valid shares; return None if this is impossible.
+
+        If the client announced another secret, add the client to ``liars``.
+        """
         dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
         if len(dealt_shares) < threshold:
             return None

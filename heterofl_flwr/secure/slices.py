@@ -88,7 +88,7 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
     """Return the slices with extra entries that count the clients of each row of the parameters in ``rows``."""
-    # Columns that occur in the same slices have equal numbers, so one entry is enough for each row and class of
+    # Columns that occur in the same slices have equal counts, so one entry is enough for each row and class of
     # columns.
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}
     counts = ({COUNTS + name: axes for name, axes in plan.axes.items()} for plan in reduced(slices, by_row))
