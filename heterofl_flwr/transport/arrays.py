@@ -71,7 +71,7 @@ class TensorArray(Array):
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return a record of tensors. It shares their memory, so do not change them."""
+    """Return a record of tensors. The record may share their memory, so do not change the tensors."""
     record = ArrayRecord()
     for name, tensor in tensors.items():
         record[name] = TensorArray(tensor.detach().cpu().contiguous())
@@ -134,7 +134,7 @@ def reading_arrays(sender: str) -> Iterator[None]:
 def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
     """Return the tensors of a record; raise ``ReplyError`` if an array is invalid.
 
-    They share memory with the record, so do not change them.
+    The tensors share memory with the record, so do not change them.
     """
     expected = "numpy.ndarray"  # Flower's name of its only serialisation of arrays
     with reading_arrays(sender):
@@ -151,7 +151,8 @@ def _read_array(array: Array) -> Tensor:
 def read_npy(data: bytes) -> np.ndarray:
     """Return the array in the content of a ``.npy`` file.
 
-    It shares memory with ``data``, so do not change it. ``numpy.load`` would also accept archives and extra bytes.
+    The array shares memory with ``data``, so do not change it. Archives and extra bytes, which ``numpy.load`` accepts,
+    are errors.
     """
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)

@@ -1,6 +1,6 @@
 """``Guarded``: proxy for a SuperLink's grid that checks each reply before it is unpacked.
 
-Without it, one node's reply can end the run, stall a round or fill the memory.
+Without the proxy, one node's reply can end the run, stall a round or fill the memory.
 """
 
 import copy
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 LargestReply = Callable[[Message], int]
 """Function of a sent message that returns the maximum size of its reply in bytes."""
 
-OBJECT_BYTES = 128  # memory of an object besides its content; with it, many empty objects reach the limit too
+OBJECT_BYTES = 128  # memory of an object besides its content, so that many empty objects reach the limit too
 JSON_GROWTH = 8  # memory of numbers, as a multiple of their bytes in JSON
 FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
 """Seconds to fetch objects in one call of ``pull_messages``, and seconds for one reply before the next has its turn.
@@ -87,7 +87,7 @@ class _Announced:
 class Guarded(Relay):
     """Proxy for a SuperLink's grid that checks replies before they are unpacked.
 
-    An error reply replaces a reply that is too large, cannot be read, or names a wrong sender.
+    An error reply replaces a reply that is too large, cannot be read, or names a wrong sender or a wrong message.
     """
 
     def __init__(self, grid: Grid, largest_reply: LargestReply) -> None:
@@ -108,7 +108,7 @@ class Guarded(Relay):
         messages = list(messages)
         largest = [self._largest_reply(message) for message in messages]
         ids = list(self._grid.push_messages(messages)) if messages else []
-        # Flower returns no ids if the SuperLink refuses messages of this size; it has logged the reason.
+        # If the SuperLink refuses messages of this size, Flower logs the reason and returns no ids.
         self._largest.update((id_, most) for id_, most in zip(ids, largest, strict=False) if id_)
         return ids
 
@@ -127,7 +127,7 @@ class Guarded(Relay):
                 request = compat.ConfirmMessageReceivedRequest(
                     node=node, run_id=run_id, message_object_id=announced.message_id
                 )
-                compat.runtime_client(self._superlink).ConfirmMessageReceived(request)  # so that it deletes the reply
+                compat.runtime_client(self._superlink).ConfirmMessageReceived(request)  # the SuperLink then deletes it
                 replies[announced.about] = reply
             elif len(announced.contents) > before:
                 turns.append(announced)
@@ -150,7 +150,7 @@ class Guarded(Relay):
         Return an error reply if the announcement is unusable.
         """
         largest = self._largest.get(about, 0)
-        # One message a request: a node could make its announcement so long that the response is not read.
+        # Each request is for one message: if a node makes its announcement too long, only this response is not read.
         request = compat.PullAppMessagesRequest(message_ids=[about])
         try:
             with self._no_longer_than(largest):

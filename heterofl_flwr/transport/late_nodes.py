@@ -25,7 +25,7 @@ LATE = "its SuperNode answers one message late: restart it"
 class _Sent:
     """Message that has no reply yet.
 
-    ``behind`` is the time at which the node's late reply to an earlier message arrived; None if no late reply has.
+    ``behind`` is the time at which the node's late reply to an earlier message arrived; None if none has arrived.
     """
 
     node_id: int
@@ -42,20 +42,20 @@ class LateNodes(Relay):
     answer to a capability query is used as the answer to the next capability query.
     """
 
-    # A node whose late reply arrives before the next message was only slow. The limit is twice the longest time of a
-    # reply to this type of message, plus ``GRACE_SECONDS``.
+    # A node whose late reply arrives before the next message is sent was only slow. The limit is twice the longest time
+    # of a reply to this type of message, plus ``GRACE_SECONDS``.
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
         self._sent: dict[str, _Sent] = {}
         self._unanswered: dict[int, list[str]] = {}  # ids of cancelled messages by node, the oldest first
         self._longest: dict[str, float] = {}  # most seconds that a reply took, by message type
-        self._ready: dict[str, Message] = {}  # late replies that answer a new query, by message id
+        self._ready: dict[str, Message] = {}  # late replies that answer a new query, by id of the old query
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; return their ids.
 
-        If the late reply to an earlier capability query has arrived, a new query to the node is not sent. The id of
+        A capability query is not sent if the late reply to the node's earlier capability query has arrived. The id of
         the earlier query is then returned.
         """
         answered, sent = dict[int, str](), list[Message]()
@@ -128,8 +128,8 @@ class LateNodes(Relay):
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Cancel messages, but keep ids by which late replies are detected."""
-        # The ids of the oldest and newest message of each node are stored, to detect late replies.
+        """Cancel messages, but keep up to ``REMEMBERED`` ids for each node, to detect late replies."""
+        # For each node, the ids of the oldest message and of the newest messages are kept.
         dropped = []
         for id_ in message_ids:
             if (sent := self._sent.get(id_)) is None:

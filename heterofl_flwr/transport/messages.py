@@ -78,7 +78,7 @@ RESERVED = frozenset(
 # Keys of metrics.
 NUM_EXAMPLES = "num-examples"
 
-# The kind of message in the classic API, whose clients have only the methods fit and evaluate.
+# Key of the kind of message in the classic API, and its values. Clients there have only the methods fit and evaluate.
 TASK = "task"
 TASK_TRAIN = "train"
 TASK_EVALUATE = "evaluate"
@@ -189,7 +189,7 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
 
 
 def count_examples(num_examples: int) -> int:
-    """Return ``num_examples``, which may be NumPy's, as an int; raise ``ConfigError`` for another type."""
+    """Return ``num_examples``, an integer of Python or NumPy, as an int; raise ``ConfigError`` for other types."""
     try:
         return index(num_examples)
     except TypeError:

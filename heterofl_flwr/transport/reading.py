@@ -78,7 +78,10 @@ def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> 
 
 
 def read_list(config: Mapping[str, object], key: str, kind: type[Value], default: list[Value]) -> list[Value]:
-    """Return a list of values of the type ``kind``, or ``default`` if the key is missing."""
+    """Return a list of values of the type ``kind``, or ``default`` if the key is missing.
+
+    Raise ``ReplyError`` if the value is not such a list.
+    """
     value = config.get(key, default)
     if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
         raise unexpected(value, key, f"a list of {kind.__name__}")
@@ -91,7 +94,7 @@ def read_rates(config: Mapping[str, object]) -> list[float]:
 
 
 def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the name patterns of the exchanged parameters. By default, they match all parameters."""
+    """Return the name patterns of the exchanged parameters; ``ALL`` if the config lacks the key."""
     return tuple(pattern for pattern in read_list(config, messages.SHARED, str, list(ALL)) if pattern)
 
 
@@ -112,7 +115,7 @@ def read_choice(
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
     """Return the array records of a message by name.
 
-    Flower's ``content.array_records`` keeps the message in memory by a reference cycle.
+    Flower's ``content.array_records`` is not used, because it keeps the message in memory by a reference cycle.
     """
     return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
@@ -183,7 +186,7 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
 def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str, float]]:
     """Return a reply's number of examples, and all other metrics that are numbers.
 
-    Raise ``ReplyError`` if the number of examples is missing, invalid or above ``most``.
+    Raise ``ReplyError`` if the number of examples is missing, invalid or above ``most``, or if ``read_numbers`` does.
     """
     record = find_record(reply.content, messages.METRICS, MetricRecord)
     if record is None:
@@ -221,7 +224,7 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
     """
     read_config(reply, sender)
     record = find_record(reply.content, messages.MOMENTS, ArrayRecord)
-    if record is None:  # the node has no data to measure moments on
+    if record is None:
         return {}
     most = 3 * sum(map(len, norms.values()))
     if len(record) > most:
@@ -234,7 +237,7 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
 def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]:
     """Return the metrics that are numbers. NaN replaces a number that is out of bounds.
 
-    Raise ``ReplyError`` if there are too many, or if a name is too long or not printable.
+    Raise ``ReplyError`` if there are too many numbers, or if a name is too long or not printable.
     """
     numbers = {
         name: value for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)

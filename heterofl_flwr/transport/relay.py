@@ -15,7 +15,7 @@ class Waits(Protocol):
     """Protocol of grids that can wait for replies."""
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait at most ``timeout`` seconds until all messages are answered; return the answered ids."""
+        """Wait at most ``timeout`` seconds until all messages are answered; return the ids of answered messages."""
 
 
 @runtime_checkable
@@ -23,7 +23,7 @@ class Cancels(Protocol):
     """Protocol of grids that can drop messages and their replies."""
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages and their replies, also while clients work on them."""
+        """Drop messages and their replies, also messages that clients are working on."""
 
 
 @runtime_checkable
