@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from reprlib import repr as shown
 from typing import Any, Literal
@@ -198,6 +198,8 @@ def elastic(
             raise ConfigError(f"{name} is {names!r}; expected a list of names, as [{names!r}]")
     if check not in ("steps", "zeroing"):
         raise ConfigError(f"check is {check!r}; expected 'steps' or 'zeroing'")
+    if isinstance(example_inputs, Mapping):
+        example_inputs = dict(example_inputs)  # the result of a tokenizer is a mapping and no dict
     traced = trace_model(model, example_inputs, fixed, outputs)
     if traced.unused:
         warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)

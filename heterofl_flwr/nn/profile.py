@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.nn.execution import call, device_of, num_parameters, plain_attention
+from heterofl_flwr.nn.execution import arguments, device_of, num_parameters, plain_attention
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
 
@@ -96,7 +96,9 @@ def profile(model: nn.Module, example_input: object) -> Profile:
             norm.running_var = torch.ones(norm.num_features, device=device)
     # The counter does not know cuDNN's recurrent layers; without it, they are matrix products.
     with plain_attention(), torch.backends.cudnn.flags(enabled=False), _flop_counter() as counter:
-        call(probe, tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), example_input))
+        inputs = arguments(example_input)
+        positional, keywords = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), inputs)
+        probe(*positional, **keywords)
     parameters = num_parameters(model)
     return Profile(parameters, counter.get_total_flops() // 2, parameters * 4 / 1024**2)
 

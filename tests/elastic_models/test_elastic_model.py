@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from collections import UserDict
 
 import pytest
 import torch
@@ -59,6 +60,10 @@ def test_widths_are_rounded_up_but_not_beyond_the_model(options, kept):
 def test_slices_print_their_widths(cell):
     small = elastic(nn.Sequential(nn.Linear(3, 8), nn.PReLU(8), cell(8, 6), nn.Linear(6, 2)), X)(0.5)
     assert [repr(small[1]), repr(small[2])] == [repr(nn.PReLU(4)), repr(cell(4, 3))]
+
+
+def test_the_example_may_be_any_mapping():
+    assert elastic(_mlp(), UserDict(input=X), check="zeroing")(0.5)[0].out_features == 10
 
 
 def test_layers_that_are_named_stay_whole():

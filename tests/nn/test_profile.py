@@ -1,5 +1,6 @@
 import copy
 import random
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ PRODUCTS = [
     (_Words(), WORDS, 2 * (LSTM + 16 * 11)),
     (_Words(bidirectional=True), WORDS[:1], BOTH_WAYS + 32 * 11),
     (nn.Bilinear(3, 4, 5), (torch.zeros(2, 3), torch.zeros(2, 4)), 2 * 3 * 4 * 5),
-    (_Vector(), torch.zeros(1, 3), 4 * 3),
+    (_Vector(), UserDict(x=torch.zeros(1, 3)), 4 * 3),
     (_Experts(), torch.zeros(5, 8, dtype=torch.bfloat16), 5 * 8 * 16),
 ]
 
