@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 TABLE_FORMATS = ("table", "csv", "markdown", "latex")
-"""Styles of ``core.formatting.render``, repeated here because its import would load torch."""
+"""Styles of ``core.formatting.render``, repeated here because importing that module would load torch."""
 
 
 def read_path(text: str) -> Path:

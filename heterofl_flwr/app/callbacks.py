@@ -31,7 +31,7 @@ def evaluate_global(
 ) -> MetricRecord | None:
     """Return the global model's metrics on the test set; None in round 0.
 
-    Write the confusion matrix into ``folder``, unless that is None or the data are text.
+    Also write the confusion matrix into ``folder``, unless ``folder`` is None or the data are text.
     """
     if not server_round:
         return None
@@ -51,14 +51,14 @@ def evaluate_global(
 
 
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
-    """Return ``Monitor`` (if it has an address), ``Recorder`` and the callbacks in ``run.callbacks``.
+    """Return ``Monitor`` (if ``run.metrics-address`` is set), ``Recorder`` and the callbacks in ``run.callbacks``.
 
     Without ``folder``, ``Recorder`` and ``TensorBoard`` are left out.
     """
     settings, run = workload.settings, workload.settings.run
     check_names(run.callbacks)
     callbacks: list[RoundCallback] = []
-    if run.metrics_address:  # first: an address in use ends the run before anything is written
+    if run.metrics_address:  # first: an address in use ends the run before Recorder changes the folder
         callbacks.append(Monitor(run.metrics_address, timeout=settings.engine.timeout, wait=settings.sample.wait))
     if folder is not None:
         # Models of FedH2L have no levels and are not sent.

@@ -19,17 +19,17 @@ AUTHORITY = "heterofl authority"
 AUTHORITY_DAYS = 3650
 SECRET, PUBLIC = 0o600, 0o644  # permissions of files
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # addresses that processes on the SuperLink's machine connect to
-_NAME = re.compile(r"\w[\w.-]*(?<!\.(?:key|crt|pub))")  # the suffixes are those of other files in the folder
+_NAME = re.compile(r"\w[\w.-]*(?<!\.(?:key|crt|pub))")  # other files in the folder have these suffixes
 _HOST = re.compile(r"[\w.*-]+", re.ASCII)
 _CURVE = SECP384R1()  # Flower accepts only keys of NIST curves
 _BEFORE = timedelta(hours=1)  # validity begins in the past, because clocks of nodes may be slow
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
-    """Write the SuperLink's certificate and key; return the paths of all written files.
+    """Write the SuperLink's key, and its certificate for ``days`` days; return the paths of all written files.
 
-    The certificate authority in ``folder``, or a new one, signs the certificate. ``hosts`` are names and addresses of
-    the SuperLink.
+    The certificate authority in ``folder`` signs the certificate. If the folder has none, a new authority is written
+    too. ``hosts`` are names and addresses of the SuperLink.
     """
     ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
     new = not ca_key.exists() and not ca_certificate.exists()

@@ -35,7 +35,7 @@ class CohortApp(ClientApp):
 
 app = CohortApp()
 
-atexit.register(gc.freeze)  # as for a command; a SuperNode may start a process for each message
+atexit.register(gc.freeze)  # a faster exit (see app/main.py), because a SuperNode may start a process for each message
 
 app.query("capability")(answer_capability)
 app.query("stages")(answer_stages)
@@ -48,7 +48,7 @@ def moments_query(message: Message, context: Context) -> Message:
     workload = task.workload
     batches: Iterable[Tensor] = workload.moments_batches(task.data.train, task.seed)
     if len(task.instruction.rates) > 1:
-        batches = list(batches)  # so that they are gathered and augmented once for all rates
+        batches = list(batches)  # so that inputs are gathered and augmented once for all rates
     with workload.arithmetic():
         return answer_moments(
             task, lambda: map(Tensor.clone, batches), workload.device, together=workload.moments_together
@@ -74,7 +74,10 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 
 
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
-    """Train several clients together. Their options must be equal; most engines need equal rates too."""
+    """Train several clients together; return the model and the result of each.
+
+    The clients' options must be equal. The engines ``compile`` and ``cohort`` also need equal rates.
+    """
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
@@ -108,7 +111,10 @@ def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
 
 @app.evaluate()
 def evaluate_message(message: Message, context: Context) -> Message:
-    """Evaluate the received models, or this client's personal model, on this client's test data."""
+    """Evaluate the received models on this client's test data.
+
+    If clients have personal parameters, evaluate this client's own model instead.
+    """
     task = AppTask(message, context)
     examples = len(task.data.test)
     measure = _evaluate_personal_model if task.workload.personal else _evaluate_sent_models
@@ -143,9 +149,9 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 
 
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
-    """Return a model's metrics on the test data.
+    """Return a model's metrics on this client's test data, including those of ``evaluate.metric``.
 
-    In metrics named ``local-*``, logits outside ``classes`` are masked.
+    For metrics named ``local-*``, logits outside ``classes`` are masked as in training (``train.mask-fill``).
     """
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
@@ -175,7 +181,7 @@ def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, 
 
 @app.train("publish")
 def publish_message(message: Message, context: Context) -> Message:
-    """Train, and reply with the class probabilities of the shared examples (FedH2L)."""
+    """Train, and reply with the model's class probabilities on the shared examples (FedH2L)."""
     task = AppTask(message, context)
     ((model, result),) = _train([task])
     task.keep(model)
@@ -188,7 +194,7 @@ def publish_message(message: Message, context: Context) -> Message:
 
 @app.train("learn")
 def learn_message(message: Message, context: Context) -> Message:
-    """Train on this client's data and the class probabilities of other clients (FedH2L)."""
+    """Train on this client's data and on the class probabilities of other clients' models (FedH2L)."""
     task = AppTask(message, context)
     workload = task.workload
     record = reading.array_records(message.content).get(messages.POSTERIORS)

@@ -4,8 +4,8 @@
   model.pt2          a program of torch.export, for torch
   model.onnx         a program for onnxruntime and similar runtimes; needs heterofl-flwr[export]
 
-The outputs of each file on test examples are compared with the model's outputs. Each folder's README.md has the sizes
-of the files and says how to prepare inputs.
+The outputs of each file on test examples, or on those of --inputs, are compared with the model's outputs. Each
+folder's README.md has the sizes of the files and, without --inputs, says how to prepare inputs.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
     from heterofl_flwr.settings.flat import from_stored, to_flat
 
     try:
-        settings = {**to_flat(from_stored(folder.settings())), "run.callbacks": ""}  # only a run calls them
+        settings = {**to_flat(from_stored(folder.settings())), "run.callbacks": ""}  # an export calls no callback
     except ConfigError as error:
         raise ConfigError(f"{error}; for an app of your own, name its model and inputs (--model, --inputs)") from None
     check_trust(settings, args.folder, trusted=args.trust)
@@ -140,7 +140,7 @@ def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return rate, parameters, round and metrics of final models by level. Empty ``levels`` means all."""
+    """Return rate, parameters, round and metrics of each final model, by level. Empty ``levels`` select all models."""
     from heterofl_flwr.runs.models import model_facts
 
     models = model_facts(folder)
@@ -168,7 +168,7 @@ def inputs_of(test: "Split", seed: int) -> "Tensor":
 
 
 def preparation(dataset: "Dataset") -> str:
-    """Return text for the README: the class names, and how to prepare inputs."""
+    """Return text for the README: how to prepare inputs and, except for text, the names of the classes."""
     if dataset.test.reading is not None:
         hidden = dataset.test.reading.hides_as
         return f"Inputs are words by number (the `names` of the data set); {hidden} is a hidden word to predict."

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.days <= AUTHORITY_DAYS:
         raise ConfigError(f"--days is {args.days}; expected 1 to {AUTHORITY_DAYS}, as an authority is valid no longer")
     for name in args.node:
-        new_paths(args.folder, name)  # before the SuperLink's key is replaced
+        new_paths(args.folder, name)  # raises an error before the SuperLink's key is replaced
     written = write_certificates(args.folder, args.host, args.days) if args.host else []
     pairs = [write_node_key(args.folder, name) for name in dict.fromkeys(args.node)]
     print(*written, *(path for pair in pairs for path in pair), sep="\n")

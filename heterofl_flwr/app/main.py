@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
         "supernode": supernode,
     }
 )
-"""Module of each subcommand. Its docstring is the description; ``add_arguments`` is optional."""
+"""Module of each subcommand. The module's docstring is the description; its ``add_arguments`` is optional."""
 
 FAILED = 1
 """Exit code of a command that began its work and failed."""
@@ -46,10 +46,10 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
         try:
             return work() or 0
         finally:
-            if sys.stdout:  # None where it is closed
+            if sys.stdout:  # None if it is closed
                 sys.stdout.flush()  # raises BrokenPipeError here if the reader, such as head, has closed the pipe
     except HeteroFLError as error:
-        print(printable(f"{program}: {error}"), file=sys.stderr)  # it may contain names from untrusted files
+        print(printable(f"{program}: {error}"), file=sys.stderr)  # an error may contain names from untrusted files
         return MISUSED
     except KeyboardInterrupt as interrupt:
         print("; ".join([f"{program}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
@@ -66,7 +66,7 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``heterofl`` with ``arguments``, by default those of the process; return its exit code."""
     if arguments is None:
-        atexit.register(gc.freeze)  # Python would look for garbage among all objects of torch, for half a second
+        atexit.register(gc.freeze)  # else Python searches torch's objects for garbage at exit, for half a second
     words = sys.argv[1:] if arguments is None else arguments
 
     def work() -> int:
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     The arguments of ``sweep`` and ``supernode`` are parsed later, by Hydra and Flower.
     """
-    if arguments and arguments[0] in ("sweep", "supernode"):  # the others are Hydra's or Flower's, and --help too
+    if arguments and arguments[0] in ("sweep", "supernode"):  # the rest, also --help, is Hydra's or Flower's
         return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
     top = parser()
     args, words = top.parse_known_args(arguments)
@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     if words:
         args.set = [*args.set, *words]
-    if getattr(args, "set", None) and not getattr(args, "app", None):  # with --app they are settings of that app
+    if getattr(args, "set", None) and not getattr(args, "app", None):  # with --app, the settings are those of that app
         _check_settings(args.set)
     return args
 
@@ -121,6 +121,6 @@ def parser() -> argparse.ArgumentParser:
         texts = {"help": command.SUMMARY, "description": command.__doc__, "epilog": command.EXAMPLES}
         subparser = subparsers.add_parser(name, **texts, formatter_class=style)
         subparser.set_defaults(run=command.run)
-        if hasattr(command, "add_arguments"):  # not sweep (parsed by Hydra), nor a SuperNode (parsed by Flower)
+        if hasattr(command, "add_arguments"):  # sweep and supernode have none: see parse
             command.add_arguments(subparser)
     return top

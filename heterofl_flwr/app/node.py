@@ -82,7 +82,10 @@ class AppTask(Task):
         return self.model(like).to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the job of training ``model`` on this client's data, with the stages' penalties in the loss."""
+        """Return the job of training ``model`` on this client's data.
+
+        The job has the penalties of the stages and, if clients have personal parameters, FedProx's penalty.
+        """
         data = self.data
         self.penalty_used = True  # the engines add the penalties of ``options`` and of the job
         penalty = self._stages.penalty if self.workload.personal else self._stages.own_penalty
@@ -111,7 +114,7 @@ class AppTask(Task):
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return the personal model, with batch norm moments measured on its training inputs."""
+        """Return the personal ``model`` with moments of its batch norm, if any, measured on its training inputs."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
@@ -119,7 +122,7 @@ class AppTask(Task):
         return with_static_norm(model, moments)
 
     def trained_batches(self) -> Iterable[Tensor]:
-        """Return batches of the personal model's training inputs."""
+        """Return batches of the personal model's training inputs. With FedH2L, they include the shared examples."""
         workload = self.workload
         batches = workload.moments_batches(self.data.train, self.seed)
         if workload.settings.server.strategy != "fedh2l":
@@ -154,7 +157,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's data: those in its folder ``data-path``, or its part of ``data.name``."""
+    """Return a node's data: those in its folder ``data-path`` if it has one, otherwise its part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

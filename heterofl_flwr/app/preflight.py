@@ -18,7 +18,10 @@ from heterofl_flwr.settings.value_types import AUTO
 
 
 def check_run(request: Request) -> str:
-    """Raise an error if a run cannot start; return a message if it is already finished."""
+    """Raise an error if a run cannot start, otherwise print how large its rounds are.
+
+    If the run is already finished, print nothing and return a message; otherwise return ''.
+    """
     workload, folder = load_workload(request.config), RunFolder(request.out)
     start = find_start(folder, workload.settings)
     if not start.finished:
@@ -37,8 +40,10 @@ def check_run(request: Request) -> str:
 def check_task(workload: Workload, clients: int) -> str:
     """Load the data set; raise an error if it does not fit the clients or a model.
 
-    Return a line that says how many clients train in a round, and about how many steps each client trains. It is
-    empty if a function of the user fails, which the run reports.
+    Also raise an error if a device, function or callback that a setting names cannot be used.
+
+    Return a line that says how many clients train in a round, and about how many steps each client trains. The line is
+    empty if a function that the user named fails: the run then raises that error again, with a traceback.
     """
     try:
         workload.partitions(clients)

@@ -7,11 +7,11 @@ The columns are:
   MACs        multiply-accumulate operations of one forward pass
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-Below the row of each --mix there is a row for each of its levels, such as 'a1-b9: b'. Below the table there is
-a line for each --mix with its price. The price compares one federation of the mix with separate federations,
-one for each level. In the federation of a level, all clients that can hold its model take part. Without --mix,
-the table has 31 mixes: equal shares of each set of levels from a to e. Prices are printed only in the formats
-table and markdown. The format csv has all digits.
+Below the row of a --mix with several levels there is a row for each level, such as 'a1-b9: b'. Below the table
+there is a line with the price of each such mix. The price compares one federation of the mix with separate
+federations, one for each level. In the federation of a level, all clients that can hold its model take part.
+Without --mix, the table has 31 mixes: equal shares of each set of levels from a to e. Prices are printed only in
+the formats table and markdown. The format csv has all digits.
 """
 
 import argparse
@@ -51,7 +51,7 @@ OPTIONS = ("classes", "hidden", "norm")
 """Options that apply only to this package's models."""
 
 INNER: "tuple[InnerWidths, ...]" = ("drawn", "sandwich", "all")
-"""Values of ``train.distill`` with which a step trains a client's model and smaller levels in it."""
+"""Values of ``train.distill`` with which a step trains a client's model and smaller levels inside it."""
 
 HEADER = ("mix", "ratio", "parameters", "MACs", "MB")
 

@@ -45,7 +45,7 @@ def _compare(paths: Sequence[Path], out: Path, style: str, metrics: Sequence[str
     with extra("report"):
         from heterofl_flwr.report.compare import write_comparison
 
-    # By path, because a baseline may be named before a pattern that matches it too.
+    # By path, because a command line such as runs/baseline runs/* names a run twice.
     folders = {path.resolve(): RunFolder(path) for path in paths}
     heads, rows = write_comparison(list(folders.values()), out, metrics)
     print(render(heads, rows, style))

@@ -1,7 +1,7 @@
 """Train one global model over virtual clients of unequal size, through Flower.
 
-'heterofl settings' lists all settings. The exit code is 0 if every round was done and clients replied to the final
-evaluation.
+'heterofl settings' lists all settings. The exit code is 0 if every round was done and, in a run with evaluation,
+at least one client replied to the final evaluation.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _resume_command(args: argparse.Namespace, folder: Path, config: Mapping[str, object]) -> str:
     options = [f"--{name}={value}" for name, default in HOW.items() if (value := getattr(args, name)) != default]
-    if args.resume:  # the folder gets changed settings only when the run has loaded its data
+    if args.resume:  # the folder lacks changed settings until the run has loaded its data
         options += [*(args.set or []), *([f"--config={args.config}"] if args.config else [])]
     trust = ["--trust"] if named_modules(config.values()) else []
     return shlex.join(["heterofl", "run", "--resume", str(folder), *options, *trust])

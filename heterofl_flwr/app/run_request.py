@@ -118,7 +118,7 @@ def build_request(args: argparse.Namespace) -> Request:
     name, root = absolute_paths(settings.data.name, settings.data.root)
     config = {**to_flat(settings), "data.name": name, "data.root": root, "run.dir": str(out), "run.resume": resumes}
     if "sample.min-nodes" not in (now if args.clients else assigned):
-        config["sample.min-nodes"] = clients  # Flower starts the server before the nodes
+        config["sample.min-nodes"] = clients  # wait for all, because Flower starts the server before the nodes
     if "engine.window" not in assigned:
         config["engine.window"] = WINDOW
     if args.gpus is not None and "engine.device" not in now:

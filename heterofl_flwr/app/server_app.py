@@ -76,8 +76,8 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
     """Run the strategy that the settings describe, and return it.
 
-    Without ``run.dir``, a run on Flower's own grid (``flwr run``) writes into a new folder below ``runs``, and a run on
-    a grid of this package writes no folder.
+    Without ``run.dir``, a run on Flower's own grid (``flwr run``) writes into a new folder below ``runs``, if it can. A
+    run on a grid of this package then writes no folder.
     """
     give_back_freed_memory()
     folder = _choose_folder(grid, workload.settings)
@@ -121,7 +121,7 @@ def _run(
     # On this package's grids the number of clients is known now. `heterofl run` wraps its grid in a relay.
     clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid | Relay) else None
     steps = workload.steps_each(clients) if clients else None
-    as_json = settings.run.log == "json" and clients is None  # such a log has no other lines
+    as_json = settings.run.log == "json" and clients is None  # each line of such a log must be JSON
     console = Console(steps=steps, logger=logger if as_json else None)
     callbacks = [*build_callbacks(workload, folder), *extra_callbacks]
     strategy = make_strategy(workload, [console, *callbacks])
@@ -232,8 +232,9 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
         return Start()
     checkpoint, about = folder.load_checkpoint(), folder.about()
     done = checkpoint.server_round
-    # A run that died after its final round must still write its models. A run may also have been stopped early.
-    recorded = max((record.server_round for record in folder.history()), default=done)  # more where one is damaged
+    # A run that died after its final round is not ``finished``: it must still write its models. A callback may have
+    # ended a run before ``num_rounds``. If the newest checkpoint is damaged, ``recorded`` is above ``done``.
+    recorded = max((record.server_round for record in folder.history()), default=done)
     if about.get("finished") and recorded == done and rounds in (done, about.get("num_rounds")):
         text = f"the run in {folder.path} is finished: {counted(done, 'round')}; to go on, ask for more (--rounds)"
         return Start(finished=text)

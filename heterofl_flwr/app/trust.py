@@ -17,10 +17,10 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Allow the import of modules that stored settings name.
+    """Allow the import of the modules that stored ``settings`` name.
 
-    Raise ``ConfigError`` if such a module is not in ``named``, the values of settings on the command line, unless
-    ``trusted``.
+    ``named`` are the values of settings on the command line. Raise ``ConfigError`` if a stored setting names a module
+    that none of them names, unless ``trusted``.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

@@ -37,7 +37,7 @@ COHORTS = {"cpu": 5, "cuda": 50}
 """Default maximum number of clients that train together, by device type."""
 
 AT_ONCE = {"cpu": 50, "cuda": 1000}
-"""Number of examples in one forward pass when moments are measured, by device type."""
+"""Maximum number of examples in a forward pass that measures moments, by device type. A pass has at least one batch."""
 
 
 class NodeData:
@@ -229,7 +229,7 @@ class Workload:
         return model if widths == "none" else Nested(model, [*smaller], widths)
 
     def joint_loss(self, server_round: int) -> JointLoss | None:
-        """Return the joint loss of several exits or inner widths; None if only one output is trained."""
+        """Return the joint loss of ``train.distill`` or ``train.exits``; None if both have their defaults."""
         kind, distill = self.settings.train.exits, self.settings.distill
         if self.settings.train.distill != "none":
             return partial(

@@ -6,7 +6,7 @@
     ├── ConfigError            (ValueError)  a setting, a mix, a rate or a level is invalid
     ├── ShapeError             (ValueError)  the shapes of two models or states do not match
     ├── DataError              (ValueError)  a data set or a batch is invalid
-    ├── ReplyError             (ValueError)  a client's reply is rejected as a whole
+    ├── ReplyError             (ValueError)  a client's reply, or the server's message, is rejected
     ├── RoundError                          too few clients are connected, or too few replied
     ├── OutOfMemoryError       (MemoryError) a client's model and batch need more memory than available
     ├── MissingExtraError      (ImportError) a package of an optional extra is not installed
@@ -51,7 +51,7 @@ class DataError(HeteroFLError, ValueError):
 
 
 class ReplyError(HeteroFLError, ValueError):
-    """A client's reply is rejected; no part of it is used."""
+    """A client's reply, or the server's message to a client, is rejected; no part of it is used."""
 
 
 class RoundError(HeteroFLError):
@@ -76,12 +76,12 @@ class UnsupportedLayerError(HeteroFLError, TypeError):
 FaultKind = Literal["failed", "rejected", "silent", "gone", "late", "simulated", "unsent"]
 """Kind of fault. ``failed``: the client failed. ``rejected``: its reply was rejected. ``silent``: no reply came in
 time. ``gone``: the node or its process no longer exists. ``late``: the node's replies come one message late.
-``simulated``: a simulated device was lost, which is not the client's fault. ``unsent``: it was unavailable, so nothing
-was sent to it.
+``simulated``: a simulated device was lost, which is not the client's fault. ``unsent``: the simulated device was
+unavailable, so nothing was sent to it.
 """
 
 MORE_TIME = "give rounds more time (engine.timeout, or start(timeout=...))"
-"""Advice if every fault is ``SILENT``."""
+"""Advice for a round in which ``SILENT`` is the reason of every fault."""
 
 SILENT = "no reply in time"
 """Fault reason of a client that sent no reply."""
@@ -100,7 +100,7 @@ class Fault:
 
 
 def short(fault: str, longest: int = LONGEST_FAULT) -> str:
-    """Return a client's error as short, printable text.
+    """Return a client's error as printable text; if it is longer than ``longest``, its middle is left out.
 
     Lines after the first are indented, so a client cannot forge lines of the log.
     """
@@ -117,7 +117,8 @@ def printable(text: str) -> str:
 def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:
     """Return text that lists each distinct error once, such as ``node 3 and 2 more: out of memory``.
 
-    ``faults`` maps a client's id or name to its error. ``what`` is the word before a client, such as ``node``.
+    ``faults`` maps a client's id or name to its error. ``what`` is the word before a client, such as ``node``. Of more
+    than ``SHOWN_FAULTS`` distinct errors, the text has the first ones and the number of the remaining ones.
     """
     clients: dict[str, list[object]] = {}
     for client, fault in faults.items():
@@ -162,7 +163,7 @@ def extra(name: str, otherwise: str = "") -> Iterator[None]:
 
 
 def without_numbers(text: str) -> str:
-    """Return text without digits, to compare errors of clients that each have their own numbers in them."""
+    """Return text without digits, so that clients' errors that differ only in numbers are equal."""
     return re.sub(r"\d+", "", text)
 
 

@@ -63,7 +63,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file; raise ``OSError`` if it is a symbolic link. Windows follows links."""
+    """Open a file; raise ``OSError`` if it is a symbolic link. On Windows, links are followed."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
@@ -102,7 +102,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Context manager for reading a file. A failure becomes a ``ConfigError`` that ends with ``remedy``."""
+    """Context manager for reading a file: errors in ``DAMAGED`` become a ``ConfigError`` that ends with ``remedy``."""
     try:
         yield
     except DAMAGED as error:

@@ -22,11 +22,11 @@ from heterofl_flwr.nn.static_norm import is_measured, with_static_norm
 BATCH: Axes = {0: "batch"}
 
 TOLERANCE = 1e-4
-"""Largest allowed error of an output, as a fraction of the model's largest output.
+"""Largest allowed error of an output tensor, as a fraction of the largest number in it.
 
 Of seven digits in float32, a deep model keeps about five if additions are reordered. The error is relative to the
-largest output, because rounding errors depend on the terms of a sum, even if the sum is small. A model with tensors of
-fewer digits has a larger tolerance.
+largest number, because rounding errors depend on the terms of a sum, even if the sum is small. A model with tensors of
+fewer digits has a larger tolerance (``ROUNDINGS``).
 """
 
 ROUNDINGS = 4
@@ -89,7 +89,7 @@ def export_model(
     tolerance = max([TOLERANCE, *(ROUNDINGS * torch.finfo(dtype).eps for dtype in dtypes)])
     target = Path(folder)
     sizes: dict[str, int] = {}
-    # Within a folder that exists, because it may be of another file system than its parent folder.
+    # A folder that exists may be on another file system than its parent, so temporary files are written inside it.
     place = target if target.is_dir() else target.parent
     with writing(target), TemporaryDirectory(dir=place, prefix=f".{target.name}.") as temporary:
         for name, kind in chosen.items():
@@ -192,7 +192,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 
 
 def compare(name: str, run: Run, inputs: Inputs, expected: Sequence[Tensor], tolerance: float = TOLERANCE) -> None:
-    """Run an exported file; raise ``HeteroFLError`` if its outputs differ from the expected ones."""
+    """Run an exported file; raise ``HeteroFLError`` if an output differs from the expected one too much."""
     remedy = "nothing was written; if the model's code asks for a certain length, leave that axis out of dynamic"
     outputs = _read_outputs(_run(f"the {name} file", run, inputs, remedy))
     kinds = [

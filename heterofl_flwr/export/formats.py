@@ -53,7 +53,7 @@ def write_state(traced: Traced, path: Path) -> None:
 def open_state(traced: Traced, path: Path) -> Run:
     """Return a function that runs the model with the tensors of the file."""
     bare = copy.deepcopy(traced.model)
-    for tensor in bare.state_dict().values():  # other buffers, such as position tables, are made by the model's code
+    for tensor in bare.state_dict().values():  # other buffers, such as position tables, are not in files
         tensor.zero_()
     return partial(call, load_state(bare, path))
 

@@ -74,7 +74,7 @@ class TensorBoard(_Tracker):
         with extra("report", "leave tensorboard out of run.callbacks"):  # not at the top: it may load TensorFlow
             from torch.utils.tensorboard import SummaryWriter
 
-        # A run that was killed before its first checkpoint starts again at round 1, and has events of more rounds.
+        # purge_step hides events of repeated rounds, also if a run without a checkpoint starts at round 1 again.
         writer = SummaryWriter(str(self._folder.events), purge_step=first_round)
 
         def log_scalars(numbers: Mapping[str, float], step: int) -> None:
@@ -159,7 +159,7 @@ class MLflow(_Service):
     def _open(self, earlier_id: str | None) -> str:
         self._module.set_experiment(self._project)
         run = self._module.start_run(**self._options, **({"run_id": earlier_id} if earlier_id else {}))
-        self._close = self._module.end_run  # also of a run whose parameters MLflow refuses: they may be too long
+        self._close = self._module.end_run  # set now, because log_params may fail, such as for long values
         if not earlier_id:  # MLflow does not allow changed parameters of a run
             self._module.log_params(self._settings)
         self._log = self._module.log_metrics

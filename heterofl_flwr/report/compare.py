@@ -32,7 +32,7 @@ from heterofl_flwr.settings.flat import (
 from heterofl_flwr.settings.method_name import method_name
 
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""97.5 % quantiles of Student's t distribution with 1, 2, ... degrees of freedom; the last is a bound for more."""
+"""97.5 % quantiles of Student's t distribution with 1, 2, ... degrees of freedom; the last also serves for more."""
 LEAST_SEEDS = 3
 
 AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
@@ -145,7 +145,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 def group_runs(folders: Sequence[RunFolder]) -> Rows:
     """Return the runs, grouped by settings, then by seed.
 
-    The key of a group is a text of the method and of the settings that differ between runs.
+    The key of a group is a text of the settings that differ between runs and, if methods differ, of the method.
     """
     defaults = to_flat(from_flat({}))
     settings = [
@@ -192,7 +192,7 @@ def _means(
 
 
 def _costs(runs: Mapping[object, RunFolder], histories: Histories) -> tuple[str, str]:
-    """Return two texts: the bytes sent by a run (mean), and the cost of the mix (``price_text``)."""
+    """Return two texts: the mean of the bytes that the runs sent, and the price of the mix (``price_text``)."""
     folders = list(runs.values())
     mix, widths = read_mix(folders[0].settings())
     sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)
@@ -216,7 +216,7 @@ def _draw(histories: Histories, rows: Rows) -> Iterator[Drawing]:
 
 
 def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> dict[str, Places]:
-    """Return for each unit the points of a run's curve. Without the costs of its levels, there are none for MACs."""
+    """Return the points of a run's curve for each quantity of ``AXES``; no ``MACs`` if a level's cost is unknown."""
     costs, trained = folder.costs(), {rate for record in records for rate in record.rates.values()}
     rounds = [record.server_round for record in records]
     spent: dict[str, Iterable[float]] = {"round": rounds, "bytes": accumulate(bytes_sent(records))}
@@ -242,9 +242,10 @@ def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
 
 
 def _short_names(rows: Rows) -> list[str]:
-    """Return a short name for each row: its words that not all rows have, ``data.split=iid`` as ``split=iid``.
+    """Return a short name for each row: the words that not all rows have, ``data.split=iid`` as ``split=iid``.
 
-    Long names are cut in the middle. If two names are equal, all names are uncut, or else the whole rows.
+    Long names are cut in the middle. If two names are then equal, no name is cut. If two are still equal, each name is
+    the whole row.
     """
     words = [row.split() for row in rows]
     common = set(words[0]).intersection(*words)

@@ -24,7 +24,7 @@ from heterofl_flwr.federation.round_record import RoundRecord, State
 log = logging.getLogger(__name__)
 
 MARGIN = 60.0
-"""Minimum time in seconds that a round may take beyond its limits; see ``Monitor``."""
+"""Lower bound of the margin in seconds; see ``Monitor``."""
 
 IDLE_SECONDS = 10.0
 """Seconds within which a request must arrive."""
@@ -62,7 +62,7 @@ class Monitor(RoundCallback):
         """Start the HTTP server."""
         self.close()
         self._num_rounds, self._longest, self._replies = num_rounds, MARGIN, ""
-        self._ended, self._ended_at = time.monotonic(), time.time()  # end of the latest round; at first, of the start
+        self._ended, self._ended_at = time.monotonic(), time.time()  # end of the latest round, or start of the run
         self._record = RoundRecord(server_round=first_round - 1, seconds=0.0, learning_rate=0.0, rates={})
         self._evaluated: Values = {}
         self._bytes, self._faults = Counter(down=0, up=0), Counter(rejected=0, other=0)
@@ -186,7 +186,7 @@ def _keyed(values: Mapping[str, int]) -> Values:
 
 
 def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, Mapping[str, float]]) -> Values:
-    """Return accuracies, losses and perplexities only. Clients may report any number of others."""
+    """Return accuracies, losses and perplexities only, because clients may report any number of other metrics."""
     return {
         (phase, name, level): value
         for level, values in {"": metrics, **by_level}.items()

@@ -12,7 +12,7 @@ from heterofl_flwr.common.files import reading, to_json, write_atomic
 from heterofl_flwr.runs.folder import RunFolder
 
 LARGEST = 1_000_000
-"""Maximum number of entries of a matrix; a larger one is left out."""
+"""Maximum number of entries of a matrix; a larger matrix is left out."""
 
 Matrix = Sequence[Sequence[int]]
 
@@ -60,7 +60,7 @@ def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix
 
 
 def read_counts(folder: RunFolder) -> ClassCounts:
-    """Return the class counts in a run's folder, or empty counts."""
+    """Return the class counts in a run's folder; empty counts if it has none."""
     with reading(folder.classes, "remove it: reports then show no classes"):
         return _COUNTS.validate_json(folder.classes.read_bytes()) if folder.classes.exists() else ClassCounts()
 

@@ -66,7 +66,7 @@ _COSTS = TypeAdapter(ModelCosts)
 
 
 class Costs:
-    """Measurement of the costs of a run's models, at the rates of the mix and of the clients.
+    """Measurement of the costs of a run's models, at the rates of the mix and at those passed to ``add``.
 
     Parameters
     ----------

@@ -56,6 +56,7 @@ class RunFolder:
     ``checkpoint/``     the newest two checkpoints
     ``privacy.json``    how many noisy models and moments were published, including those of repeated rounds
     ``events/``         events for TensorBoard
+    ``logs/``           the log of ``heterofl run`` or of a sweep's job
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        models that ``heterofl export`` wrote
     ``clients/``        state of clients (personal parameters, stages), by run, client and round
@@ -122,7 +123,8 @@ class RunFolder:
         settings : Mapping[str, object]
             All settings of the run; nested settings have dotted keys.
         resume : bool
-            Whether to resume the run in the folder from its newest checkpoint, if any.
+            Whether to resume the run in the folder from its newest checkpoint. Without a checkpoint, the run's records
+            are removed, so that it starts anew.
         may_differ : Sequence[str]
             Settings (dotted keys) that a resumed run may change, such as the number of rounds.
         about : Mapping[str, object] | None
@@ -235,7 +237,7 @@ class RunFolder:
     def rewind(self, last_round: int) -> None:
         """Remove records, checkpoints and client states of rounds after ``last_round``.
 
-        Raise ``ConfigError`` if the history ends earlier.
+        Raise ``ConfigError`` if the history has no record of ``last_round``, unless that is 0.
         """
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
@@ -270,7 +272,7 @@ class RunFolder:
         checkpoints.save_checkpoint(self._checkpoints, checkpoint)
 
     def load_checkpoint(self) -> RunState:
-        """Return the newest undamaged checkpoint of the rounds in the history."""
+        """Return the newest undamaged checkpoint. It is not later than the final round in the history, if any."""
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 

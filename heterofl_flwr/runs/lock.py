@@ -11,9 +11,10 @@ log = logging.getLogger(__name__)
 
 
 def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
-    """Make a folder and acquire its lock. Raise ``ConfigError`` if it cannot be made, or if another process has it.
+    """Make a folder and acquire its lock.
 
-    With ``shared``, this process can acquire it again. On a file system without locks, only log a warning.
+    Raise ``ConfigError`` if the folder cannot be made, or if another process has the lock. With ``shared``, this
+    process can acquire the lock again. On a file system without locks, only log a warning.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

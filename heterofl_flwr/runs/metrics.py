@@ -24,7 +24,7 @@ class Score(NamedTuple):
     best_round: int | None
     final_round: int  # round of the final value
     partial: bool  # whether the final value comes from too few clients
-    client: int | None  # partition of the worst client
+    client: int | None  # partition of the worst client, for the worst accuracy; else None
 
     @property
     def final(self) -> float:
@@ -50,7 +50,7 @@ def is_better(value: float, than: float | None, mode: str) -> bool:
 
 
 def headline_kind(records: Sequence[RoundRecord]) -> str:
-    """Return the main kind of metric: perplexity if recorded, else accuracy, else loss."""
+    """Return the main kind of metric: the first recorded one of perplexity, accuracy and loss; by default accuracy."""
     metrics = [values for record in records for values in (record.evaluate, *record.evaluate_by_level.values())]
     return next(
         (kind for kind in HEADLINE_KINDS if any(name.endswith(kind) for values in metrics for name in values)), UNKNOWN
@@ -140,7 +140,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Return the standard deviation of values, NaN if one is not finite; None with fewer than two values."""
+    """Return the standard deviation of values; None if there are fewer than two, NaN if a value is not finite."""
     if len(values) < 2:
         return None
     return stdev(values) if all(map(math.isfinite, values)) else math.nan

@@ -23,7 +23,8 @@ Contradiction = tuple[str, object, str]
 def find_contradictions(settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
     """Return an error message for each setting that contradicts other settings.
 
-    ``values`` has the assigned values by dotted key, some of them ``auto``; ``settings`` has the resolved ones.
+    ``values`` has the assigned values and ``defaults`` the default values, both by dotted key and possibly ``auto``. In
+    ``settings``, ``auto`` is resolved.
     """
     rules = chain(_model_rules(settings, values), _server_rules(settings), _fedh2l_rules(settings, values, defaults))
     return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]
@@ -72,9 +73,9 @@ TRAVELS = (
     "server.growth",
     *("server.stages", "server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
-"""Settings about the exchange of parameters. FedH2L exchanges none, so it requires their defaults.
+"""Settings about the exchange of parameters. FedH2L exchanges no parameters, so these must have their defaults.
 
-``server.weights`` is left out, because ``conf/method/fedh2l.yaml`` includes FedAvg's settings, which change it.
+``server.weights`` may differ, because ``conf/method/fedh2l.yaml`` includes FedAvg's settings, which change it.
 """
 
 

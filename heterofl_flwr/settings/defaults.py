@@ -1,4 +1,4 @@
-"""Values of settings that are ``auto``: the paper's for its data sets, and defaults for others."""
+"""Values that replace ``auto``: the paper's values for its data sets, and default values for other data sets."""
 
 import inspect
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.value_types import AUTO, Flat
 
-# The paper's data sets have the values of its Table 6 and of the authors' code. CIFAR100 has those of CIFAR10, FEMNIST
-# those of a CNN, because papers do not agree on them. The last column is for all other data sets.
+# The paper's data sets have the values of its Table 6 and of the authors' code, and CIFAR100 has those of CIFAR10.
+# Papers do not agree on values for FEMNIST, so it has values for a CNN. The last column is for all other data sets.
 _COLUMNS = ("digits", "mnist", "cifar10", "cifar100", "femnist", "wikitext2", "other")
 _ROWS: Mapping[str, tuple[Flat, ...]] = {
     "num-rounds": (5, 200, 400, 400, 50, 200, 50),
@@ -82,14 +82,15 @@ def global_width(settings: Settings) -> float:
 
 
 def architectures(settings: Settings) -> tuple[str, ...]:
-    """Return the model names that FedH2L assigns to clients; empty for other strategies."""
+    """Return the model names that FedH2L assigns to clients; empty by default and for other strategies."""
     return settings.distill.models if settings.server.strategy == "fedh2l" else ()
 
 
 def with_architecture(settings: Settings, name: str) -> Settings:
     """Return the settings with the model ``name``, at its default widths.
 
-    ``model.norm`` is unchanged if the old and the new model have this option.
+    ``model.norm`` is unchanged if the old and the new model have this option. Otherwise it becomes ``sbn``, or ``none``
+    if the new model lacks the option.
     """
     requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
     norm = requested if model_has(name, "norm") else "none"

@@ -57,7 +57,7 @@ class DataSettings(Group):
         description=f"data set: {', '.join(SOURCES)}, 'user/set' of the Hugging Face hub, folder or 'module:function'",
     )
     root: value_types.Text = ""
-    """folder with data sets laid out as on the Hugging Face hub; '' asks the hub"""
+    """folder with data sets laid out as on the Hugging Face hub; '': the folder $HETEROFL_DATA if set, else the hub"""
     label: value_types.Text = ""
     """name of the column with the classes, such as coarse_label of cifar100; '' finds the column"""
     split: value_types.SplitName = "iid"
@@ -74,10 +74,10 @@ class ModelSettings(Group):
     hidden: value_types.Widths
     """widths of an image model's stages at rate 1"""
     norm: Literal["sbn", "in", "gn", "ln", "none"]
-    """norm of an image model: static batch, instance, group (4), layer, none"""
+    """norm of an image model: static batch (sbn), instance (in), group with four groups (gn), layer (ln), or none"""
     scaler: bool = True
-    """divide activations of smaller models by their rate while they train; with norm=none, they may learn nothing with
-    it. mlp and lenet have no Scaler
+    """divide the activations of a smaller model by its rate in training (Scaler); with norm=none, smaller models may
+    learn nothing with the Scaler. mlp and lenet have no Scaler
     """
     shrink: value_types.Shrink = "width"
     """parts that smaller models leave out: channels (width), the final stages or Transformer layers (depth), or both;
@@ -94,9 +94,9 @@ class TrainSettings(TrainOptions):
     milestones: value_types.Rounds = same(Training, "milestones")
     lr_decay: Share = same(Training, "lr_decay")
     distill: InnerWidths = "none"
-    """smaller widths inside a client's model that each step also trains, on the posterior of the full width. none; all;
-    sandwich: the smallest and a random one; drawn: a random one (FjORD). ordered: each step trains only one random
-    width, on labels (FjORD without distillation)
+    """smaller widths inside a client's model that each step also trains, on the posterior of the client's model. none;
+    all; sandwich: the smallest and a random one; drawn: at most one, at random (FjORD). ordered: each step trains only
+    one random width, which may be the client's own, on labels (FjORD without distillation)
     """
     exits: TrainedExits = "last"
     """exits of a client's model that are trained: only the deepest (last), all with distillation between them (mutual:
@@ -123,9 +123,9 @@ class ServerSettings(Limits):
     by_level: value_types.Patterns = same(Slicing, "by_level")
     weights: Weights = same(Averaging, "weights")
     stages: value_types.StagesText = ""
-    """further stages around the mean, with their arguments: server optimisers as in Flower's FedAvgM, FedAdam, FedYogi
-    and FedAdagrad; nesterov, feddyn, scaffold, moving-average; or secure-sum, with which the server sees only sums of
-    changes
+    """further stages around the mean, with their arguments: server optimisers (momentum, adam, yogi and adagrad, as in
+    Flower's FedAvgM, FedAdam, FedYogi and FedAdagrad; nesterov), feddyn, scaffold, moving-average; or secure-sum, with
+    which the server sees only sums of changes
     """
     robust: Literal["none", RobustKind] = "none"
     """robust mean of an entry over its holders, against a hostile minority: trimmed (a trimmed mean) or median;
@@ -134,7 +134,7 @@ class ServerSettings(Limits):
     robust_trim: Annotated[float, Strict(), Field(ge=0, le=0.49)] = Robust().trim
     """fraction of an entry's holders that trimmed drops at each end, at least one holder"""
     robust_few: Few = Robust().few
-    """value of entries with one or two holders: their plain mean, or the old value (keep)"""
+    """value of entries with one or two holders: their plain mean (mean), or the old value (keep)"""
     aggregator: Literal["counting-mean", "product"] = "counting-mean"
     """mean of the replies: counting-mean, or product (FlexLoRA) for LoRA adapters of unequal rank"""
 
@@ -148,7 +148,7 @@ class DistillSettings(DistillOptions):
     """Distillation among peers (FedH2L), and from a model to its exits and inner widths."""
 
     models: value_types.Architectures = ()
-    """architectures of the clients, assigned in turn"""
+    """architectures of the clients in FedH2L, assigned in turn"""
     label_share: ShareOrNone = 0.0
     """weight of the labels in the loss of inner widths (train.distill); the rest is the weight of the posterior"""
     ramp: ShareOrNone = 0.0
@@ -168,7 +168,7 @@ class EvaluateSettings(Evaluation):
     fidelity=fixed
     """
     metric: value_types.Text = ""
-    """a further metric of your own, 'module:function'"""
+    """your function that returns further metrics by name, 'module:function'"""
 
 
 class EngineSettings(Group):
@@ -188,8 +188,8 @@ class EngineSettings(Group):
     float32), bf16 (training with bfloat16 autocast, evaluation in tf32)
     """
     window: Natural = 0
-    """maximum number of unanswered messages, to bound the server's memory; 0: no limit ('heterofl run' and 'heterofl
-    sweep' have 64)
+    """maximum number of unanswered messages, to bound the server's memory; 0: no limit. By default, 'heterofl run' and
+    'heterofl sweep' use 64
     """
     timeout: Positive = 3600.0
     """seconds that clients have in a round, including evaluation; later replies are ignored"""
@@ -229,7 +229,7 @@ class Settings(Group):
     """All settings of a run, parsed and validated."""
 
     mix: value_types.MixText = Mix.parse("a1-b1-c1-d1-e1")
-    """levels of the clients and their proportions; x3: three parts of the clients never take part"""
+    """levels of the clients and their proportions; x3: three of the parts are clients that never take part"""
     global_rate: OptionalLevel = same(Slicing, "global_rate")
     assignment: Assignment = same(Slicing, "assignment")
     num_rounds: Count

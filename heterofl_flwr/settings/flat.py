@@ -105,7 +105,7 @@ def first_names(settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def current_names(stored: Mapping[str, object]) -> dict[str, object]:
-    """Return stored settings under their current keys, without the keys and values in ``REMOVED``."""
+    """Return stored settings under their current keys, without removed settings that had no effect (``REMOVED``)."""
     return {RENAMED.get(key, key): value for key, value in stored.items() if value not in REMOVED.get(key, ())}
 
 

@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 
 
 def read_value(text: str) -> object:
-    """Parse a text as a TOML value; return the text itself if it is not valid."""
+    """Parse a text as a TOML value; return the text itself if it is no TOML value."""
     try:
         (value,) = tomllib.loads(f"value = {text}").values()  # ValueError for a text with a second assignment
     except ValueError:

@@ -14,7 +14,7 @@ Flat = bool | int | float | str
 """Type of a value in a run config."""
 
 AUTO = "auto"
-"""Placeholder for a value that depends on the data set; see ``defaults.preset``."""
+"""Placeholder for a value that follows from other settings, such as the data set; see ``flat.AUTOS``."""
 
 
 class Group(BaseModel):
@@ -74,11 +74,11 @@ SplitName = Annotated[
 ]
 Shrink = Annotated[
     str,
-    check(lambda text: [read_levels(text)]),  # which raises what is wrong
+    check(lambda text: [read_levels(text)]),  # the function's error says what is wrong
     "'width', 'depth', or both by level as 'b=0.7:0.75,c=0.7:0.5' (width rate:depth rate)",
 ]
 StagesText = Annotated[
     str,
-    check(lambda text: [parse_stages(text, load=False)]),  # which raises what is wrong
+    check(lambda text: [parse_stages(text, load=False)]),  # the function's error says what is wrong
     "names such as 'momentum(0.9), moving-average', 'adam(eta=0.1, tau=0.001)' or 'module:Class(2)', or '' for none",
 ]

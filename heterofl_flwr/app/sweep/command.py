@@ -42,7 +42,7 @@ def run_job(config: DictConfig) -> float | None:
     """Run a job, unless it has ended; return the final value of its metric, for optimising sweepers."""
     hydra_config = HydraConfig.get()
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
-    if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper does this itself
+    if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper has checked its jobs
         if config.dry:
             raise ConfigError("dry: found true, but here jobs are known one after the other; expected false")
         check_jobs([job] if job.stage not in ENDED else [])
@@ -84,7 +84,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
             return FAILED
         raise ConfigError(_describe_misuse(error)) from error
     except ValueError as error:
-        if "override must be a string" not in str(error):  # Hydra does not say of which group
+        if "override must be a string" not in str(error):  # Hydra does not name the group
             raise
         named = " ".join([text for text in arguments if text.endswith("=null")] or arguments)
         raise ConfigError(f"{named}: a group such as experiment or data is null; {error}") from error

@@ -120,7 +120,7 @@ class Job:
 
     @property
     def changes(self) -> dict[str, Flat]:
-        """Settings that differ from the defaults for the job's data set, split and model.
+        """Settings, and the number of clients, that differ from the defaults for the job's data set, split and model.
 
         Settings in ``IN_NAME`` and ``INCIDENTAL`` are left out.
         """
@@ -148,12 +148,12 @@ class Job:
         if self.engine.gpus == 0 and flat["engine.device"] == AUTO:
             flat["engine.device"] = "cpu"
         if flat["sample.min-nodes"] == DEFAULTS["sample.min-nodes"]:
-            flat["sample.min-nodes"] = self.clients  # Flower starts the server before the nodes
+            flat["sample.min-nodes"] = self.clients  # wait for all, because Flower starts the server before the nodes
         return flat | {"run.dir": str(self.path)}
 
     @property
     def stage(self) -> str:
-        """Stage of the job: ``new``, ``begun``, ``done``, ``diverged``, or ``blocked`` by an unusable folder."""
+        """Stage of the job: ``new``, ``begun``, ``done``, ``diverged``; ``blocked`` if its folder is unusable."""
         try:
             if is_done(self):
                 return DONE
@@ -222,8 +222,8 @@ def is_done(job: Job) -> bool:
 def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise an error if a job's data set or model is unusable, before any job runs. Print the sizes of rounds.
 
-    If jobs differ only in assignment, seed, rounds or mix, a job is checked only if its mix has a level that the
-    earlier ones do not have.
+    Of jobs that differ only in assignment, seed, number of rounds or mix, a job is checked only if its mix has a level
+    that the mixes of earlier jobs lack.
     """
     checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
     sizes = []
