@@ -57,7 +57,7 @@ Places = Mapping[int, tuple[float, float]]
 MOST_CURVES = 18
 """Largest number of curves in a figure; more would look alike."""
 LONGEST = 36
-"""Largest number of characters in the name of a curve; more do not fit beside the axis."""
+"""Largest number of characters of a curve's name in the legend; longer names are cut in the middle."""
 
 CLIENTS = "engine.clients"
 """Key of the number of clients, which is no setting of a run, but one of a sweep."""

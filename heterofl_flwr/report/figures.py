@@ -125,7 +125,7 @@ def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
     figure, axes = new_axes("client", "trainings")
     edges, bottom = np.array(clients) - 0.5, np.zeros(len(clients) - 1)
     for number, rate in enumerate(sorted({rate for _, rate in trainings}, reverse=True)):
-        top = bottom + [trainings[client, rate] for client in clients[:-1]]  # 0 between clients that were asked
+        top = bottom + [trainings[client, rate] for client in clients[:-1]]  # 0 for clients that were not asked
         axes.stairs(top, edges, baseline=bottom, fill=True, color=series(number)[0], label=level_name(rate))
         bottom = top
     for axis in (axes.xaxis, axes.yaxis):

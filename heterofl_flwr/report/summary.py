@@ -138,7 +138,7 @@ def marked(value: str, partial: bool) -> str:
 def summary_lines(
     records: Sequence[RoundRecord], costs: ModelCosts | None, settings: Mapping[str, object] = MappingProxyType({})
 ) -> Iterator[str]:
-    """Yield lines on time, failures, savings against FedAvg, and privacy."""
+    """Yield lines on a run, such as its time, failures, savings against FedAvg, and privacy."""
     if few := [record.server_round for record in records if record.few_answered]:
         rounds = formatting.numbers(few, 4)
         yield f"* fewer than half of the clients asked evaluated in rounds {rounds}: never the best"
@@ -183,7 +183,7 @@ def summary_table(
     costs : ModelCosts | None
         Costs of the models; None if they are unknown.
     settings : Mapping[str, object]
-        The run's settings. With ``train.distill``, multiplications include those of the smaller models inside.
+        The run's settings. With ``train.distill``, multiplications include smaller models inside clients' models.
     """
     parts: list[Table | Text] = []
     for heads, rows in (level_cells(records, costs), score_cells(records), failure_cells(records)):

@@ -117,7 +117,7 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
 
 
 def received_rates(record: RoundRecord) -> list[float]:
-    """Return the rates of a round's clients without those whose device was unavailable, which received no model."""
+    """Return the rates of a round's clients, except clients that received no model: their device was unavailable."""
     return [rate for partition, rate in record.rates.items() if record.failures.get(partition) != AWAY]
 
 
@@ -134,7 +134,7 @@ def read_mix(settings: Mapping[str, object]) -> tuple[Mix, InnerWidths]:
     flat = flatten(settings)
     try:
         mix = Mix.parse(str(flat.get("mix", "a")))
-    except ConfigError:  # of an app of a user, whose setting of this name is another one
+    except ConfigError:  # another app's setting of this name
         mix = Mix.parse("a")
     return mix, cast("InnerWidths", flat.get("train.distill", "none"))
 
@@ -142,9 +142,9 @@ def read_mix(settings: Mapping[str, object]) -> tuple[Mix, InnerWidths]:
 def savings(
     records: Sequence[RoundRecord], costs: ModelCosts | None, settings: Mapping[str, object] = MappingProxyType({})
 ) -> Savings | None:
-    """Return the costs of a run and of full-size FedAvg; None if unknown.
+    """Return the costs of a run and of full-size FedAvg; None if no client trained or a rate's cost is unknown.
 
-    ``settings`` are the run's. They say which smaller models inside a client's model were computed too.
+    The run's ``settings`` say which smaller models inside a client's model were computed too.
     """
     rates, (mix, widths) = [rate for record in records for rate in record.rates.values()], read_mix(settings)
     inner = () if widths == "none" else mix.rates

@@ -89,8 +89,8 @@ LAUNCH: Mapping[str, Setting] = read_specs(LaunchOptions)
 """The launch options by key."""
 
 KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
-"""Settings that change no result. A resumed job takes from its folder those that cannot change, and those that the
-sweep leaves at their defaults.
+"""Settings that change no result. A resumed job takes them from its folder, except those that the sweep sets to another
+value than the default and that may change when a run is resumed.
 """
 
 MAY_DIFFER = ("sample.min-replies", *INCIDENTAL)
