@@ -124,9 +124,11 @@ def received_rates(record: RoundRecord) -> list[float]:
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """Return the bytes that a round would send if all its clients trained the global model.
 
-    Clients that failed receive the global model and send nothing.
+    Clients without a usable reply receive the global model, and the model that they send does not count.
     """
-    return costs.global_model.bytes * (len(received_rates(record)) + len(record.rates.keys() - record.failures.keys()))
+    # Histories of older versions have no numbers of answers.
+    answered = record.answered if record.expected else len(record.rates.keys() - record.failures.keys())
+    return costs.global_model.bytes * (len(received_rates(record)) + answered)
 
 
 def read_mix(settings: Mapping[str, object]) -> tuple[Mix, InnerWidths]:

@@ -50,6 +50,11 @@ def test_unavailable_devices_receive_no_model_of_fedavg():
     assert level_cells([record], COSTS)[1][0][-1] == "400 B"
 
 
+def test_spare_clients_whose_reply_came_too_late_send_no_model_of_fedavg():
+    record = make(1, [1.0] * 3, bytes_down=1200, bytes_up=800, answered=2, expected=3)
+    assert full_bytes(record, COSTS) == record.bytes_down + record.bytes_up
+
+
 @pytest.mark.parametrize(
     ("widths", "macs"), [("none", 300 + 100), ("all", 300 + 100 + 100), ("ordered", (300 + 100) / 2 + 100)]
 )
