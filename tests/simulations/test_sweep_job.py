@@ -218,3 +218,9 @@ def test_the_levels_of_each_mix_are_checked_before_the_first_job(tmp_path, monke
     jobs = [job("model.name=failing_model:build", "model.hidden=''", f"mix={mix}") for mix in "ba"]
     with pytest.raises(ConfigError, match=r"failing_model:build fails at rate 0\.5"):
         check_jobs(jobs)
+
+
+def test_clients_that_take_no_part_are_checked_before_the_first_job():
+    jobs = [job("assignment=dynamic", *SHRUNKEN, f"mix={mix}") for mix in ("a1-e1", "a1-x1")]
+    with pytest.raises(ConfigError, match="some clients take no part, always the same ones: expected assignment='fix'"):
+        check_jobs(jobs)

@@ -223,12 +223,13 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise an error if a job's data set or model is unusable, before any job runs. Print the sizes of rounds.
 
     Of jobs that differ only in assignment, seed, number of rounds or mix, a job is checked only if its mix has a level
-    that the mixes of earlier jobs lack.
+    that the mixes of earlier jobs lack, or if it is the first in which some clients take no part.
     """
     checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
     sizes = []
     for job in jobs:
-        kind = {**to_flat(job.settings), "mix": "", "assignment": "", "seed": 0, "num-rounds": 0}
+        kind = {**to_flat(job.settings), "mix": bool(job.settings.mix.idle), "seed": 0, "num-rounds": 0}
+        kind["assignment"] = kind["assignment"] if kind["mix"] else ""
         rates = checked[*kind.values(), job.clients]
         if not rates.issuperset(job.settings.mix.all_rates):
             rates.update(job.settings.mix.all_rates)
