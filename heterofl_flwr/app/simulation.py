@@ -128,9 +128,10 @@ class Checked(Relay):
             return reply
         reason = reply.error.reason or "no reason given"
         if any(sign in reason for sign in SHORT_OF_MEMORY):
+            fewer = "" if isinstance(self._queued, LocalGrid) else "resume with fewer clients at once (--parallel), or "
             raise OutOfMemoryError(
-                f"a client ran out of memory: {reason}; resume the run with fewer clients at once (--parallel), or "
-                f"use a smaller model or batch"
+                f"a client ran out of memory: {reason}; {fewer}start a run with a smaller model, batch or "
+                f"cohort (engine.cohort)"
             )
         # A strategy can do without answers to queries, and without evaluation if the app has no function for it.
         if not call[1].startswith(MessageType.QUERY) and NO_FUNCTION.format("evaluate") not in reason:

@@ -122,7 +122,8 @@ on_ray = pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.simulation])
 def test_a_client_that_lacks_memory_ends_the_run(tmp_path, grid, request):
     if grid == "ray":
         request.getfixturevalue("ray")
-    with pytest.raises(RunError, match=r"MemoryError.*no room.*; resume the run with fewer clients at once"):
+    remedy = "resume with fewer clients at once" if grid == "ray" else "start a run with a smaller model"
+    with pytest.raises(RunError, match=rf"MemoryError.*no room.*; {remedy}"):
         run_request(sample(tmp_path, grid, fault="memory"))
 
 
