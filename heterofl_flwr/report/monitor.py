@@ -1,6 +1,5 @@
 """``Monitor``: callback that serves a run's metrics and health over HTTP."""
 
-import json
 import logging
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from threading import Thread
 from typing import Any
 
 from heterofl_flwr.common.errors import ConfigError, extra
+from heterofl_flwr.common.files import to_json
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, progress_text
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/health":
             health = self._monitor.health()
             status, kind = 200 if health["status"] == "ok" else 503, "application/json"
-            body = f"{json.dumps(health, indent=2)}\n".encode()
+            body = f"{to_json(health, indent=2)}\n".encode()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import socket
 import time
@@ -110,6 +111,14 @@ def test_a_node_that_does_not_answer_the_capability_query_is_failing(served, fak
     assert metrics(served.address)["node_failing", "tablet"] == 1
     served.on_round_end(fake.progress(2, 9))
     assert served.health()["failing"] == []
+
+
+def test_a_run_that_waits_without_a_limit_has_a_health_in_strict_json():
+    callback = Monitor("127.0.0.1:0", wait=math.inf)
+    callback.on_start(1, 9, {})
+    status, text = get(callback.address, "/health")
+    callback.close()
+    assert (status, json.loads(text, parse_constant=pytest.fail)["limit"]) == (200, "inf")
 
 
 def test_a_run_is_healthy_until_a_round_is_overdue(served, fake, monkeypatch):
