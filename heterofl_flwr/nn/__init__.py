@@ -1,4 +1,4 @@
-"""The paper's models, layers and losses in plain PyTorch, without flwr."""
+"""Models, layers, losses and functions on models, in plain PyTorch without flwr."""
 
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.depth import shallow

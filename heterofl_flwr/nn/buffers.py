@@ -9,15 +9,15 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from heterofl_flwr.nn.execution import evaluating
 
-_STEPS = 15  # torch does as many when it creates a layer with spectral norm
+_STEPS = 15  # number of power iterations; torch's parametrization starts with 15 too
 
 
 @torch.no_grad()
 def renew_spectral_norms(model: nn.Module) -> None:
     """Recompute the singular vectors of each layer with spectral norm, by power iteration.
 
-    They belong to the largest singular value and depend only on the parameters. Both ``parametrizations.spectral_norm``
-    and ``torch.nn.utils.spectral_norm`` are supported.
+    The vectors belong to the largest singular value of the layer's weight, so they follow from the parameters alone.
+    Both ``parametrizations.spectral_norm`` and ``torch.nn.utils.spectral_norm`` are supported.
     """
     for layer in model.modules():
         if isinstance(layer, ParametrizationList) and any(isinstance(step, _SpectralNorm) for step in layer):
@@ -35,9 +35,9 @@ def _older_norms(layer: nn.Module) -> list[SpectralNorm]:
 def _renew(chain: ParametrizationList) -> None:
     """Recompute the singular vectors in ``chain``.
 
-    Each call of ``chain`` in training mode is one power iteration.
+    A call of ``chain`` runs power iterations for the parametrizations that are in training mode.
     """
-    with evaluating(chain):  # other parametrizations in the chain might use random numbers
+    with evaluating(chain):  # in training mode, other parametrizations might use random numbers
         for parametrization in chain:
             # A one-dimensional tensor is normalised without singular vectors.
             if isinstance(parametrization, _SpectralNorm) and hasattr(parametrization, "_v"):

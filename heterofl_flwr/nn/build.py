@@ -19,13 +19,13 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.models import Build, is_named
 
 _plans: WeakKeyDictionary[Build, dict[tuple[float, float], Plan]] = WeakKeyDictionary()
-"""Cached plans of each build function, by (top rate, rate). They are dropped together with the function, because each
-message may make a new one.
+"""Cached plans of each build function, by (top rate, rate). The plans are dropped together with their function, because
+each message may make a new function.
 """
 
 
 def check_build(build: Build) -> None:
-    """Raise ``ConfigError`` if ``build`` cannot be called with a rate alone."""
+    """Raise ``ConfigError`` if ``build`` is a model or cannot be called with a rate alone."""
     expected = "expected a function from a rate to a model"
     if isinstance(build, nn.Module):
         remedy = "the class, if it takes a rate, or elastic(model, example)"
@@ -44,7 +44,7 @@ def check_build(build: Build) -> None:
 
 
 def called_with_rate(build: Build) -> Build:
-    """Return a wrapper that raises ``ConfigError`` if ``build`` rejects a rate or returns no module."""
+    """Return a wrapper that raises ``ConfigError`` if ``build`` raises a ``TypeError`` or returns no module."""
 
     @wraps(build)
     def called(rate: float) -> nn.Module:
@@ -67,8 +67,8 @@ def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
 
     With ``to_load``, models of ``build_model`` skip the slow initialisation of parameters.
     """
-    # A model that is built in inference mode can never be trained.
     values = _NoInitialValues() if to_load and is_named(build) else nullcontext()
+    # A model that is built in inference mode can never be trained.
     with torch.inference_mode(False), kept_random_state(), values:
         return build(rate).train()
 

@@ -26,27 +26,28 @@ Rates = tuple[float, float]
 """The width rate and the depth rate of a level."""
 
 STACKS = nn.Sequential, nn.ModuleList
-"""Containers whose children can be dropped."""
+"""Types of containers whose children can be dropped."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shallow:
-    """Function from a rate to a model with fewer blocks, made by ``shallow``."""
+    """Function from a rate to a model with fewer blocks; ``shallow`` returns it."""
 
     build: Build
     blocks: str
     levels: Mapping[float, Rates]  # empty: the rate is the depth rate
-    idle: Mapping[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
+    idle: Mapping[int, tuple[str, ...]]  # names of unused parameters, by number of dropped blocks
 
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate.
 
-        ``build`` makes it at the level's width rate. Each stack keeps its first blocks, as many as the depth rate says.
+        ``build`` makes the model at the level's width rate. Each stack keeps its first blocks: the depth rate times the
+        number of its blocks, rounded up.
         """
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
         dropped = _drop(model, find_stacks(model, self.blocks), depth_rate)
-        if self.idle:  # averaging untrained parameters would slow the progress of clients that train them
+        if self.idle:  # the server leaves idle parameters out; their old values would slow clients that train them
             untrained = (*getattr(model, "untrained", ()), *self.idle.get(len(dropped), ()))
             setattr(model, "untrained", untrained)  # noqa: B010  # a module may hold anything
         return model
@@ -73,13 +74,13 @@ def shallow(
     model : nn.Module | Callable[[float], nn.Module]
         The full model, or a function from a width rate to a model with all blocks, such as the result of ``elastic``.
     blocks : str
-        Pattern (``fnmatch``, applied to each part between dots) of the blocks' names: ``"layers.*"``, or
+        Pattern (``fnmatch``) of the blocks' names, in which ``*`` matches no dot: ``"layers.*"``, or
         ``"stages.*.*"`` for several stacks. Blocks are children of ``nn.Sequential`` or ``nn.ModuleList``.
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
-        at every depth; ``ShapeError`` is raised if a shallower model fails. A warning names parameters that a shallower
-        model has but does not use, such as norms in a separate list. The server leaves these out of the average.
-        ``None`` skips the checks.
+        at every depth; ``ShapeError`` is raised if a shallower model fails. Warnings name blocks whose role changes
+        with the depth, and parameters that a shallower model has but does not train, such as norms in a separate list.
+        The server averages such a parameter only over clients that train it. ``None`` skips the checks.
     levels : Mapping[str | float, tuple[float, float]] | None
         Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. Default: the width rate is
         1, and the depth rate is the level's rate.
@@ -165,7 +166,7 @@ def _copied(model: nn.Module, rate: float) -> nn.Module:
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
-    """Return a mapping from each stack's name to the names of its blocks that match ``pattern``."""
+    """Return the names of the blocks that match ``pattern``, by the name of their stack."""
     stacks = {
         parent: [
             child
@@ -187,7 +188,7 @@ def _join(parent: str, child: str) -> str:
 
 
 def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
-    """Drop the last blocks of each stack, in place. Return their names."""
+    """Keep the first ``depth_rate`` of each stack's blocks, rounded up, in place; return the dropped blocks' names."""
     dropped = []
     for parent, names in stacks.items():
         # Not del stack[...]: nn.Sequential would rename the remaining blocks.
@@ -199,10 +200,10 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 
 class Findings(NamedTuple):
-    """Parameters that a shallower model does not use, and reasons why its blocks are used differently."""
+    """Parameters that shallower models do not use, and blocks whose role changes with the depth."""
 
     idle: dict[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
-    partly: set[str]  # parameters with a row for each block, some of these rows unused
+    partly: set[str]  # parameters with a row for each block, if a shallower model uses only some of the rows
     roles: dict[str, None]  # ordered set of reasons why the role of a block changes with the depth
 
 
@@ -235,7 +236,7 @@ def _describe_role(block: str, whole: Iterable[str], shallow: Iterable[str]) -> 
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Return a model's usable modes (True: training), output shape and masks of used parameter rows."""
+    """Return the modes in which a model runs (True: training), its output shape and masks of used parameter rows."""
     modes = [True, False]
     while True:
         try:
@@ -259,7 +260,10 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
 def _run_without(
     model: nn.Module, dropped: Sequence[str], inputs: object, modes: Sequence[bool], expected: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """Return masks of the parameter rows that a model uses. ``dropped`` names the blocks it has lost."""
+    """Return masks of the parameter rows that a model uses after the blocks ``dropped`` were removed.
+
+    Raise ``ShapeError`` if the model fails or its output shape is not ``expected``.
+    """
     try:
         shape, used = _run(model, inputs, modes)
         fault = "" if shape == expected else f"it returns {shape}, not {expected}"
@@ -276,7 +280,7 @@ def _run_without(
 
 
 def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
-    """Run a model in each mode; return its first output's shape, and masks of rows with nonzero gradients."""
+    """Run a model in each mode; return its first output's shape, and masks of parameter rows with nonzero gradients."""
     model.zero_grad()
     for mode in modes:
         for layer in model.modules():

@@ -18,27 +18,27 @@ Links = Mapping[str, frozenset[str]]
 class CountedError(TypeError):
     """Error that a watched stack of blocks raises when code calls ``len`` on it.
 
-    It is a ``TypeError``, because Python ignores a ``TypeError`` of ``len`` in ``*blocks``.
+    It is a ``TypeError``, because ``[*blocks]`` calls ``len`` only as a hint and ignores a ``TypeError`` from it.
     """
 
 
 class Watch:
-    """Observer of a running model: records, for each block, the blocks whose outputs it uses.
+    """Observer of a running model. For each block, it records the blocks whose outputs this block uses.
 
-    It also records the stacks whose length the model's code reads.
+    It also records the stacks whose length the model's code needs, for ``len`` or for a negative index.
     """
 
     def __init__(self) -> None:
         self.counted: set[str] = set()
-        self.raises = True  # whether asking for a length raises CountedError
+        self.raises = True  # whether len of a stack raises CountedError
         self._outputs: list[tuple[str, list[torch.Tensor]]] = []
-        self._inside = False  # True while the container's __getitem__ runs, which asks for the length itself
+        self._inside = False  # True while the container's __getitem__ runs, which calls len itself
 
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
         """Return, for each block that ran since the previous call, the earlier blocks whose outputs it used.
 
-        The block that ran just before is never among them. The last block of a stack is among them as
-        ``last of <stack>``.
+        The block that ran immediately before it is left out. If an earlier block is the last one of its stack, it is
+        named ``last of <stack>``.
         """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
@@ -61,7 +61,7 @@ class Watch:
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a subclass of ``container`` that detects code which needs its length.
+        """Return a subclass of ``container`` that detects code which needs the container's length.
 
         A negative index adds ``name`` to ``counted``. ``len`` raises ``CountedError`` if ``raises`` is set.
         """

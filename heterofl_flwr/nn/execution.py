@@ -39,7 +39,7 @@ def call(model: nn.Module, inputs: object) -> object:
 
 
 def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator[Tensor]:
-    """Yield all tensors in a value, in containers, and in attributes of objects other than modules and functions."""
+    """Yield all tensors in a value: in containers, and in attributes of objects other than modules or functions."""
     seen = {} if seen is None else seen
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
@@ -90,7 +90,7 @@ def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
-    """Within this context, convolution weights on a CPU are in channels-last layout.
+    """Within this context, convolution weights on a CPU are in channels-last layout, if that is safe.
 
     On exit the values are copied back, so references to the previous tensors remain valid.
     """

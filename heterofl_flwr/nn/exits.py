@@ -18,8 +18,8 @@ from heterofl_flwr.nn.preresnet import PreResNet
 BLOCKS: Mapping[str, str] = MappingProxyType(
     {**dict.fromkeys(("cnn", "preresnet18", "preresnet18-later", "preresnet50"), "exits.*"), "transformer": "encoder.*"}
 )
-"""Pattern of the blocks that shallower models lack, by model name: the exits, or in the Transformer, which has none,
-the encoder layers.
+"""Argument ``blocks`` of ``shallow`` for each model name: the exits. The Transformer has no exits; its blocks are the
+encoder layers.
 """
 
 Stage = tuple[nn.Module, nn.Module]
@@ -37,8 +37,8 @@ class Exit(nn.Module):
 class Exits(nn.Module):
     """A model with early exits: a sequence of stages, each with a head.
 
-    A shallower model has the first exits of the full model. ``shallow(build, "exits.*", images)`` builds the models of
-    all depths.
+    A shallower model has the first exits of the full model. ``shallow(build, "exits.*", images)`` returns a function
+    that builds the models of all depths.
 
     Parameters
     ----------
@@ -47,7 +47,8 @@ class Exits(nn.Module):
     ensemble : bool
         Whether evaluation returns the mean of all exits' logits (DepthFL) instead of the deepest exit's.
     deepest_only : bool
-        Whether clients train only the head of their deepest exit. The server then averages no other heads.
+        Whether a client trains only the head of its deepest exit. The server then averages each head only over the
+        clients for which the head's exit is the deepest.
     """
 
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
@@ -58,7 +59,7 @@ class Exits(nn.Module):
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the deepest exit's logits, but in evaluation with ``ensemble`` the mean over all exits."""
+        """Return the deepest exit's logits; in evaluation with ``ensemble``, the mean of all exits' logits."""
         if not self.training:
             # All heads are run, even if only one is returned, so that their batch norm is measured too.
             logits = self.all_logits(x)
@@ -104,7 +105,7 @@ def _build_exits(build: Build, ensemble: bool, deepest_only: bool, rate: float) 
 def split_stages(model: nn.Module) -> Sequence[Stage]:
     """Split a model into stages, each with a new head.
 
-    ``split_stages.register`` adds a rule for another model class.
+    ``split_stages.register`` adds a rule for another model class. Without a rule, raise ``ConfigError``.
     """
     raise ConfigError(
         f"no rule says after which stages a {type(model).__name__} can end: add a rule with "
@@ -114,7 +115,7 @@ def split_stages(model: nn.Module) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: CNN) -> Sequence[Stage]:
-    """Split before each pooling layer. Names lose their number, so that they are the same in all stages."""
+    """Split before each pooling layer. Layer names lose their number, so that all stages have the same names."""
     stages: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
     for name, layer in model.features.named_children():
         if isinstance(layer, nn.MaxPool2d):
@@ -127,7 +128,7 @@ def _(model: CNN) -> Sequence[Stage]:
 def _(model: PreResNet) -> Sequence[Stage]:
     """Split after each stage.
 
-    The last head has the model's norm, and each other head a copy of the next stage's first norm.
+    The last head has the model's norm. Each earlier head has a copy of the next stage's first norm.
     """
     first_stage, *later_stages = model.stages.children()
     bodies = [nn.Sequential(OrderedDict(stem=model.stem, blocks=first_stage)), *later_stages]

@@ -15,8 +15,8 @@ from heterofl_flwr.core.levels import exact_rate
 class Scaler(nn.Module):
     """Division by ``rate`` in training; identity in evaluation.
 
-    If a norm (sbn, in, gn, ln) follows, the Scaler has almost no effect. It matters in the Transformer, where no norm
-    follows it directly, and in models without norms, which may diverge with it.
+    If a norm (sbn, in, gn, ln) follows, the Scaler has almost no effect. The Scaler matters in the Transformer, where
+    no norm follows directly, and in models without norms, which may diverge with Scalers.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Scaler(nn.Module):
 
 
 def make_scaler(rate: float, global_rate: float, enabled: bool = True) -> nn.Module:
-    """Return the Scaler of a model with this rate, or the identity if ``enabled`` is False."""
+    """Return a ``Scaler`` that divides by ``rate / global_rate``; the identity if ``enabled`` is False."""
     ratio = exact_rate(rate) / exact_rate(global_rate)
     if ratio > 1:
         raise ConfigError(f"a model of rate {rate} is larger than the global model of rate {global_rate}")

@@ -35,8 +35,8 @@ def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill =
     classes : torch.Tensor | None
         The present classes: class numbers, or a mask made by ``class_mask``, which is faster on a GPU; None for all.
     fill : Fill
-        Logit of absent classes. ``zero``: 0, as in the paper's code; absent classes stay in the softmax. ``-inf``: they
-        are excluded. ``none``: the logits are returned unchanged.
+        Logit of absent classes. ``zero``: 0, as in the paper's code; absent classes stay in the softmax. ``-inf``:
+        absent classes are excluded from the softmax. ``none``: all logits are returned unchanged.
     """
     if fill not in get_args(Fill):
         raise ConfigError(f"{fill!r} is no fill for logits; expected one of {', '.join(get_args(Fill))}")
@@ -60,7 +60,7 @@ def masked_cross_entropy(
     masked = mask_logits(logits, classes, fill)
     try:
         return F.cross_entropy(masked, targets)
-    except IndexError as error:  # a CUDA device reports such targets later, with another error
+    except IndexError as error:  # a CUDA device reports invalid targets later, with another error
         raise DataError(f"targets do not fit {logits.shape[1]} classes: {error}") from error
 
 

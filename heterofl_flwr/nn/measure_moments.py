@@ -32,7 +32,7 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
     """Return the moments of the inputs of every batch norm layer, measured in one pass over ``batches``.
 
     Batch norm layers normalise each batch by the batch's statistics, as in training. All other modules run in
-    evaluation mode; instance norm layers do not use running statistics. The model is restored afterwards.
+    evaluation mode, except that instance norm layers ignore running statistics. The model is restored afterwards.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
     number = 0
     with torch.no_grad(), _restored(model), channels_last(model):
         for module in model.modules():
-            # Not eval(), which calls train(): a model may override it to freeze layers. Instance norm with statistics
-            # uses them in evaluation mode, but with_static_norm removes them.
+            # Not eval(), which calls train(): a model may override train() to freeze layers. Instance norm stays in
+            # training mode, or it would use running statistics, which with_static_norm removes.
             module.training = isinstance(module, _InstanceNorm)
         sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
         for some in _alike(map(first_tensor, batches), together):
@@ -111,9 +111,9 @@ def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Te
 
 
 class _Sums:
-    """Running sums of the moments of one batch norm layer. An instance replaces the layer's ``forward``.
+    """Running sums of the moments of one batch norm layer. ``forward`` replaces the layer's method.
 
-    The layer writes each batch's mean and variance into its running statistics. These are then added to the sums.
+    The layer writes each batch's mean and variance into its running statistics, which are then added to the sums.
     """
 
     def __init__(self, name: str, layer: _BatchNorm, kind: Variant, place: torch.Tensor) -> None:

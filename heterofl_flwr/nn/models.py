@@ -24,8 +24,8 @@ from heterofl_flwr.nn.transformer import Transformer
 class CNN(nn.Module):
     """The paper's convolutional network (MNIST).
 
-    A stage is a 3x3 convolution, Scaler, norm and ReLU, with pooling between stages. The output is averaged over all
-    positions and passed to a linear classifier.
+    A stage is a 3x3 convolution, Scaler, norm and ReLU, with pooling between stages. The output of the last stage is
+    averaged over all positions and passed to a linear classifier.
 
     Parameters
     ----------
@@ -83,8 +83,9 @@ class CNN(nn.Module):
 class MLP(nn.Module):
     """Convolutions, if any, then linear layers, with ReLU between them (Liang et al., 2020).
 
-    ``hidden`` has the width of each layer at rate 1. The first ``convolutions`` of these layers are 5x5 convolutions
-    with pooling. There are no norms, and therefore no Scalers. The default widths are for MNIST.
+    ``inputs`` is the shape of one input. ``hidden`` has the width of each hidden layer at rate 1. The first
+    ``convolutions`` of these layers are 5x5 convolutions with pooling. There are no norms, and therefore no Scalers.
+    The defaults are for MNIST.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")
@@ -126,7 +127,7 @@ class MLP(nn.Module):
 
 @register(MLP)
 def _find_flattened(full_layer: MLP, local: MLP) -> dict[str, Axes]:
-    """Slicing rule: behind Flatten, keep all entries of a channel."""
+    """Slicing rule of the layer after Flatten: keep or drop all inputs from one channel together."""
     channels = [layer.out_channels for layer in full_layer.hidden if isinstance(layer, nn.Conv2d)]
     if not channels:
         return {}
@@ -152,8 +153,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "preresnet50": partial(BottleneckPreResNet, blocks=(3, 4, 6, 3)),
     "transformer": Transformer,
 }
-"""Functions that make models, by name; each takes ``rate=`` and other options. ``preresnet18`` is the paper's model;
-``mlp`` and ``lenet`` are the models of the baselines that the paper quotes.
+"""Functions that make models, by name; each takes ``rate=`` and other options. ``cnn``, ``preresnet18`` and
+``transformer`` are the paper's models; ``mlp`` and ``lenet`` are the models of the baselines that the paper quotes.
 """
 
 
@@ -176,7 +177,7 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Return True if ``build_model`` made ``build``. Then its models have no state except parameters."""
+    """Return True if ``build_model`` returned ``build``, whose models then have no state except parameters."""
     return isinstance(build, partial) and build.func is _build
 
 

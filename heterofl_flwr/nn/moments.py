@@ -14,20 +14,21 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 _PARTS = ("count", "first", "second")
 
 POSITIONS = 2**23
-"""Upper bound on the number of values per example and channel: that of a volume with 200 voxels a side."""
+"""Upper bound on the number of values per example and channel; enough for a volume with 200 voxels a side."""
 
 SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
-"""Parameters of ``sum_robust``. Values are clipped at ``SPREAD`` median distances from the median, or if that is
-further, at ``CLOSE`` median standard deviations (means) or variances. Counts are clipped at ``WEIGHT`` median
-counts.
+"""Parameters of ``sum_robust``. Means and variances are clipped to an interval around their median, which reaches
+``SPREAD`` times the median absolute deviation to each side. For means, it reaches at least ``CLOSE`` times the median
+standard deviation; for variances, ``CLOSE`` times the median variance. Counts are limited to ``WEIGHT`` times the
+median count.
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerMoments:
-    """Sums over the inputs of one batch norm layer: a count, and float64 vectors by channel."""
+    """Sums over the inputs of one batch norm layer: a count, and two float64 vectors with an entry for each channel."""
 
-    count: int  # batches (paper) or values per channel (fixed)
+    count: int  # number of batches (paper) or of values per channel (fixed)
     first_sum: torch.Tensor  # sum of batch means (paper) or of all values (fixed)
     second_sum: torch.Tensor  # sum of unbiased batch variances (paper) or of all squares (fixed)
 
@@ -113,7 +114,7 @@ class Moments:
 
 
 class MomentsByRate(dict[float, Moments]):
-    """Moments of models by their rates. ``[rate]`` raises ``ConfigError`` for a rate without moments."""
+    """Moments of the model of each rate. ``[rate]`` raises ``ConfigError`` for a rate without moments."""
 
     def __missing__(self, rate: float) -> Moments:
         raise ConfigError(
@@ -138,7 +139,7 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` if data with this number of examples cannot have these moments."""
+    """Raise ``DataError`` if no data with up to ``examples`` examples can have these moments."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -157,7 +158,7 @@ def check_possible(moments: Moments, examples: int) -> None:
 
 
 def build_layer_moments(kind: Variant, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:
-    """Return a layer's moments; the inverse of ``LayerMoments.statistics``."""
+    """Return a layer's moments from its mean and variance; the inverse of ``LayerMoments.statistics``."""
     second = variance * count if kind == "paper" else variance * (count - 1) + mean**2 * count
     return LayerMoments(count, mean * count, second)
 

@@ -12,11 +12,11 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.execution import arguments
 
 InnerWidths = Literal["none", "ordered", "drawn", "sandwich", "all"]
-"""Widths at which a training step runs the client's model: its full width, or smaller widths inside it too.
+"""Widths at which a training step runs the client's model: its full width, smaller widths inside it, or both.
 
-``none``: the full width. ``ordered``: one width, drawn from all (FjORD without distillation). ``drawn``: the full width
-and a width drawn from all, if that is smaller (FjORD). ``sandwich``: the full width, the smallest and one drawn from
-those in between (the sandwich rule). ``all``: all widths.
+``none``: the full width. ``ordered``: one width, drawn from all (FjORD without distillation). ``drawn``: the full
+width, and a width drawn from all, unless the draw gives the full width again (FjORD). ``sandwich``: the full width, the
+smallest width, and one drawn from the widths in between (the sandwich rule). ``all``: all widths.
 """
 
 
@@ -57,7 +57,7 @@ class Nested(nn.Module):
     model : nn.Module
         The client's model.
     smaller : Sequence[nn.Module]
-        Models of the same architecture at smaller rates, the largest first. Their parameters are not used.
+        Models of the same architecture at smaller rates, the largest first. Their own parameters are not used.
     widths : InnerWidths
         Choice of the models that ``all_logits`` runs.
     """
@@ -76,7 +76,7 @@ class Nested(nn.Module):
         return logits
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of the models that ``widths`` selects, the smallest first.
+        """Return the logits of the models that ``widths`` selects, the smallest model first.
 
         Some ``widths`` select at random.
         """

@@ -43,7 +43,7 @@ class Quadratic:
     _moved: dict[tuple[int, str], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """Return the penalty of a model."""
+        """Return the penalty on a model's trained parameters."""
         terms: list[Tensor] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -79,7 +79,7 @@ class Quadratic:
         return AlignedQuadratic(self.strength, centers, directions)
 
     def covers(self, model: nn.Module) -> bool:
-        """Whether each trained parameter of a model has a center, so that ``aligned`` is the same penalty."""
+        """Return True if ``aligned`` is the same penalty: ``strength`` is 0, or each trained parameter has a center."""
         return not self.strength or all(
             name in self.center for name, parameter in model.named_parameters() if parameter.requires_grad
         )
@@ -88,7 +88,7 @@ class Quadratic:
     def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
         """Return one penalty that equals the sum of ``quadratics`` up to a constant. The gradients are equal.
 
-        Those with a strength must have centers of the same names.
+        All quadratics with a strength must have centers for the same parameters.
         """
         total = cls()
         for quadratic in quadratics:
@@ -115,8 +115,8 @@ class Penalty:
     def of(cls, quadratics: Iterable[Quadratic], terms: Sequence[Term] = ()) -> "Penalty":
         """Return the sum of penalties.
 
-        Quadratics with centers for the same parameters as the first one's are merged into one, together with linear
-        ones. Other quadratics become terms.
+        Quadratics without a strength, and those with centers for the same parameters as the first one with a strength,
+        are merged into one. Other quadratics become terms.
         """
         quadratics = [own for own in quadratics if (own.strength and own.center) or own.direction]
         names = next((quadratic.center.keys() for quadratic in quadratics if quadratic.strength), None)

@@ -19,7 +19,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 class _Block(nn.Module):
     """Convolutions with a shortcut. Scaler, norm and ReLU come before each convolution.
 
-    ``convolutions`` lists (output channels, kernel size, stride) of each.
+    ``convolutions`` has (output channels, kernel size, stride) for each convolution.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class _Block(nn.Module):
 class PreResNet(nn.Module):
     """The paper's residual network: 3x3 convolution, stages of pre-activation blocks, linear classifier.
 
-    Stages after the first have stride 2. The other parameters are those of ``CNN``.
+    From the second stage on, the first block of a stage has stride 2. The other parameters are those of ``CNN``.
 
     Parameters
     ----------

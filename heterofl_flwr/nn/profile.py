@@ -78,7 +78,7 @@ COUNTED = {
     torch.ops.aten.mv: _vector_flops,
     torch.ops.aten._grouped_mm: _grouped_flops,
 }
-"""Functions that count operations of operators that torch's counter leaves out."""
+"""Functions that return the FLOPs of a call, by operator. Torch's counter lacks these operators."""
 
 
 def profile(model: nn.Module, example_input: object) -> Profile:
@@ -94,7 +94,7 @@ def profile(model: nn.Module, example_input: object) -> Profile:
         if norm.running_mean is None:
             norm.running_mean = torch.zeros(norm.num_features, device=device)
             norm.running_var = torch.ones(norm.num_features, device=device)
-    # The counter does not know cuDNN's recurrent layers; without it, they are matrix products.
+    # The counter does not know cuDNN's recurrent layers. Without cuDNN, these layers are matrix products.
     with plain_attention(), torch.backends.cudnn.flags(enabled=False), _flop_counter() as counter:
         inputs = arguments(example_input)
         positional, keywords = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), inputs)
@@ -105,7 +105,7 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
 @contextmanager
 def _flop_counter() -> Iterator["FlopCounterMode"]:
-    """Count operations without loading torch's compiler, which takes seconds.
+    """Context manager: count operations without loading torch's compiler, which takes seconds.
 
     Torch would load the compiler only to mark the counter as excluded from compilation. To avoid this, the mark is
     set beforehand.

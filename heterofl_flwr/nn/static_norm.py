@@ -20,7 +20,8 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     """Return a copy of the model in evaluation mode whose batch norm layers use ``moments``.
 
-    Layers for which ``moments`` has the count 0 keep their statistics. Instance norm layers lose their statistics.
+    A batch norm layer with the count 0 in ``moments`` stays as it was. Instance norm layers lose their running
+    statistics.
     """
     static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)
@@ -39,7 +40,7 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
 def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:
     """Return the model without running statistics in norm layers of type ``kind``.
 
-    If there are such statistics, the result is a copy.
+    The result is a copy if there are such statistics, and ``model`` itself otherwise.
     """
 
     def tracking_layers(module: nn.Module) -> list[_NormBase]:
@@ -60,7 +61,7 @@ def drop_statistics(layers: Iterable[_NormBase]) -> None:
 
 
 def is_measured(layer: _NormBase) -> bool:
-    """Return True if a layer's running statistics differ from those of a new layer."""
+    """Return True if a layer has running statistics that differ from those of a new layer."""
     mean, variance = layer.running_mean, layer.running_var
     return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
 
