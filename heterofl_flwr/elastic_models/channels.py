@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.int64]
-"""Position numbers of the entries of an axis. Entries with united positions are kept or dropped alike."""
+"""Position numbers of the entries of an axis. Entries with united positions are kept or dropped together."""
 
 Rows = Sequence[Row | None]
 """Positions of each axis of a tensor; None for an axis that is kept in full."""
@@ -90,7 +90,7 @@ class Grouping:
         self._table = np.tile(np.array([-1, 0]), (positions.number, 1))  # by root: group, channel
         self._places: dict[bytes, Places] = {}
         self.sizes: list[int] = []
-        # Each axis has a random number. The XOR over a channel's axes identifies this set of axes.
+        # Each axis has a random number. The XOR over all axes of a channel identifies the set of these axes.
         draws = np.random.default_rng(0).integers(1 << 62, size=len(axes))
         signs = np.zeros(positions.number, np.int64)
         for row, draw in zip(axes, draws, strict=True):
@@ -115,8 +115,8 @@ class Grouping:
     def length(self, row: Row) -> Places | int | None:
         """Return the length of an axis in a slice.
 
-        The result is a number if all slices have the same length, the axis's ``Places`` if the length depends on the
-        widths, and None if entries are tied to no parameter.
+        The result is a number if all slices have the same length, and the axis's ``Places`` if the length depends on
+        the widths. It is None, for an unknown length, if some entries are tied to no parameter.
         """
         roots = self._positions.roots(row)
         places = self.places(row)

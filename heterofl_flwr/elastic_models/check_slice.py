@@ -38,7 +38,7 @@ class Step(NamedTuple):
     tensors: list[str]  # names of the parameters and buffers among the inputs
     outputs: list[list[int | Places | None]]  # shape of each output
     numbers: tuple[float, ...] = ()  # plain numbers among the arguments
-    divisor: float | None = None  # divisor of a sum, if it is the full length of an axis that is sliced
+    divisor: float | None = None  # divisor of a sum, if it is the full length of a sliced axis that was summed over
 
 
 class DifferentStepError(Exception):

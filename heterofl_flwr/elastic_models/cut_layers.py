@@ -22,7 +22,7 @@ from heterofl_flwr.nn.layers import Scaler
 class Slice:
     """Slice of a traced model: the number of channels to keep of each group.
 
-    ``elastic`` stores it in the model as ``plan_rule``, and ``Plan.of`` calls it.
+    A model that was sliced stores its ``Slice`` in the attribute ``plan_rule``, which ``Plan.of`` calls.
     """
 
     channels: Channels
@@ -87,8 +87,9 @@ SCALED: dict[type[nn.Module], str] = {
 }
 """Attribute with the number of outputs, by layer type.
 
-A layer of these types gets a Scaler if it has fewer outputs in the slice. So does ``nn.MultiheadAttention``. To add a
-type, set ``SCALED[Conv1D] = "nf"`` (GPT-2). Its output must be a product with its parameters.
+A layer of these types, or of type ``nn.MultiheadAttention``, gets a Scaler if it has fewer outputs in the slice. For
+another layer type, add its attribute, as in ``SCALED[Conv1D] = "nf"`` (GPT-2). The outputs of such a layer must be
+products with its parameters.
 """
 
 
@@ -123,7 +124,7 @@ def _outputs(layer: nn.Module) -> int | None:
 def adjust_layers(full_model: nn.Module, model: nn.Module) -> None:
     """Update widths such as ``in_features`` in sliced layers, by the functions registered with ``adjust``.
 
-    The trace finds only widths that the model's code reads.
+    The trace itself finds only widths that the model's code reads.
     """
     before = dict(full_model.named_modules())
     with evaluating(model):  # in training, reading a weight with spectral norm would update its vectors
@@ -145,7 +146,7 @@ _LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.PReLU: {"num_parameters": ("weight", 0)},
     nn.RNNCellBase: {"input_size": ("weight_ih", 1)},
 }
-"""Width attributes by layer type. Each has the name of a parameter and the axis with this length."""
+"""For each layer type, its width attributes, each with the parameter and the axis that have this length."""
 
 
 @adjust(*_LENGTHS)

@@ -23,7 +23,7 @@ from heterofl_flwr.elastic_models.zeroing import compare_by_zeroing
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.static_norm import drop_statistics
 
-_CHECKED = 0.3  # at this rate most widths are rounded; other rates are checked when they are first built
+_CHECKED = 0.3  # rate that elastic checks, as it rounds most widths; other rates are checked when first built
 _UNUSED = (
     "the model makes no use of {} on the example inputs, so nobody knows how they may be cut: they stay whole at every "
     "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
@@ -67,13 +67,13 @@ class Elastic:
         return model
 
     def checked(self, rate: float) -> nn.Module:
-        """Return a new model of this rate without Scalers, after checking it against the full model."""
+        """Return a new model without Scalers, checked against the full model unless its widths have passed before."""
         part = self.part(rate)
         model = self._cut(part)
         if part.widths not in self.checked_widths:
             sizes = self.traced.channels.sizes
-            # torch calls other operators for a width of 1, for example in einsum. So steps are compared for a slice
-            # without such groups, and the slice itself only has to run.
+            # For a width of 1, torch calls other operators, for example in einsum. So steps are compared for a slice
+            # that keeps two channels or more of each group that has them, and the slice itself only has to run.
             wide = tuple(max(few, min(2, size)) for few, size in zip(part.widths, sizes, strict=True))
             if wide not in self.checked_widths:
                 slice_ = Slice(self.traced.channels, wide)
@@ -106,7 +106,7 @@ class Elastic:
                 warnings.warn(text.format(", ".join(sorted(layers))), stacklevel=4)
 
     def plan(self, rate: float) -> Plan:
-        """Return the plan of this rate's model inside the full model."""
+        """Return the plan that slices this rate's model out of the full model."""
         return Plan(self.part(1.0).axes(self.model.named_parameters(), self.part(rate))).sliced(prefix)
 
     def part(self, rate: float) -> Slice:
@@ -132,8 +132,8 @@ def elastic(
     """Return ``build``, a function from a rate to a slice of ``model``; pass it to ``HeteroFL(build)``.
 
     The model is run on tensors without values, to see which axes of its parameters must be sliced alike. Inputs and
-    outputs keep their widths. ``model`` is not changed. The model ``build(1.0)`` computes the same outputs as
-    ``model``, bit for bit. A smaller model has a slice of the weights and is of the same class.
+    outputs keep their widths. ``model`` is not changed. Without ``static_norm``, ``build(1.0)`` computes the same
+    outputs as ``model``, bit for bit. A smaller model has a slice of the weights and is of the same class.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def elastic(
         Patterns (``fnmatch``) of the names of layers or parameters that keep their full width.
     outputs : Sequence[str]
         Names of the outputs that your code reads, if the model returns a mapping or an object. Only these outputs
-        keep their widths. By default, all output tensors keep them, including hidden states.
+        keep their widths. By default, all output tensors keep their widths, also hidden states.
     multiple_of : int
         The width of each group of channels is rounded up to a multiple of this number. In attention, the width of
         one head is rounded.

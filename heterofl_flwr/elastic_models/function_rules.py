@@ -75,7 +75,7 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
     outer = trace.rows(arguments["query"])[-1]
     heads = trace.rows(arguments["out_proj_weight"])[1]
     trace.tie(outer, heads)
-    if arguments.get("q_proj_weight") is not None:  # with widths of their own for keys and values
+    if arguments.get("q_proj_weight") is not None:  # keys and values have widths of their own
         trace.tie(heads, trace.rows(arguments["q_proj_weight"])[0])
     trace.use(arguments["embed_dim_to_check"], trace.open(outer))
     trace.use(arguments["num_heads"], None)
@@ -87,8 +87,8 @@ def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> 
     """Trace rule of indexing.
 
     A bound of a Python slice decreases by the number of entries before it that a smaller model drops. An integer index
-    stays valid, because the entries from the start of the axis to this index are always kept (to the end of the axis,
-    if the index is negative).
+    stays valid, because all entries from the start of the axis to the index are always kept; for a negative index, all
+    entries from the index to the end are.
     """
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
@@ -126,7 +126,10 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 
 
 def _keep(trace: Trace, *places: object) -> None:
-    """Keep all axes from whose lengths these places on an axis that is never sliced were computed."""
+    """Never slice the axes from whose lengths ``places`` were computed.
+
+    These are places on an axis that is never sliced, so they must be the same at every rate.
+    """
     for place in places:
         if isinstance(place, Length):
             trace.use(place, None)  # refuses a length of an earlier call
@@ -165,7 +168,7 @@ def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
 
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
 def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
-    """Trace rule of ``chunk`` and ``tensor_split``: chunks of equal size shrink alike, others are never sliced."""
+    """Trace rule of ``chunk`` and ``tensor_split``: equal chunks shrink alike, unequal ones are never sliced."""
     if isinstance(chunks, SupportsIndex) and not isinstance(chunks, Tensor):
         length, number = trace.lengths(input)[dim], operator.index(chunks)
         if number > 0 and int(length) % number == 0:

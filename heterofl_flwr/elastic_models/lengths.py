@@ -121,7 +121,7 @@ class Trace:
         self._place = place  # returns the description of the layer that runs
         self.listening = False  # whether the model's own code runs, not torch's
         self.flexible: Sequence[bool] = ()  # for each axis of the next view, whether the code lets it shrink
-        self._rows: dict[int, tuple[Tensor, Rows]] = {}  # by id; the tensor is stored too, or its id could be reused
+        self._rows: dict[int, tuple[Tensor, Rows]] = {}  # by id; the tensor is stored too, so that its id is not reused
 
     def rows(self, tensor: Tensor) -> tuple[Row | None, ...]:
         """Return the positions of each axis of a tensor; None for an axis that is unknown or never sliced."""
@@ -204,9 +204,9 @@ class Trace:
     def compare(self, length: Length, operand: float) -> None:
         """Let a comparison of a length with a number, or with another length, give the same result at every rate.
 
-        Two exact lengths are tied, so that they shrink in proportion. In all other cases, the axes from which a length
-        was computed are never sliced. A length of at least 1 compares with a number below 1 equally at every rate, so
-        nothing is done for it.
+        Two exact lengths are tied, so that they shrink in proportion. Otherwise, the axes from which the lengths were
+        computed are never sliced. Nothing is done in two cases: in torch's own code, and for a number below 1 if the
+        length is at least 1 at every rate.
         """
         if not self.listening:
             return

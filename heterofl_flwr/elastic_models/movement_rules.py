@@ -22,7 +22,7 @@ _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
 @operator(*_VIEWS, *_SHUFFLES, "permute", "transpose", "t", "flip", "repeat", "constant_pad_nd", "select", "unbind")
 @operator("slice", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
 def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Trace rule of operators that move entries. Entries that are added by padding are never sliced.
+    """Trace rule of operators that move entries. Entries that padding adds are always kept.
 
     The rule runs the operator on a tensor of positions.
     """
@@ -48,8 +48,8 @@ def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Seque
 
     ``flexible`` has True for each axis of the result that may shrink.
     """
-    # An axis of stride 0 repeats one entry, so only its first entry is used. The other axes along which the numbers
-    # change are parts of the old axis: (2, 4) after an axis of 8 is viewed as two axes.
+    # An axis of stride 0 repeats one entry, so only its first entry is used. If the numbers change along several axes,
+    # these are parts of one old axis: (2, 4) after an axis of 8 is viewed as two axes.
     lines = result[tuple(slice(None if step else 1) for step in result.stride())]
     axes = [axis for axis, length in enumerate(lines.shape) if length > 1 and (lines.diff(dim=axis) != 0).any()]
     if not axes:
@@ -58,10 +58,10 @@ def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Seque
     may = [axis for axis in axes if len(flexible) == result.dim() and flexible[axis]]
     chosen = (may or axes)[-1]  # the innermost axis, if possible of those that the code lets shrink
     table = lines.movedim(chosen, 0).reshape(lines.shape[chosen], -1).numpy()  # (entries of the axis, all others)
-    # An entry of the axis represents one position in each of the other parts: these are kept or dropped together.
+    # An entry of the chosen axis stands for all positions in its row of the table: they are kept or dropped together.
     if len(axes) > 1:
         trace.positions.unite(table, table[:, :1])
-    trace.pin(rows[chosen])  # if two axes become one, the outer axis is kept in full
+    trace.pin(rows[chosen])  # if two old axes become one, the outer one is kept in full
     rows[chosen] = table[:, 0].copy()
 
 
@@ -130,7 +130,7 @@ def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     trace.pin(*(rows[axis] for axis in indices), *(row for index in indices.values() for row in trace.rows(index)))
     rest = [row for axis, row in enumerate(rows) if axis not in indices]
     start_axis, end_axis = min(indices), max(indices)
-    start = start_axis if len(indices) == end_axis - start_axis + 1 else 0  # indices of axes apart come first
+    start = start_axis if len(indices) == end_axis - start_axis + 1 else 0  # axes of separated indices come first
     return [*rest[:start], *[None] * (call.outputs[0].dim() - len(rest)), *rest[start:]]
 
 

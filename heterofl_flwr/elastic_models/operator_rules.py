@@ -14,7 +14,7 @@ from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.rules import Call, aten, operator, stand_in
 
-# Elementwise operators that lack torch's tag. A softmax over channels runs over the channels that are kept.
+# Operators that get the elementwise rule but lack torch's tag. A softmax over channels runs over the kept channels.
 _ENTRYWISE = (
     *("copy", "fill", "zero", "normal", "uniform", "bernoulli", "exponential"),
     *("native_dropout", "detach", "alias", "lift_fresh", "_to_copy", "_softmax", "_safe_softmax", "_log_softmax"),
@@ -57,7 +57,7 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
     """Require that tensors broadcast to ``shape`` are sliced alike, except along the last ``inner`` axes.
 
-    Return the positions of each axis of ``shape`` before these, and None for an axis of length 1.
+    Return the positions of each axis of ``shape`` except these last ones; None for an axis of length 1.
     """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []

@@ -156,7 +156,7 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 @cache
 def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
-    """Return an operator's trace rule or None. Elementwise operators without one get the rule of ``add``."""
+    """Return an operator's trace rule, or None. Elementwise operators without a rule use that of ``add``."""
     packet = called.overloadpacket
     if packet in OPERATORS:
         return OPERATORS[packet]
@@ -234,8 +234,8 @@ class Functions(TorchFunctionMode):
 class Alike(TorchFunctionMode):
     """Torch mode that makes a model call the same operators at every width.
 
-    Random scalars are 1, so stochastic depth drops no layer. The model that runs is a copy. If its code uses
-    tensors of the original model, the mode raises ``UnsupportedLayerError``.
+    ``torch.rand`` returns 1 for a scalar, so stochastic depth drops no layer. The model that runs is a copy. If its
+    code uses tensors of the original model, the mode raises ``UnsupportedLayerError``.
     """
 
     def __init__(self, tensors: Mapping[int, str]) -> None:

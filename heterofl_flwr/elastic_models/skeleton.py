@@ -168,7 +168,7 @@ class Skeleton:
                 stack.callback(module_names.__setitem__, "is_tracing", module_names["is_tracing"])
                 module_names["is_tracing"] = lambda: True
             if (name := "_detect_is_causal_mask") in (module_names := vars(transformer)):
-                # It reads a mask's values only for a hint; the mask is applied with or without it.
+                # This function reads a mask's values only for a hint; torch applies the mask with or without the hint.
                 stack.callback(module_names.__setitem__, name, module_names[name])
                 module_names[name] = lambda mask, is_causal, size: bool(is_causal)
             for torch_mode in (Alike(self._originals), *watching):

@@ -1,7 +1,7 @@
 """Trace a model, to find the channels that must be kept or dropped together."""
 
-# Why this is not a graph of ``torch.fx`` or ``torch.export``: these have constants as lengths, so they are right at one
-# width only. And why there are no rules by layer type: they would not see operations between layers.
+# Why this is not a graph of ``torch.fx`` or ``torch.export``: its lengths would be constants, so it would be right at
+# one width only. Why there are no rules by layer type: such rules would not see operations between layers.
 
 import copy
 import re
@@ -38,7 +38,7 @@ class Traced:
     steps: Sequence[Step]  # operator calls in all modes
     unused: Sequence[str]  # layers or parameters that no operator used; they are kept in full
     reasons: Sequence[str]  # reasons why axes are kept in full, sorted by number of channels, descending
-    normalises: bool  # whether the model has norms: torch's, or a reciprocal root, as in an RMS norm
+    normalises: bool  # whether the model has norms; a reciprocal root counts as one, as in an RMS norm
     says_tracing: bool  # see Skeleton
 
 
@@ -50,7 +50,7 @@ def trace_model(
 ) -> Traced:
     """Trace a model. See ``elastic`` for the arguments.
 
-    If this fails, trace again while ``torch.jit.is_tracing()`` returns True.
+    If the trace fails, trace again while ``torch.jit.is_tracing()`` returns True.
     """
     _check_model(model)
     _check_inputs(example_inputs)
@@ -114,7 +114,7 @@ def _explain(error: Exception, layer: nn.Module) -> str:
 
 
 def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
-    """Undo changes to the model's dicts and lists; raise ``UnsupportedLayerError`` if there were any.
+    """Undo changes to the model's dicts and lists; after a change, raise ``UnsupportedLayerError``.
 
     ``containers`` has (name, object, earlier copy).
     """
@@ -148,7 +148,7 @@ class Tracer:
                 self._trace.pin(
                     *(row for part in named_tensors(layer).values() for row in self._trace.rows(part)), why=why
                 )
-        self._used: set[str] = set()  # parameters and buffers that any operator used
+        self._used: set[str] = set()  # parameters and buffers that at least one operator used
         self._calls: list[tuple[Step, list[tuple[torch.Size, Rows | None]], list[Row]]] = []
         self._normalises = False
 

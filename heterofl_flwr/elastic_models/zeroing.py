@@ -90,7 +90,7 @@ def _shape(args: Sequence[Any]) -> torch.Size:
 
 
 def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) -> Tensor:
-    # On an axis that is shorter in the slice, an index is outside if all its entries are zero.
+    # On an axis that is shorter in the slice, an index is outside the slice if all entries at this index are zero.
     dropped = torch.zeros_like(x, dtype=torch.bool)
     for axis, (length, slice_length) in enumerate(zip(x.shape, shape, strict=True)):
         if slice_length < length and (axes is None or axis in axes):
@@ -129,7 +129,7 @@ def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[T
 
 
 def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, example_inputs: object) -> str:
-    """Describe the first output that differs between a slice and the zeroed full model; '' if none does."""
+    """Describe the first output that differs between a slice and the zeroed full model, or an error; '' if neither."""
     inputs = tree_map(lambda leaf: _double(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
     models = [copy_with(model, lambda name, tensor: _double(tensor)) for model in (slice_, full_model)]
     for name, tensor in named_tensors(models[1]).items():
