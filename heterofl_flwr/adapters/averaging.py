@@ -107,7 +107,7 @@ class ProductMean:
             total = torch.stack([weights for *_, weights in factors]).sum(0)  # (outputs,)
             b_all = torch.cat([b for b, *_ in factors], 1) / total.where(total > 0, 1.0).unsqueeze(1)
             a_all = torch.cat([a for _, a, _ in factors])
-            # Outputs without a holder keep the old product. If the clients' products have fewer directions than the
+            # Outputs that no client holds keep the old product. If the clients' products have fewer directions than the
             # rank, directions of the old A fill the rest, with zeros in B.
             a, b = (_matrix(self._state[name]) for name in (adapter.a, adapter.b))
             b_all, a_all = torch.cat([b_all, b * (total == 0).unsqueeze(1)], 1), torch.cat([a_all, a])
@@ -122,7 +122,7 @@ class ProductMean:
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors B and A whose product is the best approximation of ``b_all @ a_all`` with this rank."""
+    """Return factors B and A whose product is the best approximation of ``b_all @ a_all`` of rank ``rank``."""
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
     u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
     b, a = (q_b @ u * values)[:, :rank], (v @ q_a.mT)[:rank]

@@ -100,7 +100,7 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
     """
     layers.check_model(peft_model)
     adapted = [(f"{layers.BASE}.{name}", layer) for name, layer in layers.lora_layers(peft_model)]
-    register(*{type(layer) for _, layer in adapted})(layers.find_axes)  # they have no common base class
+    register(*{type(layer) for _, layer in adapted})(layers.find_axes)  # these types have no common base class
     of_adapters = {id(parameter) for _, layer in adapted for parameter in layers.adapter_parameters(layer).values()}
     named = peft_model.named_parameters()
     frozen = tuple(

@@ -31,7 +31,7 @@ BASE = "base_model.model"
 
 
 def check_model(model: object) -> None:
-    """Raise an error unless ``model`` is a ``PeftModel`` with exactly one LoRA adapter, of reducible rank."""
+    """Raise an error unless ``model`` is a ``PeftModel`` with one trainable LoRA adapter whose rank can be reduced."""
     with extra("lora"):  # imported here because it takes seconds to load
         from peft import LoraConfig, PeftModel
     if not isinstance(model, PeftModel):

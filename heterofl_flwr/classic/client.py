@@ -54,7 +54,7 @@ class Task(client.Task):
 
     @property
     def asks_for_moments(self) -> bool:
-        """Whether this call of ``fit`` asks for batch norm moments. If so, return ``task.moments(batches)`` from it."""
+        """Whether ``fit`` is asked for batch norm moments. If so, return ``task.moments(batches)`` from ``fit``."""
         return self.instruction.kind == messages.QUERY_MOMENTS
 
     def moments(self, batches: Callable[[], Batches], *, device: torch.device | str = "cpu") -> FitResult:
@@ -100,7 +100,7 @@ class Task(client.Task):
 def parameters_of(model: nn.Module) -> NDArrays:
     """Return the exchanged parameters of a model as arrays, in the order that the strategy expects.
 
-    For ``initial_parameters``, convert them by Flower's ``ndarrays_to_parameters``.
+    For ``initial_parameters``, convert the arrays with Flower's ``ndarrays_to_parameters``.
     """
     return [sent_tensor(parameter).numpy() for parameter in exchanged_parameters(model).values()]
 

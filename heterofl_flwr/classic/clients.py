@@ -38,7 +38,7 @@ class Clients:
 
     @property
     def are_remote(self) -> bool:
-        """Whether any client is on another machine."""
+        """Whether at least one client may be on another machine."""
         return any(
             hasattr(proxy, "bridge") or crosses_superlink(getattr(proxy, "grid", None))
             for proxy in self.proxies.values()
@@ -52,7 +52,7 @@ class Clients:
         return list(self.proxies)
 
     def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Call ``get_properties`` or ``fit`` of all clients in parallel; return replies in the messages' order."""
+        """Call ``get_properties`` or ``fit`` of each message's client in parallel; return replies in the same order."""
         with ThreadPoolExecutor(_THREADS) as pool:
             calls = [(message, pool.submit(self._ask, message, timeout)) for message in sent]
         # Not in the threads: numpy parses array headers here, which fails in Python 3.11.7 in two threads at once.
@@ -61,7 +61,8 @@ class Clients:
     def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
         """Return a client's answer or error, and the names of the moments in the answer.
 
-        Capability queries call ``get_properties``. Moments queries call ``fit``, if it can return moments.
+        Capability queries call ``get_properties``. Moments queries call ``fit`` of a client that can return moments.
+        The answer for another client is empty.
         """
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # the id that the reply refers to
@@ -94,9 +95,9 @@ def to_replies(
     answers: Mapping[int, Answer],
     failures: Sequence[tuple[ClientProxy, Answer] | BaseException],
 ) -> Iterator[Message]:
-    """Yield a reply to each message: the client's answer, or an error reply if there is none.
+    """Yield a reply to each message: the client's answer, or an error reply if the client did not answer.
 
-    Flower does not tell which client raised an error, so each error reply lists up to three of all errors.
+    Flower does not tell which client raised an error, so each error reply lists up to three of the round's errors.
     """
     unnamed = [failure for failure in failures if isinstance(failure, BaseException)]
     errors: list[str] = sorted({f"{type(error).__name__}: {error}"[:300] for error in unnamed})

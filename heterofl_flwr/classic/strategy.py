@@ -127,7 +127,7 @@ class HeteroFL(Strategy):
         self._sent: dict[int, Message] = {}
 
     def start(self, *arguments: object, **keywords: object) -> NoReturn:
-        """Raise ``ConfigError``, as apps of the Message API need ``heterofl_flwr.HeteroFL``."""
+        """Raise ``ConfigError``, because ``start`` needs the Message API: use ``heterofl_flwr.HeteroFL``."""
         raise ConfigError(
             "HeteroFL of heterofl_flwr.classic is for ServerAppComponents(strategy=...); for start(grid) import "
             "HeteroFL from heterofl_flwr"
@@ -147,7 +147,7 @@ class HeteroFL(Strategy):
         if self._initial_parameters is None:
             return record_parameters(pack_tensors(self.federation.architecture.initial_state()))
         arrays, model = read_parameters(self._initial_parameters), self.federation.architecture.model
-        known = self._names, list(exchanged_parameters(model)), list(model.state_dict())  # some may stay with clients
+        known = self._names, list(exchanged_parameters(model)), list(model.state_dict())  # shared; all; with buffers
         names = next((names for names in known if len(names) == len(arrays)), None)
         if names is None:
             raise ConfigError(
@@ -196,7 +196,7 @@ class HeteroFL(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Return the mean loss and metrics of the clients that evaluated the full model, or (None, {})."""
+        """Return the mean loss and metrics of the clients that evaluated the full model; (None, {}) without answers."""
         current, answers = self._inner.current, collect_answers([*results, *failures])
         means = self._inner.aggregate_evaluate(server_round, to_replies(self._sent, answers, failures))
         if means is None or not isinstance(current, EvaluationRound):

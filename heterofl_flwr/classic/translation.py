@@ -62,7 +62,7 @@ def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
 
 
 def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
-    """Return a message's config as scalars, with the task, the rates and, if it has moments, their kind."""
+    """Return a message's config as scalars, with the task, the rates and, if the message has moments, their kind."""
     config = reading.read_config(message)
     scalars: dict[str, Scalar] = {
         key: _separator(key).join(map(str, value)) if isinstance(value, list) else value
@@ -118,7 +118,7 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
     if isinstance(answer, GetPropertiesRes):
         return RecordDict({messages.CONFIG: _read_config(answer.properties, _PROPERTIES, sender)})
     content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
-    # Records hold no bool; as a number, it is averaged as in the Message API.
+    # Records hold no bool. As a number, a bool is averaged as in the Message API.
     numbers = {key: +value for key, value in answer.metrics.items() if isinstance(value, int | float)}
     numbers.pop(messages.CAPACITY, None)
     if isinstance(answer, EvaluateRes):

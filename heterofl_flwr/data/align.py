@@ -12,7 +12,7 @@ from heterofl_flwr.data.known import SOURCES, Facts, short_name
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Classes, columns and normalisation of a data set; empty or None if unknown."""
+    """Classes, columns, normalisation and input type of a data set. Unknown properties are empty or None."""
 
     name: str
     classes: int
@@ -48,7 +48,7 @@ class Terms:
 def align(dataset: Dataset, terms: Terms) -> Dataset:
     """Convert a node's data to the run's classes, columns and normalisation.
 
-    Raise ``DataError`` if classes, columns or shapes of inputs do not fit.
+    Raise ``DataError`` if classes, columns, or the kind, dtype or shape of inputs do not fit.
     """
     if (dataset.train.reading is None) != (terms.reading is None):
         raise DataError(f"{dataset.name} and the run's data set, {terms.name}, are not both text, or both not")
@@ -73,7 +73,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
 
 
 def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
-    """Return the node's column index for each column of the run; None if the columns agree or lack names."""
+    """Return the node's column index for each column of the run; None if the columns are equal or lack names."""
     if dataset.columns == terms.columns or not (dataset.columns and terms.columns):
         return None
     missing = [name for name in terms.columns if name not in dataset.columns]
@@ -126,7 +126,7 @@ def _align_split(
 
 
 def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
-    """Convert tokens to the numbers in the run's vocabulary; words that it lacks become token 0.
+    """Convert tokens to the numbers in the run's vocabulary; words outside it become token 0.
 
     If neither the node nor the run has a vocabulary, tokens keep their numbers.
     """

@@ -11,10 +11,10 @@ from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Dataset, Normal, Split
 
 HELD_OUT = 5
-"""If a data set has no test split, every fifth example is held out for testing."""
+"""Without a test split, every fifth example of a class or an owner is held out for testing."""
 
 MOST_EXPECTED = 1000
-"""A label above both this value and the number of examples is refused: it is hardly a class number."""
+"""Without class names, a label above this value and above the number of examples is refused as no class number."""
 
 Values = Sequence[int | str]
 """For each example, its class or its owner."""
@@ -24,8 +24,8 @@ Values = Sequence[int | str]
 class Raw:
     """One split before conversion.
 
-    Inputs are images in uint8 of shape (number, channels, height, width), or a table in float64 of shape (number,
-    columns).
+    Inputs are images of shape (number, channels, height, width), in uint8 or as floats from 0 to 1, or a table in
+    float64 of shape (number, columns).
     """
 
     inputs: Tensor
@@ -68,7 +68,7 @@ def to_dataset(
 
 
 def _to_floats(inputs: Tensor) -> Tensor:
-    """Return a copy that may be changed: pixels from 0 to 1 in float32, other values as they are."""
+    """Return a copy that may be changed. Pixels in uint8 become float32 from 0 to 1; other inputs stay as they are."""
     kind = torch.float32 if inputs.dtype == torch.uint8 else inputs.dtype
     floats = inputs.to(kind, memory_format=torch.contiguous_format, copy=True)
     return floats.div_(255) if inputs.dtype == torch.uint8 else floats

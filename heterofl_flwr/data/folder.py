@@ -70,8 +70,8 @@ def _read_folder(folder: Path) -> Any:
 def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
     """Return images by split, labelled with the names of their folders; None if ``folder`` has another layout.
 
-    ``datasets`` would leave out folders that are links, drop the label of a single class, and take a class or a file
-    for a split if it is named like one: the images of train/test would be test examples too.
+    ``datasets`` would leave out folders that are links, and drop the label of a single class. It would take a class or
+    a file that is named like a split for this split: the images in train/test would be test examples too.
     """
     files = [Path(name) for name in sorted(glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]
     parts = {path: path.parts[0].lower() for path in files if path.suffix.lower() in IMAGES}
@@ -108,9 +108,9 @@ def _read_hub(path: str) -> Any:
 
 
 def _is_example(names: Sequence[str]) -> bool:
-    """Return whether the first line of a table holds numbers that do not count its columns: there are no names.
+    """Return True if a table's column names are numbers but not ascending integers: its first line is an example.
 
-    Of two equal names, pandas makes ``5.1`` and ``5.1.1``.
+    If the first line has ``5.1`` twice, pandas names the second column ``5.1.1``.
     """
     is_count = all(map(str.isdigit, names)) and all(int(left) < int(right) for left, right in pairwise(names))
     return not is_count and all(fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?[\d.]*", name, IGNORECASE) for name in names)
@@ -173,7 +173,8 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
     """Return the inputs, labels and owners of a split.
 
     Without ``columns.label``, the label is the column ``label``, or else the only ``ClassLabel`` column, or else the
-    last column of a table of numbers. A split with a column ``text`` but no label or images becomes ``Texts``.
+    last column of a table without images. A split becomes ``Texts`` if ``columns.text`` is set, or if it has a column
+    ``text`` but no label and no images.
     """
     table, features = _Table(split, place), split.features
     if columns.owner == "":
@@ -187,7 +188,7 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
     is_text = "label" not in names and getattr(features.get("text"), "dtype", "") in ("string", "large_string")
     if columns.text or (is_text and not (images or stated or columns.label)):
         return Texts(table.column(columns.text or "text").cast(pa.string()).to_pylist(), place, owners)
-    if columns.label or "label" in features:  # it may name the owners, too
+    if columns.label or "label" in features:  # the column of labels may be that of the owners
         label = columns.label or "label"
     elif len(stated) == 1:
         label = next(iter(stated))

@@ -27,14 +27,14 @@ class Source:
     shape: tuple[int, ...] = ()  # shape of one input
     classes: Mapping[str, int] = field(default_factory=dict)  # number of classes by label column; the default is first
     normal: Normal | None = None  # normalisation; None measures the train split
-    measured: Normal | None = None  # measured normalisation of the train split, for nodes that do not read it
+    measured: Normal | None = None  # normalisation measured on the train split, for nodes without this split
     names: tuple[str, ...] = ()  # names of the classes, where known
     augment: AugmentName = "none"
     columns: Columns = Columns()  # defaults for names that a caller leaves empty
-    rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: all full rows
+    rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: 64 tokens a row
 
     def fill(self, named: Columns) -> Columns:
-        """Return this data set's columns, but with the label and the owner that ``named`` gives; '' means not given.
+        """Return this data set's columns. A label or an owner in ``named`` replaces the default; '' does not.
 
         Raise ``DataError`` if ``named`` has a label although the data set is a text.
         """
@@ -68,7 +68,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             columns=Columns("fine_label"),
         ),
         "femnist": Source("flwrlabs/femnist", columns=Columns("character", "writer_id")),
-        "wikitext2": Source(  # with the paper's hundred clients, each has one row (section 6)
+        "wikitext2": Source(  # of the paper's hundred clients, each has one row (section 6)
             "Salesforce/wikitext/wikitext-2-v1", columns=Columns(text="text"), rows={"train": 100, "test": 10}
         ),
     }

@@ -30,7 +30,7 @@ _lock = threading.RLock()  # a user's function may load another data set
 def load_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> Dataset:
-    """Return the data set with this name. Later calls in the same process return the same object.
+    """Return the data set with this name. The process keeps the last four, so that later calls return the same object.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from heterofl_flwr.data.dataset import Dataset, Normal, Reading, Split
 log = logging.getLogger(__name__)
 
 VARIABLE = "HETEROFL_SHARED"
-"""Environment variable with the path of the shared memory, and the random token that its name is made of."""
+"""Environment variable with the path of the shared memory and a random token that is hashed into the memory's name."""
 
 PAGE = 4096
 """Alignment of tensors, in bytes; the last bits of a matrix product may depend on it."""
@@ -31,7 +31,8 @@ _KINDS = {kind.__name__: kind for kind in (Dataset, Split, Reading, Normal)}
 def share(dataset: Dataset, key: object) -> Iterator[None]:
     """Context manager: share a data set with processes that call ``find`` with the same key.
 
-    The processes must inherit the environment variables of this one. If sharing fails, a warning is logged.
+    Those processes must inherit the environment variables of this process. If sharing fails, a warning is logged, and
+    each process loads the data set itself.
     """
     with ExitStack() as opened:
         try:
@@ -56,7 +57,7 @@ def share(dataset: Dataset, key: object) -> Iterator[None]:
 def find(key: object) -> Dataset | None:
     """Return the data set that another process shares under this key, or None."""
     path, _, token = os.environ.get(VARIABLE, "").partition(" ")
-    with suppress(OSError):  # the other process runs on another machine, or may not be looked into
+    with suppress(OSError):  # the other process runs on another machine, or its files may not be read
         if path and os.readlink(path) == f"/memfd:{_name(token, key)} (deleted)":
             return _read(path)
     return None

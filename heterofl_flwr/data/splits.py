@@ -14,7 +14,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset
 
 LEAST = 2
-"""Smallest number of examples of a client: batch norm cannot normalise a single example."""
+"""Smallest number of training examples of a client in a Dirichlet split: batch norm needs two."""
 
 _KIND = re.compile(
     r"iid|non-iid-(?P<classes>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)"
@@ -33,7 +33,7 @@ class Partitions:
     test: tuple[Tensor, ...]
     classes: tuple[tuple[int, ...], ...]
     partial: bool = False
-    """Whether the global model is tested only on the clients' examples, because some owners may be no clients."""
+    """Whether the global model is tested only on the clients' examples, as there may be more owners than clients."""
 
     def __len__(self) -> int:
         return len(self.train)
@@ -117,8 +117,8 @@ def noniid(
     """Return the example indices of each client, and the classes of its nonempty shards for ``matching_test``.
 
     Each class is cut into n shards, where n is ``clients * classes_per_client / classes``. The shards are assigned
-    at random. If n is not an integer, some classes have one shard more than others. If a client draws two shards of
-    one class, it gets one of the two shards with ``paper``, and both with ``fixed``.
+    at random. If n is not an integer, some classes have one shard more than others. If a client draws several
+    shards of one class, it gets one of them with ``paper``, and all with ``fixed``.
     """
     present = targets.unique()  # (classes,), sorted
     number, draws = len(present), clients * classes_per_client
@@ -140,7 +140,7 @@ def noniid(
             f"no examples for {len(empty)} of {counted(clients, 'client')}, the first is client {empty[0]}: "
             f"{len(targets)} examples are too few for {draws} shards; use fewer clients"
         )
-    # A class with fewer examples than shards has empty shards; their clients do not test it either.
+    # A class with fewer examples than shards has empty shards; clients with an empty shard do not test this class.
     have = [set(targets[mine].tolist()) for mine in rows]
     return rows, tuple(tuple(name for name in names if name in mine) for names, mine in zip(deal, have, strict=True))
 
@@ -187,7 +187,7 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
 
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the train and the test example indices of each client. Each client is one owner."""
+    """Return the train and the test example indices of each client. The i-th client has the i-th owner's examples."""
     if dataset.owners is None:
         raise ConfigError(f"split is natural, but {dataset.name} does not say whose each example is: use another split")
     train, test = dataset.owners
@@ -206,7 +206,8 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
     """Return the test example indices of each client.
 
-    For each class, a client's fraction of the test examples equals its fraction of the training examples.
+    For each class, a client's fraction of the test examples equals its fraction of the training examples, up to
+    rounding.
     """
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]

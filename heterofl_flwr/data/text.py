@@ -13,7 +13,7 @@ from heterofl_flwr.data.dataset import Dataset, Reading, Split
 
 UNKNOWN, END = "<ukn>", "<eos>"
 """Special tokens: a word that the train split lacks, and the end of a text. WikiText2 itself contains a word ``<unk>``,
-so the first has another name.
+so the first token has another name.
 """
 
 LENGTH = Reading(hides_as=0).length
@@ -33,7 +33,7 @@ def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int]
     """Make a data set of rows of tokens.
 
     Without a test split, every fifth row of an owner becomes a test row. ``rows`` has the number of rows by split
-    name. If it is None, or if the texts have owners, each row has 64 tokens.
+    name. Without ``rows``, or if the texts have owners, each row has 64 tokens.
     """
     raws, numbers = [train] if test is None else [train, test], {UNKNOWN: 0, END: 1}
     named = number_owners(*(raw.owners for raw in raws))
