@@ -57,7 +57,7 @@ def moments_query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
-    """Train the received slice on this client's data, and reply with its parameters."""
+    """Train the received slice on this client's data, and reply with the trained parameters."""
     return _answer([AppTask(message, context)])[0]
 
 

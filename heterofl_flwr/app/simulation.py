@@ -49,9 +49,9 @@ class RunError(HeteroFLError):
 
 
 def run_request(request: Request, *, log: bool = False) -> None:
-    """Run an app until it is finished; raise ``RunError`` if it fails.
+    """Run an app until it is finished; raise ``RunError`` if it fails, ``ConfigError`` if its folder is unusable.
 
-    Print its log if ``log`` is True, otherwise only warnings.
+    Print the app's log if ``log`` is True, otherwise only warnings.
     """
     path = request.out / LOG
     RunFolder(request.out).refuse_links()

@@ -154,7 +154,7 @@ class Workload:
 
     @property
     def counts_labels(self) -> bool:
-        """Whether a classifier row is averaged only over clients with examples of its class."""
+        """Whether ``train.labels`` applies. With ``sent``, a classifier row counts only from clients with its class."""
         return self.masked or self.settings.fidelity == "paper"
 
     @property
@@ -262,7 +262,7 @@ class Workload:
     def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:
         """Yield batches of inputs for measuring batch norm moments.
 
-        They are shuffled and augmented, except with ``fidelity=fixed``.
+        The inputs are shuffled and augmented, except with ``fidelity=fixed``.
         """
         if self.settings.fidelity == "fixed":
             return input_batches(split, self.moments_batch_size)

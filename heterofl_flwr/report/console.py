@@ -16,7 +16,7 @@ from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.runs.metrics import SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
-"""Seconds without output after which a reply prints a line; within ``by_time``, a timer does so too."""
+"""Seconds without output after which a reply prints a line; within ``by_time``, a timer prints one too."""
 
 TIMER_SECONDS = 1.0
 """Seconds between the checks of the timer."""

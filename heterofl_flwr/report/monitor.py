@@ -36,8 +36,8 @@ Values = Mapping[tuple[str, ...], float]
 class Monitor(RoundCallback):
     """Callback that serves a run's metrics and health over HTTP during the run.
 
-    ``/metrics`` has the metrics of the latest round in the format of Prometheus. ``/health`` is a JSON object. Its HTTP
-    status is 503 if the latest round ended more than ``timeout + wait + margin`` seconds ago. The margin is the
+    ``/metrics`` has the metrics of the latest round in the format of Prometheus. ``/health`` is a JSON object, with
+    HTTP status 503 if the latest round ended more than ``timeout + wait + margin`` seconds ago. The margin is the
     duration of the longest round so far, but at least one minute.
 
     Parameters

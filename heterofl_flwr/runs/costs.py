@@ -124,7 +124,8 @@ def received_rates(record: RoundRecord) -> list[float]:
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """Return the bytes that a round would send if all its clients trained the global model.
 
-    Clients without a usable reply receive the global model, and the model that they send does not count.
+    Clients without a usable reply receive the global model, and the model that they send does not count. Clients whose
+    device was unavailable receive nothing.
     """
     # Histories of older versions have no numbers of answers.
     answered = record.answered if record.expected else len(record.rates.keys() - record.failures.keys())

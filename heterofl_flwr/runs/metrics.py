@@ -64,7 +64,7 @@ def find_metric(values: Mapping[str, float], kind: str) -> str:
 
 
 def headline(records: Sequence[RoundRecord]) -> str:
-    """Return the name of the first metric of the main kind that the records have; '' if there is none."""
+    """Return the name of the first metric in the records that is of their main kind; '' if there is none."""
     names = (find_metric(record.evaluate, kind) for kind in HEADLINE_KINDS for record in records)
     return next(filter(None, names), "")
 

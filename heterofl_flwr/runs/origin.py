@@ -31,7 +31,7 @@ def command() -> str:
 
 @cache
 def commit() -> str:
-    """Return the commit of this package's code, followed by ``CHANGED`` if files have changed, or ``UNKNOWN``."""
+    """Return the commit of this package's code, or ``UNKNOWN``. ``CHANGED`` follows it if files have changed."""
     return commit_of(PACKAGE.parent, PACKAGE.name) or UNKNOWN
 
 

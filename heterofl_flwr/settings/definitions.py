@@ -59,7 +59,7 @@ class DataSettings(Group):
     root: value_types.Text = ""
     """folder with data sets laid out as on the Hugging Face hub; '': the folder $HETEROFL_DATA if set, else the hub"""
     label: value_types.Text = ""
-    """name of the column with the classes, such as coarse_label of cifar100; '' finds the column"""
+    """name of the column with the classes, such as coarse_label of cifar100; '': the column is inferred"""
     split: value_types.SplitName = "iid"
     """how the data are split among the clients; natural: client i has the examples of the i-th owner"""
 
@@ -111,8 +111,8 @@ class ServerSettings(Limits):
     """The server: slices, means and stages."""
 
     strategy: Literal["heterofl", "fedh2l"] = "heterofl"
-    """tensors that clients exchange. heterofl: parameters; further settings turn it into FedAvg and other methods.
-    fedh2l: posteriors
+    """tensors that clients exchange. heterofl: parameters, as in HeteroFL and, with further settings, FedAvg and
+    other methods. fedh2l: posteriors
     """
     slice_rule: SliceRule = same(Slicing, "slice_rule")
     roll_by: Count = same(Slicing, "roll_by")
@@ -210,7 +210,7 @@ class RunSettings(Group):
     """Files and callbacks of a run."""
 
     dir: value_types.Text = ""
-    """folder for settings, history, checkpoints and models; '': a new one below runs/"""
+    """folder for settings, history, checkpoints and models; '': a new folder below runs/"""
     resume: bool = False
     """resume from the newest checkpoint in run.dir"""
     checkpoint_every: Interval = 1
