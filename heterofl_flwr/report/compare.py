@@ -87,10 +87,14 @@ def compare_metrics(histories: Histories, rows: Rows, metrics: Sequence[str]) ->
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
     means = [_means(name, name, rows, finals) for name in metrics]
-    table = [
-        (row, str(len(runs)), *(cell for by_row in means for cell in by_row[row]), *_costs(runs, histories))
-        for row, runs in rows.items()
-    ]
+    table = []
+    for row, runs in rows.items():
+        partial = {score.name for run in runs.values() for score in scores(histories[run]) if score.partial}
+        cells = [
+            (marked(final, name in partial), difference)
+            for name, (final, difference) in zip(metrics, (by_row[row] for by_row in means), strict=True)
+        ]
+        table.append((row, str(len(runs)), *(text for pair in cells for text in pair), *_costs(runs, histories)))
     columns = [head for name in metrics for head in (name, HEADS[-1])]
     return (*HEADS[:2], *columns, "bytes", "price"), table
 
@@ -148,10 +152,10 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
     The key of a group is a text of the settings that differ between runs and, if methods differ, of the method.
     """
     defaults = to_flat(from_flat({}))
-    settings = [
-        {**defaults, **current_names(flatten(folder.settings())), CLIENTS: folder.about().get("clients") or "unknown"}
-        for folder in folders
-    ]
+    settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
+    for folder, values in zip(folders, settings, strict=True):
+        # Folders of earlier versions lack the number; 'heterofl run' waited for all clients.
+        values[CLIENTS] = folder.about().get("clients") or values["sample.min-nodes"]
     keys = dict.fromkeys(key for values in settings for key in values if key not in ("seed", *INCIDENTAL))
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
     methods = list(map(_method, settings))

@@ -107,6 +107,9 @@ def test_final_and_best_are_of_one_statistic(tmp_path):
         ("local-loss (median)", "1", "1"),
         ("local-accuracy", "25.0 % *", "50.0 %"),
     ]
+    histories, rows = {folder: folder.history()}, compare.group_runs([folder])
+    (row,) = compare.compare_metrics(histories, rows, ["local-accuracy", "local-loss"])[1]
+    assert row[2::2][:2] == ("25.0 % *", "9")
 
 
 def test_runs_that_diverged_are_compared(tmp_path):
@@ -124,6 +127,7 @@ def test_runs_of_an_earlier_version_are_in_the_row_of_equal_ones(tmp_path):
     """They have the old name of a setting, one that is gone, and none of those that came later."""
     new = run(tmp_path / "new", "a1", 0, 0.5, **{"server.slice-rule": "prefix", "server.growth": 0})
     old = run(tmp_path / "old", "a1", 1, 0.5, **{"server.choose": "prefix", "train.factor": 0.1})
+    new.note(clients=2)  # as sample.min-nodes, for which both waited
     assert [row[:2] for row in compare_runs([new, old])[1]] == [("all", "2")]
 
 
