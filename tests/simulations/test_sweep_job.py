@@ -197,6 +197,15 @@ def test_the_result_of_a_loss_is_its_median_over_clients_by_name(tmp_path):
     assert line.split() == ["mix=d", "1", "local-loss", "(median)", *"1-111"]
 
 
+def test_a_result_of_too_few_clients_has_a_star(tmp_path):
+    own = job("mix=d", path=tmp_path)
+    record = RoundRecord(server_round=2, seconds=1.0, learning_rate=0.1, rates={0: 1.0})
+    record.evaluate, record.partial = {"global-accuracy": 0.5}, ("global-accuracy",)
+    ran(own, 1, finished=True).append(record)
+    (line,) = list_results([own], [["mix=d"]]).splitlines()[2:]
+    assert "50.0 % *" in line
+
+
 def test_results_have_more_metrics_as_columns(tmp_path):
     jobs = [job("mix=d", f"seed={seed}", path=tmp_path / str(seed)) for seed in range(2)]
     rows = [[f"seed={seed}"] for seed in range(2)]

@@ -9,7 +9,7 @@ from statistics import fmean
 from heterofl_flwr.app.sweep.job import BEGUN, DONE, ENDED, Job, read_score
 from heterofl_flwr.common.errors import counted
 from heterofl_flwr.core.formatting import duration, render, score
-from heterofl_flwr.report.summary import price_text
+from heterofl_flwr.report.summary import marked, price_text
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, check_known, deviation, final_values, mean
 from heterofl_flwr.settings.method_name import run_title
@@ -69,8 +69,9 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Se
         bests = [result.best for result in seeds if result.best is not None]
         values = mean(finals), deviation(finals), min(finals), max(finals), mean(bests)
         more = [score(column, mean([run[column] for run in columns[name] if column in run])) for column in metrics]
-        texts = [score(seeds[0].name, value) for value in values]
-        lines.append((name, str(len(seeds)), label, *texts, *more, prices[name]))
+        final, *texts = [score(seeds[0].name, value) for value in values]
+        final = marked(final, any(result.partial for result in seeds))
+        lines.append((name, str(len(seeds)), label, final, *texts, *more, prices[name]))
     return render((*RESULTS[:-1], *metrics, RESULTS[-1]), lines, "table") if lines else ""
 
 
