@@ -20,13 +20,13 @@ if TYPE_CHECKING:
         RoundCallback as RoundCallback,
         RunState as RunState,
     )
-    from heterofl_flwr.federation.node_admission import Limits as Limits
+    from heterofl_flwr.federation.learning_rate import multi_step as multi_step
+    from heterofl_flwr.federation.limits import Limits as Limits
     from heterofl_flwr.federation.options import (
         Averaging as Averaging,
         Evaluation as Evaluation,
         Slicing as Slicing,
         Training as Training,
-        multi_step as multi_step,
     )
     from heterofl_flwr.federation.round_record import RoundRecord as RoundRecord
     from heterofl_flwr.federation.sampling import Sampling as Sampling
@@ -79,9 +79,10 @@ _HOMES = {
         "core.robust": "Robust",
         "core.slice_plan": "Plan",
         "elastic_models.elastic_model": "elastic",
-        "federation.node_admission": "Limits",
         "federation.callbacks": "Progress RoundCallback RunState",
-        "federation.options": "Averaging Evaluation Slicing Training multi_step",
+        "federation.learning_rate": "multi_step",
+        "federation.limits": "Limits",
+        "federation.options": "Averaging Evaluation Slicing Training",
         "federation.round_record": "RoundRecord",
         "federation.sampling": "Sampling",
         "grids.devices": "DeviceProfile Devices",

@@ -1,6 +1,6 @@
 """The server's options in groups, and the chain of stages that they switch on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -16,7 +16,8 @@ from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.robust import Robust, RobustMean
-from heterofl_flwr.federation.node_admission import Limits
+from heterofl_flwr.federation.learning_rate import Schedule, multi_step
+from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain
@@ -31,25 +32,6 @@ from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.stages.untrained import Untrained
 
 Assignment = Literal["fix", "dynamic"]
-
-Schedule = Callable[[int], float]
-"""Function of the round, counted from 1, that returns the learning rate."""
-
-
-def multi_step(
-    learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1, decay: float = 1.0
-) -> Schedule:
-    """Return a schedule in which the learning rate drops at milestones (Table 6 of the paper).
-
-    The learning rate is multiplied by ``factor`` after each round in ``milestones``, and by ``decay`` after each round.
-    """
-
-    def rate(server_round: int) -> float:
-        passed = sum(milestone < server_round for milestone in milestones)
-        return learning_rate * factor**passed * decay ** (server_round - 1)
-
-    return rate
-
 
 OptionalLevel = Annotated[
     str | Annotated[float, Strict()],

@@ -31,7 +31,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.robust import Few, Robust, RobustKind
 from heterofl_flwr.data.known import SOURCES
-from heterofl_flwr.federation.node_admission import Limits
+from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.options import Assignment, Averaging, Evaluation, OptionalLevel, Slicing, Training
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.nn.nested import InnerWidths

@@ -1,6 +1,5 @@
 """The chain of server stages."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -19,9 +18,6 @@ from heterofl_flwr.stages.conversation import Conversation, Questions
 from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update, stage_name
 
 Expected = TypeVar("Expected")
-
-REMOTE_CHANGE = 10
-"""Default bound on the L2 norm of a remote client's change, as a multiple of the model's L2 norm (at least 1)."""
 
 
 class Chain:
@@ -68,16 +64,16 @@ class Chain:
         """Whether the stages leave the model unchanged in this round."""
         return self.summing is not None and self.summing.skipped
 
-    def open(self, context: RoundContext, *, remote: bool = False) -> None:
+    def open(self, context: RoundContext, *, default_norm_bound: float = 0.0) -> None:
         """Begin a round.
 
-        If clients run on other machines (``remote``), their changes get the default bound ``REMOTE_CHANGE``, unless
-        ``norm_bound`` is set or a stage has ``Needs(changes=True)``.
+        ``default_norm_bound`` bounds the changes of clients, unless ``norm_bound`` is set or a stage has
+        ``Needs(changes=True)``.
         """
         state, norm_bound = context.state, self._norm_bound
         sums_changes = any(stage.needs.changes for stage in self.stages)
-        if remote and not norm_bound and not sums_changes:
-            norm_bound = REMOTE_CHANGE * max(1.0, math.hypot(*(tensor.norm().item() for tensor in state.values())))
+        if not norm_bound and not sums_changes:
+            norm_bound = default_norm_bound
         if sums_changes:  # expanded zeros take no memory
             state = {name: old.new_zeros((), dtype=torch.float64).expand_as(old) for name, old in state.items()}
         self._context = replace(context, norm_bound=0.0 if sums_changes else norm_bound)

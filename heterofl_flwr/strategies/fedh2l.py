@@ -20,7 +20,7 @@ from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.node_admission import Limits
+from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.options import Evaluation, Options, Training
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import Participation, Sampling

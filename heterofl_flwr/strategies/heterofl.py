@@ -6,7 +6,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.node_admission import Limits
+from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.options import Averaging, Evaluation, Options, Slicing, Training
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.nn.models import Build
