@@ -31,7 +31,7 @@ from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.settings.defaults import NOT_IID, OTHER, PRESETS
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS
-from heterofl_flwr.settings.stored_settings import FILE, to_toml
+from heterofl_flwr.settings.without_torch import FILE, to_toml
 
 if TYPE_CHECKING:
     from simulations.results.configurations import Configuration
@@ -455,7 +455,7 @@ def fill(text: str) -> str:
 
 
 def stored() -> str:
-    """Return every setting as ``heterofl_flwr.settings.stored_settings`` reads it."""
+    """Return every setting as ``heterofl_flwr.settings.without_torch`` reads it."""
     rows = [json.dumps(row, ensure_ascii=False) for row in read_settings([])]
     return "[\n" + ",\n".join(rows) + "\n]\n"
 

@@ -12,7 +12,7 @@ from heterofl_flwr import __version__
 from heterofl_flwr.app import export, keys, profile, report, run, settings, supernode, sweep
 from heterofl_flwr.common.errors import HeteroFLError, not_usable, printable, unknown_settings
 from heterofl_flwr.common.user_code import allow_modules, named_modules
-from heterofl_flwr.settings.stored_settings import stored_settings
+from heterofl_flwr.settings.without_torch import all_settings
 
 COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
     {
@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _check_settings(words: Sequence[str]) -> None:
     """Raise ``ConfigError`` for unknown keys and wrong types, without loading torch, which is slow."""
-    settings = {setting.key: setting for setting in stored_settings()}
+    settings = {setting.key: setting for setting in all_settings()}
     parts = (word.partition("=") for word in words)
     assignments = {key.strip(): text for key, equals, text in parts if key.strip() and equals}
     wrong = [settings[key].fault(text) for key, text in assignments.items() if key in settings]

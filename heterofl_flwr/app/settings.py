@@ -9,7 +9,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from heterofl_flwr.settings.stored_settings import Setting, stored_settings, to_toml
+from heterofl_flwr.settings.without_torch import Setting, all_settings, to_toml
 
 SUMMARY = "every setting, its value and what it means"
 EXAMPLES = """
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print all settings."""
-    settings = read_settings(args.set) if args.set else stored_settings()
+    settings = read_settings(args.set) if args.set else all_settings()
     if args.format == "toml":
         print(to_toml({setting.key: setting.value if args.set else setting.default for setting in settings}), end="")
     else:

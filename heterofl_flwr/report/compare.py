@@ -23,13 +23,13 @@ from heterofl_flwr.runs.metrics import check_known, deviation, final_values, hea
 from heterofl_flwr.settings.flat import (
     INCIDENTAL,
     SPECS,
-    current_names,
     flatten,
     from_flat,
     to_flat,
     usual_values,
 )
 from heterofl_flwr.settings.method_name import method_name
+from heterofl_flwr.settings.renamed import current_names
 
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantiles of Student's t distribution with 1, 2, ... degrees of freedom; the last also serves for more."""

@@ -1,6 +1,5 @@
 """Conversion between ``Settings`` and a run config with dotted keys."""
 
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.settings.contradictions import find_contradictions
 from heterofl_flwr.settings.defaults import OTHER, preset
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.stored_settings import Setting, read_value
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group
+from heterofl_flwr.settings.without_torch import Setting, read_value
 
 GroupType = TypeVar("GroupType", bound=Group)
 
@@ -78,49 +77,6 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     if settings is None or faults:
         raise not_usable(faults)
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
-
-
-RENAMED: Mapping[str, str] = MappingProxyType({"server.choose": "server.slice-rule"})
-"""Current key of each renamed setting, by its earlier key; used for stored runs only."""
-
-REMOVED: Mapping[str, tuple[Flat, ...]] = {
-    "train.factor": (0.1,),
-    "train.precision": ("float32",),
-    "distill.direction": ("forward",),
-    "distill.projection": ("gem",),
-    "data.test-share": (0.2,),
-    "server.max-refusals": (0,),
-    "server.max-examples-ratio": (0.0, 10.0),  # it changed only means of metrics
-    "run.patience": (0,),
-    "evaluate.moments-merge": ("auto",),
-}
-"""Removed settings of earlier versions, each with the values that had no effect."""
-
-
-def first_names(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings under the keys of the first version."""
-    # The digest in a job's name has these keys, so that renaming a setting does not change it.
-    names = {new: old for old, new in RENAMED.items()}
-    return {names.get(key, key): value for key, value in settings.items()}
-
-
-def current_names(stored: Mapping[str, object]) -> dict[str, object]:
-    """Return stored settings under their current keys, without removed settings that had no effect (``REMOVED``)."""
-    return {RENAMED.get(key, key): value for key, value in stored.items() if value not in REMOVED.get(key, ())}
-
-
-def from_stored(mapping: Mapping[str, object]) -> Settings:
-    """Return the settings of a stored run; raise ``ConfigError`` for unknown keys."""
-    mapping = current_names(mapping)
-    if unknown := [key for key in mapping if key not in SPECS]:
-        raise ConfigError(
-            f"the run was made by another app or version, whose settings {', '.join(unknown)} are not known here: use "
-            f"the code that made it, whose commit its settings.json names, or in an app of yours export_model"
-        )
-    # JSON has no infinity, so sample.wait=inf is stored as text.
-    return from_flat(
-        {key: math.inf if (key, value) == ("sample.wait", "inf") else value for key, value in mapping.items()}
-    )
 
 
 def to_flat(settings: Settings) -> dict[str, Flat]:

@@ -19,7 +19,8 @@ from heterofl_flwr.report import ModelCosts, RunFolder
 from heterofl_flwr.runs.metrics import is_better, mode_of
 from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import from_stored, to_flat
+from heterofl_flwr.settings.flat import to_flat
+from heterofl_flwr.settings.renamed import from_stored
 from heterofl_flwr.settings.value_types import Flat
 
 PROJECT = Path(__file__).resolve().parents[2]

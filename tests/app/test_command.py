@@ -11,7 +11,7 @@ from heterofl_flwr.app.profile import PROFILED
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, read_assignments, read_config
-from heterofl_flwr.settings.stored_settings import stored_settings
+from heterofl_flwr.settings.without_torch import all_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,12 +123,12 @@ TEXTS = ("x", "3", "-1", "0.5", "1e3", "true", "last", "auto", "none", "a", "", 
 
 
 def test_a_value_that_is_refused_early_is_refused_late_too():
-    for setting in stored_settings():
+    for setting in all_settings():
         for text in TEXTS:
             (value,) = read_assignments([f"{setting.key}={text}"]).values()
             if setting.fault(text):
                 assert not accepts(setting.key, value), (setting.key, text)
-    faults = {own.key: own.fault("x") for own in stored_settings()}
+    faults = {own.key: own.fault("x") for own in all_settings()}
     assert faults["train.lr"] == "train.lr: found 'x' (str), expected a number above 0, or 'auto'"
     assert sum(map(bool, faults.values())) > 50
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from heterofl_flwr.settings.stored_settings import to_toml
 from heterofl_flwr.settings.value_types import Flat
+from heterofl_flwr.settings.without_torch import to_toml
 from simulations.processes import Processes, free_port, kill
 from tests.deployment.proxy import Proxy
 from tests.docs.pages import ROOT

@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 from heterofl_flwr import Buffered, Limits, Privacy, Sampling
-from heterofl_flwr.settings.stored_settings import FILE
+from heterofl_flwr.settings.without_torch import FILE
 from heterofl_flwr.stages import secure_sum_client
 from heterofl_flwr.transport import messages
 from simulations.model_zoo.__main__ import VERDICTS

@@ -13,10 +13,11 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json
 from heterofl_flwr.settings.defaults import OTHER
 from heterofl_flwr.settings.definitions import EngineSettings
-from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, flatten, from_flat, from_stored, to_flat
+from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, flatten, from_flat, to_flat
+from heterofl_flwr.settings.renamed import from_stored
 from heterofl_flwr.settings.server_stages import parse_stages
-from heterofl_flwr.settings.stored_settings import to_toml
 from heterofl_flwr.settings.value_types import AUTO
+from heterofl_flwr.settings.without_torch import to_toml
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.training import ENGINES
 from simulations.flower_internals import flatten_dict

@@ -33,15 +33,15 @@ from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import (
     DEFAULTS,
     INCIDENTAL,
-    first_names,
     flatten,
     from_flat,
     read_specs,
     to_flat,
     validate,
 )
-from heterofl_flwr.settings.stored_settings import Setting
+from heterofl_flwr.settings.renamed import first_names
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text, Texts
+from heterofl_flwr.settings.without_torch import Setting
 from heterofl_flwr.training.engines.plain import DivergedError
 
 logger = logging.getLogger("sweep")  # not a child of the package's logger, which a run redirects to its folder

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-FILE = Path(__file__).with_name("stored_settings.json")
+FILE = Path(__file__).with_name("all_settings.json")
 """Path of the file, which ``python docs/generate.py`` writes."""
 
 
@@ -51,7 +51,7 @@ def read_value(text: str) -> object:
     return value
 
 
-def stored_settings() -> list[Setting]:
+def all_settings() -> list[Setting]:
     """Return all settings in the order of the file."""
     return [Setting(*row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
 
