@@ -34,7 +34,7 @@ def read_share(text: str) -> float:
 
 
 def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
-    """Return a function that reads positive integers joined by ``separator``. Its errors show ``example``."""
+    """Return a function that reads positive integers joined by ``separator``, and shows ``example`` in its errors."""
 
     def read(text: str) -> tuple[int, ...]:
         parts = text.split(separator)

@@ -31,7 +31,7 @@ def evaluate_global(
 ) -> MetricRecord | None:
     """Return the global model's metrics on the test set; None in round 0.
 
-    Also write the confusion matrix into ``folder``, unless ``folder`` is None or the data are text.
+    The confusion matrix is written into ``folder``, unless ``folder`` is None or the data are text.
     """
     if not server_round:
         return None
@@ -53,7 +53,7 @@ def evaluate_global(
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
     """Return ``Monitor`` (if ``run.metrics-address`` is set), ``Recorder`` and the callbacks in ``run.callbacks``.
 
-    Without ``folder``, ``Recorder`` and ``TensorBoard`` are left out.
+    If ``folder`` is None, ``Recorder`` and ``TensorBoard`` are left out.
     """
     settings, run = workload.settings, workload.settings.run
     check_names(run.callbacks)

@@ -26,10 +26,10 @@ _BEFORE = timedelta(hours=1)  # validity begins in the past, because clocks of n
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
-    """Write the SuperLink's key, and its certificate for ``days`` days; return the paths of all written files.
+    """Write the SuperLink's key and a certificate valid for ``days`` days; return the paths of all written files.
 
-    The certificate authority in ``folder`` signs the certificate. If the folder has none, a new authority is written
-    too. ``hosts`` are names and addresses of the SuperLink.
+    The certificate authority in ``folder`` signs the certificate. If the folder has no authority, a new authority is
+    written too. ``hosts`` are names and addresses of the SuperLink.
     """
     ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
     new = not ca_key.exists() and not ca_certificate.exists()

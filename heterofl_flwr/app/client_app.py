@@ -29,7 +29,7 @@ class CohortApp(ClientApp):
 
     @staticmethod
     def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
-        """Train several clients together, each on its data; return a reply for each."""
+        """Train several clients together, each on its own data; return their replies."""
         return _answer([AppTask(*pair) for pair in zip(received, contexts, strict=True)])
 
 
@@ -151,7 +151,7 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
     """Return a model's metrics on this client's test data, including those of ``evaluate.metric``.
 
-    For metrics named ``local-*``, logits outside ``classes`` are masked as in training (``train.mask-fill``).
+    In metrics named ``local-*``, the logits of all classes except ``classes`` are masked (``train.mask-fill``).
     """
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)

@@ -141,7 +141,7 @@ def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return rate, parameters, round and metrics of each final model, by level. Empty ``levels`` select all models."""
+    """Return facts about each final model, such as rate and metrics, by level. Empty ``levels`` select all models."""
     from heterofl_flwr.runs.models import model_facts
 
     models = model_facts(folder)
@@ -156,7 +156,7 @@ def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str,
 
 
 def inputs_of(test: "Split", seed: int) -> "Tensor":
-    """Return at most ``COMPARED`` test examples as a batch; in a text, ``seed`` chooses the hidden words."""
+    """Return at most ``COMPARED`` test examples as a batch. In text, ``seed`` determines the hidden words."""
     import torch
 
     from heterofl_flwr.core.randomness import derive

@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
         "supernode": supernode,
     }
 )
-"""Module of each subcommand. The module's docstring is the description; its ``add_arguments`` is optional."""
+"""Module of each subcommand. Its docstring is the subcommand's description; its ``add_arguments`` is optional."""
 
 FAILED = 1
 """Exit code of a command that began its work and failed."""
@@ -98,7 +98,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_settings(words: Sequence[str]) -> None:
-    """Raise ``ConfigError`` for unknown keys and wrong types, without loading torch, which is slow."""
+    """Raise ``ConfigError`` for unknown keys, wrong types and wrong choices, without loading torch, which is slow."""
     settings = {setting.key: setting for setting in all_settings()}
     parts = (word.partition("=") for word in words)
     assignments = {key.strip(): text for key, equals, text in parts if key.strip() and equals}

@@ -84,7 +84,8 @@ class AppTask(Task):
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the job of training ``model`` on this client's data.
 
-        The job has the penalties of the stages and, if clients have personal parameters, FedProx's penalty.
+        The job has the penalties of the stages. If clients have personal parameters, it also has FedProx's penalty,
+        which the engine adds otherwise.
         """
         data = self.data
         self.penalty_used = True  # the engines add the penalties of ``options`` and of the job
@@ -104,7 +105,7 @@ class AppTask(Task):
         )
 
     def note_steps(self, steps: int) -> None:
-        """Set ``total_step`` after local training with SGD; ``steps`` is the number of its steps.
+        """Set ``total_step`` after ``steps`` steps of local training with SGD.
 
         ``total_step`` is the distance that a parameter moves in these steps if its gradient is always 1.
         """
@@ -114,7 +115,7 @@ class AppTask(Task):
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return the personal ``model`` with moments of its batch norm, if any, measured on its training inputs."""
+        """Return the personal ``model``; if it has batch norm, with moments measured on its training inputs."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
@@ -157,7 +158,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's data: those in its folder ``data-path`` if it has one, otherwise its part of ``data.name``."""
+    """Return a node's data: the folder ``data-path`` of its node config if set, otherwise a part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

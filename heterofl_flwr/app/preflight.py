@@ -18,7 +18,7 @@ from heterofl_flwr.settings.value_types import AUTO
 
 
 def check_run(request: Request) -> str:
-    """Raise an error if a run cannot start, otherwise print how large its rounds are.
+    """Check that a run can start, and print how large its rounds are; raise an error if it cannot start.
 
     If the run is already finished, print nothing and return a message; otherwise return ''.
     """
@@ -38,12 +38,12 @@ def check_run(request: Request) -> str:
 
 
 def check_task(workload: Workload, clients: int) -> str:
-    """Load the data set; raise an error if it does not fit the clients or a model.
+    """Load the data set; raise an error if it cannot be split among the clients, or if a model cannot read it.
 
     Also raise an error if a device, function or callback that a setting names cannot be used.
 
     Return a line that says how many clients train in a round, and about how many steps each client trains. The line is
-    empty if a function that the user named fails: the run then raises that error again, with a traceback.
+    empty if a user's function raises an error of its own: the run then raises it again, with a traceback.
     """
     try:
         workload.partitions(clients)

@@ -7,9 +7,9 @@ The columns are:
   MACs        multiply-accumulate operations of one forward pass
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-Below the row of a --mix with several levels there is a row for each level, such as 'a1-b9: b'. Below the table
-there is a line with the price of each such mix. The price compares one federation of the mix with separate
-federations, one for each level. In the federation of a level, all clients that can hold its model take part.
+Below the row of a --mix with several levels there is a row for each level, such as 'a1-b9: b'. Below the table,
+each such mix has a line with its price: the costs of one federation of the mix, divided by the total costs of separate
+federations, one federation for each level. All clients that can hold a level's model take part in its federation.
 Without --mix, the table has 31 mixes: equal shares of each set of levels from a to e. Prices are printed only in
 the formats table and markdown. The format csv has all digits.
 """
@@ -51,7 +51,7 @@ OPTIONS = ("classes", "hidden", "norm")
 """Options that apply only to this package's models."""
 
 INNER: "tuple[InnerWidths, ...]" = ("drawn", "sandwich", "all")
-"""Values of ``train.distill`` with which a step trains a client's model and smaller levels inside it."""
+"""Values of ``train.distill`` with which a step trains both a client's model and smaller levels inside this model."""
 
 HEADER = ("mix", "ratio", "parameters", "MACs", "MB")
 
@@ -119,7 +119,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
-    """Return text on the price of a mix; ``costs`` has parameters and multiplications by rate."""
+    """Return text on the price of a mix, relative to separate federations, one federation for each level.
+
+    ``costs`` maps each rate to the numbers of parameters and of multiplications of the rate's model.
+    """
     from heterofl_flwr.runs.costs import price
 
     rates = [rate for rate in mix.parts if rate]
@@ -142,13 +145,16 @@ def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
 
 
 def all_mixes(levels: str) -> list[str]:
-    """Return the mix of equal shares of each subset of ``levels``, in the paper's order."""
+    """Return a mix with equal shares, such as ``a-c``, for each subset of ``levels``, in the paper's order."""
     subsets = (subset for size in range(1, len(levels) + 1) for subset in combinations(levels, size))
     return ["-".join(subset) for subset in sorted(subsets, key=lambda subset: (subset[0], len(subset), subset))]
 
 
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
-    """Return model, arguments and input shape for ``name``, a data set or a model."""
+    """Return the ``Setup`` for ``name``, a data set or a model; ``shape`` and ``options`` override its values.
+
+    A model that ``PAPER`` lacks takes inputs of shape (3, 32, 32) by default.
+    """
     from heterofl_flwr.nn.models import PAPER, Setup
     from heterofl_flwr.settings.defaults import options_of
     from heterofl_flwr.settings.flat import from_flat

@@ -30,7 +30,7 @@ CLUSTER = "RAY_ADDRESS"
 """Environment variable with the address of a Ray cluster."""
 
 WINDOW = 64
-"""Default of ``engine.window`` in ``heterofl run``, which limits the server's memory."""
+"""Default of ``engine.window`` in ``heterofl run``. It limits the server's memory."""
 
 SERVER_APP = "heterofl_flwr.app.server_app:app"
 CLIENT_APP = "heterofl_flwr.app.client_app:app"
@@ -55,8 +55,8 @@ class Request:
     def gpu_share(self) -> float:
         """Number of GPUs for each client, such as 0.25: ``gpus``, or a default if ``gpus`` is None.
 
-        By default, ``parallel`` clients share the GPUs, or each client has a GPU if ``parallel`` is None too. The
-        default is 0 if the machine has no GPU, if clients compute on the CPU, and for another app.
+        By default, ``parallel`` clients share all GPUs. If ``parallel`` is None too, each client has one GPU. The
+        default is 0 if the machine has no GPU, if clients compute on the CPU, or if ``app`` is not None.
         """
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
@@ -67,7 +67,7 @@ class Request:
 def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
     """Return the request to run the Flower app in ``folder``, as its ``pyproject.toml`` describes it.
 
-    ``changes`` replace settings of the app, ``how`` are further fields of ``Request``.
+    ``changes`` replace settings of the app. ``how`` contains further fields of ``Request``.
     """
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]
@@ -85,7 +85,7 @@ def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
 
 
 def build_request(args: argparse.Namespace) -> Request:
-    """Return the run that a command line describes; raise ``ConfigError`` if it is invalid."""
+    """Return the request that parsed arguments describe; raise ``ConfigError`` if they are invalid."""
     if args.resume and args.app:
         raise ConfigError(
             f"--resume is for this package's own app, and --app is {args.app}: start it with --app alone, and let its "

@@ -77,8 +77,8 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
     """Run the strategy that the settings describe, and return it.
 
-    Without ``run.dir``, a run on Flower's own grid (``flwr run``) writes into a new folder below ``runs``, if it can. A
-    run on a grid of this package then writes no folder.
+    If ``run.dir`` is empty, a run on Flower's own grid (``flwr run``) writes a new folder below ``runs``, if possible,
+    and a run on a grid of this package writes no folder.
     """
     give_back_freed_memory()
     folder = _choose_folder(grid, workload.settings)
@@ -213,14 +213,14 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The start of a run; by default, that of a new run."""
+    """Starting point of a run; by default, a new run."""
 
     state: RunState | None = None  # the checkpoint from which it continues
     finished: str = ""  # if not empty, a message that it was finished before, so that nothing starts
 
 
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:
-    """Return the start of a run in a folder; raise ``ConfigError`` if it cannot start there."""
+    """Return the ``Start`` of a run in a folder; raise ``ConfigError`` if the run cannot start there."""
     if folder is None:
         return Start()
     resume, rounds = settings.run.resume, settings.num_rounds

@@ -31,7 +31,7 @@ LOG = Path("logs", "flower.log")
 """Path of the log, relative to the run's folder."""
 
 FRAMES = 3
-"""Number of stack frames in the text of an error that another package raised."""
+"""Number of stack frames in the text about an error that is no ``HeteroFLError``."""
 
 STEP = 500_000
 """Constant part of the cost of a training step. Its unit is the cost of a byte of parameters.
@@ -49,7 +49,7 @@ class RunError(HeteroFLError):
 
 
 def run_request(request: Request, *, log: bool = False) -> None:
-    """Run an app until it is finished; raise ``RunError`` if it fails, ``ConfigError`` if its folder is unusable.
+    """Run an app to its end; raise ``RunError`` if it fails, ``ConfigError`` if the run's folder is unusable.
 
     Print the app's log if ``log`` is True, otherwise only warnings.
     """
@@ -179,10 +179,10 @@ def cost(message: Message) -> float:
 
 
 class Warnings(logging.Handler):
-    """Handler that prints all warnings except those about rounds, which the run prints itself."""
+    """Handler that prints warnings, except warnings about rounds, which the run prints itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record if it is a warning, but not about a round."""
+        """Print ``record`` if it is a warning that is not about a round."""
         text = record.getMessage()
         if record.levelno == logging.WARNING and not text.startswith("round "):
             print(printable(f"warning: {text}"), file=sys.stderr, flush=True)

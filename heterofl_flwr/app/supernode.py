@@ -19,7 +19,7 @@ SCRIPT = "flower-supernode"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the SuperNode; if its command returns, end the process with exit code 1."""
+    """Start the SuperNode; when it returns, end the process with exit code 1."""
     sys.argv = [SCRIPT, *args.arguments]
     (script,) = entry_points(group="console_scripts", name=SCRIPT)
     script.load()()

@@ -19,8 +19,8 @@ def check_trust(
 ) -> None:
     """Allow the import of the modules that stored ``settings`` name.
 
-    ``named`` are the values of settings on the command line. Raise ``ConfigError`` if a stored setting names a module
-    that none of them names, unless ``trusted``.
+    ``named`` contains the values of settings on the command line. Unless ``trusted``, raise ``ConfigError`` if
+    ``settings`` name a module that no value in ``named`` names.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

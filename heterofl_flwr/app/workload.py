@@ -37,7 +37,7 @@ COHORTS = {"cpu": 5, "cuda": 50}
 """Default maximum number of clients that train together, by device type."""
 
 AT_ONCE = {"cpu": 50, "cuda": 1000}
-"""Maximum number of examples in a forward pass that measures moments, by device type. A pass has at least one batch."""
+"""Maximum number of examples in a forward pass that measures moments, by device type. A larger batch is one pass."""
 
 
 class NodeData:
@@ -48,12 +48,12 @@ class NodeData:
 
     @cached_property
     def train(self) -> Split:
-        """The training examples, on the device."""
+        """The training examples, on the clients' device."""
         return self._gather_train()
 
     @cached_property
     def test(self) -> Split:
-        """The test examples, on the device."""
+        """The test examples, on the clients' device."""
         return self._gather_test()
 
 
@@ -114,7 +114,7 @@ class Workload:
 
     @cached_property
     def metric(self) -> Callable[..., Mapping[str, float]] | None:
-        """User's function of model, inputs and targets that returns more metrics, or None."""
+        """User's function from a model, inputs and targets to further metrics; None if ``evaluate.metric`` is empty."""
         name = self.settings.evaluate.metric
         return load_function(name, "evaluate.metric") if name else None
 
@@ -154,7 +154,7 @@ class Workload:
 
     @property
     def counts_labels(self) -> bool:
-        """Whether ``train.labels`` applies. With ``sent``, a classifier row counts only from clients with its class."""
+        """Whether ``train.labels`` applies. If it is ``sent``, clients without a class do not count for its classifier row."""
         return self.masked or self.settings.fidelity == "paper"
 
     @property
@@ -178,7 +178,7 @@ class Workload:
         return split_dataset(self.dataset, settings.data.split, number, settings.seed, settings.fidelity)
 
     def count_classes(self, number: int) -> Matrix:
-        """Return the number of training examples of each client (row) and class (column)."""
+        """Return a matrix of the numbers of training examples of ``number`` clients (rows) by class (columns)."""
         rows = self.partitions(number).train
         clients = torch.arange(number).repeat_interleave(torch.tensor([len(part) for part in rows]))
         return count_pairs(clients, self.dataset.train.targets[torch.cat(rows)], (number, self.dataset.classes))
@@ -223,7 +223,7 @@ class Workload:
         return example if train.reading is None else example[:, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return ``model`` or, if ``train.distill`` is on, a ``Nested`` of ``model`` and its smaller widths."""
+        """Return a ``Nested`` of ``model`` and models of smaller rates, or ``model`` if ``train.distill`` is ``none``."""
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)

@@ -77,7 +77,7 @@ class LaunchOptions(Group):
     """Options of a sweep that are not settings of its runs."""
 
     folder: Text = ""
-    """folder with the folders of all runs"""
+    """folder in which each run has its own folder"""
     dry: bool = False
     """only list the jobs"""
     metrics: Annotated[Texts, "names such as 'f1,train/f1', or '' for none"] = ()
@@ -89,8 +89,8 @@ LAUNCH: Mapping[str, Setting] = read_specs(LaunchOptions)
 """The launch options by key."""
 
 KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
-"""Settings that change no result. A resumed job takes them from its folder, except those that the sweep sets to another
-value than the default and that may change when a run is resumed.
+"""Settings that change no result. A resumed job takes them from its folder. A value that the sweep sets replaces the
+stored value only if it is not the default and the setting is in ``MAY_DIFFER_ON_RESUME``.
 """
 
 MAY_DIFFER = ("sample.min-replies", *INCIDENTAL)
@@ -222,8 +222,9 @@ def is_done(job: Job) -> bool:
 def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise an error if a job's data set or model is unusable, before any job runs. Print the sizes of rounds.
 
-    Of jobs that differ only in assignment, seed, number of rounds or mix, a job is checked only if its mix has a level
-    that the mixes of earlier jobs lack, or if it is the first in which some clients take no part.
+    Jobs are of one kind if they differ only in assignment, seed, number of rounds or mix. Jobs in which some clients
+    take no part are separate kinds, one kind for each assignment. Within a kind, a job is checked only if its mix has a
+    level that the mixes of earlier jobs lack.
     """
     checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
     sizes = []
@@ -271,7 +272,7 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the score for ``run.metric``, by default the headline metric; None if not measured."""
+    """Return the score of ``run.metric`` or, if that is empty, of the headline metric; None if it was not measured."""
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)

@@ -47,8 +47,8 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> str:
     """Return a table of results of finished jobs: mean, deviation, minimum and maximum over seeds.
 
-    ``rows`` has the settings of each job as texts, and ``metrics`` names further columns. The column "price" is the
-    cost relative to separate federations, one for each level.
+    ``rows`` has the settings of each job as texts, and ``metrics`` names further columns. The column "price" has
+    the costs divided by the total costs of separate federations, one federation for each level.
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)
