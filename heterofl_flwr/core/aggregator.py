@@ -23,7 +23,7 @@ class Version:
     plan, tensors
         The slice, and its values.
     moved
-        Number of these steps for each plan. A step counts only for the largest plan among the replies that it averaged.
+        Number of these steps by plan. Each step counts once, for the largest plan among the replies that it averaged.
     """
 
     number: int
@@ -70,8 +70,8 @@ class Aggregator(Protocol):
     """Protocol for averaging the replies of a round: call ``add`` for each reply, then ``result`` once.
 
     In each round, a new aggregator is made from the global state. The aggregator must not change the tensors of this
-    state. Set ``by_entry = False`` in a class if an entry of its result depends on other entries. Strategies with a
-    server optimiser or an average of models over rounds then reject the class.
+    state. Set ``by_entry = False`` in a class if an entry of its result depends on other entries of the replies.
+    Strategies with a server optimiser or an average of models over rounds then reject the class.
     """
 
     def add(self, reply: CheckedReply) -> None:

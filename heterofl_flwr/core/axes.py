@@ -14,7 +14,7 @@ class Axis:
     """One axis of a parameter: a client keeps ``local_size`` of its ``size`` entries.
 
     The axis consists of ``parts`` equal parts, such as attention heads or the gates of an LSTM. In each part, a client
-    keeps the positions in ``index``, or the first ones if ``index`` is None.
+    keeps the entries at the positions in ``index``. If ``index`` is None, it keeps the first entries.
     """
 
     size: int
@@ -72,12 +72,13 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
     shape, local_shape : Sequence[int]
         The parameter's shape in the global model and in the client's.
     parts : Mapping[int, int] | None
-        Number of equal parts, such as heads, by index of the axis; by default 1.
+        Number of equal parts, such as heads, by index of the axis. An axis that is missing here has one part.
 
     Raises
     ------
     ShapeError
-        If the local shape is not a slice of the global shape, or if ``parts`` does not fit the axes.
+        If the shapes differ in their number of axes, if an axis is longer in the client's model, or if ``parts`` does
+        not fit the axes.
     """
     parts_of = parts or {}
     if len(shape) != len(local_shape) or any(not 0 <= number < len(shape) for number in parts_of):
@@ -135,8 +136,8 @@ class CoupledAxis(Axis):
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
     """Return the axis that keeps the first channels of each group.
 
-    ``places`` lists (group, channel) of each entry of the axis; entries of group -1 are always kept. ``groups`` lists
-    (number of channels, number of channels to keep) of each group.
+    ``places`` lists (group, channel) for each entry of the axis; entries of group -1 are always kept. ``groups`` lists
+    (number of channels, number of channels to keep) for each group.
     """
     length = len(places)
     used = sorted({group for group, _ in places if group >= 0})
@@ -151,9 +152,9 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return the entries that two slices of a parameter share.
+    """Return the intersection of two slices of a parameter.
 
-    The resulting axes count positions in the first slice, not in the full parameter.
+    Positions in the resulting axes refer to the first slice, not to the full parameter.
     """
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):

@@ -25,8 +25,8 @@ class ChannelOrder:
     plans : Sequence[Plan]
         The prefix slice of each rate, from the largest to the smallest.
     margin : float
-        Fraction by which a channel's norm must exceed the norm of a channel in a slice to replace that channel. It
-        applies once for each slice that the channel would enter.
+        Advantage of channels in the current slices: before sorting, each channel's norm is multiplied by ``1 + margin``
+        for every slice that contains the channel.
     """
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan], margin: float = 0.0) -> None:
@@ -78,9 +78,10 @@ class ChannelOrder:
             )
 
     def _find_unknown(self, model: nn.Module) -> set[str]:
-        """Return the parameters of groups whose channels no layer outputs, or no other layer takes as inputs.
+        """Return the weights with channels that no layer outputs, or that no other layer takes as inputs.
 
-        Group norms with several groups of several channels are included: their channels must not change groups.
+        Weights of group norms with several groups of several channels are included, because a channel must not move to
+        another group.
         """
         layers = {f"{name}.weight": layer for name, layer in model.named_modules()}
         faults = {

@@ -166,7 +166,7 @@ class LabelRows:
     def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
         """Return the indices of the rows to average, by parameter.
 
-        All rows of parameters without indices are averaged.
+        Parameters that are missing in the result are averaged in full.
         """
         rows: dict[str, Tensor] = {}
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:

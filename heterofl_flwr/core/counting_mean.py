@@ -38,8 +38,8 @@ def empty_sum(parameter: Tensor) -> Tensor:
 class Nested(NamedTuple):
     """Slices of one parameter, from the largest to the smallest, and the shells between them.
 
-    A shell consists of boxes with the entries of a slice that the next smaller slice lacks. The first shell has the
-    entries outside all slices, and the last shell is the smallest slice.
+    A shell contains the entries of a slice that the next smaller slice lacks, as a tuple of boxes. The first shell has
+    the entries outside all slices, and the last shell is the smallest slice.
     """
 
     slices: tuple[Axes, ...]  # from the largest to the smallest
@@ -49,7 +49,7 @@ class Nested(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
-    """Sort prefix slices of one parameter by size, and find the shells between them (``Nested``).
+    """Return prefix slices of one parameter, sorted by size, with the shells between them.
 
     If an axis has several equal parts, such as attention heads, a slice has a prefix of each part. Return None if the
     slices are not nested, or if they differ in an axis's number of parts.
@@ -74,7 +74,7 @@ def nest(slices: tuple[Axes, ...]) -> Nested | None:
 def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
     """Return disjoint boxes that cover the box ``outer`` without the box ``inner``.
 
-    ``outer`` and ``inner`` have a length for each dimension; both boxes begin at index 0.
+    ``outer`` and ``inner`` are the shapes of the boxes; both boxes begin at index 0.
     """
     return tuple(
         (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))
@@ -129,7 +129,7 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 
 
 class Holders:
-    """For each distinct slice, the total weight of the clients with exactly this slice."""
+    """Running totals of the clients' weights, by plan."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -239,5 +239,5 @@ class CountingMean:
         return self._sums.means(self._holders)
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of the parameter ``name``, the total weight of the clients that held it."""
+        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it."""
         return self._holders.holders(name)

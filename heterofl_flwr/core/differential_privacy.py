@@ -72,7 +72,7 @@ def _values(stream: Keystream, number: int) -> NDArray[np.int64]:
 
 
 def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return candidates of rejection sampling, and a mask of the accepted ones."""
+    """Return candidates of rejection sampling, and a mask that is True for accepted candidates."""
     # Bits from the top: cell of the table, sign, ``fine``, first bits of the uniform number that decides on acceptance.
     word = stream.words(number)
     cell = (word >> np.uint64(64 - _CELL_BITS)).view(np.int64)
@@ -109,7 +109,7 @@ def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     The coarse part of a noise value is its magnitude divided by ``2 ** _FINE_BITS``, rounded down. The first array has
     the probability that the coarse part is k or more, for k from the largest value down to 1. The second array is a
     lookup table for fast draws from uniform numbers. It divides the interval from 0 to 1 into cells, and has the coarse
-    part that belongs to each cell, or ``_SPLIT`` if several coarse parts do.
+    part that belongs to each cell, or ``_SPLIT`` if several coarse parts belong to the cell.
     """
     # Values of 11 deviations or more are left out: their probability is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]
@@ -129,7 +129,7 @@ _ROUNDING = 1 - 1e-6
 
 @torch.no_grad()
 def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
-    """Return ``after``, with its change from ``before`` clipped to an L2 norm of ``clip``."""
+    """Return ``after``, with its change from ``before`` clipped to an L2 norm of at most ``clip``."""
     length = norm_between(after, before)
     if length <= clip:
         return dict(after)
@@ -139,7 +139,7 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
 
 @torch.no_grad()
 def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
-    """Clip a vector to an L2 norm of ``clip``, and return it in units of ``step``.
+    """Clip a vector to an L2 norm of at most ``clip``, and return it in units of ``step``.
 
     The vector consists of float64 tensors by name. The resulting entries are whole numbers, rounded towards zero.
     """
@@ -150,7 +150,7 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Return ``(total + noise) * step``.
+    """Return ``(total + noise) * step``, with noise from ``draw``.
 
     ``total`` is a sum of tensors from ``in_steps``.
     """
@@ -189,7 +189,7 @@ ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
 def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
     """Return the Rényi divergence of ``releases`` noisy sums, at each order.
 
-    ``noise`` is the standard deviation divided by the clipping norm.
+    ``noise`` is the standard deviation of the noise, divided by the clipping norm.
     """
     return [releases * order / (2 * noise**2) for order in orders]
 

@@ -14,11 +14,11 @@ _EXCLUDED = "not_exchanged"
 _WITH_FROZEN = "exchanges_frozen"
 
 SAMPLES = 256
-"""Minimum number of a parameter's entries in a fingerprint. A parameter with fewer entries enters in full."""
+"""Minimum number of entries that a fingerprint samples from a parameter. A smaller parameter is used in full."""
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude parameters from the exchange; ``copy_exchanged`` shares their tensors between copies."""
+    """Exclude parameters from the exchange. Copies made by ``copy_exchanged`` share these parameters with the model."""
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:
         model.get_parameter(name)  # raises an error for an unknown name
@@ -37,7 +37,7 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that server and clients exchange.
 
     Parameters that ``exclude_parameters`` excluded are left out. Frozen parameters are left out too, unless
-    ``exchange_frozen`` was called on a module with them. A tied parameter occurs only under its first name.
+    ``exchange_frozen`` was called on a module that contains them. A tied parameter occurs only under its first name.
     """
     excluded = _excluded(model)
     with_frozen = {
@@ -51,7 +51,7 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Return a dictionary from every name of each parameter to the first of its names.
+    """Return a dictionary from each name of a parameter to the first name of this parameter.
 
     Only a tied parameter has several names.
     """
@@ -73,12 +73,15 @@ def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def shares_parameters(model: nn.Module) -> bool:
-    """Return True if ``exclude_parameters`` excluded parameters, which copies of the model then share."""
+    """Return True if copies of the model share parameters, because ``exclude_parameters`` excluded these."""
     return bool(_excluded(model))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of sampled entries of the parameters that are not exchanged; '' if all are exchanged."""
+    """Return a digest of the parameters that are not exchanged; '' if all are exchanged.
+
+    It is computed from their names, their shapes and samples of their entries.
+    """
     # bfloat16, so that models in bfloat16 and in float32 have the same digest
     digest, frozen = hashlib.sha256(), frozen_parameters(model)
     for name, parameter in frozen.items():
@@ -113,7 +116,7 @@ def _excluded(model: nn.Module) -> set[int]:
 
 
 def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ``ConfigError`` if a pattern matches no parameter name. ``what`` is the option's name."""
+    """Raise ``ConfigError`` if a pattern matches no parameter name. ``what`` names the option."""
     if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
         raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
 

@@ -16,7 +16,7 @@ class Fidelity:
     """
 
     encoder_init: Variant = "paper"
-    """the Transformer's encoder layers start as identical copies (paper) or are initialised one by one (fixed)"""
+    """the Transformer's encoder layers start as identical copies (paper) or are initialised independently (fixed)"""
     mask_fill: Variant = "paper"
     """logits of classes that a client lacks become 0 and stay in the softmax (paper) or -inf (fixed)"""
     label_rows: Variant = "paper"
@@ -28,7 +28,7 @@ class Fidelity:
     moments: Variant = "paper"
     """static batch norm averages the moments of batches (paper) or pools them over all samples (fixed)"""
     shards: Variant = "paper"
-    """a client that draws one class twice in a non-IID split gets one shard of it (paper) or both (fixed)"""
+    """a client that draws one class twice in a non-IID split gets one shard of this class (paper) or two (fixed)"""
     perplexity: Variant = "paper"
     """perplexity is the mean of exp(loss) over chunks (paper), or exp of the mean loss over all tokens (fixed)"""
 

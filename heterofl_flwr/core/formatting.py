@@ -28,7 +28,7 @@ def number(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """Format a number; from 1,000 on, with a suffix (k, M, G, T or P), such as ``1.50 M``."""
+    """Format a number as an integer; from 1,000 on, with a suffix (k, M, G, T or P), such as ``1.50 M``."""
     return _scaled(value, ("", "k", "M", "G", "T", "P")).rstrip()
 
 
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def numbers(values: Sequence[int], limit: int = 12) -> str:
-    """Format ascending integers as ranges, such as ``1-4, 7``, and after ``limit`` ranges the number of ranges left."""
+    """Format ascending integers as ranges, such as ``1-4, 7``; after ``limit`` ranges, only their number follows."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:
@@ -116,7 +116,7 @@ def latex(text: str) -> str:
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
     """Return a table in Markdown.
 
-    ``rule`` is the text below the header, such as ``---:``, in all columns except the first. It sets the alignment.
+    ``rule`` is the text below the header, such as ``---:``, which sets the alignment of all columns except the first.
     """
     lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
     texts = (" | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) for line in lines)

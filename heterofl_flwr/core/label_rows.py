@@ -39,8 +39,8 @@ def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
     """Return the names of the classifier's parameters; () if the classifier is unclear.
 
-    A model can list these names in its attribute ``label_rows``. Otherwise, the classifier is the only linear layer
-    that ``_find_heads`` returns, unless that layer belongs to a decoder.
+    A model can list these names in its attribute ``label_rows``. Otherwise, ``_find_heads`` must return exactly
+    one layer, and this layer must not belong to a decoder.
     """
     model, smaller = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(model, "label_rows", None)
@@ -66,11 +66,11 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
 
 
 def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str]:
-    """Return the names of possible classifiers.
+    """Return the names of linear layers that may be the classifier.
 
-    ``unshrunk`` has the linear layers with equally many outputs at all rates. A layer with n outputs is left out if a
-    later linear layer has n inputs. If no linear layer has fewer outputs at a lower rate, only the last remaining layer
-    is returned, together with other remaining layers of the same parent module and the same number of inputs.
+    ``unshrunk`` has the linear layers with equally many outputs at the largest and smallest rate. A layer with n
+    outputs is left out if a later linear layer has n inputs. If ``unshrunk`` has all linear layers of the model, the
+    result has only the last remaining layer, and remaining layers with the same parent module and number of inputs.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)
@@ -84,7 +84,7 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
 
 
 def _is_decoder(model: nn.Module, head: str) -> bool:
-    """Return True if a convolution follows the layer ``head``, or the linear layers form an autoencoder."""
+    """Return True if a convolution follows the layer ``head``, or the linear layers up to it form an autoencoder."""
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)]
     place = [name for name, _ in named].index(head)
     *before, layer_before = [layer for _, layer in named[: place + 1] if isinstance(layer, nn.Linear)]

@@ -24,7 +24,7 @@ def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
 
     The rule takes the global layer and the local layer, and returns a dictionary from parameter name to axes. A
     child layer needs no rule if this dictionary has all its parameters, under names such as ``"linear_q.weight"``.
-    The new rule replaces an earlier rule for the same layer type::
+    A new rule replaces an earlier rule for the same layer type. An example::
 
         @register(MyLayer)
         def my_layer(full: MyLayer, local: MyLayer) -> dict[str, Axes]:
@@ -39,7 +39,7 @@ def axes_by_name(
     """Return the axes of each parameter of a layer, for a slicing rule.
 
     ``parts(name)`` returns the number of equal parts, such as heads, by index of the axis. The slice keeps the first
-    entries of each part.
+    entries of each part. ``recurse`` includes the parameters of child layers.
     """
     full_parameters, parameters = (dict(layer.named_parameters(recurse=recurse)) for layer in (full_layer, local))
     is_cut = any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
@@ -83,7 +83,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return ``axes`` with each sliced axis as a ``PrefixAxis``: the layer drops its last groups, heads or channels."""
+    """Return ``axes`` with each sliced axis as a ``PrefixAxis``, for layers that drop groups, heads or channels."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
@@ -154,7 +154,7 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 
 
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of each exchanged parameter of ``local``; tied parameters occur once."""
+    """Return the axes of each exchanged parameter of ``local``; a tied parameter is listed once, under its first name."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
@@ -187,9 +187,9 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
 
 
 def _find_flattened(full_model: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes of the weights of linear layers behind Flatten, whose columns become a ``PrefixAxis``.
+    """Return new axes for the weights of linear layers behind Flatten, with a ``PrefixAxis`` for the columns.
 
-    Such a layer follows a convolution, and has several inputs for each of the convolution's channels.
+    A linear layer counts as behind Flatten if it follows a convolution and has several inputs for each channel.
     """
     named = full_model.named_modules()
     layers = [(name, layer) for name, layer in named if any(own.dim() > 1 for own in layer.parameters(recurse=False))]

@@ -66,7 +66,7 @@ class Mix:
     A mix divides the clients into equal parts: ``a2-e2`` has two parts at level ``a`` and two at level ``e``. The order
     in the text does not matter. Proportions are not reduced, so ``a2-e2`` differs from ``a1-e1``.
 
-    ``global_rate`` is the rate of the global model; by default the largest rate of a client. ``idle`` is the number of
+    ``global_rate`` is the rate of the global model; by default the largest of ``rates``. ``idle`` is the number of
     parts for clients that do not train: in ``a1-x3``, a quarter of the clients train.
     """
 
@@ -141,7 +141,7 @@ class Mix:
         return tuple(count / sum(self.counts) for count in self.counts)
 
     def mean(self, values: Mapping[float, float]) -> float:
-        """Return the mean over the training clients; ``values`` has a value for each rate."""
+        """Return the mean of ``values`` over the training clients; ``values`` maps each rate to a value."""
         return math.fsum(share * values[rate] for rate, share in zip(self.rates, self.shares, strict=True))
 
     def __str__(self) -> str:
@@ -155,8 +155,8 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 
     With ``capacity``, the rate is ``capacity``, but at most the global rate. Otherwise, the partitions are divided into
     equal blocks, one for each part of the mix, from the largest rate to the smallest; the last block also has the
-    remainder. If there are fewer partitions than parts, they are spread evenly over the parts. Idle clients have
-    rate 0.
+    remainder. If there are fewer partitions than parts, the partitions are spread evenly over the parts.
+    Partitions in idle parts, such as ``x3``, have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
@@ -172,7 +172,7 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capacity: float | None = None) -> float:
     """Return a client's rate under the assignment *Dynamic*: a draw from the mix in each round.
 
-    Rates above ``capacity`` are not drawn. Raise ``ConfigError`` if all rates are above it.
+    Rates above ``capacity`` are not drawn. Raise ``ConfigError`` if all rates are above ``capacity``.
     """
     limit = 1.0 if capacity is None else float(exact_rate(capacity))
     allowed = [(rate, count) for rate, count in zip(mix.rates, mix.counts, strict=True) if rate <= limit]
@@ -186,9 +186,9 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
 
 
 def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
-    """Return a client's rate if slices grow from the mix's smallest rate up to ``rate``.
+    """Return a client's rate in a round if slices grow from the mix's smallest rate up to ``rate``.
 
-    Slices grow by one level every ``growth`` rounds. With ``growth=0``, the result is ``rate``.
+    After every ``growth`` rounds, the next larger rate of the mix is used. With ``growth=0``, the result is ``rate``.
     """
     if not growth:
         return rate

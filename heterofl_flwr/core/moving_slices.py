@@ -10,7 +10,7 @@ from heterofl_flwr.core.randomness import generator
 
 SliceFunction = Callable[[int, int], Sequence[int] | None]
 """Function of an axis' length and the number of entries to keep. It returns the ascending positions of these entries,
-or None for the first ones.
+or None for the first entries.
 """
 
 SliceRule = Literal["prefix", "important", "rolling", "random-level", "random-client"]
@@ -52,6 +52,6 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
 def window_number(server_round: int, roll_by: int) -> int:
     """Return the number to pass to ``make_slice_function`` as ``server_round``.
 
-    The window then moves by ``roll_by`` entries in each round.
+    The window of ``rolling`` then moves by ``roll_by`` entries in each round.
     """
     return 1 + roll_by * (server_round - 1)

@@ -37,7 +37,9 @@ class Robust:
     mean: RobustKind = "trimmed"
     """Robust mean of an entry with three holders or more."""
     trim: Annotated[float, Strict(), Field(ge=0, lt=0.5)] = 0.2
-    """Fraction of an entry's holders that the trimmed mean drops at each end, rounded down, but at least one holder."""
+    """Fraction of an entry's changes that the trimmed mean drops at each end. The number is rounded down, but it is at
+    least 1 with three holders or more.
+    """
     few: Few = "mean"
     """New value of an entry with one or two holders: the holders' plain mean (mean), or the old value (keep)."""
 
@@ -97,7 +99,7 @@ class RobustMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of holders of each entry; 0 for entries with fewer than ``Robust.fewest``."""
+        """Return the number of holders of each entry; 0 for entries with fewer than ``Robust.fewest`` holders."""
         holders = self._holders.holders(name)
         return holders.where(holders >= self._robust.fewest, 0.0)
 

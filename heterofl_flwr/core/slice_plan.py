@@ -219,7 +219,7 @@ class Region:
         return tensor.clone(memory_format=torch.contiguous_format).view(self._local_shape)
 
     def write(self, local: Tensor) -> None:
-        """Copy a client's tensor into the entries of the global tensor."""
+        """Copy a client's tensor into the slice's entries of the global tensor."""
         self.view[... if self._index is None else self._index] = local.view(self._shape)
 
     def scale(self, factor: float) -> None:
@@ -264,7 +264,7 @@ def _find_geometry(
     Each axis is a tuple: full length, local length, number of parts, and True if it keeps a prefix. The results are
 
     1. the tensor's shape, with parts as separate dimensions,
-    2. a Python slice for each of these dimensions: its prefix, or the full dimension if other entries are kept,
+    2. a Python slice for each of these dimensions: the prefix to keep, or everything if other entries are kept,
     3. True if all axes keep a prefix,
     4. the region's shape, with parts as separate dimensions,
     5. the region's shape in the client's model,

@@ -1,4 +1,4 @@
-"""Staleness of clients' changes in asynchronous training, and a mean that discounts stale changes."""
+"""Staleness of clients' changes in asynchronous training, and a mean that reduces the weights of stale changes."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from heterofl_flwr.core.counting_mean import CountingMean, sum_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 LEAST = 1e-3
-"""Lower bound on the discount factor of a stale change; float32 sums would lose much smaller terms."""
+"""Lower bound on the staleness factor of a change. float32 sums would lose changes with much smaller factors."""
 
 
 class Clocks:
@@ -29,13 +29,13 @@ class Clocks:
         self._moved: dict[Plan, int] = {}  # for each plan: steps in which it was the largest; largest plan first
 
     def snapshot(self, number: int, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
-        """Return a slice of the model after ``number`` steps as a ``Version``, with the current counts."""
+        """Return a ``Version``: a slice of the model after ``number`` steps, with the current counters."""
         return Version(number, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:
-        """Count a step of the global model that averaged replies with these plans.
+        """Update the counters after a step of the global model that averaged replies with these plans.
 
-        Raise ``ConfigError`` for two plans, from this step or earlier ones, if neither contains the other.
+        Plans of earlier steps are remembered. Raise ``ConfigError`` if neither of two plans contains the other.
         """
         current = set(plans)
         ordered = sorted({*current, *self._moved}, key=lambda plan: plan.parameters, reverse=True)
@@ -51,7 +51,7 @@ class Clocks:
         """Return the staleness of a reply's regions, as a dictionary from plan to number of steps.
 
         The first key is ``plan``. Each later key is a smaller plan with a larger staleness. An entry has the staleness
-        of the smallest of these plans that contains it.
+        of the smallest of these plans that contains the entry.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
@@ -69,18 +69,19 @@ def _contains(outer: Plan, inner: Plan) -> bool:
 
 
 class StaleMean(CountingMean):
-    """Mean change of each entry over the clients that hold it; stale changes count less.
+    """Weighted mean change of each entry over the clients that hold it; stale changes have smaller weights.
 
-    The weights are ``weight * (1 + staleness) ** -exponent``. If nothing is stale, the result equals the counting mean.
+    A client's weight is multiplied by the staleness factor ``max((1 + staleness) ** -exponent, LEAST)``. If no change
+    is stale, the result equals the counting mean.
 
     Parameters
     ----------
     state : Mapping[str, Tensor]
         The global state.
     clocks : Clocks
-        Counters of the steps. ``result`` counts one more step.
+        Counters of the global model's steps; ``result`` updates them.
     exponent : float
-        Exponent of the discount; 0 switches it off. The discount is at least ``LEAST``.
+        Exponent of the staleness factor. With 0, stale changes keep their full weights.
     one_clock : bool
         If True, every step counts for all regions, as in FedBuff.
     """
@@ -108,7 +109,7 @@ class StaleMean(CountingMean):
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return the current slice plus the client's change, with each entry multiplied by its discount."""
+        """Return the current slice plus the client's change; each sum is multiplied by the entry's staleness factor."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))
@@ -120,7 +121,7 @@ class StaleMean(CountingMean):
         return local
 
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state, and count a step. Call this once."""
+        """Return the new global state, and update ``clocks`` for this step. Call this once."""
         new = super().result()
         full_plan = Plan({name: tuple(Axis(size, size) for size in old.shape) for name, old in self._state.items()})
         self._clocks.step({full_plan} if self._one_clock else self._holders.plans)

@@ -18,8 +18,8 @@ def width(size: int, rate: float | Fraction, heads: int = 1) -> int:
         The model's rate, 0 < rate <= 1. A float stands for the simple fraction or the decimal
         number that it is nearest to, such as 5/6 or 0.3.
     heads : int
-        Number of equal parts of the width, such as attention heads. Each part is rounded, so the result is a multiple
-        of ``heads``.
+        Number of equal parts of the width, such as attention heads. Each part is rounded up, so the result is a
+        multiple of ``heads``.
     """
     if size < 1 or heads < 1 or size % heads:
         raise ConfigError(
