@@ -120,7 +120,10 @@ class Architecture:
         return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
 
     def nested_rates(self, rate: float) -> list[float]:
-        """Return ``rate`` and those smaller rates of the mix whose slices lie inside the slice of ``rate``."""
+        """Return the rates whose models are parts of the model of ``rate``: this rate and smaller rates of the mix.
+
+        If slices move, or with ``Slicing.by_level``, return ``rate`` alone.
+        """
         slicing = self.options.slicing
         is_nested = slicing.slice_rule in NESTED_RULES and not slicing.by_level
         nested = self.mix.rates_inside(rate) if is_nested else ()
@@ -181,10 +184,10 @@ class GlobalModel(Architecture):
         return shared_part(plan, self.shared)
 
     def _check_moving(self, local: nn.Module, rate: float) -> None:
-        """Raise ``ConfigError`` if the slice of ``local`` cannot move to other channels.
+        """Raise ``ConfigError`` if the slice of ``rate`` cannot move to other channels.
 
-        This is so if ``local`` has only a part of a frozen parameter, or of a buffer with a value for each channel.
-        These tensors are not sent, so they would remain those of the first channels.
+        It cannot move if its model ``local`` has only a part of a frozen parameter, or of a buffer with a value for
+        each channel. These tensors are not sent, so they would keep the values of the first channels.
         """
         rule = self.options.slicing.slice_rule
         if tables := find_channel_tables(self.model, local):
@@ -219,7 +222,7 @@ class GlobalModel(Architecture):
 
     @property
     def trains_all(self) -> bool:
-        """Whether the model has neither an attribute ``untrained`` nor frozen parameters.
+        """Whether clients train all parameters: the model has no attribute ``untrained`` and no frozen parameters.
 
         Frozen parameters count only with privacy noise.
         """

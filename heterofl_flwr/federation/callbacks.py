@@ -37,10 +37,11 @@ class RunState:
     dealt
         The number of partitions of the data; 0 unless all clients report the same number.
     nodes
-        For each registered node name, the round in which the node became absent; 0 for present nodes.
+        For each node that left, by name: the first round in which it was away. 0 for present nodes with a registered
+        name.
     releases
-        Counts of the noisy models and moments published so far, by noise and clip. They include the releases of the
-        runs that this run resumes, and of earlier runs of the same strategy.
+        Counts of the noisy models and moments published so far, by noise and clip. Releases before a resume, and in
+        earlier runs of the same strategy, are included.
     setup
         Mix, seed and stages of the run as text; a resumed run must have the same.
     callbacks
@@ -75,8 +76,8 @@ class Progress(RunState):
     evaluated_slice
         Function of a round and a rate. It returns the ``SliceFunction`` of the model to evaluate.
     level_tensors
-        Function of a rate. It returns this level's own values of the parameters in ``Slicing.by_level``, or an empty
-        dictionary if the level has the values in ``state``.
+        Function of a rate. It returns the values of the parameters in ``Slicing.by_level`` for the level of this rate;
+        an empty dictionary if the level uses the values in ``state``.
     """
 
     record: RoundRecord
@@ -89,9 +90,9 @@ class Progress(RunState):
 class RoundCallback:
     """Base class of callbacks. By default, its methods do nothing.
 
-    A callback that prints each round itself sets ``prints_rounds = True``. A callback that saves the run's state sets
-    ``oldest_checkpoint`` to the earlier of the two latest saved rounds. Clients then keep the files in ``states-path``
-    that are needed to resume from this round.
+    A callback that prints each round itself sets ``prints_rounds = True``, so that the strategy does not log rounds. A
+    callback that saves the run's state sets ``oldest_checkpoint`` to the earlier of the two latest saved rounds.
+    Clients then keep the files in ``states-path`` that are needed to resume from this round.
     """
 
     prints_rounds: bool = False

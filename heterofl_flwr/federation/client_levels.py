@@ -34,7 +34,8 @@ class Sampled:
 class Levels:
     """Rates of the clients of one run, and sampling of clients.
 
-    With *Fix*, a client has one rate in all rounds. With *Dynamic*, each round draws a rate for each client.
+    With *Fix*, a client keeps its rate, unless it reports another capacity. With *Dynamic*, a rate is drawn for each
+    client in each round. ``Slicing.growth`` limits the rate in early rounds.
     """
 
     def __init__(self, architecture: Architecture, nodes: Nodes) -> None:
@@ -110,7 +111,10 @@ class Levels:
         return min(fixed_rate(self._mix, place, number, capacity=node.capacity), node.limit)
 
     def largest_rate(self, server_round: int, node_id: int) -> float:
-        """Return the largest rate that a client can get over all rounds; under *Fix*, its rate in ``server_round``."""
+        """Return the largest rate that a client can get in any round.
+
+        Under *Fix*, this is its rate without ``Slicing.growth``.
+        """
         if self._assignment == "fix":
             return self._find_rate(server_round, node_id)
         return min(self._nodes[node_id].holds or 1.0, self._mix.rates[0])
@@ -127,7 +131,7 @@ class Levels:
         return capacity is None or capacity >= self._mix.rates[-1]
 
     def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
-        """Return ``node_ids`` without those that cannot train; raise ``RoundError`` if none is left."""
+        """Return ``node_ids`` without clients that cannot train; raise ``RoundError`` if no client is left."""
         idle = {node_id for node_id in self._nodes if not self.can_train(node_id)}  # only nodes that have answered
         trainable = [node_id for node_id in node_ids if node_id not in idle] if idle else list(node_ids)
         if not trainable:
@@ -140,7 +144,7 @@ class Levels:
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
         """Sample the clients of a round without replacement.
 
-        If a stage has ``Needs(holders=...)``, training rounds first draw this number of clients of the largest rate.
+        If a stage has ``Needs(holders=N)``, a training round first draws up to N clients of the largest rate.
         """
         number = self._options.sampling.number(len(node_ids), purpose)
         if purpose == "train":

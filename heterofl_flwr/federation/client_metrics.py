@@ -16,9 +16,9 @@ SHARES = ("global-accuracy", LOCAL_ACCURACY, WORST_ACCURACY)
 _OF_ARCHITECTURE = re.compile(r".+-(global|local)-\w+$")
 
 HEADLINE_KINDS = ("perplexity", "accuracy", "loss")
-"""Suffixes of headline metrics, by which models and runs are compared. The first kind that a run has is used.
+"""Suffixes of headline metrics. Models and runs are compared by the first of these kinds that a run reports.
 
-Perplexity comes first because only language models have it, and they have an accuracy too.
+Perplexity comes first: only language models have it, and they have an accuracy too.
 """
 
 

@@ -109,7 +109,7 @@ class EvaluationRound:
         del self.rates[node_id], self._is_global[node_id]
 
     def close(self) -> dict[str, float]:
-        """Record the metrics of all models; return those of the global model."""
+        """Record the metrics of all models; return the metrics of the global model."""
         log, answers = self._log, self._split_answers()
         scores = self._summarise(answers, None, weighted_means)
         rates = dict.fromkeys(
@@ -151,7 +151,7 @@ class EvaluationRound:
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:
-        """Record how many of the sampled clients have evaluated; return True if fewer than half of them have."""
+        """Record how many of the sampled clients have evaluated; return True if it is fewer than half."""
         log, sampled = self._log, self._is_global
         if not sampled:
             return False

@@ -65,13 +65,13 @@ class Federation:
 
     @property
     def setup(self) -> dict[str, str]:
-        """Mix, seed and stages as text. A run resumes only from an equal setup."""
+        """Mix, seed and stages as text. A run can be resumed only with an equal setup."""
         rates = f"{self.mix}, {self.assignment}, global rate {self.mix.global_rate:g}"
         stages = ", ".join(map(stage_name, self.options.stages))
         return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
 
     def load(self, state: RunState) -> None:
-        """Resume a run from ``state``; raise ``ConfigError`` if its ``setup`` differs.
+        """Resume a run from ``state``; raise ``ConfigError`` if ``state.setup`` differs from ``setup``.
 
         The next round queries the capability of all clients again.
         """

@@ -17,7 +17,7 @@ from heterofl_flwr.federation.node_admission import Capability
 logger = logging.getLogger(__name__)
 
 REMOTE_CHANGE = 10
-"""Default bound on the L2 norm of a remote client's change, as a multiple of the model's L2 norm (at least 1)."""
+"""Default bound on the L2 norm of a remote client's change, as a multiple of ``max(1, L2 norm of the model)``."""
 
 
 def _read_named(value: object) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Limits:
         _AsText,
         "different names with a level each, such as 'phone=c,camera=a', or '' for none",
     ] = field(default_factory=dict, hash=False)
-    """levels of nodes, by registered name or node id. If a node reports another level, the smaller one counts"""
+    """levels of nodes, by registered name or node id. If a node reports another level, the smaller level counts"""
     largest_level: Annotated[
         str | Annotated[float, Strict()], check(rate_of), "a level such as 'c' or a rate such as '0.3'"
     ] = "a"
@@ -121,5 +121,8 @@ class Limits:
 
 
 def remote_norm_bound(state: Mapping[str, Tensor]) -> float:
-    """Return the default of ``Limits.norm_bound`` for clients on other machines: ``REMOTE_CHANGE`` times the norm."""
+    """Return the default of ``Limits.norm_bound`` for clients on other machines.
+
+    It is ``REMOTE_CHANGE`` times the L2 norm of ``state``; a norm below 1 counts as 1.
+    """
     return REMOTE_CHANGE * max(1.0, math.hypot(*(tensor.norm().item() for tensor in state.values())))

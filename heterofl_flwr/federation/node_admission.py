@@ -38,7 +38,7 @@ Answers = Mapping[int, Capability | Fault]
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
     """Warn of unusable answers; raise ``RoundError`` if too few clients have a known capability.
 
-    If the smallest rate of the mix is that of the global model, no capability needs to be known. ``faults`` has the
+    If the smallest rate of the mix is the global rate, no capability needs to be known. ``faults`` has the
     reason for each client with an unusable answer. ``new`` and ``total`` are the numbers of new and of all clients.
     """
     usable, smallest = total - len(faults), mix.rates[-1]

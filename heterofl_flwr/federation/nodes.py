@@ -105,7 +105,7 @@ class Nodes(Mapping[int, Capability]):
     def register(self, answers: Mapping[int, Capability], faulty: Collection[int] = ()) -> None:
         """Register the answers to the capability query; ``faulty`` nodes gave no usable answer.
 
-        Raise ``RoundError`` if the number of partitions is not that of the run that is resumed.
+        Raise ``RoundError`` if the number of partitions differs from the number before the run was resumed.
         """
         # A client that reports no partition, or the partition of another client, gets a free number: its seat if all
         # nodes have names and the seat is free, else the lowest free number. Without names, the number follows from
@@ -189,7 +189,7 @@ class Nodes(Mapping[int, Capability]):
         _number(self._partitions, self._by_name(unnumbered), self._reserved)
 
     def forget(self, node_ids: Iterable[int]) -> None:
-        """Delete the capabilities of clients, so that they are queried again."""
+        """Delete the capabilities of clients, so that they are queried again; they no longer count as trained."""
         for node_id in {*node_ids} & self._capabilities.keys():
             del self._capabilities[node_id]
             self.trained.discard(node_id)  # the client's state may be lost
@@ -205,11 +205,14 @@ class Nodes(Mapping[int, Capability]):
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
     def named(self) -> dict[str, int]:
-        """Return, for each registered name, the first round in which the node is away; 0 for present nodes."""
+        """Return, by name, the first round in which each node that left is away.
+
+        It is 0 for present nodes with a registered name.
+        """
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 
     def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
-        """Store what ``have_trained()``, ``dealt()`` and ``named()`` returned in the run that is resumed."""
+        """Store the results of ``have_trained()``, ``dealt()`` and ``named()`` from the run that is resumed."""
         self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
@@ -250,7 +253,7 @@ class Nodes(Mapping[int, Capability]):
 
     @property
     def have_names(self) -> bool:
-        """Whether nodes with registered names take part, or did before the run was resumed."""
+        """Whether a node with a registered name has ever been present, also before the run was resumed."""
         return bool(self._names or self._named_before)
 
     def are_away(self) -> list[str]:

@@ -47,29 +47,30 @@ class Slicing:
     assignment: Assignment = "fix"
     """levels stay with their clients (fix) or are drawn anew each round (dynamic)"""
     global_rate: OptionalLevel = ""
-    """level or rate of the global model; '' for the largest of the mix. If it is larger than that of every client
-    (FedRolex), the slice rule must be one that moves slices
+    """level or rate of the global model; '' for the largest rate of the mix. If it is larger than the rate of every
+    client (FedRolex), the slice rule must move slices
     """
     slice_rule: SliceRule = "prefix"
-    """slices of clients. prefix: the first channels (HeteroFL). important: the first channels after they are sorted by
-    their norm (structured FIARSE). rolling: a window of channels that moves in each round (FedRolex). random-level,
-    random-client: channels that are drawn in each round for each rate, or for each client
+    """slices of clients. prefix: the first channels (HeteroFL). important: the first channels after all channels are
+    sorted by norm (structured FIARSE). rolling: a window of channels that moves in each round (FedRolex). random-level:
+    channels drawn in each round for each rate. random-client: channels drawn in each round for each client
     """
     roll_by: Count = 1
     """entries by which rolling slices move in each round"""
     growth: Natural = 0
-    """rounds after which a client moves up one level, from the smallest of the mix to its assigned level (FedGMR,
-    structured); 0: clients train at their assigned level from the first round on
+    """rounds from one increase of levels to the next (FedGMR, structured): all clients begin at the smallest level of
+    the mix; at each increase a client gets the next larger level, until it has its assigned level. 0: clients train at
+    their assigned level from the first round on
     """
     rank_every: Count = 5
     """rounds from one sorting of channels to the next, for the slice rule important"""
     rank_margin: NotNegative = 0.1
-    """fraction by which a channel's norm must exceed that of a channel in a slice to replace this channel, for the
-    slice rule important
+    """fraction by which the norm of a channel outside a slice must exceed the norm of a channel inside it, so that the
+    two change places; for the slice rule important
     """
     shared: Annotated[Sequence[str], "patterns of parameters, as ['hidden.*']"] = ALL
-    """parameters that are sent and averaged, as fnmatch patterns; all others stay with their client, which then has a
-    model of its own: LG-FedAvg, or Standalone if none is sent
+    """parameters that are sent and averaged, as fnmatch patterns. All other parameters stay with their client, which
+    then has a model of its own (LG-FedAvg; Standalone if no parameters are sent)
     """
     by_level: Annotated[Sequence[str], "patterns of parameters, as ['*.norm.*']"] = ()
     """parameters that have separate values for each level, averaged over the clients of that level only (NeFL's
@@ -92,13 +93,13 @@ class Training:
     learning_rate: Annotated[Positive | Schedule | None, "a number above 0, or a function from the round to one"] = None
     """learning rate of the first round, or a function from a round to its learning rate; None: the clients choose it"""
     milestones: Annotated[Sequence[Count], "rounds, as [150, 250]"] = ()
-    """rounds after each of which the learning rate is divided by 10"""
+    """rounds; the learning rate is divided by 10 after each of them"""
     lr_decay: Share = 1.0
-    """factor of the learning rate after each round"""
+    """factor by which the learning rate is multiplied after each round"""
     proximal_mu: NotNegative = 0.0
     """weight of FedProx's proximal term; 0 for none"""
     upload: Upload = "float32"
-    """form of replies: parameters (float32), or their changes in two bytes (float16) or one byte (int8)"""
+    """form of replies: parameters (float32), or their changes in two bytes (float16) or one byte (int8) each"""
 
     @property
     def schedule(self) -> Schedule | None:
@@ -115,15 +116,15 @@ class Averaging:
     weights: Weights = "equal"
     """weight of a client in the mean. equal: 1, as in HeteroFL. examples: its number of examples, as in FedAvg"""
     labels: LabelRule = "sent"
-    """which classifier rows of a reply count in the mean. sent: those of the classes that the reply names. none: all
-    rows, whatever the labels
+    """which classifier rows of a reply count in the mean. sent: the rows of the classes that the reply names.
+    none: all rows, whatever the labels
     """
     label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
-    """parameters with one row for each class; None finds those of the classifier (find_label_rows)"""
+    """parameters with one row for each class; None: the parameters that find_label_rows finds in the classifier"""
     fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
     """errors of the authors' code, each kept (paper) or corrected (fixed)"""
     robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
-    """trimmed mean or median, which a hostile minority cannot move far. Excludes weights='examples' and noise"""
+    """trimmed mean or median, which a hostile minority cannot move far. Not allowed with weights='examples' or noise"""
     aggregator: Annotated[OpenAggregator, "what makes an Aggregator of a state, as CountingMean"] = CountingMean
     """function of a global state that returns the Aggregator of a round: CountingMean, ProductMean for LoRA adapters of
     unequal rank, or your own. With robust or noise, leave it at CountingMean
@@ -146,9 +147,9 @@ class Evaluation:
     every: Natural = 1
     """rounds from one evaluation to the next; the last round also ends with an evaluation. 0: no evaluation"""
     nodes: Literal["capable", "all"] = "capable"
-    """capable: a client whose capacity is known, from its report or from the table of levels, evaluates the largest of
-    the mix's models that it can hold, and its metrics count for that level; every other client evaluates the full
-    model. all: every client evaluates the full model (paper)
+    """capable: a client whose largest rate is known, from its report or from the server's limits, evaluates the largest
+    model of the mix that it can hold, and its metrics count for the level of this model; every other client evaluates
+    the full model. all: every client evaluates the full model (paper)
     """
     levels: Annotated[Flag | Literal["last"], "true, false or 'last'"] = False
     """evaluate each level's model too. true: in each evaluation. last: only after the last round. false: never"""

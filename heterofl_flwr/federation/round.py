@@ -104,7 +104,7 @@ class Round:
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
-        """Add a client. ``sampled`` has its rate and slice; by default, they follow from this round."""
+        """Add a client. ``sampled`` has its rate and slice; by default, they are computed for this round."""
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
             rate = self._federation.levels.rate(self.server_round, node_id)
@@ -173,8 +173,8 @@ class Round:
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
         """Record a remark if a client's clock differs by more than ``CLOCK_SECONDS`` from the server's.
 
-        ``sent_at`` is the time of the message by the server's clock, ``replied_at`` that of the reply by the client's.
-        A difference shows only if ``replied_at`` is before ``sent_at``, or after the present.
+        ``sent_at`` is the time of the message on the server's clock, ``replied_at`` the time of the reply on the
+        client's clock. A difference is noticed only if ``replied_at`` is before ``sent_at``, or after the present.
         """
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
@@ -208,7 +208,7 @@ class Round:
         """Remove a client from the round without recording a failure.
 
         If a subclass of the strategy dropped the client's reply, pass the size of the reply as ``reply_bytes``. Without
-        it, the client and the bytes sent to it are removed from the record of the round as well.
+        ``reply_bytes``, the client and the bytes sent to it are removed from the record of the round as well.
         """
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes[node_id])
@@ -231,9 +231,9 @@ class Round:
             self.log.refused = (*self.log.refused, partition)
 
     def close(self) -> State:
-        """Return the new global state.
+        """Complete the record of the round; return the new global state.
 
-        Raise ``RoundError`` if too few clients gave a usable reply, or if all usable replies count 0 examples.
+        Raise ``RoundError`` if too few clients gave a usable reply, or if all usable replies report 0 examples.
         """
         if self._options.sampling.spare and len(self.answers) < self.needed:
             for node_id in filter(self.silent.__contains__, self.slices):

@@ -81,9 +81,9 @@ class RoundRecord:
     evaluate_failures
         For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. If the
-        share that answered is smaller among the clients of the global model than among all sampled clients, both
-        numbers count only the clients of the global model.
+        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. Both
+        count all sampled clients, or only the clients sampled for the global model if a smaller share of these
+        answered.
     partial
         Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. They never count as
         the best of a run.
@@ -172,7 +172,7 @@ class RoundRecord:
         )
 
     def log_metrics(self, num_rounds: int) -> None:
-        """Log the metrics, then the time. The last ``LogRecord`` has this object in its attribute ``round``."""
+        """Log the metrics, then the duration. The last ``LogRecord`` has this object in its attribute ``round``."""
         place = f"[ROUND {self.server_round}/{num_rounds}]"
         for line in self.metrics_lines():
             host_log.info("%s %s", place, line)
@@ -194,8 +194,8 @@ class RoundRecord:
     def note_central(self, metrics: Mapping[str, object]) -> None:
         """Record the metrics of an evaluation on the server.
 
-        A metric ``global-...`` replaces the clients' metric of that name. Any other metric is renamed if clients report
-        one of the same name: it gets the prefix ``server-``.
+        A metric ``global-...`` replaces the clients' metric of the same name. Any other metric gets the prefix
+        ``server-`` if clients report a metric of the same name.
         """
         clients = {name for name in (*self.train, *self.evaluate) if not name.startswith("global-")}
         numbers = self.note_computed(self.evaluate, server_names(metrics, clients))

@@ -48,11 +48,11 @@ class Participation(Sampling):
     fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
     """fraction of the clients that evaluate, rounded up; 0: no client evaluates, nor measures batch norm moments"""
     min_train_nodes: _Fewest = Field(default=None, exclude=True)
-    """lower bound on the clients that train. If it is set, fraction_train rounds down, not up, as in FedAvg"""
+    """lower bound on the clients that train. If set, the fraction of the clients is rounded down, as in FedAvg"""
     min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
-    """lower bound on the clients that evaluate. If it is set, fraction_evaluate rounds down, not up, as in FedAvg"""
+    """lower bound on the clients that evaluate. If set, the fraction of the clients is rounded down, as in FedAvg"""
     min_available_nodes: Natural = Field(default=2, alias="min-nodes")
-    """nodes that each round waits for, up to sample.wait seconds; 'heterofl run' waits for all"""
+    """number of nodes that each round waits for, up to sample.wait seconds; 'heterofl run' waits for all nodes"""
 
     @classmethod
     def of(cls, sampling: Sampling, **numbers: Any) -> "Participation":

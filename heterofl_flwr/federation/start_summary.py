@@ -79,7 +79,7 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Unless slices move, warn if no client can train the largest level, or fewer clients than a stage needs."""
+    """Warn if fewer clients can train the largest level than a stage needs (at least 1); never if slices move."""
     mix, holders = federation.mix, federation.levels.holders
     least = max(holders, 1)  # number of clients that must hold an entry to change it
     answered = all(node_id in federation.nodes for node_id in node_ids)
