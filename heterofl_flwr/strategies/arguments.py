@@ -36,7 +36,7 @@ STAGES: Mapping[str, str] = {
 
 
 def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
-    """Return a decorator of ``__init__`` that raises ``TypeError`` with a remedy for an unknown argument.
+    """Return a decorator that makes ``__init__`` raise ``TypeError`` with a remedy for an unknown argument.
 
     ``remedies`` has texts by argument name. Without a text, the error suggests the argument with the nearest name, or
     lists all arguments.

@@ -64,8 +64,8 @@ class Steps:
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Run a step; return the new global model and the training metrics.
 
-        The step ends when it has ``size`` replies, when ``share`` of its remaining time is over, or when no client
-        trains.
+        The step ends when it has ``size`` replies, when ``share`` of the round's remaining time has passed, or when no
+        client is in training.
         """
         options, budget = self._stage.options, self._strategy.messages_of(server_round).budget
         slices = Slices(self._strategy.federation.architecture, arrays, self._strategy.chain.level_tensors)

@@ -1,7 +1,7 @@
 """``FedH2L``: a strategy whose rounds have two exchanges of messages.
 
 All clients hold the same seed set; each round draws a batch of it. First, each client trains, and publishes its
-posteriors (class probabilities) for this batch. Then each client learns from the posteriors of the others.
+posteriors (class probabilities) for this batch. Then each client learns from the posteriors of the other clients.
 """
 
 import math
@@ -134,7 +134,7 @@ class FedH2L(FederationStrategy):
         return grid.send_and_receive(learners, timeout=budget.remaining())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
-        """Run the first exchange; return a message for each client with the posteriors of the others.
+        """Run the first exchange; return, for each client, a message with the posteriors of the other clients.
 
         A client without valid posteriors is refused, and gets no message.
         """
@@ -165,7 +165,7 @@ class FedH2L(FederationStrategy):
         return list(opened.sent)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
-        """Return a reply of the second exchange. Its metrics include those of the first exchange."""
+        """Return a reply of the second exchange, with the client's metrics from both exchanges."""
         content = super()._read_train_reply(node_id, reply, current)
         return replace(content, metrics={**self._publish_metrics[node_id], **content.metrics})
 

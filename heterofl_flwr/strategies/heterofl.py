@@ -67,9 +67,9 @@ class HeteroFL(FederationStrategy):
         The rounds with an evaluation, and the models that clients evaluate.
     asynchronous : Buffered
         With ``size`` above 0, training is asynchronous: after every ``size`` replies the model is updated. Each
-        update counts as a round. When a client has replied, another begins at once.
+        update counts as a round. When a client has replied, another client begins at once.
     callbacks : Sequence[RoundCallback]
-        Callbacks, called after each round.
+        Callbacks, called at the start and end of the run, after each reply and after each round.
 
     Attributes
     ----------

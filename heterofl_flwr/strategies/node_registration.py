@@ -55,8 +55,8 @@ class NodeRegistration:
     def sample(self, purpose: Purpose) -> tuple[list[int], list[int]]:
         """Wait for enough nodes. Return the nodes that can be sampled, and the sampled nodes.
 
-        If only the sampled nodes are queried for their capability, those that do not answer or cannot train are left
-        out.
+        If only the sampled nodes are queried for their capability, nodes that do not answer or cannot train are left
+        out of the sample.
         """
         levels = self._federation.levels
         while True:

@@ -258,7 +258,7 @@ class RoundHooks(Strategy):
         self._keep_metrics(node_id, reply, self._train_metrics_fn, "train_metrics_aggr_fn")
 
     def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
-        """Store a reply's records for ``function``. If it is None, warn once of metrics that are lists."""
+        """Store a reply's records for ``function``. If ``function`` is None, warn once of metrics that are lists."""
         if function is not None:
             self.round_messages.keep_records(node_id, reply)
         elif argument not in self._warned_of and (names := reading.list_metrics(reply)):
@@ -284,9 +284,9 @@ class RoundHooks(Strategy):
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
-        """Return the result of the user's metrics ``function``; ``means`` if it is None or no client replied.
+        """Call the user's metrics ``function``; return its result, and write its numbers to ``means``.
 
-        The result is written to ``means`` too.
+        If ``function`` is None or no client replied, return ``means``.
         """
         if function is None or not node_ids:
             return MetricRecord(dict(means))
