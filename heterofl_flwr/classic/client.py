@@ -81,8 +81,8 @@ class Task(client.Task):
     ) -> FitResult:
         """Return the result of ``fit``. A task can be answered only once.
 
-        The arguments are those of ``client.Task.reply``, but ``labels`` cannot be a mapping by output head, and no
-        metric can have the name ``labels`` or ``capacity``.
+        The arguments are as in ``client.Task.reply``, but ``labels`` cannot be a mapping (labels of several output
+        heads), and no metric can have the name ``labels`` or ``capacity``.
         """
         if isinstance(labels, Mapping):
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")

@@ -61,8 +61,8 @@ class Clients:
     def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
         """Return a client's answer or error, and the names of the moments in the answer.
 
-        Capability queries call ``get_properties``. Moments queries call ``fit`` of a client that can return moments.
-        The answer for another client is empty.
+        A capability query calls ``get_properties``. A moments query calls ``fit`` if the client can return moments;
+        otherwise the answer is empty.
         """
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # the id that the reply refers to
