@@ -154,7 +154,7 @@ class Workload:
 
     @property
     def counts_labels(self) -> bool:
-        """Whether ``train.labels`` applies. If it is ``sent``, clients without a class do not count for its classifier row."""
+        """Whether ``train.labels`` applies. With ``sent``, only clients with a class count in its classifier row."""
         return self.masked or self.settings.fidelity == "paper"
 
     @property
@@ -223,7 +223,7 @@ class Workload:
         return example if train.reading is None else example[:, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return a ``Nested`` of ``model`` and models of smaller rates, or ``model`` if ``train.distill`` is ``none``."""
+        """Return ``model`` if ``train.distill`` is ``none``, else a ``Nested`` of ``model`` and smaller models."""
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)
