@@ -1,4 +1,4 @@
-"""Checkpoints: each is a safetensors file with all tensors, and a JSON file with the rest, which is written last."""
+"""Checkpoints. Each has a safetensors file of all tensors and, written last, a JSON file of all other values."""
 
 import json
 import logging
@@ -56,7 +56,8 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
 def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
     """Return the state in the newest undamaged checkpoint, not later than round ``last_round``.
 
-    Log a warning for each skipped checkpoint. Raise ``ConfigError`` if none is left, or if one has another format.
+    Log a warning for each skipped checkpoint. Raise ``ConfigError`` if no checkpoint is left, or
+    if a checkpoint has another format.
     """
     paths = files_by_round(folder, PATTERN)
     for server_round, path in reversed(paths.items()):

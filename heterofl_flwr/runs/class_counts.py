@@ -48,9 +48,9 @@ _COUNTS = TypeAdapter(ClassCounts)
 
 
 def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
-    """Return a matrix of this shape that counts how often each pair (row, column) occurs.
+    """Return a matrix of shape ``shape`` that counts how often each pair (row, column) occurs.
 
-    It is empty if there are no pairs, if it would be too large, or if a column is outside ``shape``.
+    The matrix is empty if there are no pairs, if it would exceed ``LARGEST``, or if a column is outside ``shape``.
     """
     height, width = shape
     if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:

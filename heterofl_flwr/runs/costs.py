@@ -36,7 +36,7 @@ class LevelCost:
 
 @dataclass(frozen=True, slots=True)
 class ModelCosts:
-    """Costs of the models of all rates in a run, the largest first."""
+    """Costs of the models of all rates in a run, the largest model first."""
 
     global_rate: float
     levels: tuple[LevelCost, ...]
@@ -66,7 +66,7 @@ _COSTS = TypeAdapter(ModelCosts)
 
 
 class Costs:
-    """Measurement of the costs of a run's models, at the rates of the mix and at those passed to ``add``.
+    """Measured costs of a run's models, for the rates of the mix and for rates passed to ``add``.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Costs:
         self.add(mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
-        """Measure the models of new rates; return whether a rate was new."""
+        """Measure the models of rates that are not measured yet; return whether there were any."""
         new = set(rates) - self._costs.keys()
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
@@ -117,15 +117,15 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
 
 
 def received_rates(record: RoundRecord) -> list[float]:
-    """Return the rates of a round's clients, except clients that received no model: their device was unavailable."""
+    """Return the rates of a round's clients, except clients with an unavailable device: they received no model."""
     return [rate for partition, rate in record.rates.items() if record.failures.get(partition) != AWAY]
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """Return the bytes that a round would send if all its clients trained the global model.
 
-    Clients without a usable reply receive the global model, and the model that they send does not count. Clients whose
-    device was unavailable receive nothing.
+    A client without a usable reply counts only with the model that it receives. A client whose device was unavailable
+    does not count.
     """
     # Histories of older versions have no numbers of answers.
     answered = record.answered if record.expected else len(record.rates.keys() - record.failures.keys())
@@ -147,7 +147,7 @@ def savings(
 ) -> Savings | None:
     """Return the costs of a run and of full-size FedAvg; None if no client trained or a rate's cost is unknown.
 
-    The run's ``settings`` say which smaller models inside a client's model were computed too.
+    The run's ``settings`` determine which smaller models inside a client's model count, too.
     """
     rates, (mix, widths) = [rate for record in records for rate in record.rates.values()], read_mix(settings)
     inner = () if widths == "none" else mix.rates
@@ -160,18 +160,18 @@ def savings(
 
 
 class Price(NamedTuple):
-    """Costs of a mix, divided by those of separate federations, one for each level."""
+    """Costs of a mix, divided by the total costs of separate federations, one federation for each level."""
 
-    client_rounds: float
-    bytes_share: float
-    macs_share: float
+    client_rounds: float  # number of trainings of clients, divided by the number in all federations together
+    bytes_share: float  # the same for bytes
+    macs_share: float  # the same for multiplications
 
 
 def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths) -> float:
     """Return the multiplications of one example's forward passes, summed over clients.
 
-    ``rates`` are the clients' rates, and ``macs`` has the multiplications of one pass by rate. ``widths`` says which
-    smaller models inside a client's model are computed too.
+    ``rates`` are the clients' rates, and ``macs`` maps rates to the multiplications of one pass. ``widths`` determines
+    which smaller models inside a client's model count, too.
     """
     return sum(
         number * passes * macs[inner]
@@ -183,19 +183,19 @@ def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], wi
 def price(
     mix: Mix, rates: Sequence[float], costs: Mapping[float, tuple[float, float]], widths: InnerWidths = "none"
 ) -> Price:
-    """Return the costs of a mix, divided by those of separate federations for its levels.
+    """Return the costs of a mix, divided by the total costs of separate federations, one federation for each level.
 
     The federation of a level consists of all clients that can hold the level's model. In each federation, a client
-    trains as often as in the run of the mix.
+    trains as often as a client of the mix does on average.
 
     Parameters
     ----------
     mix : Mix
         The mix.
     rates : Sequence[float]
-        Rates at which clients trained in the run, one for each training of a client.
+        Rates at which clients trained in the run, with an entry for each training.
     costs : Mapping[float, tuple[float, float]]
-        Bytes and multiplications of one training of a client, by rate.
+        Bytes of a model and multiplications of one example, by rate.
     widths : InnerWidths
         Rule for the smaller models inside a client's model that are trained too (``train.distill``).
     """

@@ -124,19 +124,20 @@ class RunFolder:
             All settings of the run; nested settings have dotted keys.
         resume : bool
             Whether to resume the run in the folder from its newest checkpoint. Without a checkpoint, the run's records
-            are removed, so that it starts anew.
+            are removed, and the run starts anew.
         may_differ : Sequence[str]
             Settings (dotted keys) that a resumed run may change, such as the number of rounds.
         about : Mapping[str, object] | None
             More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Function that adds settings which an older version did not store.
+            Function that adds settings that an older version did not store.
 
         Raises
         ------
         ConfigError
-            If the folder has a run although ``resume`` is False, if it has no run although ``resume`` is True, or if
-            settings that are not in ``may_differ`` differ. The folder is then unchanged.
+            If the folder has a run although ``resume`` is False, if it has no run although ``resume`` is True, if
+            settings that are not in ``may_differ`` differ, if the folder has links, or if another process has locked
+            it. The files of the run are then unchanged.
         """
         self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
         self.hold()
@@ -160,7 +161,7 @@ class RunFolder:
         may_differ: Sequence[str] = (),
         complete: Complete = dict,
     ) -> None:
-        """Raise the ``ConfigError`` that ``start`` would raise; write nothing."""
+        """Raise the ``ConfigError`` that ``start`` would raise, except for a locked folder; write nothing."""
         self.refuse_links()
         if not self.started:
             if resume:
@@ -212,7 +213,7 @@ class RunFolder:
         return dict(self._read()["about"])
 
     def note(self, **facts: object) -> None:
-        """Add facts to those that ``about`` returns."""
+        """Add facts to the result of ``about``."""
         content = self._read()
         self._write({**content, "about": {**content["about"], **facts}})
 
@@ -237,7 +238,7 @@ class RunFolder:
     def rewind(self, last_round: int) -> None:
         """Remove records, checkpoints and client states of rounds after ``last_round``.
 
-        Raise ``ConfigError`` if the history has no record of ``last_round``, unless that is 0.
+        Raise ``ConfigError`` if ``last_round`` is above 0 and the history has no record of it.
         """
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]

@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
     """Make a folder and acquire its lock.
 
-    Raise ``ConfigError`` if the folder cannot be made, or if another process has the lock. With ``shared``, this
-    process can acquire the lock again. On a file system without locks, only log a warning.
+    Raise ``ConfigError`` if the folder cannot be made, or if another process has the lock. With ``shared``, several
+    callers in this process can hold the lock. On a file system without locks, only log a warning.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class Score(NamedTuple):
 
 
 def mode_of(name: str) -> str:
-    """Return ``min`` for a metric that should be low, else ``max``."""
+    """Return ``min`` for a loss or perplexity, ``max`` for any other metric."""
     return "min" if name.endswith(("loss", "perplexity")) else "max"
 
 
@@ -50,7 +50,7 @@ def is_better(value: float, than: float | None, mode: str) -> bool:
 
 
 def headline_kind(records: Sequence[RoundRecord]) -> str:
-    """Return the main kind of metric: the first recorded one of perplexity, accuracy and loss; by default accuracy."""
+    """Return the main kind of metric: the first of perplexity, accuracy and loss that is recorded, else accuracy."""
     metrics = [values for record in records for values in (record.evaluate, *record.evaluate_by_level.values())]
     return next(
         (kind for kind in HEADLINE_KINDS if any(name.endswith(kind) for values in metrics for name in values)), UNKNOWN
@@ -58,13 +58,13 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
 
 
 def find_metric(values: Mapping[str, float], kind: str) -> str:
-    """Return the name of a metric of a kind; '' if there is none. Names with a scope, as ``local-loss``, come first."""
+    """Return the name of a metric of ``kind``, preferably with a scope, as ``local-loss``; '' if there is none."""
     names = [*(f"{scope}-{kind}" for scope in SCOPES), kind, *(name for name in values if name.endswith(kind))]
     return next((name for name in names if name in values), "")
 
 
 def headline(records: Sequence[RoundRecord]) -> str:
-    """Return the name of the first metric in the records that is of their main kind; '' if there is none."""
+    """Return the name of the main metric in the records: a perplexity, else an accuracy, else a loss, else ''."""
     names = (find_metric(record.evaluate, kind) for kind in HEADLINE_KINDS for record in records)
     return next(filter(None, names), "")
 
@@ -124,7 +124,7 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
 def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
     """Return the final value of each number in a history.
 
-    The names are those of ``scalars`` without the prefix ``evaluate/``.
+    The names are as in ``scalars``, but without the prefix ``evaluate/``.
     """
     values: dict[str, float] = {}
     for record in records:
@@ -147,7 +147,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> None:
-    """Raise ``ConfigError`` if a metric's name occurs in none of the ``runs``."""
+    """Raise ``ConfigError`` if one of ``names`` is a metric in none of ``runs``."""
     known = {name for values in runs for name in values}
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"no run has a metric {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")

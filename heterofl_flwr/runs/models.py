@@ -121,7 +121,7 @@ def load_model(folder: RunFolder | str | Path, name: str, build: Build) -> nn.Mo
     folder : RunFolder | str | Path
         Folder of a finished run.
     name : str
-        The level.
+        Name of the level, such as ``a``.
     build : Callable[[float], nn.Module]
         The run's function from a rate to a new model.
 

@@ -24,7 +24,7 @@ class Recorder(RoundCallback):
     Parameters
     ----------
     folder : RunFolder | str | Path
-        Folder of the run. If it has no settings yet, it gets empty ones.
+        Folder of the run. A folder without settings gets empty settings.
     every : int | str
         Rounds between checkpoints, or seconds such as ``"30s"``. The final round always has a checkpoint.
     costs : Costs | None
@@ -44,7 +44,7 @@ class Recorder(RoundCallback):
 
     @property
     def oldest_checkpoint(self) -> int:  # type: ignore[override]
-        """Round of the older of the folder's two checkpoints; 0 if there are fewer."""
+        """Round of the checkpoint before the newest; 0 until two checkpoints have been loaded or saved."""
         return self._saved_rounds[0]
 
     def on_resume(self, progress: Progress) -> None:
