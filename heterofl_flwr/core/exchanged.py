@@ -73,7 +73,7 @@ def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def shares_parameters(model: nn.Module) -> bool:
-    """Return True if copies of the model share parameters, because ``exclude_parameters`` excluded these."""
+    """Return True if copies of the model share parameters that ``exclude_parameters`` excluded."""
     return bool(_excluded(model))
 
 

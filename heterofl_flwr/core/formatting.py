@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def numbers(values: Sequence[int], limit: int = 12) -> str:
-    """Format ascending integers as ranges, such as ``1-4, 7``; after ``limit`` ranges, only their number follows."""
+    """Format ascending integers as ranges, such as ``1-4, 7``; ranges after the first ``limit`` are only counted."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:
