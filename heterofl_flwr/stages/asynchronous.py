@@ -18,19 +18,20 @@ class Buffered:
     """Options of asynchronous training: the model takes a step as soon as enough clients have replied."""
 
     size: Natural = 0
-    """number of replies in a step; steps replace rounds. 0: synchronous rounds"""
+    """number of replies that a step averages; steps replace rounds. 0: synchronous rounds"""
     concurrency: Natural = 0
     """number of clients that train at the same time; replaces sample.fraction"""
     staleness: NotNegative = 0.5
-    """exponent a of the weight 1 / (1 + s)^a of each entry of a reply. s is the number of steps that have moved the
-    entry since the client received it. 0: full weight for all replies
+    """exponent a: the weight of an entry of a reply is multiplied by 1 / (1 + s)^a, but at least by 0.001. s is the
+    entry's staleness: the number of steps that made it stale (see clocks) since the client received it. 0: full weight
+    for all replies
     """
     bound: Natural = 0
-    """staleness above which a reply is dropped, measured at its least stale entry; 0: no reply is dropped"""
+    """staleness above which a reply is dropped; a reply is as stale as its least stale entry. 0: no reply is dropped"""
     clocks: Literal["regions", "model"] = "regions"
-    """entries that a step makes stale. regions: those that it moved. model: all entries, as in FedBuff"""
+    """entries that a step makes stale. regions: the entries that it changed. model: all entries, as in FedBuff"""
     quota: Natural = 0
-    """number of replies of each level that a step waits for, while clients of this level train; 0: no quota"""
+    """minimum number of replies of each level in a step, except of levels without clients in training; 0: no minimum"""
 
     def __post_init__(self) -> None:
         if self.concurrency < self.size:
@@ -41,7 +42,7 @@ class Buffered:
 
 
 def check_quota(options: Buffered, levels: int) -> None:
-    """Raise ``ConfigError`` if a step has too few replies for ``quota`` replies of each level."""
+    """Raise ``ConfigError`` if ``quota`` replies of each level are more than ``size``, the replies of a step."""
     if (needed := options.quota * levels) > options.size:
         raise ConfigError(
             f"asynchronous: quota is {options.quota}, which for {levels} levels is {needed} replies of a step; "
@@ -64,8 +65,8 @@ class Seats:
     def has_seat(self, rate: float, pending: Collection[float]) -> bool:
         """Whether a reply of this rate may take a seat.
 
-        A level may take any free seat until it has ``quota`` seats. After that, it must leave the unused reserved seats
-        of pending levels free. ``pending`` has the rates of all other replies that may still come.
+        A level with fewer than ``quota`` seats may take any free seat. Any other level must leave enough seats free for
+        the levels in ``pending`` to reach ``quota``. ``pending`` has the rates of all other replies that may come.
         """
         reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending))
         if self._taken[rate] < self._quota:  # a reserved seat of this level
@@ -73,7 +74,7 @@ class Seats:
         return self._taken.total() + reserved < self._size
 
     def take(self, rate: float) -> None:
-        """Use a seat for a reply of this rate."""
+        """Take a seat for a reply of this rate."""
         self._taken[rate] += 1
 
 
@@ -96,6 +97,6 @@ class Asynchronous(ServerStage):
         return {"training": torch.tensor(self.training, dtype=torch.int64)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a checkpoint. Clients that were in training start again from the current model."""
+        """Restore the clients in training, which start again from the current model. Staleness begins at 0."""
         self.clocks = Clocks()
         self.training: list[int] = state["training"].tolist() if state else []

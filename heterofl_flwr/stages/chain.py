@@ -61,14 +61,14 @@ class Chain:
 
     @property
     def skipped(self) -> bool:
-        """Whether the stages leave the model unchanged in this round."""
+        """Whether ``summing`` leaves the model unchanged in this round."""
         return self.summing is not None and self.summing.skipped
 
     def open(self, context: RoundContext, *, default_norm_bound: float = 0.0) -> None:
         """Begin a round.
 
-        ``default_norm_bound`` bounds the changes of clients, unless ``norm_bound`` is set or a stage has
-        ``Needs(changes=True)``.
+        ``default_norm_bound`` is the upper bound on the L2 norm of a client's change; in secure aggregation, of the
+        mean change. It does not apply if ``norm_bound`` is set, or if a stage has ``Needs(changes=True)``.
         """
         state, norm_bound = context.state, self._norm_bound
         sums_changes = any(stage.needs.changes for stage in self.stages)
@@ -126,7 +126,7 @@ class Chain:
         return self._aggregation.replies
 
     def close(self) -> State:
-        """End the round, and return the new model: the mean after all stages."""
+        """End the round; return the new model: the mean, as changed by the stages."""
         holders, new = self._aggregation.holders, self._aggregation.result()
         shapes = {name: tensor.shape for name, tensor in new.items()}
         for stage in self.stages:
@@ -152,7 +152,7 @@ class Chain:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return a level's own values of the parameters in ``Slicing.by_level``; empty if it has the model's values."""
+        """Return a level's values of the parameters in ``Slicing.by_level``; {} if they equal the global model's."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:

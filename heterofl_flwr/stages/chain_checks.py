@@ -18,7 +18,7 @@ Kind = Literal["counting", "robust", "asynchronous", "other"]
 def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights) -> None:
     """Raise a ``ConfigError`` if stages conflict with each other or with the mean.
 
-    The error lists all conflicts. If the class of a stage is invalid, it lists only the faults of classes.
+    The error lists all conflicts. If the class of a stage is invalid, the error lists only faults of classes.
     """
     faults = [fault for stage in stages for fault in _faults_of_class(stage)]
     if faults:
@@ -72,7 +72,7 @@ def _faults(
 
 
 def _faults_of_order(stage: ServerStage, earlier: Sequence[ServerStage]) -> Iterator[str]:
-    """Yield an error for each stage in ``earlier`` that must come after ``stage``."""
+    """Yield an error text for each stage in ``earlier`` that must come after ``stage``."""
     if not overrides(stage, "on_mean"):
         return
     reads_mean = stage.needs.counting_mean and not overrides(stage, "on_added")
@@ -89,7 +89,7 @@ def overrides(stage: ServerStage, method: str) -> bool:
 
 
 def _faults_of_class(stage: ServerStage) -> Iterator[str]:
-    """Yield errors for methods of a stage that are never called, and for an unsuitable client half."""
+    """Yield error texts for methods of a stage that are never called, and for an unsuitable client half."""
     name, kind = stage_name(stage), type(stage)
     homes = dict.fromkeys(CLIENT_METHODS, f" on the server; it belongs in a ClientStage, which {name}.client() returns")
     if not isinstance(stage, Conversation):

@@ -46,9 +46,9 @@ class Outgoing:
     form, scales
         Name of the encoding, such as ``int8``, and its step sizes.
     labels
-        The classes of the client's data, whose classifier rows are averaged; None for all rows.
+        The classes of the client's data. Only the classifier rows of these classes are averaged; None for all rows.
     num_examples, metrics
-        Number of the client's examples, and its metrics.
+        The client's number of examples, and its metrics.
     fields
         Extra entries of the reply's config.
     """
@@ -93,7 +93,8 @@ class ClientContext:
     state
         Tensors that the stage stores on this client between tasks. Assign to its keys in ``on_update``.
     round_state
-        Secrets of one round, kept only in the node's memory; None if the client's Flower context is unknown.
+        Bytes that stages store only in the node's memory, such as secrets of one round; None if the client's Flower
+        context is unknown.
     node_config
         Config of the node, which the server cannot set.
     records
@@ -135,7 +136,7 @@ class ClientStage:
         return None
 
     def penalty(self, model: nn.Module, context: ClientContext) -> Tensor | float:
-        """Return the term to add to the client's loss; by default, that of ``quadratic``."""
+        """Return the term to add to the client's loss; by default, the penalty of ``quadratic``, or 0 without one."""
         quadratic = self.quadratic(context)
         return 0.0 if quadratic is None else quadratic(model)
 
@@ -205,7 +206,7 @@ def _field_types(kind: type[ClientStage]) -> dict[str, Any]:
 
 
 def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
-    """Return config entries with the names of client stages and the values of their fields."""
+    """Return config entries with the names of the client stages and the values of the stages' fields."""
     named = {stage.registered_name: stage for stage in stages}
     config: dict[str, Value] = {KEY: ",".join(named)}
     for name, stage in named.items():

@@ -15,7 +15,7 @@ class ClientClip(ClientStage):
     """The client half of ``Clip``."""
 
     bound: Positive
-    """upper bound on the L2 norm of the change of a slice"""
+    """upper bound on the L2 norm of the change of the client's slice"""
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
         """Return the update with the client's change clipped."""

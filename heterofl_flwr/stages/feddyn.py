@@ -1,4 +1,4 @@
-"""FedDyn (Acar et al., ICLR 2021): a penalty that aligns the minima of clients' losses with that of their mean."""
+"""FedDyn (Acar et al., ICLR 2021): a penalty that aligns clients' minima with the minimum of the mean loss."""
 
 from typing import ClassVar
 
@@ -50,7 +50,7 @@ class FedDyn(StatefulStage):
     contain the entry. The entry's new value is the mean plus d. If no client trained the entry, the entry and its drift
     do not change.
 
-    If the server changes the learning rate, it multiplies the drift by the same factor.
+    If the learning rate changes by a factor, all drifts are multiplied by this factor.
     """
 
     name = "FedDyn"

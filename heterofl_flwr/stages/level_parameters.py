@@ -24,7 +24,7 @@ class LevelParameters(StatefulStage):
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
-        """Return a level's own values; empty for the largest level, and before this level has trained."""
+        """Return one level's values; {} for the largest level, and for a level that has not trained yet."""
         return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:

@@ -34,5 +34,5 @@ class Noise(Clip):
         return moved
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the privacy that the run has spent, such as epsilon."""
+        """Return epsilon, delta and the number of releases so far."""
         return self.spent.metrics()

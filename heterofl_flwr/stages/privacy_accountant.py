@@ -37,12 +37,13 @@ class Privacy:
     clip: _OnGridOrZero = 0.0
     """upper bound on the L2 norm of the change of a client's slice; larger changes are clipped. 0: no clipping"""
     noise: _OnGridOrZero = 0.0
-    """standard deviation of the noise on the sum of the clients' changes, divided by clip; 0: no noise"""
+    """standard deviation, in multiples of clip, of the noise on the sum of the clients' changes; 0: no noise"""
     delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = 1e-5
     """delta for which epsilon is computed; set it below 1 / (number of clients)"""
     moments_clip: _OnGrid = 10.0
     """upper bound on the L2 norm of a client's static batch norm moments: one vector of the means and second moments of
-    all layers. Longer vectors are clipped. The standard deviation of their noise is this bound times the value of noise
+    all layers. Longer vectors are clipped. The standard deviation of the noise on their sum is this bound times
+    the setting noise
     """
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class Privacy:
 
 @dataclass(frozen=True, slots=True)
 class Releases:
-    """Count of the published noisy results (*releases*) that have the same noise and clip."""
+    """Number of published noisy results (*releases*) of the same kind, noise, clip and source."""
 
     kind: Kind
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)]  #: Standard deviation, in multiples of ``clip``.
@@ -82,7 +83,7 @@ class Ledger(Protocol):
 
 
 class Spent:
-    """Privacy accountant of a strategy. It counts the releases of all its runs, and of the runs that they resume."""
+    """Privacy accountant of a strategy. It counts the releases of the strategy's runs, and of runs that it resumed."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -103,7 +104,7 @@ class Spent:
                 self._releases[key] = entry
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Add the releases in ``ledger``. From now on, ``add`` writes all releases to it."""
+        """Add the releases in ``ledger``. From now on, ``add`` writes all releases to ``ledger``."""
         self.merge(ledger.releases())
         self._ledger = ledger
 

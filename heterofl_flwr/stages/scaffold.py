@@ -71,7 +71,7 @@ class Scaffold(StatefulStage):
         return {name: self.tensors.get(name, zero) for name, zero in zeros.items()}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Raise ``ReplyError`` if a reply with examples has no valid product of local steps and learning rate."""
+        """Return the update unchanged. Raise ``ReplyError`` if it has examples but no valid ``scaffold-step``."""
         step = update.fields.get(STEP)
         is_valid = isinstance(step, float) and 0.999 * context.learning_rate <= step < math.inf
         if update.weight and not is_valid:  # a client without examples takes no step

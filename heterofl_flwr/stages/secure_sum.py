@@ -55,8 +55,8 @@ class SecureSum(Conversation):
 
     name = "SecureSum"
     bound: Positive = 4.0
-    """largest change of an entry by a client in a round; larger changes are clipped. A step of the fixed-point numbers
-    is this bound times the number of clients, divided by 2^31.
+    """upper bound on one client's change of an entry in a round; larger changes are clipped. A step of the fixed-point
+    numbers is this bound times the number of clients, divided by 2^31. Not used with privacy noise
     """
     holders: Annotated[int, Field(ge=2)] = 3
     """minimum number of clients that hold an entry, at the start and at the end of a round; entries with fewer clients
@@ -151,7 +151,7 @@ class SecureSum(Conversation):
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Query clients twice: for the shares that unmask the sum, then for those that unmask its classifier rows."""
+        """Query clients for shares that unmask the sum except classifier rows, then for shares that unmask the rows."""
         current = self._round
         if current is None or not current.survivors:  # the round is skipped, or fails because it has no replies
             return
@@ -218,10 +218,10 @@ class MeanOfSum:
     Attributes
     ----------
     sums
-        By parameter, the sum of the clients' changes in multiples of ``step``, and the number of clients in each
-        entry's sum.
+        By parameter, the sum of the clients' changes in multiples of ``step``, and the number of clients in the sum of
+        each entry. An entry without a usable sum has the number 0 or -1.
     step
-        Size of a step, in the unit of the parameter.
+        Size of a fixed-point step; 1 with privacy noise, where ``Noise`` multiplies by the size.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
@@ -234,7 +234,7 @@ class MeanOfSum:
 
     @torch.no_grad()
     def result(self) -> State:
-        """Return the new model: the old model plus the mean change."""
+        """Return the old model plus the mean change; entries without a usable sum keep their values."""
         new = State()
         for name, old in self._state.items():
             total, counts = self.sums.get(name, (torch.zeros(()), torch.zeros(())))

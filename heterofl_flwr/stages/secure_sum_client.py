@@ -33,7 +33,7 @@ HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests",
 """Config keys: hashes of shares; hashes of seeds; random run id; last round in which the client masked a change."""
 
 PARTS, NUMBERS = "secure-parts", "secure-numbers"
-"""Config keys: parts of the classifier to reveal; for each part, how many clients have its rarest row."""
+"""Config keys: parts of the classifier to unmask; for each part, how many clients have its rarest row."""
 
 NONCE = "secure-start"
 """Config key: random number, new at each start or resume of a run, from which clients derive their random seeds."""
@@ -44,7 +44,7 @@ NODE_HOLDERS = "secure-holders"
 DEFAULT_HOLDERS = 3
 
 FORM = "masked"
-"""Form of a masked change: one uint32 vector."""
+"""Value of ``form`` for a masked change, which is a single uint32 vector."""
 
 
 @client_stage("secure-sum")
@@ -55,8 +55,8 @@ class ClientSecureSum(RespondingStage):
     def answer(self, context: ClientContext) -> Fields:
         """Return public keys or shares, as the phase in ``context.config`` asks.
 
-        A client masks only one change in each round. So if the last round in which it masked a change is this round or,
-        after a resume, a later one, return that round instead of keys.
+        A client masks only one change in each round. If it has already masked a change in this round or, before a
+        resume, in a later round, return the number of the last such round instead of keys.
         """
         notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":
@@ -111,8 +111,8 @@ class ClientSecureSum(RespondingStage):
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
     """Return a client's change as one vector of fixed-point steps.
 
-    Classifier rows of classes that the client lacks are 0. Extra entries serve to count the clients of each classifier
-    row: 1 if the client has the row's class, else 0.
+    Classifier rows of classes that the client lacks are 0. The extra entries, whose sums count the clients of each
+    classifier row, are 1 if the client has the row's class, else 0.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")

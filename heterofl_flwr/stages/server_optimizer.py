@@ -1,7 +1,7 @@
 """Server optimisers: a step of the global model along the mean change of a round.
 
-Formulas are those of Flower (Hsu et al., 2019; Reddi et al., 2020). If no client of a round has an entry, the
-entry keeps its value.
+Formulas are those of Flower (Hsu et al., 2019; Reddi et al., 2020). If no client of a round holds an entry, the
+entry keeps its value and its moments.
 """
 
 import math
@@ -54,7 +54,7 @@ class Momentum(ServerOptimizer):
     server_momentum: Decay = 0.0
     """decay of the velocity from round to round"""
     server_learning_rate: Positive = 1.0
-    """factor of the step"""
+    """learning rate of the server: factor of the step"""
 
     def _step(self, change: Tensor, moments: Moments, _: int) -> tuple[Tensor, Moments]:
         if not self.server_momentum:
@@ -70,7 +70,7 @@ class Nesterov(ServerOptimizer):
     momentum: Decay = 0.9
     """decay of the velocity from round to round"""
     learning_rate: Positive = 1.0
-    """factor of the step"""
+    """learning rate of the server: factor of the step"""
 
     def _step(self, change: Tensor, moments: Moments, _: int) -> tuple[Tensor, Moments]:
         velocity = self.momentum * moments[FIRST] + change

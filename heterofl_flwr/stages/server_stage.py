@@ -28,7 +28,7 @@ class Update:
     rate
         The client's rate in this round.
     labels
-        The client's classes, whose classifier rows are averaged; None for all rows.
+        The client's classes. Only the classifier rows of these classes are averaged; None for all rows.
     weight
         The client's weight in the mean. A client without examples has weight 0: its update is checked, but not
         averaged.
@@ -39,7 +39,7 @@ class Update:
     fields
         Entries of the reply's config.
     version
-        The version of the model that the client received; None for the current one.
+        The version of the model that the client received; None for the current model.
     """
 
     plan: Plan
@@ -72,12 +72,12 @@ class RoundContext:
     untrained
         Function from a rate to the names of parameters that clients of this rate do not train.
     holders
-        Function from a parameter's name to the number of holders of each entry, among all clients of the run. Clients
-        that do not train the parameter do not count.
+        Function from a parameter's name to the number of clients, among all clients of the run, that hold each entry.
+        Clients that do not train the parameter do not count.
     by_label
-        Whether classifier rows are averaged only for the labels that clients send.
+        Whether a client that sends labels is averaged only in the classifier rows of these labels.
     extra_rows
-        Whether rows that belong to no class are averaged over every client that has them (``Fidelity.extra_rows``).
+        Whether classifier rows of no class are averaged over every client that has them (``Fidelity.extra_rows``).
     grid
         With privacy noise, the clipping norm and the step size of the fixed-point changes; without noise, None.
     learning_rate
@@ -201,7 +201,7 @@ class ServerStage:
 
 
 class StatefulStage(ServerStage):
-    """A server stage with named tensors that are saved in checkpoints. Do not change them in place."""
+    """A server stage with named tensors, which are saved in checkpoints. Do not change a tensor in place."""
 
     def __init__(self) -> None:
         self.tensors: State = {}
