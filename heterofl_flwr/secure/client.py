@@ -1,7 +1,8 @@
 """A client's side of a round of secure aggregation: its answers to five questions of the server.
 
 The client answers, in this order, with: its public keys; shares of its private key; its masked change; shares that
-unmask the sum except its classifier rows; shares that unmask these rows. It answers each question once in a round.
+unmask the sum except its classifier rows; shares that unmask these rows. With the same keys, it answers each question
+only once.
 """
 
 import json
@@ -19,7 +20,7 @@ from heterofl_flwr.secure.roster import Part, Roster, open_rings, parts_by_slice
 Fill = Callable[[Roster, Plan, int], crypto.Words]
 """Function that returns the client's change in steps of the fixed-point grid.
 
-Its arguments are the roster, the client's slice and the number of members.
+Its arguments are the roster, the client's slice and the number of clients in the sum.
 """
 
 
@@ -48,7 +49,7 @@ def make_keys() -> tuple[list[bytes], bytes]:
 
 
 class NodeRecords(Protocol):
-    """Storage of a node for named records, which outlive a run and its process."""
+    """Storage of a node for named records. They outlive the run and the process that wrote them."""
 
     def read(self, name: str) -> bytes | None:
         """Return the record with this name; None if there is no such record."""
@@ -144,7 +145,7 @@ class ClientRound:
     def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
         """Return this client's masked change, and the text to store for the next answer.
 
-        ``members`` are the clients that sent shares of their private keys. ``keys`` has the shares for this client.
+        ``members`` are the clients that sent shares of their private keys. ``keys`` has their shares for this client.
         ``fill`` returns the change without masks. ``rounds`` raises ``ReplyError`` for a second change in a round.
         """
         self._turn("train")
@@ -168,9 +169,9 @@ class ClientRound:
         """Return decrypted shares, and the text to store for the next answer.
 
         ``survivors`` are the members whose masked change arrived. ``seeds`` has encrypted shares of their mask seeds.
-        The result has this client's shares of each survivor's seeds, and its share of the private key of each other
-        member. The server must never be able to restore both for one member. Seeds for classifier rows, and for entries
-        that too few survivors hold, are left out.
+        For a survivor, the result has this client's shares of the survivor's seeds; for any other member, its share of
+        the member's private key. The server must never be able to restore the seeds and the private key of the same
+        member. Seeds for classifier rows, and for entries that too few survivors hold, are left out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]

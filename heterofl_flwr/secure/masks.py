@@ -14,7 +14,7 @@ Place = NDArray[np.bool_] | NDArray[np.int64]
 
 
 def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, peers: set[int]) -> None:
-    """Add to ``vector`` the masks that ``client`` shares with each peer, on the overlap of their slices.
+    """Add to ``vector`` the masks that ``client`` shares with each peer, on the overlap of the two slices.
 
     In a pair, the client with the smaller number adds the mask, and the other subtracts it.
     """
@@ -46,7 +46,7 @@ def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
 
 
 def add_private(vector: crypto.Words, place: Place, seeds: Sequence[bytes], sign: int = 1) -> None:
-    """Add the key streams of ``seeds`` to the entries ``place``; subtract them if ``sign`` is -1."""
+    """Add the key streams of ``seeds`` to ``vector[place]``; subtract them if ``sign`` is -1."""
     total = np.zeros(np.count_nonzero(place) if place.dtype == np.bool_ else len(place), np.uint32)
     for seed in seeds:
         crypto.add_stream(total, seed, sign)

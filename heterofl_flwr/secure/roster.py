@@ -23,8 +23,8 @@ several rows share a group.
 """
 
 Part = int
-"""Number of a part of the sum. All entries that the same number of members hold form a ring. A part is one group of
-classifier rows in a ring, or the rest of a ring. Each client has one seed for each part of its slice.
+"""Number that identifies a part of the sum. The entries that are held by the same number of members form a ring. A part
+is one group of classifier rows in a ring, or the rest of a ring. Each client has one seed for each part of its slice.
 """
 
 
@@ -67,7 +67,7 @@ class Roster:
     def of(cls, plans: Sequence[Plan], keys: Sequence[Sequence[bytes]], **values: Any) -> "Roster":
         """Return the roster of clients with these slices and pairs of public keys.
 
-        ``values`` are the other attributes.
+        ``values`` are the other attributes of the roster.
         """
         written = [{name: [_write(axis) for axis in axes] for name, axes in plan.axes.items()} for plan in plans]
         distinct = [plan for place, plan in enumerate(written) if plan not in written[:place]]
@@ -80,7 +80,7 @@ class Roster:
 
     @classmethod
     def from_bytes(cls, text: object) -> "Roster":
-        """Parse a roster; raise ``ReplyError`` if it is invalid. A process parses the roster of a round once."""
+        """Parse a roster; raise ``ReplyError`` if it is invalid. The last result is cached."""
         if not isinstance(text, bytes | str):
             raise ReplyError(
                 f"the server sent a roster that cannot be read: found {type(text).__name__}, expected text"
@@ -100,13 +100,13 @@ class Roster:
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices with a single position for each class of positions (``classes_of``), to count holders fast."""
+        """The slices, reduced to one position for each class of positions (``classes_of``), to count holders fast."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
     @cached_property
     def num_rows(self) -> int:
-        """Largest number of rows of any parameter in ``rows``."""
+        """Maximum number of rows of the parameters in ``rows``; 0 if there are none."""
         lengths = (axes[0].size for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
         return max(lengths, default=0)
 

@@ -16,7 +16,7 @@ from heterofl_flwr.secure.roster import Part, Roster, open_rings, parts_by_slice
 from heterofl_flwr.secure.slices import COUNTS, add_part, as_state, classes_of, whole
 
 KEY_PART: Part = 0
-"""Number that stands for a client's private key, where the numbers of parts stand for its seeds."""
+"""Number used as ``Part`` for a client's private key. All other parts stand for the client's seeds."""
 
 Shares = Mapping[tuple[int, Part], Mapping[int, bytes]]
 """Shares of secrets by (client, part), then by the client that revealed the share."""
@@ -129,7 +129,8 @@ class ServerRound:
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return, for each parameter, the sum of changes in steps, and the number of clients of each entry.
 
-        The number is 0 for entries that are still masked.
+        The number is 0 for entries that are still masked. It is -1 for entries of a classifier row if the
+        row's number of clients is masked or impossible.
         """
         holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0
@@ -220,7 +221,10 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add to ``liars`` each client that accuses too many others, or that too many others accuse."""
+        """Add to ``liars`` each client that accuses too many others, or that too many others accuse.
+
+        A client accuses another client if it reveals no shares of that client's secrets.
+        """
         accused = Counter(helper for helpers in self._accusers.values() for helper in helpers)
         for helper, number in accused.items():
             if number > self.roster.tolerated:
@@ -253,7 +257,7 @@ class ServerRound:
 
 
 def fits(dealt: Dealt, receivers: int, secrets: int) -> bool:
-    """Whether ``dealt`` has the right lengths for these numbers of receivers and secrets."""
+    """Whether the lists and byte strings in ``dealt`` have the lengths for these numbers of receivers and secrets."""
     sealed = [secrets * crypto.SHARE_BYTES + crypto.TAG_BYTES] * receivers
     hashes = [secrets * crypto.HASH_BYTES] * receivers
     return list(map(len, dealt.sealed)) == sealed and list(map(len, dealt.hashes)) == hashes

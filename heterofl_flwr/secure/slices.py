@@ -22,7 +22,7 @@ COUNTS = "number of clients for "
 
 
 def whole(slices: Sequence[Plan]) -> Plan:
-    """Return the plan that holds all entries of every parameter of the slices."""
+    """Return the plan that holds all entries of every parameter in the slices."""
     parameters = [item for plan in slices for item in plan.axes.items()]
     return Plan({name: tuple(Axis(axis.size, axis.size) for axis in axes) for name, axes in parameters})
 
@@ -41,7 +41,7 @@ def overlap(plan: Plan, second: Plan) -> Plan:
 def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArray[np.generic]) -> None:
     """Add ``values`` to ``vector`` in place, modulo 2^32.
 
-    ``vector`` has the entries of ``plan``, and ``values`` those of ``part``, a slice of ``plan``.
+    ``vector`` has the entries of ``plan``. ``values`` has the entries of ``part``, with positions relative to ``plan``.
     """
     state = as_state(vector.view(np.int32), plan)
     for name, tensor in as_state(values.view(np.int32), part).items():
