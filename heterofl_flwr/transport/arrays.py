@@ -24,13 +24,13 @@ HEADER_BYTES = 1024
 """Upper bound on the header of an array in the ``.npy`` format."""
 
 ENTRY_BYTES = 8
-"""Upper bound on the bytes of an entry in a reply. Mods such as SecAgg+ reply in float64 for any model."""
+"""Upper bound on the bytes of an entry in a reply. Client mods such as SecAgg+ reply in float64 for any model."""
 
 
 class TensorArray(Array):
     """A Flower ``Array`` that stores a tensor, which is serialised when ``data`` is first read.
 
-    It shares memory with the caller and with readers, so do not change the tensor. A pickled or copied ``TensorArray``
+    The caller and readers share the tensor's memory, so do not change the tensor. A pickled or copied ``TensorArray``
     becomes an ``Array`` of Flower.
     """
 
@@ -121,7 +121,7 @@ def content_bytes(content: RecordDict) -> int:
 
 @contextmanager
 def reading_arrays(sender: str) -> Iterator[None]:
-    """Within this context, turn any error into a ``ReplyError`` that names ``sender``."""
+    """Context in which any error becomes a ``ReplyError`` that names ``sender``."""
     try:
         with warnings.catch_warnings():
             # numpy warns of unusual headers, and torch of arrays that must not be written to
@@ -151,8 +151,8 @@ def _read_array(array: Array) -> Tensor:
 def read_npy(data: bytes) -> np.ndarray:
     """Return the array in the content of a ``.npy`` file.
 
-    The array shares memory with ``data``, so do not change it. Archives and extra bytes, which ``numpy.load`` accepts,
-    are errors.
+    The array shares memory with ``data``, so do not change it. Raise an error for archives, Python objects and extra
+    bytes.
     """
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -167,7 +167,7 @@ def read_npy(data: bytes) -> np.ndarray:
 
 
 def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
-    """Return the array records of a reply: ``tensors``, which are encoded as ``form``, and their ``scales`` if any."""
+    """Return the array records of a reply: ``tensors`` in the encoding ``form``, and their ``scales`` if any."""
     records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
     return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
 
@@ -227,9 +227,9 @@ class Slices:
         return self._records[plan]
 
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
-        """Return the record with a plan's slice for the level of ``rate``.
+        """Return the record with the slice of a plan for the level of ``rate``.
 
-        Parameters in ``Slicing.by_level`` have separate values for each level; the record has those of this level.
+        The parameters in ``Slicing.by_level`` have the values of this level.
         """
         tensors = self._level_tensors(rate)
         if not tensors:

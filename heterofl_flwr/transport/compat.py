@@ -76,7 +76,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_log_format(log: str) -> None:
-    """Make Flower's log handlers write text with the time (``text``) or JSON lines (``json``)."""
+    """Make Flower's log handlers write lines of text with the time (``text``), or of JSON (``json``)."""
     for handler in logging.getLogger("flwr").handlers:
         if hasattr(handler, "timestamps"):
             handler.timestamps = True
@@ -129,7 +129,7 @@ def set_metadata(message: Message, **values: object) -> None:
 
 
 def get_nodes(grid: Any) -> Iterable[NodeInfo]:
-    """Return Flower's information about each node: id and, from 1.38 on, name."""
+    """Return Flower's information about each node: its id and, from Flower 1.38 on, its name."""
     if hasattr(grid, "get_nodes"):
         nodes: Iterable[NodeInfo] = grid.get_nodes()
         return nodes
@@ -152,7 +152,7 @@ def runtime_client(grid: object) -> Any:
 
 
 def connect_length_check(grid: object, check: Callable[[int], None]) -> bool:
-    """Make the grid call ``check`` with the length of each response before it is read.
+    """Make the grid call ``check`` with the length of each response before the response is read.
 
     Return False if this is impossible, as with gRPC.
     """

@@ -34,7 +34,7 @@ _REMEDIES = {
 """Remedies for errors that torch and Flower raise in client apps, by words in the error's text."""
 
 GONE = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
-"""Error codes of the SuperLink or a SuperNode for a node or client process that has gone."""
+"""Error codes by which the SuperLink or a SuperNode reports that a node or a client process has gone."""
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def exchange(
     sent : Iterable[Message]
         The messages; a node may get several.
     window : float
-        Maximum number of sent messages whose replies were not yielded yet. More messages are sent when half of the
+        Maximum number of sent messages whose replies have not been yielded yet. More messages are sent when half of the
         window is free, so that a ``LocalGrid`` can group them.
     timeout : float | None
         Time limit in seconds from this call; later replies are left out. Time in which the caller works on replies

@@ -31,7 +31,7 @@ LargestReply = Callable[[Message], int]
 OBJECT_BYTES = 128  # memory of an object besides its content, so that many empty objects reach the limit too
 JSON_GROWTH = 8  # memory of numbers, as a multiple of their bytes in JSON
 FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
-"""Seconds to fetch objects in one call of ``pull_messages``, and seconds for one reply before the next has its turn.
+"""Time limits in seconds: for objects in one call of ``pull_messages``, and for one reply before the next has its turn.
 
 Each object needs a separate request, and a reply may have thousands of objects.
 """
@@ -40,7 +40,8 @@ Each object needs a separate request, and a reply may have thousands of objects.
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
     """Return a proxy that checks the replies of a SuperLink's grid; return any other grid unchanged.
 
-    If the SuperLink's grid is inside a ``Relay``, return a copy of the ``Relay`` with the proxy inside.
+    The proxy also gives up on late nodes (``LateNodes``). If the SuperLink's grid is inside a ``Relay``, return a copy
+    of the ``Relay`` with the proxy inside.
     """
     if isinstance(grid, Guarded):
         return grid
@@ -104,7 +105,7 @@ class Guarded(Relay):
             )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, and store how large each reply may be."""
+        """Send messages and return their ids; store how large each reply may be."""
         messages = list(messages)
         largest = [self._largest_reply(message) for message in messages]
         ids = list(self._grid.push_messages(messages)) if messages else []

@@ -1,4 +1,4 @@
-"""``LateNodes``: proxy that detects SuperNodes whose replies come one message late."""
+"""``LateNodes``: proxy that detects SuperNodes that deliver each reply only when the next message arrives."""
 
 import time
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from heterofl_flwr.transport.messages import QUERY_CAPABILITY, LocalFault, error
 from heterofl_flwr.transport.relay import Relay
 
 GRACE_SECONDS = 10.0
-"""Seconds to wait for a node that answers one message late, in addition to twice the longest time of a reply."""
+"""Seconds to wait for the next reply of a late node, in addition to twice the longest time that a reply took."""
 
 REMEMBERED = 4
-"""Maximum number of unanswered messages stored for a node."""
+"""Maximum number of message ids stored for a node, to detect late replies to cancelled messages."""
 
 LATE = "its SuperNode answers one message late: restart it"
 
@@ -25,7 +25,7 @@ LATE = "its SuperNode answers one message late: restart it"
 class _Sent:
     """Message that has no reply yet.
 
-    ``behind`` is the time at which the node's late reply to an earlier message arrived; None if none has arrived.
+    ``behind`` is the time at which the node's late reply to an earlier message arrived; None if no such reply arrived.
     """
 
     node_id: int
@@ -35,11 +35,11 @@ class _Sent:
 
 
 class LateNodes(Relay):
-    """Proxy for a SuperLink's grid that stops waiting for SuperNodes that answer one message late.
+    """Proxy for a SuperLink's grid that gives up on SuperNodes whose replies are always one message behind.
 
     In Flower 1.41, a SuperNode may deliver each reply only when the next message arrives, until it is restarted. After
-    such a late reply, the proxy waits only a limited time for the node's next reply, and then returns an error. A late
-    answer to a capability query is used as the answer to the next capability query.
+    such a late reply, the proxy waits only a limited time for the reply to the latest message, and then returns an
+    error. A late reply to a capability query, if it is no error, is used as the reply to the next capability query.
     """
 
     # A node whose late reply arrives before the next message is sent was only slow. The limit is twice the longest time
@@ -55,8 +55,8 @@ class LateNodes(Relay):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; return their ids.
 
-        A capability query is not sent if the late reply to the node's earlier capability query has arrived. The id of
-        the earlier query is then returned.
+        A capability query is not sent if the late reply to the node's earlier capability query has arrived, and is no
+        error. The id of the earlier query is then returned.
         """
         answered, sent = dict[int, str](), list[Message]()
         for message in messages:
@@ -77,7 +77,7 @@ class LateNodes(Relay):
         return [*ids, *answered.values()]  # the order is arbitrary, as exchange() does not use it
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived, and errors for replies no longer awaited."""
+        """Return the replies that have arrived, and an error for each reply that is no longer awaited."""
         ids = list(message_ids)
         earlier = {
             before: id_
@@ -128,7 +128,7 @@ class LateNodes(Relay):
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Cancel messages, but keep up to ``REMEMBERED`` ids for each node, to detect late replies."""
+        """Cancel messages. Up to ``REMEMBERED`` messages for each node stay open, to detect late replies."""
         # For each node, the ids of the oldest message and of the newest messages are kept.
         dropped = []
         for id_ in message_ids:

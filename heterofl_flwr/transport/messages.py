@@ -138,7 +138,7 @@ def new_config(values: Mapping[str, object]) -> ConfigRecord:
 
 
 def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
-    """Return a message to a node, with arrays and a config."""
+    """Return a message of the type ``kind`` to a node, with arrays and a config."""
     return Message(RecordDict({ARRAYS: arrays, CONFIG: new_config(config)}), node_id, kind)
 
 
@@ -174,7 +174,10 @@ def answer(message: Message, config: Mapping[str, object], records: Mapping[str,
 
 
 def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int) -> MetricRecord:
-    """Return the metrics of a reply; raise ``ConfigError`` for values other than numbers or lists of numbers."""
+    """Return a record of metrics and the number of examples.
+
+    Raise ``ConfigError`` for metrics other than numbers or lists of numbers.
+    """
     metrics = MetricRecord()
     for key, value in values.items():
         try:

@@ -58,7 +58,10 @@ def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
 
 
 def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value:
-    """Return a value of a config. Raise ``ReplyError`` if it is missing or not of the type ``kind``."""
+    """Return a value of a config. Raise ``ReplyError`` if it is missing or not of the type ``kind``.
+
+    If ``kind`` is float, an int is converted.
+    """
     value: object = config.get(key)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**63 else value  # a larger integer, forged, may overflow a float
@@ -186,7 +189,8 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
 def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str, float]]:
     """Return a reply's number of examples, and all other metrics that are numbers.
 
-    Raise ``ReplyError`` if the number of examples is missing, invalid or above ``most``, or if ``read_numbers`` does.
+    Raise ``ReplyError`` if the number of examples is missing, invalid or above ``most``, or if ``read_numbers`` refuses
+    the metrics.
     """
     record = find_record(reply.content, messages.METRICS, MetricRecord)
     if record is None:
@@ -218,9 +222,10 @@ def read_capability(reply: Message, sender: str) -> Capability:
 
 
 def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
-    """Return the batch norm moments in a reply by rate; {} if the node has no data to measure them.
+    """Return a reply's batch norm moments by rate; {} if the node has no data to measure them.
 
-    ``norms`` has the layers of each rate. Raise ``ReplyError`` if moments are too large, missing or invalid.
+    ``norms`` has, for each rate, the numbers of channels by layer. Raise ``ReplyError`` if moments are too large,
+    missing or invalid.
     """
     read_config(reply, sender)
     record = find_record(reply.content, messages.MOMENTS, ArrayRecord)

@@ -23,7 +23,7 @@ class Cancels(Protocol):
     """Protocol of grids that can drop messages and their replies."""
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages and their replies, also messages that clients are working on."""
+        """Drop messages and their replies, including messages on which clients are working."""
 
 
 @runtime_checkable
@@ -31,7 +31,7 @@ class Costs(Protocol):
     """Protocol of grids that count the time and energy of simulated devices."""
 
     def take_costs(self) -> Mapping[str, float]:
-        """Return the costs since the previous call, by field of ``RoundRecord``."""
+        """Return the costs since the previous call, by name of a field of ``RoundRecord``."""
 
 
 class Relay(Grid):
