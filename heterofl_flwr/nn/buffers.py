@@ -14,9 +14,9 @@ _STEPS = 15  # number of power iterations; torch's parametrization starts with 1
 
 @torch.no_grad()
 def renew_spectral_norms(model: nn.Module) -> None:
-    """Recompute the singular vectors of each layer with spectral norm, by power iteration.
+    """For each layer with spectral norm, recompute the singular vectors by power iteration.
 
-    The vectors belong to the largest singular value of the layer's weight, so they follow from the parameters alone.
+    They belong to the largest singular value of the layer's weight, so they depend on the parameters alone.
     Both ``parametrizations.spectral_norm`` and ``torch.nn.utils.spectral_norm`` are supported.
     """
     for layer in model.modules():
@@ -33,9 +33,10 @@ def _older_norms(layer: nn.Module) -> list[SpectralNorm]:
 
 
 def _renew(chain: ParametrizationList) -> None:
-    """Recompute the singular vectors in ``chain``.
+    """Recompute the singular vectors of the spectral norms in ``chain``.
 
-    A call of ``chain`` runs power iterations for the parametrizations that are in training mode.
+    ``chain`` has the parametrizations of one tensor. When it is called, each spectral norm in training mode runs power
+    iterations.
     """
     with evaluating(chain):  # in training mode, other parametrizations might use random numbers
         for parametrization in chain:

@@ -19,8 +19,8 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.models import Build, is_named
 
 _plans: WeakKeyDictionary[Build, dict[tuple[float, float], Plan]] = WeakKeyDictionary()
-"""Cached plans of each build function, by (top rate, rate). The plans are dropped together with their function, because
-each message may make a new function.
+"""Cached plans of each build function, by (top rate, rate). The plans of a function are deleted with the function,
+because each message may make a new function.
 """
 
 
@@ -65,7 +65,8 @@ def called_with_rate(build: Build) -> Build:
 def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
     """Return a new model of this rate, in training mode. Global random states do not change.
 
-    With ``to_load``, models of ``build_model`` skip the slow initialisation of parameters.
+    Set ``to_load`` if a state will be loaded into the model: models of ``build_model`` then skip the slow
+    initialisation of parameters.
     """
     values = _NoInitialValues() if to_load and is_named(build) else nullcontext()
     # A model that is built in inference mode can never be trained.

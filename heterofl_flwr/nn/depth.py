@@ -79,8 +79,9 @@ def shallow(
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
         at every depth; ``ShapeError`` is raised if a shallower model fails. Warnings name blocks whose role changes
-        with the depth, and parameters that a shallower model has but does not train, such as norms in a separate list.
-        The server averages such a parameter only over clients that train it. ``None`` skips the checks.
+        with the depth, and parameters that a shallower model has but does not train, or trains only in some rows. The
+        server averages an untrained parameter, such as a norm in a separate list, only over clients that train it. A
+        parameter that is trained in some rows counts as trained. ``None`` skips the checks.
     levels : Mapping[str | float, tuple[float, float]] | None
         Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. Default: the width rate is
         1, and the depth rate is the level's rate.
@@ -188,7 +189,10 @@ def _join(parent: str, child: str) -> str:
 
 
 def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
-    """Keep the first ``depth_rate`` of each stack's blocks, rounded up, in place; return the dropped blocks' names."""
+    """Remove blocks from a model in place, and return their names.
+
+    Each stack keeps its first blocks: ``depth_rate`` times the number of its blocks, rounded up.
+    """
     dropped = []
     for parent, names in stacks.items():
         # Not del stack[...]: nn.Sequential would rename the remaining blocks.
@@ -236,7 +240,7 @@ def _describe_role(block: str, whole: Iterable[str], shallow: Iterable[str]) -> 
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Return the modes in which a model runs (True: training), its output shape and masks of used parameter rows."""
+    """Return the modes in which a model runs (True: training), its first output's shape, and masks of used rows."""
     modes = [True, False]
     while True:
         try:
@@ -262,7 +266,7 @@ def _run_without(
 ) -> dict[str, Tensor]:
     """Return masks of the parameter rows that a model uses after the blocks ``dropped`` were removed.
 
-    Raise ``ShapeError`` if the model fails or its output shape is not ``expected``.
+    Raise ``ShapeError`` if the model fails or its first output's shape is not ``expected``.
     """
     try:
         shape, used = _run(model, inputs, modes)

@@ -76,7 +76,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     """Convert convolution weights on a CPU to channels-last, if that is safe.
 
-    Return pairs of a converted weight and its previous tensor.
+    Return pairs (converted weight, its previous tensor).
     """
     fit = bears_channels_last(model)
     weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]

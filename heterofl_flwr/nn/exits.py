@@ -18,8 +18,8 @@ from heterofl_flwr.nn.preresnet import PreResNet
 BLOCKS: Mapping[str, str] = MappingProxyType(
     {**dict.fromkeys(("cnn", "preresnet18", "preresnet18-later", "preresnet50"), "exits.*"), "transformer": "encoder.*"}
 )
-"""Argument ``blocks`` of ``shallow`` for each model name: the exits. The Transformer has no exits; its blocks are the
-encoder layers.
+"""Argument ``blocks`` of ``shallow``, by model name. The blocks are the exits. The Transformer has no exits, and its
+blocks are the encoder layers.
 """
 
 Stage = tuple[nn.Module, nn.Module]
@@ -48,7 +48,7 @@ class Exits(nn.Module):
         Whether evaluation returns the mean of all exits' logits (DepthFL) instead of the deepest exit's.
     deepest_only : bool
         Whether a client trains only the head of its deepest exit. The server then averages each head only over the
-        clients for which the head's exit is the deepest.
+        clients whose deepest exit has this head.
     """
 
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
@@ -115,7 +115,7 @@ def split_stages(model: nn.Module) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: CNN) -> Sequence[Stage]:
-    """Split before each pooling layer. Layer names lose their number, so that all stages have the same names."""
+    """Split before each pooling layer. Layer names lose their numbers: ``conv1`` and ``conv2`` become ``conv``."""
     stages: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
     for name, layer in model.features.named_children():
         if isinstance(layer, nn.MaxPool2d):

@@ -47,7 +47,7 @@ def make_scaler(rate: float, global_rate: float, enabled: bool = True) -> nn.Mod
 
 
 GROUPS = 4
-"""Number of groups of the paper's GroupNorm."""
+"""Number of groups of the paper's group norm, if it divides the number of channels; see ``make_norm``."""
 
 NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
     {

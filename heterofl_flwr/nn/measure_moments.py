@@ -32,7 +32,8 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
     """Return the moments of the inputs of every batch norm layer, measured in one pass over ``batches``.
 
     Batch norm layers normalise each batch by the batch's statistics, as in training. All other modules run in
-    evaluation mode, except that instance norm layers ignore running statistics. The model is restored afterwards.
+    evaluation mode, but instance norm layers also normalise by the statistics of their input. The model is restored
+    afterwards.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Te
 
 
 class _Sums:
-    """Running sums of the moments of one batch norm layer. ``forward`` replaces the layer's method.
+    """Running sums of the moments of one batch norm layer. ``forward`` replaces the layer's method of this name.
 
     The layer writes each batch's mean and variance into its running statistics, which are then added to the sums.
     """
@@ -158,7 +159,7 @@ class _Sums:
         return output
 
     def _normalise_jointly(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise several batches in one call, with their channels side by side."""
+        """Normalise several batches in one call, as one batch in which the channels of all batches are side by side."""
         layer, number = self.layer, self.batches
         wide = x.reshape(number, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (examples, batches * channels, ...)
         tensors = (layer.running_mean, layer.running_var, layer.weight, layer.bias)

@@ -177,7 +177,7 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Return True if ``build_model`` returned ``build``, whose models then have no state except parameters."""
+    """Return True if ``build`` is a result of ``build_model``. Its models then have no state except parameters."""
     return isinstance(build, partial) and build.func is _build
 
 
@@ -199,7 +199,7 @@ class Setup:
         return build_model(self.model, **{**self.options, **options})
 
     def example(self) -> torch.Tensor:
-        """Return a batch of one input of zeros."""
+        """Return a batch with one input, filled with zeros."""
         return torch.zeros(1, *self.shape, dtype=self.dtype)
 
 
@@ -210,4 +210,4 @@ PAPER: Mapping[str, Setup] = MappingProxyType(
         "wikitext2": Setup("transformer", (64,), torch.int64, options={"vocabulary": 33_279}),
     }
 )
-"""The paper's model of each data set (section 4)."""
+"""The paper's model for each data set (section 4)."""

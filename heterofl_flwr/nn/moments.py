@@ -167,7 +167,8 @@ def sum_robust(clients: Sequence[Moments]) -> Moments:
     """Return the sum of clients' moments, robust against a minority of false moments.
 
     For each channel, means and variances are clipped to an interval around their median over clients. Counts are
-    limited to ``WEIGHT`` times the median count. A layer with data of fewer than three clients is not clipped.
+    limited to ``WEIGHT`` times the median count. If fewer than three clients have data of a layer, its
+    moments are added unchanged.
     """
     kind = clients[0].kind
     layers = {name: _sum_robust(kind, [moments.layers[name] for moments in clients]) for name in clients[0].layers}

@@ -23,7 +23,7 @@ smallest width, and one drawn from the widths in between (the sandwich rule). ``
 def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> Mapping[float, float]:
     """Return the mean number of times that a training step runs the model of each rate.
 
-    ``largest`` is the rate of the client, and ``rates`` are those of the mix.
+    ``largest`` is the rate of the client's model, and ``rates`` are the rates of the mix.
     """
     smaller = sorted((rate for rate in rates if rate < largest), reverse=True)
     if widths == "none" or not smaller:
@@ -78,7 +78,7 @@ class Nested(nn.Module):
     def all_logits(self, x: Tensor) -> list[Tensor]:
         """Return the logits of the models that ``widths`` selects, the smallest model first.
 
-        Some ``widths`` select at random.
+        For ``ordered``, ``drawn`` and ``sandwich``, each call draws one width at random.
         """
         inner = self._draw()
         # Copies of x, because a model may change its inputs in place.

@@ -33,8 +33,8 @@ class Quadratic:
     strength
         Weight of the quadratic term.
     center, direction
-        Tensors by parameter name. Parameters that are not in ``center`` have no quadratic term. Those that are not in
-        ``direction`` have no linear term.
+        Tensors by parameter name. Parameters that are not in ``center`` have no quadratic term. Parameters that
+        are not in ``direction`` have no linear term.
     """
 
     strength: float = 0.0
@@ -79,7 +79,7 @@ class Quadratic:
         return AlignedQuadratic(self.strength, centers, directions)
 
     def covers(self, model: nn.Module) -> bool:
-        """Return True if ``aligned`` is the same penalty: ``strength`` is 0, or each trained parameter has a center."""
+        """Return True if ``aligned`` keeps the penalty: ``strength`` is 0, or each trained parameter has a center."""
         return not self.strength or all(
             name in self.center for name, parameter in model.named_parameters() if parameter.requires_grad
         )
@@ -88,7 +88,7 @@ class Quadratic:
     def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
         """Return one penalty that equals the sum of ``quadratics`` up to a constant. The gradients are equal.
 
-        All quadratics with a strength must have centers for the same parameters.
+        All quadratics with a strength other than 0 must have centers for the same parameters.
         """
         total = cls()
         for quadratic in quadratics:
@@ -115,8 +115,8 @@ class Penalty:
     def of(cls, quadratics: Iterable[Quadratic], terms: Sequence[Term] = ()) -> "Penalty":
         """Return the sum of penalties.
 
-        Quadratics without a strength, and those with centers for the same parameters as the first one with a strength,
-        are merged into one. Other quadratics become terms.
+        The first quadratic with a strength other than 0 is merged with all quadratics that have centers for the same
+        parameters, and with all quadratics of strength 0. The remaining quadratics become terms.
         """
         quadratics = [own for own in quadratics if (own.strength and own.center) or own.direction]
         names = next((quadratic.center.keys() for quadratic in quadratics if quadratic.strength), None)

@@ -45,7 +45,7 @@ class Profile:
 class MixProfile:
     """Mean costs of a training client in a mix.
 
-    ``ratio`` is the mean number of parameters divided by the global model's.
+    ``ratio`` is the mean number of parameters, divided by the number of parameters of the global model.
     """
 
     parameters: float
@@ -68,7 +68,7 @@ def _vector_flops(matrix: Sequence[int], *_: object, **__: object) -> int:
 
 
 def _grouped_flops(x: Sequence[int], matrices: Sequence[int], *_: object, **__: object) -> int:
-    """Return the number of operations (FLOPs) of ``grouped_mm``, in which each row of ``x`` meets one matrix."""
+    """Return the number of operations (FLOPs) of ``grouped_mm``, which multiplies each row of ``x`` by one matrix."""
     return 2 * math.prod(x) * matrices[-1]
 
 

@@ -18,7 +18,7 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 
 
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
-    """Return a copy of the model in evaluation mode whose batch norm layers use ``moments``.
+    """Return a copy of the model, in evaluation mode, whose batch norm layers have the statistics in ``moments``.
 
     A batch norm layer with the count 0 in ``moments`` stays as it was. Instance norm layers lose their running
     statistics.
@@ -68,7 +68,7 @@ def is_measured(layer: _NormBase) -> bool:
 
 @contextmanager
 def refusing_unmeasured(where: str) -> Iterator[None]:
-    """Context manager: raise ``ConfigError`` if a norm layer evaluates with its initial statistics."""
+    """Context manager: raise ``ConfigError`` if a norm layer in evaluation mode uses its initial statistics."""
     checked = WeakSet[nn.Module]()
 
     def check(layer: nn.Module, _: object) -> None:

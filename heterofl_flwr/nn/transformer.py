@@ -80,7 +80,7 @@ class TransformerShape:
 class Transformer(nn.Module):
     """The paper's Transformer: token and position embedding, encoder layers, decoder to the vocabulary.
 
-    Encoder layers have GELU, and LayerNorm after each sub-layer. The width of each head is rounded up.
+    Encoder layers have GELU, and LayerNorm after each sub-layer. A head has ``rate`` times its full width, rounded up.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
     rate, global_rate, scaler
         As for ``CNN``.
     encoder_init : Variant
-        ``paper``: the encoder layers start as identical copies. ``fixed``: they are initialised one by one.
+        ``paper``: the encoder layers start as identical copies. ``fixed``: each layer is initialised independently.
     """
 
     label_rows: tuple[str, ...] = ("embedding.token.weight", "decoder.linear2.weight", "decoder.linear2.bias")
