@@ -13,7 +13,7 @@ Rows = Sequence[Row | None]
 """Positions of each axis of a tensor; None for an axis that is kept in full."""
 
 Places = NDArray[np.int64]
-"""Group and channel number of each entry of an axis, (length, 2). Entries of group -1 are always kept."""
+"""Group and channel number of each entry of an axis, of shape (length, 2). Entries of group -1 are always kept."""
 
 
 class Positions:
@@ -116,7 +116,7 @@ class Grouping:
         """Return the length of an axis in a slice.
 
         The result is a number if all slices have the same length, and the axis's ``Places`` if the length depends on
-        the widths. It is None, for an unknown length, if some entries are tied to no parameter.
+        the widths. It is None if some entries are tied to no parameter, because the length is then unknown.
         """
         roots = self._positions.roots(row)
         places = self.places(row)

@@ -17,7 +17,7 @@ MODES = (True, False)
 QUIET = {"view", "_unsafe_view", "clone", "expand", "alias", "detach", "as_strided", "as_strided_", "copy_", "empty"}
 """Operators that are not compared.
 
-Torch chooses between view and copy by strides, which differ at width 1. A wrong view shows in later operators.
+Torch chooses between view and copy by strides, which differ at width 1. A wrong view makes a later operator differ.
 """
 
 

@@ -32,7 +32,7 @@ class Slice:
         return self
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a copy of the kept entries of the full model's parameter or buffer ``name``."""
+        """Return a copy of the kept entries of ``tensor``, the full model's parameter or buffer ``name``."""
         whole_tensor = tensor
         for axis, places in enumerate(self.channels.axes.get(name, ())):
             indices = None if places is None else kept_positions(places, self.widths)
@@ -59,7 +59,7 @@ class Slice:
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
-        """Return, by parameter name, the axes that select a smaller slice from this one."""
+        """Return, by parameter name, the axes that select the slice ``smaller`` from this slice."""
         if not self.channels.equal(smaller.channels):
             raise ShapeError("the two models are slices of different models, or of one that was traced differently")
         if any(its > mine for mine, its in zip(self.widths, smaller.widths, strict=True)):
@@ -89,12 +89,12 @@ SCALED: dict[type[nn.Module], str] = {
 
 A layer of these types, or of type ``nn.MultiheadAttention``, gets a Scaler if it has fewer outputs in the slice. For
 another layer type, add its attribute, as in ``SCALED[Conv1D] = "nf"`` (GPT-2). The outputs of such a layer must be
-products with its parameters.
+products of its inputs and parameters.
 """
 
 
 def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> None:
-    """Add a Scaler, as a forward hook, to each layer that has fewer outputs than in the full model.
+    """Add a Scaler, as a forward hook, to each layer that has fewer outputs than in the full model; see ``SCALED``.
 
     ``ratio`` is the rate of the model divided by the global rate.
     """
@@ -114,7 +114,7 @@ def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tupl
 
 
 def _outputs(layer: nn.Module) -> int | None:
-    """Return a layer's number of outputs, or None if its type is not in ``SCALED``."""
+    """Return a layer's number of outputs, or None if layers of its type get no Scaler."""
     if isinstance(layer, nn.MultiheadAttention):
         layer = layer.out_proj
     # Not the weight's shape, because the weight may be parametrised.

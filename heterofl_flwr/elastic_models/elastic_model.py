@@ -39,7 +39,7 @@ _FACTORS = (
 )
 _DIFFERENT = "a slice of rate 0.5 may compute something else than the full model with zeros outside the slice: {}"
 _NOT_SMALLER = 0.6
-"""Fraction of parameters above which a slice of rate 0.5 causes a warning; a quarter to a half is usual."""
+"""``elastic`` warns if a slice of rate 0.5 keeps more than this fraction of the parameters. 0.25 to 0.5 is usual."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -67,7 +67,7 @@ class Elastic:
         return model
 
     def checked(self, rate: float) -> nn.Module:
-        """Return a new model without Scalers, checked against the full model unless its widths have passed before."""
+        """Return a new model of this rate without Scalers. It is checked unless its widths have passed before."""
         part = self.part(rate)
         model = self._cut(part)
         if part.widths not in self.checked_widths:
@@ -160,8 +160,9 @@ def elastic(
     static_norm : bool
         Whether to remove the running statistics of batch norm (section 3.2). Running statistics are never sent.
     check : str
-        How a slice is compared with the full model. ``steps``: by its operators, without values. ``zeroing``: also
-        by its output on the example inputs, which must equal that of the full model with zeros outside the slice.
+        How a slice is compared with the full model. ``steps``: by its operators, without values. ``zeroing``: at
+        rate 0.5 also by its outputs on the example inputs. They must equal the outputs of the full model with zeros
+        outside the slice.
 
     Raises
     ------
@@ -172,11 +173,12 @@ def elastic(
     Warns
     -----
     UserWarning
-        If ``check="zeroing"`` finds that the outputs differ.
+        If ``check="zeroing"`` finds that the outputs differ, or cannot compare them.
         If parameters are not used on the example inputs; they keep their full width.
         If the code divides a sum over channels by a literal that equals the full number of channels.
         If the code multiplies by a number that changes with the rate, but not like a width or its root.
-        If a slice of rate 0.5 keeps more than 60 % of the parameters.
+        If a slice of rate 0.5 keeps more than 60 % of the parameters, and not only because of ``fixed`` or unused
+        parameters.
 
     Examples
     --------

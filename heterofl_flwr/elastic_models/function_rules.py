@@ -29,7 +29,7 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 def layer_norm(
     trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: object, **__: object
 ) -> object:
-    """Trace rule of layer norm: the lengths in ``normalized_shape`` shrink with the last axes."""
+    """Trace rule of layer norm: couple the lengths in ``normalized_shape`` with the last axes."""
     return _use_shape(trace, run(), normalized_shape)
 
 
@@ -45,7 +45,7 @@ def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: objec
 @function(torch.conv1d, torch.conv2d, torch.conv3d)
 @function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> object:
-    """Trace rule of grouped convolutions: ``groups`` shrinks if slices have fewer groups."""
+    """Trace rule of grouped convolutions: couple ``groups`` with the groups that slices keep."""
     output = run()
     groups = named.get("groups", options[4] if len(options) > 4 else 1)
     if groups > 1:
@@ -56,7 +56,7 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Let ``number``, the number of groups, shrink if slices drop groups.
+    """Couple ``number``, the number of groups in the code, with the groups that slices keep.
 
     ``groups`` has one position for each group, or is None if slices keep all groups. If slices drop groups but
     ``number`` is a literal in the code, keep all channels.
@@ -86,9 +86,11 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
     """Trace rule of indexing.
 
-    A bound of a Python slice decreases by the number of entries before it that a smaller model drops. An integer index
-    stays valid, because all entries from the start of the axis to the index are always kept; for a negative index, all
-    entries from the index to the end are.
+    A bound of a Python slice is coupled with the entries before it. If the bound is a literal number, these entries are
+    always kept. A negative bound is not coupled: all entries from it to the end of the axis are always kept.
+
+    An integer index selects the same entry at every rate: all entries from the start of the axis to the index are
+    always kept, or all entries from a negative index to the end.
     """
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
@@ -128,7 +130,7 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 def _keep(trace: Trace, *places: object) -> None:
     """Never slice the axes from whose lengths ``places`` were computed.
 
-    These are places on an axis that is never sliced, so they must be the same at every rate.
+    ``places`` are indices on an axis that is never sliced, so they must be the same at every rate.
     """
     for place in places:
         if isinstance(place, Length):
@@ -137,7 +139,7 @@ def _keep(trace: Trace, *places: object) -> None:
 
 
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
-    """For a Python slice ``start::n``, keep or drop n successive entries together, for rotary embeddings.
+    """For a Python slice ``start::n``, keep or drop each n successive entries together, as rotary embeddings need.
 
     All entries are kept if ``start`` is not from 0 to n - 1, the slice has a stop, or n does not divide the length.
     """
@@ -149,7 +151,7 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Let ``end``, a bound of a Python slice, shrink with the entries before it.
+    """Couple ``end``, a bound of a Python slice, with the entries before it.
 
     If the bound is negative, always keep all entries from it on.
     """
@@ -168,7 +170,7 @@ def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
 
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
 def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
-    """Trace rule of ``chunk`` and ``tensor_split``: equal chunks shrink alike, unequal ones are never sliced."""
+    """Trace rule of ``chunk`` and ``tensor_split``: equal chunks are sliced alike, unequal chunks never."""
     if isinstance(chunks, SupportsIndex) and not isinstance(chunks, Tensor):
         length, number = trace.lengths(input)[dim], operator.index(chunks)
         if number > 0 and int(length) % number == 0:
@@ -179,7 +181,7 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
 
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
-    """Trace rule of ``split``: each size shrinks with the part of the tensor that has this size."""
+    """Trace rule of ``split``: couple each size with the part of the tensor that has this size."""
     # The parameter of sizes has another name in each of these functions.
     size_or_sizes, dim = (*sizes, *named.values(), dim)[:2]
     row = trace.rows(tensor)[dim]
@@ -193,7 +195,7 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 
 @function(Tensor.narrow, torch.narrow)
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
-    """Trace rule of ``narrow``: ``length`` shrinks with the selected entries, ``start`` with earlier entries."""
+    """Trace rule of ``narrow``: couple ``length`` with the selected entries, and ``start`` with earlier entries."""
     row = trace.rows(input)[dim]
     if row is None:
         _keep(trace, start, length)
@@ -217,7 +219,7 @@ def numel(trace: Trace, run: Run, tensor: Tensor) -> int:
 
 
 def shaped(shape: slice, trace: Trace, run: Run, /, *args: Any, **named: Any) -> object:
-    """Trace rule of functions such as ``view``: the axes of the result shrink with the lengths.
+    """Trace rule of functions such as ``view``: couple the lengths in the arguments with the axes of the result.
 
     ``shape`` selects the positional arguments that are lengths.
     """
@@ -233,7 +235,7 @@ function(Tensor.new_full)(partial(shaped, slice(1, 2)))
 
 @function(Tensor.unflatten, torch.unflatten)
 def unflatten(trace: Trace, run: Run, input: Tensor, dim: int, sizes: Sequence[int]) -> object:
-    """Trace rule of ``unflatten``: the new axes shrink with the lengths in ``sizes``."""
+    """Trace rule of ``unflatten``: couple the lengths in ``sizes`` with the axes that replace axis ``dim``."""
     before = dim % input.dim()
     return _run_with_shape(trace, run, [*[-1] * before, *sizes, *[-1] * (input.dim() - before - 1)])
 
@@ -251,7 +253,7 @@ def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
 
 
 def _use_shape(trace: Trace, output: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Let the last axes of a tensor shrink with the lengths in ``sizes``, except where a size is -1."""
+    """Couple the lengths in ``sizes``, except -1, with the last axes of a tensor."""
     for length, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
         if length != -1:
             trace.use(length, row)

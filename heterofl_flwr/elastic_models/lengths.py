@@ -73,7 +73,7 @@ class Length(int):
     def of(
         cls, value: int, sources: tuple[Source, ...], divisors: tuple[Source, ...] = (), *, exact: bool = True
     ) -> "Length":
-        """Return a ``Length`` computed from these sources."""
+        """Return ``value`` as a ``Length``. It was computed from ``sources``, and divided by ``divisors``."""
         number = cls(value)
         number.sources, number.divisors, number.exact = sources, divisors, exact
         return number
@@ -105,7 +105,7 @@ class Length(int):
 
 
 def is_length(number: object) -> TypeGuard[Length]:
-    """Return True for an exact ``Length``, which shrinks with the rate."""
+    """Return True for an exact ``Length``. Only such a number may shrink with the rate."""
     return isinstance(number, Length) and number.exact
 
 
@@ -132,7 +132,7 @@ class Trace:
         return self._rows[id(tensor)][1] if id(tensor) in self._rows else None
 
     def mark(self, rows: Rows, *tensors: Tensor) -> None:
-        """Store the positions of the axes of tensors."""
+        """Store ``rows`` as the positions of the axes of each tensor."""
         for tensor in tensors:
             self._rows[id(tensor)] = tensor, tuple(rows)
 
@@ -157,7 +157,7 @@ class Trace:
     def meet(self, *rows: Row | None) -> Row | None:
         """Require that axes of equal length are sliced alike; return their positions.
 
-        If one is None (never sliced), slice none of them, and return None.
+        If one of the axes is None (never sliced), slice none of them, and return None.
         """
         row, *rest = rows
         present = [partner for partner in rest if partner is not None]
@@ -169,7 +169,7 @@ class Trace:
         return row
 
     def tie(self, row_a: Row | None, row_b: Row | None) -> None:
-        """Require that two axes shrink in proportion. If one is None, slice neither."""
+        """Require that two axes shrink in proportion. If one of them is None (never sliced), slice neither."""
         if row_a is None or row_b is None:
             self.pin(row_a, row_b)
             return
@@ -184,7 +184,7 @@ class Trace:
     def use(self, length: object, row: Row | None) -> None:
         """Record that the code uses a number as the length of an axis.
 
-        The axis shrinks if the number is an exact ``Length``, and is never sliced otherwise.
+        The axis may shrink if the number is an exact ``Length``. Otherwise it is never sliced.
         """
         if isinstance(length, Length) and any(source.trace is not self for source in length.sources + length.divisors):
             raise UnsupportedLayerError(

@@ -24,7 +24,7 @@ _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
 def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Trace rule of operators that move entries. Entries that padding adds are always kept.
 
-    The rule runs the operator on a tensor of positions.
+    The rule runs the operator on a tensor that has positions as its values.
     """
     args, space = call.args[1:], [*[False] * (len(rows) - 3), True, False, False]  # only channels shrink
     name, shape = call.name.removesuffix("_"), call.shape

@@ -55,9 +55,9 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
-    """Require that tensors broadcast to ``shape`` are sliced alike, except along the last ``inner`` axes.
+    """Require that tensors are sliced alike where they broadcast to ``shape``, except along the last ``inner`` axes.
 
-    Return the positions of each axis of ``shape`` except these last ones; None for an axis of length 1.
+    Return the positions of the other axes of ``shape``; None for an axis that has length 1 or is never sliced.
     """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
@@ -197,7 +197,7 @@ def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *,
 
 @operator("convolution", "_convolution")
 def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Trace rule of convolutions: input and output channels are sliced, space and kernel are not."""
+    """Trace rule of convolutions: input and output channels may be sliced, spatial and kernel axes never."""
     weight, bias, transposed, groups = (call.args[place] for place in (1, 2, 6, 8))
     batch, channels, *space = rows
     first_row, second_row, *kernel = trace.rows(weight)

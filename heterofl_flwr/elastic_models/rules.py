@@ -32,7 +32,7 @@ _LENGTHS = {
     *("size", "normalized_shape", "N", "C", "HxW", "group", "groups", "start", "end", "repeats", "scale"),
     *("split_size", "split_sizes"),
 }
-"""Names of arguments that are not compared with the full model.
+"""Names of arguments that are not compared with those of the full model's call.
 
 These are lengths, which the outputs' shapes show, and ``scale``, the factor of attention.
 """
@@ -82,7 +82,7 @@ class Call:
 
     @property
     def divisor(self) -> float | None:
-        """Divisor of a ``div``, or reciprocal factor of a ``mul``, if it is a number; else None."""
+        """Divisor of a ``div``, or reciprocal of the factor of a ``mul``. None for tensors, 0 and other operators."""
         number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
         if not isinstance(number, int | float) or not number:
             return None
@@ -234,8 +234,8 @@ class Functions(TorchFunctionMode):
 class Alike(TorchFunctionMode):
     """Torch mode that makes a model call the same operators at every width.
 
-    ``torch.rand`` returns 1 for a scalar, so stochastic depth drops no layer. The model that runs is a copy. If its
-    code uses tensors of the original model, the mode raises ``UnsupportedLayerError``.
+    A call of ``torch.rand`` for a scalar returns 1, so stochastic depth drops no layer. The model that runs is a copy.
+    If its code uses tensors of the original model, the mode raises ``UnsupportedLayerError``.
     """
 
     def __init__(self, tensors: Mapping[int, str]) -> None:

@@ -26,9 +26,9 @@ _LARGEST_WIDTH = 1 << 20
 
 
 class Number(NamedTuple):
-    """Place of an integer: attribute ``name`` of a layer, or an item of this attribute.
+    """Location of an integer: the attribute ``name`` of a layer, or an item of this attribute.
 
-    ``place`` is the index of the item, or None if the attribute itself is the integer.
+    ``layer`` is the layer's name. ``place`` is the item's index, or None if the attribute itself is the integer.
     """
 
     layer: str
@@ -66,9 +66,9 @@ def other_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """Return a copy of a model with the tensors that ``new(name, tensor)`` returns.
+    """Return a copy of a model in which ``new(name, tensor)`` replaces each tensor.
 
-    Shared tensors stay shared.
+    Tensors that are shared in the model are shared in the copy.
     """
     memo: dict[int, object] = {}
     for name, tensor in (named_tensors(model) | other_tensors(model)).items():

@@ -114,7 +114,7 @@ def _explain(error: Exception, layer: nn.Module) -> str:
 
 
 def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
-    """Undo changes to the model's dicts and lists; after a change, raise ``UnsupportedLayerError``.
+    """Undo changes to the model's dicts and lists. If there were any, raise ``UnsupportedLayerError``.
 
     ``containers`` has (name, object, earlier copy).
     """

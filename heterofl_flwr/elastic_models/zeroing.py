@@ -28,7 +28,7 @@ _FILLS = {
     **dict.fromkeys(("amin", "min", "argmin"), torch.inf),
     "prod": 1.0,
 }
-"""Value of dropped entries that does not affect the result, by operator."""
+"""For each operator, the value at which dropped entries do not affect the result."""
 
 
 class _Record(NamedTuple):
@@ -52,7 +52,7 @@ class _Recorder(TorchDispatchMode):
 class _Replayer(TorchDispatchMode):
     """Torch mode that runs the full model with numbers that were recorded in a run of the slice.
 
-    These are the counts by which means and norms divide, and factors such as the scale of attention.
+    These numbers are the counts by which means and norms divide, and factors such as the scale of attention.
     """
 
     def __init__(self, records: Sequence[_Record]) -> None:
@@ -129,7 +129,10 @@ def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[T
 
 
 def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, example_inputs: object) -> str:
-    """Describe the first output that differs between a slice and the zeroed full model, or an error; '' if neither."""
+    """Return a description of the first output that differs between a slice and the zeroed full model; '' if none does.
+
+    If one of the models fails, return the error's text.
+    """
     inputs = tree_map(lambda leaf: _double(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
     models = [copy_with(model, lambda name, tensor: _double(tensor)) for model in (slice_, full_model)]
     for name, tensor in named_tensors(models[1]).items():
