@@ -40,7 +40,7 @@ class Terms:
 
     @classmethod
     def of_source(cls, name: str, facts: Facts) -> "Terms":
-        """Return the terms of a data set such as ``mnist`` without loading it."""
+        """Return the terms of a data set with a short name, such as ``mnist``, without loading it."""
         source = SOURCES[short_name(name)]
         return cls(name, facts.classes, facts.shape, names=source.names, normal=source.normal or source.measured)
 

@@ -14,7 +14,7 @@ HELD_OUT = 5
 """Without a test split, every fifth example of a class or an owner is held out for testing."""
 
 MOST_EXPECTED = 1000
-"""Without class names, a label above this value and above the number of examples is refused as no class number."""
+"""If there are no class names, a label above this number and above the number of training examples is an error."""
 
 Values = Sequence[int | str]
 """For each example, its class or its owner."""
@@ -41,9 +41,9 @@ def to_dataset(
 ) -> Dataset:
     """Make a data set from raw splits.
 
-    Without a test split, every fifth example of an owner becomes a test example, or every fifth of a class if there are
-    no owners. ``normal`` has the means and standard deviations that normalise the inputs; by default those of the train
-    split.
+    Without a test split, every fifth example of each owner becomes a test example. If there are no owners, every fifth
+    example of each class does. ``normal`` has the means and standard deviations that normalise the inputs; by default,
+    they are measured on the train split.
     """
     raws = [train] if test is None else [train, test]
     targets, classes, names = _number_labels(raws)
@@ -81,7 +81,7 @@ def _measure(inputs: Tensor) -> Normal:
 
 
 def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, ...]]:
-    """Return each split's labels as numbers, the number of classes, and the class names (may be ())."""
+    """Return each split's labels as numbers, the number of classes, and the class names (() if unknown)."""
     train, test = raws[0], raws[-1]
     if isinstance(train.labels[0], str):  # number the names in alphabetical order
         names = tuple(sorted(map(str, set(train.labels))))

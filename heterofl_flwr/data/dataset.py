@@ -109,9 +109,9 @@ class Dataset:
     normal
         Mean and deviation by which the inputs were normalised; None if they were not.
     names
-        Names of the classes, or words of a text's vocabulary, by number; may be ().
+        Names of the classes, or words of a text's vocabulary, by number; () if unknown.
     columns
-        Names of a table's columns.
+        Names of a table's columns; () if unknown.
     owners
         For each split, the owner of each example as a number; None if owners were not read.
     """

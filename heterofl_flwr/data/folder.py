@@ -24,7 +24,7 @@ from heterofl_flwr.data.text import Texts, to_text
 PARTS = ("train", "test")
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".json", ".jsonl", ".arrow")
 INDEXES = ("Unnamed: ", "__index_level_")
-"""Prefixes of the columns in which pandas stores row numbers."""
+"""Name prefixes of the columns in which pandas stores row numbers."""
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -70,8 +70,8 @@ def _read_folder(folder: Path) -> Any:
 def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
     """Return images by split, labelled with the names of their folders; None if ``folder`` has another layout.
 
-    ``datasets`` would leave out folders that are links, and drop the label of a single class. It would take a class or
-    a file that is named like a split for this split: the images in train/test would be test examples too.
+    ``datasets`` would leave out folders that are links, and drop the label of a single class. It would read a class or
+    a file with the name of a split as this split: the images in train/test would be test examples too.
     """
     files = [Path(name) for name in sorted(glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]
     parts = {path: path.parts[0].lower() for path in files if path.suffix.lower() in IMAGES}
@@ -108,7 +108,7 @@ def _read_hub(path: str) -> Any:
 
 
 def _is_example(names: Sequence[str]) -> bool:
-    """Return True if a table's column names are numbers but not ascending integers: its first line is an example.
+    """Return True if a table's column names are numbers but not ascending integers: its first line is then an example.
 
     If the first line has ``5.1`` twice, pandas names the second column ``5.1.1``.
     """

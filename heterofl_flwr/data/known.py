@@ -34,9 +34,10 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: 64 tokens a row
 
     def fill(self, named: Columns) -> Columns:
-        """Return this data set's columns. A label or an owner in ``named`` replaces the default; '' does not.
+        """Return this data set's columns, with the label and the owner in ``named``.
 
-        Raise ``DataError`` if ``named`` has a label although the data set is a text.
+        '' in ``named`` stands for this data set's default. Raise ``DataError`` if ``named`` has a label although the
+        data set is a text.
         """
         usual = self.columns
         if usual.text and named.label:

@@ -30,7 +30,9 @@ _lock = threading.RLock()  # a user's function may load another data set
 def load_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> Dataset:
-    """Return the data set with this name. The process keeps the last four, so that later calls return the same object.
+    """Return the data set with this name.
+
+    The process keeps the last four data sets, so that later calls return the same object.
 
     Parameters
     ----------
@@ -125,9 +127,10 @@ def _find_folder(root: str, hub_name: str) -> Path | None:
 
 
 def _from_function(name: str) -> Dataset:
-    """Call the user's function; make a ``Dataset`` if it returns pairs of inputs and targets.
+    """Call the user's function, and return its data set.
 
-    The number of classes is then the largest target plus one.
+    If the function returns (train, test), each a pair (inputs, targets), make a ``Dataset``. Its number of classes is
+    the largest target plus one.
     """
     made = load_function(name, "the data set", DataError)()
     if isinstance(made, Dataset):

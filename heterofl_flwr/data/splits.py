@@ -114,7 +114,7 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 def noniid(
     targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
-    """Return the example indices of each client, and the classes of its nonempty shards for ``matching_test``.
+    """Return the example indices of each client, and the classes of the client's nonempty shards for ``matching_test``.
 
     Each class is cut into n shards, where n is ``clients * classes_per_client / classes``. The shards are assigned
     at random. If n is not an integer, some classes have one shard more than others. If a client draws several
@@ -148,7 +148,8 @@ def noniid(
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
     """Return the example indices of each client: a shard for each class in the client's entry of ``deal``.
 
-    The examples of a class are cut into n shards, where n is how often the class occurs in ``deal``.
+    The examples of a class are cut into n shards, where n is how often the class occurs in ``deal``. With ``paper``, a
+    client gets only one shard of a class that occurs several times in its entry.
     """
     Fidelity.of(fidelity)
     generator = _generator(seed, "shards")

@@ -22,7 +22,7 @@ LENGTH = Reading(hides_as=0).length
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """One split of raw texts. Tokens are separated by spaces."""
+    """The texts of a train or test split. White space separates their tokens."""
 
     texts: Sequence[str]
     place: str  # source of the split, for messages
@@ -32,8 +32,8 @@ class Texts:
 def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int] | None = None) -> Dataset:
     """Make a data set of rows of tokens.
 
-    Without a test split, every fifth row of an owner becomes a test row. ``rows`` has the number of rows by split
-    name. Without ``rows``, or if the texts have owners, each row has 64 tokens.
+    Without a test split, every fifth row of each owner becomes a test row, or every fifth row if there are no owners.
+    ``rows`` has the number of rows by split name. Without ``rows``, or if the texts have owners, a row has 64 tokens.
     """
     raws, numbers = [train] if test is None else [train, test], {UNKNOWN: 0, END: 1}
     named = number_owners(*(raw.owners for raw in raws))
