@@ -42,8 +42,8 @@ class ProductMean:
     """Mean of the products B @ A of adapters, truncated to the server's rank.
 
     Other parameters get the counting mean: each entry is averaged over the clients that hold it. The new factors are
-    sorted by singular value, so the first r rows of A and columns of B are the best approximation of rank r. The
-    clients' factors stay in memory until ``result`` is called.
+    sorted by singular value. So for each r, the first r columns of B times the first r rows of A are the best
+    approximation of rank r. The clients' factors stay in memory until ``result`` is called.
 
     Parameters
     ----------
@@ -122,7 +122,10 @@ class ProductMean:
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors B and A whose product is the best approximation of ``b_all @ a_all`` of rank ``rank``."""
+    """Return factors B and A whose product is the best approximation of ``b_all @ a_all`` of at most this rank.
+
+    If there are fewer singular values than ``rank``, the last columns of B and the last rows of A are zero.
+    """
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
     u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
     b, a = (q_b @ u * values)[:, :rank], (v @ q_a.mT)[:rank]

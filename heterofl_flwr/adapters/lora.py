@@ -65,10 +65,10 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
     """Return a callable that builds the model of a rate, with adapters of reduced rank.
 
     Each adapter has ``rate`` times its full rank, rounded up: the first rows of A and the first columns of B, with
-    the scaling factor of the full rank. All models share the frozen parameters of ``peft_model``. These are not sent,
+    the scaling factor of the full rank. All models share the frozen parameters of ``peft_model``, which are not sent,
     averaged or stored. Clients and server exchange the adapters and all other trained parameters
-    (``modules_to_save``, biases). Each model is a ``PeftModel``, so peft can load the files of its method
-    ``save_pretrained``.
+    (``modules_to_save``, biases). Each model is a ``PeftModel``, so peft can load the files that the model's
+    method ``save_pretrained`` writes.
 
     Parameters
     ----------
@@ -79,7 +79,8 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
     Raises
     ------
     ConfigError
-        If the model does not have exactly one LoRA adapter that can be trained, or has unsupported options.
+        If ``peft_model`` is no ``PeftModel`` with exactly one LoRA adapter that can be trained, or if the adapter has
+        unsupported options.
     UnsupportedLayerError
         If a layer's rank cannot be reduced, for example in a grouped convolution.
     MissingExtraError

@@ -109,8 +109,8 @@ def find_fault(layer: Layer) -> str:
 def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
     """Set the ranks stored in a model to the sizes of its adapter weights.
 
-    ``alpha`` changes too, so that the scaling (``alpha / r``, or ``alpha / sqrt(r)`` in rsLoRA) is that of
-    ``full_model``.
+    ``alpha`` changes too, so that the scaling (``alpha / r``, or ``alpha / sqrt(r)`` in rsLoRA) equals the
+    scaling in ``full_model``.
     """
     adjust_layers(full_model, model)
     (name,) = model.peft_config
