@@ -75,7 +75,7 @@ class UnsupportedLayerError(HeteroFLError, TypeError):
 
 FaultKind = Literal["failed", "rejected", "silent", "gone", "late", "simulated", "unsent"]
 """Kind of fault. ``failed``: the client failed. ``rejected``: its reply was rejected. ``silent``: no reply came in
-time. ``gone``: the node or its process no longer exists. ``late``: the node's replies come one message late.
+time. ``gone``: the node or its process no longer exists. ``late``: the node sends each reply one message late.
 ``simulated``: a simulated device was lost, which is not the client's fault. ``unsent``: the simulated device was
 unavailable, so nothing was sent to it.
 """
@@ -88,7 +88,7 @@ SILENT = "no reply in time"
 
 LONGEST_FAULT = 1000
 SHOWN_FAULTS = 3
-"""Number of different faults that an error lists."""
+"""Maximum number of distinct errors that ``name_faults`` lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ def printable(text: str) -> str:
 def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:
     """Return text that lists each distinct error once, such as ``node 3 and 2 more: out of memory``.
 
-    ``faults`` maps a client's id or name to its error. ``what`` is the word before a client, such as ``node``. Of more
-    than ``SHOWN_FAULTS`` distinct errors, the text has the first ones and the number of the remaining ones.
+    ``faults`` maps a client's id or name to its error. ``what`` is the word before the client, such as ``node``.
+    The text lists at most ``SHOWN_FAULTS`` distinct errors, and then the number of the others.
     """
     clients: dict[str, list[object]] = {}
     for client, fault in faults.items():
@@ -150,7 +150,7 @@ def extra(name: str, otherwise: str = "") -> Iterator[None]:
     name : str
         The extra, as in ``pip install 'heterofl-flwr[name]'``.
     otherwise : str
-        End of the error message, such as ``use --grid local``.
+        Alternative to the extra, for the end of the error message, such as ``use --grid local``.
     """
     try:
         yield
@@ -163,7 +163,7 @@ def extra(name: str, otherwise: str = "") -> Iterator[None]:
 
 
 def without_numbers(text: str) -> str:
-    """Return text without digits, so that clients' errors that differ only in numbers are equal."""
+    """Return text without digits, so that error messages that differ only in digits become equal."""
     return re.sub(r"\d+", "", text)
 
 

@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
-"""Errors of reading a damaged or forged file; deeply nested JSON raises ``RecursionError``."""
+"""Exceptions from reading a damaged or forged file; deeply nested JSON raises ``RecursionError``."""
 
 CLIENT_STATES = "*.safetensors"
 """Glob pattern of a client's state files; the star stands for the round."""
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file with the permission bits ``mode``. An existing file is replaced in full or not at all.
+    """Write a file with the permission bits ``mode``, less the umask. An old file is replaced in full or not at all.
 
     Raise ``HeteroFLError`` on failure.
     """
@@ -40,7 +40,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text by ``write_atomic`` in UTF-8. Parts of paths that are not UTF-8 become ``?``."""
+    """Write text by ``write_atomic`` in UTF-8. Characters that UTF-8 cannot encode, as in some paths, become ``?``."""
     write_atomic(path, text.encode(errors="replace"))
 
 
@@ -118,7 +118,7 @@ def remove(path: Path) -> None:
 
 
 def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
-    """Return the files in ``folder`` by round, ascending; ``pattern`` is, for example, ``round-*.json``."""
+    """Return the paths that match ``pattern``, such as ``round-*.json``, by round in ascending order."""
     before, after = pattern.split("*")
     numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
     return dict(sorted((int(number), path) for path, number in numbers.items() if number.isdecimal()))

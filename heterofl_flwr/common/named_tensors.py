@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 def entries_under(prefix: str, named: Mapping[str, Value]) -> dict[str, Value]:
-    """Return the entries whose names begin with a prefix, without the prefix."""
+    """Return the entries whose names begin with a prefix; the new names lack the prefix."""
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 
 VARIABLE = "HETEROFL_CODE"
-"""Environment variable with a folder and its importable modules, as JSON. Processes of a run inherit it."""
+"""Environment variable with a folder and its modules that may be imported, as JSON. Processes of a run inherit it."""
 
 _NAMED = re.compile(r"(?<![\w.])([^\W\d]\w*)(?:\.\w+)*:[^\W\d]\w*(?:\.\w+)*(?![\w/])")
 
@@ -37,7 +37,7 @@ def allow_modules(modules: Iterable[str]) -> None:
 def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigError) -> Callable[..., Any]:
     """Return the function that ``reference`` names, as ``module:function``.
 
-    Error messages begin with ``what``. ``kind`` is the class of the errors.
+    Error messages begin with ``what``. ``kind`` is the class of the error.
     """
     try:
         if not _NAMED.fullmatch(reference):  # resolve_name also takes other forms, which named_modules does not find
