@@ -24,13 +24,13 @@ BATCH: Axes = {0: "batch"}
 TOLERANCE = 1e-4
 """Largest allowed error of an output tensor, as a fraction of the largest number in it.
 
-Of seven digits in float32, a deep model keeps about five if additions are reordered. The error is relative to the
-largest number, because rounding errors depend on the terms of a sum, even if the sum is small. A model with tensors of
-fewer digits has a larger tolerance (``ROUNDINGS``).
+float32 has about seven digits. If additions are reordered, about five digits of a deep model's outputs stay the same.
+The error is relative to the largest number, because rounding errors depend on the terms of a sum, even if the sum is
+small. A model with tensors of a less precise dtype has a larger tolerance (``ROUNDINGS``).
 """
 
 ROUNDINGS = 4
-"""Smallest tolerance, as a multiple of the dtype's machine epsilon. For float16, the tolerance is thus 0.004."""
+"""Lower bound on the tolerance, as a multiple of the dtype's machine epsilon: 0.004 for float16, 0.03 for bfloat16."""
 
 
 def export_model(
@@ -45,8 +45,9 @@ def export_model(
 ) -> dict[str, int]:
     """Export a model to files in a folder, and return the size of each format in bytes.
 
-    Every file is opened again, and its outputs may differ from the model's by at most 1e-4 of the largest output, or by
-    0.004 of it if the model has tensors in float16. After an error, the folder is unchanged.
+    Every file is opened again. Its outputs may differ from the model's by at most 1e-4 of the largest number in the
+    output. This limit is 0.004 if the model has tensors in float16, and 0.03 with bfloat16. After an error, the folder
+    is unchanged.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ def export_model(
     outputs : Sequence[str]
         Names of the outputs in ONNX. Default: the keys of a dict that the model returns, or else ``logits``.
     moments : Moments | None
-        Static batch norm moments, such as ``strategy.moments[rate]``, if batch norm has no statistics.
+        Static batch norm moments, such as ``strategy.moments[rate]``; needed if batch norm has no statistics.
 
     Raises
     ------
@@ -166,7 +167,7 @@ _REMEDY = (
 
 
 def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
-    """Return the model's exported program. It contains no data, and no paths of this machine.
+    """Return the model's exported program. It contains neither values of ``inputs`` nor paths of this machine.
 
     Raises
     ------
@@ -192,7 +193,10 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 
 
 def compare(name: str, run: Run, inputs: Inputs, expected: Sequence[Tensor], tolerance: float = TOLERANCE) -> None:
-    """Run an exported file; raise ``HeteroFLError`` if an output differs from the expected one too much."""
+    """Run an exported file; raise ``HeteroFLError`` if its outputs differ from ``expected`` too much.
+
+    ``tolerance`` is the largest allowed error of an output, as a fraction of the largest number in it.
+    """
     remedy = "nothing was written; if the model's code asks for a certain length, leave that axis out of dynamic"
     outputs = _read_outputs(_run(f"the {name} file", run, inputs, remedy))
     kinds = [

@@ -91,7 +91,7 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
 
 
 def write_onnx(traced: Traced, path: Path) -> None:
-    """Write the program as an ONNX file; tensors of a large model go to a second file, ``.data``."""
+    """Write the program as an ONNX file; tensors of a large model go to a second file, with the suffix ``.data``."""
     axes = tree_map(lambda leaf: {axis: name for axis, name in traced.axes.items() if axis < leaf.dim()}, traced.inputs)
     names = list(traced.outputs)
     with warnings.catch_warnings():
@@ -118,7 +118,7 @@ def open_onnx(traced: Traced, path: Path) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An export format. ``needs`` are the packages that it requires."""
+    """An export format. ``needs`` lists the packages that the format requires."""
 
     file: str
     write: Callable[[Traced, Path], None]
@@ -141,7 +141,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 
 def formats_named(names: Sequence[str]) -> dict[str, Format]:
-    """Return export formats by name; raise an error if one is unknown or needs a missing package."""
+    """Return the named export formats; raise an error if a format is unknown or needs a missing package."""
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         raise ConfigError(f"formats are {', '.join(unknown) or 'none'}; expected some of {', '.join(FORMATS)}")
