@@ -1,6 +1,6 @@
 """Data and models of ``experiment=lora``: LoRA adapters of unequal rank on a frozen base model.
 
-The base model learns the first half of MNIST. The clients have the second half, rotated by 90 degrees.
+The base model is trained on the first half of MNIST. The clients have the second half, rotated by 90 degrees.
 """
 
 import copy
@@ -49,7 +49,7 @@ def base_model() -> nn.Module:
 
 @cache
 def levels(rank: int) -> Build:
-    """Return a function from a rate to the base model with adapters of rank ``rate * rank``."""
+    """Return a function from a rate to the base model with adapters of rank ``rate * rank``, rounded up."""
     with extra("lora"):
         from peft import LoraConfig, get_peft_model
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LAYERS)
@@ -58,10 +58,10 @@ def levels(rank: int) -> Build:
 
 
 def rank_16(rate: float) -> nn.Module:
-    """Return the base model with adapters of rank ``16 * rate``."""
+    """Return the base model with adapters of rank ``16 * rate``, rounded up."""
     return levels(16)(rate)
 
 
 def rank_2(rate: float) -> nn.Module:
-    """Return the base model with adapters of rank ``2 * rate``."""
+    """Return the base model with adapters of rank ``2 * rate``, rounded up."""
     return levels(2)(rate)

@@ -1,4 +1,4 @@
-"""Small MNIST with 14 x 14 pixels and 10,000 training images, for experiments of a minute.
+"""Small MNIST with 14 x 14 pixels and 10,000 training images, for experiments that take about a minute.
 
 Tune hyperparameters with ``load``, and report results with ``with_test_images``.
 """
@@ -19,7 +19,7 @@ def load() -> Dataset:
 
 
 def with_test_images() -> Dataset:
-    """Return a data set of the training images of ``load`` and MNIST's test set."""
+    """Return the training images of ``load``, and MNIST's test set for tests."""
     mnist = load_dataset("mnist")
     train = _part(mnist.train, _drawn(mnist.train)[:TRAIN])
     return _dataset("small-mnist-tested", train, _part(mnist.test, torch.arange(len(mnist.test))))
