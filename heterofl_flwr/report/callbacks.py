@@ -23,7 +23,7 @@ class _Tracker(RoundCallback):
     _log: Callable[..., object] | None = None
     _close: Callable[..., object] | None = None
     _failed: ClassVar[Mapping[str, object]] = {}
-    """Arguments of ``_close`` after an error."""
+    """Arguments of ``_close`` after an error of the run."""
 
     @abstractmethod
     def _connect(self, first_round: int) -> None:
@@ -119,11 +119,11 @@ class WandB(_Service):
     Parameters
     ----------
     project : str
-        The project.
+        Name of the project.
     settings : Mapping[str, object] | None
         The run's settings, shown as the configuration of the run.
     folder : RunFolder | None
-        The run's folder. The service's run id is stored there, so that a resumed run continues the same run.
+        The run's folder. It stores the service's id of the run, so that a resumed run keeps this id.
     options : object
         More arguments of ``wandb.init``.
     """
@@ -146,7 +146,7 @@ class MLflow(_Service):
     Parameters
     ----------
     project : str
-        The experiment.
+        Name of the experiment.
     settings, folder
         As for ``WandB``.
     options : object

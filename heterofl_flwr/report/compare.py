@@ -32,7 +32,7 @@ from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.renamed import current_names
 
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""97.5 % quantiles of Student's t distribution with 1, 2, ... degrees of freedom; the last also serves for more."""
+"""97.5 % quantiles of Student's t distribution with 1 to 10 degrees of freedom; above 10, the last value is used."""
 LEAST_SEEDS = 3
 
 AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
@@ -49,7 +49,7 @@ AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
 Histories = Mapping[RunFolder, Sequence[RoundRecord]]
 
 Rows = dict[str, dict[object, RunFolder]]
-"""Runs by text of the settings in which runs differ, then by seed."""
+"""Runs by a text of the settings that differ between runs, then by seed."""
 
 Places = Mapping[int, tuple[float, float]]
 """Points of a run's curve by round: place on the horizontal axis, and value."""
@@ -60,7 +60,7 @@ LONGEST = 36
 """Largest number of characters of a curve's name in the legend; longer names are cut in the middle."""
 
 CLIENTS = "engine.clients"
-"""Key of the number of clients, which is no setting of a run, but one of a sweep."""
+"""Key of the number of clients. It is a setting of sweeps, but not of runs."""
 
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
@@ -83,7 +83,7 @@ def compare_runs(histories: Histories, rows: Rows) -> Cells:
 
 
 def compare_metrics(histories: Histories, rows: Rows, metrics: Sequence[str]) -> Cells:
-    """Return a table of means and differences from the first row, with a row for each set of settings."""
+    """Return a table of ``metrics``: means over seeds, and differences from the first row, for each set of settings."""
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
     means = [_means(name, name, rows, finals) for name in metrics]
@@ -102,7 +102,7 @@ def compare_metrics(histories: Histories, rows: Rows, metrics: Sequence[str]) ->
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
     """Return the mean of ``second - reference`` over common seeds as text, with a 95 % t interval.
 
-    Fewer than three common seeds give no interval.
+    With fewer than three common seeds, the text has no interval.
     """
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     centre, spread = mean(differences), deviation(differences)
@@ -246,10 +246,10 @@ def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
 
 
 def _short_names(rows: Rows) -> list[str]:
-    """Return a short name for each row: the words that not all rows have, ``data.split=iid`` as ``split=iid``.
+    """Return a short name for each row: its words that not all rows have, with ``split=iid`` for ``data.split=iid``.
 
-    Long names are cut in the middle. If two names are then equal, no name is cut. If two are still equal, each name is
-    the whole row.
+    Long names are cut in the middle. If two cut names are equal, no name is cut. If two uncut names are equal, the
+    names are the complete rows.
     """
     words = [row.split() for row in rows]
     common = set(words[0]).intersection(*words)

@@ -16,7 +16,7 @@ from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.runs.metrics import SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
-"""Seconds without output after which a reply prints a line; within ``by_time``, a timer prints one too."""
+"""Seconds without output after which the next reply prints a line. Within ``by_time``, a timer prints it earlier."""
 
 TIMER_SECONDS = 1.0
 """Seconds between the checks of the timer."""
@@ -32,7 +32,7 @@ class Console(RoundCallback):
     steps : float | None
         Mean number of steps of a client in a round. With it, progress lines have the steps per second.
     logger : logging.Logger | None
-        Logger that gets the lines on progress instead of a console. The strategy then logs the rounds itself.
+        Logger for the lines on progress; with it, nothing is printed, and the strategy logs the rounds itself.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Console(RoundCallback):
         self._print(line)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Print the line of a round if ``prints_rounds`` is true. Otherwise the strategy logs it."""
+        """Print the line of a round if ``prints_rounds`` is True. Otherwise the strategy logs the round."""
         record, num_rounds = progress.record, progress.num_rounds
         self._seconds.append(record.seconds)
         # The mean of several rounds, because rounds with evaluation are longer; the first round includes starting up.
@@ -124,7 +124,7 @@ class Console(RoundCallback):
 
 
 def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None) -> str:
-    """Return the line about a round for the terminal. Programs parse it."""
+    """Return the terminal's line about a round. Programs parse this line."""
     line = f"round {record.server_round}/{num_rounds} took={formatting.duration(record.seconds).replace(' ', '')}"
     if seconds_left is not None:
         line += f" left={formatting.duration(seconds_left).replace(' ', '')}"

@@ -92,7 +92,7 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, counts: C
 
 
 def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
-    """Yield a figure for each metric of a user's app, up to ``MOST_METRICS``."""
+    """Yield a figure for each metric that only a user's app has, up to ``MOST_METRICS`` figures."""
     usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
     names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
     names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
@@ -111,7 +111,7 @@ def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -
 
 
 def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
-    """Return the median, first and ninth decile of the clients' accuracies over rounds."""
+    """Return curves over rounds: the ninth decile, median and first decile of the clients' accuracies."""
     deciles = {"ninth decile": 8, "median": 4, "first decile": 0}
     values = [record.accuracy_deciles or (None,) * 9 for record in records]
     return {name: points(rounds, [of_round[index] for of_round in values]) for name, index in deciles.items()}
@@ -187,7 +187,7 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", *, join: boo
 
 
 def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return lower and upper end of the vertical axis; the first quarter of a curve may lie outside."""
+    """Return the lower and the upper end of the vertical axis; the first quarter of a curve may lie outside."""
     late = (curve[len(curve) // CLIMB if len(curve) >= SHORT else 0 :] for curve in curves)
     settled = [value for curve in late for value in curve if not math.isnan(value)]
     numbers = settled or [value for curve in curves for value in curve if not math.isnan(value)]

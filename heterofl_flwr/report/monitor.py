@@ -36,15 +36,15 @@ Values = Mapping[tuple[str, ...], float]
 class Monitor(RoundCallback):
     """Callback that serves a run's metrics and health over HTTP during the run.
 
-    ``/metrics`` has the metrics of the latest round in the format of Prometheus. ``/health`` is a JSON object, with
-    HTTP status 503 if the latest round ended more than ``timeout + wait + margin`` seconds ago. The margin is the
-    duration of the longest round so far, but at least one minute.
+    ``/metrics`` has the metrics of the latest round and evaluation in the format of Prometheus. ``/health`` is a JSON
+    object, with HTTP status 503 if no round has ended for more than ``timeout + wait + margin`` seconds. The margin is
+    the duration of the longest round so far, but at least one minute.
 
     Parameters
     ----------
     address : str
-        Address to listen at, such as ``127.0.0.1:9090``. With port 0, the system chooses a port. The attribute
-        ``address`` then has this port.
+        Address to listen at, such as ``127.0.0.1:9090``. With port 0, the system chooses a port, and the
+        attribute ``address`` contains it once the run has started.
     timeout : float
         Seconds that clients have in a round: ``start(timeout=...)``.
     wait : float
@@ -91,7 +91,7 @@ class Monitor(RoundCallback):
         self._replies = progress_text(what, done, total, failed)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Store the round's record, and the times since which nodes fail, do not answer or are away."""
+        """Store the round's record, and since when each node has failed, not answered or been away."""
         record, now = progress.record, _text(time.time())
         faults = record.evaluate_failures | record.failures
         for partition in record.rates.keys() - faults.keys():
@@ -186,7 +186,7 @@ def _keyed(values: Mapping[str, int]) -> Values:
 
 
 def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, Mapping[str, float]]) -> Values:
-    """Return accuracies, losses and perplexities only, because clients may report any number of other metrics."""
+    """Return only accuracies, losses and perplexities, because clients may report any number of other metrics."""
     return {
         (phase, name, level): value
         for level, values in {"": metrics, **by_level}.items()

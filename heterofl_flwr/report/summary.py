@@ -45,7 +45,7 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
 
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths) -> str:
-    """Return the price of a mix (``runs.costs.price``) as text; '' if it is unknown or the mix has one level."""
+    """Return the price of a mix (``runs.costs.price``) as text; '' without a price, or if the mix has one level."""
     rates = [rate for record in records for rate in record.rates.values()]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
@@ -54,7 +54,7 @@ def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | Non
 
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of failures by reason; clients without a name are listed by partition."""
+    """Return the table of failures by reason; a client without a name is listed by its partition."""
     by_reason: dict[str, list[tuple[int, int, str]]] = {}
     for record in records:
         for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
@@ -131,7 +131,7 @@ def confusion_cells(counts: ClassCounts) -> Cells:
 
 
 def marked(value: str, partial: bool) -> str:
-    """Return ``value``, with a star if it is ``partial``: too few clients evaluated."""
+    """Return ``value``, with a star if ``partial``, which means that too few clients evaluated."""
     return f"{value} *" if partial else value
 
 
