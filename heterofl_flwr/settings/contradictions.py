@@ -17,14 +17,14 @@ _NO_EXITS = (
 
 
 Contradiction = tuple[str, object, str]
-"""Key of a setting, a true value if it contradicts others, and the reason with the expected value."""
+"""Key of a setting, whether it contradicts others (by truth value), and the reason with the expected value."""
 
 
 def find_contradictions(settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
     """Return an error message for each setting that contradicts other settings.
 
-    ``values`` has the assigned values and ``defaults`` the default values, both by dotted key and possibly ``auto``. In
-    ``settings``, ``auto`` is resolved.
+    ``values`` maps dotted keys to the assigned values, and ``defaults`` to the default values. Both may contain
+    ``auto``; in ``settings``, ``auto`` is replaced.
     """
     rules = chain(_model_rules(settings, values), _server_rules(settings), _fedh2l_rules(settings, values, defaults))
     return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]

@@ -29,10 +29,10 @@ _ROWS: Mapping[str, tuple[Flat, ...]] = {
 _TABLES = {name: {key: row[number] for key, row in _ROWS.items()} for number, name in enumerate(_COLUMNS)}
 
 OTHER: Mapping[str, Flat] = MappingProxyType(_TABLES.pop("other"))
-"""Value of each setting that can be ``auto``, for data sets without a preset."""
+"""Values that replace ``auto`` for data sets without a preset."""
 
 PRESETS: Mapping[str, Mapping[str, Flat]] = MappingProxyType(_TABLES)
-"""Value of each setting that can be ``auto``, by data set."""
+"""Values that replace ``auto``, by data set."""
 
 NOT_IID: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
     {
@@ -58,7 +58,7 @@ def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
 
 
 def model_has(model: str, option: str) -> bool:
-    """Whether ``model`` is a model of this package with this option."""
+    """Whether ``model`` is a model of this package that has the option ``option``."""
     return model in MODELS and option in inspect.signature(MODELS[model]).parameters
 
 
@@ -89,8 +89,8 @@ def architectures(settings: Settings) -> tuple[str, ...]:
 def with_architecture(settings: Settings, name: str) -> Settings:
     """Return the settings with the model ``name``, at its default widths.
 
-    ``model.norm`` is unchanged if the old and the new model have this option. Otherwise it becomes ``sbn``, or ``none``
-    if the new model lacks the option.
+    ``model.norm`` is unchanged if both the old and the new model have this option. If only the new model has it, the
+    value becomes ``sbn``. If the new model lacks it, the value becomes ``none``.
     """
     requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
     norm = requested if model_has(name, "norm") else "none"

@@ -81,7 +81,7 @@ class ModelSettings(Group):
     """
     shrink: value_types.Shrink = "width"
     """parts that smaller models leave out: channels (width), the final stages or Transformer layers (depth), or both;
-    with depth, an image model has an exit after each stage
+    with depth or both, an image model has an exit after each stage
     """
     ensemble: bool = False
     """evaluate the mean of all exits' logits (DepthFL) instead of the deepest exit"""
@@ -94,9 +94,10 @@ class TrainSettings(TrainOptions):
     milestones: value_types.Rounds = same(Training, "milestones")
     lr_decay: Share = same(Training, "lr_decay")
     distill: InnerWidths = "none"
-    """smaller widths inside a client's model that each step also trains, on the posterior of the client's model. none;
-    all; sandwich: the smallest and a random one; drawn: at most one, at random (FjORD). ordered: each step trains only
-    one random width, which may be the client's own, on labels (FjORD without distillation)
+    """smaller widths inside a client's model that each step also trains, with the posterior of the client's model as
+    target: none, all, sandwich (the smallest and a random other width), or drawn (at most one random width: FjORD).
+    ordered: each step trains only one random width, which may be the client's own, on labels (FjORD without
+    distillation)
     """
     exits: TrainedExits = "last"
     """exits of a client's model that are trained: only the deepest (last), all with distillation between them (mutual:
@@ -132,7 +133,7 @@ class ServerSettings(Limits):
     needs server.weights=equal, and excludes privacy.noise
     """
     robust_trim: Annotated[float, Strict(), Field(ge=0, le=0.49)] = Robust().trim
-    """fraction of an entry's holders that trimmed drops at each end, at least one holder"""
+    """fraction of an entry's holders that trimmed drops at each end, rounded down, but at least one holder"""
     robust_few: Few = Robust().few
     """value of entries with one or two holders: their plain mean (mean), or the old value (keep)"""
     aggregator: Literal["counting-mean", "product"] = "counting-mean"
@@ -150,7 +151,7 @@ class DistillSettings(DistillOptions):
     models: value_types.Architectures = ()
     """architectures of the clients in FedH2L, assigned in turn"""
     label_share: ShareOrNone = 0.0
-    """weight of the labels in the loss of inner widths (train.distill); the rest is the weight of the posterior"""
+    """weight of the labels in the loss of inner widths (train.distill); the posterior has the remaining weight"""
     ramp: ShareOrNone = 0.0
     """fraction of the rounds, at the start, in which the distillation between exits is off (train.exits=deepest) or
     grows to its full weight (train.exits=mutual)
@@ -162,7 +163,7 @@ class EvaluateSettings(Evaluation):
     """Evaluation of the model."""
 
     central: Flag = True
-    """the server evaluates the global model on the whole test set of data.name"""
+    """evaluate the global model on the server, on the whole test set of data.name"""
     moments_batch_size: Natural = 0
     """batch size for measuring static batch norm moments; 0: train.batch-size as in the paper's code, or 100 with
     fidelity=fixed
@@ -199,8 +200,8 @@ class DevicesSettings(Group):
     """Simulated devices: time, energy and failures."""
 
     profile: value_types.Text = ""
-    """the profile of each level: edge (bundled; its numbers are assumptions), or 'module:function', which returns a
-    mapping from levels to DeviceProfile
+    """device profiles by level: edge (bundled; its numbers are assumptions), or 'module:function', your function that
+    returns a mapping from levels to DeviceProfile
     """
     deadline: NotNegative = 0.0
     """simulated seconds that a round waits for replies; 0 for no limit"""
@@ -216,7 +217,9 @@ class RunSettings(Group):
     checkpoint_every: Interval = 1
     """rounds between checkpoints, or seconds ('30s'); the final round always has a checkpoint"""
     metric: value_types.Text = ""
-    """metric, such as local-accuracy, that an optimising sweeper maximises or minimises; '': the global model's"""
+    """metric, such as local-accuracy, that an optimising sweeper maximises or minimises; '': perplexity, else accuracy,
+    else loss, of the global model if the run measures it
+    """
     callbacks: value_types.Callbacks = ("tensorboard",)
     """callbacks that get the record of each round"""
     metrics_address: value_types.Text = ""
@@ -229,7 +232,7 @@ class Settings(Group):
     """All settings of a run, parsed and validated."""
 
     mix: value_types.MixText = Mix.parse("a1-b1-c1-d1-e1")
-    """levels of the clients and their proportions; x3: three of the parts are clients that never take part"""
+    """levels of the clients and their proportions; x3 adds three parts of clients that never take part"""
     global_rate: OptionalLevel = same(Slicing, "global_rate")
     assignment: Assignment = same(Slicing, "assignment")
     num_rounds: Count

@@ -90,7 +90,7 @@ def usual_values(settings: Mapping[str, object]) -> dict[str, Flat]:
 
 
 def accepts(key: str, value: object) -> bool:
-    """Whether a value is valid for a setting if all other settings have their defaults."""
+    """Whether ``value`` is valid for the setting ``key`` if all other settings have their defaults."""
     return not validate(Settings, _resolve({**DEFAULTS, key: value}), SPECS)[1]
 
 
@@ -142,12 +142,12 @@ def validate(
 
 
 def _resolve(assigned: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings with ``auto`` replaced by values for the data set, split and model."""
+    """Return the settings with ``auto`` replaced by values for the data set, split, model and fidelity."""
     autos = _autos(assigned)
     return {key: autos.get(key, value) if value == AUTO else value for key, value in assigned.items()}
 
 
 def _autos(assigned: Mapping[str, object]) -> dict[str, Flat]:
-    """Return the value that ``auto`` stands for, of each setting that can be ``auto``."""
+    """Return the value that replaces ``auto`` in each setting that can be ``auto``, by key."""
     values = preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"]))
     return {**values, "train.mask-fill": "-inf" if assigned["fidelity"] == "fixed" else "zero"}

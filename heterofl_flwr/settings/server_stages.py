@@ -33,7 +33,7 @@ STAGES: Mapping[str, type[ServerStage]] = MappingProxyType(
 def parse_stages(text: str, *, load: bool = True) -> tuple[ServerStage, ...]:
     """Return the server stages in text such as ``momentum(0.9), moving-average(decay=0.99)``.
 
-    With ``load=False``, users' classes (``module:Class``) are left out.
+    With ``load=False``, users' classes (``module:Class``) are left out and not imported.
     """
     parts = re.findall(r"[^,()]+(?:\([^()]*\))?", text)
     if ", ".join(part.strip() for part in parts) != re.sub(r"\s*,\s*(?![^(]*\))", ", ", text.strip()):

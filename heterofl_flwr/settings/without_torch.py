@@ -27,7 +27,7 @@ class Setting(NamedTuple):
     expected: str
 
     def fault(self, text: str) -> str:
-        """Return an error message if a text cannot be a value of this setting; '' if it may be one."""
+        """Return an error message if ``text`` cannot be a value of this setting; '' if it may be a value."""
         value, choices = read_value(text), self.expected.removeprefix("one of ")
         if choices != self.expected:
             fits = not {text, str(value)}.isdisjoint(choices.split(", "))
