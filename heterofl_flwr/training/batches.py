@@ -14,11 +14,11 @@ from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024
-"""Number of examples, in whole batches, to gather and augment together; single batches would underuse a GPU."""
+"""Number of examples up to which batches are gathered and augmented together; single batches would underuse a GPU."""
 
 
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
-    """Return the row numbers ``order``, split into batches.
+    """Split the row numbers in ``order`` into batches.
 
     If ``batch_size`` is above 1, a last batch of one row joins the batch before it, because batch norm cannot normalise
     a single value.
@@ -31,7 +31,7 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
 
 @contextmanager
 def explained_single() -> Iterator[None]:
-    """Within this context, raise ``DataError`` if batch norm gets one value per channel."""
+    """Within this context, raise ``DataError`` if batch norm gets only one value per channel."""
     try:
         yield
     except ValueError as error:
@@ -44,9 +44,9 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split tokens into pieces; yield inputs, in which some words are masked, and targets of each piece.
+    """Split tokens of shape (rows, words) into pieces of ``reading.length`` words; yield pairs (inputs, targets).
 
-    ``tokens`` has the shape (rows, words). A piece has ``reading.length`` columns; the last piece may have fewer.
+    The targets are the tokens of a piece. In the inputs, random tokens are masked. The last piece may be shorter.
     """
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
@@ -81,14 +81,14 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def count_steps(job: TrainingJob, options: TrainOptions) -> int:
-    """Return the number of training steps of a client in a round, limited by ``step_share``."""
+    """Return the number of a client's training steps in a round: ``step_share`` of all steps, rounded up."""
     return job.limit_steps(steps_per_epoch(job.split, options.batch_size) * options.epochs)
 
 
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Yield an iterator over batches for each epoch, up to the client's number of steps.
+    """Yield an iterator over the batches of each epoch. The last epoch ends after ``count_steps`` steps in total.
 
-    Exhaust each iterator before you take the next one.
+    Exhaust each iterator before you take the next iterator.
     """
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)

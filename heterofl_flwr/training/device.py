@@ -123,10 +123,10 @@ def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within this context, compute with float32 tensors in this ``precision``.
+    """Within this context, computations with float32 tensors have this ``precision``.
 
     With ``tf32``, matrix products and convolutions on a GPU round their factors to ten bits of mantissa. With ``bf16``,
-    autocast computes them in bfloat16; parameters keep their dtype.
+    autocast computes matrix products and convolutions in bfloat16; parameters keep their dtype.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
@@ -165,8 +165,8 @@ def give_back_freed_memory() -> bool:
 def give_back_gaps() -> bool:
     """Release free memory between used blocks to the system; return whether any was released.
 
-    After ``keep_freed_memory``, glibc does not reuse some freed blocks: with the paper's Transformer, each step leaks
-    6 MB until this function releases them. Call it once in many steps.
+    After ``keep_freed_memory``, glibc does not reuse some freed blocks: with the paper's Transformer, the memory of
+    this process grows by 6 MB in each step until this function is called. Call it once in many steps.
     """
     trim = _of_glibc("malloc_trim")
     return bool(trim and trim(0))

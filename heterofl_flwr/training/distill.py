@@ -20,7 +20,7 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the sum of two gradients, changed as little as possible to conflict with neither.
+    """Return the vector that conflicts with neither of two gradients and is nearest to their sum.
 
     Vectors conflict if their dot product is negative. If the sum conflicts with a gradient, the sum's component along
     this gradient is removed.
@@ -63,14 +63,14 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return a model's class probabilities, of shape (examples, classes), computed in evaluation mode."""
+    """Return a model's class probabilities at ``temperature``, of shape (examples, classes), in evaluation mode."""
     with evaluating(model):
         probabilities: Tensor = (model(inputs).float() / temperature).softmax(1)
     return probabilities
 
 
 def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
-    """Return ``posterior``; raise ``ReplyError`` unless it is float32 of this shape, and each row is a distribution."""
+    """Return ``posterior``; raise ``ReplyError`` unless it is float32 of ``shape`` and each row is a distribution."""
     if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
         what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
@@ -108,16 +108,16 @@ def learn_from_peers(
     options: TrainOptions,
     distill: DistillOptions,
 ) -> float:
-    """Train a client's model in place; return its divergence from the peers before the first step.
+    """Train a client's model in place; return the model's divergence from the peers before the first step.
 
-    A step has two gradients, joined by ``join_gradients``: one from a batch of the client's data, and one from the
-    seed batch. The loss on the seed batch is the weighted divergence from the peers, which is 0 without peers. If
+    In each step, ``join_gradients`` joins the gradient on a batch of the client's data and the gradient on the seed
+    batch. The loss on the seed batch is the weighted divergence from the peers, which is 0 without peers. If
     ``distill.labels`` is true, the cross entropy is added. Raise ``DivergedError`` if a loss is not finite.
 
     Parameters
     ----------
     job : TrainingJob
-        The client. Its ``step_share`` limits ``distill.steps`` too.
+        The client. It runs the fraction ``step_share`` of ``distill.steps``.
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor

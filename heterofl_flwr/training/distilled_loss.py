@@ -27,9 +27,10 @@ def distilled_loss(
     weight: float,
     temperature: float,
 ) -> Tensor:
-    """Return the loss of a model and of smaller models inside it, by ``nested_loss``.
+    """Return the ``nested_loss`` of a model and of the smaller models inside it.
 
-    ``inner`` has the smaller models, the smallest first. For the other arguments see ``Task.loss``.
+    ``inner`` has the smaller models, the smallest first. If it is empty, the loss is the ``criterion`` of the model
+    alone. For the other arguments see ``Task.loss``.
     """
     inputs, targets = batch
     masking = Masking(None if labels is None else sorted(labels), "zero")

@@ -40,7 +40,7 @@ def evaluate(
     classes : Sequence[int] | Tensor | None
         The classes that are present, None for all. The logits of other classes are replaced.
     fill : Fill
-        Value for the logits of absent classes: ``zero``, ``-inf`` or ``none`` (see ``heterofl_flwr.nn.mask_logits``).
+        Replacement for the logits of absent classes: ``zero``, ``-inf``, or ``none`` to keep them (``nn.mask_logits``).
     batch_size : int
         Number of examples in a batch, or of rows of text.
     seed : int
@@ -61,7 +61,7 @@ def evaluate_each(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> list[EvaluateResult]:
-    """Return the results of ``evaluate`` for several masks, from one pass over the data."""
+    """Return the result of ``evaluate`` for each of ``maskings``, from one pass over the data."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):

@@ -82,10 +82,10 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
-    """Return the factor of the divergence in the loss of a round.
+    """Return the factor of the divergence in the loss of round ``server_round``.
 
-    With ``mutual`` (DepthFL), it is ``exp(-5 (1 - t / rounds)^2)`` after t rounds, and 1 after ``rounds`` rounds. With
-    ``deepest`` (ScaleFL), it is 0 in the first ``rounds`` rounds, and then 1.
+    Let t be the number of earlier rounds. With ``mutual`` (DepthFL), the factor is ``exp(-5 (1 - t / rounds)^2)`` while
+    t is below ``rounds``, and then 1. With ``deepest`` (ScaleFL), it is 0 while t is below ``rounds``, and then 1.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":

@@ -41,7 +41,7 @@ class TrainOptions:
     proximal: NotNegative = 0.0
     """weight of FedProx's penalty on the distance from the received parameters"""
     mask_fill: Fill = "zero"
-    """value of the logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed"""
+    """value in the loss for logits of classes that the client lacks; auto: zero, or -inf with fidelity=fixed"""
     augment: AugmentName = Field(default="none", exclude=True)
     """augmentation of images: a name in AUGMENTS"""
 
@@ -55,8 +55,8 @@ class TrainResult:
     examples
         Number of the client's examples.
     loss, accuracy
-        Means over the examples of all steps (for text, over words), measured before each step. The loss is without
-        penalties.
+        Means over the examples (for text: the words) of all steps, computed before each step changes the model. The
+        loss is without penalties.
     steps
         Number of steps of the optimiser.
     """
@@ -80,7 +80,7 @@ class EvaluateResult:
     correct
         Number of correct predictions.
     perplexity
-        Perplexity of a text; None for other data.
+        Perplexity of a text; None for other data, and without examples.
     """
 
     examples: int
@@ -117,11 +117,12 @@ class TrainingJob:
         Fraction of the client's steps to run, above 0 and up to 1. The number of steps is rounded up.
     joint_loss
         Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``). None: the ordinary loss of
-        ``model(inputs)``. If a client has a joint loss, ``plain`` replaces ``compile`` and ``cohort``.
+        ``model(inputs)``. If a client has a joint loss, ``plain`` replaces ``compile`` and ``cohort`` for all clients.
     quadratic
         Quadratic penalty on the model's parameters, in addition to FedProx.
     penalty
-        Function that returns a term to add to the loss of each batch. All engines leave such a client to ``plain``.
+        Function that returns a term to add to the loss of each batch. If a client has such a function, ``plain``
+        replaces ``seats`` for this client, and ``compile`` and ``cohort`` for all clients.
     """
 
     model: nn.Module

@@ -30,7 +30,7 @@ class Masking:
         self._mask: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return the logits, with those of absent classes replaced."""
+        """Return logits in which the logits of absent classes are replaced."""
         if self._mask is None and self._classes is not None:
             self._mask = present_classes(self._classes, logits.shape[1]).to(logits.device)
         return mask_logits(logits, self._mask, self._fill)
@@ -38,7 +38,7 @@ class Masking:
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
         """Replace the classes by another client's classes. The mask keeps its memory, for CUDA graphs.
 
-        If the classes were None, the new ones must be None too.
+        If the previous classes were None, the new classes must be None too.
         """
         self._classes = classes
         if self._mask is not None:
@@ -101,13 +101,13 @@ class SGD:
         return part
 
     def write(self, rows: Tensor, part: "SGD") -> None:
-        """Copy the rows of ``part``, a result of ``select``, back into this SGD."""
+        """Copy values and momentum of ``part``, the result of ``select(rows)``, back into this optimiser."""
         for tensor, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
             tensor[rows] = new
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Update each value that has a gradient. The gradients are overwritten."""
+        """Update each value whose gradient is not None. The gradients may be overwritten."""
         slopes = [gradient for gradient in gradients if gradient is not None]
         if not slopes:
             return
@@ -182,9 +182,9 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
-        """Reset the optimiser in place, to train from the current values of the parameters.
+        """Reset the optimiser in place, to train from the current values of the parameters with a new learning rate.
 
-        ``quadratic`` replaces the previous penalty, and must have the same strength and numbers of tensors.
+        ``quadratic`` replaces the previous penalty. Both must have the same strength and the same numbers of tensors.
         """
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:
@@ -221,7 +221,7 @@ class ParameterSGD(SGD):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return a tensor in channels-last format as a view with its axes in the order of memory, other tensors unchanged.
+    """Return a view of a channels-last tensor with its axes in the order of memory; return other tensors unchanged.
 
     The fused kernel copies tensors whose axes have another order.
     """

@@ -17,9 +17,9 @@ from heterofl_flwr.training.engines.seats import train_seats
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
 MOST_ON_CPU = 250_000
-"""Largest number of parameters of a model for which training together is faster on a CPU.
+"""Largest number of parameters of a model for which ``fastest_engine`` returns ``cohort`` on a CPU.
 
-Measured on one thread with batches of 10, for the paper's CNN and PreResNet18. Training together takes a third less
+Measured on one thread with batches of 10, for the paper's CNN and PreResNet18: training together takes a third less
 time than training one by one at 100,000 parameters, a fifth less at 250,000, and the same time at 600,000.
 """
 
@@ -64,7 +64,7 @@ def train(
     ``seed``. The model stays in training mode.
 
     If ``batch_size`` is above 1, and the last batch of an epoch would have a single example, this example is added to
-    the batch before, because batch norm cannot normalise a single example.
+    the batch before it, because batch norm cannot normalise a single example.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def train(
     Raises
     ------
     DivergedError
-        If a loss is NaN or infinite. The model is then useless.
+        If a loss is NaN or infinite. The model is then useless; only ``cohort`` leaves it unchanged.
     """
     job = TrainingJob(model=model, split=split, seed=seed, classes=classes)
     return train_together([job], options, engine=engine)[0]

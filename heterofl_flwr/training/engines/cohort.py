@@ -42,8 +42,9 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
     """Train clients together. Their results equal those of the engine ``plain``, up to rounding.
 
     The joint model is first verified on one batch. On a GPU, steps are replayed as a CUDA graph. The engine ``plain``
-    trains the clients if they are fewer than ``LEAST``, if a model has active dropout, running statistics, hooks or
-    parameters shared with other models, or if this check or the training raises an error other than ``DivergedError``.
+    trains the clients if they are fewer than ``LEAST``, or if training together raises an error other than
+    ``DivergedError``. Such an error is raised if, for example, the verification fails, or a model has active dropout,
+    running statistics, hooks, or parameters shared with other models.
 
     Raises
     ------
@@ -145,7 +146,7 @@ class Cohort:
         return [self._finish(number) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
-        """Return the numbers of the clients that run the next steps together; empty at the end.
+        """Return the numbers of the clients that run the next steps together; [] after the last step.
 
         These are the client with the most remaining steps, and all clients whose next batch has the same shape.
         """

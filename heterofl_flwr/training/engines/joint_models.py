@@ -19,7 +19,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Layout in which one parameter is stored as a row of its entries; the same for all clients."""
+    """Name, shape and memory format of a parameter whose entries are stored as one row for each client."""
 
     name: str
     shape: torch.Size
@@ -31,7 +31,7 @@ class Layout:
         return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(clients, -1)
 
     def shaped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return rows of entries as a view of ``shape``."""
+        """Return a view of rows of entries as a tensor of shape ``shape``; the inverse of ``rows``."""
         if not self.channels_last:
             return rows.view(tuple(shape))
         number, channels, height, width = shape
@@ -41,7 +41,7 @@ class Layout:
 def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     """Return the layouts of the models' parameters, trained parameters first.
 
-    Raise ``IncompatibleError`` if the models differ in buffers, or in more than the values of parameters.
+    Raise ``IncompatibleError`` if the models differ in ``tensor_specs`` or in the values of buffers.
     """
     model, specs = models[0], tensor_specs(models[0])
     if any(tensor_specs(local) != specs for local in models[1:]):
@@ -78,7 +78,10 @@ class Joint:
         return by_client
 
     def place(self, values: Sequence[Tensor]) -> None:
-        """Make the parameters views of ``values``: a tensor of shape (clients, entries) for each layout."""
+        """Set the parameters of all clients to ``values``, a tensor of shape (clients, entries) for each layout.
+
+        The parameters are views of these tensors: in-place changes of ``values`` change the parameters too.
+        """
         for layout, parameter, rows in zip(self.layouts, self._parameters, values, strict=True):
             parameter.data = layout.shaped(rows, parameter.shape)
 
@@ -88,9 +91,9 @@ class Joint:
             parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Return the gradient of each trained parameter, of shape (clients, entries).
+        """Run the backward pass; return the gradient of each trained parameter, of shape (clients, entries).
 
-        It is None if the loss does not depend on the parameter.
+        A gradient is None if the loss does not depend on the parameter.
         """
         for parameter in self._parameters:
             parameter.grad = None
@@ -105,10 +108,11 @@ class Joint:
 def build_verified(
     models: Sequence[nn.Module], layouts: Sequence[Layout], values: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Joint:
-    """Return the joint model of clients, after checking it against the first and last client's model.
+    """Return the joint model of clients, after comparing its results with those of the first and last client's model.
 
     ``inputs`` has one batch for each client, all of the same shape. Raise ``IncompatibleError`` if a layer has no wide
-    twin, if logits or gradients differ, or if a model changes a buffer or an attribute, or draws random numbers.
+    twin or shares parameters, if logits or gradients differ, or if a model changes a buffer or an attribute, or draws
+    random numbers.
     """
     # In float32, rounding can move a value across the kink of a ReLU and change gradients by percents.
     exact = [copy.deepcopy(model).double() for model in models]

@@ -9,14 +9,14 @@ from torch import Tensor
 from heterofl_flwr.training.device import random_states
 
 WARM_UP = 3
-"""Number of calls before recording. They initialise libraries, which cannot be recorded."""
+"""Number of calls before recording. They initialise libraries; an initialisation cannot be recorded."""
 
 
 class Replayed:
     """Callable that records the GPU kernels of ``function`` once, and then replays them as a CUDA graph.
 
     All tensors that the function uses besides its inputs must keep their addresses. A replay does not run the
-    function's Python code again. Inputs of another shape than the recorded ones run without the graph. If recording
+    function's Python code again. Inputs of another shape than the recorded inputs run without the graph. If recording
     fails, ``obstacle`` is the reason, and all calls run without a graph. But if memory runs out during the recording,
     ``OutOfMemoryError`` is raised. Functions with the same ``pool`` share memory: never run them at the same time.
     """

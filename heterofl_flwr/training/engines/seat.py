@@ -21,7 +21,7 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 TURN = 50
-"""Number of steps in a client's turn; enough to record a seat's step in its first turn."""
+"""Largest number of steps in a client's turn; enough to record a new seat's training step in the first turn."""
 
 
 class UnfitError(HeteroFLError):
@@ -82,7 +82,7 @@ class Seat:
 
     @torch.no_grad()
     def admit(self, job: TrainingJob, options: TrainOptions) -> None:
-        """Begin a client's training: copy its parameters and buffers into the seat."""
+        """Begin a client's training: copy its parameters and buffers into the seat, and reset the seat's optimiser."""
         self._await_others()
         self._draws.seed(derive(job.seed, "model"))
         with self.at_work():

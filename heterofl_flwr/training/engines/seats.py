@@ -24,9 +24,9 @@ def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
     """Train clients in seats: on a GPU at the same time, on a CPU one by one. Results equal ``plain``'s up to rounding.
 
     A seat is a copy of a model with its optimiser. On a GPU, it replays training steps as CUDA graphs. If memory is
-    short, clients wait for a seat. ``plain`` trains clients on other devices, clients with a ``penalty``, models that
-    cannot be copied, have hooks or change attributes, and on a GPU also models that copy values to the CPU or draw
-    random numbers there. Raise ``DivergedError`` if a loss is not finite.
+    short, clients wait for a seat. ``plain`` trains clients on other devices, clients with a ``penalty``, and models
+    that cannot be copied, have hooks or change their attributes. On a GPU, ``plain`` also trains models that copy
+    values to the CPU or draw random numbers on the CPU. Raise ``DivergedError`` if a loss is not finite.
     """
     device = device_of(jobs[0].model)
     if device.type not in MOST:
@@ -99,7 +99,7 @@ class Hall:
             seat.close()
 
     def shrink(self) -> None:
-        """Close free seats, and limit the pool to the taken seats, at least one.
+        """Close free seats, and reduce the pool's maximum size to the number of taken seats, but not below 1.
 
         Call this when memory has run out.
         """

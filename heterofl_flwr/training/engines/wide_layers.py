@@ -59,9 +59,9 @@ def wide_twin(model: nn.Module, clients: int) -> nn.Module:
     """Return a wide copy of a model that computes several clients at once.
 
     Raise ``IncompatibleError`` if a layer with parameters is not a convolution, linear layer, batch norm or group norm,
-    or if it is a subclass of one. Inputs of shape (batch, clients * channels, ...) give outputs of shape (batch,
-    clients * classes). The parameters of the copy are uninitialised. Its outputs are wrong if the model's code expects
-    a certain length of axis 1, so check them.
+    or if its type is a subclass of these types. Inputs of shape (batch, clients * channels, ...) give outputs of shape
+    (batch, clients * classes). The parameters of the copy are uninitialised. The outputs of the copy are wrong if the
+    model's code expects a certain length of axis 1, so check them.
     """
     wide: dict[int, nn.Module] = {}
     for name, layer in model.named_modules():
