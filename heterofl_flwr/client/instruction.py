@@ -12,7 +12,7 @@ from heterofl_flwr.stages.secure_sum_client import NONCE
 from heterofl_flwr.transport import messages, reading
 
 FIRST_OF_ROUND = (MessageType.TRAIN, messages.TRAIN_PUBLISH)
-"""Message types that start a client's round; later messages of the round read the state that the first one saved."""
+"""Message types that start a client's round. Later messages of the round read the state that these messages saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Instruction:
     run_seed
         Random seed of the run.
     server_round, partition
-        Round, counted from 1, and index of the client's data.
+        Round number, from 1, and index of the client's part of the data.
     slice_rule
         Rule that slices smaller models out of the received model.
     window
@@ -48,7 +48,7 @@ class Instruction:
     run_key
         Random run id; clients ignore state of other runs. None if clients keep no state.
     oldest_checkpoint
-        Earliest round after which the run may be resumed.
+        Round of the oldest checkpoint from which the run may be resumed; 0 if the server sent none.
     frozen_base
         Hash of the frozen parameters; empty without frozen parameters.
     learning_rate
@@ -108,7 +108,7 @@ class Instruction:
 
     @property
     def seed(self) -> int:
-        """Random seed, from the run's seed, the round, the client and, with ``SecureSum``, its nonce."""
+        """Random seed, derived from the run's seed, the round, the client and, with ``SecureSum``, the nonce."""
         start = reading.read_optional(self.config, NONCE, int)
         return derive(self.run_seed, "client", self.server_round, self.partition, *([start] if start else []))
 

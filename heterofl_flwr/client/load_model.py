@@ -50,8 +50,9 @@ def load_models(
 ) -> Iterator[tuple[float, nn.Module]]:
     """Build and load the models of an instruction; yield pairs (rate, model), the largest first.
 
-    ``state`` has the parameters of the largest model. A smaller model gets slices of them, except for the parameters
-    that the message has for its rate, named ``rate/parameter``. In an evaluation, models are in evaluation mode.
+    ``state`` has the parameters of the largest model. A smaller model gets slices of them. A tensor
+    ``rate/parameter`` in the message replaces the slice of this parameter in the model of this rate. In an evaluation,
+    models are in evaluation mode.
     """
     moments = reading.find_record(message.content, messages.MOMENTS, ArrayRecord)
     level_tensors = read_record(message, messages.LEVELS)
@@ -100,7 +101,7 @@ def sent_tensor(parameter: Tensor) -> Tensor:
 
 
 def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters that stay with a client: those in ``saved``, or initial ones if ``saved`` is empty."""
+    """Return the parameters that stay with a client: the values in ``saved``, or the initial values if it is empty."""
     rate = instruction.rate
     model = new_model(build, rate)
     expected = {
@@ -156,7 +157,7 @@ class IssuedModels:
         self._names: tuple[str, ...] = ()
 
     def add(self, model: nn.Module) -> None:
-        """Register a new model, and the names of its exchanged parameters before a user can freeze some of them."""
+        """Register a new model and the names of its exchanged parameters. Call this before a user can freeze some."""
         self._names = tuple(exchanged_parameters(model))
         self._inner[model] = None
 
@@ -170,7 +171,7 @@ class IssuedModels:
             )
 
     def parameters_of(self, model: object) -> dict[str, nn.Parameter]:
-        """Return the parameters of a trained model that the client sends or keeps, by name."""
+        """Return, by name, the parameters of a trained model that are sent or stay with the client."""
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 "a reply to training carries no model: give task.reply what task.model() returned, trained"

@@ -11,7 +11,10 @@ _KEYS = (messages.NODE_LEVEL, messages.NODE_RATE, messages.NODE_PARTITION, messa
 
 
 def read_capability(context: Context) -> dict[str, object]:
-    """Return the rate, partition and number of partitions in a node's config, as entries for a message."""
+    """Return the rate, partition and number of partitions in a node's config, as entries for a message.
+
+    A level is converted to its rate. A value that the config lacks has no entry.
+    """
     node = context.node_config
     for key in node:
         plain = key.lower().replace("_", "-")
@@ -33,7 +36,7 @@ def read_capability(context: Context) -> dict[str, object]:
 
 
 def _read_partition(node: UserConfig) -> dict[str, int]:
-    """Return the partition and the number of partitions in a node's config, as entries for a message."""
+    """Return the partition and number of partitions, if the node's config has them, as entries for a message."""
     fields: dict[str, int] = {}
     for field, key in (
         (messages.PARTITION, messages.NODE_PARTITION),
@@ -57,8 +60,8 @@ def _read_partition(node: UserConfig) -> dict[str, int]:
 def new_capacity(capacity: str | float | None, context: Context, instruction: Instruction) -> dict[str, object]:
     """Return the capacity (largest rate) that a reply reports, as an entry for a message; {} for none.
 
-    If ``capacity`` is None, only replies to training report one: the rate in the node config, if it is below the
-    message's rate. This happens after a restart of the node with a smaller rate.
+    If ``capacity`` is None, a reply to training reports the rate in the node config if this rate is below the message's
+    rate, as after a restart of the node with a smaller rate. Other replies then report no capacity.
     """
     if capacity is not None:
         return {messages.CAPACITY: rate_of(capacity)}

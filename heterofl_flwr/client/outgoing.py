@@ -20,7 +20,7 @@ Received = Callable[[], Mapping[str, Tensor]]
 
 
 class Contents(NamedTuple):
-    """Contents of a reply: array records, and the entries of its config and metrics."""
+    """Contents of a reply: array records, entries of its config and its metrics, and number of examples."""
 
     records: Mapping[str, ArrayRecord]
     config: Mapping[str, object]
@@ -88,9 +88,9 @@ def check_added_once(method: str, earlier: str) -> None:
 
 
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
-    """Report a penalty that the training loop did not add to the loss.
+    """Raise ``ConfigError`` if a stage has a penalty; warn if only FedProx has a penalty.
 
-    Raise ``ConfigError`` if a stage has a penalty. If FedProx alone has a penalty, warn.
+    Call this if the training loop added no penalty to the loss.
     """
     if not stages.penalty:
         return

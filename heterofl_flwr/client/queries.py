@@ -30,7 +30,7 @@ def answer_queries(
     build_from: Callable[[Context], Build] | None = None,
     capacity: Callable[[Context], str | float] | None = None,
 ) -> None:
-    """Add handlers for the server's queries to a ClientApp.
+    """Register functions in a ClientApp that answer the server's queries.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def answer_queries(
 def answer_capability(
     message: Message, context: Context, capacity: Callable[[Context], str | float] | None = None
 ) -> Message:
-    """Return the reply to ``query.capability``: the node's rate and partition.
+    """Return the reply to ``query.capability``: the node's rate, partition and number of partitions.
 
     ``capacity`` is the argument of ``answer_queries``.
     """
@@ -77,7 +77,7 @@ def answer_capability(
 
 
 def answer_stages(message: Message, context: Context) -> Message:
-    """Return the reply to ``query.stages``, with the answers of the client stages."""
+    """Return the reply to ``query.stages``, with the answers of the client stages; save their per-round state."""
     config, notes, node_config = reading.read_config(message), load_notes(context), context.node_config
     records = NodeFiles.of(node_config)
     stages = ClientContext(
@@ -98,7 +98,7 @@ def answer_moments(
 def measure_moments(
     task: Task, batches: Callable[[], Batches], device: torch.device | str, together: int = 1
 ) -> ArrayRecord:
-    """Return the static batch norm moments at each rate of a task.
+    """Measure the moments for static batch norm at each rate of a task; return them as a record.
 
     ``batches`` is called once for each rate. For ``together`` see ``collect_moments``.
     """

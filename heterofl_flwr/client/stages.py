@@ -68,7 +68,7 @@ class ClientChain:
         return update
 
     def answer(self) -> dict[str, object]:
-        """Return the stages' answers to a query."""
+        """Return the entries of the stages' answers to a query."""
         answers: dict[str, object] = {}
         for stage in self.stages:
             if isinstance(stage, RespondingStage):

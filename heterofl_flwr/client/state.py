@@ -48,8 +48,8 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
     """Save a client's tensors after training, in a file or in its context.
 
-    If a tensor contains NaN or infinity, raise ``ReplyError``: later training would not recover from such a state. The
-    state that was saved before then remains.
+    If a tensor contains NaN or infinity, raise ``ReplyError``, and leave the previously saved state unchanged. Later
+    training would not recover from a state with such a tensor.
     """
     if infinite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ReplyError(
@@ -107,7 +107,7 @@ def _record_name(instruction: Instruction, server_round: int | str) -> str:
 def _end(instruction: Instruction) -> int:
     """Return the exclusive upper bound on the rounds whose saved state may be loaded.
 
-    After a resume, there may be saved states of the current round and of later ones.
+    After a resume, there may be saved states of the current round and of later rounds.
     """
     # in the round's first message, a state of this round is ignored
     return instruction.server_round + (not instruction.starts_round)

@@ -55,8 +55,9 @@ class Task:
     build : Callable[[float], nn.Module]
         Function of a rate that returns the model. The server uses the same function.
     seed_torch : bool
-        Whether each new model seeds torch's global generators with ``seed``, so that runs can be repeated exactly.
-        Leave it False if these generators also draw privacy noise, as in Opacus: the server knows the seed.
+        Whether torch's global generators are seeded with ``seed`` after a model is loaded, so that runs can be
+        repeated exactly. Leave it False if these generators also draw privacy noise, as in Opacus: the server
+        knows the seed.
 
     Attributes
     ----------
@@ -117,15 +118,15 @@ class Task:
         return self.instruction.config
 
     def model(self, like: nn.Module | None = None) -> nn.Module:
-        """Return a new model at the message's rate, with the received parameters and those that stay with the client.
+        """Return a new model at the message's rate, with the received parameters and the client's personal parameters.
 
         In an evaluation, batch norm uses the static moments in the message. Without them, it normalises by batch.
 
         Parameters
         ----------
         like : nn.Module | None
-            Model of another task, not trained yet. It must have the parameters that this task would load. Copying the
-            model is faster than loading the parameters.
+            Model of another task, not trained yet. It must have the parameters that this task would load. Copying this
+            model is faster than loading the parameters, but seeds no generators.
         """
         self._check_open()
         model = next(self._load())[1] if like is None else copy_exchanged(like)
@@ -138,7 +139,7 @@ class Task:
         yield from self._load()
 
     def penalty(self, model: nn.Module) -> Tensor | float:
-        """Return the penalty to add to the loss of a batch; 0 if the run uses none.
+        """Return the penalty to add to the loss of a batch; 0 if the run uses no penalty.
 
         The penalty is the sum of the terms of FedProx and of stages such as FedDyn. Call this method once in each step,
         or use ``loss``.
@@ -177,7 +178,7 @@ class Task:
             Weight of ``criterion`` in the loss of a smaller model. The divergence from the client's model has the
             weight ``1 - label_share``.
         weight : float
-            Weight of the smaller models' losses; 0: they are not trained.
+            Weight of the smaller models' losses; 0: no in-place distillation.
         temperature : float
             Divisor of the logits before the softmax. The divergence is multiplied by ``temperature ** 2``.
         """
@@ -217,7 +218,7 @@ class Task:
         model : nn.Module | None
             The trained model: its parameters are sent, its buffers are not. None in an evaluation.
         num_examples : int
-            Number of examples used. With 0 the reply does not count.
+            Number of examples used. A reply with 0 examples has the weight 0 in the mean.
         labels : Iterable[int] | Mapping[str, Iterable[int]] | None
             Classes of this client's training data; None: all classes. Only the classifier rows of these classes are
             averaged. If the model has several heads, pass a mapping from each head, named by its layer or parameter, to
@@ -226,7 +227,7 @@ class Task:
             Metrics to report. Lists are not averaged: ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn``
             receives them.
         capacity : str | float | None
-            Largest level or rate that this node can hold from the next round on. None: no change, except that a reply
+            Largest level or rate that this node can train from the next round on. None: no change, except that a reply
             to training reports the rate in the node config if it is below the message's rate.
         """
         messages.new_metrics(metrics or {}, num_examples)  # raises before the client's state is saved
