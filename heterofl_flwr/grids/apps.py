@@ -82,8 +82,7 @@ def answer(
     """Call the app with messages, and return envelopes with its replies.
 
     Several messages go to ``app.train_cohort``, if it exists. If ``train_cohort`` fails, the app is called with each
-    message alone.
-    ``begin`` is called with each context before the client runs.
+    message alone. ``begin`` is called with each context before its client runs.
     """
     cohort: Cohort | None = getattr(app, "train_cohort", None)
     if cohort is not None and len(messages) > 1:

@@ -38,7 +38,7 @@ class DeviceProfile:
     least_work: Share = 1.0
     """lower bound on the fraction of local steps that a client runs; the fraction is uniform from this bound to 1"""
     jitter: NotNegative = 0.0
-    """standard deviation of the logarithm of the speed, from round to round"""
+    """standard deviation of the logarithm of the computing speed, which is drawn anew in each round"""
     compute_watts: NotNegative = 0.0
     """power of computing, beyond the idle power of the device"""
     radio_watts: NotNegative = 0.0
@@ -76,7 +76,7 @@ class Devices:
         Profiles by level or rate. A rate without a profile uses the profile of the next larger rate. If no larger
         rate has a profile, it uses the profile of the largest rate.
     work : Workload
-        Function that returns the number of multiplications of a client, such as a ``TrainingCost``.
+        Function that returns the number of multiplications of a client in a round, such as a ``TrainingCost``.
     deadline : float
         Simulated seconds that a round waits for replies.
     """
@@ -106,11 +106,11 @@ class Devices:
         return turn.draws("drop-out").random() < self.profile(turn.rate).drop_out
 
     def step_share(self, turn: Turn) -> float:
-        """Return the fraction of the local steps that the client runs in the round."""
+        """Return the fraction of the local steps that the client runs in the round, drawn from ``least_work`` to 1."""
         return turn.draws("work").uniform(self.profile(turn.rate).least_work, 1.0)
 
     def costs(self, turn: Turn, macs: float, down: int, up: int) -> tuple[float, float]:
-        """Return seconds and joules to receive ``down`` bytes, do ``macs`` multiplications, send ``up`` bytes."""
+        """Return seconds and joules to receive ``down`` bytes, do ``macs`` multiplications and send ``up`` bytes."""
         profile = self.profile(turn.rate)
         pace = turn.draws("pace").lognormvariate(0.0, profile.jitter)
         computing = macs / (profile.macs_per_second * pace)

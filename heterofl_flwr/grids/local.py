@@ -37,7 +37,7 @@ class LocalGrid(QueuedGrid):
     by_rate : bool
         Whether all messages of a group must have the same ``rate``.
     node_config : callable, optional
-        Function from a partition to more entries of its node's ``Context.node_config``.
+        Function from a partition to additional entries of its node's ``Context.node_config``.
     run_config : mapping, optional
         ``Context.run_config`` of every node.
     cost : callable, optional

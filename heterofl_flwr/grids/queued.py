@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(order=True, slots=True)
 class Group:
-    """Messages to different nodes that a ClientApp answers in one call.
+    """Messages that a ClientApp answers in one call, each to a different node.
 
     A ``RayGrid`` runs groups in the order of ``push``, the number of the ``push_messages`` call. Groups of one push run
     in the order of ``urgency``, which is minus the expected time: the longest group runs first.
@@ -114,7 +114,7 @@ class Runner(ABC):
         """Wait at most until ``deadline`` (``time.monotonic``) for all replies; return the ids of answered messages."""
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
-        """Return and forget the replies to these messages that arrive by ``poll_until``."""
+        """Wait at most until ``poll_until`` for all replies; return and forget the replies that have arrived."""
         return [reply for id_ in self.wait(ids, self.poll_until) if (reply := self._done.pop(id_, None))]
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -133,7 +133,7 @@ class Runner(ABC):
         self._done.clear()
 
     def _keep(self, group: Group, answers: Sequence[Envelope]) -> None:
-        """Store replies and contexts, except those of cancelled messages."""
+        """Store replies and contexts, and log errors, except for cancelled messages."""
         for message, (reply, context, trouble) in zip(group.messages, answers, strict=True):
             node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
             if self._groups.pop(id_, None) is None:
@@ -286,7 +286,10 @@ class QueuedGrid(Grid):
         return most
 
     def _set_id(self, message: Message) -> str:
-        """Set a message's id and return it. Set run and sender too, which Flower before 1.38 does not do."""
+        """Set a message's id and return it. Set run and sender too, which Flower before 1.38 does not do.
+
+        Raise ``ConfigError`` for an unknown node.
+        """
         node_id = message.metadata.dst_node_id
         if node_id not in self._node_configs:
             raise ConfigError(

@@ -50,7 +50,7 @@ class ActorOptions:
         return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 
     def lack(self) -> str:
-        """Return a text on the resources that an actor needs, and those of the cluster."""
+        """Return a text on the resources that an actor needs, and on the resources of the cluster."""
         has, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
@@ -77,7 +77,7 @@ class Clients:
             )
 
     def ready(self) -> tuple[str, bool, str]:
-        """Return an error text or ``""``, whether the app has ``train_cohort``, and the path of stderr."""
+        """Return an error text or ``""``, whether the app has ``train_cohort``, and the path of the stderr file."""
         trouble = f"on {socket.gethostname()}: {self._trouble}" if self._trouble else ""
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 

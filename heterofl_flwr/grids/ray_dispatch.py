@@ -23,13 +23,13 @@ from heterofl_flwr.transport.compat import ErrorCode
 logger = logging.getLogger(__name__)
 
 RETRIES = 2
-"""Number of times that a group of messages is given to another actor after its actor has died."""
+"""Largest number of times that a group of messages is given to another actor because its actor has died."""
 
 STARTS = 3
-"""Largest number of failed starts in a row after which a replacement actor is started."""
+"""Number of failed starts in a row up to which a new actor replaces the failed actor."""
 
 PATIENCE = 60.0
-"""Seconds without a started actor until a warning, which states the resources of the cluster."""
+"""Seconds to wait for the start of an actor until a warning with the resources of the cluster is logged."""
 
 TURN = 1.0
 """Seconds between two checks of Ray's processes while a caller waits."""
@@ -193,7 +193,7 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace a dead actor, and ask whether idle actors are alive.
+        """Replace a dead actor, and call ``ready`` of all idle actors, because they may have died too.
 
         The dead actor's group is queued again, at most ``RETRIES`` times. After that, the group's messages get error
         replies. The death of an actor without a group counts as a failed start.
@@ -238,7 +238,7 @@ class ActorPool(Runner):
         return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
 
     def _describe_end(self, actor: Actor, error: Exception) -> str:
-        """Return how an actor ended, with the last lines of its stderr."""
+        """Return a text on the death of an actor, with the last lines of its stderr."""
         text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
         log = self._logs.get(actor, Path())

@@ -14,14 +14,14 @@ from heterofl_flwr.grids.queued import QueuedGrid
 class RayGrid(QueuedGrid):
     """Run any ClientApp in Ray actors, for any Flower strategy.
 
-    On CPUs, results equal those of a ``LocalGrid`` bit for bit for each number of actors, if clients seed their random
+    On CPUs, results equal those of a ``LocalGrid`` bit for bit, with any number of actors, if clients seed their random
     numbers. Actors run until ``close``, so caches in modules persist between messages. If an actor dies, it is
     replaced, and another actor gets its messages. A message gets an error reply if three actors that ran it have
     died. ``deaths`` lists the dead actors.
 
-    The grid uses the Ray cluster that this process is connected to, or else the cluster at the address ``RAY_ADDRESS``.
-    All machines of a cluster need the same packages and paths. Without a cluster, the first grid starts Ray on
-    this machine, and Ray ends when the last grid is closed.
+    The grid uses the Ray cluster that this process is connected to, or else the cluster at the address in the
+    environment variable ``RAY_ADDRESS``. All machines of a cluster need the same packages and paths. Without a cluster,
+    the first grid starts Ray on this machine, and Ray ends when the last grid is closed.
 
     Use it as a context manager, or call ``close``.
 

@@ -32,7 +32,7 @@ SECONDS_TO_CONNECT = 5.0
 """Seconds to wait for a connection to a cluster's port; Ray itself would try for half a minute."""
 
 LONGEST = 28
-"""Path length from which ``/tmp`` replaces the temporary folder, because Ray's sockets need short paths."""
+"""Length of the temporary folder's path from which ``/tmp`` replaces this folder; Ray's sockets need short paths."""
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -72,7 +72,7 @@ class Session:
 
 
 def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
-    """Join a running Ray and return {}; otherwise start Ray with ``environment``, and return this."""
+    """Join a running Ray and return {}; otherwise start Ray with ``environment``, and return ``environment``."""
     if ray.is_initialized():
         return {}
     address = os.environ.get("RAY_ADDRESS")

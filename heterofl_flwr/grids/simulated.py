@@ -132,7 +132,7 @@ class SimulatedDevices(Relay):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Advance the simulated time to the first arrival of these replies; return those that have arrived.
+        """Advance the simulated time to the arrival of the first of these replies; return the replies that arrived.
 
         While a client still trains in the grid, return no replies, because its reply may be the first. If none of the
         messages is for training, return the grid's replies.
@@ -161,7 +161,7 @@ class SimulatedDevices(Relay):
         super().cancel(message_ids)
 
     def _start(self, message: Message) -> _Flight:
-        """Write the fraction of steps to run into a message; return its ``_Flight``.
+        """Write the fraction of steps to run into a message, if it is below 1; return the message's ``_Flight``.
 
         The flight of an unavailable device has an error reply.
         """
