@@ -27,7 +27,7 @@ def whole_numbers(labels: Iterable[int]) -> list[int]:
 
 
 LabelRule = Literal["sent", "none"]
-"""Classifier rows to average from a reply: those of the labels in the reply (``sent``), or all (``none``)."""
+"""Classifier rows to average from a reply: the rows of the reply's labels (``sent``), or all rows (``none``)."""
 
 
 def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
@@ -39,8 +39,8 @@ def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
     """Return the names of the classifier's parameters; () if the classifier is unclear.
 
-    A model can list these names in its attribute ``label_rows``. Otherwise, ``_find_heads`` must return exactly
-    one layer, and this layer must not belong to a decoder.
+    A model can list these names in its attribute ``label_rows``. Otherwise, ``_find_heads`` must return exactly one
+    layer, and this layer must not belong to a decoder.
     """
     model, smaller = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(model, "label_rows", None)

@@ -155,8 +155,8 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 
     With ``capacity``, the rate is ``capacity``, but at most the global rate. Otherwise, the partitions are divided into
     equal blocks, one for each part of the mix, from the largest rate to the smallest; the last block also has the
-    remainder. If there are fewer partitions than parts, the partitions are spread evenly over the parts.
-    Partitions in idle parts, such as ``x3``, have rate 0.
+    remainder. If there are fewer partitions than parts, the partitions are spread evenly over the parts. Partitions in
+    idle parts, such as ``x3``, have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
