@@ -69,7 +69,7 @@ class Task:
     total_step : float
         Sum of the learning rates of the local steps, for SCAFFOLD. Each call of ``penalty`` or ``loss`` adds the
         learning rate that the server sent. Set the sum yourself if a step calls these methods more than once, or if
-        its learning rate is not the one that the server sent.
+        its learning rate differs from the learning rate that the server sent.
     """
 
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:

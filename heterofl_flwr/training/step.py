@@ -54,7 +54,7 @@ def compute_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of a batch, and a boolean tensor, True for correct predictions.
 
-    With ``joint_loss``, the model has several outputs; the last one gives the predictions.
+    With ``joint_loss``, the model has several outputs; the last output gives the predictions.
     """
     outputs = [model(inputs)] if joint_loss is None else cast("Exits | Nested", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
