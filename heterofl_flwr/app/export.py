@@ -156,7 +156,7 @@ def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str,
 
 
 def inputs_of(test: "Split", seed: int) -> "Tensor":
-    """Return at most ``COMPARED`` test examples as a batch. In text, ``seed`` determines the hidden words."""
+    """Return the inputs of at most ``COMPARED`` test examples. For a text, ``seed`` determines the masked words."""
     import torch
 
     from heterofl_flwr.core.randomness import derive

@@ -129,7 +129,7 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 
 
 class Holders:
-    """Running totals of the clients' weights, by plan."""
+    """Running totals, by plan, of the weights that clients have in the mean."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -145,8 +145,8 @@ class Holders:
     def add(self, plan: Plan, rows: Mapping[str, Tensor], weight: float) -> None:
         """Add a client's weight to the total of its plan.
 
-        ``rows`` lists the rows in which the client counts, by parameter name. In other parameters, it counts in all
-        rows.
+        ``rows`` lists the rows in which the client counts, by parameter name. In other parameters, and in those whose
+        rows are sliced, it counts in all its rows.
         """
         before = self._weights.get(plan, 0.0)
         by_row = self._by_row.setdefault(plan, {})

@@ -20,8 +20,8 @@ class Fidelity:
     mask_fill: Variant = "paper"
     """logits of classes that a client lacks become 0 and stay in the softmax (paper) or -inf (fixed)"""
     label_rows: Variant = "paper"
-    """a classifier row is averaged only over clients with the row's class: even if the loss is not masked (paper), or
-    only if it is masked (fixed)
+    """a classifier row is averaged only over clients with the row's class: always (paper), or just when the loss is
+    masked (fixed)
     """
     extra_rows: Variant = "paper"
     """rows beyond the classes, such as the embedding of [MASK], are averaged only over clients that send no labels

@@ -80,9 +80,9 @@ def _same(places: Places | None, others_places: Places | None) -> bool:
 
 
 class Grouping:
-    """Grouping of the positions of a trace into channels and groups.
+    """Assignment of the positions of a trace to channels, and of the channels to groups.
 
-    Channels that occur on the same axes form a group, such as the channels of a residual stream.
+    Channels that occur on exactly the same axes form a group, such as the channels of a residual stream.
     """
 
     def __init__(self, positions: Positions, axes: Sequence[Row]) -> None:
@@ -116,7 +116,7 @@ class Grouping:
         """Return the length of an axis in a slice.
 
         The result is a number if all slices have the same length, and the axis's ``Places`` if the length depends on
-        the widths. It is None if some entries are tied to no parameter, because the length is then unknown.
+        the widths. It is None if the length is unknown, because some entries can be sliced but belong to no channel.
         """
         roots = self._positions.roots(row)
         places = self.places(row)

@@ -31,14 +31,14 @@ class Step(NamedTuple):
     """An operator call in the trace of the full model.
 
     ``outputs`` has the shape of each output. In a shape, an axis that is sliced has its ``Places`` instead of a
-    length, and an axis whose length may be any number has None.
+    length, and an axis whose length in a slice is unknown has None.
     """
 
     operator: str
     tensors: list[str]  # names of the parameters and buffers among the inputs
     outputs: list[list[int | Places | None]]  # shape of each output
     numbers: tuple[float, ...] = ()  # plain numbers among the arguments
-    divisor: float | None = None  # divisor of a sum, if it is the full length of a sliced axis that was summed over
+    divisor: float | None = None  # number that divides a sum, if equal to the full length of a summed, sliced axis
 
 
 class DifferentStepError(Exception):

@@ -205,9 +205,10 @@ class Nodes(Mapping[int, Capability]):
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
     def named(self) -> dict[str, int]:
-        """Return, by name, the first round in which each node that left is away.
+        """Return a round for each name of a node.
 
-        It is 0 for present nodes with a registered name.
+        For a node that left, it is the first round in which the node is away; for a present node with a registered
+        name, 0.
         """
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 

@@ -132,10 +132,10 @@ class SimulatedDevices(Relay):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Advance the simulated time to the arrival of the first of these replies; return the replies that arrived.
+        """Advance the simulated time to the first arrival of a reply to these messages; return those that arrived.
 
-        While a client still trains in the grid, return no replies, because its reply may be the first. If none of the
-        messages is for training, return the grid's replies.
+        While the underlying grid still trains a client, return no replies, because that client's reply may arrive
+        first. If none of the messages is for training, return the replies of the underlying grid.
         """
         ids = set(message_ids)
         training = [id_ for id_ in self._out if id_ in ids]

@@ -90,9 +90,9 @@ def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
-    """Within this context, convolution weights on a CPU are in channels-last layout, if that is safe.
+    """Within this context, convolution weights on a CPU are in channels-last layout if ``to_channels_last`` allows it.
 
-    On exit the values are copied back, so references to the previous tensors remain valid.
+    On exit, the values are copied into the original tensors, so that other references to these tensors see them.
     """
     homes = to_channels_last(model)
     try:

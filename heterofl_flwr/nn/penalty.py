@@ -66,9 +66,10 @@ class Quadratic:
         return self._moved[key]
 
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
-        """Return the penalty with a tensor for every parameter, in the model's order.
+        """Return the penalty with lists of centers and directions in the order of the model's parameters.
 
-        A missing center is the parameter's current value, and a missing direction is 0.
+        A missing center is the parameter's current value, and a missing direction is 0. A list is empty if its term
+        has no effect: without strength, or without any direction.
         """
         named = list(model.named_parameters())
         centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]

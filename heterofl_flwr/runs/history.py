@@ -16,7 +16,7 @@ RECORD = TypeAdapter(RoundRecord)
 
 
 def read_history(path: Path) -> list[RoundRecord]:
-    """Return the records of all rounds. An incomplete final line, as after a power cut, is left out.
+    """Return the records of all rounds. A damaged final line, as after a power cut, is left out with a warning.
 
     Raise ``ConfigError`` for any other damaged line.
     """

@@ -1,8 +1,8 @@
 """A client's side of a round of secure aggregation: its answers to five questions of the server.
 
 The client answers, in this order, with: its public keys; shares of its private key; its masked change; shares that
-unmask the sum except its classifier rows; shares that unmask these rows. With the same keys, it answers each question
-only once.
+unmask the sum of everything but classifier rows; shares that unmask these rows. With the same keys, it answers each
+question only once.
 """
 
 import json
@@ -18,7 +18,7 @@ from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
 from heterofl_flwr.secure.roster import Part, Roster, open_rings, parts_by_slice
 
 Fill = Callable[[Roster, Plan, int], crypto.Words]
-"""Function that returns the client's change in steps of the fixed-point grid.
+"""Function that returns the client's change as integers: multiples of the fixed-point step.
 
 Its arguments are the roster, the client's slice and the number of clients in the sum.
 """

@@ -47,8 +47,8 @@ class Roster:
     grid
         With noise, the clipping norm and the step size of the fixed-point changes; without noise, empty.
     plans
-        The distinct slices. For each axis: its length, and the positions that the slice holds. If these are the
-        first positions, only their number is stored.
+        The distinct slices. A slice has a pair for each axis of each parameter: the axis's length, and the positions
+        that the slice holds. The first n positions are stored as the number n.
     clients
         For each client, the index of its slice, its public key for masks and its public key for shares.
     """

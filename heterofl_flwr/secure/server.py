@@ -127,10 +127,10 @@ class ServerRound:
         self._take_off(set(numbers), shares)
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return, for each parameter, the sum of changes in steps, and the number of clients of each entry.
+        """Return two tensors for each parameter: the sum of the clients' changes, and the number of clients by entry.
 
-        The number is 0 for entries that are still masked. It is -1 for entries of a classifier row if the
-        row's number of clients is masked or impossible.
+        Sums are multiples of the fixed-point step. The number is 0 for entries whose sum is still masked. For other
+        entries of a classifier row, it is -1 if the row's own count is still masked, or impossible as some client lied.
         """
         holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0

@@ -151,7 +151,9 @@ class DistillSettings(DistillOptions):
     models: value_types.Architectures = ()
     """architectures of the clients in FedH2L, assigned in turn"""
     label_share: ShareOrNone = 0.0
-    """weight of the labels in the loss of inner widths (train.distill); the posterior has the remaining weight"""
+    """weight of the labels in the loss of inner widths (train.distill); the
+    posterior of the client's model has the remaining weight
+    """
     ramp: ShareOrNone = 0.0
     """fraction of the rounds, at the start, in which the distillation between exits is off (train.exits=deepest) or
     grows to its full weight (train.exits=mutual)

@@ -149,9 +149,10 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
 
 
 def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
-    """Add noise to the sums of clients' clipped moments; return the means.
+    """Return batch norm moments averaged over clients, with noise added to the sums before the division.
 
-    ``merged`` has the sums by rate, in fixed-point steps. Unlike the sums, the means are not in steps.
+    ``merged`` has the sums of the clients' clipped moments by rate, as multiples of ``privacy.moments_step``. A layer
+    with count 0 is returned unchanged.
     """
     stream = Keystream()
 
@@ -161,7 +162,7 @@ def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[flo
         mean, second = (
             noised(total, privacy.moments_step, stream) / layer.count for total in (layer.first_sum, layer.second_sum)
         )
-        # A variance cannot be negative, so the clamp reveals nothing.
+        # The clamp reveals nothing, because it uses only values that have noise.
         variance = (second if kind == "paper" else second - mean**2).clamp(min=1e-5)
         # Here the count is the number of clients, and a variance needs a count of two or more.
         return build_layer_moments(kind, max(layer.count, 2), mean, variance)

@@ -184,7 +184,8 @@ class ParameterSGD(SGD):
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
         """Reset the optimiser in place, to train from the current values of the parameters with a new learning rate.
 
-        ``quadratic`` replaces the previous penalty. Both must have the same strength and the same numbers of tensors.
+        ``quadratic`` replaces the previous penalty, with the same strength and as many centers and directions; None if
+        there was none.
         """
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:

@@ -167,7 +167,7 @@ def read_npy(data: bytes) -> np.ndarray:
 
 
 def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
-    """Return the array records of a reply: ``tensors`` in the encoding ``form``, and their ``scales`` if any."""
+    """Return the array records of a reply: ``tensors``, already encoded as ``form``, and their ``scales`` if any."""
     records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
     return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
 

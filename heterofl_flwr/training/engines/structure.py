@@ -70,7 +70,7 @@ def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
 
 @singledispatch
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
-    """Return a tag and the parts of a value. The tag identifies everything except the parts."""
+    """Return a tag of a value, and its parts. Values are alike if their tags are equal and their parts are alike."""
     kind: Any = type(value)
     has_parts = hasattr(value, "__dict__")
     if isinstance(value, Tensor | type) or (kind.__hash__ is None and not has_parts):
