@@ -123,9 +123,9 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise ``ReplyError`` if this client has trained in this run, because its saved state is then lost.
+    """Raise ``ReplyError`` if a client without saved state has trained in this run: its state was lost.
 
-    Call this only for a client without saved state. ``tensors`` names the lost tensors in the error message.
+    The caller has checked that there is no saved state. ``tensors`` names the lost tensors in the error message.
     """
     if instruction.has_trained:
         raise ReplyError(

@@ -56,10 +56,10 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Couple ``number``, the number of groups in the code, with the groups that slices keep.
+    """Couple ``number``, the number of groups that the model's code passes, with the groups that slices keep.
 
     ``groups`` has one position for each group, or is None if slices keep all groups. If slices drop groups but
-    ``number`` is a literal in the code, keep all channels.
+    ``number`` is a literal, which cannot follow them, keep all channels.
     """
     if groups is None or is_length(number):
         trace.use(number, groups)
@@ -128,9 +128,9 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 
 
 def _keep(trace: Trace, *places: object) -> None:
-    """Never slice the axes from whose lengths ``places`` were computed.
+    """Keep in full each axis whose length was used to compute one of ``places``.
 
-    ``places`` are indices on an axis that is never sliced, so they must be the same at every rate.
+    ``places`` are indices on another axis. That axis is never sliced, so they must be the same at every rate.
     """
     for place in places:
         if isinstance(place, Length):

@@ -134,7 +134,7 @@ class Architecture:
         return {}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check the parameters of a global model, and return the shared parameters.
+        """Check the parameters of a global model, and return those that clients exchange with the server.
 
         In this class, return an empty dictionary without a check.
         """
@@ -264,7 +264,7 @@ class GlobalModel(Architecture):
         return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check the parameters of a global model; return the shared parameters in the dtypes of messages."""
+        """Check a global model's parameters; return those that clients exchange, in the dtypes of messages."""
         # A ``state_dict`` lists a tied parameter under each of its names. The last entry counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)

@@ -37,8 +37,8 @@ class RunState:
     dealt
         The number of partitions of the data; 0 unless all clients report the same number.
     nodes
-        For each node that left, by name: the first round in which it was away. 0 for present nodes with a registered
-        name.
+        A round for each name of a node: for a node that left, the first round in which it was away; for a present node
+        with a registered name, 0.
     releases
         Counts of the noisy models and moments published so far, by noise and clip. Releases before a resume, and in
         earlier runs of the same strategy, are included.

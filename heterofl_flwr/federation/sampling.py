@@ -92,7 +92,7 @@ def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) ->
 
 
 def least_replies(least: MinReplies, needed: int) -> int:
-    """Return the minimum number of usable replies; ``auto`` is half of ``needed``."""
+    """Return the minimum number of usable replies: ``least``, or as a share of ``needed``; ``auto`` is one half."""
     if isinstance(least, int):
         return least
     share = exact_fraction(0.5 if least == "auto" else least)

@@ -168,10 +168,10 @@ class Price(NamedTuple):
 
 
 def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths) -> float:
-    """Return the multiplications of one example's forward passes, summed over clients.
+    """Return the mean number of multiplications in one example's forward passes, summed over clients.
 
     ``rates`` are the clients' rates, and ``macs`` maps rates to the multiplications of one pass. ``widths`` determines
-    which smaller models inside a client's model count, too.
+    which smaller models inside a client's model run forward passes, too.
     """
     return sum(
         number * passes * macs[inner]

@@ -119,9 +119,9 @@ class ServerRound:
         return {part: min(row) for part, row in sorted(numbers.items()) if min(row) >= self.roster.least}
 
     def unmask_rows(self, numbers: Mapping[Part, int], revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks from the classifier rows in ``numbers``.
+        """Remove the masks from the parts of classifiers that are the keys of ``numbers``.
 
-        ``revealed`` has the shares from ``ClientRound.reveal_rows``.
+        ``revealed`` has the shares from ``ClientRound.reveal_rows``, by client.
         """
         shares = self._collect(revealed, {client: self._of(client, set(numbers)) for client in self.survivors})
         self._take_off(set(numbers), shares)

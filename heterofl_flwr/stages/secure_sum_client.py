@@ -33,7 +33,7 @@ HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests",
 """Config keys: hashes of shares; hashes of seeds; random run id; last round in which the client masked a change."""
 
 PARTS, NUMBERS = "secure-parts", "secure-numbers"
-"""Config keys: parts of the classifier to unmask; for each part, how many clients have its rarest row."""
+"""Config keys: parts of the classifier to unmask; for each part, the smallest number of clients that have one row."""
 
 NONCE = "secure-start"
 """Config key: random number, new at each start or resume of a run, from which clients derive their random seeds."""

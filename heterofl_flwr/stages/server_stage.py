@@ -107,7 +107,7 @@ class RoundContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Requirements of a server stage, which are checked against the mean and other stages.
+    """Properties and requirements of a server stage, which are checked against the mean and other stages.
 
     Attributes
     ----------

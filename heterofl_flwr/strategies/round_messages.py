@@ -88,7 +88,7 @@ class RoundMessages:
 
     @property
     def budget(self) -> Budget:
-        """Time limit of the round. Outside ``start``, each exchange has a new limit."""
+        """Time limit of the round. If none is set, as outside ``Strategy.start``, each access returns a new one."""
         return self._budget or Budget(self._timeout)
 
     def open(self, current: Round | EvaluationRound) -> None:

@@ -207,7 +207,7 @@ class Cohort:
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Mask absent classes in logits of shape (batch, clients, classes).
 
-        ``rows`` are the clients' numbers.
+        ``rows`` are the clients' indices in the cohort.
         """
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):
