@@ -96,6 +96,16 @@ class Limits:
         if faults:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
+    def default_norm_bound(self, state: Mapping[str, Tensor], *, remote: bool) -> float:
+        """Return the bound on changes if ``norm_bound`` is not set: 0, for none, unless clients are ``remote``.
+
+        For clients on other machines, it is ``REMOTE_CHANGE`` times the L2 norm of ``state``; a norm below 1 counts as
+        1.
+        """
+        if self.norm_bound or not remote:
+            return 0.0
+        return REMOTE_CHANGE * max(1.0, math.hypot(*(tensor.norm().item() for tensor in state.values())))
+
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
         """Return ``reported`` with the rate limit and the partition of this client in the server's tables.
 
@@ -118,11 +128,3 @@ class Limits:
                 reported.capacity,
             )
         return changed
-
-
-def remote_norm_bound(state: Mapping[str, Tensor]) -> float:
-    """Return the default of ``Limits.norm_bound`` for clients on other machines.
-
-    It is ``REMOTE_CHANGE`` times the L2 norm of ``state``; a norm below 1 counts as 1.
-    """
-    return REMOTE_CHANGE * max(1.0, math.hypot(*(tensor.norm().item() for tensor in state.values())))

@@ -16,7 +16,6 @@ from heterofl_flwr.federation.architecture import State
 from heterofl_flwr.federation.client_levels import Sampled, failed_levels
 from heterofl_flwr.federation.client_metrics import Answer, majority_means
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.limits import remote_norm_bound
 from heterofl_flwr.federation.round_record import RoundRecord, server_names
 from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
@@ -74,7 +73,8 @@ class Round:
         nodes = federation.nodes
         missing = len(nodes.away) + (len(nodes.unanswered.difference(trainable)) if nodes.unanswered else 0)
         self.log.expected = self._options.sampling.number(len(trainable) + missing, "train")
-        chain.open(self._context(), default_norm_bound=remote_norm_bound(state) if remote else 0.0)
+        bound = self._options.limits.default_norm_bound(state, remote=remote)
+        chain.open(self._context(), default_norm_bound=bound)
         self.slices: dict[int, Sampled] = {}
         self.answers: dict[int, Answer] = {}
         self._sent_bytes = Counter[int]()

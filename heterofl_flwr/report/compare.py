@@ -90,11 +90,11 @@ def compare_metrics(histories: Histories, rows: Rows, metrics: Sequence[str]) ->
     table = []
     for row, runs in rows.items():
         partial = {score.name for run in runs.values() for score in scores(histories[run]) if score.partial}
-        cells = [
-            (marked(final, name in partial), difference)
-            for name, (final, difference) in zip(metrics, (by_row[row] for by_row in means), strict=True)
-        ]
-        table.append((row, str(len(runs)), *(text for pair in cells for text in pair), *_costs(runs, histories)))
+        cells: list[str] = []
+        for name, by_row in zip(metrics, means, strict=True):
+            final, difference = by_row[row]
+            cells += marked(final, name in partial), difference
+        table.append((row, str(len(runs)), *cells, *_costs(runs, histories)))
     columns = [head for name in metrics for head in (name, HEADS[-1])]
     return (*HEADS[:2], *columns, "bytes", "price"), table
 

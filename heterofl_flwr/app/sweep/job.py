@@ -239,6 +239,24 @@ def check_jobs(jobs: Iterable[Job]) -> None:
         print(size, flush=True)
 
 
+def _kept_settings(job: Job, folder: RunFolder) -> dict[str, Flat]:
+    """Return the settings with which a resumed job goes on as it began, whatever the sweep's command says.
+
+    Those that may differ on a resume are left out if the command sets them.
+    """
+    stored, settings = cast("dict[str, Flat]", folder.settings()), to_flat(job.settings)
+    # Settings of the folder that name code are kept only if this sweep names that code too. Without them, the run
+    # cannot be resumed, and its error says what they were.
+    named = named_modules(job.config.values())
+    kept = {key: stored[key] for key in KEPT if key in stored and named_modules([stored[key]]) <= named}
+    for key in [key for key in kept if settings[key] not in (kept[key], DEFAULTS[key])]:
+        if key in MAY_DIFFER_ON_RESUME:
+            del kept[key]
+        else:
+            logger.warning("%s: the job goes on with %r, with which it began", key, kept[key])
+    return kept
+
+
 def run_once(job: Job) -> bool:
     """Run or resume a job, and return True; return False if it finished or diverged before.
 
@@ -249,17 +267,7 @@ def run_once(job: Job) -> bool:
             return False
         folder, config = RunFolder(job.path), job.config
         if folder.started:
-            stored, named = cast("dict[str, Flat]", folder.settings()), named_modules(config.values())
-            # Settings of the folder that name code are kept only if this sweep names that code too. Without them,
-            # the run cannot be resumed, and its error says what they were.
-            kept = {key: stored[key] for key in KEPT if key in stored and named_modules([stored[key]]) <= named}
-            settings = to_flat(job.settings)
-            for key in [key for key in kept if settings[key] not in (kept[key], DEFAULTS[key])]:
-                if key in MAY_DIFFER_ON_RESUME:
-                    del kept[key]
-                else:
-                    logger.warning("%s: the job goes on with %r, with which it began", key, kept[key])
-            config |= {"run.resume": True, **kept}
+            config |= {"run.resume": True, **_kept_settings(job, folder)}
         options: dict[str, Any] = {name: None if value == AUTO else value for name, value in job.engine}
         options["clients"] = job.clients
         try:
