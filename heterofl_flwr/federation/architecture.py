@@ -1,45 +1,18 @@
 """Architectures: the parameters sent to clients, and the slice of each rate (relative model size)."""
 
-import logging
-from collections.abc import Collection, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.common.errors import ConfigError, RoundError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.channel_order import ChannelOrder
-from heterofl_flwr.core.checked_aggregation import value_faults
-from heterofl_flwr.core.exchanged import (
-    ALL,
-    check_patterns,
-    exchanged_dtype,
-    exchanged_parameters,
-    fingerprint,
-    first_names,
-    frozen_parameters,
-    is_shared,
-)
-from heterofl_flwr.core.label_rows import find_label_rows
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule, make_slice_function, window_number
-from heterofl_flwr.core.randomness import initial_state, kept_random_state
-from heterofl_flwr.core.slice_plan import Plan, shared_part
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.options import Options
-from heterofl_flwr.nn.buffers import find_channel_tables
-from heterofl_flwr.nn.build import called_with_rate, check_build
-from heterofl_flwr.nn.measure_moments import batch_norms
-from heterofl_flwr.nn.models import Build
-
-logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
-
-CACHED_ROUNDS = 16
-"""Maximum number of cached plans of slices that move from round to round."""
-
-CACHED_RATES = 128
-"""Maximum number of rates with cached plans. Nodes may report any rate, so the cache needs a bound."""
 
 
 class Architecture:
@@ -139,171 +112,3 @@ class Architecture:
         In this class, return an empty dictionary without a check.
         """
         return {}
-
-
-class GlobalModel(Architecture):
-    """Architecture with one global model. Each client gets a slice with the shapes of ``build(rate)``."""
-
-    def __init__(self, build: Build, mix: Mix, options: Options, seed: int = 0) -> None:
-        super().__init__(mix, options, seed)
-        check_build(build)
-        sizes = dict.fromkeys(("plan", "norms", "untrained", "frozen_fingerprint"), CACHED_RATES)
-        # Each instance has its own caches: with lru_cache as a decorator, the cache would keep all instances alive.
-        for name, size in {**sizes, "_moved_plan": CACHED_ROUNDS}.items():
-            setattr(self, name, lru_cache(size)(getattr(self, name)))
-        # A user's build may draw from the global generators.
-        self.build = kept_random_state()(called_with_rate(build))
-        self.shared = tuple(options.slicing.shared)
-        self.personal = self.shared != ALL
-        self.model = self.build(mix.global_rate)
-        self._frozen_values = frozen_parameters(self.model)
-        self.global_plan = self.plan(mix.global_rate)
-        check_patterns("by_level", options.slicing.by_level, self.global_plan.axes)
-        if options.slicing.slice_rule != "prefix":
-            self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
-        self._first_names = first_names(self.model)
-        self.dtypes = {name: exchanged_dtype(self.model.get_parameter(name)) for name in self.global_plan.axes}
-        exchanged = exchanged_parameters(self.model)
-        self.rows = self._find_rows(exchanged)
-        rows_stay = not self.rows and (self.personal or len(exchanged) < len(list(self.model.parameters())))
-        self.ignores_labels = options.averaging.labels == "none" or rows_stay
-        if options.slicing.slice_rule == "important":
-            plans = [self.plan(rate) for rate in mix.all_rates]
-            self.channel_order = ChannelOrder(self.model, plans, options.slicing.rank_margin)
-
-    def plan(self, rate: float) -> Plan:
-        """Return the plan with the first channels of each layer, in the shapes of ``build(rate)``.
-
-        Parameters that are not shared are left out.
-        """
-        model = self.build(rate)
-        plan = Plan.of(self.model, model)
-        if self.options.slicing.slice_rule != "prefix":
-            self._check_moving(model, rate)
-            plan.check_groups()
-        return shared_part(plan, self.shared)
-
-    def _check_moving(self, local: nn.Module, rate: float) -> None:
-        """Raise ``ConfigError`` if the slice of ``rate`` cannot move to other channels.
-
-        It cannot move if its model ``local`` has only a part of a frozen parameter, or of a buffer with a value for
-        each channel. These tensors are not sent, so they would keep the values of the first channels.
-        """
-        rule = self.options.slicing.slice_rule
-        if tables := find_channel_tables(self.model, local):
-            raise ConfigError(
-                f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
-                f"have a value for each channel. They are not sent: build({rate:g}) has those of the first channels, "
-                f"but a client would train other channels. Expected slice_rule='prefix', or in place of the buffer a "
-                f"parameter, torch.nn.Parameter(...), which is cut as the others"
-            )
-        frozen, values = frozen_parameters(local), self._frozen_values
-        if cut := [name for name, parameter in frozen.items() if parameter.shape != values[name].shape]:
-            raise ConfigError(
-                f"slice_rule is {rule!r}, but the frozen parameters {', '.join(cut[:5])} "
-                f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
-                f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
-            )
-
-    def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        """Return the plan of a client's slice in a round: ``plan(rate)``, moved if the slice rule moves slices."""
-        rule = self.options.slicing.slice_rule
-        if rule in NESTED_RULES:
-            return self.plan(rate)
-        return self._moved_plan(server_round, rate, partition if rule == "random-client" else 0)
-
-    def _moved_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        function = self.slice_function(self.options.slicing.slice_rule, server_round, rate, partition)
-        return self.plan(rate).sliced(function)
-
-    def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the number of channels of each batch norm layer at ``rate``, by layer name."""
-        return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
-
-    @property
-    def trains_all(self) -> bool:
-        """Whether clients train all parameters: the model has no attribute ``untrained`` and no frozen parameters.
-
-        Frozen parameters count only with privacy noise.
-        """
-        return not (hasattr(self.model, "untrained") or self._frozen)
-
-    @property
-    def _frozen(self) -> set[str]:
-        """Names of the frozen parameters, which noise must not change; empty without privacy noise."""
-        parameters = self.model.named_parameters() if self.options.privacy.noise else ()
-        return {name for name, parameter in parameters if not parameter.requires_grad}
-
-    def untrained(self, rate: float) -> frozenset[str]:
-        """Return the names of parameters that clients of ``rate`` receive and do not train.
-
-        Frozen parameters are included only with privacy noise.
-        """
-        if self.trains_all:
-            return frozenset()
-        patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
-        frozen = self._frozen
-        return frozenset(name for name in self.plan(rate).axes if name in frozen or is_shared(name, patterns))
-
-    def frozen_fingerprint(self, rate: float) -> str:
-        """Return a hash of the frozen parameters that are not sent; '' if the model has no such parameters."""
-        return fingerprint(self.build(rate))
-
-    def initial_state(self) -> State:
-        """Build the global model with the run's seed; return its shared parameters."""
-        state = initial_state(self.build, self.mix.global_rate, self.seed)
-        if _equals(state, self.model) and _equals(
-            initial_state(self.build, self.mix.global_rate, self.seed + 1), self.model
-        ):
-            logger.warning(
-                "build returns equal parameters for each seed, so seed=%d does not draw the first model: make a new "
-                "model in each call (functools.cache and elastic(model, ...) return copies of one) or call "
-                "torch.manual_seed before; values that are pretrained, or that you have seeded, may stay",
-                self.seed,
-            )
-        return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
-
-    def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Check a global model's parameters; return those that clients exchange, in the dtypes of messages."""
-        # A ``state_dict`` lists a tied parameter under each of its names. The last entry counts, as in load_state_dict.
-        tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
-        self.global_plan.check_state(tensors)
-        _check_frozen_values(self._frozen_values, tensors)
-        if integers := [name for name, dtype in self.dtypes.items() if not _can_become(tensors[name], dtype)]:
-            raise ConfigError(
-                f"initial_arrays has {integers[0]} in {tensors[integers[0]].dtype}, expected "
-                f"{self.dtypes[integers[0]]}: give floating-point numbers, such as ArrayRecord(model.state_dict())"
-            )
-        checked = {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
-        if fault := next(value_faults(checked), None):
-            raise RoundError(
-                f"the global model is not usable: {fault}; expected finite numbers of initial_arrays, and of what "
-                f"changes the model between rounds"
-            )
-        return checked
-
-    def _find_rows(self, exchanged: Collection[str]) -> list[str]:
-        label_rows = self.options.averaging.label_rows
-        names = find_label_rows(self.build, self.mix) if label_rows is None else label_rows
-        rows = dict.fromkeys(self._first_names.get(name, name) for name in names)
-        return [name for name in rows if is_shared(name, self.shared) and (label_rows or name in exchanged)]
-
-
-def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    for name, parameter in frozen.items():
-        if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
-            raise ConfigError(
-                f"initial_arrays has other values of {name} than build gives it. It is frozen "
-                f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
-                f"return heterofl_flwr.core.exchange_frozen(model)"
-            )
-
-
-def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
-
-
-def _equals(state: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Whether the parameters of ``model`` equal those in ``state``."""
-    parameters = exchanged_parameters(model)
-    return bool(state) and all(torch.equal(tensor, parameters[name].to(tensor)) for name, tensor in state.items())

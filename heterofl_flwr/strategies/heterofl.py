@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.global_model import GlobalModel
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.options import Averaging, Evaluation, Options, Slicing, Training
 from heterofl_flwr.federation.sampling import Participation, Sampling

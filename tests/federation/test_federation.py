@@ -11,7 +11,7 @@ from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
-from heterofl_flwr.federation import architecture
+from heterofl_flwr.federation import global_model
 from tests.federation.tiny import adding, build, make_app, play
 
 
@@ -83,7 +83,7 @@ def test_a_rate_without_a_model_is_the_clients_fault(caplog):
 
 
 def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(architecture, "CACHED_RATES", 4)
+    monkeypatch.setattr(global_model, "CACHED_RATES", 4)
     model = HeteroFL(build, "a1").federation.architecture
     for number in range(1, 21):
         model.plan(number / 20)
