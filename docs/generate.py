@@ -28,9 +28,9 @@ from heterofl_flwr.app.main import COMMANDS, parser
 from heterofl_flwr.app.settings import read_settings
 from heterofl_flwr.core import Fidelity
 from heterofl_flwr.core.formatting import markdown
-from heterofl_flwr.settings.defaults import NOT_IID, OTHER, PRESETS
+from heterofl_flwr.settings.auto_values import NOT_IID, OTHER, PRESETS
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import DEFAULTS, SPECS
+from heterofl_flwr.settings.validate import DEFAULTS, SPECS
 from heterofl_flwr.settings.without_torch import FILE, to_toml
 
 if TYPE_CHECKING:

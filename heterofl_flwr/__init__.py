@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.common.errors import HeteroFLError as HeteroFLError
     from heterofl_flwr.core.checked_aggregation import Aggregation as Aggregation
     from heterofl_flwr.core.fidelity import Fidelity as Fidelity
-    from heterofl_flwr.core.levels import Mix as Mix
+    from heterofl_flwr.core.mix import Mix as Mix
     from heterofl_flwr.core.robust import Robust as Robust
     from heterofl_flwr.core.slice_plan import Plan as Plan
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     )
     from heterofl_flwr.strategies.fedh2l import FedH2L as FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL as HeteroFL
-    from heterofl_flwr.training.distill import DistillOptions as DistillOptions
+    from heterofl_flwr.training.fedh2l import DistillOptions as DistillOptions
 
     __version__: str
 
@@ -75,7 +75,7 @@ _HOMES = {
         "common.errors": "HeteroFLError",
         "core.checked_aggregation": "Aggregation",
         "core.fidelity": "Fidelity",
-        "core.levels": "Mix",
+        "core.mix": "Mix",
         "core.robust": "Robust",
         "core.slice_plan": "Plan",
         "elastic_models.elastic_model": "elastic",
@@ -102,7 +102,7 @@ _HOMES = {
         "stages.server_stage": "Needs RoundContext ServerStage StatefulStage Update",
         "strategies.fedh2l": "FedH2L",
         "strategies.heterofl": "HeteroFL",
-        "training.distill": "DistillOptions",
+        "training.fedh2l": "DistillOptions",
     }.items()
     for name in names.split()
 }

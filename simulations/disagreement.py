@@ -40,8 +40,8 @@ from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.settings.flat import DEFAULTS, to_flat
 from heterofl_flwr.settings.renamed import from_stored
+from heterofl_flwr.settings.validate import DEFAULTS, to_flat
 from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 from simulations.program import parser_of, status_of, without_logs
 from simulations.results.formats import to_csv

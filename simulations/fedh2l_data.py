@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from heterofl_flwr.data import Dataset, Split, load_dataset
-from heterofl_flwr.training.distill import seed_set
+from heterofl_flwr.training.fedh2l import seed_set
 
 SEEDS = {"digits": 200, "mnist": 1000}
 """Number of examples in the seed set of FedH2L, by data set."""

@@ -16,7 +16,7 @@ from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report import Costs, MLflow, Monitor, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.runs.class_counts import count_pairs, write_counts
-from heterofl_flwr.settings.flat import to_flat
+from heterofl_flwr.settings.validate import to_flat
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.transport.arrays import read_tensors
 

@@ -17,8 +17,8 @@ from heterofl_flwr.client.queries import answer_capability, answer_moments, answ
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, ReplyError
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
-from heterofl_flwr.training.distill import learn_from_peers, posteriors
 from heterofl_flwr.training.evaluate import evaluate_each
+from heterofl_flwr.training.fedh2l import learn_from_peers, posteriors
 from heterofl_flwr.training.step import Masking
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import read_tensors

@@ -108,8 +108,8 @@ def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
     """Return the ``Source`` of a run of this package's app, from the run's settings."""
     from heterofl_flwr.app.workload import load_workload
     from heterofl_flwr.export.export import BATCH
-    from heterofl_flwr.settings.flat import to_flat
     from heterofl_flwr.settings.renamed import from_stored
+    from heterofl_flwr.settings.validate import to_flat
 
     try:
         settings = {**to_flat(from_stored(folder.settings())), "run.callbacks": ""}  # an export calls no callback

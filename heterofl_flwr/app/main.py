@@ -10,9 +10,9 @@ from types import MappingProxyType, ModuleType
 
 from heterofl_flwr import __version__
 from heterofl_flwr.app import export, keys, profile, report, run, settings, supernode, sweep
-from heterofl_flwr.common.errors import HeteroFLError, not_usable, printable, unknown_settings
+from heterofl_flwr.common.errors import HeteroFLError, printable
 from heterofl_flwr.common.user_code import allow_modules, named_modules
-from heterofl_flwr.settings.without_torch import all_settings
+from heterofl_flwr.settings.without_torch import all_settings, not_usable, unknown_settings
 
 COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
     {

@@ -9,7 +9,7 @@ from heterofl_flwr.app.server_app import build_devices, find_start, make_strateg
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.client.load_model import for_evaluation
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, counted, first_line
-from heterofl_flwr.core.levels import fixed_rate
+from heterofl_flwr.core.assignment import fixed_rate
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile

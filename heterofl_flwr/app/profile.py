@@ -27,7 +27,7 @@ from heterofl_flwr.common.user_code import load_function
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from heterofl_flwr.core.levels import Mix
+    from heterofl_flwr.core.mix import Mix
     from heterofl_flwr.nn.models import Build, Setup
     from heterofl_flwr.nn.nested import InnerWidths
     from heterofl_flwr.nn.profile import MixProfile, Profile
@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the table of costs, and the prices of mixes."""
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.core.formatting import render
-    from heterofl_flwr.core.levels import Mix, level_name
+    from heterofl_flwr.core.levels import level_name
+    from heterofl_flwr.core.mix import Mix
     from heterofl_flwr.nn.build import equal_levels
     from heterofl_flwr.nn.profile import mean_profile
 
@@ -156,8 +157,8 @@ def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, obj
     A model that ``PAPER`` lacks takes inputs of shape (3, 32, 32) by default.
     """
     from heterofl_flwr.nn.models import PAPER, Setup
-    from heterofl_flwr.settings.defaults import options_of
-    from heterofl_flwr.settings.flat import from_flat
+    from heterofl_flwr.settings.auto_values import options_of
+    from heterofl_flwr.settings.validate import from_flat
 
     if name in PAPER:
         base = PAPER[name]

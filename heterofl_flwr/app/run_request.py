@@ -20,9 +20,9 @@ from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.folder import new_path
-from heterofl_flwr.settings.defaults import CLIENTS
-from heterofl_flwr.settings.flat import flatten, from_flat, read_assignments, read_config, to_flat
+from heterofl_flwr.settings.auto_values import CLIENTS
 from heterofl_flwr.settings.renamed import from_stored
+from heterofl_flwr.settings.validate import flatten, from_flat, read_assignments, read_config, to_flat
 from heterofl_flwr.settings.value_types import Flat
 from heterofl_flwr.transport.compat import get_project_config
 

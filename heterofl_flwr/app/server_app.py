@@ -32,10 +32,10 @@ from heterofl_flwr.runs.class_counts import write_counts
 from heterofl_flwr.runs.folder import new_path
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
-from heterofl_flwr.settings.flat import INCIDENTAL, to_flat
 from heterofl_flwr.settings.method_name import run_title
 from heterofl_flwr.settings.renamed import from_stored
 from heterofl_flwr.settings.server_stages import parse_stages
+from heterofl_flwr.settings.validate import INCIDENTAL, to_flat
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.start import FederationStrategy

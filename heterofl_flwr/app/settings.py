@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 def read_settings(texts: Sequence[str]) -> list[Setting]:
     """Return all settings, changed by assignments such as ``train.lr=0.05``."""
     # Imported here, because it loads torch, which takes seconds.
-    from heterofl_flwr.settings.flat import SPECS, from_flat, read_assignments, to_flat
+    from heterofl_flwr.settings.validate import SPECS, from_flat, read_assignments, to_flat
 
     changes = read_assignments(texts)
     values = to_flat(from_flat(changes))

@@ -20,7 +20,7 @@ On the client, make a ``Task`` in ``fit`` and ``evaluate``::
             return loss, n, {"local-accuracy": accuracy}
 """
 
-from heterofl_flwr.classic.client import Task, parameters_of, properties_of
 from heterofl_flwr.classic.strategy import HeteroFL
+from heterofl_flwr.classic.task import Task, parameters_of, properties_of
 
 __all__ = ["HeteroFL", "Task", "parameters_of", "properties_of"]

@@ -21,7 +21,7 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 from flwr.serverapp import Grid
 
-from heterofl_flwr.classic.clients import Clients, collect_answers, to_replies
+from heterofl_flwr.classic.client_proxies import Clients, collect_answers, to_replies
 from heterofl_flwr.classic.translation import (
     RESERVED,
     name_arrays,
@@ -31,7 +31,7 @@ from heterofl_flwr.classic.translation import (
 )
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import exchanged_parameters
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.round_record import RoundRecord, host_log
 from heterofl_flwr.nn.models import Build

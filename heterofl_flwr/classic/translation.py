@@ -8,13 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common import Code, ConfigRecordValues, EvaluateRes, FitRes, GetPropertiesRes, Parameters, Scalar
+from flwr.common import Code, ConfigRecordValues, EvaluateRes, FitRes, GetPropertiesRes, NDArrays, Parameters, Scalar
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, short
-from heterofl_flwr.core.exchanged import ALL
+from heterofl_flwr.core.exchanged import ALL, is_shared
 from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.nn.build import new_model, plan_between
+from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import read_npy, reading_arrays
+from heterofl_flwr.transport.compat import some_identity
 from heterofl_flwr.transport.exchange import explained
 from heterofl_flwr.transport.messages import SERVER, LocalFault
 
@@ -91,6 +95,25 @@ def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
 
 def _separator(key: str) -> str:
     return "\n" if key == messages.SHARED else ","  # a pattern such as hidden.[0,1]* may have a comma
+
+
+def to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Message:
+    """Return the arguments of ``NumPyClient.fit`` or ``evaluate`` as a message; names come from ``build``."""
+    rate, shared = reading.read_value(config, messages.RATE, float), reading.read_shared(config)
+    names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
+    moments: list[str] = []
+    if config.get(messages.TASK) == messages.TASK_EVALUATE and messages.MOMENTS_KIND in config:
+        layers = {rate: batch_norms(new_model(build, rate)) for rate in reading.read_rates(config)}
+        moments = moment_names(str(config[messages.MOMENTS_KIND]), layers)
+    records = name_arrays([*names, *moments], [Array(array) for array in parameters])
+    content = RecordDict(
+        {messages.CONFIG: config, messages.ARRAYS: ArrayRecord({name: records[name] for name in names})}
+    )
+    if moments:
+        content[messages.MOMENTS] = ArrayRecord({name: records[name] for name in moments})
+    kinds = {messages.TASK_EVALUATE: "evaluate", messages.TASK_MOMENTS: messages.QUERY_MOMENTS}
+    with some_identity():
+        return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))
 
 
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:

@@ -37,7 +37,7 @@ from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
-from heterofl_flwr.training.distilled_loss import Criterion, distilled_loss
+from heterofl_flwr.training.inplace_distillation import Criterion, distilled_loss
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import pack_trained
 from heterofl_flwr.transport.compat import runs_on_node

@@ -14,10 +14,9 @@
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 __all__ = [
@@ -176,22 +175,3 @@ def check_count(name: str, value: object, least: int) -> None:
     """Raise ``ConfigError`` if ``value`` is not an integer, or is below ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r}; expected an integer of {least} or more")
-
-
-def unknown_settings(keys: Iterable[str], settings: Collection[str]) -> list[str]:
-    """Return an error message for each unknown key, with suggestions of similar names."""
-    faults = []
-    for key in (key for key in keys if key not in settings):
-        # A key with a missing or wrong group may differ from the right key in many letters.
-        near = [name for name in settings if name.rpartition(".")[2] == key.rpartition(".")[2]]
-        near = near or get_close_matches(key, settings, n=1)
-        hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
-        hint = "sweeps have methods by name: heterofl sweep method=NAME" if key == "method" else hint
-        faults.append(f"{key}: no setting has this name; {hint}")
-    return faults
-
-
-def not_usable(faults: Sequence[str]) -> ConfigError:
-    """Return one ``ConfigError`` that lists all faults of settings."""
-    several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
-    return ConfigError(several + "\n  ".join(faults))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 
 
 def whole_numbers(labels: Iterable[int]) -> list[int]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import Fault, ReplyError, RoundError, counted, without_numbers
 from heterofl_flwr.core.aggregator import Version
+from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, grown_rate, joining_rates
 from heterofl_flwr.core.counting_mean import held_by
-from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, grown_rate, joining_rates, level_name
+from heterofl_flwr.core.levels import exact_rate, level_name
 from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import Architecture

@@ -21,7 +21,7 @@ from heterofl_flwr.core.exchanged import (
     is_shared,
 )
 from heterofl_flwr.core.label_rows import find_label_rows
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.slice_plan import Plan, shared_part

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from heterofl_flwr.common.errors import Fault, RoundError, counted, name_faults
 from heterofl_flwr.common.options import Count, Natural, check, group
-from heterofl_flwr.core.levels import Mix, exact_rate
+from heterofl_flwr.core.levels import exact_rate
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.sampling import MinReplies, least_replies
 
 logger = logging.getLogger(__name__)

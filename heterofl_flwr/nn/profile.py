@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from heterofl_flwr.core.exchanged import copy_exchanged
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.execution import arguments, device_of, num_parameters, plain_attention
 from heterofl_flwr.nn.measure_moments import batch_norms

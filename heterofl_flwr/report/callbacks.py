@@ -12,7 +12,7 @@ from heterofl_flwr.federation.callbacks import Progress, RoundCallback
 from heterofl_flwr.federation.round_record import State
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import scalars
-from heterofl_flwr.settings.flat import flatten
+from heterofl_flwr.settings.validate import flatten
 
 log = logging.getLogger(__name__)
 

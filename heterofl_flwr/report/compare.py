@@ -20,7 +20,9 @@ from heterofl_flwr.report.summary import Cells, marked, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import check_known, deviation, final_values, headline, mean, scores
-from heterofl_flwr.settings.flat import (
+from heterofl_flwr.settings.method_name import method_name
+from heterofl_flwr.settings.renamed import current_names
+from heterofl_flwr.settings.validate import (
     INCIDENTAL,
     SPECS,
     flatten,
@@ -28,8 +30,6 @@ from heterofl_flwr.settings.flat import (
     to_flat,
     usual_values,
 )
-from heterofl_flwr.settings.method_name import method_name
-from heterofl_flwr.settings.renamed import current_names
 
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantiles of Student's t distribution with 1 to 10 degrees of freedom; above 10, the last value is used."""

@@ -17,7 +17,7 @@ from heterofl_flwr.runs.class_counts import ClassCounts, read_counts
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline_kind
-from heterofl_flwr.settings.flat import flatten, usual_values
+from heterofl_flwr.settings.validate import flatten, usual_values
 
 # The content security policy forbids the page to load anything, because all content is inline. The template is not in
 # a file, because Flower's app bundles leave out HTML files.

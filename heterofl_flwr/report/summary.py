@@ -14,7 +14,8 @@ from rich.text import Text
 
 from heterofl_flwr.common.errors import counted, printable, short
 from heterofl_flwr.core import formatting
-from heterofl_flwr.core.levels import Mix, level_name
+from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
-from heterofl_flwr.core.levels import Mix, level_name
+from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.grids.simulated import AWAY
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.settings.flat import flatten
+from heterofl_flwr.settings.validate import flatten
 from heterofl_flwr.transport.arrays import npy_size
 
 

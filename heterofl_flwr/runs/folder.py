@@ -33,7 +33,7 @@ from heterofl_flwr.runs.history import read_history
 from heterofl_flwr.runs.lock import acquire_lock
 from heterofl_flwr.runs.origin import command, commit, machine
 from heterofl_flwr.runs.releases import read_releases
-from heterofl_flwr.settings.flat import flatten
+from heterofl_flwr.settings.validate import flatten
 from heterofl_flwr.stages.privacy_accountant import Releases
 
 Complete = Callable[[Mapping[str, object]], Mapping[str, object]]

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import reading
 from heterofl_flwr.federation.round_record import RoundRecord
-from heterofl_flwr.settings.flat import flatten
+from heterofl_flwr.settings.validate import flatten
 from heterofl_flwr.stages.privacy_accountant import KINDS, TRAINING, Releases
 
 RELEASES = TypeAdapter(list[Releases])

@@ -6,7 +6,7 @@ from itertools import chain
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings.defaults import model_has
+from heterofl_flwr.settings.auto_values import model_has
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.value_types import AUTO
 

@@ -27,7 +27,7 @@ from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.label_rows import LabelRule
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.robust import Few, Robust, RobustKind
 from heterofl_flwr.data.known import SOURCES
@@ -41,7 +41,7 @@ from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.training.device import Precision
-from heterofl_flwr.training.distill import DistillOptions
+from heterofl_flwr.training.fedh2l import DistillOptions
 from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import SPECS, from_flat
+from heterofl_flwr.settings.validate import SPECS, from_flat
 from heterofl_flwr.settings.value_types import Flat
 
 RENAMED: Mapping[str, str] = MappingProxyType({"server.choose": "server.slice-rule"})

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
 
 from heterofl_flwr.common.options import KEYS, Count, check
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.data.splits import check_kind
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.settings.server_stages import parse_stages

@@ -1,10 +1,13 @@
-"""All settings, read from a JSON file by commands that do not load torch."""
+"""Settings for commands that do not load torch: all of them from a JSON file, and errors for unknown names."""
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
+
+from heterofl_flwr.common.errors import ConfigError
 
 FILE = Path(__file__).with_name("all_settings.json")
 """Path of the file, which ``python docs/generate.py`` writes."""
@@ -62,3 +65,22 @@ def to_toml(values: Mapping[str, Value]) -> str:
         f"{key} = {value if isinstance(value, float) else json.dumps(value, ensure_ascii=False)}\n"
         for key, value in values.items()
     )
+
+
+def unknown_settings(keys: Iterable[str], settings: Collection[str]) -> list[str]:
+    """Return an error message for each unknown key, with suggestions of similar names."""
+    faults = []
+    for key in (key for key in keys if key not in settings):
+        # A key with a missing or wrong group may differ from the right key in many letters.
+        near = [name for name in settings if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        near = near or get_close_matches(key, settings, n=1)
+        hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
+        hint = "sweeps have methods by name: heterofl sweep method=NAME" if key == "method" else hint
+        faults.append(f"{key}: no setting has this name; {hint}")
+    return faults
+
+
+def not_usable(faults: Sequence[str]) -> ConfigError:
+    """Return one ``ConfigError`` that lists all faults of settings."""
+    several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
+    return ConfigError(several + "\n  ".join(faults))

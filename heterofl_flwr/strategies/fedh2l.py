@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, stack, zeros
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, check_count
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.callbacks import RoundCallback
@@ -30,7 +30,7 @@ from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.round_messages import Budget, read_each
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.strategies.train_hooks import MetricsFn
-from heterofl_flwr.training.distill import DistillOptions, check_posteriors
+from heterofl_flwr.training.fedh2l import DistillOptions, check_posteriors
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import check_sizes, count_bytes, read_tensors
 from heterofl_flwr.transport.messages import instruction
@@ -43,7 +43,7 @@ class FedH2L(FederationStrategy):
     """Train a model of any architecture on each client, by distillation among the clients (FedH2L).
 
     Clients answer messages of the types ``train.publish`` and ``train.learn``. Functions for this are in
-    ``heterofl_flwr.training.distill``.
+    ``heterofl_flwr.training.fedh2l``.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.global_model import GlobalModel

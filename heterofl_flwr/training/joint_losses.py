@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.nn.loss import masked_cross_entropy
-from heterofl_flwr.training.distill import divergence
+from heterofl_flwr.training.fedh2l import divergence
 
 TrainedExits = Literal["last", "mutual", "deepest"]
 """Exits that a client trains.

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from heterofl_flwr.core.formatting import NOTHING
-from heterofl_flwr.core.levels import Mix, level_name, rate_of
+from heterofl_flwr.core.levels import level_name, rate_of
+from heterofl_flwr.core.mix import Mix
 from simulations.results.configurations import Reached
 from simulations.results.formats import Table, show_difference, to_markdown
 from simulations.results.paper import TOO_FEW, Job, Key, Printed

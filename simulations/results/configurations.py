@@ -8,9 +8,9 @@ from itertools import chain, product
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.client_metrics import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
-from heterofl_flwr.settings.defaults import architectures
-from heterofl_flwr.settings.flat import INCIDENTAL
+from heterofl_flwr.settings.auto_values import architectures
 from heterofl_flwr.settings.method_name import method_name
+from heterofl_flwr.settings.validate import INCIDENTAL
 from heterofl_flwr.settings.value_types import Flat
 from simulations.results.paper import Job, Key, departures, job_of
 from simulations.results.runs import FREE, OF_LEVEL, Run, Score, short_mix

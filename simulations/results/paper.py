@@ -11,12 +11,12 @@ from pathlib import Path
 from zlib import crc32
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.data.known import short_name
-from heterofl_flwr.settings.defaults import CLIENTS, preset
+from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import from_flat, to_flat
 from heterofl_flwr.settings.method_name import method_name
+from heterofl_flwr.settings.validate import from_flat, to_flat
 from heterofl_flwr.settings.value_types import Flat
 from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, short_mix
 from simulations.results.statistics import Summary

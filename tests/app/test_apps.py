@@ -16,7 +16,7 @@ from heterofl_flwr.common.errors import ConfigError, DataError, RoundError
 from heterofl_flwr.report import Recorder, RunFolder, console
 from heterofl_flwr.runs import recorder
 from heterofl_flwr.runs.origin import COMMAND, device_name
-from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.settings.validate import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
 from heterofl_flwr.transport.compat import JsonFormatter
 from heterofl_flwr.transport.relay import Relay

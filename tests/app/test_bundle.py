@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.app.run_request import CLIENT_APP, SERVER_APP
-from heterofl_flwr.settings.flat import DEFAULTS
+from heterofl_flwr.settings.validate import DEFAULTS
 from heterofl_flwr.settings.without_torch import to_toml
 from simulations.flower_internals import build_fab_from_disk, flatten_dict, load_and_validate
 from tests.docs.pages import APP, blocks

@@ -10,7 +10,7 @@ from heterofl_flwr.app import client_app
 from heterofl_flwr.app.node import AppTask
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.data import Split
-from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.settings.validate import DEFAULTS, from_flat
 from heterofl_flwr.training import EvaluateResult
 from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.transport import messages as wire

@@ -10,7 +10,7 @@ from heterofl_flwr.app.main import MISUSED, status_of
 from heterofl_flwr.app.profile import PROFILED
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER
-from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, read_assignments, read_config
+from heterofl_flwr.settings.validate import DEFAULTS, SPECS, accepts, read_assignments, read_config
 from heterofl_flwr.settings.without_torch import all_settings
 
 ROOT = Path(__file__).parents[2]

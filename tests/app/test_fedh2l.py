@@ -13,7 +13,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.settings.validate import DEFAULTS, from_flat
 from heterofl_flwr.transport.messages import instruction
 from tests.app.runs import history_of, run_kept
 from tests.federation.tiny import node_context

@@ -13,7 +13,7 @@ from heterofl_flwr.app.main import main
 from heterofl_flwr.app.preflight import check_task
 from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import from_flat
+from heterofl_flwr.settings.validate import from_flat
 from heterofl_flwr.training.batches import steps_per_epoch
 
 SMALL = ["--clients", "2", "--set", "model.hidden=4,8", "--set", "train.epochs=1", "--set", "run.callbacks="]

@@ -11,7 +11,7 @@ import torch
 from heterofl_flwr.app import preflight
 from heterofl_flwr.app.main import main
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import from_flat, to_flat
+from heterofl_flwr.settings.validate import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"
 

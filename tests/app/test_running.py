@@ -14,7 +14,7 @@ from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.settings.flat import from_flat, to_flat
+from heterofl_flwr.settings.validate import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"
 

@@ -12,7 +12,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.grids.devices import EDGE
 from heterofl_flwr.nn.layers import Scaler
-from heterofl_flwr.settings.flat import from_flat
+from heterofl_flwr.settings.validate import from_flat
 from tests.app.test_apps import SMALL, run
 
 DEEP = {"data.name": "digits", "model.hidden": "4,4,6,6", "mix": "a1-b1-c1"}

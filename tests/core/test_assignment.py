@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.levels import Mix, dynamic_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.mix import Mix
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.levels import LEVELS, Mix, exact_rate, grown_rate, level_name, rate_of
+from heterofl_flwr.core.assignment import grown_rate
+from heterofl_flwr.core.levels import LEVELS, exact_rate, level_name, rate_of
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.widths import width
 
 

@@ -13,7 +13,7 @@ from heterofl_flwr.app import server_app
 from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import from_flat
+from heterofl_flwr.settings.validate import from_flat
 from heterofl_flwr.settings.value_types import Flat
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode
 from heterofl_flwr.transport.messages import QUERY_STAGES, error_reply

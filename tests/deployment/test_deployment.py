@@ -28,7 +28,7 @@ from heterofl_flwr.app.certificates import write_node_key
 from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import flatten, from_flat
+from heterofl_flwr.settings.validate import flatten, from_flat
 from heterofl_flwr.settings.without_torch import to_toml
 from simulations.processes import Processes, free_port, kill
 from tests.deployment.howto import ADDRESS, NGINX, HowTo

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from heterofl_flwr.app.main import parse
-from heterofl_flwr.settings.flat import from_flat, read_assignments
+from heterofl_flwr.settings.validate import from_flat, read_assignments
 from simulations.flower_internals import get_flwr_command
 from tests.docs.pages import PAGES, ROOT, commands, name_of
 

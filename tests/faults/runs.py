@@ -19,7 +19,7 @@ from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.runs import checkpoint, models
-from heterofl_flwr.settings.flat import from_flat, to_flat
+from heterofl_flwr.settings.validate import from_flat, to_flat
 from heterofl_flwr.training import train_together
 
 ROUNDS, STRUCK, CLIENTS, HIT = 4, 3, 4, 1

@@ -12,7 +12,7 @@ from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import DEFAULTS, from_flat, to_flat
+from heterofl_flwr.settings.validate import DEFAULTS, from_flat, to_flat
 from tests.hostile import changes as to
 
 WORDS = [

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.core.levels import LEVELS, Mix
+from heterofl_flwr.core.levels import LEVELS
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import build_and_profile, mean_profile, profile
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from heterofl_flwr.core import Aggregation, Mix, Plan, width
-from heterofl_flwr.core.levels import fixed_rate
+from heterofl_flwr.core.assignment import fixed_rate
 from tests.parity.theirs import OURS, THEIR_HEADS, randomise
 
 pytestmark = pytest.mark.parity

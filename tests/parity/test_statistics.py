@@ -9,7 +9,7 @@ from torchvision.transforms.functional import to_pil_image
 from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn import collect_moments, with_static_norm
-from heterofl_flwr.settings.flat import from_flat
+from heterofl_flwr.settings.validate import from_flat
 from tests.parity.theirs import copy_by_position
 
 pytestmark = pytest.mark.parity

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.models import build_model

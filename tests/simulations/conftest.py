@@ -12,7 +12,7 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder, page
 from heterofl_flwr.runs import folder as run_folders
 from heterofl_flwr.runs.costs import LevelCost
-from heterofl_flwr.settings.flat import from_flat, to_flat
+from heterofl_flwr.settings.validate import from_flat, to_flat
 
 PARAMETERS = {"a": 1_556_874, "b": 391_370, "c": 98_922, "d": 25_274, "e": 6_594}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -14,9 +14,9 @@ from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.sweep.job import LAUNCH
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings.defaults import PRESETS
+from heterofl_flwr.settings.auto_values import PRESETS
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.settings.validate import DEFAULTS, from_flat
 from simulations.results.paper import DATA, Job, job_of, read_cells
 from tests.simulations.sweeping import EXPERIMENTS, composed, merged, planned
 

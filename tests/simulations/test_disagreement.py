@@ -12,8 +12,8 @@ from heterofl_flwr.app.main import main as heterofl
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.core import Plan
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.settings.renamed import from_stored
+from heterofl_flwr.settings.validate import to_flat
 from heterofl_flwr.stages.server_stage import RoundContext, Update
 from simulations import disagreement
 

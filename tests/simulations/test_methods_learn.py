@@ -12,7 +12,7 @@ from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.sweep.job import check_jobs, run_once
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import DEFAULTS, flatten
+from heterofl_flwr.settings.validate import DEFAULTS, flatten
 from tests.simulations.sweeping import job
 from tests.simulations.tiny_data import write_tiny
 

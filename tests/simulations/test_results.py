@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from heterofl_flwr.common.files import write_atomic
-from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.method_name import method_name
+from heterofl_flwr.settings.validate import from_flat
 from simulations.fedh2l_data import digits_seeds
 from simulations.results import __main__ as command
 from simulations.results.configurations import configurations

@@ -2,7 +2,7 @@
 
 import pytest
 
-from heterofl_flwr.settings.flat import from_flat
+from heterofl_flwr.settings.validate import from_flat
 from simulations.results.claims import CLAIMS, claims_page
 from simulations.results.configurations import configurations, published
 from simulations.results.paper import Job, by_job, departures, differences, job_of, read_cells

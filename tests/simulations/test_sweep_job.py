@@ -14,7 +14,7 @@ from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.settings.flat import from_flat, to_flat
+from heterofl_flwr.settings.validate import from_flat, to_flat
 from tests.simulations.sweeping import SHRUNKEN, job
 
 

@@ -28,9 +28,10 @@ from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, headline, scores
-from heterofl_flwr.settings.defaults import CLIENTS, preset
+from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import (
+from heterofl_flwr.settings.renamed import first_names
+from heterofl_flwr.settings.validate import (
     DEFAULTS,
     INCIDENTAL,
     flatten,
@@ -39,7 +40,6 @@ from heterofl_flwr.settings.flat import (
     to_flat,
     validate,
 )
-from heterofl_flwr.settings.renamed import first_names
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text, Texts
 from heterofl_flwr.settings.without_torch import Setting
 from heterofl_flwr.training.engines.plain import DivergedError

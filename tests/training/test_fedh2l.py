@@ -12,8 +12,8 @@ from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions, distill as module
-from heterofl_flwr.training.distill import DistillOptions, divergence, join_gradients, learn_from_peers
+from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions, fedh2l as module
+from heterofl_flwr.training.fedh2l import DistillOptions, divergence, join_gradients, learn_from_peers
 
 CLASSES = 4
 DRAW = torch.Generator().manual_seed(0)

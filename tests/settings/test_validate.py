@@ -11,11 +11,11 @@ from hypothesis import given, strategies as st
 from heterofl_flwr import Adagrad, Mix, Momentum, Yogi
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json
-from heterofl_flwr.settings.defaults import OTHER
+from heterofl_flwr.settings.auto_values import OTHER
 from heterofl_flwr.settings.definitions import EngineSettings
-from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, flatten, from_flat, to_flat
 from heterofl_flwr.settings.renamed import from_stored
 from heterofl_flwr.settings.server_stages import parse_stages
+from heterofl_flwr.settings.validate import DEFAULTS, SPECS, accepts, flatten, from_flat, to_flat
 from heterofl_flwr.settings.value_types import AUTO
 from heterofl_flwr.settings.without_torch import to_toml
 from heterofl_flwr.stages.server_stage import ServerStage

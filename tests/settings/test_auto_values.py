@@ -3,8 +3,8 @@
 import pytest
 
 from heterofl_flwr.nn.models import build_model
-from heterofl_flwr.settings.defaults import CLIENTS, NOT_IID, OTHER, PRESETS, model_options, with_architecture
-from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.settings.auto_values import CLIENTS, NOT_IID, OTHER, PRESETS, model_options, with_architecture
+from heterofl_flwr.settings.validate import DEFAULTS, from_flat
 from heterofl_flwr.settings.value_types import AUTO
 
 

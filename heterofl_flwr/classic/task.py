@@ -4,22 +4,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common import Context, NDArrays, Scalar, parameters_to_ndarrays
 from torch import nn
 
 from heterofl_flwr import client
-from heterofl_flwr.classic.translation import from_scalars, moment_names, name_arrays, record_parameters
+from heterofl_flwr.classic.translation import from_scalars, record_parameters, to_message
 from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import measure_moments
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.exchanged import exchanged_parameters, is_shared
-from heterofl_flwr.nn.build import new_model, plan_between
-from heterofl_flwr.nn.measure_moments import Batches, batch_norms
+from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.nn.measure_moments import Batches
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.transport import messages, reading
-from heterofl_flwr.transport.compat import some_identity
+from heterofl_flwr.transport import messages
 
 FitResult = tuple[NDArrays, int, dict[str, Scalar]]
 """Return value of ``NumPyClient.fit``."""
@@ -50,7 +47,7 @@ class Task(client.Task):
                 f"config is of type {type(config).__name__}; expected a dict: Task(parameters, config, context, build)"
             )
         record = from_scalars(config)
-        super().__init__(_to_message(parameters, record, build), context, build, seed_torch=seed_torch)
+        super().__init__(to_message(parameters, record, build), context, build, seed_torch=seed_torch)
 
     @property
     def asks_for_moments(self) -> bool:
@@ -112,21 +109,3 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
     """
     properties = cast("dict[str, Scalar]", read_capability(context))
     return {**properties, messages.MOMENTS: True} if moments else properties
-
-
-def _to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Message:
-    rate, shared = reading.read_value(config, messages.RATE, float), reading.read_shared(config)
-    names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
-    moments: list[str] = []
-    if config.get(messages.TASK) == messages.TASK_EVALUATE and messages.MOMENTS_KIND in config:
-        layers = {rate: batch_norms(new_model(build, rate)) for rate in reading.read_rates(config)}
-        moments = moment_names(str(config[messages.MOMENTS_KIND]), layers)
-    records = name_arrays([*names, *moments], [Array(array) for array in parameters])
-    content = RecordDict(
-        {messages.CONFIG: config, messages.ARRAYS: ArrayRecord({name: records[name] for name in names})}
-    )
-    if moments:
-        content[messages.MOMENTS] = ArrayRecord({name: records[name] for name in moments})
-    kinds = {messages.TASK_EVALUATE: "evaluate", messages.TASK_MOMENTS: messages.QUERY_MOMENTS}
-    with some_identity():
-        return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from heterofl_flwr.common.errors import ConfigError, not_usable, unknown_settings
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import expected
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.mix import Mix
+from heterofl_flwr.settings.auto_values import OTHER, preset
 from heterofl_flwr.settings.contradictions import find_contradictions
-from heterofl_flwr.settings.defaults import OTHER, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group
-from heterofl_flwr.settings.without_torch import Setting, read_value
+from heterofl_flwr.settings.without_torch import Setting, not_usable, read_value, unknown_settings
 
 GroupType = TypeVar("GroupType", bound=Group)
 
