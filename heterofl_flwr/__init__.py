@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile, Devices as Devices
     from heterofl_flwr.grids.local import LocalGrid as LocalGrid
     from heterofl_flwr.grids.ray_grid import RayGrid as RayGrid
-    from heterofl_flwr.grids.simulated import SimulatedDevices as SimulatedDevices
+    from heterofl_flwr.grids.simulated_devices import SimulatedDevices as SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed as Windowed
     from heterofl_flwr.nn.depth import shallow as shallow
     from heterofl_flwr.nn.penalty import Quadratic as Quadratic
@@ -88,7 +88,7 @@ _HOMES = {
         "grids.devices": "DeviceProfile Devices",
         "grids.local": "LocalGrid",
         "grids.ray_grid": "RayGrid",
-        "grids.simulated": "SimulatedDevices",
+        "grids.simulated_devices": "SimulatedDevices",
         "grids.windowed": "Windowed",
         "nn.depth": "shallow",
         "nn.penalty": "Quadratic",

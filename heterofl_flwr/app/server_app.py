@@ -26,7 +26,7 @@ from heterofl_flwr.federation.start_summary import count_releases
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, TrainingCost
 from heterofl_flwr.grids.queued import QueuedGrid
-from heterofl_flwr.grids.simulated import SimulatedDevices
+from heterofl_flwr.grids.simulated_devices import SimulatedDevices
 from heterofl_flwr.report import Console, RunFolder, write_report
 from heterofl_flwr.runs.class_counts import write_counts
 from heterofl_flwr.runs.folder import new_path

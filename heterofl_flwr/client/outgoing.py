@@ -1,19 +1,23 @@
 """Checks of the arguments that a user gives to ``Task``, and conversion of values for the reply."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor
 
-from heterofl_flwr.client.load_model import sent_tensor, warn_once
+from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.checked_aggregation import Labels
 from heterofl_flwr.core.label_rows import whole_numbers
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.transport import messages
+
+logger = logging.getLogger(__name__)
 
 Received = Callable[[], Mapping[str, Tensor]]
 """Function that returns the parameters in a message."""
@@ -101,3 +105,9 @@ def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
         f"proximal_mu is {proximal_mu:g}, and the loss has no penalty: {advice}, or set task.penalty_used = True where "
         f"the loop adds it itself"
     )
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Log a warning; in one process each text is logged only once."""
+    logger.warning("%s", text)

@@ -8,8 +8,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
+from heterofl_flwr.client.issued_models import IssuedModels
 from heterofl_flwr.client.load_model import (
-    IssuedModels,
     load_models,
     personal_state,
     read_received,

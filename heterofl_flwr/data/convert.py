@@ -9,9 +9,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Dataset, Normal, Split
-
-HELD_OUT = 5
-"""Without a test split, every fifth example of a class or an owner is held out for testing."""
+from heterofl_flwr.data.splits import hold_out
 
 MOST_EXPECTED = 1000
 """If there are no class names, a label above this number and above the number of training examples is an error."""
@@ -120,20 +118,3 @@ def number_owners(*splits: Values | None) -> list[Tensor]:
 def _number(splits: Sequence[Values], names: Sequence[int | str]) -> list[Tensor]:
     numbers = {name: number for number, name in enumerate(names)}
     return [torch.tensor([numbers[name] for name in values]) for values in splits]
-
-
-def hold_out(place: str, groups: Tensor) -> Tensor:
-    """Return a mask of the test examples: every fifth of each group, such as a class.
-
-    Raise ``DataError`` if no group has five examples. ``place`` is the source of the data.
-    """
-    sizes = groups.unique(return_counts=True)[1].tolist()
-    rank = torch.empty_like(groups)
-    rank[groups.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes])
-    is_test = rank % HELD_OUT == HELD_OUT - 1
-    if not is_test.any():
-        raise DataError(
-            f"{place} has no test split, and none of its {len(sizes)} groups (owners or classes) has {HELD_OUT} "
-            f"examples, of which one could be held out: add a test split"
-        )
-    return is_test

@@ -1,4 +1,4 @@
-"""Partitions of examples among clients, as pure functions of targets and a seed."""
+"""Partitions of examples among clients, and the test examples of data without a test split."""
 
 import re
 import warnings
@@ -12,6 +12,9 @@ from heterofl_flwr.common.errors import ConfigError, DataError, check_count, cou
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset
+
+HELD_OUT = 5
+"""Without a test split, every fifth example of a class or an owner is held out for testing."""
 
 LEAST = 2
 """Smallest number of training examples of a client in a Dirichlet split: batch norm needs two."""
@@ -221,6 +224,23 @@ def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tenso
         for mine, part in zip(parts, tested.tensor_split(ends[:-1]), strict=True):
             mine.append(part)
     return tuple(torch.cat(mine) for mine in parts)
+
+
+def hold_out(place: str, groups: Tensor) -> Tensor:
+    """Return a mask of the test examples: every fifth of each group, such as a class.
+
+    Raise ``DataError`` if no group has five examples. ``place`` is the source of the data.
+    """
+    sizes = groups.unique(return_counts=True)[1].tolist()
+    rank = torch.empty_like(groups)
+    rank[groups.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes])
+    is_test = rank % HELD_OUT == HELD_OUT - 1
+    if not is_test.any():
+        raise DataError(
+            f"{place} has no test split, and none of its {len(sizes)} groups (owners or classes) has {HELD_OUT} "
+            f"examples, of which one could be held out: add a test split"
+        )
+    return is_test
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import DataError
-from heterofl_flwr.data.convert import Values, hold_out, number_owners
+from heterofl_flwr.data.convert import Values, number_owners
 from heterofl_flwr.data.dataset import Dataset, Reading, Split
+from heterofl_flwr.data.splits import hold_out
 
 UNKNOWN, END = "<ukn>", "<eos>"
 """Special tokens: a word that the train split lacks, and the end of a text. WikiText2 itself contains a word ``<unk>``,

@@ -7,8 +7,8 @@ from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.callbacks import RunState
+from heterofl_flwr.federation.capability import Answers, Capability, check_faults
 from heterofl_flwr.federation.client_levels import Levels
-from heterofl_flwr.federation.node_admission import Answers, Capability, check_faults
 from heterofl_flwr.federation.nodes import Nodes
 from heterofl_flwr.stages.server_stage import stage_name
 

@@ -13,7 +13,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Natural, NotNegative, check, group
 from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.core.mix import Mix
-from heterofl_flwr.federation.node_admission import Capability
+from heterofl_flwr.federation.capability import Capability
 
 logger = logging.getLogger(__name__)
 

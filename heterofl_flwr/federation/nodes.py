@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import count, filterfalse
 
 from heterofl_flwr.common.errors import RoundError, counted, listed
-from heterofl_flwr.federation.node_admission import Capability
+from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.federation.round_record import RoundRecord
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from heterofl_flwr.report.monitor import Monitor
 from heterofl_flwr.report.summary import summary_table
 from heterofl_flwr.runs.costs import Costs, ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import seconds_to
 from heterofl_flwr.runs.models import load_model
 from heterofl_flwr.runs.recorder import Recorder
+from heterofl_flwr.runs.scores import seconds_to
 
 __all__ = [
     "Console",

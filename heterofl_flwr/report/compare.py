@@ -19,7 +19,8 @@ from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, marked, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import check_known, deviation, final_values, headline, mean, scores
+from heterofl_flwr.runs.metrics import check_known, deviation, final_values, mean
+from heterofl_flwr.runs.scores import headline, scores
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.renamed import current_names
 from heterofl_flwr.settings.validate import (

@@ -13,7 +13,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, progress_text
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord, State
-from heterofl_flwr.runs.metrics import SCOPES, pick_metric
+from heterofl_flwr.runs.scores import SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
 """Seconds without output after which the next reply prints a line. Within ``by_time``, a timer prints it earlier."""

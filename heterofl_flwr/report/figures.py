@@ -18,7 +18,8 @@ from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import COLOURS, MOST_NAMES, add_legend, draw_matrix, new_axes, series
 from heterofl_flwr.runs.class_counts import ClassCounts
 from heterofl_flwr.runs.costs import ModelCosts, bytes_sent, full_bytes, savings
-from heterofl_flwr.runs.metrics import SCOPES, headline_kind, pick_metric, points
+from heterofl_flwr.runs.metrics import points
+from heterofl_flwr.runs.scores import SCOPES, headline_kind, pick_metric
 
 Points = tuple[Sequence[float], Sequence[float]]
 Curves = Mapping[str, Points]

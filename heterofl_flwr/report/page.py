@@ -16,7 +16,7 @@ from heterofl_flwr.report.figures import draw_run
 from heterofl_flwr.runs.class_counts import ClassCounts, read_counts
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import headline_kind
+from heterofl_flwr.runs.scores import headline_kind
 from heterofl_flwr.settings.validate import flatten, usual_values
 
 # The content security policy forbids the page to load anything, because all content is inline. The template is not in

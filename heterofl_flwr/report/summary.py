@@ -21,7 +21,8 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.runs.class_counts import ClassCounts
 from heterofl_flwr.runs.costs import ModelCosts, price, received_rates, savings
-from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores, seconds_to
+from heterofl_flwr.runs.metrics import points
+from heterofl_flwr.runs.scores import headline, headline_kind, pick_metric, scores, seconds_to
 from heterofl_flwr.stages.privacy_accountant import KINDS
 
 LONGEST = 100  # characters of a failure's reason

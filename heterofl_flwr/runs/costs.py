@@ -16,7 +16,7 @@ from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.round_record import RoundRecord
-from heterofl_flwr.grids.simulated import AWAY
+from heterofl_flwr.grids.simulated_devices import AWAY
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile

@@ -182,28 +182,6 @@ class Roster:
         return digest(self.digest, repr(sorted(members)).encode())
 
 
-# All clients of a process have the same roster, so the result is computed once for all of them.
-@lru_cache(maxsize=2)
-def open_rings(roster: Roster, members: tuple[int, ...], survivors: tuple[int, ...]) -> frozenset[int]:
-    """Return the rings that may be unmasked: each of their entries is held by enough survivors.
-
-    A ring consists of all entries that are held by the same number of members. This number identifies the ring.
-    """
-    rings, remaining = (roster.count(whole(roster.small), clients, roster.small) for clients in (members, survivors))
-    return frozenset(int(ring) for ring in np.unique(rings) if remaining[rings == ring].min() >= roster.least)
-
-
-@lru_cache(maxsize=2)
-def parts_by_slice(roster: Roster, members: tuple[int, ...]) -> list[list[Part]]:
-    """Return, for each slice of the round, the sorted numbers of the parts to which its entries belong.
-
-    ``members`` are the clients in the sum. Part 0, entries that too few clients hold, is left out.
-    """
-    small = roster.small
-    parts_by_ring = (np.unique(roster.parts(plan, roster.count(plan, members, small))) for plan in small)
-    return [[int(part) for part in parts if part] for parts in parts_by_ring]
-
-
 @lru_cache(maxsize=1)
 def _parse(text: bytes | str) -> Roster:
     try:

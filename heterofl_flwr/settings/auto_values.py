@@ -31,6 +31,9 @@ _TABLES = {name: {key: row[number] for key, row in _ROWS.items()} for number, na
 OTHER: Mapping[str, Flat] = MappingProxyType(_TABLES.pop("other"))
 """Values that replace ``auto`` for data sets without a preset."""
 
+AUTOS = {*OTHER, "train.mask-fill"}
+"""Settings whose default is ``auto``: a value that follows from other settings."""
+
 PRESETS: Mapping[str, Mapping[str, Flat]] = MappingProxyType(_TABLES)
 """Values that replace ``auto``, by data set."""
 
@@ -55,6 +58,18 @@ def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
         values["model.hidden"] = ""
         values["model.norm"] = "sbn" if model_has(model, "norm") else "none"
     return values
+
+
+def resolve_autos(assigned: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings with ``auto`` replaced by values for the data set, split, model and fidelity."""
+    autos = auto_values(assigned)
+    return {key: autos.get(key, value) if value == AUTO else value for key, value in assigned.items()}
+
+
+def auto_values(assigned: Mapping[str, object]) -> dict[str, Flat]:
+    """Return the value that replaces ``auto`` in each setting that can be ``auto``, by key."""
+    values = preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"]))
+    return {**values, "train.mask-fill": "-inf" if assigned["fidelity"] == "fixed" else "zero"}
 
 
 def model_has(model: str, option: str) -> bool:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import expected
 from heterofl_flwr.core.mix import Mix
-from heterofl_flwr.settings.auto_values import OTHER, preset
+from heterofl_flwr.settings.auto_values import AUTOS, auto_values, resolve_autos
 from heterofl_flwr.settings.contradictions import find_contradictions
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group
@@ -26,9 +26,6 @@ INCIDENTAL = (
     *("run.dir", "run.resume", "run.callbacks", "run.checkpoint-every", "run.metrics-address", "run.log"),
 )
 """Settings that change no result."""
-
-AUTOS = {*OTHER, "train.mask-fill"}
-"""Settings whose default is ``auto``: a value that follows from other settings."""
 
 
 def fields_of(group: Any) -> Mapping[str, FieldInfo]:
@@ -70,7 +67,7 @@ def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
 def from_flat(mapping: Mapping[str, object]) -> Settings:
     """Return the settings of a run config; raise one ``ConfigError`` that lists all faults."""
     assigned = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
-    settings, faults = validate(Settings, _resolve(assigned), SPECS)
+    settings, faults = validate(Settings, resolve_autos(assigned), SPECS)
     faults = unknown_settings(mapping, SPECS) + faults
     if settings is not None and not faults:
         faults = find_contradictions(settings, assigned, DEFAULTS)
@@ -86,12 +83,12 @@ def to_flat(settings: Settings) -> dict[str, Flat]:
 
 def usual_values(settings: Mapping[str, object]) -> dict[str, Flat]:
     """Return the default of each setting for the data set, split, model and fidelity in ``settings``."""
-    return {**DEFAULTS, **_autos({**DEFAULTS, **settings})}
+    return {**DEFAULTS, **auto_values({**DEFAULTS, **settings})}
 
 
 def accepts(key: str, value: object) -> bool:
     """Whether ``value`` is valid for the setting ``key`` if all other settings have their defaults."""
-    return not validate(Settings, _resolve({**DEFAULTS, key: value}), SPECS)[1]
+    return not validate(Settings, resolve_autos({**DEFAULTS, key: value}), SPECS)[1]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -139,15 +136,3 @@ def validate(
         f"{key}: {cause}" if isinstance(cause, ConfigError) else specs[key].not_expected(flat[key])
         for key, cause in causes.items()
     ]
-
-
-def _resolve(assigned: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings with ``auto`` replaced by values for the data set, split, model and fidelity."""
-    autos = _autos(assigned)
-    return {key: autos.get(key, value) if value == AUTO else value for key, value in assigned.items()}
-
-
-def _autos(assigned: Mapping[str, object]) -> dict[str, Flat]:
-    """Return the value that replaces ``auto`` in each setting that can be ``auto``, by key."""
-    values = preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"]))
-    return {**values, "train.mask-fill": "-inf" if assigned["fidelity"] == "fixed" else "zero"}

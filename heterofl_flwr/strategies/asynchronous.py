@@ -17,13 +17,11 @@ from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import reply_or_fault
+from heterofl_flwr.strategies.time_budget import OVERDUE_SHARE
 from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
 from heterofl_flwr.transport.arrays import Slices, content_bytes, read_tensors
 from heterofl_flwr.transport.exchange import first_replies
 from heterofl_flwr.transport.relay import Costs, cancel
-
-OVERDUE_SHARE = 0.25
-"""Fraction of a step's time limit after which a client without a reply is replaced; a late reply still counts."""
 
 
 @dataclass(frozen=True, slots=True)

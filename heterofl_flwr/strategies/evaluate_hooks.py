@@ -12,7 +12,8 @@ from heterofl_flwr.federation.collect_moments import CollectedMoments
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.nn.moments import MomentsByRate
 from heterofl_flwr.strategies.node_registration import NodeRegistration
-from heterofl_flwr.strategies.round_messages import MOMENTS_SHARE, RoundMessages, read_each
+from heterofl_flwr.strategies.round_messages import RoundMessages, read_each
+from heterofl_flwr.strategies.time_budget import MOMENTS_SHARE
 from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import Slices, pack_moments

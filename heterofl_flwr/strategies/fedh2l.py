@@ -27,16 +27,14 @@ from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply
 from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.strategies.round_messages import Budget, read_each
+from heterofl_flwr.strategies.round_messages import read_each
 from heterofl_flwr.strategies.start import FederationStrategy
+from heterofl_flwr.strategies.time_budget import PUBLISH_SHARE, Budget
 from heterofl_flwr.strategies.train_hooks import MetricsFn
 from heterofl_flwr.training.fedh2l import DistillOptions, check_posteriors
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import check_sizes, count_bytes, read_tensors
 from heterofl_flwr.transport.messages import instruction
-
-PUBLISH_SHARE = 0.8
-"""Fraction of the time for training that the first exchange gets; in the second, clients take a few steps only."""
 
 
 class FedH2L(FederationStrategy):

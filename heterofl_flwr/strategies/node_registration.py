@@ -8,17 +8,15 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import Fault, RoundError, counted, listed
+from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.node_admission import Capability
 from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.federation.start_summary import warn_of_mix, warn_of_names, warn_of_untrained
-from heterofl_flwr.strategies.round_messages import Budget, query
+from heterofl_flwr.strategies.round_messages import query
+from heterofl_flwr.strategies.time_budget import QUERY_SHARE, Budget
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.compat import get_nodes
-
-QUERY_SHARE = 0.25
-"""Upper bound on the time for capability queries, as a fraction of a round's time."""
 
 QUERY_SECONDS = 120.0
 """Upper bound on the time for capability queries in seconds; a busy machine may take this long to start its clients."""

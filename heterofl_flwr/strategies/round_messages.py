@@ -1,7 +1,6 @@
-"""Messages of a round, their replies, and the time limit of the round."""
+"""Messages of a round and their replies."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -13,36 +12,15 @@ from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.strategies.time_budget import Budget
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import content_bytes
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID
 from heterofl_flwr.transport.exchange import fault_of
 
-TRAIN_SHARE = 0.8
-"""Fraction of a round's time for training, if an evaluation or queries of stages follow."""
-
-MOMENTS_SHARE = 0.5
-"""Fraction of the remaining time of a round for moments, or for each query of stages after training."""
-
-
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
-
-
-class Budget:
-    """Time limit that all exchanges of a round share."""
-
-    def __init__(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-
-    def extend(self, seconds: float) -> None:
-        """Postpone the deadline by ``seconds``."""
-        self._deadline += seconds
-
-    def remaining(self, share: float = 1.0) -> float:
-        """Return the remaining seconds times ``share``; 0 after the deadline."""
-        return share * max(0.0, self._deadline - time.monotonic())
 
 
 class Replies(Iterator[Message]):

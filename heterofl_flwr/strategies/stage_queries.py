@@ -14,9 +14,6 @@ from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.strategies.round_messages import query
 from heterofl_flwr.transport import messages, reading
 
-STAGES_SHARE = 0.25
-"""Fraction of the remaining time of a round for each query of stages before training."""
-
 Result = TypeVar("Result")
 
 

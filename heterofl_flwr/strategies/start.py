@@ -19,7 +19,7 @@ from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.strategies.arguments import check_arguments
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.evaluate_hooks import EvaluationHooks
-from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
+from heterofl_flwr.strategies.time_budget import TRAIN_SHARE
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import ENTRY_BYTES, moment_tensors, moments_by_rate, pack_tensors
 from heterofl_flwr.transport.exchange import exchange

@@ -25,8 +25,9 @@ from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.client_stage import Fields, State, TrainReply
 from heterofl_flwr.stages.privacy_accountant import Spent
 from heterofl_flwr.strategies.node_registration import NodeRegistration
-from heterofl_flwr.strategies.round_messages import MOMENTS_SHARE, RoundMessages
-from heterofl_flwr.strategies.stage_queries import STAGES_SHARE, StageQueries
+from heterofl_flwr.strategies.round_messages import RoundMessages
+from heterofl_flwr.strategies.stage_queries import StageQueries
+from heterofl_flwr.strategies.time_budget import MOMENTS_SHARE, STAGES_SHARE
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import Slices, content_bytes, pack_tensors, read_tensors
 from heterofl_flwr.transport.messages import client_config, instruction

@@ -14,9 +14,9 @@ from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.checked_aggregation import Labels, check_names
 from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.federation.client_metrics import SHARES, is_share
 from heterofl_flwr.federation.collect_moments import Norms
-from heterofl_flwr.federation.node_admission import Capability
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply
 from heterofl_flwr.transport import messages

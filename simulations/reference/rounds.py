@@ -8,9 +8,9 @@ from dataclasses import astuple, dataclass
 
 from heterofl_flwr.core import Mix
 from heterofl_flwr.data import Dataset, load_dataset
+from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.global_model import GlobalModel
-from heterofl_flwr.federation.node_admission import Capability
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.nn import PAPER

@@ -7,7 +7,7 @@ from itertools import chain, product
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.client_metrics import is_share
-from heterofl_flwr.runs.metrics import SCOPES, headline_kind
+from heterofl_flwr.runs.scores import SCOPES, headline_kind
 from heterofl_flwr.settings.auto_values import architectures
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.validate import INCIDENTAL

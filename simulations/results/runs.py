@@ -17,8 +17,8 @@ from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder
-from heterofl_flwr.runs.metrics import is_better, mode_of
 from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
+from heterofl_flwr.runs.scores import is_better, mode_of
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.renamed import from_stored
 from heterofl_flwr.settings.validate import to_flat

@@ -15,7 +15,7 @@ from heterofl_flwr.experiments import small_mnist
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.runs.costs import count_macs
-from heterofl_flwr.runs.metrics import mode_of
+from heterofl_flwr.runs.scores import mode_of
 from heterofl_flwr.settings.definitions import DataSettings, Settings
 from simulations import fedh2l_data
 from simulations.results.configurations import Configuration, possible, shown

@@ -15,8 +15,8 @@ from torch import nn
 
 from heterofl_flwr import Plan
 from heterofl_flwr.client import Task, answer_queries
-from heterofl_flwr.client.load_model import warn_once
 from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.client.outgoing import warn_once
 from heterofl_flwr.client.queries import answer_moments
 from heterofl_flwr.client.state import load_tensors, save_tensors
 from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError

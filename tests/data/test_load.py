@@ -13,8 +13,9 @@ from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data import load_dataset, split_dataset
-from heterofl_flwr.data.convert import hold_out, number_owners
+from heterofl_flwr.data.convert import number_owners
 from heterofl_flwr.data.known import Facts
+from heterofl_flwr.data.splits import hold_out
 from tests.data.files import png
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from heterofl_flwr import Evaluation
 from heterofl_flwr.client import Task
 from heterofl_flwr.federation.evaluation_round import medians
-from heterofl_flwr.runs.metrics import headline, headline_kind
+from heterofl_flwr.runs.scores import headline, headline_kind
 from tests.federation import tiny
 from tests.federation.tiny import make_app
 

@@ -10,9 +10,9 @@ from heterofl_flwr import Evaluation, HeteroFL, Limits, Mix, Slicing
 from heterofl_flwr.client import Task
 from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.global_model import GlobalModel
-from heterofl_flwr.federation.node_admission import Capability
 from heterofl_flwr.federation.options import Options
 from tests.federation.tiny import Named, add_one, build, make_app, play
 

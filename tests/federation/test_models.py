@@ -10,7 +10,7 @@ from torch import nn
 from heterofl_flwr import HeteroFL, shallow
 from heterofl_flwr.client import Task
 from heterofl_flwr.core import Mix, Plan, width
-from heterofl_flwr.federation.node_admission import Capability
+from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.nn import build_model, with_exits
 from heterofl_flwr.report import RunFolder, load_model
 from heterofl_flwr.runs.models import save_models

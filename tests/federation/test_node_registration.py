@@ -15,7 +15,7 @@ from heterofl_flwr.client import answer_queries
 from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.federation.node_admission import Capability
+from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.federation.nodes import Nodes
 from heterofl_flwr.runs.checkpoint import load_checkpoint, save_checkpoint
 from heterofl_flwr.strategies import node_registration

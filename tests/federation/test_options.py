@@ -19,7 +19,7 @@ from heterofl_flwr import (
 )
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import CountingMean
-from heterofl_flwr.federation.node_admission import Capability
+from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.server_optimizer import Nesterov
 from tests.federation.grouped import grouped

@@ -12,7 +12,7 @@ from heterofl_flwr.client import Instruction, Task
 from heterofl_flwr.client.state import load_tensors, save_tensors
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.federation.node_admission import Capability
+from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.report import Recorder, RunFolder
 from tests.federation import tiny
 from tests.federation.tiny import add_one, build, inputs, make_app

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from heterofl_flwr.federation.round_record import RoundRecord
-from heterofl_flwr.grids.simulated import AWAY
+from heterofl_flwr.grids.simulated_devices import AWAY
 from heterofl_flwr.report import seconds_to, summary_table
 from heterofl_flwr.report.summary import failure_cells, level_cells, score_cells, summary_lines
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts, full_bytes, savings

@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from heterofl_flwr.runs.metrics import deviation, headline, headline_kind, is_better, mean, scores, seconds_to
+from heterofl_flwr.runs.metrics import deviation, mean
+from heterofl_flwr.runs.scores import headline, headline_kind, is_better, scores, seconds_to
 
 
 def test_what_is_not_a_number_loses_to_everything():

@@ -27,7 +27,7 @@ from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import Score, headline, scores
+from heterofl_flwr.runs.scores import Score, headline, scores
 from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.renamed import first_names

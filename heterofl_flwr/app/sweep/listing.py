@@ -11,7 +11,8 @@ from heterofl_flwr.common.errors import counted
 from heterofl_flwr.core.formatting import duration, render, score
 from heterofl_flwr.report.summary import marked, price_text
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import Score, check_known, deviation, final_values, mean
+from heterofl_flwr.runs.metrics import check_known, deviation, final_values, mean
+from heterofl_flwr.runs.scores import Score
 from heterofl_flwr.settings.method_name import run_title
 
 HEADER = ("job", "time", "state", "unlike the published settings")

@@ -1,0 +1,68 @@
+"""The models that a task has returned: checks of the model that a user hands back, and its smaller models."""
+
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from heterofl_flwr.client.outgoing import warn_once
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.nn.build import new_model
+from heterofl_flwr.nn.execution import device_of
+from heterofl_flwr.nn.models import Build
+from heterofl_flwr.nn.nested import InnerWidth
+
+
+class IssuedModels:
+    """Registry of the models that a task has returned."""
+
+    def __init__(self) -> None:
+        self._inner = WeakKeyDictionary[nn.Module, list[InnerWidth] | None]()
+        self._names: tuple[str, ...] = ()
+
+    def add(self, model: nn.Module) -> None:
+        """Register a new model and the names of its exchanged parameters. Call this before a user can freeze some."""
+        self._names = tuple(exchanged_parameters(model))
+        self._inner[model] = None
+
+    def check(self, model: nn.Module, call: str) -> None:
+        """Raise ``ConfigError`` if the task has not returned this model."""
+        if model not in self._inner:
+            raise ConfigError(
+                f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned; "
+                f"not a copy, a model built anew or of another task, nor what DataParallel, torch.compile or Opacus "
+                f"made of it"
+            )
+
+    def parameters_of(self, model: object) -> dict[str, nn.Parameter]:
+        """Return, by name, the parameters of a trained model that are sent or stay with the client."""
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                "a reply to training carries no model: give task.reply what task.model() returned, trained"
+                if model is None
+                else f"model is of type {type(model).__name__}; expected what task.model() returned, trained"
+            )
+        self.check(model, "task.reply")
+        parameters = dict(model.named_parameters())
+        if missing := sorted(set(self._names) - parameters.keys()):
+            raise ConfigError(
+                f"the model has lost parameters since task.model() returned it ({', '.join(missing[:3])}): wrap or "
+                f"change a model in build, not afterwards"
+            )
+        trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        if unsent := [name for name in trained if name not in self._names]:
+            warn_once(
+                f"parameters are trained here and not sent, because build returns no such parameters, or returns them "
+                f"with requires_grad=False: {', '.join(unsent[:3])}"
+            )
+        return {name: parameters[name] for name in self._names}
+
+    def inner_widths(self, model: nn.Module, build: Build, rates: Iterable[float]) -> Sequence[InnerWidth]:
+        """Return the smaller models at ``rates`` that are slices of ``model``, the smallest first."""
+        widths = self._inner[model]
+        if widths is None:
+            device = device_of(model)
+            widths = [InnerWidth(model, new_model(build, rate).to(device)) for rate in sorted(rates)]
+            self._inner[model] = widths
+        return widths
