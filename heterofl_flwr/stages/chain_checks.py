@@ -7,7 +7,7 @@ from typing import Literal
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import Weights
-from heterofl_flwr.stages.client_stage import CLIENT_METHODS, CLIENT_STAGES, RespondingStage
+from heterofl_flwr.stages.client_stage import CLIENT_METHODS, CLIENT_STAGES
 from heterofl_flwr.stages.conversation import Conversation
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 
@@ -90,20 +90,11 @@ def overrides(stage: ServerStage, method: str) -> bool:
 
 def _faults_of_class(stage: ServerStage) -> Iterator[str]:
     """Yield error texts for methods of a stage that are never called, and for an unsuitable client half."""
-    name, kind = stage_name(stage), type(stage)
-    homes = dict.fromkeys(CLIENT_METHODS, f" on the server; it belongs in a ClientStage, which {name}.client() returns")
-    if not isinstance(stage, Conversation):
-        homes |= dict.fromkeys(("before", "after", "open_aggregator"), "; it belongs in a Conversation")
-    for method in (method for method in homes if callable(getattr(kind, method, None))):
-        yield f"{name}.{method} is not called{homes[method]}"
-    client = stage.client()
+    name, client = stage_name(stage), stage.client()
+    for method in (method for method in CLIENT_METHODS if callable(getattr(type(stage), method, None))):
+        yield f"{name}.{method} is not called on the server; it belongs in a ClientStage, which {name}.client() returns"
     if client is None:
         if overrides(stage, "broadcast"):
             yield f"{name}.broadcast is not called, as {name}.client() returns None; expected a ClientStage"
-        if isinstance(stage, Conversation):
-            yield f"{name}.client() returns None; expected a RespondingStage"
-        return
-    if isinstance(stage, Conversation) and not isinstance(client, RespondingStage):
-        yield f"{name}.client() returns {type(client).__name__}; expected a RespondingStage"
-    if CLIENT_STAGES.get(getattr(client, "registered_name", "")) is not type(client):
+    elif CLIENT_STAGES.get(getattr(client, "registered_name", "")) is not type(client):
         yield f"{name}.client() returns {type(client).__name__}, without a name; expected @client_stage('name') on it"

@@ -1,6 +1,6 @@
 """The chain: in which order stages run, what they may not be beside, a stage of the user's own."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +9,7 @@ from heterofl_flwr import Adam, FedDyn, HeteroFL, Momentum, MovingAverage, Plan,
 from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.client_stage import ClientStage, client_stage
-from heterofl_flwr.stages.conversation import Conversation
+from heterofl_flwr.stages.client_stage import ClientStage
 from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.server_stage import Needs, RoundContext, ServerStage, Update
 from tests.federation.grouped import grouped
@@ -101,19 +100,6 @@ class Pulls(ServerStage):
         return 0.0
 
 
-class Asks(ServerStage):
-    def before(self, clients, context):
-        yield {}
-
-
-@client_stage("nudge")
-@dataclass(frozen=True)
-class Nudge(ClientStage):
-    strength: float
-    places: int = 1
-    kind: str = "up"
-
-
 class Unregistered(ClientStage):
     pass
 
@@ -128,11 +114,6 @@ class Sends(ServerStage):
         return {}
 
 
-class Mutters(Conversation):
-    def client(self):
-        return Nudge(strength=0.5)
-
-
 class Grid(ServerStage):
     needs = Needs(changes=True, counting_mean=True, equal_weights=True)
 
@@ -144,10 +125,8 @@ class Grid(ServerStage):
             {"stages": [Pulls()]},
             r"Pulls.penalty is not called on the server; it belongs in a ClientStage, which Pulls.cl",
         ),
-        ({"stages": [Asks()]}, "Asks.before is not called; it belongs in a Conversation"),
         ({"stages": [Unnamed()]}, r"Unnamed.client\(\) returns Unregistered, without a name; expected @client_stage"),
         ({"stages": [Sends()]}, r"Sends.broadcast is not called, as Sends.client\(\) returns None"),
-        ({"stages": [Mutters()]}, r"Mutters.client\(\) returns Nudge; expected a RespondingStage"),
         (
             {"stages": [Scaffold()], "privacy": Privacy(clip=1, noise=1)},
             "Scaffold uses single replies, which have no n",

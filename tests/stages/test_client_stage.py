@@ -48,13 +48,10 @@ def test_name_and_fields_travel():
         ({"sample-stage.strength": -math.inf}, "sample-stage.strength"),
         ({"sample-stage.strength": True}, "sample-stage.strength"),
         ({"sample-stage.places": 1.0}, "sample-stage.places"),
-        ({"sample-stage.places": 2**60}, "sample-stage.places"),
-        ({"sample-stage.kind": "x" * 10_000}, "sample-stage.kind"),
         ({"sample-stage.kind": [1]}, "sample-stage.kind"),
         ({"sample-stage.flag": 1}, "sample-stage.flag"),
         ({"client-stages": ["sample-stage"]}, "client-stages"),
         ({"client-stages": "sample-stage,sample-stage"}, "client-stages"),
-        ({"client-stages": ",".join(f"s{number}" for number in range(100))}, "client-stages"),
     ],
 )
 def test_values_of_other_types_and_out_of_bounds_are_rejected(change, key):
@@ -89,11 +86,6 @@ def test_classes_that_nothing_would_call_are_refused():
             return new
 
     @dataclass(frozen=True)
-    class Answers(ClientStage):
-        def answer(self, context):
-            return {}
-
-    @dataclass(frozen=True)
     class Twice(ClientStage):
         def quadratic(self, context):
             return None
@@ -109,7 +101,7 @@ def test_classes_that_nothing_would_call_are_refused():
     class Thawed(ClientStage):
         places: int
 
-    kinds = {OnServer: "ServerStage", Answers: "RespondingStage", Twice: "quadratic", Lists: "places", Thawed: "frozen"}
+    kinds = {OnServer: "ServerStage", Twice: "quadratic", Lists: "places", Thawed: "frozen"}
     for kind, cause in kinds.items():
         with pytest.raises(ConfigError, match=cause):
             client_stage("refused")(kind)
