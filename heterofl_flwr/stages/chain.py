@@ -82,7 +82,7 @@ class Chain:
         self.broadcast = {
             f"{client.registered_name}/{name}": tensor
             for stage, client in halves
-            for name, tensor in _check_broadcast(stage, context).items()
+            for name, tensor in stage.broadcast(context).items()
         }
         open_aggregator = self.summing.open_aggregator if self.summing else self._open_aggregator
         self._aggregation = Aggregation(
@@ -128,19 +128,12 @@ class Chain:
     def close(self) -> State:
         """End the round; return the new model: the mean, as changed by the stages."""
         holders, new = self._aggregation.holders, self._aggregation.result()
-        shapes = {name: tensor.shape for name, tensor in new.items()}
         for stage in self.stages:
             if not overrides(stage, "on_mean"):
                 continue
             new = _expect(dict, stage.on_mean(new, holders, self._context), f"{stage_name(stage)}.on_mean")
             if fault := next(value_faults(new), None):
                 raise RoundError(f"{stage_name(stage)}.on_mean returned a model that is not usable: {fault}")
-            if wrong := [name for name in new if name in shapes and new[name].shape != shapes[name]]:
-                name = wrong[0]
-                raise RoundError(
-                    f"{stage_name(stage)}.on_mean returned {name} in shape {tuple(new[name].shape)}, expected "
-                    f"{tuple(shapes[name])}"
-                )
         del self._aggregation, self._context
         self.broadcast = {}
         return new
@@ -194,17 +187,6 @@ class Chain:
             )
         for stage in self.stages:
             stage.load(entries_under(f"{stage_name(stage)}/", state))
-
-
-def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:
-    tensors = stage.broadcast(context)
-    for name, tensor in tensors.items():
-        if name not in context.state or tensor.shape != context.state[name].shape:
-            raise ConfigError(
-                f"{stage_name(stage)}.broadcast: {name} is {tuple(tensor.shape)}; expected the name and shape of a "
-                f"parameter"
-            )
-    return tensors
 
 
 def _expect(kind: type[Expected], result: object, source: str) -> Expected:

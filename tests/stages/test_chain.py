@@ -166,11 +166,6 @@ class Ruins(ServerStage):
         return {name: own / 0 for name, own in new.items()}
 
 
-class Flattens(ServerStage):
-    def on_mean(self, new, holders, context):
-        return new | {"hidden.weight": new["hidden.weight"].flatten()}
-
-
 class Forgets(ServerStage):
     def on_mean(self, new, holders, context):
         new["hidden.bias"] = new["hidden.bias"] + 1
@@ -187,7 +182,6 @@ class Drops(ServerStage):
         (Forgets(), "Forgets.on_mean returned NoneType; expected dict"),
         (Drops(), "Drops.on_reply returned NoneType; expected Update"),
         (Ruins(), "Ruins.on_mean returned a model that is not usable: hidden.weight contains NaN or infinity"),
-        (Flattens(), r"Flattens.on_mean returned hidden.weight in shape \(\d+,\), expected \(\d+, \d+\)"),
     ],
 )
 def test_what_a_stage_may_not_return_is_named(stage, fault):
