@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.mix import Mix
 
 
@@ -49,12 +49,12 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
     partners = dict(smaller.named_modules())
     unshrunk: dict[str, nn.Linear] = {}
     for name, layer in model.named_modules():
-        if not isinstance(layer, nn.Linear) or name not in partners:  # a smaller model may have fewer blocks
-            continue
-        partner = partners[name]
-        if not isinstance(partner, nn.Linear):
-            raise ShapeError(f"layer {name} is Linear in the global model, but {type(partner).__name__} in a smaller")
-        if partner.out_features == layer.out_features:
+        partner = partners.get(name)  # None if the smaller model has fewer blocks
+        if (
+            isinstance(layer, nn.Linear)
+            and isinstance(partner, nn.Linear)
+            and partner.out_features == layer.out_features
+        ):
             unshrunk[name] = layer
     heads = _find_heads(model, unshrunk)
     if len(heads) != 1 or _is_decoder(model, *heads):
