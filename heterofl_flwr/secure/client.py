@@ -11,7 +11,7 @@ from functools import cached_property
 from secrets import token_bytes
 from typing import NamedTuple, Protocol
 
-from heterofl_flwr.common.errors import HeteroFLError, ReplyError
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
@@ -75,11 +75,6 @@ class MaskedRounds:
         """Return the last round of a run in which this client masked a change; 0 if it never did."""
         rounds = [json.loads(self._memory.get(self.KEY, b"{}")).get(str(run), 0)]
         if self._records is not None and (record := self._records.read(f"{self.KEY}-{run:016x}")) is not None:
-            if not record.isdigit():
-                raise HeteroFLError(
-                    f"the record {self.KEY}-{run:016x} of this node is {record[:20]!r}; expected the last round of "
-                    f"secure aggregation that it took part in: put back a copy, or write that number into it"
-                )
             rounds.append(int(record))
         return int(max(rounds))
 
