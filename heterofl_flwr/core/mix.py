@@ -78,10 +78,6 @@ class Mix:
         """The distinct rates of the global model and of the clients, descending."""
         return tuple(dict.fromkeys((self.global_rate, *self.rates)))
 
-    def rates_inside(self, rate: float) -> tuple[float, ...]:
-        """Return the rates of the mix below ``rate``, descending."""
-        return tuple(smaller for smaller in self.rates if smaller < rate)
-
     @property
     def parts(self) -> tuple[float, ...]:
         """The rate of each part of the mix, descending; 0 for parts whose clients never train (``x3``)."""

@@ -99,8 +99,7 @@ class Architecture:
         """
         slicing = self.options.slicing
         is_nested = slicing.slice_rule in NESTED_RULES and not slicing.by_level
-        nested = self.mix.rates_inside(rate) if is_nested else ()
-        return [rate, *nested]
+        return [rate, *(smaller for smaller in self.mix.rates if is_nested and smaller < rate)]
 
     def initial_state(self) -> State:
         """Return the initial values of the shared parameters; in this class, an empty dictionary."""

@@ -71,7 +71,6 @@ def test_what_is_no_level_raises_an_error_that_lists_levels():
 )
 def test_every_form_of_a_mix_is_read(text, rates, counts):
     assert Mix.parse(text) == Mix(rates, counts)
-    assert Mix.parse(text).rates_inside(1.0) == rates[1:]
 
 
 @pytest.mark.parametrize("text", ["a1-B1--2x", "a-1", "1", "a1b1", "a1x2", "a1.5", "a1-f1", "0.5x0", None])
