@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
-from heterofl_flwr.core import Axis, axes_between, prefix, slice_plan
+from heterofl_flwr.core import Axis, axes_between, prefix
 from heterofl_flwr.core.axes import build_channel_axis, positions
-from heterofl_flwr.core.counting_mean import mean_in_place, nest
 from heterofl_flwr.core.slice_plan import Plan, Region
 from tests.core import strategies, twin
 
@@ -39,18 +38,6 @@ def test_a_functions_positions_become_plain_numbers(as_sequence):
     chosen = Axis(8, 4, 2).sliced(lambda full, kept: as_sequence([1, 3]))
     assert chosen == Axis(8, 4, 2, (1, 3))
     assert hash(chosen) == hash(Axis(8, 4, 2, (1, 3)))
-
-
-def test_a_slice_function_sees_one_part_and_no_whole_axis():
-    seen = []
-
-    def slice_function(full, kept):
-        seen.append((full, kept))
-        return range(full - kept, full)
-
-    assert Axis(12, 4, 2).sliced(slice_function) == Axis(12, 4, 2, (4, 5))
-    assert Axis(12, 12).sliced(slice_function) == Axis(12, 12)
-    assert seen == [(6, 2)]
 
 
 @pytest.mark.parametrize("axis", [Axis(8, 8), Axis(8, 8, 4), Axis(8, 8, 1, tuple(range(8)))])
@@ -107,18 +94,3 @@ def test_a_region_reads_what_the_twin_cuts(axes, transposed):
     assert torch.equal(local, twin.cut(tensor, twin.held(axes)))
     assert local.is_contiguous()
     assert not local.numel() or local.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
-
-
-def test_positions_that_clients_keep_are_not_kept_after_them():
-    caches = slice_plan._find_geometry, nest
-    sizes = set()
-    for start in range(1, 20):
-        axes = (Axis(30, 2, 1, (start, start + 1)),)
-        mean_in_place(torch.zeros(30), torch.zeros(30), {axes: 1.0})
-        sizes.add(tuple(cache.cache_info().currsize for cache in caches))
-    assert len(sizes) == 1
-
-
-def test_slices_that_cross_are_no_chain():
-    assert nest(((Axis(2, 1), Axis(2, 2)), (Axis(2, 2), Axis(2, 1)))) is None
-    assert nest(((Axis(4, 2, 2),), (Axis(4, 2),))) is None
