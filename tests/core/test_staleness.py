@@ -127,19 +127,6 @@ def test_a_version_is_a_model_of_zeros_but_for_its_slice():
     assert {name: value.tolist() for name, value in state.items()} == {"w": [[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]]}
 
 
-def test_arguments_are_not_changed():
-    state, sub = random_state(SHAPES), random_state(SHAPES, 1)
-    before = {name: own.clone() for name, own in {**state, **{f"sub/{name}": own for name, own in sub.items()}}.items()}
-    clocks = Clocks()
-    sent = clocks.snapshot(0, plan_of(1.0), random_state(SHAPES, 2))
-    clocks.step([plan_of(0.5)])
-    mean = stale_mean(state, clocks, exponent=0.5)
-    mean.add(plan_of(1.0), sub, sent=sent)
-    mean.result()
-    assert all(torch.equal(own, before[name]) for name, own in state.items())
-    assert all(torch.equal(own, before[f"sub/{name}"]) for name, own in sub.items())
-
-
 def test_the_bound_on_changes_is_about_what_was_sent():
     present, sent = random_state(SHAPES), random_state(SHAPES, 1)
     clocks = Clocks()

@@ -1,14 +1,14 @@
-"""SCAFFOLD: a slow twin of the paper's algorithm with masks over slices; after a break; over processes."""
+"""SCAFFOLD: a slow twin of the paper's algorithm with masks over slices; bytes; and misuse."""
 
 import numpy as np
 import pytest
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import HeteroFL, RayGrid, Scaffold, Training
+from heterofl_flwr import HeteroFL, Scaffold
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.scaffold import STEP
-from tests.federation.tiny import NEVER, Watched, equal, play
-from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, resumed, rounds_of
+from tests.federation.tiny import Watched, play
+from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, rounds_of
 
 
 def steps_of(partition):
@@ -63,10 +63,6 @@ def test_it_equals_a_slow_twin_over_full_tensors_with_masks():
         np.testing.assert_allclose(found.strategy.chain.state()[f"Scaffold/{name}"].numpy(), c, rtol=0, atol=1e-9)
 
 
-def test_a_run_that_goes_on_has_the_same_model():
-    assert equal(resumed(run, app, 3).state, run().state)
-
-
 def test_bytes_of_the_control_variates_are_counted():
     scaffold, plain = run(num_rounds=1), run(num_rounds=1, stages=[])
     assert scaffold.log.bytes_down == 2 * plain.log.bytes_down
@@ -93,20 +89,3 @@ def test_misuse_is_named():
         run(learning_rate=None)
     with pytest.raises(AggregationError, match=r"scaffold: .* add task.penalty\(model\) to the loss"):
         run(app=make_app(steps_of, with_penalty=False))
-
-
-@pytest.mark.simulation
-@pytest.mark.release
-@pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")
-def test_actors_give_the_same_model():
-    strategy = HeteroFL(
-        build,
-        MIX,
-        stages=[Scaffold()],
-        training=Training(learning_rate=lambda _: RATE),
-        fraction_train=0.5,
-        evaluation=NEVER,
-    )
-    with RayGrid("tests.stages.test_scaffold:app", NODES, at_once=2) as grid:
-        found = strategy.start(grid, num_rounds=5).arrays
-    assert equal(found.to_torch_state_dict(), run().state)
