@@ -75,13 +75,11 @@ def flower_log() -> Iterator[None]:
 
 
 @pytest.fixture
-def identity() -> Iterator[None]:
+def identity() -> None:
     """Let this process be the server of run 7, as Flower asks of those that make messages without a grid."""
-    from heterofl_flwr.grids.apps import Identity
+    from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, set_identity
 
-    lent = Identity(7)
-    yield
-    lent.release()
+    set_identity(7, SUPERLINK_NODE_ID)
 
 
 @pytest.fixture(scope="session")

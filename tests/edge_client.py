@@ -9,8 +9,8 @@ from heterofl_flwr import Plan
 from heterofl_flwr.app.client_app import app
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.compat import ensure_identity
 
 
 def main(folder: str, level: str) -> None:
@@ -22,7 +22,7 @@ def main(folder: str, level: str) -> None:
     state = Plan.of(build(1.0), build(rate)).extract(dict(build(1.0).named_parameters()))
     sent = dict.fromkeys((messages.SEED, messages.PARTITION), 0) | {messages.RATE: rate, messages.GLOBAL_RATE: 1.0}
     sent |= {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 0.01}
-    Identity(1)
+    ensure_identity()
     content = RecordDict({messages.ARRAYS: ArrayRecord(state), messages.CONFIG: messages.new_config(sent)})
     reply = app(Message(content, 2, MessageType.TRAIN), context)
     if reply.has_error():

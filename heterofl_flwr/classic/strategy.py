@@ -43,7 +43,7 @@ from heterofl_flwr.strategies import heterofl
 from heterofl_flwr.strategies.arguments import CLASSIC
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
-from heterofl_flwr.transport.compat import set_metadata, some_identity
+from heterofl_flwr.transport.compat import ensure_identity, set_metadata
 
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 ConfigFn = Callable[[int], dict[str, Scalar]]
@@ -162,8 +162,8 @@ class HeteroFL(Strategy):
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Return a ``FitIns`` with the client's slice of the model for each sampled client."""
         config, grid = _config(self._fit_config_fn, server_round), self._grid(client_manager)
-        with some_identity():
-            sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
+        ensure_identity()
+        sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_TRAIN, FitIns)
 
     def aggregate_fit(
@@ -186,8 +186,8 @@ class HeteroFL(Strategy):
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Return an ``EvaluateIns`` with the model for each sampled client."""
         config, grid = _config(self._evaluate_config_fn, server_round), self._grid(client_manager)
-        with some_identity():
-            sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
+        ensure_identity()
+        sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_EVALUATE, EvaluateIns)
 
     def aggregate_evaluate(

@@ -18,7 +18,7 @@ from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import read_npy, reading_arrays
-from heterofl_flwr.transport.compat import some_identity
+from heterofl_flwr.transport.compat import ensure_identity
 from heterofl_flwr.transport.exchange import explained
 from heterofl_flwr.transport.messages import SERVER, LocalFault
 
@@ -112,8 +112,8 @@ def to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Mess
     if moments:
         content[messages.MOMENTS] = ArrayRecord({name: records[name] for name in moments})
     kinds = {messages.TASK_EVALUATE: "evaluate", messages.TASK_MOMENTS: messages.QUERY_MOMENTS}
-    with some_identity():
-        return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))
+    ensure_identity()
+    return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))
 
 
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:

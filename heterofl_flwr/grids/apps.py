@@ -4,7 +4,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.nn.execution import torch_threads
-from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity
+from heterofl_flwr.transport.compat import ErrorCode
 
 logger = logging.getLogger(__name__)
 
@@ -32,36 +32,6 @@ class Envelope(NamedTuple):
     trouble: str = ""
 
 
-class Identity:
-    """Identity of a run's server in Flower's process-wide state.
-
-    After the release of an instance, the state has the identity of the newest instance that is still in use. After the
-    last release it has the identity from before the first instance.
-    """
-
-    _in_use: ClassVar[list["Identity"]] = []
-    _before: ClassVar[tuple[int | None, int | None, int | None]] = (None, None, None)
-
-    def __init__(self, run_id: int) -> None:
-        if not Identity._in_use:
-            Identity._before = get_identity()
-        Identity._in_use.append(self)
-        self.set_run(run_id)
-
-    def set_run(self, run_id: int) -> None:
-        """Set the run id, here and in Flower's state."""
-        self._run_id = run_id
-        set_identity(run_id, SUPERLINK_NODE_ID)
-
-    def release(self) -> None:
-        """End the use of this instance; call it once."""
-        Identity._in_use.remove(self)
-        if Identity._in_use:
-            set_identity(Identity._in_use[-1]._run_id, SUPERLINK_NODE_ID)
-        else:
-            set_identity(*Identity._before)
-
-
 def load(client_app: ClientApp | str) -> ClientApp:
     """Return ``client_app``; import it if it is a text ``"module:attribute"``."""
     app: object = load_function(client_app, "client_app") if isinstance(client_app, str) else client_app
@@ -73,28 +43,20 @@ def load(client_app: ClientApp | str) -> ClientApp:
     return app
 
 
-def answer(
-    app: ClientApp,
-    messages: Sequence[Message],
-    contexts: Sequence[Context],
-    begin: Callable[[Context], object] = lambda context: None,
-) -> list[Envelope]:
+def answer(app: ClientApp, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Envelope]:
     """Call the app with messages, and return envelopes with its replies.
 
     Several messages go to ``app.train_cohort``, if it exists. If ``train_cohort`` fails, the app is called with each
-    message alone. ``begin`` is called with each context before its client runs.
+    message alone.
     """
     cohort: Cohort | None = getattr(app, "train_cohort", None)
     if cohort is not None and len(messages) > 1:
-        for context in contexts:
-            begin(context)
         answers = _call(cohort, messages, contexts)
         if not (trouble := answers[0].trouble):
             return answers
         logger.warning("%d messages are answered one by one, because together they failed:\n%s", len(messages), trouble)
     answers = []
     for message, context in zip(messages, contexts, strict=True):
-        begin(context)
         answers += _call(lambda messages, contexts: [app(messages[0], contexts[0])], [message], [context])
     return answers
 

@@ -53,7 +53,8 @@ class LocalGrid(QueuedGrid):
     """
 
     def _open(self, client_app: ClientApp | str) -> None:
-        self._run_clients(Inline(load(client_app), self._contexts))
+        runner = Inline(load(client_app), self._contexts)
+        self._run_clients(runner, runner.close)
 
 
 class Inline(Runner):

@@ -8,7 +8,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -18,8 +17,8 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, check_count, without_numbers
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.grids.apps import Envelope, Identity
-from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, Run, set_metadata
+from heterofl_flwr.grids.apps import Envelope
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
 from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.messages import CONFIG, RATE
 
@@ -99,7 +98,6 @@ class Runner(ABC):
     """
 
     def __init__(self, contexts: dict[int, Context]) -> None:
-        self.deaths: list[str] = []
         self._contexts = contexts
         self._groups: dict[str, Group] = {}  # by the id of each message that is unanswered and not cancelled
         self._done: dict[str, Message] = {}
@@ -168,14 +166,12 @@ class QueuedGrid(Grid):
         seed: int = 0,
     ) -> None:
         check_count("num_nodes", num_nodes, 1)
-        if not callable(cohort):
+        if callable(cohort):
+            self._cohort = cohort
+        else:
             check_count("cohort", cohort, 1)
-        if not callable(node_config or dict):
-            raise ConfigError(
-                f"node_config is {node_config!r}; expected a function from a partition to its node config"
-            )
-        self._cohort, self._by_rate = cohort, by_rate
-        self._cost = cost or (lambda message: 0.0)
+            self._cohort = lambda message: cohort
+        self._by_rate, self._cost = by_rate, cost or (lambda message: 0.0)
         self._node_configs = {
             derive(seed, "node", partition): {
                 "partition-id": partition,
@@ -194,15 +190,10 @@ class QueuedGrid(Grid):
     def _open(self, client_app: ClientApp | str) -> None:
         """Make the runner of the clients, and pass it to ``_run_clients``."""
 
-    def _run_clients(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
-        """Set the grid's runner. The grid's ``close`` closes the runner, and then calls ``afterwards``."""
+    def _run_clients(self, runner: Runner, close: Callable[[], None]) -> None:
+        """Set the grid's runner, and the function that ends it when the grid is closed or garbage-collected."""
         self._runner = runner
-        ending = ExitStack()
-        self._identity = Identity(self._run.run_id)
-        for call in (self._identity.release, *afterwards):
-            ending.callback(call)
-        ending.callback(runner.close)
-        self._finalizer = weakref.finalize(self, ending.close)
+        self._finalizer = weakref.finalize(self, close)
 
     def __enter__(self) -> Self:
         return self
@@ -219,16 +210,10 @@ class QueuedGrid(Grid):
         """Copy of Flower's ``Run`` object."""
         return Run(**vars(self._run))
 
-    @property
-    def deaths(self) -> tuple[str, ...]:
-        """Descriptions of the Ray actors that died while they ran clients."""
-        return tuple(self._runner.deaths)
-
     def set_run(self, run: Run) -> None:
         """Begin another run, with an empty ``Context.state`` for every node. Cancel unanswered messages."""
         self._runner.cancel_all()
         self._renew(run)
-        self._identity.set_run(run.run_id)
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -248,7 +233,7 @@ class QueuedGrid(Grid):
         ids = [self._set_id(message) for message in messages]
         push, share = next(self._numbers), -(-len(messages) // self._runner.gpu_workers)
         groups = (
-            together(messages, lambda message: min(self._most_together(message), share), by_rate=self._by_rate)
+            together(messages, lambda message: min(self._cohort(message), share), by_rate=self._by_rate)
             if self._runner.takes_groups
             else [[message] for message in messages]
         )
@@ -275,15 +260,11 @@ class QueuedGrid(Grid):
         self._runner.cancel(list(message_ids))
 
     def _renew(self, run: Run) -> None:
-        """Set the run, and give every node a new context."""
+        """Set the run, also as that of new messages of this process, and give every node a new context."""
         self._run = run
+        set_identity(run.run_id, SUPERLINK_NODE_ID)
         for node_id, config in self._node_configs.items():
             self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))
-
-    def _most_together(self, message: Message) -> int:
-        most = self._cohort(message) if callable(self._cohort) else self._cohort
-        check_count("cohort", most, 1)
-        return most
 
     def _set_id(self, message: Message) -> str:
         """Set a message's id and return it. Set run and sender too, which Flower before 1.38 does not do.

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.grids.apps import Envelope, answer, failure, load
-from heterofl_flwr.transport.compat import ErrorCode, set_identity
+from heterofl_flwr.transport.compat import ErrorCode, ensure_identity
 
 Actor = Any
 """Ray's handle of an actor."""
@@ -65,6 +65,7 @@ class Clients:
     def __init__(self, client_app: ClientApp | str, folder: str) -> None:
         with suppress(OSError):  # another machine may not have the folder
             os.chdir(folder)
+        ensure_identity()
         self._app, self._trouble = ClientApp(), ""
         try:
             self._app = load(client_app)
@@ -89,7 +90,7 @@ class Clients:
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]
         contexts = [cast(Context, envelope.context) for envelope in envelopes]
-        answers = answer(self._app, messages, contexts, lambda context: set_identity(context.run_id, context.node_id))
+        answers = answer(self._app, messages, contexts)
         replies = []
         for message, envelope in zip(messages, answers, strict=True):
             if envelope.trouble:

@@ -206,10 +206,9 @@ class ActorPool(Runner):
         for idle in self._idle:  # an idle actor may have died of the same cause
             self._ask(idle)
         self._idle.clear()
-        self.deaths.append(self._describe(group.messages[0], group, death))
         if group.deaths < RETRIES:
+            logger.warning("%s Another one is given its messages.", self._describe(group.messages[0], group, death))
             group.deaths += 1
-            logger.warning("%s Another one is given its messages.", self.deaths[-1])
             self._waiting = sorted([group, *self._waiting])
         else:
             code = ErrorCode.CLIENT_APP_CRASHED

@@ -3,6 +3,7 @@
 import atexit
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 from flwr.app import Message, UserConfigValue
 from flwr.clientapp import ClientApp
@@ -17,7 +18,7 @@ class RayGrid(QueuedGrid):
     On CPUs, results equal those of a ``LocalGrid`` bit for bit, with any number of actors, if clients seed their random
     numbers. Actors run until ``close``, so caches in modules persist between messages. If an actor dies, it is
     replaced, and another actor gets its messages. A message gets an error reply if three actors that ran it have
-    died. ``deaths`` lists the dead actors.
+    died.
 
     The grid uses the Ray cluster that this process is connected to, or else the cluster at the address in the
     environment variable ``RAY_ADDRESS``. All machines of a cluster need the same packages and paths. Without a cluster,
@@ -86,14 +87,14 @@ class RayGrid(QueuedGrid):
             from heterofl_flwr.grids.ray_dispatch import ActorPool
             from heterofl_flwr.grids.ray_session import Session
         options = ActorOptions(client_app, self._num_cpus, self._num_gpus, Session.enter())
-        try:
+        with ExitStack() as opened:
+            opened.callback(Session.leave)
             number = min(self._most, options.room())
             if number == 0:
                 raise ConfigError(f"no machine has room for an actor: {options.lack()}")
-            self._run_clients(ActorPool(options, number, self._contexts), Session.leave)
-        except BaseException:
-            Session.leave()
-            raise
+            pool = ActorPool(options, number, self._contexts)
+            opened.callback(pool.close)
+            self._run_clients(pool, opened.pop_all().close)
         atexit.register(self._finalizer)  # runs before Ray's own function; a bound method would keep the grid alive
 
     def close(self) -> None:

@@ -7,8 +7,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -100,27 +99,15 @@ def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:
         )
 
 
-def set_identity(run_id: int | None, node_id: int | None, task_id: int | None = 1) -> None:
-    """Set the ids of this process's run, node and task."""
-    identity: Any = TaskIdentity  # the private fields, because the properties refuse None
-    identity._run_id, identity._node_id, identity._task_id = run_id, node_id, task_id
+def set_identity(run_id: int, node_id: int) -> None:
+    """Set the run and the sender of new messages of this process."""
+    TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = run_id, node_id, 1
 
 
-def get_identity() -> tuple[int | None, int | None, int | None]:
-    """Return the ids of this process's run, node and task."""
-    return TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
-
-
-@contextmanager
-def some_identity() -> Iterator[None]:
-    """Context in which messages can be made: the ids of run and node are 0 if Flower has set none."""
-    identity = get_identity()
-    if identity[0] is None:
+def ensure_identity() -> None:
+    """Make new messages possible in this process: if Flower has set no ids of run and node, set both to 0."""
+    if TaskIdentity._run_id is None:
         set_identity(0, 0)
-    try:
-        yield
-    finally:
-        set_identity(*identity)
 
 
 def set_metadata(message: Message, **values: object) -> None:

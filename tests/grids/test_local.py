@@ -1,6 +1,5 @@
 """``LocalGrid``: Flower's interface, errors as replies, state, isolation, identity."""
 
-import gc
 import threading
 from types import SimpleNamespace
 
@@ -23,11 +22,6 @@ def test_node_ids_depend_on_the_seed_alone():
     assert ids(0) == ids(0) != ids(1)
     assert ids(0, 5)[:3] == ids(0)
     assert len({*ids(0), *ids(1), SUPERLINK_NODE_ID}) == 7
-
-
-def test_the_config_of_nodes_is_a_function_of_the_partition():
-    with pytest.raises(ConfigError, match=r"node_config is {'capacity': 'a'}; expected a function from a partition"):
-        LocalGrid(ClientApp(), 2, node_config={"capacity": "a"})
 
 
 def test_nodes_messages_and_runs_are_flowers(grid, ask):
@@ -155,22 +149,12 @@ def test_torch_uses_one_thread_in_a_client_alone():
         torch.set_num_threads(before)
 
 
-def test_flowers_identity_is_lent_and_given_back():
-    gc.collect()  # grids of other tests
-    before = compat.get_identity()
-    first, second = LocalGrid(ClientApp(), 1, seed=1), LocalGrid(ClientApp(), 1, seed=2)
-    inner = LocalGrid(ClientApp(), 1, seed=3)
-    inner.close()
-    assert compat.get_identity() == (second.run.run_id, SUPERLINK_NODE_ID, 1)
-    first.close()
-    assert compat.get_identity() == (second.run.run_id, SUPERLINK_NODE_ID, 1)
+def test_of_several_open_grids_each_sends_messages_of_its_own_run(ask):
+    first, second = (LocalGrid("odd_clients:app", 1, seed=seed) for seed in (1, 2))
     second.close()
-    assert compat.get_identity() == before
-    third = LocalGrid(ClientApp(), 1)
-    assert compat.get_identity() == (third.run.run_id, SUPERLINK_NODE_ID, 1)
-    del third  # without having been closed
-    gc.collect()
-    assert compat.get_identity() == before
+    with first:
+        (reply,) = first.send_and_receive([ask(next(iter(first.get_node_ids())), "count")])
+    assert (reply.metadata.run_id, reply.metadata.dst_node_id) == (first.run.run_id, SUPERLINK_NODE_ID)
 
 
 def test_messages_to_a_closed_grid_or_to_unknown_nodes_raise(ask):
