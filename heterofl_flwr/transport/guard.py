@@ -19,9 +19,8 @@ from flwr.serverapp import Grid
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.transport import compat, messages
 from heterofl_flwr.transport.compat import ErrorCode, get_object_head_values_from_object_content as head_of
-from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.late_nodes import LateNodes
-from heterofl_flwr.transport.relay import Relay, crosses_superlink
+from heterofl_flwr.transport.relay import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +42,6 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
     The proxy also gives up on late nodes (``LateNodes``). If the SuperLink's grid is inside a ``Relay``, return a copy
     of the ``Relay`` with the proxy inside.
     """
-    if isinstance(grid, Guarded):
-        return grid
     if isinstance(grid, Relay):
         inner = guard(grid._grid, largest_reply)
         if inner is grid._grid:
@@ -52,7 +49,7 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
         copied = copy.copy(grid)
         copied._grid = inner
         return copied
-    return LateNodes(Guarded(grid, largest_reply)) if crosses_superlink(grid) else grid
+    return LateNodes(Guarded(grid, largest_reply)) if compat.has_runtime_client(grid) else grid
 
 
 @dataclass(slots=True)
@@ -134,10 +131,6 @@ class Guarded(Relay):
                 turns.append(announced)
         self.cancel(list(replies))
         return [replies[id_] for id_ in ids if id_ in replies]
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages, and yield the replies in the order of arrival."""
-        return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Forget these messages and their replies."""

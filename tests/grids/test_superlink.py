@@ -161,5 +161,3 @@ def test_other_grids_stay_as_they_are():
     window = Windowed(grid, 2)
     assert guard(grid, lambda message: 0) is grid
     assert guard(window, lambda message: 0) is window
-    once = guard(connected(hostile_node(0, as_it_is)), lambda message: LARGEST)
-    assert guard(once, lambda message: LARGEST) is once
