@@ -24,7 +24,7 @@ from heterofl_flwr.federation.callbacks import RoundCallback, RunState
 from heterofl_flwr.federation.options import Averaging, Slicing, Training
 from heterofl_flwr.federation.start_summary import count_releases
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, TrainingCost
+from heterofl_flwr.grids.devices import EDGE, Devices, Profiles, TrainingCost
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated_devices import SimulatedDevices
 from heterofl_flwr.report import Console, RunFolder, write_report
@@ -197,7 +197,7 @@ def build_devices(workload: Workload) -> Devices | None:
     name = settings.devices.profile
     if not name:
         return None
-    profiles: Profiles = BUNDLED[name] if name in BUNDLED else load_function(name, "devices.profile")()
+    profiles: Profiles = EDGE if name == "edge" else load_function(name, "devices.profile")()
     examples, train = workload.dataset.train, settings.train
     pieces = 1.0 if examples.reading is None else examples.inputs.shape[1] / examples.reading.length
     cost = TrainingCost(

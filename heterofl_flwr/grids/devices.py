@@ -82,11 +82,8 @@ class Devices:
     """
 
     def __init__(self, profiles: Profiles, work: Workload, *, deadline: float = math.inf) -> None:
-        if not isinstance(profiles, Mapping) or not profiles:
+        if not profiles or not all(isinstance(profile, DeviceProfile) for profile in profiles.values()):
             raise ConfigError(f"device profiles are {profiles!r}; expected a mapping from levels to DeviceProfile")
-        for level, profile in profiles.items():
-            if not isinstance(profile, DeviceProfile):
-                raise ConfigError(f"the profile of level {level} is {profile!r}; expected a DeviceProfile")
         if not deadline > 0:
             raise ConfigError(f"deadline is {deadline!r}; expected a number of seconds over 0")
         self.work = work
@@ -130,11 +127,7 @@ _NAMES = [field.name for field in fields(DeviceProfile)]
 EDGE: Mapping[str, DeviceProfile] = MappingProxyType(
     {level: DeviceProfile(**dict(zip(_NAMES, values, strict=True))) for level, values in _EDGE.items()}
 )
-"""Profiles of levels a to e, from a small server to a gateway of sensors."""
-
-BUNDLED: Mapping[str, Mapping[str, DeviceProfile]] = MappingProxyType({"edge": EDGE})
-"""Sets of profiles by their name in ``devices.profile``."""
-
+"""Profiles of levels a to e, from a small server to a gateway of sensors: ``edge`` in ``devices.profile``."""
 
 PASSES = 3
 """Cost of a training step in forward passes. The backward pass counts as two forward passes."""
