@@ -26,25 +26,19 @@ class IssuedModels:
         self._names = tuple(exchanged_parameters(model))
         self._inner[model] = None
 
-    def check(self, model: nn.Module, call: str) -> None:
-        """Raise ``ConfigError`` if the task has not returned this model."""
-        if model not in self._inner:
+    def check(self, model: object, call: str) -> nn.Module:
+        """Return a model that the task has returned; raise ``ConfigError`` for any other object."""
+        if not isinstance(model, nn.Module) or model not in self._inner:
             raise ConfigError(
                 f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned; "
                 f"not a copy, a model built anew or of another task, nor what DataParallel, torch.compile or Opacus "
                 f"made of it"
             )
+        return model
 
     def parameters_of(self, model: object) -> dict[str, nn.Parameter]:
         """Return, by name, the parameters of a trained model that are sent or stay with the client."""
-        if not isinstance(model, nn.Module):
-            raise ConfigError(
-                "a reply to training carries no model: give task.reply what task.model() returned, trained"
-                if model is None
-                else f"model is of type {type(model).__name__}; expected what task.model() returned, trained"
-            )
-        self.check(model, "task.reply")
-        parameters = dict(model.named_parameters())
+        parameters = dict(self.check(model, "task.reply").named_parameters())
         if missing := sorted(set(self._names) - parameters.keys()):
             raise ConfigError(
                 f"the model has lost parameters since task.model() returned it ({', '.join(missing[:3])}): wrap or "

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
-from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.common.named_tensors import entries_under, name_misfits
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, untied
 from heterofl_flwr.core.moving_slices import make_slice_function
@@ -78,8 +78,6 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"same function from a rate to the model"
         )
     for name, parameter in parameters.items():
-        if parameter.is_meta:
-            raise ConfigError(f"{name} is on the meta device, and so has no values: build the model on a CPU or GPU")
         parameter.copy_(state[name])
     renew_spectral_norms(model)
 

@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord
 from torch import Tensor
 
 from heterofl_flwr.client.load_model import sent_tensor
@@ -14,7 +14,6 @@ from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.checked_aggregation import Labels
 from heterofl_flwr.core.label_rows import whole_numbers
-from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.transport import messages
 
 logger = logging.getLogger(__name__)
@@ -30,17 +29,6 @@ class Contents(NamedTuple):
     config: Mapping[str, object]
     metrics: Mapping[str, float | Sequence[float]]
     num_examples: int
-
-
-def check_arguments(message: object, context: object, build: object) -> None:
-    """Raise ``ConfigError`` if an argument of ``Task`` has a wrong type, or ``build`` cannot be called with a rate."""
-    for name, value, expected in (("message", message, Message), ("context", context, Context)):
-        if not isinstance(value, expected):
-            raise ConfigError(
-                f"{name} is of type {type(value).__name__}; expected a {expected.__name__}: Task(message, context, "
-                f"build)"
-            )
-    check_build(build)  # type: ignore[arg-type]
 
 
 def read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:

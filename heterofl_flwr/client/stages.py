@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.client.load_model import check_not_lost
 from heterofl_flwr.client.state import NodeFiles, load_notes
-from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
 from heterofl_flwr.stages.client_stage import ClientContext, ClientStage, Outgoing, RespondingStage, State
 from heterofl_flwr.stages.registry import read_stages
-from heterofl_flwr.transport import messages
 
 
 class ClientChain:
@@ -111,7 +110,6 @@ class StageRunner(ClientChain):
         node: Context,
     ) -> None:
         self._instruction, self.notes = instruction, load_notes(node)
-        _check_broadcast(broadcast, received)
         context = ClientContext(
             received=received,
             seed=instruction.seed,
@@ -149,13 +147,3 @@ class StageRunner(ClientChain):
             quadratics = [Quadratic(strength, self._context.received()), *filter(None, [penalty.quadratic])]
             penalty = Penalty.of(quadratics, penalty.terms)
         return penalty
-
-
-def _check_broadcast(broadcast: Mapping[str, Tensor], received: Callable[[], Mapping[str, Tensor]]) -> None:
-    for name, tensor in broadcast.items():
-        parameter = received().get(name.partition("/")[2])
-        if parameter is None or (parameter.shape, parameter.dtype) != (tensor.shape, tensor.dtype):
-            raise ReplyError(
-                f"{messages.SERVER} sent {name[:80]!r} of {tensor.dtype} and shape {tuple(tensor.shape)} for a stage, "
-                f"expected the name, type and shape of a parameter"
-            )

@@ -20,7 +20,6 @@ from heterofl_flwr.client.node_config import new_capacity
 from heterofl_flwr.client.outgoing import (
     Contents,
     check_added_once,
-    check_arguments,
     check_penalty,
     labels_config,
     read_classes,
@@ -35,6 +34,7 @@ from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.federation.round_record import host_log
+from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
 from heterofl_flwr.training.inplace_distillation import Criterion, distilled_loss
@@ -73,7 +73,7 @@ class Task:
     """
 
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:
-        check_arguments(message, context, build)
+        check_build(build)
         self.message, self.context, self.build = message, context, build
         self.instruction = Instruction.of(message)
         self.penalty_used, self.total_step = False, 0.0

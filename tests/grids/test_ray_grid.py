@@ -155,9 +155,7 @@ STEPS = {
 
 
 @pytest.mark.slow
-def test_steps_of_simulated_devices_are_those_of_a_local_grid_whoever_is_killed(
-    machine, tmp_path, monkeypatch, caplog
-):
+def test_steps_of_simulated_devices_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, monkeypatch, caplog):
     (tmp_path / "mortal_clients.py").write_text(MORTAL)
     monkeypatch.syspath_prepend(tmp_path)
 
