@@ -11,9 +11,6 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.stages.secure_sum_client import NONCE
 from heterofl_flwr.transport import messages, reading
 
-FIRST_OF_ROUND = (MessageType.TRAIN, messages.TRAIN_PUBLISH)
-"""Message types that start a client's round. Later messages of the round read the state that these messages saved."""
-
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
@@ -121,11 +118,6 @@ class Instruction:
     def is_evaluation(self) -> bool:
         """Whether the message asks for an evaluation."""
         return self.kind.startswith(MessageType.EVALUATE)
-
-    @property
-    def starts_round(self) -> bool:
-        """Whether this is the client's first message of a round."""
-        return self.kind in FIRST_OF_ROUND
 
     @property
     def is_partial(self) -> bool:

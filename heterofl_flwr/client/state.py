@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context, MessageType
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -17,6 +17,7 @@ from heterofl_flwr.common.errors import HeteroFLError, ReplyError
 from heterofl_flwr.common.files import CLIENT_STATES, files_by_round, remove, write_atomic
 from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
+from heterofl_flwr.transport.messages import TRAIN_PUBLISH
 
 NODE_STATES = "states-path"
 """Key of the node config: path of the folder for clients' states. The server cannot set it."""
@@ -109,8 +110,8 @@ def _end(instruction: Instruction) -> int:
 
     After a resume, there may be saved states of the current round and of later rounds.
     """
-    # in the round's first message, a state of this round is ignored
-    return instruction.server_round + (not instruction.starts_round)
+    # In the round's first message, a state of this round is ignored; later messages read it.
+    return instruction.server_round + (instruction.kind not in (MessageType.TRAIN, TRAIN_PUBLISH))
 
 
 def _folder(context: Context, instruction: Instruction) -> Path | None:

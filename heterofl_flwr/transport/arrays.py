@@ -58,14 +58,6 @@ class TensorArray(Array):
         tensor = read_live(self)
         return super().numpy() if tensor is None else tensor.numpy().copy()
 
-    def __eq__(self, value: object) -> bool:
-        if not isinstance(value, Array):
-            return NotImplemented
-        names = ("dtype", "shape", "stype", "data")
-        return self is value or all(getattr(self, name) == getattr(value, name) for name in names)
-
-    __hash__ = None  # type: ignore[assignment]  # not hashable, like Array, because it is mutable
-
     def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
