@@ -19,6 +19,7 @@ from heterofl_flwr.grids.ray_actors import Actor, ActorOptions, pack, unpack
 from heterofl_flwr.grids.ray_session import check_alive
 from heterofl_flwr.transport.arrays import count_bytes
 from heterofl_flwr.transport.compat import ErrorCode
+from heterofl_flwr.transport.reading import array_records
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +256,7 @@ class ActorPool(Runner):
 
 def _records(group: Group) -> list[ArrayRecord]:
     contents = [message.content for message in group.messages if message.has_content()]
-    return [record for content in contents for record in content.array_records.values()]
+    return [record for content in contents for record in array_records(content).values()]
 
 
 def _kill(actor: Actor) -> None:

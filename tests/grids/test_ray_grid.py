@@ -9,7 +9,6 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.workload import load_workload
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.transport.compat import ErrorCode
 from tests.federation.tiny import Keep, equal
@@ -59,17 +58,6 @@ def test_actors_last_and_keep_what_their_modules_cache(actors, ask):
     assert len(pids - {os.getpid()}) == len(pids) == 2
     assert sum(max(reply["answered"] for reply in last if reply["pid"] == pid) for pid in pids) >= 12
     assert {(reply["OMP_NUM_THREADS"], reply["CUDA_VISIBLE_DEVICES"]) for reply in first} == {("1", "")}
-
-
-@pytest.mark.slow
-def test_state_follows_its_node_to_any_process(actors, ask):
-    first, *others = actors.get_node_ids()
-    seen = []
-    for busy in (0, 1, 2, 3):
-        ahead = [ask(node_id, "process", seconds=0.05) for node_id in others[:busy]]
-        *_, reply = actors.send_and_receive([*ahead, ask(first, "count")])
-        seen.append((reply.content["config"]["seen"], reply.content["config"]["pid"]))
-    assert [count for count, _ in seen] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
@@ -336,11 +324,3 @@ def test_a_cluster_without_a_token_is_warned_of(place, monkeypatch, caplog, mode
     with caplog.at_level(logging.WARNING):
         ray_session._connect({}, ExitStack())
     assert ("asks for no token" in caplog.text) == warned
-
-
-def test_a_process_of_rays_own_that_has_ended_is_named(monkeypatch):
-    process = SimpleNamespace(process=SimpleNamespace(poll=lambda: -9))
-    node = SimpleNamespace(all_processes={"gcs_server": [], "raylet": [process]})
-    monkeypatch.setattr(ray_session.ray._private.worker, "_global_node", node)
-    with pytest.raises(HeteroFLError, match=r"its process raylet has ended \(exit code -9\)"):
-        ray_session.check_alive()
