@@ -70,15 +70,6 @@ def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None
         )
 
 
-def check_added_once(method: str, earlier: str) -> None:
-    """Raise ``ConfigError`` if a training loop calls both ``task.loss`` and ``task.penalty``."""
-    if earlier not in ("", method):
-        raise ConfigError(
-            "task.loss includes task.penalty, and the loop calls both, so the penalty would count twice: leave out "
-            "task.penalty"
-        )
-
-
 def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
     """Raise ``ConfigError`` if a stage has a penalty; warn if only FedProx has a penalty.
 

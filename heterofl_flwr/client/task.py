@@ -19,7 +19,6 @@ from heterofl_flwr.client.load_model import (
 from heterofl_flwr.client.node_config import new_capacity
 from heterofl_flwr.client.outgoing import (
     Contents,
-    check_added_once,
     check_penalty,
     labels_config,
     read_classes,
@@ -197,7 +196,11 @@ class Task:
         return loss + self._penalty(model, "task.loss")
 
     def _penalty(self, model: nn.Module, caller: str) -> Tensor | float:
-        check_added_once(caller, self._added_by)
+        if self._added_by not in ("", caller):
+            raise ConfigError(
+                "task.loss includes task.penalty, and the loop calls both, so the penalty would count twice: leave out "
+                "task.penalty"
+            )
         self._added_by, self.penalty_used = caller, True
         self.total_step += self.instruction.learning_rate
         return self._stages.penalty(model)
