@@ -224,8 +224,11 @@ class TestReply:
     )
     def test_another_model_than_the_tasks_own_is_refused(self, change):
         task = task_of(instruction())
+        other, examples = change(task.model()), (torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
         with pytest.raises(ConfigError, match=r"is not the model of this task: give task.reply what task.model\(\)"):
-            task.reply(change(task.model()), num_examples=1)
+            task.reply(other, num_examples=1)
+        with pytest.raises(ConfigError, match=r"is not the model of this task: give task.loss what task.model\(\)"):
+            task.loss(other, examples, nn.functional.cross_entropy)
 
     def test_a_model_whose_parameters_have_other_names_is_refused(self):
         task = task_of(instruction())
