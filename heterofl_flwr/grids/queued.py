@@ -260,7 +260,7 @@ class QueuedGrid(Grid):
         self._runner.cancel(list(message_ids))
 
     def _renew(self, run: Run) -> None:
-        """Set the run, also as that of new messages of this process, and give every node a new context."""
+        """Set the run of the grid and of new messages in this process, and give every node a new context."""
         self._run = run
         set_identity(run.run_id, SUPERLINK_NODE_ID)
         for node_id, config in self._node_configs.items():

@@ -56,8 +56,6 @@ else:
         """Replacement for Flower's ``TaskIdentity`` in versions of Flower before 1.38."""
 
         _run_id: ClassVar[int | None] = None
-        _node_id: ClassVar[int | None] = None
-        _task_id: ClassVar[int | None] = None
 
 
 class JsonFormatter(logging.Formatter):
