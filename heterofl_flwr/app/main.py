@@ -12,7 +12,6 @@ from heterofl_flwr import __version__
 from heterofl_flwr.app import export, keys, profile, report, run, settings, supernode, sweep
 from heterofl_flwr.common.errors import HeteroFLError, printable
 from heterofl_flwr.common.user_code import allow_modules, named_modules
-from heterofl_flwr.settings.without_torch import all_settings, not_usable, unknown_settings
 
 COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
     {
@@ -92,19 +91,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     if words:
         args.set = [*args.set, *words]
-    if getattr(args, "set", None) and not getattr(args, "app", None):  # with --app, the settings are those of that app
-        _check_settings(args.set)
     return args
-
-
-def _check_settings(words: Sequence[str]) -> None:
-    """Raise ``ConfigError`` for unknown keys, wrong types and wrong choices, without loading torch, which is slow."""
-    settings = {setting.key: setting for setting in all_settings()}
-    parts = (word.partition("=") for word in words)
-    assignments = {key.strip(): text for key, equals, text in parts if key.strip() and equals}
-    wrong = [settings[key].fault(text) for key, text in assignments.items() if key in settings]
-    if faults := unknown_settings(assignments, set(settings)) + list(filter(None, wrong)):
-        raise not_usable(faults)
 
 
 def parser() -> argparse.ArgumentParser:

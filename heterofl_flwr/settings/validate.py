@@ -1,7 +1,8 @@
 """Conversion between ``Settings`` and a run config with dotted keys."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from heterofl_flwr.settings.auto_values import AUTOS, auto_values, resolve_autos
 from heterofl_flwr.settings.contradictions import find_contradictions
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group
-from heterofl_flwr.settings.without_torch import Setting, not_usable, read_value, unknown_settings
+from heterofl_flwr.settings.without_torch import Setting
 
 GroupType = TypeVar("GroupType", bound=Group)
 
@@ -72,7 +73,8 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     if settings is not None and not faults:
         faults = find_contradictions(settings, assigned, DEFAULTS)
     if settings is None or faults:
-        raise not_usable(faults)
+        several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
+        raise ConfigError(several + "\n  ".join(faults))
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
 
 
@@ -99,6 +101,15 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
+def _read_value(text: str) -> object:
+    """Parse a text as a TOML value; return the text itself if it is no TOML value."""
+    try:
+        (value,) = tomllib.loads(f"value = {text}").values()  # ValueError for a text with a second assignment
+    except ValueError:
+        return text
+    return value
+
+
 def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
     """Return the settings in texts of the form ``key=value``, with TOML values or plain text."""
     assigned: dict[str, Flat] = {}
@@ -107,10 +118,23 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
         key, written = key.strip(), written.strip()
         if not equals or not key:
             raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
-        value = read_value(written)
+        value = _read_value(written)
         is_text = key in SPECS and not accepts(key, value) and accepts(key, written)
         assigned[key] = value if isinstance(value, bool | int | float | str) and not is_text else written
     return assigned
+
+
+def unknown_settings(keys: Iterable[str], settings: Collection[str]) -> list[str]:
+    """Return an error message for each unknown key, with suggestions of similar names."""
+    faults = []
+    for key in (key for key in keys if key not in settings):
+        # A key with a missing or wrong group may differ from the right key in many letters.
+        near = [name for name in settings if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        near = near or get_close_matches(key, settings, n=1)
+        hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
+        hint = "sweeps have methods by name: heterofl sweep method=NAME" if key == "method" else hint
+        faults.append(f"{key}: no setting has this name; {hint}")
+    return faults
 
 
 def validate(

@@ -10,8 +10,7 @@ from heterofl_flwr.app.main import MISUSED, status_of
 from heterofl_flwr.app.profile import PROFILED
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER
-from heterofl_flwr.settings.validate import DEFAULTS, SPECS, accepts, read_assignments, read_config
-from heterofl_flwr.settings.without_torch import all_settings
+from heterofl_flwr.settings.validate import DEFAULTS, SPECS, read_assignments, read_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,18 +43,9 @@ def test_at_its_end_a_process_does_not_look_for_garbage_in_what_it_imported(code
 
 @pytest.mark.parametrize(
     ("words", "status"),
-    [
-        (["run", "lr=1"], 2),
-        (["run", "train.lr=x"], 2),
-        (["run", "--set", "train.exits=first"], 2),
-        (["settings", "--set", "num-rounds=0.5"], 2),
-        (["profile", "cifar11"], 2),
-        (["profile", "cifar10", "--norm", "bn"], 2),
-        (["settings"], 0),
-        (["settings", "--format", "toml"], 0),
-    ],
+    [(["profile", "cifar11"], 2), (["settings"], 0), (["settings", "--format", "toml"], 0)],
 )
-def test_what_is_said_of_settings_is_said_before_torch_loads(words, status):
+def test_settings_are_listed_and_names_are_refused_before_torch_loads(words, status):
     code = (
         "import sys; from heterofl_flwr.app.main import main\n"
         f"try: status = main({words})\nexcept SystemExit as end: status = end.code\nprint(status, *sys.modules)"
@@ -117,20 +107,6 @@ def test_a_file_of_settings_may_be_nested_or_dotted(tmp_path):
             read_config(path)
     path.write_text("seed = 3\ntrain.lr = 0.1\n[data]\nname = 'mnist'\n")
     assert read_config(path) == {"seed": 3, "train.lr": 0.1, "data.name": "mnist"}
-
-
-TEXTS = ("x", "3", "-1", "0.5", "1e3", "true", "last", "auto", "none", "a", "", "''", "'x'", "64,128", "[1]")
-
-
-def test_a_value_that_is_refused_early_is_refused_late_too():
-    for setting in all_settings():
-        for text in TEXTS:
-            (value,) = read_assignments([f"{setting.key}={text}"]).values()
-            if setting.fault(text):
-                assert not accepts(setting.key, value), (setting.key, text)
-    faults = {own.key: own.fault("x") for own in all_settings()}
-    assert faults["train.lr"] == "train.lr: found 'x' (str), expected a number above 0, or 'auto'"
-    assert sum(map(bool, faults.values())) > 50
 
 
 def test_models_and_data_sets_are_named_where_users_look_for_them():

@@ -26,8 +26,7 @@ from heterofl_flwr.app.main import FAILED
 from heterofl_flwr.app.simulation import LOG, RunError
 from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, LAUNCH, build_job, check_jobs, flat, read_score, run_once
 from heterofl_flwr.runs.origin import command
-from heterofl_flwr.settings.validate import SPECS
-from heterofl_flwr.settings.without_torch import unknown_settings
+from heterofl_flwr.settings.validate import SPECS, unknown_settings
 
 logger = logging.getLogger("sweep")  # not a child of the package's logger, which a run redirects to its folder
 
