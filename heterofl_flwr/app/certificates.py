@@ -38,12 +38,6 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
         authority = _sign_authority(authority_key)
     else:
         authority_key, authority = _read_authority(ca_key, ca_certificate)
-        if (left := (authority.not_valid_after_utc - datetime.now(UTC)).days) < days:  # negative once it has ended
-            raise ConfigError(
-                f"{ca_certificate} is valid for {max(left, 0)} days more, which the SuperLink's certificate cannot "
-                f"outlive: found {days} days (--days); ask for fewer, or replace the authority (remove "
-                f"{ca_certificate.name} and {ca_key.name}, and give every node the new {ca_certificate.name})"
-            )
     key = generate_private_key(_CURVE)
     certificate = _sign_server(key, hosts, days, authority, authority_key)
     contents = {}

@@ -11,7 +11,7 @@ import threading
 import pytest
 from cryptography import x509
 
-from heterofl_flwr.app.certificates import AUTHORITY_DAYS, write_certificates, write_node_key
+from heterofl_flwr.app.certificates import write_certificates, write_node_key
 from heterofl_flwr.app.main import MISUSED, main
 from heterofl_flwr.common.errors import ConfigError
 
@@ -72,13 +72,6 @@ def test_the_authority_stays_when_the_certificate_is_renewed(folder):
     assert ipaddress.ip_address("10.0.0.5") in found.get_values_for_type(x509.IPAddress)
     certificates = [x509.load_pem_x509_certificate(after[name]) for name in ("server.crt", "ca.crt")]
     certificates[0].verify_directly_issued_by(certificates[1])
-
-
-def test_no_certificate_outlives_its_authority(folder):
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ConfigError, match=r"ca\.crt is valid for 3649 days more.*found 3650 days"):
-        write_certificates(folder, HOSTS, AUTHORITY_DAYS)
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_private_keys_are_for_their_owner_alone(folder):

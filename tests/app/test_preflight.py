@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("machine")
         (["--out", "file/below"], "/file/below cannot be made: Not a directory"),
         (["--out", "x" * 300], "File name too long"),
         (["--resume", "file"], "file is no folder of a run"),
+        (["lr=1"], "lr: no setting has this name; did you mean train.lr?"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
         (["--set", "model.name=transformer"], "the model transformer cannot read the data set digits, whose inputs"),
         (
