@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -40,7 +40,6 @@ from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.training import give_back_freed_memory
-from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.compat import set_log_format
 from heterofl_flwr.transport.relay import Relay
 
@@ -249,8 +248,6 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
             f"num-rounds: found {rounds}, but the run in {folder.path} was to have {about.get('num_rounds')}, and "
             f"distill.ramp is a share of them, so its rounds so far would have been others; expected as many"
         )
-    if checkpoint.run_key is None:  # a checkpoint of an older version
-        checkpoint = replace(checkpoint, run_key=about.get(messages.RUN_KEY))
     return Start(checkpoint)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from safetensors.torch import load
 from torch import Tensor
 
@@ -14,13 +15,14 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import DAMAGED, files_by_round, to_json, write_atomic
 from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.federation.callbacks import RunState
-from heterofl_flwr.runs.releases import RELEASES
+from heterofl_flwr.stages.privacy_accountant import Releases
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
 FORMAT = 2
 PATTERN = "round-*.json"
+RELEASES = TypeAdapter(list[Releases])
 _PARTS = ("state", "moments", "stages")
 
 
@@ -87,20 +89,18 @@ def _read(path: Path) -> RunState:
     data = path.with_suffix(".safetensors").read_bytes()
     if sha256(data).hexdigest() != content["tensors"]:
         raise ValueError("the checksum of its tensors is wrong")
-    parts: dict[str, dict[str, Tensor]] = {}  # files of older versions may have further parts
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     for key, value in load(data).items():
         part, _, name = key.partition("/")
-        parts.setdefault(part, {})[name] = value
+        parts[part][name] = value
     return RunState(
+        **parts,
         server_round=content["server_round"],
-        state=parts.get("state", {}),
-        stages=parts.get("stages", {}),
-        moments=parts.get("moments", {}),
-        run_key=content.get("run_key"),  # files of older versions lack this and the following fields
-        trained=content.get("trained", ()),
-        dealt=content.get("dealt", 0),
-        nodes=content.get("nodes", {}),
-        releases=tuple(RELEASES.validate_python(content.get("releases", []))),
-        setup=content.get("setup", {}),
-        callbacks=content.get("callbacks", {}),
+        run_key=content["run_key"],
+        trained=content["trained"],
+        dealt=content["dealt"],
+        nodes=content["nodes"],
+        releases=tuple(RELEASES.validate_python(content["releases"])),
+        setup=content["setup"],
+        callbacks=content["callbacks"],
     )

@@ -1,4 +1,3 @@
-import json
 import math
 import os
 from dataclasses import replace
@@ -104,40 +103,23 @@ def test_a_folder_with_links_to_elsewhere_is_refused(folder, linked, started, tm
                 use()
 
 
-def test_releases_are_not_forgotten_with_their_rounds(used, record):
-    (used.path / "settings.json").write_text(
-        to_json({"settings": {"privacy.noise": 2.0, "privacy.clip": 1.5}, "about": {}})
-    )
+def test_releases_are_not_forgotten_with_their_rounds(used):
     assert used.releases() == []
-    used.append(replace(record(2), stages={"epsilon": 3.0, "training-releases": 2.0, "moments-releases": 4.0}))
-    counted = [("training-releases", 2.0, 2), ("moments-releases", 2.0, 4)]
-    assert [(entry.kind, entry.noise, entry.number) for entry in used.releases()] == counted
     written = [Releases("training-releases", 1.0, 1.5, 3, "x"), Releases("moments-releases", 1.0, 10.0, 4, "x")]
     used.write_releases(written)
     used.rewind(1)
     assert RunFolder(used.path).releases() == written
 
 
-def test_releases_of_an_older_version_have_the_noise_of_the_settings(used):
-    (used.path / "privacy.json").write_text('{"training-releases": 3, "moments-releases": 0}')
-    with pytest.raises(ConfigError, match=r"privacy\.json .*without their noise.*privacy\.noise"):
-        used.releases()
-    (used.path / "settings.json").write_text(
-        to_json({"settings": {"privacy.noise": 2.0, "privacy.clip": 1.5}, "about": {}})
-    )
-    assert used.releases() == [Releases("training-releases", 2.0, 1.5, 3, "history")]
+ENTRY = {"kind": "training-releases", "noise": 1.0, "clip": 1.0, "number": 1, "source": ""}
 
 
-@pytest.mark.parametrize("changed", [{"noise": 0.0}, {"noise": "inf"}, {"number": -1}, {"kind": "x"}, {"noise": None}])
-def test_forged_releases_are_refused(used, changed):
-    entry = {"kind": "training-releases", "noise": 1.0, "clip": 1.0, "number": 1, "source": ""}
-    (used.path / "privacy.json").write_text(to_json([{**entry, **changed}]))
-    with pytest.raises(ConfigError, match=r"privacy\.json cannot be read"):
-        used.releases()
-
-
-def test_releases_that_cannot_be_read_are_not_taken_for_none(used):
-    (used.path / "privacy.json").write_text("")
+@pytest.mark.parametrize(
+    "text",
+    ["", *(to_json([{**ENTRY, **forged}]) for forged in ({"noise": 0.0}, {"noise": "inf"}, {"number": -1}))],
+)
+def test_releases_that_cannot_be_read_are_not_taken_for_none(used, text):
+    (used.path / "privacy.json").write_text(text)
     with pytest.raises(
         ConfigError, match=r"privacy\.json cannot be read: .* nothing else says all that the run gave away"
     ):
@@ -162,11 +144,10 @@ def test_a_broken_line_before_the_last_is_an_error(folder, record):
         folder.history()
 
 
-@pytest.mark.parametrize("run", ["", "00000000000000ff"])  # older versions wrote all in one folder
-def test_rewinding_drops_what_is_of_later_rounds(used, records, run):
+def test_rewinding_drops_what_is_of_later_rounds(used, records):
     used.append(records[1])
     used.save_checkpoint(RunState(server_round=2, state={"w": torch.ones(1)}))
-    states = used.clients / run / "00001"
+    states = used.clients / "00000000000000ff" / "00001"
     states.mkdir(parents=True)
     for name in ("000001.safetensors", "000002.safetensors", "copy-000002.safetensors"):
         (states / name).touch()
@@ -178,17 +159,6 @@ def test_rewinding_drops_what_is_of_later_rounds(used, records, run):
         used.rewind(3)
     used.append(records[1])
     assert [one.server_round for one in used.history()] == [1, 2]
-
-
-def test_a_history_of_an_older_version_is_read(used, record):
-    """It has fewer fields."""
-    one = replace(record(1), partial=("global-loss",))
-    newer = ("evaluate_asked", "evaluate_answers", "partial", "evaluate_medians", "worst_client", "simulated_seconds")
-    values = {name: own for name, own in one.to_json().items() if name not in newer}
-    (used.path / "history.jsonl").write_text(f"{json.dumps(values)}\n")
-    (found,) = used.history()
-    assert (found.few_answered, found.simulated_seconds, found.worst_client) == (False, 0, None)
-    assert found.comparable == found.evaluate == one.evaluate
 
 
 def test_a_second_process_cannot_resume_a_run_that_goes_on(folder):
