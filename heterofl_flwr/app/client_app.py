@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
+from typing import cast
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
@@ -13,8 +14,9 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from heterofl_flwr.app.node import AppTask, release_models
+from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import answer_capability, answer_moments, answer_stages
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, ReplyError
+from heterofl_flwr.common.errors import ConfigError, OutOfMemoryError
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
 from heterofl_flwr.training.evaluate import evaluate_each
@@ -81,8 +83,6 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
-    if any(task.options != options for task in tasks):
-        raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
     try:
         models = _load_models(tasks)
         jobs = [task.training_job(model) for task, model in zip(tasks, models, strict=True)]
@@ -139,7 +139,8 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
     model = task.with_own_moments(task.load_model())
     metrics = _evaluate(task, model, task.data.classes)
     if workload.settings.evaluate.central and not task.has_own_data:
-        test, kind = workload.whole_test(task.clients), workload.settings.fidelity
+        clients = cast("int", read_capability(task.context)[messages.NUM_PARTITIONS])
+        test, kind = workload.whole_test(clients), workload.settings.fidelity
         metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
     by_level = {f"{name}/{task.rate}": value for name, value in metrics.items()}
     if len(workload.builds) > 1:  # a mean over all architectures could hide one that learns nothing
@@ -197,9 +198,7 @@ def learn_message(message: Message, context: Context) -> Message:
     """Train on this client's data and on the class probabilities of other clients' models (FedH2L)."""
     task = AppTask(message, context)
     workload = task.workload
-    record = reading.array_records(message.content).get(messages.POSTERIORS)
-    if record is None or list(record) != [messages.POSTERIORS]:
-        raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
+    record = reading.array_records(message.content)[messages.POSTERIORS]
     peers = read_tensors(record)[messages.POSTERIORS].to(workload.device)
     model = task.load_model()
     temperature = reading.read_value(task.config, messages.TEMPERATURE, float)
@@ -210,11 +209,5 @@ def learn_message(message: Message, context: Context) -> Message:
 
 
 def _load_seed_examples(task: AppTask) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, seeds = task.config.get(messages.SEED_ROWS), task.workload.seeds
-    size = len(seeds)
-    if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < size for row in rows):
-        raise ReplyError(
-            f"{messages.SERVER} sent {rows!r} as {messages.SEED_ROWS}, expected a list of numbers from 0 to {size - 1}"
-        )
-    chosen = seeds.select(torch.tensor(rows, device=task.workload.device))
+    chosen = task.workload.seeds.select(torch.tensor(task.config[messages.SEED_ROWS], device=task.workload.device))
     return chosen.inputs, chosen.targets

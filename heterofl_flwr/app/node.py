@@ -55,12 +55,6 @@ class AppTask(Task):
         """The node's examples and classes."""
         return load_node_data(self.context, self.workload)
 
-    @property
-    def clients(self) -> int:
-        """Number of clients that share the data set; 0 if unknown or if the node has its own data."""
-        number = read_capability(self.context).get(messages.NUM_PARTITIONS)
-        return number if isinstance(number, int) and not self.has_own_data else 0
-
     def models(self) -> Iterator[tuple[float, nn.Module]]:
         """Yield pairs (rate, model) for the rates in the message.
 

@@ -22,7 +22,7 @@ from heterofl_flwr.nn.exits import BLOCKS, with_exits
 from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.runs.class_counts import Matrix, count_pairs
-from heterofl_flwr.settings.auto_values import architectures, model_options, options_of, with_architecture
+from heterofl_flwr.settings.auto_values import model_options, options_of, with_architecture
 from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.server_stages import parse_stages
 from heterofl_flwr.settings.validate import from_flat
@@ -135,7 +135,8 @@ class Workload:
     @cached_property
     def builds(self) -> Mapping[str, Build]:
         """Build functions by architecture. Only FedH2L has several."""
-        builds = {name: Workload(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
+        names = self.settings.distill.models
+        builds = {name: Workload(with_architecture(self.settings, name)).build for name in names}
         return builds or {self.settings.model.name: self.build}
 
     def architecture(self, partition: int) -> str:

@@ -96,11 +96,6 @@ def global_width(settings: Settings) -> float:
     return rate if levels is None else levels.get(rate, (1.0, 1.0))[0]
 
 
-def architectures(settings: Settings) -> tuple[str, ...]:
-    """Return the model names that FedH2L assigns to clients; empty by default and for other strategies."""
-    return settings.distill.models if settings.server.strategy == "fedh2l" else ()
-
-
 def with_architecture(settings: Settings, name: str) -> Settings:
     """Return the settings with the model ``name``, at its default widths.
 

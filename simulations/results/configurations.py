@@ -8,7 +8,6 @@ from itertools import chain, product
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.client_metrics import is_share
 from heterofl_flwr.runs.scores import SCOPES, headline_kind
-from heterofl_flwr.settings.auto_values import architectures
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.validate import INCIDENTAL
 from heterofl_flwr.settings.value_types import Flat
@@ -75,7 +74,7 @@ def _labelled(groups: Mapping[Identity, Mapping[int, Run]]) -> Iterator[Configur
     namesakes: dict[str, list[Identity]] = {}
     for identity, by_seed in groups.items():
         settings = next(iter(by_seed.values())).settings
-        name = "+".join(architectures(settings)) or settings.model.name
+        name = "+".join(settings.distill.models) or settings.model.name
         label = f"{method_name(settings)} {short_mix(settings.mix)}, {name}"
         namesakes.setdefault(label, []).append(identity)
     for label, identities in namesakes.items():

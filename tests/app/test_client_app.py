@@ -82,25 +82,20 @@ def test_quadratic_penalties_train_together_as_alone(stages, monkeypatch):
         torch.testing.assert_close(together.state[name], tensor, atol=1e-4, rtol=1e-3)
 
 
-def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), **changes):
-    """Return messages to train, and their nodes' contexts."""
+def asked(rate=1.0, **changes):
+    """Return a message to train, and the context of its node."""
     settings = {**SMALL, **changes}
-    workload = load_workload(settings)
+    parameters = ArrayRecord(dict(load_workload(settings).build(rate).named_parameters()))
     config = {wire.SEED: 0, wire.SERVER_ROUND: 1, wire.GLOBAL_RATE: 1.0}
-    messages, contexts = [], []
-    for partition, (rate, learning_rate) in enumerate(zip(rates, learning_rates, strict=True)):
-        own = ArrayRecord(dict(workload.build(rate).named_parameters()))
-        told = {**config, wire.RATE: rate, wire.PARTITION: partition, wire.LEARNING_RATE: learning_rate}
-        content = RecordDict({wire.ARRAYS: own, wire.CONFIG: wire.new_config(told)})
-        messages.append(Message(content, partition + 2, "train"))
-        contexts.append(node_context(settings, partition_id=partition, num_partitions=CLIENTS))
-    return messages, contexts
+    config |= {wire.RATE: rate, wire.PARTITION: 0, wire.LEARNING_RATE: 0.1}
+    content = RecordDict({wire.ARRAYS: parameters, wire.CONFIG: wire.new_config(config)})
+    return Message(content, 2, "train"), node_context(settings, partition_id=0, num_partitions=CLIENTS)
 
 
 @pytest.mark.usefixtures("identity")
 def test_penalties_leave_out_a_clients_own_layers():
     """A job of the engines has the penalty that ``task.penalty`` returns to a user's loop."""
-    (message, *_), (context, *_) = asked(**{"server.shared": "*linear*", "mix": "a1"})
+    message, context = asked(**{"server.shared": "*linear*", "mix": "a1"})
     received = message.content[wire.ARRAYS]
     for name in [name for name in received if "linear" not in name]:
         del received[name]
@@ -123,15 +118,9 @@ def test_moments_of_all_rates_are_of_the_same_inputs(monkeypatch):
         assert torch.equal(first, second)
 
     monkeypatch.setattr(client_app, "answer_moments", measure)
-    (message, *_), (context, *_) = asked()
+    message, context = asked()
     message.content[wire.CONFIG].update({wire.RATES: [1.0, 0.0625]})
     client_app.moments_query(message, context)
-
-
-@pytest.mark.usefixtures("identity")
-def test_other_learning_rates_are_no_cohort():
-    with pytest.raises(HeteroFLError, match="differ in learning rate"):
-        client_app.app.train_cohort(*asked(learning_rates=(0.1, 0.2)))
 
 
 @pytest.mark.usefixtures("identity")
@@ -140,9 +129,8 @@ def test_out_of_memory_names_the_level(monkeypatch):
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(client_app, "train_together", fail)
-    messages, contexts = asked(rates=(0.0625,), learning_rates=(0.1,))
     with pytest.raises(HeteroFLError, match=r"out of memory at level e on cpu: Tried to allocate 2\.00 GiB"):
-        client_app.train_message(messages[0], contexts[0])
+        client_app.train_message(*asked(0.0625))
 
 
 NON_IID = {"data.split": "non-iid-2", "train.batch-size": 5}
@@ -187,7 +175,7 @@ class Below(nn.Module):
 @pytest.mark.usefixtures("identity")
 @pytest.mark.parametrize(("fill", "answered"), [("zero", False), ("-inf", True), ("none", False)])
 def test_local_metrics_have_the_mask_of_training(monkeypatch, fill, answered):
-    task = AppTask(*(own[0] for own in asked((1.0,), (0.1,), **{"train.mask-fill": fill})))
+    task = AppTask(*asked(**{"train.mask-fill": fill}))
     test, classes = task.data.test, task.data.classes
     absent = [number for number in range(10) if number not in classes]
     found = client_app._evaluate(task, Below(), classes)
