@@ -1,7 +1,6 @@
 """Types of command-line arguments, for parsers that do not load torch."""
 
 import argparse
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,17 +19,6 @@ def read_count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of 1 or more")
     return int(text)
-
-
-def read_share(text: str) -> float:
-    """Return a finite number, at least 0; raise ``ArgumentTypeError`` for anything else."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of 0 or more")
-    return number
 
 
 def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
