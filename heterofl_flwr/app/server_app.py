@@ -45,13 +45,11 @@ from heterofl_flwr.transport.relay import Relay
 
 logger = logging.getLogger(__name__)
 
-MAY_DIFFER_ON_RESUME = (
-    *("num-rounds", "sample.min-replies"),
-    *(key for key in INCIDENTAL if key not in ("run.callbacks", "run.checkpoint-every")),
-)
+MAY_DIFFER = ("sample.min-replies", *INCIDENTAL)
+"""Settings that a resumed run may change, besides ``num-rounds``."""
 
 RESUMED: Mapping[str, Any] = {
-    "may_differ": MAY_DIFFER_ON_RESUME,
+    "may_differ": ("num-rounds", *MAY_DIFFER),
     # Settings that a stored run lacks, because its version did not have them, get their defaults.
     "complete": lambda old: to_flat(from_stored(old)),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME
+from heterofl_flwr.app.server_app import RESUMED
 from tests.docs.pages import DOCS, PAGES, ROOT, fences, name_of
 
 README = ROOT / "README.md"
@@ -74,7 +74,7 @@ def test_every_page_is_in_the_contents():
 def test_settings_that_may_change_on_resume_are_named():
     _, _, section = (DOCS / "howto" / "deployment.md").read_text(encoding="utf-8").partition("### Change a run")
     section, _, _ = section.partition("All others must stay")
-    assert set(re.findall(r"`(\w+[.-][\w.-]+)\b", section)) == set(MAY_DIFFER_ON_RESUME)
+    assert set(re.findall(r"`(\w+[.-][\w.-]+)\b", section)) == set(RESUMED["may_differ"])
 
 
 def test_every_changed_line_in_the_readme_is_in_the_tested_diff():

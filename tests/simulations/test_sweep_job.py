@@ -119,22 +119,11 @@ def test_a_folder_with_another_run_raises_and_is_left_alone(tiny):
     assert len(folder.history()) == 3
 
 
-def test_a_resumed_job_keeps_incidental_settings(tiny, request_of):
+def test_a_resumed_job_has_the_incidental_settings_of_the_new_command(tiny, request_of):
+    """The folder names no code that the sweep does not name."""
     own = {"run.checkpoint_every": 2, "engine.timeout": 5.0, "data.root": "/before", "engine.device": "cuda"}
-    ran(tiny, 2, **own, **{"sample.min_replies": 3})
-    config = request_of(tiny).config
-    assert (config["run.checkpoint-every"], config["engine.timeout"]) == (2, 5.0)
-    assert (config["data.root"], config["engine.device"]) == (tiny.config["data.root"], "auto")
-    assert config["run.resume"] is True
-
-
-def test_a_resumed_job_gets_the_incidental_settings_that_the_sweep_changes(tiny, request_of, caplog):
-    """Such as more time after an error that advises it. Checkpoints go on as they began, of which a line tells."""
-    ran(tiny, 2, **{"engine.timeout": 5.0, "sample.wait": 9.0, "run.checkpoint_every": 2})
-    other = job(*SHRUNKEN, "num-rounds=3", "engine.timeout=70", path=tiny.path)
-    config = request_of(other).config
-    assert [config[key] for key in ("engine.timeout", "sample.wait", "run.checkpoint-every")] == [70.0, 9.0, 2]
-    assert "run.checkpoint-every: the job goes on with 2, with which it began" in caplog.text
+    ran(tiny, 2, **own, **{"sample.min_replies": 3, "run.callbacks": "a_strangers:callback"})
+    assert request_of(tiny).config == {**tiny.config, "run.resume": True}
 
 
 @pytest.mark.parametrize("option", ["cpus=2", "parallel=3", "gpus=0.5"])
@@ -142,13 +131,6 @@ def test_options_of_rays_actors_need_ray(option):
     with pytest.raises(ConfigError, match=rf"engine\.{option[:3]}.*found .*, but engine\.grid is local"):
         job(f"engine.{option}")
     assert job("engine=ray", f"engine.{option}").engine.grid == "ray"
-
-
-def test_a_jobs_folder_names_no_code_that_the_sweep_does_not_name(tiny, request_of):
-    ran(tiny, 2, **{"run.callbacks": "a_strangers:callback"})
-    assert request_of(tiny).config["run.callbacks"] == tiny.config["run.callbacks"]
-    ours = job(*SHRUNKEN, "num-rounds=3", "run.callbacks=a_strangers:other", path=tiny.path)
-    assert request_of(ours).config["run.callbacks"] == "a_strangers:callback"
 
 
 def test_time_follows_from_rounds_that_were_run(tmp_path):

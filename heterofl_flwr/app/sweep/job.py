@@ -1,6 +1,5 @@
 """``Job``: one run of a sweep, in a folder named after its settings."""
 
-import logging
 import math
 import os
 import re
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from heterofl_flwr.app.preflight import check_task
 from heterofl_flwr.app.run_request import Request
-from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
+from heterofl_flwr.app.server_app import MAY_DIFFER, RESUMED
 from heterofl_flwr.app.simulation import run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
@@ -43,8 +42,6 @@ from heterofl_flwr.settings.validate import (
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text, Texts
 from heterofl_flwr.settings.without_torch import Setting
 from heterofl_flwr.training.engines.plain import DivergedError
-
-logger = logging.getLogger("sweep")  # not a child of the package's logger, which a run redirects to its folder
 
 NEW, BEGUN, DONE, DIVERGED, BLOCKED = "new", "begun", "done", "diverged", "blocked"
 ENDED = (DONE, DIVERGED)
@@ -87,14 +84,6 @@ class LaunchOptions(Group):
 
 LAUNCH: Mapping[str, Setting] = read_specs(LaunchOptions)
 """The launch options by key."""
-
-KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
-"""Settings that change no result. A resumed job takes them from its folder. A value that the sweep sets replaces the
-stored value only if it is not the default and the setting is in ``MAY_DIFFER_ON_RESUME``.
-"""
-
-MAY_DIFFER = ("sample.min-replies", *INCIDENTAL)
-"""Settings in which a job may differ from the settings stored in its folder."""
 
 IN_NAME = ("data.name", "data.split", "mix", "assignment", "seed")
 
@@ -239,24 +228,6 @@ def check_jobs(jobs: Iterable[Job]) -> None:
         print(size, flush=True)
 
 
-def _kept_settings(job: Job, folder: RunFolder) -> dict[str, Flat]:
-    """Return the settings with which a resumed job goes on as it began, whatever the sweep's command says.
-
-    Those that may differ on a resume are left out if the command sets them.
-    """
-    stored, settings = cast("dict[str, Flat]", folder.settings()), to_flat(job.settings)
-    # Settings of the folder that name code are kept only if this sweep names that code too. Without them, the run
-    # cannot be resumed, and its error says what they were.
-    named = named_modules(job.config.values())
-    kept = {key: stored[key] for key in KEPT if key in stored and named_modules([stored[key]]) <= named}
-    for key in [key for key in kept if settings[key] not in (kept[key], DEFAULTS[key])]:
-        if key in MAY_DIFFER_ON_RESUME:
-            del kept[key]
-        else:
-            logger.warning("%s: the job goes on with %r, with which it began", key, kept[key])
-    return kept
-
-
 def run_once(job: Job) -> bool:
     """Run or resume a job, and return True; return False if it finished or diverged before.
 
@@ -267,7 +238,7 @@ def run_once(job: Job) -> bool:
             return False
         folder, config = RunFolder(job.path), job.config
         if folder.started:
-            config |= {"run.resume": True, **_kept_settings(job, folder)}
+            config["run.resume"] = True
         options: dict[str, Any] = {name: None if value == AUTO else value for name, value in job.engine}
         options["clients"] = job.clients
         try:
