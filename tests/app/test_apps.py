@@ -58,19 +58,6 @@ def test_digits_are_learnt_by_clients_of_five_sizes():
 
 
 @pytest.mark.usefixtures("page")
-def test_the_server_does_not_evaluate_what_nobody_has_trained(monkeypatch):
-    rounds, evaluate = [], Workload.evaluate_centrally
-
-    def noted(workload, model, test, server_round):
-        rounds.append(server_round)
-        return evaluate(workload, model, test, server_round)
-
-    monkeypatch.setattr(Workload, "evaluate_centrally", noted)
-    run(num_rounds=2)
-    assert rounds == [1, 2]
-
-
-@pytest.mark.usefixtures("page")
 def test_a_run_folder_tells_all_about_its_run(tmp_path):
     folder = tmp_path / "run"
     run(num_rounds=1, run__dir=str(folder), run__callbacks="tensorboard")
@@ -100,21 +87,24 @@ class Foreign:
         return getattr(self._grid, name)
 
 
+def flwr_run(**settings):
+    config = {**SMALL, "num-rounds": 1, **settings}
+    with LocalGrid(CLIENT_APP, CLIENTS, run_config=config) as grid:
+        server_app.run(Foreign(grid), load_workload(config))
+
+
 @pytest.mark.usefixtures("page")
 def test_flwr_run_makes_a_folder_and_prints_the_tables_or_warns_that_it_writes_nothing(
     tmp_path, monkeypatch, capsys, caplog
 ):
     monkeypatch.chdir(tmp_path)
-    workload = load_workload({**SMALL, "num-rounds": 1})
-    with LocalGrid(CLIENT_APP, CLIENTS, run_config={**SMALL, "num-rounds": 1}) as grid:
-        server_app.run(Foreign(grid), workload)
+    flwr_run()
     [folder] = tmp_path.glob("runs/digits-*")
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
     (tmp_path / "full").mkdir()
     monkeypatch.chdir(tmp_path / "full")
     (tmp_path / "full" / "runs").write_text("a file where the folder should be")
-    with LocalGrid(CLIENT_APP, CLIENTS, run_config={**SMALL, "num-rounds": 1}) as grid:
-        server_app.run(Foreign(grid), workload)
+    flwr_run()
     assert "no folder is written, so results are in this log alone" in caplog.text
 
 
@@ -123,9 +113,8 @@ def test_a_json_log_has_progress_and_the_numbers_of_rounds_and_nothing_is_printe
     tmp_path, capsys, caplog, monkeypatch
 ):
     monkeypatch.setattr(console, "QUIET_SECONDS", 0.0)
-    config = {**SMALL, "num-rounds": 1, "run.dir": str(tmp_path), "run.log": "json"}
-    with caplog.at_level("INFO"), LocalGrid(CLIENT_APP, CLIENTS, run_config=config) as grid:
-        server_app.run(Foreign(grid), load_workload(config))
+    with caplog.at_level("INFO"):
+        flwr_run(**{"run.dir": str(tmp_path), "run.log": "json"})
     lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
     (numbers,) = (line["round"] for line in lines if "round" in line)
     assert numbers == json.loads((tmp_path / "history.jsonl").read_text())

@@ -28,20 +28,6 @@ def test_the_commands_help_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "code",
-    [
-        "import sys; from heterofl_flwr.app.main import main; sys.argv = ['heterofl', 'settings']; main()",
-        pytest.param("import heterofl_flwr.app.client_app", marks=pytest.mark.release),
-    ],
-)
-def test_at_its_end_a_process_does_not_look_for_garbage_in_what_it_imported(code):
-    first = "import atexit, gc; atexit.register(lambda: print('frozen', gc.get_freeze_count()))"
-    word, number = printed("-c", f"{first}\n{code}").split()[-2:]
-    assert word == "frozen"
-    assert int(number) > 1000
-
-
-@pytest.mark.parametrize(
     ("words", "status"),
     [(["profile", "cifar11"], 2), (["settings"], 0), (["settings", "--format", "toml"], 0)],
 )

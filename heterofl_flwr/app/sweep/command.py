@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +32,6 @@ logger = logging.getLogger("sweep")  # not a child of the package's logger, whic
 PACKAGE = Path(__file__).parents[2]
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 """Folder of the configurations: inside an installed package, or next to the package in a checkout."""
-
-FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -68,20 +65,13 @@ def run_sweep(arguments: Sequence[str]) -> int:
     """Run a sweep with Hydra's arguments; return the exit code."""
     command()  # stores the user's command in the environment, for the processes of the jobs
     sys.argv = [f"{Path(sys.argv[0]).name} sweep", *arguments]  # Hydra reads its arguments only from here
-    shown = os.environ.get(FULL_ERROR, "0")
-    os.environ[FULL_ERROR] = "1"  # otherwise Hydra prints errors itself, in many lines, and ends the process
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, in many lines, and ends the process
     try:
         run_job()
     except RunError as error:
         print(f"heterofl: {error}\nthe whole log of a job: {LOG} in its folder", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:  # the reader of the output, such as head, has ended
-        raise
-    # Errors of the user's YAML files, which Hydra reads, and of the folders of jobs, which Hydra creates.
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-        if shown == "1":
-            traceback.print_exc()
-            return FAILED
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:  # of the arguments, or of the user's files
         raise ConfigError(_describe_misuse(error)) from error
     except ValueError as error:
         if "override must be a string" not in str(error):  # Hydra does not name the group
@@ -90,8 +80,6 @@ def run_sweep(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{named}: a group such as experiment or data is null; {error}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on") from None
-    finally:
-        os.environ[FULL_ERROR] = shown
     return 0
 
 
