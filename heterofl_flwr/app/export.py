@@ -13,7 +13,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from heterofl_flwr.app.argument_types import read_path
 from heterofl_flwr.app.trust import add_trust, check_trust
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from heterofl_flwr.export.export import export_model
     from heterofl_flwr.export.formats import FORMATS, formats_named
     from heterofl_flwr.runs.folder import RunFolder
-    from heterofl_flwr.runs.models import load_model
+    from heterofl_flwr.runs.models import load_model, model_facts
 
     names = ",".join(args.formats or FORMATS).split(",")
     formats = list(formats_named([name.strip() for name in names]))  # before anything is loaded
@@ -85,13 +85,17 @@ def run(args: argparse.Namespace) -> int:
         )
     folder, rows, run_name = RunFolder(args.folder), [], args.folder.resolve().name
     out = args.out or args.folder / "exports"
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; expected a folder, or none")
     read_source = of_users_app if args.model else of_settings
     source = read_source(folder, args)
     heads = ["model", "rate", "parameters", source.kind, *formats]
-    for name, facts in models_of(folder, args.level).items():
-        model = load_model(folder, name, source.build)
+    models = model_facts(folder)
+    if not models:
+        raise ConfigError(
+            f"the run in {folder.path} has no models: it writes them at its end (heterofl run --resume "
+            f"{shlex.quote(str(folder.path))}), and none where clients keep parameters of their own (server.shared)"
+        )
+    for name in args.level or models:
+        model, facts = load_model(folder, name, source.build), models[name]
         sizes = export_model(model, source.inputs, out / name, formats=formats, dynamic=source.axes)
         print(f"{out / name}: written; the files compute what the model does", flush=True)
         score = formatting.score(source.kind, source.score(model, facts["server_round"] or 0))
@@ -138,21 +142,6 @@ def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
     build, inputs = load_function(args.model, "--model"), load_function(args.inputs, "--inputs")()
     text = f"The files were compared with the model on the inputs of `{args.inputs}`."
     return Source(build, inputs, BATCH, "score", lambda model, server_round: None, text)
-
-
-def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return facts about each final model, such as rate and metrics, by level. Empty ``levels`` select all models."""
-    from heterofl_flwr.runs.models import model_facts
-
-    models = model_facts(folder)
-    if not models:
-        raise ConfigError(
-            f"the run in {folder.path} has no models: it writes them at its end (heterofl run --resume "
-            f"{shlex.quote(str(folder.path))}), and none where clients keep parameters of their own (server.shared)"
-        )
-    if unknown := [level for level in levels if level not in models]:
-        raise ConfigError(f"--level {unknown[0]}: the run has no such model; expected some of {', '.join(models)}")
-    return {name: facts for name, facts in models.items() if not levels or name in levels}
 
 
 def inputs_of(test: "Split", seed: int) -> "Tensor":

@@ -118,7 +118,7 @@ def test_a_level_alone_may_go_elsewhere(run, tmp_path, capsys):
     assert main(["export", str(run), "--level", "c", "--out", str(tmp_path / "out"), *QUICK]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"c"}
     assert not (run / "exports").exists()
-    assert "--level b: the run has no such model; expected some of a, c" in rejected(capsys, run, "--level", "b")
+    assert "has no model 'b'; expected one of a, c" in rejected(capsys, run, "--level", "b")
 
 
 @pytest.mark.parametrize(
