@@ -34,12 +34,6 @@ logger = logging.getLogger("sweep")
 
 LONGEST_CAUSE = 300  # characters of a failed job's error in the summary
 
-ALIKE = {
-    "experiment": "a list, such as experiment=[table7,table8]",
-    "metrics": """a list in quotes that the shell leaves, such as 'metrics="f1,train/f1"'""",
-}
-"""What is the same in all rows, each with the value expected in place of a sweep."""
-
 
 class BlockSweeper(Sweeper):
     """Sweeper over blocks: the rows of a block are all combinations of its values, and each row is a job.
@@ -85,10 +79,9 @@ class BlockSweeper(Sweeper):
             remedy = "the same command resumes the unfinished jobs"
             raise RunError(f"the launcher ended: {type(error).__name__}: {error}; {remedy}") from error
         stages = [job.stage for job in jobs]
-        metrics = [name.strip() for name in self._master.metrics.split(",") if name.strip()]
         diverged = f", {stages.count(DIVERGED)} diverged" if DIVERGED in stages else ""
         ends = f"{stages.count(DONE)} of {counted(len(jobs), 'job')} done{diverged}; the runs are in {folder}"
-        print(*filter(None, [list_results(jobs, rows, metrics), ends]), sep="\n")
+        print(*filter(None, [list_results(jobs, rows), ends]), sep="\n")
         failed = {
             job.path.name: shorten(str(result._return_value), LONGEST_CAUSE, placeholder=" ...")
             for job, result in zip(jobs, results, strict=True)
@@ -184,8 +177,8 @@ def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
         key = override.get_key_element()
         if not override.is_sweep_override():
             values: Iterable[object] = [override.get_value_element_as_str()]
-        elif key in ALIKE:
-            raise ConfigError(f"{override.input_line}: expected {ALIKE[key]}")
+        elif key == "experiment":
+            raise ConfigError(f"{override.input_line}: expected a list, such as experiment=[table7,table8]")
         elif override.is_discrete_sweep():
             values = override.sweep_string_iterator()
         else:

@@ -3,7 +3,7 @@
 The jobs are all combinations of the values, or the rows of an experiment, such as a table of the paper. Arguments are
 Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups and values, 'heterofl settings'
 explains the settings. A repeated command skips finished jobs and resumes interrupted jobs. The final table shows the
-mean, deviation, minimum and maximum over seeds.
+mean and deviation over seeds, and the differences from the first row.
 """
 
 import argparse

@@ -39,7 +39,7 @@ from heterofl_flwr.settings.validate import (
     to_flat,
     validate,
 )
-from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text, Texts
+from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text
 from heterofl_flwr.settings.without_torch import Setting
 from heterofl_flwr.training.engines.plain import DivergedError
 
@@ -77,8 +77,6 @@ class LaunchOptions(Group):
     """folder in which each run has its own folder"""
     dry: bool = False
     """only list the jobs"""
-    metrics: Annotated[Texts, "names such as 'f1,train/f1', or '' for none"] = ()
-    """more columns of the table of results: metrics of the histories, such as f1 or train/f1"""
     engine: EngineOptions
 
 
