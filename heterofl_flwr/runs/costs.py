@@ -3,10 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -52,18 +52,8 @@ class ModelCosts:
         """Costs of the global model."""
         return self.by_rate[self.global_rate]
 
-    def to_json(self) -> dict[str, object]:
-        """Return the costs as a dictionary for JSON."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "ModelCosts":
-        """Return costs from the dictionary of ``to_json``."""
-        costs = _COSTS.validate_python(values)
-        return cls(costs.global_rate, tuple(sorted(costs.levels, key=lambda cost: -cost.rate)))
-
-
-_COSTS = TypeAdapter(ModelCosts)
+COSTS = TypeAdapter(ModelCosts)
 
 
 class Costs:

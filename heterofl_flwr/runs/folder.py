@@ -28,7 +28,7 @@ from heterofl_flwr.common.files import (
 from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
-from heterofl_flwr.runs.costs import ModelCosts
+from heterofl_flwr.runs.costs import COSTS, ModelCosts
 from heterofl_flwr.runs.history import read_history
 from heterofl_flwr.runs.lock import acquire_lock
 from heterofl_flwr.runs.origin import command, commit, machine
@@ -218,13 +218,13 @@ class RunFolder:
 
     def write_costs(self, costs: ModelCosts) -> None:
         """Write the costs of the models."""
-        self._write({**self._read(), "model": costs.to_json()})
+        self._write({**self._read(), "model": asdict(costs)})
 
     def costs(self) -> ModelCosts | None:
         """Return the costs of the models; None if they were not written."""
         model = self._read().get("model")
         with reading(self._settings, "remove its model part: reports then say nothing of costs"):
-            return None if model is None else ModelCosts.from_json(model)
+            return None if model is None else COSTS.validate_python(model)
 
     def append(self, record: RoundRecord) -> None:
         """Add the record of a round to the history."""

@@ -1,6 +1,7 @@
 """Copying settings and history of runs into the folder of results, which is in the repository."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from heterofl_flwr.common.errors import ConfigError, counted
@@ -58,5 +59,5 @@ def _settings(run: Run) -> bytes:
     flat = {**run.flat, "run.dir": "", "run.resume": False, "data.root": ""}
     settings = {key: portable(value) if isinstance(value, str) else value for key, value in flat.items()}
     about = {**run.about, "command": portable(run.command)}
-    content = {"settings": settings, "about": about, **({"model": run.costs.to_json()} if run.costs else {})}
+    content = {"settings": settings, "about": about, **({"model": asdict(run.costs)} if run.costs else {})}
     return f"{to_json(content, indent=2)}\n".encode()
