@@ -79,14 +79,12 @@ def request_of(monkeypatch) -> Callable[[Job], Request]:
     return launch
 
 
-def ran(
-    own: Job, rounds: int, *, finished: bool = False, seconds: float = 2.0, rate: float = 1.0, **changed
-) -> RunFolder:
+def ran(own: Job, rounds: int, *, finished: bool = False, seconds: float = 2.0, **changed) -> RunFolder:
     """Leave what a run leaves that has come so far."""
     folder = RunFolder(own.path)
     folder.start(own.config | {key.replace("_", "-"): value for key, value in changed.items()})
     for number in range(1, rounds + 1):
-        record = {"server_round": number, "seconds": seconds, "learning_rate": 0.1, "rates": {0: rate}}
+        record = {"server_round": number, "seconds": seconds, "learning_rate": 0.1, "rates": {0: 1.0}}
         folder.append(RoundRecord(**record, evaluate={"global-accuracy": number / 10, "local-accuracy": 0.9}))
         folder.save_checkpoint(RunState(server_round=number, state={"weight": torch.zeros(1)}))
     folder.note(finished="now" if finished else None)
@@ -153,7 +151,7 @@ def test_results_are_means_over_seeds_of_what_varies(tmp_path):
     table = [line.split() for line in list_results(jobs, rows).splitlines()[2:]]
     assert [" ".join(line[:7]) for line in table] == [
         "mix=d 3 global-accuracy 50.0 % ± 36.1",
-        "mix=e 1 global-accuracy 50.0 % 50.0",
+        "mix=e 1 global-accuracy 50.0 % 50.0 %",
     ]
     assert table[1][-2:] == ["+30.0", "points"]  # from the first seed of mix=d, which had 20 %
 
