@@ -37,8 +37,7 @@ from heterofl_flwr.federation.round_record import RoundRecord, host_log
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import refusing_unmeasured
 from heterofl_flwr.stages.client_stage import FULL_PRECISION
-from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Yogi
-from heterofl_flwr.stages.server_stage import ServerStage, stage_name
+from heterofl_flwr.stages.server_stage import stage_name
 from heterofl_flwr.strategies import heterofl
 from heterofl_flwr.strategies.arguments import CLASSIC
 from heterofl_flwr.transport import messages, reading
@@ -48,9 +47,6 @@ from heterofl_flwr.transport.compat import ensure_identity, set_metadata
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 ConfigFn = Callable[[int], dict[str, Scalar]]
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
-
-CLASSIC_TAU = 1e-9
-"""Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``."""
 
 LACKS = frozenset({"asynchronous", "callbacks"})
 """Arguments of ``heterofl_flwr.HeteroFL`` that the classic API does not support."""
@@ -116,7 +112,6 @@ class HeteroFL(Strategy):
         unsupported |= {stage_name(stage): stage.client() is not None for stage in inner.stages}
         if lacks := sorted({name for name, is_set in unsupported.items() if is_set} | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
-        _warn_of_tau(inner.stages)
         self.federation = self._inner.federation
         self._inner.num_rounds = num_rounds
         self._evaluate_fn = evaluate_fn
@@ -254,16 +249,6 @@ class HeteroFL(Strategy):
         metrics = function([(answer.num_examples, answer.metrics) for answer in answers])
         self.log.note_computed(means, metrics)
         return metrics
-
-
-def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
-    for stage in stages:
-        if isinstance(stage, Adam | Adagrad) and type(stage) is not Yogi and stage.tau != CLASSIC_TAU:
-            host_log.warning(
-                "%s: tau is %g, and Flower's classic FedAdam and FedAdagrad have %g by default: give "
-                "tau=%g for the same steps",
-                *(stage_name(stage), stage.tau, CLASSIC_TAU, CLASSIC_TAU),
-            )
 
 
 def _config(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:

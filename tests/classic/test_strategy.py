@@ -1,6 +1,5 @@
 """The strategy of the classic API, its hooks called as Flower's server calls them."""
 
-import inspect
 import threading
 
 import numpy as np
@@ -8,12 +7,10 @@ import pytest
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import Server
 from flwr.server.client_manager import SimpleClientManager
-from flwr.server.strategy import FedAdagrad, FedAdam
 
 import heterofl_flwr
-from heterofl_flwr import Adagrad, Adam, Sampling, multi_step
+from heterofl_flwr import Sampling, multi_step
 from heterofl_flwr.classic import HeteroFL, Task, parameters_of
-from heterofl_flwr.classic.strategy import CLASSIC_TAU
 from tests.classic.fakes import Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.grouped import grouped
 from tests.federation.tiny import build, build_normed, node_context
@@ -199,13 +196,3 @@ def test_clients_are_seen_at_once_under_a_server_app():
 
     strategy = HeteroFL(build, sampling=Sampling(wait=0.2))
     assert len(strategy.configure_fit(1, strategy.initialize_parameters(SimpleClientManager()), Lazy())) == 2
-
-
-@pytest.mark.parametrize("ours", [Adam, Adagrad])
-def test_another_tau_than_that_of_the_classic_namesake_is_warned_of(ours, caplog):
-    theirs = {Adam: FedAdam, Adagrad: FedAdagrad}[ours]
-    assert inspect.signature(theirs).parameters["tau"].default == CLASSIC_TAU
-    HeteroFL(build, "a1", stages=[ours(tau=CLASSIC_TAU)])
-    assert "tau" not in caplog.text
-    HeteroFL(build, "a1", stages=[ours()])
-    assert "tau is 0.001" in caplog.text
