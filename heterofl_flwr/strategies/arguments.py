@@ -1,7 +1,6 @@
 """Arguments of strategies: names and errors."""
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
 from typing import ParamSpec
@@ -28,57 +27,42 @@ CLASSIC: Mapping[str, str] = {
 }
 """Names of arguments in Flower's classic API, each with the name in the Message API."""
 
-STAGES: Mapping[str, str] = {
+REMEDIES: Mapping[str, str] = {
+    **{name: f"use {flower_name}" for name, flower_name in CLASSIC.items()},
     **dict.fromkeys(("server_learning_rate", "server_momentum"), "use stages=[Momentum(...)]"),
     **dict.fromkeys(("eta", "tau", "beta_1", "beta_2"), "use stages=[Adam(...)]"),
+    "accept_failures": "use sampling=Sampling(min_replies=...)",
+    "initial_parameters": "use start(initial_arrays=...)",
+    "on_fit_config_fn": "use start(train_config=...)",
+    "on_evaluate_config_fn": "use start(evaluate_config=...)",
+    **{name: f"use start({name}=...)" for name in ("evaluate_fn", "num_rounds", "initial_arrays")},
 }
-"""Arguments of Flower's strategies that stages replace here, each with a remedy for the error message."""
+"""Arguments of Flower's strategies that ``HeteroFL`` lacks, each with a remedy for the error message."""
 
 
-def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
-    """Return a decorator that makes ``__init__`` raise ``TypeError`` with a remedy for an unknown argument.
+def explain_unknown(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Make the ``__init__`` of ``HeteroFL`` raise ``TypeError`` with a remedy for an unknown argument."""
+    parameters = signature(construct).parameters
+    places = {  # code that passes an option of a group, such as "sampling=Sampling(spare=...)"
+        option: f"use {name}={type(parameter.default).__name__}({option}=...)"
+        for name, parameter in parameters.items()
+        if is_group(parameter.default)
+        for option in specs(parameter.default)
+    }
 
-    ``remedies`` has texts by argument name. Without a text, the error suggests the argument with the nearest name, or
-    lists all arguments.
-    """
+    @wraps(construct)
+    def explained(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> None:
+        for name in keywords.keys() - parameters.keys():
+            remedy = {**REMEDIES, **places}.get(name, f"it has {', '.join(list(parameters)[1:])}")
+            raise TypeError(f"HeteroFL has no argument {name}: {remedy}")
+        construct(*arguments, **keywords)
 
-    def decorate(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:
-        parameters = signature(construct).parameters
-        defaults = {name: parameter.default for name, parameter in parameters.items() if is_group(parameter.default)}
-        places = {  # code that passes an option of a group, such as "sampling=Sampling(spare=...)"
-            option: f"{name}={type(default).__name__}({option}=...)"
-            for name, default in defaults.items()
-            for option in specs(default)
-        }
-        all_remedies = {**STAGES, **remedies, **{name: f"use {place}" for name, place in places.items()}}
-        names = [*parameters, *places]
-
-        @wraps(construct)
-        def explained(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> None:
-            for name in keywords.keys() - parameters.keys():
-                nearest = next(iter(get_close_matches(name, names, n=1)), None)
-                guess = f"did you mean {places.get(nearest, nearest)}?" if nearest else ""
-                remedy = all_remedies.get(name) or guess or f"it has {', '.join(list(parameters)[1:])}"
-                kind, _, _ = construct.__qualname__.partition(".")
-                raise TypeError(f"{kind} has no argument {name}: {remedy}")
-            construct(*arguments, **keywords)
-
-        return explained
-
-    return decorate
+    return explained
 
 
-def check_arguments(
-    num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None, **functions: object
-) -> None:
-    """Raise ``ConfigError`` if arguments of ``start`` are wrong or contradict one another.
-
-    Each of ``functions`` must be callable or None.
-    """
+def check_arguments(num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None) -> None:
+    """Raise ``ConfigError`` if arguments of ``start`` are wrong or contradict one another."""
     check_count("num_rounds", num_rounds, 0)
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise ConfigError(f"{name} is {function!r}; expected a function")
     if resume is not None and initial_arrays is not None:
         raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
     if not isinstance(resume, RunState | None):

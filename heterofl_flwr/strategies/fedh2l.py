@@ -7,7 +7,6 @@ posteriors (class probabilities) for this batch. Then each client learns from th
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
 from reprlib import repr as shown
 
 from flwr.app import ArrayRecord, Message
@@ -25,8 +24,7 @@ from heterofl_flwr.federation.options import Evaluation, Options, Training
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply
-from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
-from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.strategies.arguments import FEDAVG
 from heterofl_flwr.strategies.round_messages import read_each
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.strategies.time_budget import PUBLISH_SHARE, Budget
@@ -61,7 +59,6 @@ class FedH2L(FederationStrategy):
 
     train_kind = messages.TRAIN_PUBLISH
 
-    @explain_unknown(dict.fromkeys(signature(HeteroFL).parameters, "it exchanges posteriors, and no parameters"))
     def __init__(
         self,
         classes: int,

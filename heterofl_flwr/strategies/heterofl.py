@@ -13,7 +13,7 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.asynchronous import Buffered, check_quota
 from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.stages.server_stage import ServerStage
-from heterofl_flwr.strategies.arguments import CLASSIC, FEDAVG, explain_unknown
+from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.strategies.train_hooks import MetricsFn
 
@@ -86,16 +86,7 @@ class HeteroFL(FederationStrategy):
         result = strategy.start(grid, num_rounds=20)
     """
 
-    @explain_unknown(
-        {
-            **{name: f"use {flower_name}" for name, flower_name in CLASSIC.items()},
-            "accept_failures": "use sampling=Sampling(min_replies=...)",
-            "initial_parameters": "use start(initial_arrays=...)",
-            "on_fit_config_fn": "use start(train_config=...)",
-            "on_evaluate_config_fn": "use start(evaluate_config=...)",
-            **{name: f"use start({name}=...)" for name in ("evaluate_fn", "num_rounds", "initial_arrays")},
-        }
-    )
+    @explain_unknown
     def __init__(
         self,
         build: Build,

@@ -71,7 +71,7 @@ class FederationStrategy(EvaluationHooks):
             State of a stopped run, such as ``Progress`` or a checkpoint. The run continues with the next round, up to
             ``num_rounds``.
         """
-        check_arguments(num_rounds, initial_arrays, resume, evaluate_fn=evaluate_fn, should_stop=should_stop)
+        check_arguments(num_rounds, initial_arrays, resume)
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         for config in configs:
             messages.check_own_keys(config)
