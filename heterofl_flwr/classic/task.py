@@ -42,10 +42,6 @@ class Task(client.Task):
         *,
         seed_torch: bool = False,
     ) -> None:
-        if not isinstance(config, Mapping):
-            raise ConfigError(
-                f"config is of type {type(config).__name__}; expected a dict: Task(parameters, config, context, build)"
-            )
         record = from_scalars(config)
         super().__init__(to_message(parameters, record, build), context, build, seed_torch=seed_torch)
 

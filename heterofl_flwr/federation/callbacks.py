@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from reprlib import repr as shown
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, counted
+from heterofl_flwr.common.errors import counted
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.stages.privacy_accountant import Releases
@@ -140,13 +139,6 @@ def is_true(result: object) -> bool:
     if isinstance(result, Tensor) and result.dtype == torch.bool and result.numel() == 1:
         return bool(result)
     return isinstance(result, bool | np.bool_) and bool(result)
-
-
-def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:
-    """Return ``callbacks`` as a tuple; raise ``ConfigError`` unless it is a sequence of ``RoundCallback``."""
-    if not isinstance(callbacks, Sequence) or not all(isinstance(callback, RoundCallback) for callback in callbacks):
-        raise ConfigError(f"callbacks is {shown(callbacks)}; expected a list of instances of RoundCallback")
-    return tuple(callbacks)
 
 
 def name_callbacks(callbacks: Sequence[RoundCallback]) -> dict[str, RoundCallback]:

@@ -16,9 +16,6 @@ Purpose = Literal["train", "evaluate"]
 MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
 """Fewest usable replies of a round: a number, a fraction of the clients needed, or half of them (``auto``)."""
 
-REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
-"""Text for errors: the values of ``MinReplies`` other than ``auto``."""
-
 
 _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
 
@@ -31,7 +28,7 @@ class Sampling:
     """extra clients to sample, as a fraction of the clients needed. Above 0, a round ends as soon as enough clients
     have replied; runs cannot be repeated exactly then, and engine.window has no effect
     """
-    min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = "auto"
+    min_replies: Annotated[MinReplies, "'auto', a whole number of 1 or more, or a share between 0 and 1"] = "auto"
     """lower bound on the usable replies of a round; with fewer, the run fails. A number, a fraction of the clients
     needed, or auto: half of the clients needed
     """

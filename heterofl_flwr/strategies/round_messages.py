@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, HeteroFLError, ReplyError, short
@@ -35,9 +35,6 @@ class Replies(Iterator[Message]):
         except StopIteration:
             self.are_read = True
             raise
-
-    def __len__(self) -> int:
-        raise TypeError("replies come one by one and have no length: expected replies = list(replies) first")
 
 
 class RoundMessages:
@@ -134,12 +131,6 @@ class RoundMessages:
             else:
                 current.refuse(node_id, received or fault)
         self.sent = []
-
-    def keep_records(self, node_id: int, reply: Message) -> None:
-        """Store the records of a reply, except array records."""
-        self.records[node_id] = RecordDict(
-            {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
-        )
 
 
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:

@@ -14,7 +14,7 @@ from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
 from heterofl_flwr.common.errors import ConfigError, Fault, RoundError
-from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
+from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
@@ -80,7 +80,7 @@ class RoundHooks(Strategy):
     ) -> None:
         self.federation, self.options = federation, federation.options
         self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
-        self.callbacks, self._schedule = check_callbacks(callbacks), self.options.training.schedule
+        self.callbacks, self._schedule = tuple(callbacks), self.options.training.schedule
         self.spent = Spent(self.options.privacy)  # for all runs of this strategy: a release cannot be undone
         buffered = self.options.asynchronous
         self.asynchronous = Asynchronous(buffered) if buffered.size else None
@@ -261,7 +261,8 @@ class RoundHooks(Strategy):
     def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
         """Store a reply's records for ``function``. If ``function`` is None, warn once of metrics that are lists."""
         if function is not None:
-            self.round_messages.keep_records(node_id, reply)
+            records = {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
+            self.round_messages.records[node_id] = RecordDict(records)
         elif argument not in self._warned_of and (names := reading.list_metrics(reply)):
             self._warned_of.add(argument)
             logger.warning(

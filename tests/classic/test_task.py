@@ -113,8 +113,3 @@ def test_a_reply_that_would_say_something_else_is_refused(arguments, text):
     with pytest.raises(ConfigError, match=text):
         task.reply(model, **{"num_examples": 1} | arguments)
     assert type(task.reply(model, num_examples=np.int64(3))[1]) is int  # Flower takes no other kind
-
-
-def test_arguments_of_the_message_api_are_named():
-    with pytest.raises(ConfigError, match=r"config is of type Context; expected a dict: Task\(parameters, config"):
-        Task(parameters_of(build(1.0)), node_context(), build, build)

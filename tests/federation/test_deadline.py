@@ -155,12 +155,6 @@ class ReadsAll(HeteroFL):
         return super().aggregate_train(server_round, replies)
 
 
-class Counts(HeteroFL):
-    def aggregate_train(self, server_round, replies):
-        assert len(replies) == 3
-        return super().aggregate_train(server_round, replies)
-
-
 def test_an_error_that_a_subclass_drops_is_a_failure_nonetheless():
     with LocalGrid(make_app(odd={1: crash}), 4) as grid:
         strategy = DropsErrors(build, "a1", evaluation=NEVER)
@@ -169,16 +163,9 @@ def test_an_error_that_a_subclass_drops_is_a_failure_nonetheless():
     assert "the disk is full" in strategy.log.failures[1]
 
 
-@pytest.mark.parametrize(
-    ("kind", "error", "named"),
-    [
-        (ReadsAll, ConfigError, r"all replies \(3\) were read"),
-        (Counts, TypeError, "no length: expected replies = list"),
-    ],
-)
-def test_a_subclass_that_reads_the_replies_first_learns_how(kind, error, named):
-    with LocalGrid(make_app(), 3) as grid, pytest.raises(error, match=named):
-        kind(build, "a1", evaluation=NEVER).start(grid, num_rounds=1)
+def test_a_subclass_that_reads_the_replies_first_learns_how():
+    with LocalGrid(make_app(), 3) as grid, pytest.raises(ConfigError, match=r"all replies \(3\) were read"):
+        ReadsAll(build, "a1", evaluation=NEVER).start(grid, num_rounds=1)
 
 
 def test_without_evaluation_training_has_all_of_the_time():

@@ -53,7 +53,6 @@ INVALID = [
 STRATEGY = [
     ({"fraction_evaluate": 1.5}, "fraction_evaluate is 1.5"),
     *(({"seed": own}, f"seed is {own!r}; expected an integer of less than 2") for own in (2**63, 1.5, "x")),
-    *(({"callbacks": own}, "callbacks is .*built-in function print.*; expected a list of") for own in (print, [print])),
     ({"limits": {"norm_bond": 1}}, r"limits is {'norm_bond': 1}, expected Limits\(\.\.\.\), or leave it out"),
     ({"slice_rule": "rolling", "roll_by": 1.5}, r"roll_by is 1\.5, expected an integer of 1 or more"),
     (
