@@ -160,8 +160,6 @@ class Round:
         staleness = {} if sampled.sent is None else {"staleness": float(self.server_round - 1 - sampled.sent.number)}
         self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **server_names(staleness, reply.metrics)}
         self.log.bytes_up += reply.num_bytes
-        if any(tensor.dtype != torch.float64 for tensor in converted.values()):
-            self._remarks["sent float64, which is converted to the model's type"].append(node_id)
         if reply.num_examples and self._is_unchanged(sampled, reply):
             self._remarks[UNCHANGED].append(node_id)
         if reply.num_examples:

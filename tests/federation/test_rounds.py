@@ -230,13 +230,6 @@ def untrained(message, context):
     return task.reply(task.model(), num_examples=3)
 
 
-def in_double(message, context):
-    reply = add_one(message, context)
-    state = reply.content["arrays"].to_torch_state_dict()
-    reply.content["arrays"] = ArrayRecord({name: tensor.double() for name, tensor in state.items()})
-    return reply
-
-
 def wrong_clock(message, context, seconds):
     reply = add_one(message, context)
     set_metadata(reply, created_at=time.time() + seconds)
@@ -245,8 +238,7 @@ def wrong_clock(message, context, seconds):
 
 @pytest.mark.parametrize(
     ("train", "upload", "remark"),
-    [(in_double, "float32", "sent float64")]
-    + [(partial(wrong_clock, seconds=60), "float32", "over 2 s ahead of the server's")]
+    [(partial(wrong_clock, seconds=60), "float32", "over 2 s ahead of the server's")]
     + [(partial(wrong_clock, seconds=-600), "float32", "over 2 s behind the server's")]
     + [(untrained, upload, "trained nothing") for upload in ("float32", "float16", "int8")],
 )
