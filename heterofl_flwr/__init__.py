@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         RoundCallback as RoundCallback,
         RunState as RunState,
     )
-    from heterofl_flwr.federation.learning_rate import multi_step as multi_step
     from heterofl_flwr.federation.limits import Limits as Limits
     from heterofl_flwr.federation.options import (
         Averaging as Averaging,
@@ -80,7 +79,6 @@ _HOMES = {
         "core.slice_plan": "Plan",
         "elastic_models.elastic_model": "elastic",
         "federation.callbacks": "Progress RoundCallback RunState",
-        "federation.learning_rate": "multi_step",
         "federation.limits": "Limits",
         "federation.options": "Averaging Evaluation Slicing Training",
         "federation.round_record": "RoundRecord",

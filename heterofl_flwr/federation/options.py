@@ -1,6 +1,6 @@
 """The server's options in groups, and the chain of stages that they switch on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -16,7 +16,6 @@ from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.robust import Robust, RobustMean
-from heterofl_flwr.federation.learning_rate import Schedule, multi_step
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
@@ -32,6 +31,9 @@ from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.stages.untrained import Untrained
 
 Assignment = Literal["fix", "dynamic"]
+
+Schedule = Callable[[int], float]
+"""Function of the round, counted from 1, that returns the learning rate."""
 
 OptionalLevel = Annotated[
     str | Annotated[float, Strict()],
@@ -101,12 +103,22 @@ class Training:
     upload: Upload = "float32"
     """form of replies: parameters (float32), or their changes in two bytes (float16) or one byte (int8) each"""
 
+    def __post_init__(self) -> None:
+        if (self.milestones or self.lr_decay != 1) and not isinstance(self.learning_rate, int | float):
+            raise ConfigError("milestones and lr_decay change a number; expected learning_rate to be one, as 0.1")
+
     @property
     def schedule(self) -> Schedule | None:
         """Function from the round to the learning rate; None if clients choose it."""
-        if self.learning_rate is None or callable(self.learning_rate):
-            return self.learning_rate
-        return multi_step(self.learning_rate, self.milestones, decay=self.lr_decay)
+        initial = self.learning_rate
+        if initial is None or callable(initial):
+            return initial
+
+        def decayed(server_round: int) -> float:
+            passed = sum(milestone < server_round for milestone in self.milestones)
+            return initial * 0.1**passed * self.lr_decay ** (server_round - 1)
+
+        return decayed
 
 
 @group

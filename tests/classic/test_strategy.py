@@ -9,7 +9,7 @@ from flwr.server import Server
 from flwr.server.client_manager import SimpleClientManager
 
 import heterofl_flwr
-from heterofl_flwr import Sampling, multi_step
+from heterofl_flwr import Sampling
 from heterofl_flwr.classic import HeteroFL, Task, parameters_of
 from tests.classic.fakes import Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.grouped import grouped
@@ -52,7 +52,7 @@ def test_initial_parameters_of_another_model_are_refused():
 
 
 def test_instructions_share_one_packet_a_level():
-    options = {"learning_rate": multi_step(0.1, [2]), "on_fit_config_fn": lambda number: {"epochs": 2 * number}}
+    options = {"learning_rate": 0.1, "milestones": [2], "on_fit_config_fn": lambda number: {"epochs": 2 * number}}
     instructions = begin(clients(4), seed=5, server_round=3, **options)[-1]
     assert len({id(ins.parameters) for _, ins in instructions}) == 2
     assert len({id(ins.config) for _, ins in instructions}) == 4

@@ -16,6 +16,7 @@ from heterofl_flwr import (
     MovingAverage,
     Privacy,
     Robust,
+    Training,
 )
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import CountingMean
@@ -33,6 +34,7 @@ INVALID = [
     (Evaluation, {"every": -1}, "Evaluation: every is -1, expected an integer of 0 or more"),
     (Evaluation, {"nodes": "some"}, "nodes is 'some', expected one of capable, all"),
     (Limits, {"norm_bound": -1, "examples": 0}, "Limits: norm_bound is -1, .*; examples is 0"),
+    *((Training, {"learning_rate": own, "milestones": [2]}, "expected learning_rate to be") for own in (None, float)),
     (Privacy, {"noise": 1.0}, "Privacy: clip is 0.0, expected a number above 0 where there is noise"),
     (Privacy, {"delta": 0, "moments_clip": 0}, "Privacy: delta is 0, .*; moments_clip is 0"),
     (Momentum, {"server_momentum": 1.0}, f"server_momentum is 1.0, {DECAY}"),

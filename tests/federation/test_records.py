@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, MetricRecord
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Momentum, RoundCallback, multi_step
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Momentum, RoundCallback
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.formatting import size
 from heterofl_flwr.federation.callbacks import RunState, is_true
@@ -88,7 +88,7 @@ def test_a_run_that_has_done_all_rounds_only_tells_its_callbacks():
 def test_a_record_holds_all_that_is_known_of_a_round():
     spy = Spy()
     app, evaluation = make_app(build=build_normed, odd={3: crash}), Evaluation(every=2, levels=True)
-    options = {"build": build_normed, "learning_rate": multi_step(0.1, [1]), "evaluation": evaluation}
+    options = {"build": build_normed, "learning_rate": 0.1, "milestones": [1], "evaluation": evaluation}
     strategy, _ = run(spy, num_rounds=2, app=app, **options)
     one, two = (progress.record for progress in spy.progress)
     assert (one.server_round, two.server_round) == (1, 2)

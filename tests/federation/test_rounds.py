@@ -17,7 +17,6 @@ from heterofl_flwr import (
     Momentum,
     Windowed,
     elastic,
-    multi_step,
 )
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError, RoundError
@@ -45,7 +44,7 @@ def test_levels_get_their_rate_and_share_one_record_each():
 
 def test_every_message_has_a_config_of_its_own():
     asked = ConfigRecord({"epochs": 3})
-    sent = run(3, train_config=asked, seed=5, num_rounds=2, learning_rate=multi_step(0.1, [1])).grid.of("train")
+    sent = run(3, train_config=asked, seed=5, num_rounds=2, learning_rate=0.1, milestones=[1]).grid.of("train")
     configs = [dict(message.content["config"]) for message in sent]
     assert len({id(message.content["config"]) for message in sent}) == 6
     assert asked == ConfigRecord({"epochs": 3})

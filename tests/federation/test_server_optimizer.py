@@ -19,8 +19,8 @@ from heterofl_flwr import (
     LocalGrid,
     Momentum,
     MovingAverage,
+    Training,
     Yogi,
-    multi_step,
 )
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.server_optimizer import Nesterov
@@ -142,10 +142,7 @@ def test_what_one_optimizer_kept_is_not_anothers():
 
 
 def test_the_learning_rate_falls_after_each_milestone():
-    at = multi_step(0.1, [150, 250])
-    assert [at(server_round) for server_round in (1, 150)] == [0.1, 0.1]
-    assert [at(server_round) for server_round in (151, 250)] == [pytest.approx(0.01)] * 2
-    assert at(251) == at(400) == pytest.approx(0.001)
-    assert {multi_step(0.3)(server_round) for server_round in range(1, 9)} == {0.3}
-    assert multi_step(1.0, [1, 1], factor=0.5)(2) == 0.25
-    assert multi_step(0.5, [1], decay=0.998)(3) == pytest.approx(0.05 * 0.998**2)
+    at = Training(learning_rate=0.1, milestones=[150, 250]).schedule
+    assert [at(number) for number in (1, 150, 151, 250, 251, 400)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
+    decayed = Training(learning_rate=0.5, milestones=[1], lr_decay=0.998).schedule
+    assert decayed(3) == pytest.approx(0.05 * 0.998**2)
