@@ -5,7 +5,6 @@ import threading
 import numpy as np
 import pytest
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.server import Server
 from flwr.server.client_manager import SimpleClientManager
 
 import heterofl_flwr
@@ -167,22 +166,6 @@ class TestEvaluation:
         parameters = strategy.initialize_parameters(SimpleClientManager())
         assert strategy.evaluate(3, parameters=parameters) == (3.0, {"arrays": 4, "config": 0})
         assert HeteroFL(build).evaluate(3, parameters=parameters) is None
-
-
-def test_what_overridden_hooks_add_is_in_flowers_history():
-    class Mine(HeteroFL):
-        def aggregate_fit(self, server_round, results, failures):
-            parameters, metrics = super().aggregate_fit(server_round, results, failures)
-            return parameters, {**metrics, "results": len(results)}
-
-        def aggregate_evaluate(self, server_round, results, failures):
-            loss, metrics = super().aggregate_evaluate(server_round, results, failures)
-            return loss, {**metrics, "twice": 2 * metrics["local-accuracy"]}
-
-    strategy = Mine(build, "a1-c1", num_rounds=2)
-    history, _ = Server(client_manager=manager_of(*clients(2)), strategy=strategy).fit(2, timeout=None)
-    assert history.metrics_distributed_fit["results"] == [(1, 2), (2, 2)]
-    assert [value for _, value in history.metrics_distributed["twice"]] == pytest.approx([2 * 2 / 3] * 2)
 
 
 def test_clients_are_seen_at_once_under_a_server_app():

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
+from heterofl_flwr import Evaluation, Limits
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.strategies import train_hooks
@@ -100,19 +100,6 @@ def test_a_floor_above_the_clients_fails_before_they_train():
     with pytest.raises(RoundError, match=r"round 1: 3 clients, and replies of 4 are needed \(min_replies or"):
         play(app, min_replies=4)
     assert asked == []
-
-
-def test_replies_to_what_was_not_configured_are_refused():
-    with LocalGrid(make_app(), 1) as grid:
-        strategy = HeteroFL(build, min_available_nodes=1)
-        with pytest.raises(RoundError, match="the round was not configured"):
-            strategy.aggregate_train(1, [])
-        sent = strategy.configure_train(
-            1, ArrayRecord(strategy.federation.architecture.initial_state()), config(), grid
-        )
-        strategy.aggregate_train(1, grid.send_and_receive(sent))
-        with pytest.raises(RoundError, match="the round was not configured"):
-            strategy.aggregate_train(1, [])
 
 
 def test_what_the_server_finds_out_is_not_for_clients_to_say():

@@ -168,19 +168,6 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
     assert strategy.log.evaluate_by_level == {"c": {"accuracy": 0.5}}
 
 
-def test_lists_are_in_no_mean():
-    def evaluate(message, context):
-        return Task(message, context, build).reply(num_examples=4, metrics={"accuracy": 0.5, "by-class": [0.25, 0.75]})
-
-    def join(records, key):
-        return MetricRecord({"by-class": records[0]["metrics"]["by-class"]})
-
-    app, options = make_app(evaluate=evaluate), {"nodes": 2, "evaluation": Evaluation()}
-    found = play(app, evaluate_metrics_aggr_fn=join, **options)
-    assert found.result.evaluate_metrics_clientapp[1]["by-class"] == [0.25, 0.75]
-    assert play(app, **options).log.evaluate == {"coverage": 1.0, "accuracy": 0.5}
-
-
 def test_the_server_evaluates_the_initial_and_each_new_model():
     seen = {}
 

@@ -4,11 +4,9 @@ import math
 
 import pytest
 from flwr.app import MetricRecord
-from hypothesis import given, strategies as st
 
 from heterofl_flwr import Evaluation
 from heterofl_flwr.client import Task
-from heterofl_flwr.federation.evaluation_round import medians
 from heterofl_flwr.runs.scores import headline, headline_kind
 from tests.federation import tiny
 from tests.federation.tiny import make_app
@@ -35,15 +33,6 @@ def play(evaluate, num_rounds=1, nodes=5, callbacks=(), **options):
     options = {"evaluation": Evaluation(), "callbacks": callbacks, **options}
     found = tiny.play(make_app(evaluate=evaluate), "a1", nodes, num_rounds, **options)
     return found.log, found.result
-
-
-EXAMPLES = st.integers(1, 10_000_000)
-
-
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.floats(-1e30, 1e30), EXAMPLES)
-def test_a_client_moves_a_median_within_the_others(others, value, number):
-    (median,) = medians([*((1.0, {"x": own}) for own in others), (float(number), {"x": value})]).values()
-    assert min(others) <= median <= max(others)
 
 
 @pytest.mark.parametrize("value", [7.0, math.nan])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr import Adam, HeteroFL, Momentum, Training
+from heterofl_flwr import HeteroFL, Momentum
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import width
@@ -107,14 +107,6 @@ def test_levels_that_are_one_model_are_warned_of(caplog):
     assert "very same" not in caplog.text
     HeteroFL(floored, "a1-c1-e1").summary()
     assert "levels c, e build the very same model: its widths are rounded" in caplog.text
-
-
-def test_the_log_begins_with_the_stages(caplog):
-    caplog.set_level("INFO")
-    HeteroFL(build, "a1", stages=[Adam(eta=0.1)], training=Training(proximal_mu=0.5)).summary()
-    assert "Stages: Adam; FedProx with proximal_mu 0.5" in caplog.text
-    HeteroFL(build, "a1").summary()
-    assert caplog.messages[-1].endswith("Stages: none")
 
 
 @pytest.mark.parametrize(

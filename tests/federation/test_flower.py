@@ -1,7 +1,6 @@
 """The arguments of Flower's FedAvg do here what they do there; Flower's own loop, wrappers and mods."""
 
 from functools import partial
-from inspect import signature
 
 import pytest
 import torch
@@ -10,11 +9,9 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.serverapp import strategy as flowers
 
-from heterofl_flwr import Averaging, Evaluation, FedH2L, HeteroFL, LocalGrid, Momentum, Training
+from heterofl_flwr import Averaging, Evaluation, HeteroFL, LocalGrid, Momentum, Training
 from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.options import is_group, values
-from heterofl_flwr.federation.sampling import Participation
 from tests.federation import tiny
 from tests.federation.grouped import grouped
 from tests.federation.tiny import Watched, bare_reply, build, build_normed, config, make_app, play
@@ -107,16 +104,6 @@ def test_as_many_take_part_as_with_fedavg(fraction, least, nodes):
 def test_a_users_config_cannot_have_keys_of_ours(which, key):
     with pytest.raises(ConfigError, match=f"has {key}: .* choose another name, as my-{key}"):
         play(make_app(), start={which: ConfigRecord({"lr": 0.1, key: 1.0})})
-
-
-@pytest.mark.parametrize("kind", [HeteroFL, FedH2L])
-def test_the_signature_shows_every_argument_with_its_default(kind):
-    parameters = signature(kind).parameters
-    assert len(parameters) <= 20
-    shown = {name: own.default for name, own in parameters.items() if own.kind is own.KEYWORD_ONLY}
-    fedavg = values(Participation())
-    for name, default in shown.items():
-        assert default == (fedavg[name] if name in fedavg else type(default)() if is_group(default) else default)
 
 
 @pytest.mark.parametrize(

@@ -109,19 +109,6 @@ def test_the_table_bounds_its_nodes_and_a_level_the_others(caplog):
     ]
 
 
-def test_a_node_with_several_faults_is_warned_of_once(caplog):
-    def half_fails(rate):
-        assert rate != 0.5
-        return build(rate)
-
-    limits = Limits(largest_level="b", partitions={"9": 0})
-    federation = HeteroFL(half_fails, "a1-c1", limits=limits).federation
-    federation.register({node: Capability(capacity=1.0 / node, partition=node - 1) for node in (1, 4, 5)})
-    assert federation.nodes[1].holds == 0.25
-    assert caplog.text.count("node 1 says partition 0, which is another node's") == 1
-    assert caplog.text.count("node 1: the capacity it reports is not usable") == 1
-
-
 def test_a_node_id_may_be_a_number_as_flower_has_it():
     assert Limits(levels={7516684689646712787: "b"}).levels == {"7516684689646712787": "b"}
 
@@ -190,12 +177,6 @@ def test_a_node_that_was_restarted_with_a_smaller_level_trains_at_it(fails):
 def test_a_table_that_cannot_be_is_one_error_at_the_start(mix, levels, named):
     with pytest.raises(ConfigError, match=named):
         HeteroFL(build, mix, slicing=Slicing(assignment="dynamic"), limits=Limits(**levels))
-
-
-def test_a_partition_beyond_its_number_has_the_last_ones_level():
-    federation = federation_of("a1-e1")
-    federation.register({7: Capability(partition=9, num_partitions=4)})
-    assert federation.levels.rate(1, 7) == 0.0625
 
 
 def test_a_partition_belongs_to_the_registered_name():

@@ -1,18 +1,16 @@
 """Static batch norm moments: collected from the clients, merged, checked, and sent with the evaluation."""
 
 import re
-from contextlib import nullcontext
 
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from heterofl_flwr import Evaluation, Fidelity, HeteroFL, Limits, LocalGrid, Windowed
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Windowed
 from heterofl_flwr.client import Task
 from heterofl_flwr.client.load_model import load_parameters
 from heterofl_flwr.client.queries import answer_moments
-from heterofl_flwr.common.errors import DataError, RoundError
-from heterofl_flwr.federation.collect_moments import CollectedMoments
+from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.transport.arrays import moment_tensors, pack_moments
@@ -152,14 +150,6 @@ def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
         torch.manual_seed(seed)  # another state of torch's generator, as in another process
         found.append(moment_tensors(run(3, moments=moments, levels=True).strategy.moments))
     assert equal(*found)
-
-
-def test_a_client_counts_no_more_than_it_may():
-    strategy = HeteroFL(build_normed, "a1", limits=Limits(examples=50))
-    for count in (50, 51):
-        own = Moments("paper", {"norm": LayerMoments(count, torch.zeros(8), torch.ones(8))})
-        with nullcontext() if count == 50 else pytest.raises(DataError, match="expected up to 50"):
-            CollectedMoments(strategy.federation, {}, remote=False).add({1.0: own})
 
 
 class Remote(Watched):

@@ -29,26 +29,6 @@ def of_superlink(message):
     return reply
 
 
-@pytest.mark.parametrize("arriving", [(2, 0, 1), (2, 0), ()])
-def test_replies_come_in_the_order_of_the_messages(arriving):
-    sent = messages(30, 10, 20)
-    replies = {place: answer(sent[place]) for place in arriving}
-    silent = Fault("no reply in time", "silent")
-    expected = [(own.metadata.dst_node_id, replies.get(place, silent)) for place, own in enumerate(sent)]
-    assert list(outcomes(sent, iter(replies.values()))) == expected
-
-
-def test_strangers_and_second_replies_are_dropped(caplog):
-    sent, (stranger,), (earlier,) = messages(30, 10), messages(99), messages(10)
-    earlier.metadata.__dict__["_message_id"] = "before"
-    first = answer(sent[0])
-    replies = [answer(stranger), first, answer(sent[0]), answer(earlier), answer(sent[1])]
-    assert list(outcomes(sent, replies)) == [(30, first), (10, replies[4])]
-    dropped = [record.getMessage() for record in caplog.records]
-    assert [("99" in text, "30" in text) for text in dropped[:2]] == [(True, False), (False, True)]
-    assert "was not asked this" in dropped[2]
-
-
 def test_a_fault_is_kept_short_and_plain():
     assert short("a\x1b[31mb\nc\n") == "a�[31mb\n    c"
     assert len(short("x" * 10**6)) < 1010
