@@ -169,11 +169,6 @@ class GlobalModel(Architecture):
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
         _check_frozen_values(self._frozen_values, tensors)
-        if integers := [name for name, dtype in self.dtypes.items() if not _can_become(tensors[name], dtype)]:
-            raise ConfigError(
-                f"initial_arrays has {integers[0]} in {tensors[integers[0]].dtype}, expected "
-                f"{self.dtypes[integers[0]]}: give floating-point numbers, such as ArrayRecord(model.state_dict())"
-            )
         checked = {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
         if fault := next(value_faults(checked), None):
             raise RoundError(
@@ -197,10 +192,6 @@ def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tenso
                 f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
                 f"return heterofl_flwr.core.exchange_frozen(model)"
             )
-
-
-def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
 
 
 def _equals(state: Mapping[str, Tensor], model: nn.Module) -> bool:

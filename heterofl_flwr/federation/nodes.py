@@ -31,8 +31,8 @@ class Nodes(Mapping[int, Capability]):
         Present nodes that did not answer the latest capability query.
     demoted : set[str]
         Names of nodes without a usable answer, which train at the smallest rate.
-    changes : dict[int, str]
-        Log lines on nodes that joined, left or came back. The caller clears the dictionary.
+    changes : list[str]
+        Log lines on nodes that joined, left or came back. The caller clears the list.
     away : dict[str, int]
         For each node that left, by name: the first round in which it is away.
     """
@@ -50,7 +50,7 @@ class Nodes(Mapping[int, Capability]):
         self.order: list[int] = []
         self.unanswered: set[int] = set()
         self.demoted: set[str] = set()
-        self.changes: dict[int, str] = {}
+        self.changes: list[str] = []
         self.away: dict[str, int] = {}
         self.seat_rates: dict[int, float] = {}
         self.trained: set[int] = set()  # clients with an aggregated reply
@@ -79,7 +79,7 @@ class Nodes(Mapping[int, Capability]):
         gone, came = self.present - present, present - self.present
         for node_id in gone:
             self.away.setdefault(self.name(node_id), server_round)
-            self._note_change(node_id, f"away: {self.name(node_id)}")
+            self.changes.append(f"away: {self.name(node_id)}")
         self.demoted.difference_update(map(self.name, gone))
         self.forget(gone)
         self.unanswered -= gone
@@ -148,13 +148,7 @@ class Nodes(Mapping[int, Capability]):
                 continue
             self._ungreeted.remove(node_id)
             since = self.away.pop(name := self.name(node_id), None)
-            self._note_change(
-                node_id, f"joined: {name}" if since is None else f"back: {name}, away since round {since}"
-            )
-
-    def _note_change(self, node_id: int, line: str) -> None:
-        if self.changes.pop(node_id, None) is None:  # else drop both: the opposite change is not logged yet
-            self.changes[node_id] = line
+            self.changes.append(f"joined: {name}" if since is None else f"back: {name}, away since round {since}")
 
     def _number_partitions(self, answers: Mapping[int, Capability], faulty: Collection[int]) -> None:
         claimed = {partition: node for node, partition in self._partitions.items() if node not in answers}

@@ -170,7 +170,7 @@ class NodeRegistration:
         if self._begins or nodes.has_new_capacity:
             warn_of_untrained(self._federation, self._server_round, nodes.order)
             nodes.has_new_capacity = False
-        for change in () if self._begins else changes.values():
+        for change in () if self._begins else changes:
             host_log.info("round %d: %s", self._server_round, change)
         changes.clear()
 

@@ -209,12 +209,6 @@ def slow_run_from(state, found, steps):
     return slow_run(Begun, sent, steps, lambda partition: 1.0 + partition, 3)
 
 
-def test_after_rounds_that_wait_the_first_step_is_fresh():
-    half = play(mix="a1", nodes=4, num_rounds=3)
-    found = run(Buffered(size=2, concurrency=2), num_rounds=4, mix="a1", nodes=4, start={"resume": half.progress[-1]})
-    assert found.log.train["staleness"] == 0
-
-
 class Silent(Watched):
     """A grid on which these partitions never answer an instruction to train."""
 

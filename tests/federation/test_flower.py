@@ -1,7 +1,5 @@
 """The arguments of Flower's FedAvg do here what they do there; Flower's own loop, wrappers and mods."""
 
-from functools import partial
-
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -180,20 +178,6 @@ def test_noise_on_the_clients_runs_with_slices():
     found = play(app_with(mod), "a1-c1", 4)
     assert found.log.failures == {}
     assert all(tensor.isfinite().all() for tensor in found.state.values())
-
-
-SERVER_SIDE = (
-    partial(flowers.DifferentialPrivacyServerSideFixedClipping, noise_multiplier=0.0, clipping_norm=1.0),
-    partial(flowers.DifferentialPrivacyServerSideAdaptiveClipping, noise_multiplier=0.0),
-)
-
-
-@pytest.mark.parametrize("wrapper", SERVER_SIDE)
-def test_clipping_on_the_server_runs_with_whole_models(wrapper):
-    with LocalGrid(make_app(), 4) as grid:
-        inner = HeteroFL(build, "a1", evaluation=Evaluation(every=0))
-        state = wrapper(inner, num_sampled_clients=4).start(grid, initial(inner), num_rounds=1).arrays
-    assert not tiny.equal(state.to_torch_state_dict(), initial(inner).to_torch_state_dict())
 
 
 def whole_model(message, context, **records):

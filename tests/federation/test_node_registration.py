@@ -402,27 +402,6 @@ def test_who_leaves_joins_and_comes_back_is_named(caplog):
     said = [record.getMessage() for record in caplog.records if record.name == "flwr"]
     assert [line for line in said if "away: " in line and "clients" not in line] == ["round 2: away: partition 0"]
     assert "round 4: back: partition 0, away since round 2" in said
-    arrive = play(None, "a1", 4, 2, grid=arriving(2, 2, 2), fraction_train=1.0)
-    assert arrive.log.answered in (2, 4)
-
-
-def test_a_node_that_one_list_lacks_is_not_logged(caplog):
-    class Flapping(Watched):
-        lacks = True
-
-        def get_node_ids(self):
-            everyone = list(super().get_node_ids())
-            if self.lacks and self.of("train"):
-                self.lacks = False
-                return everyone[1:]
-            return everyone
-
-    caplog.set_level("INFO")
-    found = play(None, "a1", 3, 2, grid=Flapping, min_available_nodes=3, wait=60)
-    assert (found.grid.lacks, found.log.answered) == (False, 3)
-    assert "round 2: " in caplog.text
-    assert "away" not in caplog.text
-    assert "back: " not in caplog.text
 
 
 def test_named_nodes_are_asked_when_they_are_drawn():

@@ -261,12 +261,6 @@ def test_a_build_for_which_the_seed_means_nothing_is_warned_of(caplog):
         assert caplog.text.count("seed=0 does not draw the first model") == number
 
 
-def test_initial_arrays_of_whole_numbers_are_refused():
-    arrays = ArrayRecord({name: tensor.long() for name, tensor in build(1.0).named_parameters()})
-    with pytest.raises(ConfigError, match=r"initial_arrays has hidden.weight in torch.int64, expected torch.float32"):
-        play(nodes=2, start={"initial_arrays": arrays})
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_initial_arrays_of_another_type_are_converted_for_every_level(dtype):
     state = {name: parameter.detach().half() for name, parameter in build(1.0).named_parameters()}
