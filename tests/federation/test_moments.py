@@ -49,13 +49,16 @@ def test_moments_stay_until_the_next_evaluation_and_a_new_run():
     assert not equal(seen[1], seen[2])  # the last round ends with an evaluation too
 
 
+def measure(message, context):
+    """Answer the query for moments as it should be."""
+    return answer_moments(Task(message, context, build_normed), lambda: [inputs(context.node_config["partition-id"])])
+
+
 def changed(change):
     """Return an answer to the query whose record is changed."""
 
     def moments(message, context):
-        answer = answer_moments(
-            Task(message, context, build_normed), lambda: [inputs(context.node_config["partition-id"])]
-        )
+        answer = measure(message, context)
         change(answer.content["moments"])
         return answer
 
@@ -87,10 +90,8 @@ def test_moments_that_cannot_be_used_are_left_out_and_named():
     faults = dict(enumerate(BAD.values()))
 
     def moments(message, context):
-        partition = context.node_config["partition-id"]
-        if partition in faults:
-            return faults[partition][0](message, context)
-        return answer_moments(Task(message, context, build_normed), lambda: [inputs(partition)])
+        answer, _ = faults.get(context.node_config["partition-id"], (measure, ""))
+        return answer(message, context)
 
     found = play(
         make_app(build=build_normed, moments=moments), nodes=len(BAD) + 2, build=build_normed, evaluation=Evaluation()
@@ -112,9 +113,7 @@ def test_where_nobody_gives_moments_the_run_ends():
 
 def test_a_round_without_moments_ends_no_run_that_had_some():
     def moments(message, context):
-        if message.content["config"]["server-round"] == 2:
-            tiny.crash(message, context)
-        return answer_moments(Task(message, context, build_normed), lambda: [inputs(0)])
+        return (tiny.crash if message.content["config"]["server-round"] == 2 else measure)(message, context)
 
     app = make_app(build=build_normed, moments=moments)
     found = play(app, "a1", 4, 3, build=build_normed, evaluation=Evaluation(), fraction_evaluate=0.25)
@@ -124,9 +123,7 @@ def test_a_round_without_moments_ends_no_run_that_had_some():
 
 def test_a_rate_that_nobody_gives_moments_of_is_not_evaluated(caplog):
     def moments(message, context):
-        if context.node_config["partition-id"] == 0:
-            tiny.crash(message, context)
-        return answer_moments(Task(message, context, build_normed), lambda: [inputs(1)])
+        return (measure if context.node_config["partition-id"] else tiny.crash)(message, context)
 
     node_config = {0: {"level": "a"}, 1: {"level": "c"}}.__getitem__
     found = run(2, moments=moments, node_config=node_config, nodes="capable", levels=True)
