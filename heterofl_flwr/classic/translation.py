@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.common import Code, ConfigRecordValues, EvaluateRes, FitRes, GetPropertiesRes, NDArrays, Parameters, Scalar
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, short
-from heterofl_flwr.core.exchanged import ALL, is_shared
+from heterofl_flwr.core.exchanged import is_shared
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.measure_moments import batch_norms
@@ -33,8 +33,6 @@ PROXIMAL_MU = "proximal_mu"
 _PROPERTIES = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
 
-_SHARES = "not all parameters are shared (shared): let the client return classic.Task(...).reply(model, ...)"
-
 
 def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]:
     """Return the arrays in ``parameters``, without copying the bytes."""
@@ -49,12 +47,10 @@ def record_parameters(*records: ArrayRecord) -> Parameters:
     return Parameters([array.data for record in records for array in record.values()], _NUMPY)
 
 
-def name_arrays(
-    names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER, remedy: str = messages.NOT_CONVERTED
-) -> ArrayRecord:
+def name_arrays(names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER) -> ArrayRecord:
     """Return a record of named arrays; raise ``ReplyError`` if the numbers of arrays and names differ."""
     if len(arrays) != len(names):
-        cause = "" if sender == SERVER else f"; {remedy}"
+        cause = "" if sender == SERVER else f"; {messages.NOT_CONVERTED}"
         raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}{cause}")
     return ArrayRecord(dict(zip(names, arrays, strict=True)))
 
@@ -149,9 +145,7 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
     else:
         record = messages.MOMENTS if names else messages.ARRAYS
         expected = names or list(reading.array_records(message.content)[messages.ARRAYS])
-        shares_all = reading.read_shared(reading.read_config(message)) == ALL
-        remedy = messages.NOT_CONVERTED if names or shares_all else _SHARES
-        content[record] = name_arrays(expected, read_parameters(answer.parameters, sender), sender, remedy)
+        content[record] = name_arrays(expected, read_parameters(answer.parameters, sender), sender)
     content[messages.METRICS] = MetricRecord({**numbers, messages.NUM_EXAMPLES: answer.num_examples})
     return content
 

@@ -246,11 +246,6 @@ class Nodes(Mapping[int, Capability]):
             names[partition] = name
         return partition
 
-    @property
-    def have_names(self) -> bool:
-        """Whether a node with a registered name has ever been present, also before the run was resumed."""
-        return bool(self._names or self._named_before)
-
     def are_away(self) -> list[str]:
         """Return a text for each node that left, such as ``phone (since round 3)``."""
         away = {name: since for name, since in self._named_before.items() if name not in self._names.values()}

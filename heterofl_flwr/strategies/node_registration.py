@@ -111,12 +111,10 @@ class NodeRegistration:
     def _too_few(self, number: int) -> str:
         sampling, away = self._federation.options.sampling, self._nodes.are_away()
         missing = f"; away: {listed(away)}" if away else ""
-        more = "start more SuperNodes (flower-supernode)"
-        if not self._nodes.have_names:
-            more += ", simulate more (flwr run . --federation-config 'num-supernodes=20')"
         return (
             f"{counted(number, 'node')} connected after {sampling.wait:g} s, expected at least {sampling.available}"
-            f"{missing}: {more}, wait longer (Sampling(wait=...) or sample.wait), or ask for fewer "
+            f"{missing}: start more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config "
+            f"'num-supernodes=20'), wait longer (Sampling(wait=...) or sample.wait), or ask for fewer "
             f"(min_available_nodes, sample.min-nodes, or min_available_clients in the classic API)"
         )
 

@@ -100,15 +100,13 @@ def test_a_pattern_of_shared_parameters_may_have_a_comma():
     assert task.instruction.shared == patterns
 
 
-def test_who_answers_with_parameters_that_are_not_shared_reads_how_not_to():
+def test_a_client_that_answers_without_a_task_is_told_how():
     strategy, _, _, instructions = begin(clients(), "a1", shared=("hidden.*",))
     (first, _), *others = instructions
     whole = [own.detach().numpy() for own in build(1.0).parameters()]
     strategy.aggregate_fit(1, [(first, fit_res(whole)), *fit_all(others)], [])
     (fault,) = strategy.log.failures.values()
-    assert (
-        "sent 4 arrays, expected 2; not all parameters are shared (shared): let the client return classic.Task" in fault
-    )
+    assert "sent 4 arrays, expected 2; its ClientApp is not converted: " in fault
 
 
 def test_labels_travel_as_text():

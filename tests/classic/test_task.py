@@ -68,20 +68,6 @@ def test_clients_that_do_not_promise_moments_are_not_asked():
     assert loss == 1.0
 
 
-def test_a_client_that_is_back_may_answer_for_moments():
-    first, *others = [Normed(str(cid)) for cid in range(3)]
-    strategy, says = HeteroFL(build_normed, "a1", sampling=Sampling(wait=1.0)), first.says
-    parameters = strategy.initialize_parameters(manager_of())
-    first.says = RuntimeError("busy")
-    strategy.configure_fit(1, parameters, manager_of(first, *others))
-    strategy.configure_evaluate(1, parameters, manager_of(first, *others))  # it has promised nothing
-    strategy.configure_fit(2, parameters, manager_of(Normed("9"), *others))
-    first.says = says
-    for server_round in (2, 3):
-        strategy.configure_evaluate(server_round, parameters, manager_of(first, *others))
-    assert first.asked == ["properties", "properties", "moments", "moments"]
-
-
 @pytest.mark.parametrize(("remote", "mean"), [(True, 1.2), (False, 11)])
 def test_moments_of_other_machines_are_merged_robustly(remote, mean):
     fakes = [Normed(str(cid), said(1, 8, value)) for cid, value in enumerate([1.0, 1.1, 30.9])]
