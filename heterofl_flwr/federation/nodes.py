@@ -87,16 +87,14 @@ class Nodes(Mapping[int, Capability]):
         self._names.update(names)
         unnamed = came.difference(self._names)
         self._unnamed = self._unnamed - gone | unnamed
-        is_first, self.order = not self.order, self._by_name(present)
+        self.order = self._by_name(present)
         if joined := came.difference(self._seats):  # new nodes may get the seats of nodes that left
             for node_id in self._seats.keys() - present:
                 del self._seats[node_id]
                 self.seat_rates.pop(node_id, None)
             _number(self._seats, filter(joined.__contains__, self.order) if self._seats else self.order)
-        is_beginning = is_first and not self.away
-        self._ungreeted = self._ungreeted - gone | (unnamed if is_beginning else came)
-        if not is_beginning:
-            self._greet(came - unnamed)
+        self._ungreeted = self._ungreeted - gone | came
+        self._greet(came - unnamed)
         if self._named_before:
             names_now, before, self._named_before = {*self._names.values()}, self._named_before, {}
             self.away |= {name: since or server_round for name, since in before.items() if name not in names_now}

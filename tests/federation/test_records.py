@@ -215,9 +215,7 @@ def test_callbacks_go_on_with_their_state(tmp_path):
     ],
 )
 def test_a_run_with_another_setup_is_not_resumed(changed, named):
-    keep = Spy()
-    play(mix="a1-b1", nodes=2, callbacks=[keep])
-    resume = keep.progress[-1]
+    resume = play(mix="a1-b1", nodes=2).progress[-1]
     options = {"mix": "a1-b1", "nodes": 2, "num_rounds": 2}
     with pytest.raises(ConfigError, match=named):
         play(**{**options, **changed}, start={"resume": resume})

@@ -132,8 +132,6 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(stage, stop):
 
 def test_what_one_optimizer_kept_is_not_anothers():
     state = run(2, Momentum(0.9)).progress[-1]
-    with pytest.raises(ConfigError, match=r"stages was Momentum and is Adam"):
-        run(3, Adam(), resume=state)
     state = replace(state, setup={})  # of a checkpoint that does not know its stages
     with pytest.raises(ConfigError, match=r"Momentum.*the stages of this strategy are Adam"):
         run(3, Adam(), resume=state)
