@@ -32,18 +32,9 @@ class Odd(nn.Module):
         return self.two(self.again(x)) / self.temperature
 
 
-def add_one(message, context):
-    task = Task(message, context, Odd)
-    model = task.model()
-    assert not model.two.weight.requires_grad
-    with torch.no_grad():
-        for parameter in {id(own): own for own in model.parameters()}.values():
-            parameter += 1
-    return task.reply(model, num_examples=1)
-
-
 def test_parameters_of_odd_shapes_travel_and_count():
-    found = play(make_app(add_one), "a1-c1", 3, 2, build=Odd, stages=[Momentum(server_momentum=0.5)])
+    app = make_app(adding(lambda partition: 1, build=Odd))
+    found = play(app, "a1-c1", 3, 2, build=Odd, stages=[Momentum(server_momentum=0.5)])
     before = found.strategy.federation.architecture.initial_state()
     assert found.log.failures == {}
     assert list(found.state) == list(before)
