@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord
 from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, RoundCallback, SimulatedDevices
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.federation.sampling import Participation
-from heterofl_flwr.strategies import round_messages
+from heterofl_flwr.strategies import time_budget
 from heterofl_flwr.transport import exchange, messages
 from heterofl_flwr.transport.arrays import count_bytes
 from tests.federation.tiny import NEVER, Watched, build, build_normed, crash, make_app, play
@@ -21,7 +21,7 @@ SECONDS = 6.0
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (exchange, round_messages):
+    for module in (exchange, time_budget):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

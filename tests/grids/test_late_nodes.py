@@ -3,7 +3,7 @@
 import pytest
 
 from heterofl_flwr.common.errors import RoundError
-from heterofl_flwr.strategies import node_registration, round_messages
+from heterofl_flwr.strategies import node_registration, time_budget
 from heterofl_flwr.transport import exchange, late_nodes
 from heterofl_flwr.transport.late_nodes import LateNodes
 from tests.federation.tiny import Watched, play
@@ -49,7 +49,7 @@ class Behind(Watched):
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    for module in (exchange, round_messages, node_registration, late_nodes):
+    for module in (exchange, time_budget, node_registration, late_nodes):
         monkeypatch.setattr(module, "time", found)
     return found
 
