@@ -78,7 +78,7 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     """Train several clients together; return the model and the result of each.
 
-    The clients' options must be equal. The engines ``compile`` and ``cohort`` also need equal rates.
+    The clients' options must be equal. The engine ``cohort`` also needs equal rates.
     """
     keep_freed_memory()
     release_models()

@@ -167,7 +167,7 @@ class Workload:
     def cohort(self) -> int:
         """Maximum number of clients that the engine trains together."""
         engine = self.settings.engine
-        return 1 if engine.name in ("plain", "compile") else engine.cohort or COHORTS.get(self.device.type, 1)
+        return 1 if engine.name == "plain" else engine.cohort or COHORTS.get(self.device.type, 1)
 
     @property
     def mixes_rates(self) -> bool:

@@ -177,10 +177,9 @@ class EvaluateSettings(Evaluation):
 class EngineSettings(Group):
     """Engine, device and messages."""
 
-    name: Literal["auto", "plain", "compile", "cohort", "seats"] = "auto"
-    """how clients train: plain (one by one, the same bit for bit on any grid), compile (plain with torch.compile),
-    cohort (clients of one rate together), seats (clients of any rates side by side on a GPU); auto: plain or cohort,
-    whichever is likely faster
+    name: Literal["auto", "plain", "cohort", "seats"] = "auto"
+    """how clients train: plain (one by one, the same bit for bit on any grid), cohort (clients of one rate together),
+    seats (clients of any rates side by side on a GPU); auto: plain or cohort, whichever is likely faster
     """
     cohort: Natural = 0
     """maximum number of clients that train together, of one rate or (seats) of any rates; 0: 5 on a CPU, 50 on a GPU"""

@@ -1,7 +1,7 @@
 """A training step: forward pass, masked loss and SGD."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self, cast
 
 import torch
@@ -46,11 +46,7 @@ class Masking:
 
 
 def compute_loss(
-    model: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    masking: Masking,
-    joint_loss: JointLoss | None = None,
+    model: nn.Module, inputs: Tensor, targets: Tensor, masking: Masking, joint_loss: JointLoss | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of a batch, and a boolean tensor, True for correct predictions.
 

@@ -153,7 +153,6 @@ def message_of(number):
         ({"engine.name": "cohort"}, "cpu", 5, 5),
         ({"engine.name": "plain"}, "cpu", 1, 1),
         ({}, "cuda", 50, 50),
-        ({"engine.name": "compile"}, "cuda", 1, 1),
         ({"engine.name": "seats"}, "cuda", 50, 50),
     ],
 )

@@ -11,7 +11,6 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn.execution import device_of, num_parameters
 from heterofl_flwr.training.batches import explained_single
 from heterofl_flwr.training.engines.cohort import LEAST, find_obstacle, train_cohort
-from heterofl_flwr.training.engines.compile import train_compiled
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.seats import train_seats
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
@@ -26,13 +25,12 @@ time than training one by one at 100,000 parameters, a fifth less at 250,000, an
 Engine = Callable[[Sequence[TrainingJob], TrainOptions], list[TrainResult]]
 """Function that trains clients, each on its split's device, and returns results in the same order.
 
-The engines ``compile`` and ``cohort`` expect models of one type and rate.
+The engine ``cohort`` expects models of one type and rate.
 """
 
 AUTO = "auto"
 ENGINES: dict[str, Engine] = {
     "plain": train_plain,
-    "compile": train_compiled,
     "cohort": train_cohort,
     "seats": train_seats,
 }
@@ -92,8 +90,8 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
     Parameters
     ----------
     jobs : Sequence[TrainingJob]
-        The clients. Their models are separate objects from the same build function. For ``compile`` and ``cohort``,
-        they have the same rate.
+        The clients. Their models are separate objects from the same build function. For ``cohort``, they have the same
+        rate.
     options : TrainOptions
         Learning rate, epochs and other options.
     engine : str
@@ -105,8 +103,8 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
         raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
     if not all(len(job.split) for job in jobs):
         raise DataError("there are no examples to train on")
-    # Two engines support neither losses of several outputs nor penalties that are not quadratic.
-    is_special = engine in ("compile", "cohort") and any(job.joint_loss or job.penalty for job in jobs)
+    # A cohort supports neither losses of several outputs nor penalties that are not quadratic.
+    is_special = engine == "cohort" and any(job.joint_loss or job.penalty for job in jobs)
     run = train_plain if is_special else ENGINES[engine]
     with explained_single():
         return run([replace(job, split=job.split.to(device_of(job.model))) for job in jobs], options)

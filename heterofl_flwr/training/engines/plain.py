@@ -1,6 +1,6 @@
 """The engine ``plain``: clients train one after the other, reproducibly bit for bit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -32,13 +32,10 @@ class DivergedError(HeteroFLError):
 
 def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients one after the other with SGD (section 4 of the paper)."""
-    return [train_one(job, options) for job in jobs]
+    return [_train(job, options) for job in jobs]
 
 
-def train_one(
-    job: TrainingJob, options: TrainOptions, forward: Callable[[Tensor], Tensor] | None = None
-) -> TrainResult:
-    """Train one client; ``forward`` computes logits from inputs, by default the model itself."""
+def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
     device, model = job.split.targets.device, job.model.train()
     masking = Masking(job.classes, options.mask_fill)
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -50,7 +47,7 @@ def train_one(
         for batches in training_epochs(job, options):
             losses = []
             for inputs, targets in batches:
-                loss, hits = compute_loss(forward or model, inputs, targets, masking, job.joint_loss)
+                loss, hits = compute_loss(model, inputs, targets, masking, job.joint_loss)
                 sgd.minimise(loss + job.penalty() if job.penalty else loss)
                 correct.add_(hits.sum())
                 losses.append(loss.detach())
