@@ -110,12 +110,12 @@ def shallow(
         )
     if example_inputs is None:
         return Shallow(model, blocks, rates_by_level, {})
-    idle, partly, roles = _check_depths(full_model, blocks, example_inputs)
-    if roles:
+    idle, partly, counted = _check_depths(full_model, blocks, example_inputs)
+    if counted:
         warnings.warn(
-            f"the role of blocks changes with the depth: {'; '.join(roles)}. A block that is averaged over several "
-            f"depths does another thing in each: give such blocks names that the pattern leaves out, or let each "
-            f"block do the same at every depth",
+            f"the role of blocks changes with the depth: the code counts the blocks of {', '.join(sorted(counted))}, "
+            f"or takes them from the end. A block that is averaged over several depths does another thing in each: "
+            f"give such blocks names that the pattern leaves out, or let each block do the same at every depth",
             stacklevel=2,
         )
     if idle:
@@ -204,39 +204,30 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 
 class Findings(NamedTuple):
-    """Parameters that shallower models do not use, and blocks whose role changes with the depth."""
+    """Parameters that shallower models do not use, and stacks whose blocks have another role in shallower models."""
 
     idle: dict[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
     partly: set[str]  # parameters with a row for each block, if a shallower model uses only some of the rows
-    roles: dict[str, None]  # ordered set of reasons why the role of a block changes with the depth
+    counted: set[str]  # stacks whose blocks the code counts or takes from the end
 
 
 @kept_random_state()
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
-    findings, stacks = Findings({}, set(), {}), find_stacks(model, blocks)
+    stacks, gone = find_stacks(model, blocks), 0
     with watching(model, stacks) as watch:
         modes, expected, every = _run_whole(model, inputs, watch)
-        links, gone = watch.end_run(stacks), 0
-        depth_rates = {Fraction(number, len(names)) for names in stacks.values() for number in range(1, len(names))}
-        for depth_rate in sorted(depth_rates, reverse=True):
-            dropped = _drop(model, stacks, depth_rate)
-            gone += len(dropped)
-            used = _run_without(model, dropped, inputs, modes, expected)
-            for block, sources in watch.end_run(find_stacks(model, blocks)).items():
-                if sources != links[block]:
-                    findings.roles[_describe_role(block, links[block], sources)] = None
-            names = [name for name, _ in model.named_parameters() if name in every]
-            if idle := tuple(name for name in names if name not in used):
-                findings.idle[gone] = idle
-            rows = {name for name in names if name in used and len(used[name]) in map(len, stacks.values())}
-            findings.partly.update(name for name in rows if (every[name] & ~used[name]).any())
-    counted = [f"the code counts the blocks of {name}, or takes them from the end" for name in sorted(watch.counted)]
-    return findings._replace(roles=dict.fromkeys([*counted, *findings.roles]))
-
-
-def _describe_role(block: str, whole: Iterable[str], shallow: Iterable[str]) -> str:
-    whole_text, shallow_text = (", ".join(sorted(names)) or "none other" for names in (whole, shallow))
-    return f"{block} takes the output of {whole_text}, and in a shallower model of {shallow_text}"
+    findings = Findings({}, set(), watch.counted)
+    depth_rates = {Fraction(number, len(names)) for names in stacks.values() for number in range(1, len(names))}
+    for depth_rate in sorted(depth_rates, reverse=True):
+        dropped = _drop(model, stacks, depth_rate)
+        gone += len(dropped)
+        used = _run_without(model, dropped, inputs, modes, expected)
+        names = [name for name, _ in model.named_parameters() if name in every]
+        if idle := tuple(name for name in names if name not in used):
+            findings.idle[gone] = idle
+        rows = {name for name in names if name in used and len(used[name]) in map(len, stacks.values())}
+        findings.partly.update(name for name in rows if (every[name] & ~used[name]).any())
+    return findings
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
@@ -247,13 +238,12 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
             expected, every = _run(model, inputs, modes)
             break
         except CountedError as error:
-            watch.note_count(str(error))
+            watch.counted.add(str(error))
+            watch.raises = False
         except Exception:  # in training mode a model may need more inputs, such as targets
             if True not in modes:
                 raise
             modes.remove(True)
-        watch.end_run({})
-    watch.raises = False
     if expected is None:
         raise ConfigError(
             f"{type(model).__name__} returned no tensor: let it return tensors, or tuples, dicts or dataclasses of them"
