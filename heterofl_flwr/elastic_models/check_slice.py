@@ -38,7 +38,6 @@ class Step(NamedTuple):
     tensors: list[str]  # names of the parameters and buffers among the inputs
     outputs: list[list[int | Places | None]]  # shape of each output
     numbers: tuple[float, ...] = ()  # plain numbers among the arguments
-    divisor: float | None = None  # number that divides a sum, if equal to the full length of a summed, sliced axis
 
 
 class DifferentStepError(Exception):
@@ -48,13 +47,6 @@ class DifferentStepError(Exception):
     """
 
 
-class Findings(NamedTuple):
-    """Layers of a slice that compute with a wrong number."""
-
-    literal: set[str]  # layers that divide a sum by the full model's length
-    factors: set[str]  # layers whose factor changes with the rate, but not like a power of a width (``_POWERS``)
-
-
 def check_slice(
     steps: Sequence[Step] | None,
     widths: Sequence[int],
@@ -62,13 +54,14 @@ def check_slice(
     skeleton: Skeleton,
     example_inputs: object,
     rate: float,
-) -> Findings:
+) -> set[str]:
     """Run a slice, and compare its operator calls with ``steps``, the calls of the full model.
 
     With ``steps=None``, the slice only has to run. ``widths`` and ``sizes`` are the numbers of channels by group, in
-    the slice and in the full model. Raise ``UnsupportedLayerError`` at the first difference.
+    the slice and in the full model. Return the layers with a factor that changes with the rate, but not like a power of
+    a width (``_POWERS``). Raise ``UnsupportedLayerError`` at the first other difference.
     """
-    expected, findings = _expected(steps or (), widths), Findings(set(), set())
+    expected, odd_factors = _expected(steps or (), widths), set[str]()
     powers = [1.0, *((few / size) ** power for few, size in set(zip(widths, sizes, strict=True)) for power in _POWERS)]
 
     def compare(called: Call) -> None:
@@ -76,16 +69,14 @@ def check_slice(
             shapes: Any = [list(output.shape) for output in called.outputs]
             step = next(expected, _END)
             _compare(Step(called.name, skeleton.names_in(called), shapes, called.numbers), step)
-            if step.divisor is not None and step.divisor == called.divisor:
-                findings.literal.add(skeleton.place)
             if called.name.removesuffix("_") in SCALES and not _follow_widths(called.numbers, step.numbers, powers):
-                findings.factors.add(f"{skeleton.place} ({called.numbers[0]:g} for {step.numbers[0]:g})")
+                odd_factors.add(f"{skeleton.place} ({called.numbers[0]:g} for {step.numbers[0]:g})")
 
     try:
         for mode in MODES:
             skeleton.run(example_inputs, mode, Operators(compare))
         _compare(_END, next(expected, _END))
-        return findings
+        return odd_factors
     except Exception as error:  # the model's code and torch raise various errors if widths do not match
         is_ours = isinstance(error, UnsupportedLayerError | DifferentStepError)
         difference = str(error) if is_ours else first_line(error)

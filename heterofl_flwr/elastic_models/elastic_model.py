@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from reprlib import repr as shown
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -19,9 +19,6 @@ from heterofl_flwr.elastic_models.check_slice import Step, check_slice
 from heterofl_flwr.elastic_models.cut_layers import Slice, adjust_layers, attach_scaler
 from heterofl_flwr.elastic_models.skeleton import Skeleton, copy_with, without_values
 from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
-from heterofl_flwr.elastic_models.zeroing import compare_by_zeroing
-from heterofl_flwr.nn.measure_moments import batch_norms
-from heterofl_flwr.nn.static_norm import drop_statistics
 
 _CHECKED = 0.3  # rate that elastic checks, as it rounds most widths; other rates are checked when first built
 _UNUSED = (
@@ -29,15 +26,10 @@ _UNUSED = (
     "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
     "this one whose forward uses them; to keep them without this warning, name them: fixed=[...]"
 )
-_LITERAL = (
-    "{} divides a sum over channels by their full number, which stands in the code, so a slice, which adds fewer, "
-    "divides by too much: use mean, or take the number from the tensor's shape"
-)
 _FACTORS = (
     "{} multiplies by a number that changes with the rate, and not as a width or its root does: the code computes or "
     "chooses it by a width, so a slice computes something else than the full model"
 )
-_DIFFERENT = "a slice of rate 0.5 may compute something else than the full model with zeros outside the slice: {}"
 _NOT_SMALLER = 0.6
 """``elastic`` warns if a slice of rate 0.5 keeps more than this fraction of the parameters. 0.25 to 0.5 is usual."""
 
@@ -52,7 +44,6 @@ class Elastic:
     multiple_of: int
     global_rate: float
     scaler: bool
-    static_norm: bool
     checked_widths: set[tuple[int, ...]]  # widths of slices that have passed the check
 
     def __call__(self, rate: float) -> nn.Module:
@@ -62,8 +53,6 @@ class Elastic:
         if self.scaler:
             ratio = exact_rate(rate) / exact_rate(self.global_rate)
             attach_scaler(self.model, model, ratio)
-        if self.static_norm:
-            drop_statistics(batch_norms(model).values())
         return model
 
     def checked(self, rate: float) -> nn.Module:
@@ -100,10 +89,9 @@ class Elastic:
 
     def _check(self, model: nn.Module, part: Slice, rate: float, steps: Sequence[Step] | None) -> None:
         skeleton = Skeleton(model, self.traced.says_tracing)
-        findings = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
-        for layers, text in zip(findings, (_LITERAL, _FACTORS), strict=True):
-            if layers:
-                warnings.warn(text.format(", ".join(sorted(layers))), stacklevel=4)
+        layers = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
+        if layers:
+            warnings.warn(_FACTORS.format(", ".join(sorted(layers))), stacklevel=4)
 
     def plan(self, rate: float) -> Plan:
         """Return the plan that slices this rate's model out of the full model."""
@@ -126,14 +114,12 @@ def elastic(
     multiple_of: int = 1,
     global_rate: float = 1.0,
     scaler: bool | None = None,
-    static_norm: bool = False,
-    check: Literal["steps", "zeroing"] = "steps",
 ) -> Elastic:
     """Return ``build``, a function from a rate to a slice of ``model``; pass it to ``HeteroFL(build)``.
 
     The model is run on tensors without values, to see which axes of its parameters must be sliced alike. Inputs and
-    outputs keep their widths. ``model`` is not changed. Without ``static_norm``, ``build(1.0)`` computes the same
-    outputs as ``model``, bit for bit. A smaller model has a slice of the weights and is of the same class.
+    outputs keep their widths. ``model`` is not changed. ``build(1.0)`` computes the same outputs as ``model``, bit for
+    bit. A smaller model has a slice of the weights and is of the same class.
 
     Parameters
     ----------
@@ -157,12 +143,6 @@ def elastic(
         output shrinks. In training, the Scaler divides the output by ``rate / global_rate`` (section 3.3). Add
         other layer types to ``SCALED``. By default, only models with norms get Scalers: without norms, training
         with Scalers may diverge.
-    static_norm : bool
-        Whether to remove the running statistics of batch norm (section 3.2). Running statistics are never sent.
-    check : str
-        How a slice is compared with the full model. ``steps``: by its operators, without values. ``zeroing``: at
-        rate 0.5 also by its outputs on the example inputs. They must equal the outputs of the full model with zeros
-        outside the slice.
 
     Raises
     ------
@@ -173,9 +153,7 @@ def elastic(
     Warns
     -----
     UserWarning
-        If ``check="zeroing"`` finds that the outputs differ, or cannot compare them.
         If parameters are not used on the example inputs; they keep their full width.
-        If the code divides a sum over channels by a literal that equals the full number of channels.
         If the code multiplies by a number that changes with the rate, but not like a width or its root.
         If a slice of rate 0.5 keeps more than 60 % of the parameters, and not only because of ``fixed`` or unused
         parameters.
@@ -198,8 +176,6 @@ def elastic(
     for name, names in (("fixed", fixed), ("outputs", outputs)):
         if isinstance(names, str):
             raise ConfigError(f"{name} is {names!r}; expected a list of names, as [{names!r}]")
-    if check not in ("steps", "zeroing"):
-        raise ConfigError(f"check is {check!r}; expected 'steps' or 'zeroing'")
     if isinstance(example_inputs, Mapping):
         example_inputs = dict(example_inputs)  # the result of a tokenizer is a mapping and no dict
     traced = trace_model(model, example_inputs, fixed, outputs)
@@ -212,14 +188,9 @@ def elastic(
         multiple_of=multiple_of,
         global_rate=global_rate,
         scaler=traced.normalises if scaler is None else scaler,
-        static_norm=static_norm,
         checked_widths={tuple(traced.channels.sizes)},
     )
     build.checked(_CHECKED)
-    if check == "zeroing":
-        difference = compare_by_zeroing(build.model, build.checked(0.5), build.part(0.5), example_inputs)
-        if difference:
-            warnings.warn(_DIFFERENT.format(difference), stacklevel=2)
     _warn_if_large(build, fixed)
     return build
 

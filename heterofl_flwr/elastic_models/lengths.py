@@ -116,7 +116,6 @@ class Trace:
         self.positions = Positions()
         self.reasons: Counter[str] = Counter()  # number of channels that are kept in full, by reason
         self.sliced: list[Row] = []  # axes that the code indexes or slices at a plain number
-        self.sums: dict[int, tuple[Tensor, list[Row]]] = {}  # tensors that are sums, and the axes that were summed over
         self.arguments: object = ()  # arguments of the torch function that runs
         self._place = place  # returns the description of the layer that runs
         self.listening = False  # whether the model's own code runs, not torch's
@@ -195,11 +194,6 @@ class Trace:
             self.tie(row, self._variable(length))
         else:
             self.pin(row, why=f"the code says the length {length!r}")
-
-    def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the axes of length ``divisor`` over which the tensor was summed."""
-        _, summed = self.sums.get(id(tensor), (None, []))
-        return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
     def compare(self, length: Length, operand: float) -> None:
         """Let a comparison of a length with a number, or with another length, give the same result at every rate.

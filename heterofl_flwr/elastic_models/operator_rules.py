@@ -90,8 +90,6 @@ def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     keep = call.outputs[0].dim() == len(rows)
     remaining = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
     trace.mark(remaining, *call.outputs)
-    if call.name == "sum":
-        trace.sums[id(call.outputs[0])] = call.outputs[0], [row for axis in axes if (row := rows[axis]) is not None]
 
 
 @operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))
@@ -108,8 +106,7 @@ def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     *added, a, b = call.inputs
     a_rows, b_rows = trace.rows(a), trace.rows(b)
     inner = max(len(b_rows) - 2, 0)
-    summed = trace.meet(a_rows[-1], b_rows[inner])
-    trace.sums[id(call.outputs[0])] = call.outputs[0], [] if summed is None else [summed]
+    trace.meet(a_rows[-1], b_rows[inner])
     batch = [trace.meet(a_rows[0], b_rows[0])] if len(a_rows) == 3 else []
     output_rows, output = [*batch, *a_rows[len(batch) : -1], *b_rows[inner + 1 :]], call.outputs[0]
     if not added:

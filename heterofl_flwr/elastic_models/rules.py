@@ -80,14 +80,6 @@ class Call:
         values = {name: value for name, value in self.named_arguments.items() if name not in _LENGTHS}
         return tuple(leaf for leaf in tree_leaves(values) if isinstance(leaf, int | float))
 
-    @property
-    def divisor(self) -> float | None:
-        """Divisor of a ``div``, or reciprocal of the factor of a ``mul``. None for tensors, 0 and other operators."""
-        number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
-        if not isinstance(number, int | float) or not number:
-            return None
-        return number if self.name.startswith("div") else 1 / number
-
 
 OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda value: isinstance(value, OpOverloadPacket))
 FUNCTIONS = Registry("function", "functions of torch", callable)
@@ -179,9 +171,6 @@ def follow(trace: Trace, call: Call) -> None:
         why = f"{name} is not known (@heterofl_flwr.elastic_models.stand_in({name}) can say what it does)"
         rows_read = [row for leaf in call.inputs for row in trace.rows(leaf)]
         trace.pin(*rows_read, *(row for leaf in lengths for row in leaf.rows), why=why)
-    if len(call.inputs) == 1 and id(call.inputs[0]) in trace.sums:  # a sum that is moved or scaled is still a sum
-        for output in call.outputs:
-            trace.sums.setdefault(id(output), (output, trace.sums[id(call.inputs[0])][1]))
 
 
 class Operators(TorchDispatchMode):

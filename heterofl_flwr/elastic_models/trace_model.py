@@ -149,7 +149,7 @@ class Tracer:
                     *(row for part in named_tensors(layer).values() for row in self._trace.rows(part)), why=why
                 )
         self._used: set[str] = set()  # parameters and buffers that at least one operator used
-        self._calls: list[tuple[Step, list[tuple[torch.Size, Rows | None]], list[Row]]] = []
+        self._calls: list[tuple[Step, list[tuple[torch.Size, Rows | None]]]] = []
         self._normalises = False
 
     def trace(self, example_inputs: object, outputs: Sequence[str]) -> Traced:
@@ -193,8 +193,7 @@ class Tracer:
         self._used.update(tensors)
         if called.name not in QUIET:
             outputs = [(output.shape, self._trace.marked_rows(output)) for output in called.outputs]
-            counted = self._trace.counted(called.inputs[0], called.divisor) if called.inputs else []
-            self._calls.append((Step(called.name, tensors, [], called.numbers, called.divisor), outputs, counted))
+            self._calls.append((Step(called.name, tensors, [], called.numbers), outputs))
         if _NORM.search(called.name):
             # Norms of weights do not normalise activations.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
@@ -216,15 +215,10 @@ class Tracer:
                 return [None] * len(shape)
             return [length if row is None else grouping.length(row) for length, row in zip(shape, rows, strict=True)]
 
-        steps = []
-        for step, outputs, summed in self._calls:
-            is_cut = any(grouping.places(row) is not None for row in summed)
-            divisor = step.divisor if is_cut else None
-            steps.append(step._replace(outputs=[lengths(*output) for output in outputs], divisor=divisor))
         return Traced(
             Channels(tuple(grouping.sizes), axes),
             {number: places for number, places in numbers.items() if places is not None},
-            steps,
+            [step._replace(outputs=[lengths(*output) for output in outputs]) for step, outputs in self._calls],
             unused,
             [reason for reason, _ in trace.reasons.most_common()],
             self._normalises,

@@ -1,6 +1,6 @@
 """Static batch norm: trained without running statistics, evaluated with measured ones (section 3.2)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from weakref import WeakSet
@@ -49,15 +49,10 @@ def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> n
 
     if tracking_layers(model):
         model = copy_exchanged(model)
-        drop_statistics(tracking_layers(model))
+        for layer in tracking_layers(model):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     return model
-
-
-def drop_statistics(layers: Iterable[_NormBase]) -> None:
-    """Remove the running statistics of norm layers."""
-    for layer in layers:
-        layer.track_running_stats = False
-        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
 
 def is_measured(layer: _NormBase) -> bool:

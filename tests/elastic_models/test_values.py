@@ -1,4 +1,4 @@
-"""Slices against the oracle: the full model, in which every entry outside the slice is zero, has the same output."""
+"""Widths and NumPy numbers that code uses as values: followed, or refused where a slice would compute otherwise."""
 
 import copy
 import warnings
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
+from heterofl_flwr.common.errors import UnsupportedLayerError
 from heterofl_flwr.elastic_models import elastic
 from simulations.model_zoo.check import check
-from tests.elastic_models.families import CASES, Then, around
+from tests.elastic_models.families import Then, around
 
 X = torch.randn(4, 3)
 
@@ -106,51 +106,6 @@ def test_factors_that_follow_a_width_are_none(power):
         warnings.simplefilter("error")
         build = elastic(around(lambda self, x: x * x.shape[1] ** power + x * 0), X)
     assert build(0.5)[0].out_features == 4
-
-
-def _sliced(name):
-    model, inputs = CASES[name]()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        elastic(model, inputs, check="zeroing")
-    return [str(warning.message) for warning in caught if "zeros outside the slice" in str(warning.message)]
-
-
-@pytest.mark.parametrize(
-    "name", ["tabular", "grouped", "separate_attention", "spectral norm", pytest.param("swin", marks=pytest.mark.slow)]
-)
-def test_the_check_by_zeroing_is_silent_for_models_that_are_exact(name):
-    assert not _sliced(name)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda self, x: torch.vmap(self.inner)(x),
-        lambda self, x: self.inner(x.softmax(-1)),
-        lambda self, x: self.inner(x / x.std(-1, keepdim=True)),
-    ],
-    ids=["vmap", "softmax", "deviation"],
-)
-def test_the_check_by_zeroing_is_silent_whatever_runs_over_channels(function):
-    model = around(function, inner=nn.Linear(8, 8))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert elastic(model, X, check="zeroing").plan(0.5).shapes["1.inner.weight"] == (4, 4)
-
-
-def test_the_check_by_zeroing_names_the_layer_that_differs():
-    class Counted(nn.Module):
-        """Add the number of channels, which no number of an operator shows."""
-
-        def forward(self, x):
-            return x + torch.ones_like(x).sum(1, keepdim=True)
-
-    model = nn.Sequential(nn.Linear(3, 8), Counted(), nn.Linear(8, 2))
-    with pytest.warns(UserWarning, match="a slice of rate 0.5 may compute something else .* first layer .* is 1$"):
-        elastic(model, X, check="zeroing")
-    with pytest.raises(ConfigError, match="check is 'zero'; expected 'steps' or 'zeroing'"):
-        elastic(model, X, check="zero")
 
 
 def test_inputs_and_tensors_that_cannot_lose_their_values_are_refused():
