@@ -70,7 +70,8 @@ class ProductMean:
         """Add a client's reply."""
         plan, weight = reply.plan, reply.weight
         if plan not in self._other_plans:
-            self._other_plans[plan] = self._without_adapters(plan)
+            factors = {name for adapter in self._factors for name in (adapter.a, adapter.b)}
+            self._other_plans[plan] = Plan({name: axes for name, axes in plan.axes.items() if name not in factors})
         self._sums.add(self._other_plans[plan], reply.tensors, reply.rows, weight)
         self._holders.add(plan, reply.rows, weight)
         for adapter, factors in self._factors.items():
@@ -81,21 +82,6 @@ class ProductMean:
                     rows = reply.rows[adapter.b].to(weights.device)
                     weights = torch.zeros_like(weights).index_fill_(0, rows, weight)
                 factors.append((b * weights.unsqueeze(1), a, weights))
-
-    def _without_adapters(self, plan: Plan) -> Plan:
-        for adapter in self._factors:
-            for name, rank_axis in ((adapter.a, 0), (adapter.b, 1)):
-                axes = plan.axes.get(name, ())
-                cut = [
-                    number for number, axis in enumerate(axes) if axis.local_size < axis.size and number != rank_axis
-                ]
-                if cut or (adapter.a in plan.axes) != (adapter.b in plan.axes):
-                    raise ConfigError(
-                        f"{name}: {type(self).__name__} needs both factors of an adapter, cut along the rank alone; "
-                        f"found {axes or 'none'}. Use the counting mean where clients cut the layers too"
-                    )
-        factors = {name for adapter in self._factors for name in (adapter.a, adapter.b)}
-        return Plan({name: axes for name, axes in plan.axes.items() if name not in factors})
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:

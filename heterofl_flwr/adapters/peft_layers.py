@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError, extra
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError, extra
 from heterofl_flwr.core.axes import Axes, axes_between
 from heterofl_flwr.core.label_rows import last_linear
 from heterofl_flwr.elastic_models.cut_layers import adjust_layers
@@ -49,8 +49,6 @@ def check_model(model: object) -> None:
             f"init_lora_weights is {config.init_lora_weights!r}, which changes the frozen weights or needs all of the "
             f"rank; expected one of {', '.join(map(str, STARTS))}"
         )
-    if getattr(config, "ensure_weight_tying", False):
-        raise ConfigError("ensure_weight_tying ties adapters to each other; expected a LoraConfig without it")
     layers = dict(lora_layers(model))
     faults = [
         f"layer {name} of type {type(layer).__name__} {fault}"
@@ -131,8 +129,6 @@ def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
 
 def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
     """Slicing rule of LoRA layers: return the axes of each adapter parameter."""
-    if full_layer.r and (fault := find_fault(full_layer)):
-        raise ShapeError(fault)
     local_parameters = dict(local.named_parameters())
     return {
         name: axes_between(parameter.shape, local_parameters[name].shape)
