@@ -65,19 +65,6 @@ class Channels:
     sizes: Sequence[int]  # number of channels of each group
     axes: Mapping[str, Sequence[Places | None]]  # by parameter or buffer; None for an axis that is kept in full
 
-    def equal(self, channels: "Channels") -> bool:
-        """Return True if ``channels`` has equal groups and axes."""
-        if self is channels:
-            return True
-        return self.sizes == channels.sizes and all(
-            len(places) == len(channels.axes.get(name, ())) and all(map(_same, places, channels.axes[name]))
-            for name, places in self.axes.items()
-        )
-
-
-def _same(places: Places | None, others_places: Places | None) -> bool:
-    return places is others_places if places is None or others_places is None else np.array_equal(places, others_places)
-
 
 class Grouping:
     """Assignment of the positions of a trace to channels, and of the channels to groups.
