@@ -42,10 +42,7 @@ def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill =
         raise ConfigError(f"{fill!r} is no fill for logits; expected one of {', '.join(get_args(Fill))}")
     if classes is None or fill == "none":
         return logits
-    number = logits.shape[1]
-    mask = classes if classes.dtype == torch.bool else class_mask(classes, number)  # (classes,)
-    if mask.shape != (number,):
-        raise DataError(f"the class mask has shape {tuple(mask.shape)}, but the logits have {number} classes")
+    mask = classes if classes.dtype == torch.bool else class_mask(classes, logits.shape[1])  # (classes,)
     absent = ~mask.view(-1, *[1] * (logits.dim() - 2))  # (classes, 1, ...)
     return logits.masked_fill(absent, 0.0 if fill == "zero" else float("-inf"))
 
@@ -77,8 +74,6 @@ def perplexity(losses: Sequence[float], counts: Sequence[int], kind: Variant = "
         ``paper``: the mean over chunks of exp(loss). ``fixed``: exp of the mean loss over all tokens.
     """
     Fidelity(perplexity=kind)
-    if not losses or len(losses) != len(counts) or min(counts) < 1:
-        raise DataError(f"a perplexity needs chunks of 1 token or more: got {len(losses)} losses, {len(counts)} counts")
     loss = torch.tensor(losses, dtype=torch.float64)
     if kind == "paper":
         return loss.exp().mean().item()

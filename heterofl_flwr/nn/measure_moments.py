@@ -49,8 +49,6 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
         requires that only batch norm mixes examples, and that examples are the first dimension in all layers.
     """
     Fidelity(moments=kind)
-    if together < 1:
-        raise DataError(f"together is {together}; expected 1 or more batches")
     if not batch_norms(model):
         return Moments(kind, {})
     place = next(model.parameters(), torch.zeros(()))

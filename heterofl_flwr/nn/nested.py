@@ -1,13 +1,12 @@
 """A client's model and the smaller models inside it, which are trained together."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.execution import arguments
 
@@ -64,8 +63,6 @@ class Nested(nn.Module):
 
     def __init__(self, model: nn.Module, smaller: Sequence[nn.Module], widths: InnerWidths = "all") -> None:
         super().__init__()
-        if widths not in get_args(InnerWidths):
-            raise ConfigError(f"widths is {widths!r}; expected one of {', '.join(get_args(InnerWidths))}")
         self.model, self.widths = model, widths
         # In a tuple, so that torch does not register them as children of this module.
         self._smaller = tuple(InnerWidth(model, inner) for inner in smaller)

@@ -192,5 +192,3 @@ def test_batches_that_cannot_be_measured_are_refused(batch):
         match=r"no batches|gave a batch of tuple; expected a tensor|moments of features\.norm1, .* are not finite",
     ):
         collect_moments(CNN(3, hidden=(8, 8)), [] if batch is None else [batch])
-    with pytest.raises(DataError, match="together is 0; expected 1 or more batches"):
-        collect_moments(CNN(3, hidden=(8, 8)), [torch.zeros(6, 3, 8, 8)], together=0)
