@@ -132,11 +132,6 @@ Rare = net("Rare", lambda self, x: x if torch.rand(()) < 0.999 else 0 * x)
 Backwards = net("Backwards", lambda self, x: x + x.sum(1, keepdim=True) - x.sum(1, keepdim=True).detach())
 
 
-# Where there are four channels, another layer gets a gradient, of zeros.
-OneMore = net("OneMore", lambda self, x: x + 0 * self.third(x)[:, :4] if x.shape[1] == 4 else x)
-Cut = type("Cut", (Net,), {"forward": lambda self, x: Net.forward(self, x)[:, :4]})
-
-
 class Tied(Net):
     def __init__(self):
         super().__init__()
@@ -182,8 +177,6 @@ class OwnFreeze(Net):
     [
         (Softmax, "together, logits have other values"),
         (Backwards, "together, gradients have other values"),
-        (OneMore, "together, other parameters get gradients"),
-        (Cut, "together, logits have another shape"),
         (Tied, "layers share parameters"),
         (Looks, "training changes the buffer seen"),
         (Rare, "its forward pass draws random numbers or changes attributes of the model"),

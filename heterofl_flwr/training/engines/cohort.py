@@ -99,8 +99,6 @@ class Cohort:
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions) -> None:
         self._options = options
         models = [job.model.train() for job in jobs]
-        if len(set(map(id, models))) < len(models):
-            raise IncompatibleError("two clients have the same model")
         if reason := next(filter(None, map(find_obstacle, models)), None):
             raise IncompatibleError(reason)
         self._layouts = build_layouts(models)
