@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import partial
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, first_line
@@ -78,10 +77,10 @@ def shallow(
         ``"stages.*.*"`` for several stacks. Blocks are children of ``nn.Sequential`` or ``nn.ModuleList``.
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
-        at every depth; ``ShapeError`` is raised if a shallower model fails. Warnings name blocks whose role changes
-        with the depth, and parameters that a shallower model has but does not train, or trains only in some rows. The
-        server averages an untrained parameter, such as a norm in a separate list, only over clients that train it. A
-        parameter that is trained in some rows counts as trained. ``None`` skips the checks.
+        at every depth; ``ShapeError`` is raised if a shallower model fails. Warnings name stacks whose blocks change
+        their role with the depth, and parameters that a shallower model has but does not train. The server averages an
+        untrained parameter, such as a norm in a separate list, only over clients that train it. ``None`` skips the
+        checks.
     levels : Mapping[str | float, tuple[float, float]] | None
         Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. Default: the width rate is
         1, and the depth rate is the level's rate.
@@ -110,7 +109,7 @@ def shallow(
         )
     if example_inputs is None:
         return Shallow(model, blocks, rates_by_level, {})
-    idle, partly, counted = _check_depths(full_model, blocks, example_inputs)
+    idle, counted = _check_depths(full_model, blocks, example_inputs)
     if counted:
         warnings.warn(
             f"the role of blocks changes with the depth: the code counts the blocks of {', '.join(sorted(counted))}, "
@@ -121,12 +120,6 @@ def shallow(
     if idle:
         names = ", ".join(dict.fromkeys(name for layer in idle.values() for name in layer))
         warnings.warn(f"shallower models hold {names} and do not train them: they do not count", stacklevel=2)
-    if partly:
-        warnings.warn(
-            f"shallower models train some rows of {', '.join(sorted(partly))} and return the others as they were, "
-            f"which counts as if trained: let each block hold its own row",
-            stacklevel=2,
-        )
     return Shallow(model, blocks, rates_by_level, idle)
 
 
@@ -203,35 +196,25 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
     return dropped
 
 
-class Findings(NamedTuple):
-    """Parameters that shallower models do not use, and stacks whose blocks have another role in shallower models."""
-
-    idle: dict[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
-    partly: set[str]  # parameters with a row for each block, if a shallower model uses only some of the rows
-    counted: set[str]  # stacks whose blocks the code counts or takes from the end
-
-
 @kept_random_state()
-def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
+def _check_depths(model: nn.Module, blocks: str, inputs: object) -> tuple[dict[int, tuple[str, ...]], set[str]]:
+    """Return the parameters that shallower models do not use, by number of dropped blocks, and the counted stacks."""
     stacks, gone = find_stacks(model, blocks), 0
     with watching(model, stacks) as watch:
         modes, expected, every = _run_whole(model, inputs, watch)
-    findings = Findings({}, set(), watch.counted)
+    idle: dict[int, tuple[str, ...]] = {}
     depth_rates = {Fraction(number, len(names)) for names in stacks.values() for number in range(1, len(names))}
     for depth_rate in sorted(depth_rates, reverse=True):
         dropped = _drop(model, stacks, depth_rate)
         gone += len(dropped)
         used = _run_without(model, dropped, inputs, modes, expected)
-        names = [name for name, _ in model.named_parameters() if name in every]
-        if idle := tuple(name for name in names if name not in used):
-            findings.idle[gone] = idle
-        rows = {name for name in names if name in used and len(used[name]) in map(len, stacks.values())}
-        findings.partly.update(name for name in rows if (every[name] & ~used[name]).any())
-    return findings
+        if unused := tuple(name for name, _ in model.named_parameters() if name in every - used):
+            idle[gone] = unused
+    return idle, watch.counted
 
 
-def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Return the modes in which a model runs (True: training), its first output's shape, and masks of used rows."""
+def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], set[str]]:
+    """Return the modes in which a model runs (True: training), its first output's shape, and its used parameters."""
     modes = [True, False]
     while True:
         try:
@@ -253,8 +236,8 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
 
 def _run_without(
     model: nn.Module, dropped: Sequence[str], inputs: object, modes: Sequence[bool], expected: tuple[int, ...]
-) -> dict[str, Tensor]:
-    """Return masks of the parameter rows that a model uses after the blocks ``dropped`` were removed.
+) -> set[str]:
+    """Return the parameters that a model uses after the blocks ``dropped`` were removed.
 
     Raise ``ShapeError`` if the model fails or its first output's shape is not ``expected``.
     """
@@ -273,17 +256,14 @@ def _run_without(
     return used
 
 
-def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
-    """Run a model in each mode; return its first output's shape, and masks of parameter rows with nonzero gradients."""
+def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, set[str]]:
+    """Run a model in each mode; return its first output's shape, and the names of parameters with gradients."""
     model.zero_grad()
     for mode in modes:
         for layer in model.modules():
             layer.training = mode and not isinstance(layer, _NormBase)  # batch norm refuses to train on one example
         leaves = list(tensors_in(call(model, inputs)))
-        # Weighted, because the plain sum of a softmax or a layer norm is constant, with rounding errors as gradients.
-        ramps = [torch.linspace(1, 2, leaf.numel()).view_as(leaf).to(leaf) for leaf in leaves]
-        if ends := [(leaf * ramp).sum() for leaf, ramp in zip(leaves, ramps, strict=True) if leaf.requires_grad]:
+        if ends := [leaf.sum() for leaf in leaves if leaf.requires_grad]:
             torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint
-    trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    used = {name: gradient.reshape(*(gradient.shape[:1] or [1]), -1).any(-1) for name, gradient in trained.items()}
+    used = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     return (tuple(leaves[0].shape) if leaves else None), used

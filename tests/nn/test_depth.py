@@ -147,24 +147,8 @@ def test_what_a_shallow_model_does_not_use_does_not_count():
     assert not hasattr(shallow(stack(), "1.*", X)(0.5), "untrained")
     with pytest.warns(UserWarning, match=r"hold beside\.3\.weight"):
         assert "beside.2.bias" in shallow(heads_in_training(), "blocks.*", torch.zeros(1, 4))(0.5).untrained
-    gains = Beside(nn.Parameter(torch.ones(4)), lambda model, x, gain, outputs: x * gain)
-    with pytest.warns(UserWarning, match="train some rows of beside and return the others"):
-        shallow(gains, "blocks.*", torch.ones(1, 4))
     with pytest.raises(TypeError, match="example_inputs"):  # nobody leaves it out by mistake
         shallow(norms_beside(), "blocks.*")
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("end", [nn.Softmax(-1), nn.LayerNorm(4)])
-def test_rows_are_compared_if_the_outputs_have_a_constant_sum(seed, end):
-    torch.manual_seed(seed)
-    gains = Beside(nn.Parameter(torch.ones(4)), lambda model, x, gain, outputs: end(x * gain))
-    with pytest.warns(UserWarning, match="shallower models train some rows of beside and return"):
-        shallow(gains, "blocks.*", torch.randn(2, 4))
-    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the head has as many rows as there are blocks
-        shallow(nn.Sequential(nn.Linear(3, 8), blocks, nn.Linear(8, 4), end), "1.*", torch.randn(1, 3))
 
 
 class Blocks(nn.Module):
