@@ -3,6 +3,7 @@
 An adapter adds ``scaling * B @ A`` to a layer's weight. The mean of the products is not mean(B) @ mean(A).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.counting_mean import Holders, Sums
 from heterofl_flwr.core.slice_plan import Plan
 
-FACTORS = ("lora_", "lora_embedding_")
-"""Prefixes of peft's names for an adapter's factors, as in ``lora_A`` or ``lora_embedding_A``."""
+FACTOR_A = re.compile(r"(^|\.)lora_(embedding_)?A\.")
+"""Pattern of peft's names for the factor A of an adapter, in a parameter's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,8 @@ class Adapter:
 
 def find_adapters(names: Iterable[str]) -> list[Adapter]:
     """Return the adapters whose factors A and B are both in ``names``."""
-    all_names, adapters = set(names), []
-    for name in names:
-        for prefix in FACTORS:
-            layer, sign, adapter = name.rpartition(f"{prefix}A.")
-            b = f"{layer}{prefix}B.{adapter}"
-            if sign and b in all_names and layer[-1:] in ("", "."):
-                adapters.append(Adapter(name, b))
-    return adapters
+    factors_b = {name: FACTOR_A.sub(r"\1lora_\2B.", name) for name in names}
+    return [Adapter(name, b) for name, b in factors_b.items() if b != name and b in factors_b]
 
 
 class ProductMean:
