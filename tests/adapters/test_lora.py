@@ -52,19 +52,6 @@ def test_levels_of_a_process_share_the_frozen_parameters():
     assert all(level.get_parameter(name) is model.get_parameter(name) for level in levels for name in build.frozen)
 
 
-def test_training_a_level_changes_nothing_else():
-    model = adapted()
-    build = lora(model)
-    before = {name: own.clone() for name, own in model.named_parameters()}
-    level = build(0.5).train()
-    optimizer = torch.optim.SGD(level.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-    level(torch.zeros(2, 9, dtype=torch.int64)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(outputs(level), outputs(build(0.5)))
-    assert all(torch.equal(own, before[name]) for name, own in model.named_parameters())
-    assert model.peft_config["default"].r == 8
-
-
 def test_only_adapters_and_what_else_is_trained_are_exchanged():
     build = lora(CASES["plain"]())
     plan = Plan.of(build(1.0), build(0.5))

@@ -2,7 +2,6 @@
 
 import warnings
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,11 +187,3 @@ def test_a_model_that_returns_no_tensor_raises():
 
     with pytest.raises(ConfigError, match="Silent returned no tensor"):
         shallow(Silent(*stack()), "1.*", X)
-
-
-def test_a_model_may_return_an_object_with_tensors():
-    class Named(nn.Sequential):
-        def forward(self, x):
-            return SimpleNamespace(logits=super().forward(x))
-
-    assert len(shallow(Named(*stack()), "1.*", X)(0.5)[1]) == 2

@@ -16,7 +16,6 @@ from heterofl_flwr.training import DivergedError, TrainingJob
 from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.structure import log_once
-from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 from tests.federation.tiny import equal
 from tests.training.conftest import OPTIONS, SIZES, Counts, assert_as_plain, exact, make_jobs, small, state
 
@@ -227,25 +226,3 @@ def test_one_that_diverges_is_an_error_and_leaves_all_as_it_was():
     with pytest.raises(DivergedError, match="for 1 of 4 clients that train together, the first being number 2"):
         train_cohort(clients, replace(OPTIONS, epochs=3))
     assert all(equal(state(job.model), before) for job, before in zip(clients, received, strict=True))
-
-
-def test_a_layer_used_at_several_places_stays_one():
-    model = Shares().requires_grad_(False)
-    twin = wide_twin(model, 3)
-    assert twin.first is twin.again is twin.plain_list[0]
-    assert (model.first.groups, twin.first.groups) == (1, 3)
-    assert not any(parameter.requires_grad for parameter in twin.parameters())
-    assert {id(value) for value in model.parameters()}.isdisjoint(map(id, twin.parameters()))
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (nn.Embedding(3, 2), r"layer \(the model itself\) of type Embedding has no wide twin"),
-        (nn.Sequential(nn.Flatten(), nn.LSTM(3, 2)), "layer 1 of type LSTM has no wide twin"),
-        (type("Halved", (nn.Linear,), {})(4, 4), "of type Halved has no wide twin"),  # it may compute something else
-    ],
-)
-def test_a_layer_that_cannot_be_wide_is_named(model, message):
-    with pytest.raises(IncompatibleError, match=message):
-        wide_twin(model, 2)

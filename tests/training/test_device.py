@@ -12,7 +12,6 @@ from torch import nn
 
 from heterofl_flwr import training
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.data import Split
 from heterofl_flwr.nn.execution import bears_channels_last, channels_last
 from heterofl_flwr.training import TrainingJob, resolve_device
 from heterofl_flwr.training.device import arithmetic, give_back_gaps
@@ -102,16 +101,6 @@ def test_convolutions_are_channels_last_inside_alone():
         address, stride, expected = before[name]
         assert (value.data_ptr(), value.stride()) == (address, stride)
         assert torch.equal(value, expected)
-
-
-@pytest.mark.parametrize(("channels", "expected"), [(40, False), (200, True)])
-def test_small_models_are_trained_in_their_own_layout(channels, expected):
-    model = nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 8, 3), nn.Flatten(), nn.Linear(128, 2))
-    found = []
-    model[1].register_forward_hook(lambda layer, given, output: found.append(layer.weight.stride()[1] == 1))
-    split = Split(torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))
-    training.train(model, split, training.TrainOptions(learning_rate=0.1, epochs=1, batch_size=4), seed=0)
-    assert found == [expected]
 
 
 def test_thin_1x1_convolutions_stay_as_they_are_on_avx2(monkeypatch):

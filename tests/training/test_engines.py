@@ -210,6 +210,12 @@ def test_large_models_train_together_on_a_gpu_only(monkeypatch):
         assert fastest_engine(linear_jobs(2, large)) == engine
 
 
+def hooked(kind):
+    layer = nn.Linear(2, 2)
+    getattr(layer.weight if kind == "post_accumulate_grad" else layer, f"register_{kind}_hook")(lambda *_: None)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("layer", "engine"),
     [
@@ -218,19 +224,12 @@ def test_large_models_train_together_on_a_gpu_only(monkeypatch):
         (nn.BatchNorm1d(2), "plain"),
         (nn.BatchNorm1d(2, track_running_stats=False), "cohort"),
         (nn.InstanceNorm1d(2, track_running_stats=True), "plain"),
+        *((hooked(kind), "plain") for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre")),
+        (hooked("post_accumulate_grad"), "plain"),
     ],
 )
 def test_models_that_cannot_train_together_train_alone(layer, engine):
     assert fastest_engine(linear_jobs(2, nn.Sequential(nn.Linear(2, 2), layer))) == engine
-
-
-@pytest.mark.parametrize(
-    "kind", ["forward", "forward_pre", "full_backward", "full_backward_pre", "post_accumulate_grad"]
-)
-def test_models_with_hooks_train_alone(kind):
-    layer = nn.Linear(2, 2)
-    getattr(layer.weight if kind == "post_accumulate_grad" else layer, f"register_{kind}_hook")(lambda *_: None)
-    assert fastest_engine(linear_jobs(2, layer)) == "plain"
 
 
 UNEQUAL = (12, 8)

@@ -88,24 +88,6 @@ def test_equals_them_in_any_layout_of_memory(changes, shape, order):
     assert_as_torch([nn.Parameter(turned), nn.Parameter(flat), *parameters([(3,)])], replace(OPTIONS, **changes))
 
 
-@pytest.mark.usefixtures("devices")
-@pytest.mark.parametrize("own", [torch.channels_last, torch.contiguous_format], ids=str)
-@pytest.mark.parametrize("others", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_a_gradient_may_have_another_layout_than_its_parameter(own, others):
-    """By itself torch gives it the same; a hook may change it."""
-    values = [nn.Parameter(value.to(memory_format=own)) for value in tensors([(4, 3, 2, 2), (2, 5, 3, 1)])]
-    gradients = []
-
-    def change(parameter):
-        parameter.grad = parameter.grad.contiguous(memory_format=others)
-        gradients.append(parameter.grad)
-
-    for value in values:
-        value.register_post_accumulate_grad_hook(change)
-    assert_as_torch(values, replace(OPTIONS, proximal=0.3))
-    assert all(gradient.is_contiguous(memory_format=others) for gradient in gradients)
-
-
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_gradients_of_embeddings_may_be_sparse(changes):
     words, found = torch.tensor([[1, 1, 3]]), []
