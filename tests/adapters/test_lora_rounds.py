@@ -7,7 +7,6 @@ import torch
 
 from heterofl_flwr import HeteroFL, Mix, lora
 from heterofl_flwr.client import Task
-from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.report import Costs, Recorder, RunFolder
 from tests.adapters.nets import CASES, outputs, words
@@ -40,34 +39,6 @@ def test_each_entry_is_the_mean_over_the_clients_that_held_it(options):
         torch.testing.assert_close(found.state[name], expected)
     base, fresh = levels(), CASES["plain"]()
     assert all(torch.equal(base.model.get_parameter(name), fresh.get_parameter(name)) for name in base.frozen)
-
-
-def other(change):
-    """Return a node's build, of a base that was changed."""
-    model = CASES["plain"]()
-    with torch.no_grad():
-        for name in levels().frozen:
-            change(model.get_parameter(name))
-    return lora(model)
-
-
-def odd(own, partitions=range(NODES)):
-    """Return an app whose clients of some partitions build their models by ``own``."""
-
-    def train(message, context):
-        task = Task(message, context, own if context.node_config["partition-id"] in partitions else levels())
-        return task.reply(task.model(), num_examples=1)
-
-    return make_app(train)
-
-
-def test_a_node_with_another_base_is_refused():
-    finer = other(lambda own: own.mul_(1.01))
-    found = play(odd(finer, [1]), MIX, NODES, build=levels())
-    assert found.log.failures.keys() == {1}
-    assert "frozen parameters of this node's model, which are not sent, are others" in found.log.failures[1]
-    with pytest.raises(RoundError, match=f"0 and {NODES - 1} more: .* let both load the same checkpoint"):
-        play(odd(finer), MIX, NODES, build=levels())
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_adapters_alone(tmp_path):
