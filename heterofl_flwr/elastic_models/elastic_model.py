@@ -171,11 +171,6 @@ def elastic(
     exact_rate(global_rate)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is {shown(model)}; expected a module, such as Net() of a class Net")
-    if multiple_of < 1:
-        raise ConfigError(f"multiple_of is {multiple_of}; expected a whole number from 1")
-    for name, names in (("fixed", fixed), ("outputs", outputs)):
-        if isinstance(names, str):
-            raise ConfigError(f"{name} is {names!r}; expected a list of names, as [{names!r}]")
     if isinstance(example_inputs, Mapping):
         example_inputs = dict(example_inputs)  # the result of a tokenizer is a mapping and no dict
     traced = trace_model(model, example_inputs, fixed, outputs)

@@ -54,8 +54,6 @@ class Exits(nn.Module):
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
         super().__init__()
         self.exits = nn.ModuleList(Exit(*stage) for stage in stages)
-        if not self.exits:
-            raise ConfigError("Exits was given no stages; expected one or more, each with its head")
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:

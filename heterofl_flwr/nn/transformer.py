@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterofl_flwr.common.errors import ConfigError, DataError, ShapeError
+from heterofl_flwr.common.errors import DataError, ShapeError
 from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.layer_rules import axes_by_name, register
@@ -33,8 +33,6 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, embedding: int, heads: int, scaler: nn.Module) -> None:
         super().__init__()
-        if embedding % heads:
-            raise ConfigError(f"an embedding of {embedding} does not divide in {heads} heads")
         self.heads = heads
         self.scaler = scaler
         self.linear_q = nn.Linear(embedding, embedding)

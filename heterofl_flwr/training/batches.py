@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, DataError
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 from heterofl_flwr.data.dataset import Reading, Split
@@ -112,8 +112,6 @@ def input_batches(
     augment : str
         Augmentation of images, by its name in ``TrainOptions.augment``.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     generator = torch.Generator().manual_seed(derive(seed or 0, "moments"))
     order = torch.arange(len(split)) if seed is None else torch.randperm(len(split), generator=generator)
     for rows, sizes in _joined(batch_rows(order.to(split.inputs.device), batch_size), AT_ONCE // batch_size):

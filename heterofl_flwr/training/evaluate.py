@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
@@ -62,8 +61,6 @@ def evaluate_each(
     perplexity_kind: Variant = "paper",
 ) -> list[EvaluateResult]:
     """Return the result of ``evaluate`` for each of ``maskings``, from one pass over the data."""
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):
         return [EvaluateResult(0, 0.0, 0) for _ in maskings]
     device, reading = device_of(model), split.reading

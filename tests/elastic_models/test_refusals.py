@@ -11,7 +11,6 @@ from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.elastic_models import elastic, rules, stand_in
 from tests.elastic_models.families import Then
 
-
 X = torch.randn(2, 3)
 
 
@@ -45,7 +44,7 @@ def turned():
     library.define("turned(Tensor x) -> Tensor")
     library.impl("turned", lambda x: torch.empty_like(x), "Meta")
     yield torch.ops.heterofl_test.turned
-    rules.STAND_INS.pop(torch.ops.heterofl_test.turned)
+    rules.STAND_INS.pop(torch.ops.heterofl_test.turned, None)
     library._destroy()
 
 
