@@ -65,8 +65,8 @@ class ProductMean:
         """Add a client's reply."""
         plan, weight = reply.plan, reply.weight
         if plan not in self._other_plans:
-            factors = {name for adapter in self._factors for name in (adapter.a, adapter.b)}
-            self._other_plans[plan] = Plan({name: axes for name, axes in plan.axes.items() if name not in factors})
+            adapted = {name for adapter in self._factors for name in (adapter.a, adapter.b)}
+            self._other_plans[plan] = Plan({name: axes for name, axes in plan.axes.items() if name not in adapted})
         self._sums.add(self._other_plans[plan], reply.tensors, reply.rows, weight)
         self._holders.add(plan, reply.rows, weight)
         for adapter, factors in self._factors.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
 from heterofl_flwr.elastic_models.rules import ADJUSTMENTS, adjust
@@ -60,6 +60,8 @@ class Slice:
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
         """Return, by parameter name, the axes that select the slice ``smaller`` from this slice."""
+        if self.channels.sizes != smaller.channels.sizes:
+            raise ShapeError("the global and the local model are slices of different models")
         groups = tuple(zip(self.widths, smaller.widths, strict=True))
         axes_by_places: dict[int, Axis] = {}  # cache: equal axes share one array
 
