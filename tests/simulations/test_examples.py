@@ -30,14 +30,3 @@ def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
     assert float(last["train-loss"]) < float(first["train-loss"])
     shapes = {message.content["arrays"]["layer4.1.conv2.weight"].shape for message in grid.of("train")}
     assert shapes == {(width, width, 3, 3) for width in (512, 256, 128, 64, 32)}
-
-
-@pytest.mark.release
-def test_an_lstm_learns_what_texts_are_about(capsys):
-    from simulations.examples import text_app
-
-    grid = run(text_app, nodes=5, rounds=2)
-    last = lines(capsys)[-1]
-    assert float(last["local"].removesuffix("%")) > 50  # of three kinds of texts
-    shapes = {message.content["arrays"]["lstm.weight_hh_l0_reverse"].shape for message in grid.of("train")}
-    assert shapes == {(4 * width, width) for width in (64, 32, 16, 8, 4)}
