@@ -8,7 +8,6 @@ not work.
 
 import argparse
 import json
-import random
 import sys
 import time
 from collections import Counter
@@ -159,8 +158,6 @@ def main(arguments: list[str] | None = None) -> int:
     own = parser_of(PROGRAM, __doc__)
     own.add_argument("names", nargs="*", help="models to check, as package:model; without any, all of them")
     own.add_argument("--source", action="append", choices=SOURCES, help="a package to take; without any, all of them")
-    draw = "packages, and how many models of each to draw by the seed: timm:60"
-    own.add_argument("--draw", nargs="+", type=_draw, default=[], metavar="PACKAGE:NUMBER", help=draw)
     out = "write the page and the list to this folder; give no names, for whole ones"
     own.add_argument("--out", type=Path, help=out)
     findings = "where to keep what was found, and to read what is there already (%(default)s)"
@@ -170,20 +167,11 @@ def main(arguments: list[str] | None = None) -> int:
     return status_of(PROGRAM, lambda: run(options))
 
 
-def _draw(text: str) -> tuple[str, int]:
-    package, _, number = text.partition(":")
-    if package not in SOURCES or not number.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no package with a number, such as {next(iter(SOURCES))}:60")
-    return package, int(number)
-
-
 def run(options: argparse.Namespace) -> int:
-    draws = dict(options.draw)
-    sources = options.source or list(draws) or list(SOURCES)
-    names = {source: list(SOURCES[source].names()) for source in sources}
-    for source, number in draws.items():
-        names[source] = random.Random(options.seed).sample(names[source], min(number, len(names[source])))
-    keys = chosen("model", options.names, [f"{source}:{name}" for source, own in names.items() for name in own])
+    sources = options.source or list(SOURCES)
+    keys = chosen(
+        "model", options.names, [f"{source}:{name}" for source in sources for name in SOURCES[source].names()]
+    )
     kept = models.read(options.findings)
     made = f"{time.strftime('%Y-%m-%d')}, {describe_machine()}"
     torch.set_num_threads(1)  # so that runs can be repeated and compared

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
+from heterofl_flwr.common.errors import UnsupportedLayerError
 from heterofl_flwr.nn.execution import num_parameters
 from simulations.model_zoo.check import BrokenPropertyError, Checked, check
 from simulations.model_zoo.sources import SOURCES, NotBuiltError
@@ -121,12 +121,8 @@ def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
 def read(path: Path) -> dict[str, Finding]:
     """Return the findings in a file by key, the latest for each key; empty if the file does not exist."""
     findings = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
-        try:
-            found = json.loads(line)
-            found["parameters"] = {float(rate): count for rate, count in found["parameters"].items()}
-            findings[found["key"]] = Finding(**found)
-        except (ValueError, TypeError, KeyError) as error:
-            what = f"line {number} of {path} is no finding of this command ({error})"
-            raise ConfigError(f"{what}; remove it, or name another file with --findings") from error
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        found = json.loads(line)
+        found["parameters"] = {float(rate): count for rate, count in found["parameters"].items()}
+        findings[found["key"]] = Finding(**found)
     return findings

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.nn.execution import num_parameters
 
 SIZE = 64
@@ -67,14 +67,6 @@ class Source(NamedTuple):
     rule: str
 
 
-def _package(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        top = name.partition(".")[0]
-        raise ConfigError(f"{top} is not installed, and its models are to be checked: pip install {top}") from error
-
-
 def version_of(source: str) -> str:
     """Return the version of a package."""
     return version(source).partition("+")[0]
@@ -86,7 +78,7 @@ def _prefix(name: str) -> str:
 
 
 def _torchvision_names() -> list[str]:
-    models = _package("torchvision.models")
+    models = import_module("torchvision.models")
     return list(models.list_models(module=models))
 
 
@@ -95,12 +87,12 @@ def _torchvision(name: str) -> Case:
     options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # their initialisation is slow, and all weights are drawn later
-    model = _package("torchvision.models").get_model(name, weights=None, **options)
+    model = import_module("torchvision.models").get_model(name, weights=None, **options)
     return Case(name, model, torch.randn(2, 3, size, size))
 
 
 def _timm_families() -> list[str]:
-    return sorted({_prefix(name) for name in _package("timm").list_models()} - {"test"})
+    return sorted({_prefix(name) for name in import_module("timm").list_models()} - {"test"})
 
 
 def _timm(family: str) -> Case:
@@ -108,7 +100,7 @@ def _timm(family: str) -> Case:
 
     It is built with few blocks and gets the smallest images that it accepts.
     """
-    timm, reason = _package("timm"), f"none has at most {LARGEST:,} parameters"
+    timm, reason = import_module("timm"), f"none has at most {LARGEST:,} parameters"
     names = sorted(one for one in timm.list_models() if _prefix(one) == family)
     for name, depth in product(names, _DEPTHS):
         create = partial(timm.create_model, name, num_classes=CLASSES, **depth)
@@ -144,7 +136,7 @@ class _OnProcessor(TorchFunctionMode):
 
 def _transformers_classes() -> dict[str, tuple[str, str]]:
     """Return the model type and the task of each class; of several types, the type in the name of the class."""
-    auto = _package("transformers.models.auto.modeling_auto")
+    auto = import_module("transformers.models.auto.modeling_auto")
     found: dict[str, tuple[str, str]] = {}
     for task in _TASKS:
         for kind, name in getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES").items():
@@ -157,7 +149,7 @@ def _transformers_classes() -> dict[str, tuple[str, str]]:
 
 def small_config(kind: str) -> Any:
     """Return a configuration of a model type with the values of ``_SMALL``."""
-    config = _package("transformers").CONFIG_MAPPING[kind]
+    config = import_module("transformers").CONFIG_MAPPING[kind]
     usual = vars(config()) | {name: getattr(config(), name) for name in config.attribute_map if hasattr(config(), name)}
     optional = ("num_key_value_heads", "head_dim")
     small = {name: number for number, names in _SMALL.items() for name in names.split()}
@@ -172,7 +164,7 @@ def _transformers(name: str) -> Case:
     kind, task = _transformers_classes()[name]
     try:
         config = small_config(kind)
-        create = partial(getattr(_package("transformers"), name), config)
+        create = partial(getattr(import_module("transformers"), name), config)
         with torch.device("meta"):
             number = num_parameters(create())
         if number > LARGEST:

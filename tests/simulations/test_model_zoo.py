@@ -92,12 +92,3 @@ def test_the_command_goes_on_where_it_was_and_writes_the_page(tmp_path, capsys, 
     assert zoo.main(given) == 0
     assert (tmp_path / "models.md").read_text() == page
     assert zoo.main(["torch:odd", "--findings", str(findings)]) == 1
-
-
-def test_a_seed_draws_the_same_models_again(tmp_path, capsys, small):
-    drawn = []
-    for _ in range(2):
-        assert zoo.main(["--draw", "torch:2", "--findings", str(tmp_path / "findings.jsonl")]) == 0
-        drawn.append([line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("[")])
-    assert drawn[0] == drawn[1]
-    assert len(set(drawn[0])) == 2
