@@ -115,9 +115,9 @@ def layers(plan: Plan) -> dict[str, Plan]:
     return {layer: Plan({name: plan.axes[name] for name in members}) for layer, members in names.items()} | {ALL: plan}
 
 
-def halves(updates: Updates, draws: int, seed: int) -> Iterator[dict[str, list[list[Update]]]]:
+def halves(updates: Updates, draws: int) -> Iterator[dict[str, list[list[Update]]]]:
     """Yield the updates of two random halves of each level's clients, several times."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(draws):
         orders = {
             level: torch.randperm(len(replies), generator=generator).tolist() for level, replies in updates.items()
@@ -125,7 +125,7 @@ def halves(updates: Updates, draws: int, seed: int) -> Iterator[dict[str, list[l
         yield {level: [[updates[level][i] for i in order[k::2]] for k in (0, 1)] for level, order in orders.items()}
 
 
-def compare(context: RoundContext, updates: Updates, seed: int = 0) -> Values:
+def compare(context: RoundContext, updates: Updates) -> Values:
     """Return the cosines, as means over random halves, and the ratios of norms."""
 
     def change(part: Plan, *states: State) -> Tensor:  # (states, entries)
@@ -138,7 +138,7 @@ def compare(context: RoundContext, updates: Updates, seed: int = 0) -> Values:
     means, values = {level: mean(context, replies) for level, replies in updates.items()}, Values()
     draws = [
         {level: [mean(context, half) for half in parts] for level, parts in draw.items()}
-        for draw in halves(updates, DRAWS, seed)
+        for draw in halves(updates, DRAWS)
     ]
     for larger, smaller in combinations(updates, 2):
         for layer, part in layers(updates[smaller][0].plan).items():
@@ -153,11 +153,11 @@ def compare(context: RoundContext, updates: Updates, seed: int = 0) -> Values:
     return values
 
 
-def exchange(context: RoundContext, updates: Updates, workload: Workload, seed: int = 0) -> Values:
+def exchange(context: RoundContext, updates: Updates, workload: Workload) -> Values:
     """Return the gains, as means over random halves."""
     whole, gains = workload.dataset, defaultdict[tuple[str, str, str], list[float]](list)
     data = replace(whole, train=_first(whole.train, MEASURED), test=_first(whole.test, TESTED))
-    for draw in halves(updates, EXCHANGES, seed):
+    for draw in halves(updates, EXCHANGES):
         means = {level: [mean(context, half) for half in parts] for level, parts in draw.items()}
         # As many clients as in a half of one level.
         means[MIX] = [
@@ -207,7 +207,7 @@ def run(options: argparse.Namespace) -> int:
     everyone = {"sample.fraction": 1.0, "sample.spare": 0.0, "evaluate.every": 0, "run.dir": "", "run.resume": False}
     workload = load_workload({**config, **everyone})
     context, updates = train(folder, workload)
-    compared, gains = compare(context, updates, options.seed), exchange(context, updates, workload, options.seed)
+    compared, gains = compare(context, updates), exchange(context, updates, workload)
     rows = [
         {**dict(zip(COLUMNS, key, strict=False)), **{name: f"{value:.4g}" for name, value in numbers.items()}}
         for key, numbers in ((key, compared.get(key, {}) | gain) for key, gain in gains.items())
@@ -222,7 +222,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = parser_of(PROGRAM, __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run with a checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the halves (default: %(default)s)")
     out = Path("runs", "disagreement.csv")
     parser.add_argument("--out", type=Path, default=out, metavar="FILE", help="default: %(default)s")
     add_trust(parser)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_count
+from heterofl_flwr.app.argument_types import read_count
 from heterofl_flwr.common.errors import ConfigError, counted
 from heterofl_flwr.common.files import remove, write_atomic
 from heterofl_flwr.core.formatting import render
@@ -86,11 +86,11 @@ def read(paths: Sequence[Path], paper: Path | None) -> Found:
     return Found(places, left_out, read_cells(paper) if paper else ())
 
 
-def show(made: Mapping[tuple[str, str], Sequence[Table]], style: str) -> str:
+def show(made: Mapping[tuple[str, str], Sequence[Table]]) -> str:
     """Return the first two tables of each data set and split as text."""
     parts = []
     for place, own in made.items():
-        parts += [", ".join(place), *(render(table.header, table.rows, style) for table in own[:2] if table.rows)]
+        parts += [", ".join(place), *(render(table.header, table.rows, "table") for table in own[:2] if table.rows)]
     return "\n\n".join(parts)
 
 
@@ -195,7 +195,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _results(words: Sequence[str]) -> int:
     parser = parser_of(PROGRAM, __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
-    parser.add_argument("--format", choices=TABLE_FORMATS, default="table", help="how to print; default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write tables, values, claims and figures there")
     parser.add_argument("--curves", action="store_true", help="with --out: draw each configuration over all it spent")
     when = "with --out: when did each configuration reach this global accuracy? May be given several times"
@@ -212,11 +211,9 @@ def _results(words: Sequence[str]) -> int:
     found = read(options.runs, paper_folder(options.paper))
     methods = {method_name(run.settings) for own in found.places.values() for one in own for run in one.runs}
     chosen("method", [options.against], sorted({*methods, AGAINST}))
-    printed, by_run = by_job(found.cells), options.format == "csv"
-    tabled = {} if by_run and not options.out else found.places
-    made = {place: list(_tables(own, printed, options)) for place, own in tabled.items()}
-    text = tables.runs_csv(found.places, printed) if by_run else show(made, options.format)
-    print(text.rstrip("\n"))
+    printed = by_job(found.cells)
+    made = {place: list(_tables(own, printed, options)) for place, own in found.places.items()}
+    print(show(made))
     for name, why in found.left_out:
         print(f"left out: {name}: {why}", file=sys.stderr)
     if options.out:

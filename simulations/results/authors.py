@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import write_atomic
 from simulations.results.configurations import Reached, possible, shown
 from simulations.results.formats import Table, show_spread, to_csv
@@ -24,17 +23,8 @@ def write_authors(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def read_authors(folder: Path) -> Scores:
     """Return the results of the authors' code by round; empty if it was not run."""
-    path = folder / FILE
-    if not path.exists():
-        return {}
-    try:
-        rows = rows_of(path)
-        return {int(row["round"]): {name: float(row[column]) for column, name in SCORES.items()} for row in rows}
-    except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is not as expected ({error}): rows with the columns {', '.join(COLUMNS)}; remove it and "
-            "let python -m simulations.reference write it again"
-        ) from error
+    rows = rows_of(folder / FILE) if (folder / FILE).exists() else []
+    return {int(row["round"]): {name: float(row[column]) for column, name in SCORES.items()} for row in rows}
 
 
 def authors_table(found: Mapping[Key, Reached]) -> Table:

@@ -186,13 +186,8 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
     """Return all numbers of HeteroFL in Tables 4, 5 and 7 to 9."""
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; name the folder that has {', '.join(FILES)}")
-    cells: list[Cell] = []
-    for name, read in zip(FILES, (_main, _ablation, _ablation), strict=True):
-        try:
-            cells += [cell for row in rows_of(folder / name) for cell in read(row)]
-        except (KeyError, ValueError, TypeError, AttributeError) as error:  # an incomplete row has None at its end
-            raise ConfigError(f"{folder / name} is not as expected: {error!r}; restore it") from error
-    return tuple(cells)
+    readers = zip(FILES, (_main, _ablation, _ablation), strict=True)
+    return tuple(cell for name, read in readers for row in rows_of(folder / name) for cell in read(row))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
