@@ -1,5 +1,5 @@
 # ruff: noqa: F401 - others import these names from here
-"""Everything of Flower that is not public and that only what surrounds the package needs: benchmarks and tests.
+"""Everything of Flower that is not public and that only tests need.
 
 What the package itself needs is in ``heterofl_flwr/transport/compat.py``, which a client loads with every message;
 these names load Flower's commands and servers too. They are those of Flower 1.41 and 1.42.
@@ -8,7 +8,6 @@ these names load Flower's commands and servers too. They are those of Flower 1.4
 from pathlib import Path
 from typing import Any
 
-from flwr.app.message.typeddict import TypedDict
 from flwr.cli.app_cmd.publish import _collect_file_paths, _validate_app_name, _validate_files
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
@@ -23,7 +22,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_objects, push_object_contents_from_iterable
 
 
 def get_flwr_command() -> Any:
@@ -31,13 +29,6 @@ def get_flwr_command() -> Any:
     from flwr.cli.app import app
 
     return app
-
-
-def connect_to_superlink(address: str) -> Any:
-    """Return a context of the SuperNode's requests over HTTP, which older versions of Flower lack."""
-    from flwr.supernode.fleet_http_connection import http_request_response
-
-    return http_request_response(address, insecure=True)
 
 
 def check_files_to_publish(app: Path) -> list[Path]:

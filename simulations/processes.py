@@ -1,4 +1,4 @@
-"""Processes of Flower on this machine, such as a SuperLink, for tests and benchmarks.
+"""Processes of Flower on this machine, such as a SuperLink, for tests.
 
 All processes carry a mark in their environment, by which they are ended. If this one is killed, the system ends those
 that it has started (on Linux), and what Flower has started ends with these.

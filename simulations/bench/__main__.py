@@ -7,12 +7,11 @@ Machines are noisy: close other programs, and compare ratios, not times.
 import argparse
 import sys
 
-from heterofl_flwr.common.errors import ConfigError
-from simulations.bench import aggregate, gpu, pfl, round, scale, secure, step, superlink
+from simulations.bench import aggregate, gpu, pfl, round, scale, step
 from simulations.bench.measure import describe_machine, print_verdict
 from simulations.program import formatter, parser_of, status_of
 
-MODULES = (aggregate, step, gpu, round, pfl, scale, secure, superlink)
+MODULES = (aggregate, step, gpu, round, pfl, scale)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 PROGRAM = "simulations.bench"
 
@@ -29,9 +28,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    for name in ("rounds", "steps"):
-        if getattr(options, name, 1) < 1:
-            raise ConfigError(f"--{name} is {getattr(options, name)}; expected at least 1")
     print(describe_machine(), flush=True)
     return 0 if print_verdict(BENCHMARKS[options.benchmark].run(options)) else 1
 

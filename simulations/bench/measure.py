@@ -13,7 +13,6 @@ from heterofl_flwr.runs.origin import commit, machine
 from heterofl_flwr.training.device import give_back_gaps
 
 Result = TypeVar("Result")
-_STATUS = "/proc/{}/status"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +53,8 @@ def describe_machine() -> str:
     return f"{machine()}; {versions}; commit {commit()[:7]}"
 
 
-def peak_of(call: Callable[[], object]) -> float:
-    """Return the peak memory in bytes that a call adds to this process, including its result; NaN outside Linux."""
-    if not Path(_STATUS.format("self")).exists():
-        call()
-        return math.nan
+def peak_of(call: Callable[[], object]) -> int:
+    """Return the peak memory in bytes that a call adds to this process, including its result; on Linux."""
     gc.collect()
     give_back_gaps()  # return freed memory to the system; the call could reuse it without increasing the peak
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory in use now
@@ -67,7 +63,7 @@ def peak_of(call: Callable[[], object]) -> float:
     return read_bytes("VmHWM") - before
 
 
-def read_bytes(key: str, process: int | str = "self") -> int:
-    """Return a size from the status of a process on Linux."""
-    lines = Path(_STATUS.format(process)).read_text(encoding="utf-8").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+def read_bytes(key: str) -> int:
+    """Return a size from the status of this process on Linux."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))

@@ -27,10 +27,8 @@ def test_exit_status_is_the_verdict(monkeypatch, value, code):
         pytest.param("step --rounds 1 --steps 2 --cohort 2", marks=pytest.mark.slow),
         pytest.param("gpu --device cpu --rounds 1 --steps 1 --width 0.03", marks=pytest.mark.release),
         pytest.param("gpu --device cpu --jobs MNIST --rounds 1 --steps 1 --width 0.03", marks=pytest.mark.slow),
-        pytest.param("gpu --device cuda --rounds 1 --steps 5 --tuned", marks=pytest.mark.gpu),
+        pytest.param("gpu --device cuda --rounds 1 --steps 5", marks=pytest.mark.gpu),
         "scale --nodes 40 --sizes 4 8 --model mnist --rounds 1 --actors 0",
-        pytest.param("scale --nodes 40 --sizes 8 --model mnist --rounds 1 --actors 0 --step 2", marks=pytest.mark.slow),
-        pytest.param("secure --model mnist --clients 5", marks=pytest.mark.slow),
         pytest.param("round --root . --clients 20 --overhead 1", marks=pytest.mark.release),
     ],
 )
@@ -50,12 +48,6 @@ def test_an_engine_that_trains_otherwise_is_not_timed(monkeypatch, capsys):
     monkeypatch.setitem(step.ENGINES, "seats", lambda jobs, options: [])
     assert bench.main(["step", "--engines", "seats", "--levels", "e"]) == 2
     assert "engine seats and the plain loop differ by" in capsys.readouterr().err
-
-
-@pytest.mark.release
-def test_all_nodes_of_a_superlink_answer():
-    """The exit code is 0 only if no reply is lost, and the rule gives the SuperLink's memory."""
-    assert bench.main(["superlink", "--nodes=3", "--megabytes=1", "--file"]) == 0
 
 
 def test_calls_take_turns_and_the_first_turn_warms_up():
