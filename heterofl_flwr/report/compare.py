@@ -57,8 +57,6 @@ Places = Mapping[int, tuple[float, float]]
 
 MOST_CURVES = 18
 """Largest number of curves in a figure; more would look alike."""
-LONGEST = 36
-"""Largest number of characters of a curve's name in the legend; longer names are cut in the middle."""
 
 CLIENTS = "engine.clients"
 """Key of the number of clients. It is a setting of sweeps, but not of runs."""
@@ -249,8 +247,7 @@ def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
 def _short_names(rows: Rows) -> list[str]:
     """Return a short name for each row: its words that not all rows have, with ``split=iid`` for ``data.split=iid``.
 
-    Long names are cut in the middle. If two cut names are equal, no name is cut. If two uncut names are equal, the
-    names are the complete rows.
+    If two short names are equal, the names are the complete rows.
     """
     words = [row.split() for row in rows]
     common = set(words[0]).intersection(*words)
@@ -258,5 +255,4 @@ def _short_names(rows: Rows) -> list[str]:
         " ".join(re.sub(r"^[\w-]+\.(?=[\w.-]+=)", "", word) for word in of_row if word not in common) or row
         for row, of_row in zip(rows, words, strict=True)
     ]
-    short = [name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[1 - LONGEST // 2 :]}" for name in names]
-    return next(texts for texts in (short, names, list(rows)) if len({*texts}) == len(texts))
+    return names if len({*names}) == len(names) else list(rows)

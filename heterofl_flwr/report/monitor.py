@@ -76,10 +76,9 @@ class Monitor(RoundCallback):
             self._server = _Server(
                 self._bound, partial(_Handler, self, partial(self._client.generate_latest, registry))
             )
-        except (OSError, TypeError) as error:  # TypeError: text that is no name of a host
-            cause = getattr(error, "strerror", None) or error
+        except OSError as error:
             raise ConfigError(
-                f"the metrics address {self.address} cannot be used: {cause}; end the process that listens "
+                f"the metrics address {self.address} cannot be used: {error.strerror}; end the process that listens "
                 f"there, or choose another address of this machine (run.metrics-address)"
             ) from error
         self.address = f"{self._bound[0]}:{self._server.server_address[1]}"

@@ -56,26 +56,46 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
     assert paired_difference("local-accuracy", {0: 0.5}, {0: 0.75}) == "+25.0 points"
 
 
-def test_rows_name_the_method_and_what_is_no_default(tmp_path):
-    changes = (
-        {},
-        {"train.lr": 0.2, "sample.wait": 9.0},
-        {"train.lr": 0.2, "run.log": "json"},  # these two change no result
-        {"server.slice-rule": "rolling", "data.split": "non-iid-2"},
-    )
-    folders = [run(tmp_path / str(seed), "a1-e1", seed, 0.5, **own) for seed, own in enumerate(changes)]
-    assert [row[:2] for row in compare_runs(folders)[1]] == [
-        ("HeteroFL: data.split=iid train.lr=0.05 server.slice-rule=prefix", "1"),
-        ("HeteroFL: train.lr=0.2", "2"),
-        ("FedRolex: data.split=non-iid-2 server.slice-rule=rolling", "1"),
+@pytest.mark.parametrize(
+    ("settings", "notes", "rows"),
+    [
+        (
+            (
+                {},
+                {"train.lr": 0.2, "sample.wait": 9.0},
+                {"train.lr": 0.2, "run.log": "json"},  # these two change no result
+                {"server.slice-rule": "rolling", "data.split": "non-iid-2"},
+            ),
+            {},
+            [
+                ("HeteroFL: data.split=iid train.lr=0.05 server.slice-rule=prefix", "1"),
+                ("HeteroFL: train.lr=0.2", "2"),
+                ("FedRolex: data.split=non-iid-2 server.slice-rule=rolling", "1"),
+            ],
+        ),
+        (({}, {}), {"clients": 10}, [("engine.clients=10", "1"), ("engine.clients=2", "1")]),
+        # Equal runs are named by their title.
+        (({}, {}), {"title": "HeteroFL on digits, a1"}, [("HeteroFL on digits, a1", "2")]),
+        # A folder of an earlier version has the old name of a setting, one that is gone, and none that came later.
+        (
+            (
+                {"server.slice-rule": "prefix", "server.growth": 0},
+                {"server.choose": "prefix", "train.factor": 0.1},
+            ),
+            {"clients": 2},  # as sample.min-nodes, for which both waited
+            [("all", "2")],
+        ),
+        # A mix of an app may be another thing than levels.
+        (({"mix": "half"}, {"mix": "full"}), {}, [("mix=half", "1"), ("mix=full", "1")]),
+    ],
+)
+def test_rows_name_the_method_and_what_is_no_default(tmp_path, settings, notes, rows):
+    """``notes`` are of the first run."""
+    folders = [
+        run(tmp_path / str(seed), seed=seed, accuracy=0.5, **{"mix": "a1", **own}) for seed, own in enumerate(settings)
     ]
-
-
-def test_runs_of_unequal_numbers_of_clients_are_unequal(tmp_path):
-    folders = [run(tmp_path / str(clients), "a1-e1", 0, 0.5) for clients in (10, 20)]
-    for folder in folders:
-        folder.note(clients=int(folder.path.name))
-    assert [row[:2] for row in compare_runs(folders)[1]] == [("engine.clients=10", "1"), ("engine.clients=20", "1")]
+    folders[0].note(**notes)
+    assert [row[:2] for row in compare_runs(folders)[1]] == rows
 
 
 def test_curves_are_means_over_seeds_and_as_many_as_can_be_told_apart(folders, tmp_path, monkeypatch):
@@ -123,20 +143,6 @@ def test_runs_that_diverged_are_compared(tmp_path):
     assert (first[3], second[3], second[-1]) == ("inf ± nan", "nan ± nan", "nan [nan, nan]")
 
 
-def test_runs_of_an_earlier_version_are_in_the_row_of_equal_ones(tmp_path):
-    """They have the old name of a setting, one that is gone, and none of those that came later."""
-    new = run(tmp_path / "new", "a1", 0, 0.5, **{"server.slice-rule": "prefix", "server.growth": 0})
-    old = run(tmp_path / "old", "a1", 1, 0.5, **{"server.choose": "prefix", "train.factor": 0.1})
-    new.note(clients=2)  # as sample.min-nodes, for which both waited
-    assert [row[:2] for row in compare_runs([new, old])[1]] == [("all", "2")]
-
-
-def test_equal_runs_are_named_by_their_title(tmp_path):
-    folders = [run(tmp_path / str(seed), "a1", seed, 0.5) for seed in (0, 1)]
-    folders[0].note(title="HeteroFL on digits, a1")
-    assert {row[0] for row in compare_runs(folders)[1]} == {"HeteroFL on digits, a1"}
-
-
 def test_the_price_of_a_mix_is_of_all_seeds(tmp_path):
     folders = []
     for seed, rate in enumerate((1.0, 0.5)):
@@ -151,12 +157,6 @@ def test_the_price_of_a_mix_is_of_all_seeds(tmp_path):
     # Each seed drew one client, of the larger level and of the smaller one: 3 bytes and 5 multiplications, against
     # those of half a client of the larger and one of the smaller level, twice.
     assert {row[heads.index("price")] for row in rows} == {f"{1 / 1.5:.2f} / {3 / 4:.2f} / {5 / 6:.2f}"}
-
-
-def test_a_mix_of_an_app_may_be_another_thing_than_levels(tmp_path):
-    """Text that is no mix ended the comparison."""
-    folders = [run(tmp_path / mix, mix, 0, 0.5) for mix in ("half", "full")]
-    assert [row[0] for row in compare_runs(folders)[1]] == ["mix=half", "mix=full"]
 
 
 def test_the_same_run_twice_is_refused(folders):
