@@ -49,17 +49,14 @@ class RunError(HeteroFLError):
 
 
 def run_request(request: Request, *, log: bool = False) -> None:
-    """Run an app to its end; raise ``RunError`` if it fails, ``ConfigError`` if the run's folder is unusable.
+    """Run an app to its end; raise ``RunError`` if it fails, ``ConfigError`` if the run's folder has links.
 
     Print the app's log if ``log`` is True, otherwise only warnings.
     """
     path = request.out / LOG
     RunFolder(request.out).refuse_links()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}): grant access, or choose another") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(path, encoding="utf-8")
     try:
         with _flower_log(file, shown=log):
             _serve(request)

@@ -13,15 +13,10 @@ log = logging.getLogger(__name__)
 def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
     """Make a folder and acquire its lock.
 
-    Raise ``ConfigError`` if the folder cannot be made, or if another process has the lock. With ``shared``, several
-    callers in this process can hold the lock. On a file system without locks, only log a warning.
+    Raise ``ConfigError`` if another process has the lock. With ``shared``, several callers in this process can hold the
+    lock. On a file system without locks, only log a warning.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"the folder {folder} cannot be made: {error.strerror}; grant access, or choose another"
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.resolve() / ".lock", blocking=False, thread_local=False, is_singleton=shared)
     try:
         lock.acquire()

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--out", "file/below"], "/file/below cannot be made: Not a directory"),
+        (["--out", "file/below"], "Not a directory: '"),
         (["--out", "x" * 300], "File name too long"),
         (["--resume", "file"], "file is no folder of a run"),
         (["lr=1"], "lr: no setting has this name; did you mean train.lr?"),
@@ -57,7 +57,7 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "logs").touch()
     assert main(["run", "--out", "run"]) == 2
-    assert "/run/logs/flower.log cannot be written (File exists): grant access" in capsys.readouterr().err
+    assert re.search(r"^heterofl: .*File exists: '.*/run/logs'\n$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(started):
