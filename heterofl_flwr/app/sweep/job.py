@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, cast
 
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
 
 from heterofl_flwr.app.preflight import check_task
 from heterofl_flwr.app.run_request import Request
@@ -21,7 +20,7 @@ from heterofl_flwr.app.simulation import run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.files import to_json
-from heterofl_flwr.common.options import Count
+from heterofl_flwr.common.options import Count, NotNegative
 from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
@@ -50,8 +49,6 @@ ENDED = (DONE, DIVERGED)
 LOCKS = ".locks"
 
 _Auto = Literal["auto"]
-_Fraction = Annotated[float, Field(ge=0, le=1)]
-_WholeNumber = Annotated[float, Field(ge=1, multiple_of=1)]
 _CountOrAuto = Annotated[Count | _Auto, "an integer of 1 or more"]
 
 
@@ -64,7 +61,7 @@ class EngineOptions(Group):
     """number of virtual clients"""
     cpus: Count = 1
     """cores for each client"""
-    gpus: Annotated[_Fraction | _WholeNumber | _Auto, "a share such as 0.25, or a whole number"] = "auto"
+    gpus: Annotated[NotNegative | _Auto, "a share such as 0.25, or a whole number"] = "auto"
     """fraction of a GPU for each client, or a number of whole GPUs"""
     parallel: _CountOrAuto = "auto"
     """maximum number of clients at once"""
