@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
-from heterofl_flwr.core import Aggregation, CountingMean, Plan, Robust, RobustMean, counting_mean, prefix
+from heterofl_flwr.core import Aggregation, Axis, CountingMean, Plan, Robust, RobustMean, counting_mean, prefix
 from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.counting_mean import empty_sum
 from tests.core import strategies
@@ -66,6 +66,20 @@ def test_half_precision_is_summed_in_single(dtype):
         for _ in range(1000):  # in half precision a sum of 1000 would lose its last digits
             aggregator.add(plan, {"w": torch.full((3, 2), 1.0, dtype=dtype)}, labels=labels)
         assert torch.equal(aggregator.result()["w"], torch.ones(3, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ((Axis(2, 1), Axis(2, 2)), (Axis(2, 2), Axis(2, 1)), [[4, 3], [5, 0]]),
+        ((Axis(4, 2, 2),), (Axis(4, 2),), [4, 5, 3, 0]),
+    ],
+)
+def test_slices_that_cross_are_averaged_entry_by_entry(one, other, expected):
+    aggregation = Aggregation({"w": torch.zeros([axis.size for axis in one])})
+    for axes, value in ((one, 3.0), (other, 5.0)):
+        aggregation.add(Plan({"w": axes}), {"w": torch.full([axis.local_size for axis in axes], value)})
+    assert aggregation.result()["w"].tolist() == expected
 
 
 def test_label_rows_that_do_not_exist_are_refused():
