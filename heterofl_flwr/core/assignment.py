@@ -17,8 +17,6 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
     remainder. If there are fewer partitions than parts, the partitions are spread evenly over the parts. Partitions in
     idle parts, such as ``x3``, have rate 0.
     """
-    if not 0 <= partition < num_partitions:
-        raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
     if capacity is not None:
         return min(float(exact_rate(capacity)), mix.global_rate)
     parts = mix.parts

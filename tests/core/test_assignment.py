@@ -35,12 +35,6 @@ def test_a_clients_own_rate_wins_up_to_the_global_rate():
             assert fixed_rate(Mix.parse("b1-e1"), partition, 4, capacity=capacity) == expected
 
 
-def test_a_partition_that_does_not_exist_raises():
-    for partition, number in ((-1, 3), (3, 3), (0, 0)):
-        with pytest.raises(ConfigError, match=f"partition {partition} of {number} does not exist"):
-            fixed_rate(Mix.parse("a1"), partition, number)
-
-
 def _draws(mix, capacity=None, seed=0, rounds=200, partitions=50):
     return [
         dynamic_rate(mix, seed=seed, server_round=server_round, partition=partition, capacity=capacity)
