@@ -1,5 +1,6 @@
 """Stages that query clients before and after training."""
 
+from abc import abstractmethod
 from collections.abc import Generator, Mapping
 from typing import TypeVar
 
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.aggregator import Aggregator
 from heterofl_flwr.stages.client_stage import Fields
-from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update, stage_name
+from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 
 Result = TypeVar("Result")
 
@@ -29,18 +30,17 @@ class Conversation(ServerStage):
     excluded: Mapping[int, str] = {}
     skipped = False
 
+    @abstractmethod
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Yield queries before training; return extra config entries for each client.
 
         ``clients`` has the plan and rate of each client, in an ``Update`` without tensors.
         """
-        yield from ()
-        return {client: {} for client in clients}
 
+    @abstractmethod
     def after(self, context: RoundContext) -> Questions[None]:
         """Yield queries after the last reply of the round."""
-        yield from ()
 
+    @abstractmethod
     def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:
         """Return an aggregator that computes the mean from this stage's sum."""
-        raise NotImplementedError(f"{stage_name(self)} has no aggregator")
