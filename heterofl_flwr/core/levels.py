@@ -1,5 +1,6 @@
 """Rates, and the letters of the paper's levels."""
 
+import re
 import reprlib
 from collections.abc import Mapping
 from decimal import Decimal
@@ -7,6 +8,8 @@ from fractions import Fraction
 from types import MappingProxyType
 
 from heterofl_flwr.common.errors import ConfigError
+
+_NUMBER = re.compile(r"[+-]?(\d{1,9}/\d{1,9}|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[+-]?\d{1,3})?)", re.IGNORECASE)
 
 
 def exact_fraction(number: float | str) -> Fraction:
@@ -18,8 +21,9 @@ def exact_fraction(number: float | str) -> Fraction:
 
 def exact_rate(rate: float | str | Fraction) -> Fraction:
     """Return a rate as a fraction; raise ``ConfigError`` if it is not a number in (0, 1]."""
+    text = str(rate).strip()
     try:
-        exact = rate if isinstance(rate, Fraction) else exact_fraction(str(rate))
+        exact = rate if isinstance(rate, Fraction) else exact_fraction(text if _NUMBER.fullmatch(text) else "none")
     except (ValueError, ArithmeticError) as error:
         raise ConfigError(f"{reprlib.repr(rate)} is no rate: expected a number above 0 and up to 1") from error
     if exact > 1 or not float(exact) > 0:  # as a float it must be above 0 too
