@@ -56,13 +56,10 @@ class AppTask(Task):
         return load_node_data(self.context, self.workload)
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield pairs (rate, model) for the rates in the message.
+        """Yield pairs (rate, model) for the rates in the message, which has no personal parameters to add.
 
         Clients whose messages are equal may get the same model objects.
         """
-        if self.workload.personal:
-            yield from ((rate, model.to(self.workload.device)) for rate, model in super().models())
-            return
         for rate, model in _LAST_MODELS.of(self):
             seed_torch(self.seed)
             yield rate, model
