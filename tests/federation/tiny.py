@@ -157,7 +157,7 @@ class Watched(LocalGrid):
 
     def partition_of(self, message: Message) -> int:
         """Return the partition of the node that a message went to."""
-        return list(self.get_node_ids()).index(message.metadata.dst_node_id)
+        return list(LocalGrid.get_node_ids(self)).index(message.metadata.dst_node_id)  # also of nodes that are away
 
 
 class Named(LocalGrid):
