@@ -106,13 +106,9 @@ def test_levels_that_are_one_model_are_warned_of(caplog):
         (lambda rate, classes: build(rate), r"<lambda>\(rate, classes\) cannot .*missing a required argument"),
         (build(1.0), "build is a model, Tiny; expected a function from a rate to a model"),
         (lambda rate: build(rate).state_dict(), r"build\(0.5\) returns a OrderedDict; expected a torch.nn.Module"),
+        (lambda hidden: nn.Linear(hidden, 4), r"build\(.*\) fails \(TypeError: .*: its argument is a rate"),
     ],
 )
 def test_what_builds_no_model_of_a_rate_is_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
         HeteroFL(wrong, "b1-c1")
-
-
-def test_a_build_that_takes_a_width_is_told_what_its_argument_is():
-    with pytest.raises(ConfigError, match=r"build\(.*\) fails \(TypeError: .*: its argument is a rate"):
-        HeteroFL(lambda hidden: nn.Linear(hidden, 4), "a1-b1")
