@@ -168,21 +168,6 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
     assert strategy.log.evaluate_by_level == {"c": {"accuracy": 0.5}}
 
 
-def test_the_server_evaluates_the_initial_and_each_new_model():
-    seen = {}
-
-    def central(server_round, arrays: ArrayRecord):
-        seen[server_round] = arrays.to_torch_state_dict()["hidden.bias"]
-        return MetricRecord({"global-accuracy": server_round, "by-class": [0.1, 0.2]}) if server_round != 1 else None
-
-    found = run(num_rounds=2, evaluate_fn=central)
-    assert list(seen) == [0, 1, 2]
-    assert not seen[0].equal(seen[1])
-    assert list(found.result.evaluate_metrics_serverapp) == [0, 2]
-    assert found.log.evaluate["global-accuracy"] == 2.0
-    assert "by-class" not in found.log.evaluate
-
-
 @pytest.mark.parametrize("measured", [True, False])
 def test_the_server_does_not_evaluate_batch_norm_without_statistics(measured):
     def central(server_round, arrays: ArrayRecord):

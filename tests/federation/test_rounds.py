@@ -15,7 +15,6 @@ from heterofl_flwr import (
     HeteroFLError,
     LocalGrid,
     Momentum,
-    Windowed,
     elastic,
 )
 from heterofl_flwr.client import Task
@@ -135,16 +134,6 @@ def test_the_order_of_replies_does_not_matter():
     assert equal(one.state, two.state)
     assert equal(one.strategy.chain.state(), two.strategy.chain.state())
     assert untimed(one.strategy) == untimed(two.strategy)
-
-
-def test_a_window_changes_nothing():
-    options = {"build": build_normed, "evaluation": Evaluation(levels=True)}
-    one = run(5, "a1-b1-c1", 2, **options)
-    for window in (1, 3):
-        two = run(5, "a1-b1-c1", 2, wrap=partial(Windowed, window=window), **options)
-        assert equal(one.state, two.state)
-        assert untimed(one.strategy) == untimed(two.strategy)
-        assert equal(one.progress[-1].moments, two.progress[-1].moments)
 
 
 def test_slices_are_freed_after_the_round():
