@@ -329,36 +329,23 @@ def test_shares_that_do_not_fit_their_hashes_close_their_dealers_slice_and_name_
 
 
 def test_shares_on_no_polynomial_close_their_dealers_slice_and_name_the_dealer(monkeypatch):
-    federation, spy, split = example(TEN), {}, crypto.split
-    dealing = []
+    federation, spy, split, mask = example(TEN), {}, crypto.split, ClientRound.mask
 
     def crooked(secret, threshold, number):
-        shares = split(secret, threshold, number)
-        return [*shares[:-1], token_bytes(32).rjust(SHARE_BYTES, b"\0")] if dealing else shares
+        return [bytes(SHARE_BYTES), *split(secret, threshold, number)[1:]]
 
-    original = ClientRound.mask
+    def mask_crookedly(client, *arguments):
+        with monkeypatch.context() as patch:
+            if client.number == 7:
+                patch.setattr(crypto, "split", crooked)
+            return mask(client, *arguments)
 
-    def mask(self, *args):
-        dealing[:] = [True] if self.number == 7 else []
-        try:
-            return original(self, *args)
-        finally:
-            dealing.clear()
-
-    monkeypatch.setattr(ClientRound, "mask", mask)
-    monkeypatch.setattr("heterofl_flwr.secure.client.crypto.split", crooked)
+    monkeypatch.setattr(ClientRound, "mask", mask_crookedly)
     found = play(federation, spy=spy)
-    # The last share alone is off the polynomial, and the first seven give the seed that was announced.
-    assert spy["server"].liars == {}
-    assert found["hidden.bias"][1].tolist() == twin(federation)["hidden.bias"][1].tolist()
-
-
-def test_a_false_secret_whose_shares_lie_on_no_polynomial_stays_closed():
-    secret, other = bytes(range(32)), bytes(reversed(range(32)))
-    shares = dict(enumerate(crypto.split(secret, 7, 10)))
-    assert crypto.are_consistent(shares, 7)
-    mixed = {**shares, 0: crypto.split(other, 7, 10)[0]}
-    assert not crypto.are_consistent(mixed, 7)
+    assert spy["server"].liars == {7: "the secret of its shares is not the one that it announced"}
+    inner, outer = np.split(found["hidden.bias"][1], 2)
+    assert not inner.any()  # which client 7 holds
+    assert outer.tolist() == [5] * 4
 
 
 def test_no_three_accusers_make_an_innocent_dealer_a_liar():

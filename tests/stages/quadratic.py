@@ -1,12 +1,10 @@
 """Clients with quadratic losses, each with a minimum of its own, for slow twins of stages with a penalty."""
 
-from contextlib import nullcontext
-
 import torch
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.client import Task, answer_queries
-from tests.federation.tiny import Tiny, Watched
+from tests.federation.tiny import Tiny
 
 RATE, NODES = 0.2, 6
 SIZES = {1.0: 8, 0.5: 4, 0.25: 2}
@@ -52,11 +50,3 @@ def rounds_of(grid):
         config = message.content["config"]
         rounds.setdefault(config["server-round"], []).append(config["partition"])
     return rounds.values()
-
-
-def resumed(run, app, stop, **options):
-    """Return a run that was resumed after a round, whose clients keep their state."""
-    with Watched(app, NODES) as grid:
-        options = {"grid": lambda *_, **__: nullcontext(grid), **options}
-        begun = run(num_rounds=stop, **options)
-        return run(start={"resume": begun.progress[stop - 1]}, **options)

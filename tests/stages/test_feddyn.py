@@ -1,13 +1,15 @@
 """FedDyn: against a slow twin entry by entry, against the published form, after a break, and where it is misused."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import HeteroFL
 from heterofl_flwr.stages.feddyn import FedDyn
-from tests.federation.tiny import equal, play
-from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, resumed, rounds_of
+from tests.federation.tiny import Watched, equal, play
+from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, rounds_of
 
 ALPHA, STEPS = 0.3, 3
 
@@ -64,7 +66,9 @@ def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix, learning_rate):
 
 
 def test_a_run_that_goes_on_has_the_same_model():
-    rest = resumed(run, app, 4, learning_rate=falling)
+    with Watched(app, NODES) as grid:  # whose clients keep their state
+        options = {"grid": lambda *_, **__: nullcontext(grid), "learning_rate": falling}
+        rest = run(start={"resume": run(num_rounds=4, **options).progress[3]}, **options)
     assert equal(rest.state, run(learning_rate=falling).state)
 
 
