@@ -53,8 +53,6 @@ def _faults(
             "other": "aggregator=CountingMean (server.aggregator=counting-mean)",
         }[kind]
         yield f"{name} fits the counting mean; expected {remedy}"
-    if kind == "asynchronous" and isinstance(stage, Conversation):
-        yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
     if needs.equal_weights and weights != "equal":
         yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
     if (needs.steps or overrides(stage, "evaluated")) and not getattr(aggregator, "by_entry", True):
