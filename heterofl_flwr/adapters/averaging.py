@@ -12,7 +12,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.aggregator import CheckedReply
-from heterofl_flwr.core.counting_mean import Holders, Sums
+from heterofl_flwr.core.counting_mean import CountingMean
 from heterofl_flwr.core.slice_plan import Plan
 
 FACTOR_A = re.compile(r"(^|\.)lora_(embedding_)?A\.")
@@ -33,7 +33,7 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
     return [Adapter(name, b) for name, b in factors_b.items() if b != name and b in factors_b]
 
 
-class ProductMean:
+class ProductMean(CountingMean):
     """Mean of the products B @ A of adapters, truncated to the server's rank.
 
     Other parameters get the counting mean: each entry is averaged over the clients that hold it. The new factors are
@@ -49,7 +49,7 @@ class ProductMean:
     by_entry = False
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._state, self._sums, self._holders = state, Sums(state), Holders(state)
+        super().__init__(state)
         # For each adapter and client: B times the weight of each row, A, and the weights.
         self._factors: dict[Adapter, list[tuple[Tensor, Tensor, Tensor]]]
         self._factors = {adapter: [] for adapter in find_adapters(state)}
@@ -67,7 +67,7 @@ class ProductMean:
         if plan not in self._other_plans:
             adapted = {name for adapter in self._factors for name in (adapter.a, adapter.b)}
             self._other_plans[plan] = Plan({name: axes for name, axes in plan.axes.items() if name not in adapted})
-        self._sums.add(self._other_plans[plan], reply.tensors, reply.rows, weight)
+        self._add_to_sums(reply, {name: reply.tensors[name] for name in self._other_plans[plan].axes})
         self._holders.add(plan, reply.rows, weight)
         for adapter, factors in self._factors.items():
             if adapter.a in plan.axes:
@@ -81,7 +81,7 @@ class ProductMean:
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
         """Return the new global state; call this once."""
-        new = self._sums.means(self._holders)
+        new = super().result()
         for adapter, factors in self._factors.items():
             if not any(weights.any() for *_, weights in factors):
                 continue
@@ -96,10 +96,6 @@ class ProductMean:
                 new[name] = tensor.to(self._state[name].dtype).reshape(self._state[name].shape)
         self._factors.clear()
         return new
-
-    def holders(self, name: str) -> Tensor:
-        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it."""
-        return self._holders.holders(name)
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:

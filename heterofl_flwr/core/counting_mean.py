@@ -174,49 +174,6 @@ class Holders:
         return held_by(torch.empty_like(old, dtype=sum_dtype(old)), self.counts(name))
 
 
-class Sums:
-    """Weighted sums of the replies, by parameter."""
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._state = state
-        self._sums: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def add(self, plan: Plan, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor], weight: float) -> None:
-        """Add a client's parameters, multiplied by ``weight``.
-
-        ``rows`` lists the rows to add, by parameter name. All rows of other parameters are added.
-        """
-        for name, axes in plan.axes.items():
-            old = self._state[name]
-            local, is_first = tensors[name].to(old.device), name not in self._sums
-            index = rows[name].to(local.device) if name in rows else None
-            if is_first:
-                self._sums[name] = empty_sum(old)
-            region = Region(self._sums[name], axes)
-            if is_first and region.is_whole and weight == 1 and index is None:
-                # Copying the first reply saves zeroing the sum, which costs as much as the addition.
-                region.view.copy_(local)
-                continue
-            if is_first:
-                self._sums[name].zero_()
-            region.add(local, weight, index)
-
-    @torch.no_grad()
-    def means(self, holders: Holders) -> dict[str, Tensor]:
-        """Return the new global state: each entry's sum divided by the total weight of its holders.
-
-        Call this once: it changes the sums.
-        """
-        new = {}
-        for name, old in self._state.items():
-            total = self._sums.pop(name, None)
-            if total is not None:
-                mean_in_place(total, old, holders.counts(name))
-            new[name] = old.clone() if total is None else total.to(old.dtype)
-        return new
-
-
 class CountingMean:
     """Weighted mean of each entry over the clients that hold it: the aggregator of HeteroFL.
 
@@ -227,16 +184,42 @@ class CountingMean:
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._sums, self._holders = Sums(state), Holders(state)
+        self._state, self._holders = state, Holders(state)
+        self._sums: dict[str, Tensor] = {}
 
     def add(self, reply: CheckedReply) -> None:
         """Add a client's reply."""
-        self._sums.add(reply.plan, reply.tensors, reply.rows, reply.weight)
+        self._add_to_sums(reply, reply.tensors)
         self._holders.add(reply.plan, reply.rows, reply.weight)
 
+    @torch.no_grad()
+    def _add_to_sums(self, reply: CheckedReply, tensors: Mapping[str, Tensor]) -> None:
+        """Add a client's ``tensors``, multiplied by its weight. Parameters that ``tensors`` lacks are not added."""
+        for name, local_tensor in tensors.items():
+            old = self._state[name]
+            local, is_first = local_tensor.to(old.device), name not in self._sums
+            index = reply.rows[name].to(local.device) if name in reply.rows else None
+            if is_first:
+                self._sums[name] = empty_sum(old)
+            region = Region(self._sums[name], reply.plan.axes[name])
+            if is_first and region.is_whole and reply.weight == 1 and index is None:
+                # Copying the first reply saves zeroing the sum, which costs as much as the addition.
+                region.view.copy_(local)
+                continue
+            if is_first:
+                self._sums[name].zero_()
+            region.add(local, reply.weight, index)
+
+    @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state; call this once."""
-        return self._sums.means(self._holders)
+        """Return the new global state; call this once, because it changes the sums."""
+        new = {}
+        for name, old in self._state.items():
+            total = self._sums.pop(name, None)
+            if total is not None:
+                mean_in_place(total, old, self._holders.counts(name))
+            new[name] = old.clone() if total is None else total.to(old.dtype)
+        return new
 
     def holders(self, name: str) -> Tensor:
         """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it."""

@@ -90,7 +90,6 @@ class StaleMean(CountingMean):
         self, state: Mapping[str, Tensor], *, clocks: Clocks, exponent: float = 0.0, one_clock: bool = False
     ) -> None:
         super().__init__(state)
-        self._state = state
         self._clocks, self._exponent, self._one_clock = clocks, exponent, one_clock
 
     @torch.no_grad()
@@ -101,7 +100,7 @@ class StaleMean(CountingMean):
         shares = {inner: max(math.pow(1.0 + steps, -self._exponent), LEAST) for inner, steps in staleness.items()}
         if reply.sent is not None and any(staleness.values()):
             tensors = {name: self._rebased(plan, name, tensors[name], reply.sent, shares) for name in plan.axes}
-        self._sums.add(plan, tensors, reply.rows, reply.weight)
+        self._add_to_sums(reply, tensors)
         # Each plan contains the next one, so the weights that an entry gets telescope to weight * share.
         outer = 0.0
         for inner, share in shares.items():
