@@ -102,13 +102,16 @@ def play(federation, *, spy=None, lie=lambda phase, client, answer: answer, roun
         dealt, kept = clients[own].share_keys()
         shares[own] = lie("shares", number, dealt)
         clients[own] = ClientRound(kept)  # which has kept the roster
-    server = ServerRound(roster, shares)
+    server, vectors = ServerRound(roster, shares), []
+    spy = {} if spy is None else spy
+    spy.update(server=server, clients=clients, masked=vectors, places=places)
     _crash_at("shares", crash)
     for number in federation.left("train"):
         own, fill = places[number], federation.fill(number)
         with suppress(ReplyError):  # it is lost
             masked, kept = clients[own].mask(server.members, server.keys_for(own), fill, rounds[number])
             clients[own] = ClientRound(kept, roster)
+            vectors.append(masked)
             server.add(own, lie("train", number, masked))
     _crash_at("train", crash)
     revealed, left = {}, [number for number in federation.left("reveal") if places[number] in server.survivors]
@@ -117,8 +120,7 @@ def play(federation, *, spy=None, lie=lambda phase, client, answer: answer, roun
         answer, kept = clients[own].reveal(server.survivors, server.seeds_for(own))
         revealed[own] = lie("reveal", number, answer)
         clients[own] = ClientRound(kept, roster)
-    if spy is not None:
-        spy.update(server=server, clients=clients, revealed=revealed, roster=roster, places=places)
+    spy["revealed"] = revealed
     server.unmask(revealed)
     if rows := server.row_numbers():
         answers = {places[number]: lie("rows", number, clients[places[number]].reveal_rows(rows)) for number in left}

@@ -17,10 +17,9 @@ from heterofl_flwr.secure.client import ClientRound, Dealt, Masked, MaskedRounds
 from heterofl_flwr.secure.crypto import SHARE_BYTES
 from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
 from heterofl_flwr.secure.roster import Roster
-from heterofl_flwr.secure.server import ServerRound
 from heterofl_flwr.secure.slices import COUNTS, as_state, overlap
 from tests.secure import federations as module
-from tests.secure.federations import federations, play, twin
+from tests.secure.federations import Crash, federations, play, twin
 
 WIDTHS = [8, 8, 8, 4, 4, 4, 2, 2, 1, 1]
 
@@ -56,23 +55,12 @@ def test_the_sum_is_exact_whoever_is_lost(federation):
 # What the server sees
 
 
-def masked_of(federation, server_round=1):
-    """Return the roster and, for each client, its round and its masked change."""
-    answers = [make_keys() for _ in federation.plans]
-    roster = federation.roster({number: keys for number, (keys, _) in enumerate(answers)}, server_round)
-    clients = [ClientRound(kept, roster) for _, kept in answers]
-    shares = {}
-    for number, client in enumerate(clients):
-        shares[number], kept = client.share_keys()
-        clients[number] = ClientRound(kept, roster)
-    server = ServerRound(roster, shares)
-    masked = []
-    for number, client in enumerate(clients):
-        own, kept = client.mask(server.members, server.keys_for(number), federation.fill(number), MaskedRounds({}))
-        clients[number] = ClientRound(kept, roster)
-        masked.append(own)
-        server.add(number, own)
-    return server, clients, masked
+def masked_of(federation):
+    """Return the server and, for each client, its round and its masked change."""
+    spy = {}
+    with suppress(Crash):
+        play(federation, spy=spy, crash="train")
+    return spy["server"], list(spy["clients"].values()), spy["masked"]
 
 
 def left_masked(server, clients, masked, one, two, seeds):
