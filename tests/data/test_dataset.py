@@ -28,22 +28,18 @@ NO_CLASS = r"targets of the train split .* expected class numbers from 0 to 1"
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "message"),
+    ("fields", "message"),
     [
-        (split(), split(0), "mine: the test split is empty"),
-        (Split(torch.zeros(1, 3), torch.tensor([2])), split(), NO_CLASS),
-        (split(), split(shape=(4,)), r"train split has shape \(3,\), one of the test split \(4,\)"),
+        ({"test": split(0)}, "mine: the test split is empty"),
+        ({"train": Split(torch.zeros(1, 3), torch.tensor([2]))}, NO_CLASS),
+        ({"test": split(shape=(4,))}, r"train split has shape \(3,\), one of the test split \(4,\)"),
+        ({"names": ("a",)}, "mine: there are 1 names, expected 2"),
+        ({"columns": ("a", "b")}, "mine: there are 2 columns, expected 3"),
     ],
 )
-def test_splits_that_are_no_data_set_raise_an_error(train, test, message):
+def test_what_is_no_data_set_raises_an_error(fields, message):
     with pytest.raises(DataError, match=message):
-        Dataset("mine", train, test, 2)
-
-
-@pytest.mark.parametrize("fields", [{"names": ("a",)}, {"columns": ("a", "b")}])
-def test_names_are_as_many_as_classes_and_columns(fields):
-    with pytest.raises(DataError, match=r"mine: there are \d (names|columns), expected \d"):
-        Dataset("mine", split(), split(), 2, **fields)
+        Dataset(**{"name": "mine", "train": split(), "test": split(), "classes": 2, **fields})
 
 
 BLACK = torch.tensor([-1.0, -2.0, -3.0])

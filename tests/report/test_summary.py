@@ -43,16 +43,12 @@ def test_savings_are_against_the_full_model_on_the_same_clients():
     assert savings(RECORDS, None) is savings([make(1, [0.3])], COSTS) is savings([], COSTS) is None
 
 
-def test_unavailable_devices_receive_no_model_of_fedavg():
-    record = make(1, [1.0] * 3, bytes_down=800, bytes_up=400, bytes_by_level={"a": 800})
-    record.failures = {0: AWAY, 1: "lost"}
-    assert full_bytes(record, COSTS) == record.bytes_down + record.bytes_up
-    assert level_cells([record], COSTS)[1][0][-1] == "400 B"
-
-
-def test_spare_clients_whose_reply_came_too_late_send_no_model_of_fedavg():
-    record = make(1, [1.0] * 3, bytes_down=1200, bytes_up=800, answered=2, expected=3)
-    assert full_bytes(record, COSTS) == record.bytes_down + record.bytes_up
+def test_neither_unavailable_devices_nor_late_spare_clients_count_in_fedavg():
+    away = make(1, [1.0] * 3, bytes_down=800, bytes_up=400, bytes_by_level={"a": 800})
+    away.failures = {0: AWAY, 1: "lost"}
+    late = make(1, [1.0] * 3, bytes_down=1200, bytes_up=800, answered=2, expected=3)
+    assert [full_bytes(record, COSTS) for record in (away, late)] == [800 + 400, 1200 + 800]
+    assert level_cells([away], COSTS)[1][0][-1] == "400 B"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.data import load_dataset
 from simulations.bench import __main__ as bench, pfl, step
-from simulations.bench.measure import Goal, in_turns
+from simulations.bench.measure import Goal
 from tests.simulations.tiny_data import write_tiny
 
 
@@ -48,13 +48,6 @@ def test_an_engine_that_trains_otherwise_is_not_timed(monkeypatch, capsys):
     monkeypatch.setitem(step.ENGINES, "seats", lambda jobs, options: [])
     assert bench.main(["step", "--engines", "seats", "--levels", "e"]) == 2
     assert "engine seats and the plain loop differ by" in capsys.readouterr().err
-
-
-def test_calls_take_turns_and_the_first_turn_warms_up():
-    seen = []
-    calls = {name: lambda name=name: seen.append(name) or len(seen) for name in "ab"}
-    assert in_turns(calls, 2) == {"a": [3, 5], "b": [4, 6]}
-    assert seen == list("ababab")
 
 
 def test_pfl_research_reads_the_images_of_the_data_set(tmp_path):
