@@ -91,11 +91,6 @@ def test_other_returns_raise_an_error(users_module, made, message):
         load_dataset("users_data:make")
 
 
-def test_a_missing_function_is_named(users_module):
-    with pytest.raises(DataError, match=r"'users_data:make', which cannot be loaded .*no attribute 'make'"):
-        load_dataset("users_data:make")
-
-
 def of_the_hub(images, labels) -> datasets.Dataset:
     features = datasets.Features({"picture": datasets.Image(), "digit": datasets.ClassLabel(names=["a", "b"])})
     pictures = [{"bytes": png(value, size=(2, 2)), "path": None} for value in images]

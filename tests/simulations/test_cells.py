@@ -69,11 +69,6 @@ def test_labels_are_wrong_for_attackers_alone():
     assert (task.train.targets == truth).all()
 
 
-def test_two_studies_may_have_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(asynchronous, "run_cell", lambda *_: CURVE)
-    assert [asynchronous.main(["--out", str(tmp_path), "--study", study]) for study in asynchronous.STUDIES] == [0, 0]
-
-
 @pytest.mark.parametrize(("program", "found"), [(asynchronous, CURVE), (robust, {"largest": 0.5, "smallest": 0.25})])
 def test_what_is_done_is_not_repeated(tmp_path, monkeypatch, program, found):
     monkeypatch.setattr(program, "run_cell", lambda *_: found)
