@@ -184,30 +184,13 @@ def test_engines_have_names(monkeypatch):
     assert (job.model, job.classes, job.seed, options) == (model, [1], 1, OPTIONS)
 
 
-def linear_jobs(number, model=None):
-    split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
-    return [TrainingJob(model=model or nn.Linear(2, 2), split=split, seed=client) for client in range(number)]
-
-
-@pytest.mark.parametrize(
-    ("device", "number", "engine"),
-    [("cpu", 1, "plain"), ("cpu", 2, "cohort"), ("mps", 5, "plain"), ("cuda", 1, "cohort"), ("cuda", 2, "cohort")],
-)
-def test_the_device_and_the_number_of_clients_decide(monkeypatch, device, number, engine):
-    monkeypatch.setattr(engines, "device_of", lambda model: torch.device(device))
-    assert fastest_engine(linear_jobs(number)) == engine
-    monkeypatch.setitem(ENGINES, engine, lambda jobs, options: [engine] * len(jobs))
-    if device == "cpu":
-        assert train_together(linear_jobs(number), OPTIONS) == [engine] * number
-
-
 def test_large_models_train_together_on_a_gpu_only(monkeypatch):
     with torch.device("meta"):
         small, large = (nn.Linear(MOST_ON_CPU // 2, 2, bias=False), nn.Linear(MOST_ON_CPU // 2 + 1, 2, bias=False))
     for device, engine in (("cpu", "plain"), ("cuda", "cohort")):
         monkeypatch.setattr(engines, "device_of", lambda model, device=device: torch.device(device))
-        assert fastest_engine(linear_jobs(2, small)) == "cohort"
-        assert fastest_engine(linear_jobs(2, large)) == engine
+        assert fastest_engine(small) == "cohort"
+        assert fastest_engine(large) == engine
 
 
 def hooked(kind):
@@ -229,7 +212,7 @@ def hooked(kind):
     ],
 )
 def test_models_that_cannot_train_together_train_alone(layer, engine):
-    assert fastest_engine(linear_jobs(2, nn.Sequential(nn.Linear(2, 2), layer))) == engine
+    assert fastest_engine(nn.Sequential(nn.Linear(2, 2), layer)) == engine
 
 
 UNEQUAL = (12, 8)

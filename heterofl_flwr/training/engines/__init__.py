@@ -1,6 +1,5 @@
 """Engines: functions that train clients, each in a different way."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn.execution import device_of, num_parameters
 from heterofl_flwr.training.batches import explained_single
-from heterofl_flwr.training.engines.cohort import LEAST, find_obstacle, train_cohort
+from heterofl_flwr.training.engines.cohort import find_obstacle, train_cohort
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.seats import train_seats
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
@@ -37,13 +36,9 @@ ENGINES: dict[str, Engine] = {
 """Engines by name."""
 
 
-def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
-    """Return ``cohort`` or ``plain``, the engine that is probably faster for these clients."""
-    model = jobs[0].model
-    device = device_of(model).type
-    if len(jobs) < LEAST.get(device, math.inf):
-        return "plain"
-    gains = device != "cpu" or num_parameters(model) <= MOST_ON_CPU
+def fastest_engine(model: nn.Module) -> str:
+    """Return ``cohort`` or ``plain``, the engine that is probably faster for several clients with this model."""
+    gains = device_of(model).type != "cpu" or num_parameters(model) <= MOST_ON_CPU
     return "cohort" if gains and find_obstacle(model) is None else "plain"
 
 
@@ -98,7 +93,7 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
         ``auto``, or a name in ``ENGINES``.
     """
     if engine == AUTO:
-        engine = fastest_engine(jobs)
+        engine = fastest_engine(jobs[0].model)
     if engine not in ENGINES:
         raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
     if not all(len(job.split) for job in jobs):
