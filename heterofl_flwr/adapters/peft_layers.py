@@ -91,8 +91,6 @@ def find_fault(layer: Layer) -> str:
     variant = type(getattr(layer, "lora_variant", {}).get(name)).__name__
     parameters = dict(layer.named_parameters())
     wrong = [path for path, axis in rank_axes(layer).items() if parameters[path].shape[axis] != rank]
-    if layer.merged:
-        return "has its adapter merged into its weight (unmerge_adapter takes it out)"
     if isinstance(layer.get_base_layer(), nn.MultiheadAttention):
         return "overwrites its frozen weight in each forward pass, which other levels share"
     if variant != "NoneType" and not variant.startswith("Dora"):

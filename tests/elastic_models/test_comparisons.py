@@ -8,7 +8,7 @@ from heterofl_flwr.common.errors import UnsupportedLayerError
 from heterofl_flwr.elastic_models import elastic
 from simulations.model_zoo.check import check
 from simulations.model_zoo.models import draw_weights
-from tests.elastic_models.families import Then, around, classifier, conv, images
+from tests.elastic_models.families import around, classifier, conv, images
 
 RATES = (0.9, 0.5, 0.3, 0.25, 0.125, 0.0625, 0.01)
 X = torch.randn(2, 3)
@@ -63,19 +63,6 @@ def test_a_condition_has_one_outcome_at_every_rate(condition, kept):
     for rate in (0.9, 0.3, 0.01):
         build(rate)
     assert build.plan(0.5).shapes["0.weight"][0] == kept
-
-
-@pytest.mark.filterwarnings("ignore:at rate 0.5 a slice keeps")
-def test_a_number_that_a_layer_compares_with_a_width_follows_it():
-    def forward(self, x):
-        y = self.first(x)
-        return self.last(y) if y.shape[1] == self.wide else y[:, :2]
-
-    model = Then(forward, first=nn.Linear(3, 8), last=nn.Linear(8, 2))
-    model.wide = 8
-    assert elastic(model, X).plan(0.5).shapes["first.weight"] == (4, 3)
-    assert elastic(model, X)(0.5).wide == 4
-    assert elastic(model, X, fixed=["first"])(0.5).wide == 8
 
 
 def _moody(self, x):

@@ -211,23 +211,3 @@ def test_models_that_cannot_be_copied_or_followed_are_refused(kind):
         model.numbers = iter(number for number in range(3))
     with pytest.raises(UnsupportedLayerError, match=r"cannot be copied|compiled by"):
         elastic(model, X)
-
-
-def test_a_slice_that_is_far_larger_than_its_share_is_warned_of():
-    def forward(self, x):
-        x, table = self.first(x), torch.zeros(32)
-        table[0::2], table[1::2] = torch.arange(16.0).sin(), torch.arange(16.0).cos()
-        return self.last(self.inner(x + table))
-
-    model = Then(forward, first=nn.Linear(60, 32), inner=nn.Linear(32, 32), last=nn.Linear(32, 3))
-    with pytest.warns(UserWarning, match="at rate 0.5 a slice keeps 81%"):
-        elastic(model, torch.randn(2, 60))
-
-
-def test_losses_and_exponential_draws_are_followed():
-    def forward(self, x):
-        x = self.last(self.first(x) + torch.empty_like(self.first(x)).exponential_())
-        return nn.functional.cross_entropy(x, torch.zeros(x.shape[0], dtype=torch.long))
-
-    build = elastic(Then(forward, first=nn.Linear(3, 8), last=nn.Linear(8, 2)), X)
-    assert build.plan(0.5).shapes["first.weight"] == (4, 3)

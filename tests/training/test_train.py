@@ -32,15 +32,6 @@ def test_is_the_same_bit_for_bit_whatever_was_drawn_before(build, split):
     assert not equal(one, other)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_loss_that_is_not_finite_names_the_step(build, split, bad):
-    model = build()
-    with torch.no_grad():
-        model.linear.bias[0] = bad
-    with pytest.raises(DivergedError, match=r"loss of step 1 is (nan|inf) at learning rate 0\.05"):
-        train(model, split, OPTIONS, seed=1)
-
-
 def test_divergence_is_found_in_the_epoch_where_it_happens(build, split):
     steps = []
     model = build(norm="none")
