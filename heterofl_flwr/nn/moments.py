@@ -47,7 +47,7 @@ class LayerMoments:
 class Moments:
     """The moments of every batch norm layer of a model, over the data of one or more clients.
 
-    ``a + b`` are the moments over the data of ``a`` and of ``b``.
+    ``a + b`` are the moments over the data of ``a`` and of ``b``, which have the same kind and layers.
 
     Attributes
     ----------
@@ -81,9 +81,6 @@ class Moments:
             )
 
     def __add__(self, term: "Moments") -> "Moments":
-        if self.kind != term.kind:
-            raise DataError(f"moments of kind {self.kind} and of kind {term.kind} cannot be added")
-        check_layers(term, {name: len(layer.first_sum) for name, layer in self.layers.items()})
         return Moments(self.kind, {name: layer + term.layers[name] for name, layer in self.layers.items()})
 
     def statistics(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:

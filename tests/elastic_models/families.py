@@ -64,12 +64,6 @@ def classifier(*layers: nn.Module, channels: int = 8) -> nn.Module:
 
 
 @family
-def flattened() -> Case:
-    layers = conv(3, 8), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 16, 12), nn.Linear(12, 4)
-    return nn.Sequential(*layers), images()
-
-
-@family
 def unfolded() -> Case:
     return nn.Sequential(conv(3, 8), nn.Unfold(2), nn.Flatten(), nn.Linear(8 * 4 * 49, 4)), images()
 

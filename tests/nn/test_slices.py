@@ -1,8 +1,6 @@
 """Models and plans together: a slice of the global model is the model of the smaller rate."""
 
 import copy
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,21 +31,6 @@ def test_a_smaller_model_is_the_global_one_with_the_rest_zeroed(small, inputs, n
         found = with_static_norm(local, _cut(moments, plan))(x)
         torch.testing.assert_close(found, with_static_norm(masked, moments)(x), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(found, with_static_norm(full, moments)(x), rtol=1e-4, atol=1e-5)
-
-
-def test_the_rule_on_the_page_makes_a_slice_the_zeroed_model():
-    page = (Path(__file__).parents[2] / "docs" / "howto" / "model.md").read_text()
-    (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Tagger" in block)
-    made: dict = {}
-    exec(block, made)
-    build, x = made["Tagger"], torch.randn(2, 6, 5)
-    for rate in RATES[1:]:
-        full, local = build(1.0), build(rate)
-        plan, alone = Plan.of(full, local), copy.deepcopy(full)
-        local.load_state_dict(plan.extract(full.state_dict()))
-        with torch.no_grad():
-            twin.zero_extend(plan, alone, local)
-        torch.testing.assert_close(local(x), alone(x))
 
 
 def _cut(moments, plan):
