@@ -73,16 +73,10 @@ def _check_model(model: nn.Module) -> None:
                 f"layer {name or '(the model itself)'} is compiled by torch.jit or torch.fx, so its code cannot be "
                 f"followed: give the model from before it was compiled"
             )
-    for name, tensor in named_tensors(model).items():
-        if tensor.layout != torch.strided:
-            raise UnsupportedLayerError(f"{name} is a tensor of layout {tensor.layout}: expected a dense one")
 
 
 def _check_inputs(example_inputs: object) -> None:
-    leaves = tree_leaves(example_inputs)
-    if any(isinstance(leaf, Tensor) and leaf.layout != torch.strided for leaf in leaves):
-        raise UnsupportedLayerError("example_inputs has a sparse tensor, and a trace follows dense ones: give it dense")
-    objects = (leaf for leaf in leaves if not isinstance(leaf, Tensor))
+    objects = (leaf for leaf in tree_leaves(example_inputs) if not isinstance(leaf, Tensor))
     kinds = {type(leaf).__name__ for leaf in objects if any(True for _ in tensors_in(leaf))}
     if kinds:
         raise UnsupportedLayerError(
@@ -94,7 +88,8 @@ def _check_inputs(example_inputs: object) -> None:
 _CAUSES = {
     "not on the expected device": "the code uses a tensor that is neither a parameter nor a buffer of a layer, such as "
     "one of a closure or a global: register it (register_buffer)",
-    "(?i)sparse": "the code uses sparse tensors, and a trace follows dense ones: use torch.Tensor.to_dense",
+    "(?i)sparse|strided tensors": "an input or the code has sparse tensors, and a trace follows dense ones: use "
+    "torch.Tensor.to_dense",
     r"aten::\w+|nonzero|item\(\)": "{match} needs the values of tensors, and a trace runs the model without them: "
     "{remedy}",
     "": "{error}. A trace runs the model on the example inputs without their values, so nothing may depend on values, "

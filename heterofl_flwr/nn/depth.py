@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -143,15 +144,13 @@ def read_levels(text: str) -> Mapping[float, Rates] | None:
     return {1.0: (1.0, 1.0), **_parse_levels(pairs)}
 
 
-def _parse_levels(pairs: Iterable[tuple[str | float, object]]) -> dict[float, Rates]:
+def _parse_levels(pairs: Iterable[tuple[str | float, tuple[Any, Any]]]) -> dict[float, Rates]:
     parsed: dict[float, Rates] = {}
     for level, rates in pairs:
-        if not isinstance(rates, tuple | list) or len(rates) != 2:
-            raise ConfigError(f"level {level} has {rates!r}; expected a width rate and a depth rate, as (0.7, 0.75)")
-        rate = rate_of(level)
+        rate, (width_rate, depth_rate) = rate_of(level), rates
         if rate in parsed:
             raise ConfigError(f"level {level} is given twice: leave one of them out")
-        parsed[rate] = float(exact_rate(rates[0])), float(exact_rate(rates[1]))
+        parsed[rate] = float(exact_rate(width_rate)), float(exact_rate(depth_rate))
     return parsed
 
 

@@ -69,16 +69,10 @@ class Moments:
                 raise ShapeError(f"moments of {name}: expected two vectors of equal length, got {shapes}")
             if layer.count < 0:
                 raise DataError(f"moments of {name}: a count of {layer.count} is not usable")
-        wrong = [
-            name
-            for name, layer in self.layers.items()
-            if not (layer.first_sum.isfinite() & layer.second_sum.isfinite()).all()
-        ]
-        if wrong:
-            raise DataError(
-                f"moments of {', '.join(wrong)} are not finite: the data holds NaN or infinities, or training has "
-                f"diverged"
-            )
+            if not (layer.first_sum.isfinite() & layer.second_sum.isfinite()).all():
+                raise DataError(
+                    f"moments of {name} are not finite: the data holds NaN or infinities, or training has diverged"
+                )
 
     def __add__(self, term: "Moments") -> "Moments":
         return Moments(self.kind, {name: layer + term.layers[name] for name, layer in self.layers.items()})

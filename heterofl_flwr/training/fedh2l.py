@@ -74,9 +74,7 @@ def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> 
     if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
         what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
-    if not posterior.isfinite().all():
-        raise ReplyError(f"{sender} sent posteriors with NaN or infinity")
-    if posterior.min() < 0 or (posterior.sum(1) - 1).abs().max() > TOLERANCE:
+    if not (posterior.min() >= 0 and (posterior.sum(1) - 1).abs().max() <= TOLERANCE):  # NaN fails this test
         sums = posterior.sum(1)
         raise ReplyError(
             f"{sender} sent posteriors that are no distributions: the least entry is {float(posterior.min()):g}, "

@@ -92,9 +92,9 @@ def test_a_block_that_changes_the_shape_is_named():
     assert len(shallow(model, "[0-1]", X)(0.5)) == 3
 
 
-@pytest.mark.parametrize("levels", [{"a": (1, 1), "b": (0.5, 1)}, {"b": 0.5}, {"b": (1, 1), 0.5: (1, 0.5)}])
+@pytest.mark.parametrize("levels", [{"a": (1, 1), "b": (0.5, 1)}, {"b": (1, 1), 0.5: (1, 0.5)}])
 def test_wrong_levels_are_refused_before_a_model_is_built(levels):
-    with pytest.raises(ConfigError, match=r"a single model has one width|level b has 0\.5|level 0\.5 is given twice"):
+    with pytest.raises(ConfigError, match=r"a single model has one width|level 0\.5 is given twice"):
         shallow(stack(), "1.*", X, levels=levels)
 
 

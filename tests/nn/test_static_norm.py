@@ -189,6 +189,6 @@ def test_a_batch_of_one_value_per_channel_is_refused_by_layer(size):
 def test_batches_that_cannot_be_measured_are_refused(batch):
     with pytest.raises(
         DataError,
-        match=r"no batches|gave a batch of tuple; expected a tensor|moments of features\.norm1, .* are not finite",
+        match=r"no batches|gave a batch of tuple; expected a tensor|moments of features\.norm1 are not finite",
     ):
         collect_moments(CNN(3, hidden=(8, 8)), [] if batch is None else [batch])

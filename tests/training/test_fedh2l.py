@@ -49,7 +49,7 @@ def test_posteriors_are_distributions_and_change_nothing(temperature):
     [
         (torch.full((8, 4), 0.25)[:7], r"float32 of shape \(7, 4\), expected torch.float32 of shape \(8, 4\)"),
         (torch.full((8, 4), 0.3), "no distributions: the least entry is 0.3, rows sum to 1.2"),
-        (torch.full((8, 4), math.nan), "NaN or infinity"),
+        (torch.full((8, 4), math.nan), "no distributions: the least entry is nan"),
     ],
 )
 def test_what_is_no_distribution_names_the_sender(said, fault):

@@ -44,10 +44,9 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     Raise ``IncompatibleError`` if the models differ in ``tensor_specs`` or in the values of buffers.
     """
     model, specs = models[0], tensor_specs(models[0])
-    if any(tensor_specs(local) != specs for local in models[1:]):
-        raise IncompatibleError("the clients' models differ in their parameters or buffers")
-    if not all(all(map(torch.equal, model.buffers(), local.buffers())) for local in models[1:]):
-        raise IncompatibleError("the clients' models differ in the values of their buffers")
+    for local in models[1:]:
+        if tensor_specs(local) != specs or not all(map(torch.equal, model.buffers(), local.buffers())):
+            raise IncompatibleError("the clients' models differ in their parameters or buffers")
     fit = bears_channels_last(model)  # on a CPU, wide convolutions are faster channels last
     images = {
         id(layer.weight)
