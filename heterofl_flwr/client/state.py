@@ -80,10 +80,7 @@ class NodeFiles:
     def read(self, name: str) -> bytes | None:
         """Return the content of a file; None if it does not exist."""
         path = self._folder / name
-        try:
-            return path.read_bytes() if path.exists() else None
-        except OSError as error:
-            raise HeteroFLError(f"{path} cannot be read ({error}): let the node's user read it") from error
+        return path.read_bytes() if path.exists() else None
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a file."""
