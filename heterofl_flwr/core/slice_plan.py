@@ -38,14 +38,7 @@ class Plan:
     axes: Mapping[str, Axes]
 
     @classmethod
-    def of(
-        cls,
-        full_model: nn.Module,
-        local: nn.Module,
-        *,
-        heads: Heads | None = None,
-        slice_function: SliceFunction = prefix,
-    ) -> "Plan":
+    def of(cls, full_model: nn.Module, local: nn.Module, *, heads: Heads | None = None) -> "Plan":
         """Return the plan of a local model inside a global model, by rules for the types of their layers.
 
         The models are not run. So this method cannot see that a layer's inputs have several parts, such as the two
@@ -60,8 +53,6 @@ class Plan:
         heads : Heads | None
             Dictionary from a pattern of parameter names (``fnmatch``) to (number of parts, index of the axis). For a
             linear layer after a bidirectional LSTM: ``{"classifier.weight": (2, 1)}``.
-        slice_function : SliceFunction
-            Selects the entries that an axis keeps.
 
         Raises
         ------
@@ -70,10 +61,9 @@ class Plan:
         ShapeError
             If the local module is not a slice of the global module.
         ConfigError
-            If a pattern of ``heads`` matches no parameter, or if an axis does not allow the ``slice_function``
-            (``check_groups``).
+            If a pattern of ``heads`` matches no parameter.
         """
-        return _build_plan(find_module_axes(full_model, local), heads, slice_function)
+        return _build_plan(find_module_axes(full_model, local), heads)
 
     @classmethod
     def between(
@@ -82,12 +72,11 @@ class Plan:
         local_shapes: Mapping[str, Sequence[int]],
         *,
         heads: Heads | None = None,
-        slice_function: SliceFunction = prefix,
     ) -> "Plan":
         """Return the plan of a local model inside a global model, from the shapes of their parameters.
 
         Both arguments map names to shapes, tensors or arrays. The local model may lack parameters, but not add any. For
-        the options see ``Plan.of``.
+        ``heads`` see ``Plan.of``.
         """
         if unknown := set(local_shapes) - set(full_shapes):
             raise ShapeError(f"the global model has no parameter {listed(unknown)}; it has {listed(full_shapes)}")
@@ -98,7 +87,7 @@ class Plan:
                 axes[name] = axes_between(full_shape, local)
             except ShapeError as error:
                 raise ShapeError(f"parameter {name}: {error}") from error
-        return _build_plan(axes, heads, slice_function)
+        return _build_plan(axes, heads)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -171,7 +160,7 @@ class Plan:
                 raise ShapeError(f"parameter {name} of the global state is {shape}, the plan was made for {expected}")
 
 
-def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFunction) -> Plan:
+def _build_plan(axes: Mapping[str, Axes], heads: Heads | None) -> Plan:
     heads = heads or {}
     check_patterns("heads", heads, axes)
     headed = {}
@@ -182,7 +171,7 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
         except ShapeError as error:
             raise ShapeError(f"parameter {name} with heads {parts}: {error}") from error
         headed[name] = tuple(with_parts[number] if number in parts else axis for number, axis in enumerate(plan_axes))
-    return Plan(headed).sliced(function)
+    return Plan(headed).sliced(prefix)
 
 
 def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:

@@ -123,7 +123,7 @@ def test_a_slice_computes_what_the_zeroed_global_layer_does(case, slice_function
         return
     for unit in range(1, FULL):
         full, local = _randomised(case.make(FULL)), _randomised(case.make(unit))
-        twin.zero_extend(Plan.of(full, local, slice_function=slice_function), full, local)
+        twin.zero_extend(Plan.of(full, local).sliced(slice_function), full, local)
         _match_temperature(full, local)
         whole = x = _example(case.shape(unit))
         if x.shape != case.shape(FULL):
@@ -195,7 +195,7 @@ def test_groups_and_heads_that_are_dropped_are_the_last_ones(name):
 def test_a_layer_behind_flatten_keeps_a_prefix():
     full, local = (nn.Sequential(nn.Conv2d(1, n, 1), nn.Flatten(), nn.Linear(4 * n, 3)) for n in (4, 2))
     with pytest.raises(ConfigError, match=r"^2\.weight keep a prefix of their groups, heads or, behind Flatten"):
-        Plan.of(full, local, slice_function=SLICE_FUNCTIONS["rolling"])
+        Plan.of(full, local).sliced(SLICE_FUNCTIONS["rolling"])
 
 
 @pytest.fixture(autouse=True)

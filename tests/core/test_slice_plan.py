@@ -55,11 +55,11 @@ def test_heads_tell_a_layer_what_it_cannot_know():
 def test_plans_are_equal_if_they_hold_the_same_entries():
     full = {"w": (4, 4)}
     plan = Plan.between(full, {"w": (2, 4)})
-    assert plan == Plan.between(full, {"w": (2, 4)}, slice_function=lambda full, kept: range(kept))
+    assert plan == Plan.between(full, {"w": (2, 4)}).sliced(lambda full, kept: range(kept))
     assert plan == Plan.between(full, {"w": (2, 4)}, heads={"w": (2, 1)})  # a whole axis has no use for heads
     assert plan != Plan.between(full, {"w": (2, 3)})
     assert plan != Plan.between(full, {"w": (2, 4)}, heads={"w": (2, 0)})
-    assert plan != Plan.between(full, {"w": (2, 4)}, slice_function=twin.rolling(1))
+    assert plan != Plan.between(full, {"w": (2, 4)}).sliced(twin.rolling(1))
     assert plan != Plan.between({"w": (5, 4)}, {"w": (2, 4)})
     assert plan != Plan.between(full, {})
     assert len({plan, Plan.between(full, {"w": (2, 4)})}) == 1
@@ -67,7 +67,7 @@ def test_plans_are_equal_if_they_hold_the_same_entries():
 
 
 def test_plans_survive_copying_and_pickling():
-    plan = Plan.between({"w": (4, 4)}, {"w": (2, 4)}, slice_function=twin.scattered(1))
+    plan = Plan.between({"w": (4, 4)}, {"w": (2, 4)}).sliced(twin.scattered(1))
     assert plan == pickle.loads(pickle.dumps(plan)) == copy.deepcopy(plan)
     hash(plan)  # which it remembers, but another process hashes text in another way
     assert vars(pickle.loads(pickle.dumps(plan))) == {"axes": plan.axes}
@@ -91,7 +91,7 @@ def test_plans_of_growing_rates_are_nested(full, heads, rates):
 @pytest.mark.parametrize("slice_function", [prefix, twin.rolling(1)])
 def test_gradients_go_through_the_parts_of_a_state_back_to_it(slice_function):
     state = {"w": torch.ones(4, 4, requires_grad=True)}
-    plan = Plan.between(state, {"w": (2, 4)}, heads={"w": (2, 0)}, slice_function=slice_function)
+    plan = Plan.between(state, {"w": (2, 4)}, heads={"w": (2, 0)}).sliced(slice_function)
     plan.parts(state)["w"].sum().backward()
     first = slice_function is prefix
     assert state["w"].grad.tolist() == [[float(row % 2 == (0 if first else 1))] * 4 for row in range(4)]

@@ -25,7 +25,7 @@ def test_a_smaller_model_is_the_global_one_with_the_rest_zeroed(small, inputs, n
     moments = collect_moments(full, [x])
     for rate in RATES[1:]:
         local, masked = build(rate), copy.deepcopy(full)
-        plan = Plan.of(full, local, slice_function=slice_function)
+        plan = Plan.of(full, local).sliced(slice_function)
         local.load_state_dict(plan.extract(full.state_dict()))
         twin.zero_extend(plan, masked, local)
         found = with_static_norm(local, _cut(moments, plan))(x)
