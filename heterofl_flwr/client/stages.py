@@ -114,7 +114,6 @@ class StageRunner(ClientChain):
             received=received,
             seed=instruction.seed,
             config=instruction.config,
-            learning_rate=instruction.learning_rate,
             broadcast=broadcast,
             state=tensors,
             round_state=self.notes,

@@ -91,7 +91,6 @@ class Round:
         return RoundContext(
             server_round=self.server_round,
             state=self._state,
-            model=architecture.model,
             rows=architecture.rows,
             untrained=architecture.untrained,
             holders=partial(self._federation.levels.count_holders, self.server_round, self._state),

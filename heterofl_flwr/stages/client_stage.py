@@ -80,8 +80,6 @@ class ClientContext:
         Random seed for this client in this round.
     config
         Config of the message.
-    learning_rate
-        Learning rate that the server sent; 0 if it sent none.
     total_step
         Sum of the learning rates of the local steps so far. With momentum, this package's client app sets it to the
         distance that a parameter would move in these steps if its gradient were always 1.
@@ -101,7 +99,6 @@ class ClientContext:
     received: Callable[[], Mapping[str, Tensor]]
     seed: int
     config: Fields = field(default_factory=dict)
-    learning_rate: float = 0.0
     total_step: float = 0.0
     broadcast: Mapping[str, Tensor] = field(default_factory=dict)
     state: State = field(default_factory=dict)

@@ -53,7 +53,6 @@ class FedDyn(StatefulStage):
     If the learning rate changes by a factor, all drifts are multiplied by this factor.
     """
 
-    name = "FedDyn"
     needs = Needs(counting_mean=True, equal_weights=True)
 
     alpha: Positive = 0.1

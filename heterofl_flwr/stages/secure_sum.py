@@ -53,7 +53,6 @@ logger = logging.getLogger(__name__)
 class SecureSum(Conversation):
     """Server stage that sums masked changes and unmasks only the sum."""
 
-    name = "SecureSum"
     bound: Positive = 4.0
     """upper bound on one client's change of an entry in a round; larger changes are clipped. A step of the fixed-point
     numbers is this bound times the number of clients, divided by 2^31. Not used with privacy noise

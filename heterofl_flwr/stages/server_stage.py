@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.checked_aggregation import Labels
@@ -65,8 +65,6 @@ class RoundContext:
     state
         The global model at the start of the round. In ``on_reply`` and ``on_added``, the version that the client
         received. Do not change it.
-    model
-        A module with the architecture of the global model. Its parameter values are meaningless.
     rows
         Names of the parameters with one row for each class.
     untrained
@@ -92,7 +90,6 @@ class RoundContext:
 
     server_round: int
     state: Mapping[str, Tensor]
-    model: nn.Module
     rows: Sequence[str] = ()
     untrained: Callable[[float], frozenset[str]] = lambda rate: frozenset()
     holders: HolderCounts = lambda name: torch.ones(())

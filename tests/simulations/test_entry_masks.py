@@ -49,7 +49,7 @@ def test_the_mean_equals_a_loop_over_entries(rows):
     labels = [0, 1, 3]
     chain = Chain([MaskedMean()])
     for server_round in (1, 2):
-        chain.open(RoundContext(server_round=server_round, state=state, model=nn.Identity(), rows=rows))
+        chain.open(RoundContext(server_round=server_round, state=state, rows=rows))
         for rate, tensors in replies:
             chain.add(Update(plan=plan, tensors=tensors, rate=rate, labels=labels if rows else None))
         new = chain.close()

@@ -21,7 +21,7 @@ PLAN = Plan.between(STATE, {"w": (2,)})
 
 def open_chain(*stages, **options):
     chain = Chain(stages, **options)
-    chain.open(RoundContext(server_round=1, state=STATE, model=torch.nn.Identity()))
+    chain.open(RoundContext(server_round=1, state=STATE))
     return chain
 
 
@@ -57,7 +57,7 @@ def test_clients_mask_what_all_other_stages_have_made():
 @pytest.mark.parametrize("extra_rows", [True, False])
 def test_rows_of_no_class_are_averaged_where_the_round_says_so(extra_rows):
     state = {"bias": torch.zeros(2), "embedding": torch.zeros(3)}
-    context = RoundContext(server_round=1, state=state, model=torch.nn.Identity(), rows=[*state], extra_rows=extra_rows)
+    context = RoundContext(server_round=1, state=state, rows=[*state], extra_rows=extra_rows)
     chain = Chain([])
     chain.open(context)
     chain.add(

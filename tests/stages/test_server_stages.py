@@ -56,7 +56,7 @@ def made(number):
 def rounds(stage, value, changes, counts, first=1):
     """Yield the model after each round; entries that nobody holds do not change in the mean."""
     for number, (change, count) in enumerate(zip(changes, counts, strict=True), first):
-        context = RoundContext(server_round=number, state={"w": value}, model=torch.nn.Identity())
+        context = RoundContext(server_round=number, state={"w": value})
         mean = torch.where(count > 0, value + change, value)
         value = stage.on_mean({"w": mean}, lambda name, count=count: count, context)["w"]
         yield value
