@@ -9,11 +9,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.nn.execution import named_tensors
 
 Precision = Literal["tf32", "float32", "bf16"]
 """Precision of computations with float32 tensors; see ``arithmetic``."""
@@ -48,12 +46,6 @@ def resolve_device(name: str = "auto") -> torch.device:
     if number and int(number) >= torch.cuda.device_count():
         raise ConfigError(f"device is {name!r}, but there are {torch.cuda.device_count()}, counted from 0")
     return torch.device(name)
-
-
-def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
-    """Return name, shape, dtype, device and ``requires_grad`` of each parameter and buffer of a model."""
-    tensors = named_tensors(model).items()
-    return [(name, value.shape, value.dtype, value.device, value.requires_grad) for name, value in tensors]
 
 
 @contextmanager

@@ -17,11 +17,6 @@ FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which torch's fused SGD divides gradients by ``grad_scale``. MPS silently ignores ``grad_scale``."""
 
 
-def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tensor:
-    """Return a mask over ``number`` classes, True for ``classes``; ``classes=None`` means all."""
-    return torch.ones(number, dtype=torch.bool) if classes is None else class_mask(classes, number)
-
-
 class Masking:
     """Function that replaces the logits of absent classes."""
 
@@ -32,7 +27,7 @@ class Masking:
     def __call__(self, logits: Tensor) -> Tensor:
         """Return logits in which the logits of absent classes are replaced."""
         if self._mask is None and self._classes is not None:
-            self._mask = present_classes(self._classes, logits.shape[1]).to(logits.device)
+            self._mask = class_mask(self._classes, logits.shape[1]).to(logits.device)
         return mask_logits(logits, self._mask, self._fill)
 
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
@@ -41,8 +36,8 @@ class Masking:
         If the previous classes were None, the new classes must be None too.
         """
         self._classes = classes
-        if self._mask is not None:
-            self._mask.copy_(present_classes(classes, len(self._mask)))
+        if self._mask is not None and classes is not None:
+            self._mask.copy_(class_mask(classes, len(self._mask)))
 
 
 def compute_loss(

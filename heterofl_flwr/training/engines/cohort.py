@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from heterofl_flwr.core.exchanged import shares_parameters
 from heterofl_flwr.nn.execution import device_of
-from heterofl_flwr.nn.loss import mask_logits
+from heterofl_flwr.nn.loss import class_mask, mask_logits
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
 from heterofl_flwr.training.device import seeded
@@ -23,7 +23,7 @@ from heterofl_flwr.training.engines.replayed import Replayed
 from heterofl_flwr.training.engines.structure import find_hook, log_once
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
-from heterofl_flwr.training.step import SGD, present_classes
+from heterofl_flwr.training.step import SGD
 
 LEAST = {"cpu": 2, "cuda": 1}
 """Smallest number of clients for this engine, by device type; on other devices, ``plain`` trains.
@@ -211,7 +211,8 @@ class Cohort:
         if all(labels is None for labels in classes):
             return logits
         if self._present is None:
-            masks = [present_classes(labels, logits.shape[2]).cpu() for labels in classes]
+            number = logits.shape[2]
+            masks = [class_mask(range(number) if labels is None else labels, number).cpu() for labels in classes]
             self._present = torch.stack(masks).to(logits.device)  # (clients, classes)
         present = self._present if len(rows) == len(classes) else self._present[rows]
         return mask_logits(logits.flatten(1), present.flatten(), self._options.mask_fill).view_as(logits)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from heterofl_flwr.nn.execution import bears_channels_last
-from heterofl_flwr.training.device import random_states, tensor_specs
+from heterofl_flwr.nn.execution import bears_channels_last, named_tensors
+from heterofl_flwr.training.device import random_states
 from heterofl_flwr.training.engines.structure import describe
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 
@@ -41,11 +41,11 @@ class Layout:
 def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     """Return the layouts of the models' parameters, trained parameters first.
 
-    Raise ``IncompatibleError`` if the models differ in ``tensor_specs`` or in the values of buffers.
+    Raise ``IncompatibleError`` if the models differ in their tensors' forms or in the values of buffers.
     """
-    model, specs = models[0], tensor_specs(models[0])
-    for local in models[1:]:
-        if tensor_specs(local) != specs or not all(map(torch.equal, model.buffers(), local.buffers())):
+    model, *others = models
+    for local in others:
+        if _forms(local) != _forms(model) or not all(map(torch.equal, model.buffers(), local.buffers())):
             raise IncompatibleError("the clients' models differ in their parameters or buffers")
     fit = bears_channels_last(model)  # on a CPU, wide convolutions are faster channels last
     images = {
@@ -58,6 +58,12 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
         for name, parameter in model.named_parameters()
     ]
     return sorted(layouts, key=lambda layout: not layout.trained)
+
+
+def _forms(model: nn.Module) -> list[tuple[object, ...]]:
+    """Return name, shape, dtype, device and ``requires_grad`` of each parameter and buffer of a model."""
+    tensors = named_tensors(model).items()
+    return [(name, value.shape, value.dtype, value.device, value.requires_grad) for name, value in tensors]
 
 
 class Joint:
