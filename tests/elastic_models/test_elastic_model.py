@@ -119,22 +119,13 @@ def test_the_scaler_is_there_where_the_model_normalises(norm, scaled):
     torch.testing.assert_close(elastic(model, X)(0.5)[0](X), plain / 0.5 if scaled else plain)
 
 
-class Product(nn.Module):
-    """As GPT-2's ``Conv1D``: a layer that is none of torch's own."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.weight, self.outputs = nn.Parameter(torch.randn(inputs, outputs)), outputs
-
-    def forward(self, x):
-        return (x @ self.weight).view(-1, self.outputs)
-
-
 def test_the_scaler_follows_layers_of_a_type_that_is_added(monkeypatch):
-    model = nn.Sequential(Product(3, 8), nn.Linear(8, 2))
+    product = Then(lambda self, x: (x @ self.weight).view(-1, self.outputs))  # as GPT-2's ``Conv1D``
+    product.weight, product.outputs = nn.Parameter(torch.randn(3, 8)), 8
+    model = nn.Sequential(product, nn.Linear(8, 2))
     plain = elastic(model, X, scaler=False)(0.5)[0](X)
     assert torch.equal(elastic(model, X, scaler=True)(0.5)[0](X), plain)
-    monkeypatch.setitem(SCALED, Product, "outputs")
+    monkeypatch.setitem(SCALED, Then, "outputs")
     torch.testing.assert_close(elastic(model, X, scaler=True)(0.5)[0](X), plain / 0.5)
 
 

@@ -22,17 +22,16 @@ def numbered(self, x):
     return both * torch.ones_like(both).cumsum(1)
 
 
-class Table(nn.Module):
-    """Scale channels by a parameter that is also written into a table by index."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
-        self.gain = nn.Parameter(torch.randn(8))
+def table():
+    """Return a model that scales channels by a parameter, which it also writes into a table by index."""
 
     def forward(self, x):
-        table = x.new_zeros(12).index_put((torch.arange(12)[4:],), self.gain)
-        return self.last(self.first(x) * self.gain) + table[6]
+        written = x.new_zeros(12).index_put((torch.arange(12)[4:],), self.gain)
+        return self.last(self.first(x) * self.gain) + written[6]
+
+    model = Then(forward, first=nn.Linear(3, 8), last=nn.Linear(8, 2))
+    model.gain = nn.Parameter(torch.randn(8))
+    return model
 
 
 EXACT = {
@@ -42,7 +41,7 @@ EXACT = {
     "a NumPy number of chunks": around(lambda self, x: torch.cat(x.chunk(np.int64(2), 1)[::-1], 1)),
     "a NumPy number in a shape": around(lambda self, x: x.view(-1, np.int64(2), np.int64(4)).flatten(1)),
     "channels numbered": nn.Sequential(Then(numbered, one=nn.Linear(3, 6), two=nn.Linear(3, 4)), nn.Linear(10, 2)),
-    "a parameter put by index": Table(),
+    "a parameter put by index": table(),
     "axes moved in place": around(lambda self, x: x.clone().transpose_(0, 1).unsqueeze_(0).sin().squeeze_(0).t_()),
     "an orthogonal matrix": nn.Sequential(
         nn.Linear(3, 8), parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 2)
