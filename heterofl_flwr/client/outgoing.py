@@ -12,8 +12,7 @@ from torch import Tensor
 from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.checked_aggregation import Labels
-from heterofl_flwr.core.label_rows import whole_numbers
+from heterofl_flwr.core.label_rows import Labels, whole_numbers
 from heterofl_flwr.transport import messages
 
 logger = logging.getLogger(__name__)

@@ -7,16 +7,12 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, ReplyError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.common.named_tensors import norm_between
 from heterofl_flwr.core.aggregator import CheckedReply, OpenAggregator, Version
 from heterofl_flwr.core.counting_mean import CountingMean
+from heterofl_flwr.core.label_rows import LabelRows, Labels
 from heterofl_flwr.core.slice_plan import Plan
-
-Labels = Sequence[int] | Mapping[str, Sequence[int]]
-"""Class numbers in a client's data. If the model has several heads, a mapping from head to class numbers. A head is
-named by its layer, or by a parameter of ``label_rows``.
-"""
 
 LARGEST_ENTRY = 1e15
 """Upper bound on the magnitude of a reply's entries. A sum over a billion clients with a billion examples each then
@@ -24,8 +20,6 @@ fits float32.
 """
 
 _SHOWN = 5
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Aggregation:
@@ -152,82 +146,6 @@ class Aggregation:
     def _check_open(self) -> None:
         if self._has_result:
             raise HeteroFLError("this aggregation has given its result: make a new one from the new global state")
-
-
-class LabelRows:
-    """Rows to average in parameters that have one row for each class."""
-
-    def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
-        if missing := [name for name in names if name not in state or state[name].dim() == 0]:
-            raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
-        self.sizes = {name: state[name].shape[0] for name in names}
-        self._extra_rows = extra_rows
-
-    def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
-        """Return the indices of the rows to average, by parameter.
-
-        Parameters that are missing in the result are averaged in full.
-        """
-        rows: dict[str, Tensor] = {}
-        for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
-            sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
-            if head and not sizes:
-                expected = ", ".join(self.sizes) or "none"
-                raise ReplyError(f"labels names {head!r}; expected layers or parameters of label_rows: {expected}")
-            index = self.indices(plan, classes, sizes)
-            if index is not None:
-                rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
-        return rows
-
-    def indices(
-        self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
-    ) -> Tensor | None:
-        """Return the indices of the rows to average; None, for all rows, if ``labels`` is None.
-
-        ``sizes`` maps each parameter to its number of rows; by default, it has all parameters of ``label_rows``.
-        """
-        sizes = self.sizes if sizes is None else sizes
-        if labels is None:
-            return None
-        if not sizes:
-            raise ReplyError(
-                "the reply names labels, but the aggregator has no label_rows, and of this model it is not certain "
-                "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
-                "labels"
-            )
-        if cut := [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]:
-            raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
-        number = min(sizes.values())
-        try:
-            classes = class_numbers(labels, number)
-        except ReplyError as error:
-            raise ReplyError(f"{error}, the rows of {', '.join(sizes)} (label_rows names others)") from error
-        rest = torch.arange(number, max(sizes.values())) if self._extra_rows else classes[:0]
-        return torch.cat([classes, rest])
-
-
-def class_numbers(
-    labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
-) -> Tensor:
-    """Return the distinct class numbers in ``labels``, ascending.
-
-    ``classes`` is the number of classes. ``unusable`` is the exception to raise for invalid labels.
-    """
-    expected = f"expected whole numbers from 0 to {classes - 1}"
-    try:
-        numbers = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise unusable(f"labels cannot be read ({error}): {expected}") from error
-    if numbers.shape == (0,):
-        return torch.empty(0, dtype=torch.long, device=numbers.device)
-    if numbers.dtype not in _INTEGERS or numbers.dim() != 1:
-        raise unusable(f"labels of type {numbers.dtype} in {numbers.dim()} dimensions: {expected}, in one")
-    numbers = numbers.long()  # a narrow dtype cannot represent a large number of classes
-    wrong = numbers[(numbers < 0) | (numbers >= classes)]
-    if wrong.numel():
-        raise unusable(f"labels {wrong[:5].tolist()} are out of range: {expected}")
-    distinct: Tensor = torch.unique(numbers)
-    return distinct
 
 
 def check_reply(

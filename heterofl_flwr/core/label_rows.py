@@ -1,15 +1,24 @@
-"""Label rows: classifier parameters with one row for each class."""
+"""Label rows: classifier parameters with one row for each class, and the rows of a reply that are averaged."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
 from reprlib import repr as shown
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.core.mix import Mix
+from heterofl_flwr.core.slice_plan import Plan
+
+Labels = Sequence[int] | Mapping[str, Sequence[int]]
+"""Class numbers in a client's data. If the model has several heads, a mapping from head to class numbers. A head is
+named by its layer, or by a parameter of ``label_rows``.
+"""
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def whole_numbers(labels: Iterable[int]) -> list[int]:
@@ -91,3 +100,79 @@ def _is_decoder(model: nn.Module, head: str) -> bool:
     outputs = layer_before.out_features
     is_autoencoder = bool(before) and before[0].in_features == outputs > min(layer.out_features for layer in before)
     return is_autoencoder or any(isinstance(layer, _ConvNd) for _, layer in named[place + 1 :])
+
+
+class LabelRows:
+    """Rows to average in parameters that have one row for each class."""
+
+    def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
+        if missing := [name for name in names if name not in state or state[name].dim() == 0]:
+            raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
+        self.sizes = {name: state[name].shape[0] for name in names}
+        self._extra_rows = extra_rows
+
+    def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
+        """Return the indices of the rows to average, by parameter.
+
+        Parameters that are missing in the result are averaged in full.
+        """
+        rows: dict[str, Tensor] = {}
+        for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
+            sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
+            if head and not sizes:
+                expected = ", ".join(self.sizes) or "none"
+                raise ReplyError(f"labels names {head!r}; expected layers or parameters of label_rows: {expected}")
+            index = self.indices(plan, classes, sizes)
+            if index is not None:
+                rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
+        return rows
+
+    def indices(
+        self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
+    ) -> Tensor | None:
+        """Return the indices of the rows to average; None, for all rows, if ``labels`` is None.
+
+        ``sizes`` maps each parameter to its number of rows; by default, it has all parameters of ``label_rows``.
+        """
+        sizes = self.sizes if sizes is None else sizes
+        if labels is None:
+            return None
+        if not sizes:
+            raise ReplyError(
+                "the reply names labels, but the aggregator has no label_rows, and of this model it is not certain "
+                "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
+                "labels"
+            )
+        if cut := [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]:
+            raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
+        number = min(sizes.values())
+        try:
+            classes = class_numbers(labels, number)
+        except ReplyError as error:
+            raise ReplyError(f"{error}, the rows of {', '.join(sizes)} (label_rows names others)") from error
+        rest = torch.arange(number, max(sizes.values())) if self._extra_rows else classes[:0]
+        return torch.cat([classes, rest])
+
+
+def class_numbers(
+    labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
+) -> Tensor:
+    """Return the distinct class numbers in ``labels``, ascending.
+
+    ``classes`` is the number of classes. ``unusable`` is the exception to raise for invalid labels.
+    """
+    expected = f"expected whole numbers from 0 to {classes - 1}"
+    try:
+        numbers = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise unusable(f"labels cannot be read ({error}): {expected}") from error
+    if numbers.shape == (0,):
+        return torch.empty(0, dtype=torch.long, device=numbers.device)
+    if numbers.dtype not in _INTEGERS or numbers.dim() != 1:
+        raise unusable(f"labels of type {numbers.dtype} in {numbers.dim()} dimensions: {expected}, in one")
+    numbers = numbers.long()  # a narrow dtype cannot represent a large number of classes
+    wrong = numbers[(numbers < 0) | (numbers >= classes)]
+    if wrong.numel():
+        raise unusable(f"labels {wrong[:5].tolist()} are out of range: {expected}")
+    distinct: Tensor = torch.unique(numbers)
+    return distinct

@@ -7,7 +7,8 @@ from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, ReplyError, Ro
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.measure_moments import batch_norms
-from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
+from heterofl_flwr.nn.moments import Moments, check_layers, check_possible
+from heterofl_flwr.nn.robust_moments import sum_robust
 from heterofl_flwr.stages.privacy_accountant import MOMENTS, Spent, clip_moments, noise_moments
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from heterofl_flwr.common.errors import ConfigError, DataError
-from heterofl_flwr.core.checked_aggregation import class_numbers
 from heterofl_flwr.core.fidelity import Fidelity, Variant
+from heterofl_flwr.core.label_rows import class_numbers
 
 Fill = Literal["zero", "-inf", "none"]
 """Value for the logits of absent classes; see ``mask_logits``."""

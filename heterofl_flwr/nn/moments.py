@@ -1,10 +1,7 @@
 """Moments of the inputs of batch norm layers: sums from which means and variances are computed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
-from statistics import median
 
 import torch
 
@@ -15,13 +12,6 @@ _PARTS = ("count", "first", "second")
 
 POSITIONS = 2**23
 """Upper bound on the number of values per example and channel; enough for a volume with 200 voxels a side."""
-
-SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
-"""Parameters of ``sum_robust``. Means and variances are clipped to an interval around their median, which reaches
-``SPREAD`` times the median absolute deviation to each side. For means, it reaches at least ``CLOSE`` times the median
-standard deviation; for variances, ``CLOSE`` times the median variance. Counts are limited to ``WEIGHT`` times the
-median count.
-"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,56 +142,6 @@ def build_layer_moments(kind: Variant, count: int, mean: torch.Tensor, variance:
     """Return a layer's moments from its mean and variance; the inverse of ``LayerMoments.statistics``."""
     second = variance * count if kind == "paper" else variance * (count - 1) + mean**2 * count
     return LayerMoments(count, mean * count, second)
-
-
-def sum_robust(clients: Sequence[Moments]) -> Moments:
-    """Return the sum of clients' moments, robust against a minority of false moments.
-
-    For each channel, means and variances are clipped to an interval around their median over clients. Counts are
-    limited to ``WEIGHT`` times the median count. If fewer than three clients have data of a layer, its
-    moments are added unchanged.
-    """
-    kind = clients[0].kind
-    layers = {name: _sum_robust(kind, [moments.layers[name] for moments in clients]) for name in clients[0].layers}
-    return Moments(kind, layers)
-
-
-def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
-    seen = [layer for layer in layers if layer.count]
-    if len(seen) < 3:
-        return reduce(add, layers)
-    statistics = [layer.statistics(kind) for layer in seen]
-    means, variances = (torch.stack(values) for values in zip(*statistics, strict=True))  # (clients, channels)
-    usual = _median(variances)
-    near = zip(_clipped(means, CLOSE * usual.sqrt()), _clipped(variances, CLOSE * usual), strict=True)
-    most = int(WEIGHT * median(layer.count for layer in seen))
-    return reduce(
-        add,
-        # Moments that need no clipping are not recomputed, so they keep their bits.
-        (
-            layer
-            if layer.count <= most and all(map(torch.equal, values, clipped))
-            else build_layer_moments(kind, min(layer.count, most), *clipped)
-            for layer, values, clipped in zip(seen, statistics, near, strict=True)
-        ),
-    )
-
-
-def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Clip values to an interval around their median over clients.
-
-    The interval reaches ``SPREAD`` times the median absolute deviation to each side, or ``close`` if this is larger.
-    ``values`` has the shape (clients, channels), and ``close`` (channels,).
-    """
-    middle = _median(values)
-    reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
-    return values.clamp(middle - reach, middle + reach)
-
-
-def _median(values: torch.Tensor) -> torch.Tensor:
-    """Return the median over axis 0; of an even number of values, the mean of the middle two."""
-    ordered = values.sort(0).values
-    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
 def _read_layer(count: torch.Tensor, firsts: torch.Tensor, seconds: torch.Tensor) -> LayerMoments:

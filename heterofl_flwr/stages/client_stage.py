@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
-from heterofl_flwr.core.checked_aggregation import Labels
+from heterofl_flwr.core.label_rows import Labels
 from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.secure.client import NodeRecords
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from heterofl_flwr.core.checked_aggregation import LARGEST_ENTRY, check_reply
-from heterofl_flwr.core.differential_privacy import in_steps, released
+from heterofl_flwr.core.clipping import in_steps
+from heterofl_flwr.core.gaussian_noise import released
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.privacy_accountant import TRAINING, Privacy, Spent

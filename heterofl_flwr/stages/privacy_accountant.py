@@ -11,8 +11,9 @@ from pydantic import Field, Strict
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import check, group
-from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, divergences, epsilon, in_steps, noised
+from heterofl_flwr.core.clipping import in_steps
 from heterofl_flwr.core.fidelity import Variant
+from heterofl_flwr.core.gaussian_noise import DEVIATION, Keystream, noised
 from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 
 Kind = Literal["training-releases", "moments-releases"]
@@ -20,9 +21,11 @@ TRAINING: Kind = "training-releases"
 MOMENTS: Kind = "moments-releases"
 KINDS: tuple[Kind, ...] = (TRAINING, MOMENTS)
 
+ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
+"""Rényi orders from 1.001 to a million. For a large divergence, an order just above 1 gives the smallest epsilon."""
 
 _LEAST, _MOST = 1e-8, 1e8
-"""Smallest and largest clip and noise for which sums of rounded noise are exact (see ``differential_privacy.py``)."""
+"""Smallest and largest clip and noise for which sums of rounded noise are exact (see ``core/gaussian_noise.py``)."""
 
 _OnGrid = Annotated[float, Strict(), Field(ge=_LEAST, le=_MOST), f"{_LEAST:g} to {_MOST:g}"]
 _OnGridOrZero = Annotated[
@@ -171,3 +174,23 @@ def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[flo
         rate: Moments(sums.kind, {name: released(sums.kind, layer) for name, layer in sums.layers.items()})
         for rate, sums in merged.items()
     }
+
+
+def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
+    """Return the Rényi divergence of ``releases`` noisy sums, at each order.
+
+    ``noise`` is the standard deviation of the noise, divided by the clipping norm.
+    """
+    return [releases * order / (2 * noise**2) for order in orders]
+
+
+def epsilon(spent: Sequence[float], delta: float, orders: Sequence[float] = ORDERS) -> float:
+    """Return the epsilon of differential privacy for a ``delta``.
+
+    ``spent`` has the Rényi divergence at each order. The conversion is proposition 12 of Canonne, Kamath and Steinke
+    (2020).
+    """
+    return min(
+        max(divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1), 0.0)
+        for divergence, order in zip(spent, orders, strict=True)
+    )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
-from heterofl_flwr.core.checked_aggregation import LabelRows, Labels
-from heterofl_flwr.core.differential_privacy import in_steps
+from heterofl_flwr.core.clipping import in_steps
+from heterofl_flwr.core.label_rows import LabelRows, Labels
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.client import ClientRound, Dealt, MaskedRounds, make_keys

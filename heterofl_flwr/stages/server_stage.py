@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.aggregator import Version
-from heterofl_flwr.core.checked_aggregation import Labels
+from heterofl_flwr.core.label_rows import Labels
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientStage, Fields, State
 

@@ -261,8 +261,9 @@ class RoundHooks(Strategy):
     def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
         """Store a reply's records for ``function``. If ``function`` is None, warn once of metrics that are lists."""
         if function is not None:
-            records = {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
-            self.round_messages.records[node_id] = RecordDict(records)
+            self.round_messages.records[node_id] = RecordDict(
+                {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
+            )
         elif argument not in self._warned_of and (names := reading.list_metrics(reply)):
             self._warned_of.add(argument)
             logger.warning(

@@ -11,13 +11,13 @@ from hypothesis import given, strategies as st
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Plan, Privacy
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.named_tensors import norm_between
-from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
+from heterofl_flwr.core.gaussian_noise import DEVIATION
 from heterofl_flwr.federation.start_summary import count_releases
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.compress import restore
-from heterofl_flwr.stages.privacy_accountant import Releases, Spent, clip_moments, noise_moments
+from heterofl_flwr.stages.privacy_accountant import Releases, Spent, clip_moments, divergences, epsilon, noise_moments
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import pack_moments, read_tensors
 from tests.federation import tiny

@@ -7,8 +7,9 @@ import torch
 from hypothesis import example, given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, ShapeError
-from heterofl_flwr.nn import collect_moments, moments as module
-from heterofl_flwr.nn.moments import LayerMoments, Moments, MomentsByRate, check_layers, check_possible, sum_robust
+from heterofl_flwr.nn import collect_moments, moments as module, robust_moments as robust
+from heterofl_flwr.nn.moments import LayerMoments, Moments, MomentsByRate, check_layers, check_possible
+from heterofl_flwr.nn.robust_moments import sum_robust
 
 
 def _moments(kind="fixed", name="bn"):
@@ -114,7 +115,7 @@ def _client(kind, count, mean, variance):
 
 def _near(value, values, close):
     middle = median(values)
-    reach = max(module.SPREAD * median(abs(own - middle) for own in values), close)
+    reach = max(robust.SPREAD * median(abs(own - middle) for own in values), close)
     return min(max(value, middle - reach), middle + reach)
 
 
@@ -124,9 +125,9 @@ def _slow_robust(kind, said):
     usual = median(variances)
     near = [
         (
-            min(count, int(module.WEIGHT * median(counts))),
-            _near(mean, means, module.CLOSE * usual**0.5),
-            _near(variance, variances, module.CLOSE * usual),
+            min(count, int(robust.WEIGHT * median(counts))),
+            _near(mean, means, robust.CLOSE * usual**0.5),
+            _near(variance, variances, robust.CLOSE * usual),
         )
         for count, mean, variance in said
     ]
@@ -165,10 +166,10 @@ def test_clients_that_agree_are_joined_bit_for_bit_as_plainly(kind, said):
 def test_a_minority_of_liars_moves_a_mean_within_reach(kind, honest, lies):
     mean, variance = sum_robust([_client(kind, *own) for own in [*lies, *honest]]).statistics("bn")
     _, means, variances = zip(*honest, strict=True)
-    wide = max(module.SPREAD * (max(means) - min(means)), module.CLOSE * max(variances) ** 0.5)
+    wide = max(robust.SPREAD * (max(means) - min(means)), robust.CLOSE * max(variances) ** 0.5)
     assert min(means) - wide - 1e-3 <= mean <= max(means) + wide + 1e-3
     between = (max(means) - min(means) + 2 * wide) ** 2 if kind == "fixed" else 0
-    most = max(module.SPREAD * (max(variances) - min(variances)), module.CLOSE * max(variances))
+    most = max(robust.SPREAD * (max(variances) - min(variances)), robust.CLOSE * max(variances))
     assert 0 <= variance <= (max(variances) + most + between) * (1 + 1e-6)
 
 

@@ -325,7 +325,7 @@ def test_other_stages_go_on_from_the_mean():
 
 def test_noise_is_added_to_the_sum_of_the_same_changes(monkeypatch):
     none = lambda stream, shape: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
-    monkeypatch.setattr("heterofl_flwr.core.differential_privacy.draw", none)
+    monkeypatch.setattr("heterofl_flwr.core.gaussian_noise.draw", none)
     options = {"privacy": Privacy(clip=0.5, noise=1.0), "labels": "none"}
     plain, found = (run(stages=own, **options) for own in ((), [SecureSum(holders=2)]))
     assert equal(found.state, plain.state)

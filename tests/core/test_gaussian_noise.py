@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from heterofl_flwr.common.named_tensors import norm_between
-from heterofl_flwr.core import Aggregation, Plan, differential_privacy as gaussian
-from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, draw
+from heterofl_flwr.core import Aggregation, Plan, gaussian_noise as gaussian
+from heterofl_flwr.core.clipping import clipped, in_steps
+from heterofl_flwr.core.gaussian_noise import DEVIATION, Keystream, draw
+from heterofl_flwr.stages.privacy_accountant import ORDERS, divergences, epsilon
 
 STATE = {"w": torch.zeros(4, 4), "rows.weight": torch.zeros(3, 4)}
 WIDE, MIDDLE, NARROW = (Plan.between(STATE, {"w": (size, size), "rows.weight": (3, size)}) for size in (3, 2, 1))
@@ -75,7 +77,7 @@ def test_rounding_never_makes_a_vector_longer_than_the_bound(scale):
     generator = torch.Generator().manual_seed(0)
     vector = {"w": torch.randn(100_000, generator=generator).double(), "b": torch.full((9,), 0.75 * step).double()}
     length = math.hypot(*(own.norm().item() for own in vector.values()))
-    short = gaussian.in_steps({name: own * scale / length for name, own in vector.items()}, 1.0, step)
+    short = in_steps({name: own * scale / length for name, own in vector.items()}, 1.0, step)
     assert all(torch.equal(own, own.round()) for own in short.values())
     assert sum((own.long() ** 2).sum().item() for own in short.values()) <= round(step**-2)  # in whole numbers
 
@@ -84,11 +86,11 @@ def test_a_longer_change_is_shortened_and_a_shorter_one_left():
     before = {"w": torch.zeros(2), "b": torch.ones(1)}
     after = {"w": torch.tensor([3.0, 0.0]), "b": torch.tensor([5.0])}
     assert norm_between(after, before) == 5
-    short = gaussian.clipped(before, after, 2.5)
+    short = clipped(before, after, 2.5)
     assert norm_between(short, before) == pytest.approx(2.5, rel=1e-5)
     assert norm_between(short, before) <= 2.5
     torch.testing.assert_close(short["w"], torch.tensor([1.5, 0.0]))
-    assert gaussian.clipped(before, after, 5.0) == after
+    assert clipped(before, after, 5.0) == after
 
 
 KEY = bytes(range(32))
@@ -191,10 +193,10 @@ CASES = [(0.3, 1), (1.5, 100), (4.0, 2250)]
 @pytest.mark.parametrize("delta", [1e-3, 1e-8])
 def test_an_accepted_library_finds_the_same_at_the_same_orders(noise, releases, delta):
     rdp = pytest.importorskip("opacus.accountants.analysis.rdp")
-    spent = rdp.compute_rdp(q=1.0, noise_multiplier=noise, steps=releases, orders=gaussian.ORDERS)
-    assert gaussian.divergences(noise, releases) == pytest.approx(spent.tolist(), rel=1e-12)
-    expected, _ = rdp.get_privacy_spent(orders=gaussian.ORDERS, rdp=spent, delta=delta)
-    assert gaussian.epsilon(gaussian.divergences(noise, releases), delta) == pytest.approx(expected, rel=1e-12)
+    spent = rdp.compute_rdp(q=1.0, noise_multiplier=noise, steps=releases, orders=ORDERS)
+    assert divergences(noise, releases) == pytest.approx(spent.tolist(), rel=1e-12)
+    expected, _ = rdp.get_privacy_spent(orders=ORDERS, rdp=spent, delta=delta)
+    assert epsilon(divergences(noise, releases), delta) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("deviation", "order", "shift"), [(0.7, 1.1, 1), (0.7, 7.3, 3), (2.0, 2.5, 1), (2.0, 7.3, 3)])
@@ -206,12 +208,12 @@ def test_a_divergence_bounds_that_of_the_discrete_gaussian(deviation, order, shi
     total = math.fsum(math.exp(logs[value]) for value in values)
     terms = [math.exp(order * logs[value - shift] + (1 - order) * logs[value]) for value in values]
     found = math.log(math.fsum(terms) / total) / (order - 1)
-    (bound,) = gaussian.divergences(deviation / shift, 1, [order])
+    (bound,) = divergences(deviation / shift, 1, [order])
     assert found <= bound * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(("noise", "releases"), [(0.3, 2000), (1.0, 10), (8.0, 500)])
 def test_the_orders_are_enough_for_strong_and_weak_noise(noise, releases):
     orders = [1 + 2 ** (step / 64) for step in range(-640, 1281)]
-    best = gaussian.epsilon(gaussian.divergences(noise, releases, orders), 1e-5, orders)
-    assert best <= gaussian.epsilon(gaussian.divergences(noise, releases), 1e-5) < 1.002 * best
+    best = epsilon(divergences(noise, releases, orders), 1e-5, orders)
+    assert best <= epsilon(divergences(noise, releases), 1e-5) < 1.002 * best

@@ -1,4 +1,4 @@
-"""Clipping and noise for the counting mean.
+"""Noise of differential privacy for the counting mean.
 
 If one client can change the sum of an entry by up to C, it can change the mean of m clients by up to C/m. So the noise
 of the mean is the noise of the sum divided by m.
@@ -9,17 +9,14 @@ rounded towards zero, so their norms do not grow.
 
 import math
 import secrets
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TypeVar
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from torch import Tensor
-
-from heterofl_flwr.common.named_tensors import norm_between
 
 _COARSE = 16
 _FINE_BITS, _CELL_BITS, _KEEP_BITS = 20, 16, 27
@@ -121,33 +118,6 @@ def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return tails, np.where(most == least, most, _SPLIT).astype(np.int64)
 
 
-Name = TypeVar("Name", bound=Hashable)
-
-_ROUNDING = 1 - 1e-6
-"""Factor just below 1, so that rounding cannot lift the norm of a clipped change above its bound."""
-
-
-@torch.no_grad()
-def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
-    """Return ``after``, with its change from ``before`` clipped to an L2 norm of at most ``clip``."""
-    length = norm_between(after, before)
-    if length <= clip:
-        return dict(after)
-    share = _ROUNDING * clip / length
-    return {name: torch.lerp(before[name], tensor, share) for name, tensor in after.items()}
-
-
-@torch.no_grad()
-def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
-    """Clip a vector to an L2 norm of at most ``clip``, and return it in units of ``step``.
-
-    The vector consists of float64 tensors by name. The resulting entries are whole numbers, rounded towards zero.
-    """
-    length = math.hypot(*(part.norm().item() for part in vector.values()))
-    share = min(1.0, _ROUNDING * clip / length) if length else 1.0
-    return {name: (part * share / step).trunc_() for name, part in vector.items()}
-
-
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
     """Return ``(total + noise) * step``, with noise from ``draw``.
@@ -180,27 +150,3 @@ def released(
             change = noised(total, step, stream).div_(clients.clamp(min=1))
             entries.copy_(torch.where(clients > 0, entries + change, entries))
     return new
-
-
-ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
-"""Rényi orders from 1.001 to a million. For a large divergence, an order just above 1 gives the smallest epsilon."""
-
-
-def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
-    """Return the Rényi divergence of ``releases`` noisy sums, at each order.
-
-    ``noise`` is the standard deviation of the noise, divided by the clipping norm.
-    """
-    return [releases * order / (2 * noise**2) for order in orders]
-
-
-def epsilon(spent: Sequence[float], delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """Return the epsilon of differential privacy for a ``delta``.
-
-    ``spent`` has the Rényi divergence at each order. The conversion is proposition 12 of Canonne, Kamath and Steinke
-    (2020).
-    """
-    return min(
-        max(divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1), 0.0)
-        for divergence, order in zip(spent, orders, strict=True)
-    )
