@@ -15,7 +15,7 @@ import pytest
 from heterofl_flwr.federation.round_record import ROUND, RoundRecord
 from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client
-from simulations.flower_internals import ConsoleHandler
+from tests.flower_internals import ConsoleHandler
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {"app", "client", "client.mod", "clientapp", "clientapp.mod", "common", "simulation"}
@@ -52,7 +52,7 @@ def test_no_other_module_imports_what_is_not_public_in_flower():
         modules = re.findall(r"^ *from (flwr\.[\w.]+) import ", path.read_text(encoding="utf-8"), re.MULTILINE)
         if private := {own for own in modules if own.removeprefix("flwr.") not in PUBLIC}:
             found[str(path.relative_to(ROOT))] = private
-    assert sorted(found) == ["heterofl_flwr/transport/compat.py", "simulations/flower_internals.py"]
+    assert sorted(found) == ["heterofl_flwr/transport/compat.py", "tests/flower_internals.py"]
 
 
 def test_versions_up_to_the_newest_tested_pass_without_a_warning():

@@ -10,8 +10,8 @@ import pytest
 from heterofl_flwr.app.run_request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.settings.validate import DEFAULTS
 from heterofl_flwr.settings.without_torch import to_toml
-from simulations.flower_internals import build_fab_from_disk, flatten_dict, load_and_validate
 from tests.docs.pages import APP, blocks
+from tests.flower_internals import build_fab_from_disk, flatten_dict, load_and_validate
 
 ROOT = Path(__file__).parents[2]
 

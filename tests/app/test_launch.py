@@ -17,8 +17,8 @@ import torch
 
 from heterofl_flwr.app.simulation import LOG
 from heterofl_flwr.report import RunFolder
-from simulations.processes import MARK, Processes, free_port, marked
 from tests.federation.tiny import equal
+from tests.processes import MARK, Processes, free_port, marked
 
 pytestmark = [pytest.mark.simulation, pytest.mark.slow]
 

@@ -4,8 +4,8 @@ import re
 import shutil
 from pathlib import Path
 
-from simulations.processes import free_port
 from tests.docs.pages import DOCS, blocks
+from tests.processes import free_port
 
 PAGE = DOCS / "howto" / "deployment.md"
 END, OPERATE = "## Containers", "## Operate"

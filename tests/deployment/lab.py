@@ -13,9 +13,9 @@ import psutil
 
 from heterofl_flwr.settings.value_types import Flat
 from heterofl_flwr.settings.without_torch import to_toml
-from simulations.processes import Processes, free_port, kill
 from tests.deployment.proxy import Proxy
 from tests.docs.pages import ROOT
+from tests.processes import Processes, free_port, kill
 
 LONGEST = 3600.0
 RESTART_SECONDS = 5.0

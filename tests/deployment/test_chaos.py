@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from heterofl_flwr.report import RunFolder
-from simulations.processes import kill, marked
 from tests.deployment.lab import LONGEST, RESTART_SECONDS, SMALL, Lab
 from tests.deployment.proxy import Proxy
 from tests.deployment.replay import check
+from tests.processes import kill, marked
 
 pytestmark = [pytest.mark.deployment, pytest.mark.release]
 

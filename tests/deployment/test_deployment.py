@@ -30,10 +30,10 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.validate import flatten, from_flat
 from heterofl_flwr.settings.without_torch import to_toml
-from simulations.processes import Processes, free_port, kill
 from tests.deployment.howto import ADDRESS, NGINX, HowTo
 from tests.deployment.lab import LONGEST, SMALL
 from tests.docs.pages import ROOT
+from tests.processes import Processes, free_port, kill
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")

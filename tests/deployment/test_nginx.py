@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from simulations.processes import free_port
 from tests.deployment.howto import NGINX
 from tests.docs.pages import DOCS
+from tests.processes import free_port
 
 pytestmark = [pytest.mark.release, pytest.mark.skipif(NGINX is None, reason="needs nginx")]
 

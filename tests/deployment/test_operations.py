@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from simulations.processes import kill
 from tests.deployment.howto import NGINX
 from tests.deployment.lab import LONGEST
 from tests.deployment.test_deployment import NAMES, Follower
+from tests.processes import kill
 
 pytestmark = [pytest.mark.deployment, pytest.mark.release, pytest.mark.skipif(NGINX is None, reason="needs nginx")]
 

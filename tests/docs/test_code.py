@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from simulations.processes import Processes, free_port
 from tests.docs.pages import APP, DOCS, PAGES, TUTORIAL, Block, blocks, commands, fences, name_of
+from tests.processes import Processes, free_port
 
 CHECKED = {"python", "bash", "json", "toml", "yaml"}  # the first two here and in test_commands.py
 SHOWN = {"diff", "text"}

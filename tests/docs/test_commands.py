@@ -16,8 +16,8 @@ import typer
 
 from heterofl_flwr.app.main import parse
 from heterofl_flwr.settings.validate import from_flat, read_assignments
-from simulations.flower_internals import get_flwr_command
 from tests.docs.pages import PAGES, ROOT, commands, name_of
+from tests.flower_internals import get_flwr_command
 
 BUILT_IN = {"cd", "export", "kill", "."}
 OF_THE_SYSTEM = {"curl", "cmp", "nginx", "sed", "ssh"}  # which no package of ours brings

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from flwr.app import Metadata
 
 from heterofl_flwr.transport.compat import FLOWER, PullAppMessagesRequest, Run
-from simulations.flower_internals import (
+from tests.flower_internals import (
     ConfirmMessageReceivedResponse,
     ObjectTree,
     PullObjectResponse,

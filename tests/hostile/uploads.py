@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.transport.compat import make_message, set_metadata
-from simulations.flower_internals import ObjectTree, get_all_nested_objects, get_object_id, get_object_tree
+from tests.flower_internals import ObjectTree, get_all_nested_objects, get_object_id, get_object_tree
 
 
 @dataclass(frozen=True, slots=True)

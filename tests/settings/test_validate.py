@@ -20,7 +20,7 @@ from heterofl_flwr.settings.value_types import AUTO
 from heterofl_flwr.settings.without_torch import to_toml
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.training import ENGINES
-from simulations.flower_internals import flatten_dict
+from tests.flower_internals import flatten_dict
 
 EXAMPLES = st.fixed_dictionaries(
     {},

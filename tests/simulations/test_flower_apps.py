@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Image
 
-from simulations.flower_internals import check_app_to_publish, check_files_to_publish
+from tests.flower_internals import check_app_to_publish, check_files_to_publish
 from tests.simulations.tiny_data import FOLDERS, write_tiny
 
 SIMULATIONS = Path(__file__).parents[2] / "simulations"
