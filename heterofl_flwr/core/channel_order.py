@@ -1,6 +1,6 @@
 """Order of channels by importance."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -39,7 +39,8 @@ class ChannelOrder:
         places: Mapping[str, Mapping[int, Places]] = (
             _places_by_length(plans[-1]) if rule is None else rule.places(plans[-1].axes)
         )
-        sizes = {group: channel + 1 for group, channel in _entries(places)}  # a group's largest channel comes last
+        entries = {entry for axes in places.values() for rows in axes.values() for entry in rows if entry[0] >= 0}
+        sizes = {group: channel + 1 for group, channel in sorted(entries)}  # a group's largest channel comes last
         starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
         self._groups = [slice(start, start + sizes[group]) for group, start in starts.items()]
         # For each parameter and axis, each entry's channel, numbered over all groups; -1 if an entry has no channel.
@@ -145,10 +146,6 @@ class ChannelOrder:
             index[new.argsort(stable=True)] = channels.argsort(stable=True)
             tensor = tensor.index_select(axis, index.to(tensor.device))
         return tensor
-
-
-def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, int]]:
-    return sorted({entry for axes in places.values() for rows in axes.values() for entry in rows if entry[0] >= 0})
 
 
 def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:

@@ -5,7 +5,6 @@ import copy
 import pytest
 from torch import nn
 
-from heterofl_flwr.core import Plan
 from heterofl_flwr.core.exchanged import (
     copy_exchanged,
     exchange_frozen,
@@ -15,7 +14,6 @@ from heterofl_flwr.core.exchanged import (
     frozen_parameters,
     shares_parameters,
 )
-from heterofl_flwr.core.randomness import initial_state
 
 
 def build(rate: float) -> nn.Module:
@@ -75,9 +73,7 @@ def test_a_copy_and_a_model_around_it_exclude_the_same(wrap):
     assert [name.removeprefix("one.") for name in found] == ["0.bias", "1.weight", "1.bias"]
 
 
-def test_what_is_excluded_is_in_no_plan_and_in_no_state():
-    assert list(Plan.of(excluding(1.0), excluding(1.0)).axes) == ["0.bias", "1.weight", "1.bias"]
-    assert list(initial_state(excluding, 1.0, 0)) == ["0.bias", "1.weight", "1.bias"]
+def test_a_tied_parameter_is_excluded_under_each_name():
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
     exclude_parameters(tied, ["1.weight"])

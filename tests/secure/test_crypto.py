@@ -59,11 +59,6 @@ def test_both_sides_agree_for_each_purpose_alone():
     assert len(keys) == len(purposes)
 
 
-def test_a_public_key_that_gives_everybody_the_same_is_rejected():
-    with pytest.raises(ReplyError, match="it gives the same secret to all"):
-        crypto.agree(crypto.new_pair()[0], bytes(32), "mask")
-
-
 def test_sealed_texts_open_whole_and_with_their_key():
     key, other = bytes(32), bytes(31) + b"\1"
     sealed = crypto.seal(key, b"share")

@@ -414,14 +414,3 @@ def test_more_classes_than_groups_share_seeds(monkeypatch):
     found = play(example(TEN, labels=labels))
     assert not found["last.bias"][1][:2].any()
     assert found["last.bias"][1][2] == 10
-
-
-@pytest.mark.parametrize(("least", "accepted"), [(3, True), (2, False)])
-def test_a_client_has_a_minimum_of_its_own(least, accepted):
-    keys, secrets = make_keys()
-    roster = example([8, 8, 8], least=least).roster({0: keys, 1: make_keys()[0], 2: make_keys()[0]})
-    if accepted:
-        assert len(ClientRound(secrets, roster).share_keys(holders=3)[0].sealed) == 3
-        return
-    with pytest.raises(ReplyError, match="sums of 2 clients, and this node takes part in sums of at least 3"):
-        ClientRound(secrets, roster).share_keys(holders=3)
