@@ -1,11 +1,11 @@
-"""Who has a seat in a step, against a slow twin; what lasts from step to step; which options do not fit."""
+"""Who has a seat in a step, against a slow twin."""
 
 from collections import Counter
 from itertools import product
 
 import pytest
 
-from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered, Seats
+from heterofl_flwr.stages.asynchronous import Seats
 
 RATES = (1.0, 0.5, 0.25)
 
@@ -23,13 +23,3 @@ def test_a_reply_waits_only_where_another_level_has_its_seat(quota, extra):
                 seats.take(rate)
                 taken[rate] += 1
             assert seats.all_taken == (taken.total() >= size)
-
-
-def test_what_lasts_is_who_trains():
-    stage = Asynchronous(Buffered(size=2, concurrency=2))
-    stage.training = [3, 1]
-    other = Asynchronous(Buffered(size=2, concurrency=2))
-    other.load(stage.state())
-    assert other.training == [3, 1]
-    other.load({})
-    assert other.training == []
