@@ -100,9 +100,14 @@ def check(
     with Replay("heterofl_flwr.app.client_app:app", nodes, **options) as grid:
         grid.history, grid.steps, grid.answering, grid.lost = history, steps, answering, set()
         server_app.run(grid, Workload(from_flat(settings)))
-    models = sorted((run.path / "models").glob("*.safetensors"))
+    check_models(run.path, folder / "replay")
+
+
+def check_models(run: Path, replay: Path) -> None:
+    """Check that the models in a run's folder are those in the folder of its replay, bit for bit."""
+    models = sorted((run / "models").glob("*.safetensors"))
     assert models
     for path in models:
-        ours, replayed = load_file(path), load_file(folder / "replay" / "models" / path.name)
+        ours, replayed = load_file(path), load_file(replay / "models" / path.name)
         assert ours.keys() == replayed.keys()
         assert all(torch.equal(ours[key], replayed[key]) for key in ours)

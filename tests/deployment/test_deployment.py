@@ -16,13 +16,9 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.certificates import write_node_key
 from heterofl_flwr.app.workload import Workload
@@ -30,6 +26,7 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.validate import flatten, from_flat
 from heterofl_flwr.settings.without_torch import to_toml
+from tests.deployment import replay
 from tests.deployment.howto import ADDRESS, NGINX, HowTo
 from tests.deployment.lab import LONGEST, SMALL
 from tests.docs.pages import ROOT
@@ -195,22 +192,6 @@ def ended(tmp_path_factory):
     return Ended(run, config, first_round, statuses, numbers, codes, logs, deadline, answers, left, health)
 
 
-class WithoutThePhone(LocalGrid):
-    """The nodes in this process; the reply of the first to the last round's instruction never comes."""
-
-    def get_nodes(self):
-        return [SimpleNamespace(node_id=own, name=name) for own, name in zip(self.get_node_ids(), NAMES, strict=True)]
-
-    def send_and_receive(self, messages, *, timeout=None):
-        messages = list(messages)
-        replies = super().send_and_receive(messages, timeout=timeout)
-        phone, *_ = self.get_node_ids()
-        config = messages[0].content["config"]
-        if messages[0].metadata.message_type != "train" or config["server-round"] != ROUNDS:
-            return replies
-        return [reply for reply in replies if reply.metadata.src_node_id != phone]
-
-
 def test_every_command_of_the_page_was_run(ended):
     assert ended.left == []
 
@@ -239,18 +220,15 @@ def test_the_run_completes_though_its_server_and_a_node_die(ended):
     assert re.match("no reply in time|error 5: .*Node Unavailable", last[0])
 
 
-def test_the_model_is_that_of_a_run_whose_server_was_not_killed(ended, tmp_path):
+def test_the_model_is_that_of_a_run_whose_server_was_not_killed(ended, tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "name", NAMES.__getitem__)  # the server has a table of their levels
     config = {**ended.config, "run.dir": str(tmp_path / "whole")}
     levels = [{"level": level} for level in LEVELS]
     client = "heterofl_flwr.app.client_app:app"
-    with WithoutThePhone(client, len(LEVELS), run_config=config, node_config=levels.__getitem__) as grid:
+    with replay.Replay(client, len(LEVELS), run_config=config, node_config=levels.__getitem__) as grid:
+        grid.history, grid.lost = ended.run.history(), set()
         server_app.run(grid, Workload(from_flat(config)))
-    for level in LEVELS:
-        ours, whole = (
-            load_file(path / "models" / f"{level}.safetensors") for path in (ended.run.path, tmp_path / "whole")
-        )
-        assert ours.keys() == whole.keys()
-        assert all(torch.equal(ours[name], whole[name]) for name in whole)
+    replay.check_models(ended.run.path, tmp_path / "whole")
 
 
 def test_the_death_of_a_node_costs_no_more_than_the_deadline(ended):
