@@ -30,14 +30,6 @@ def read_record(message: Message, name: str) -> dict[str, Tensor]:
     return {} if record is None else read_tensors(record)
 
 
-def read_received(message: Message) -> dict[str, Tensor]:
-    """Return the parameters in a message; raise ``ReplyError`` if it has none."""
-    record = reading.find_record(message.content, messages.ARRAYS, ArrayRecord)
-    if record is None:
-        raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
-    return read_tensors(record)
-
-
 def load_models(
     instruction: Instruction,
     build: Build,

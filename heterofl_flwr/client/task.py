@@ -12,7 +12,6 @@ from heterofl_flwr.client.issued_models import IssuedModels
 from heterofl_flwr.client.load_model import (
     load_models,
     personal_state,
-    read_received,
     read_record,
     sent_tensor,
 )
@@ -81,7 +80,7 @@ class Task:
         self._issued = IssuedModels()
         self._is_open = True
         # No reference to the task: a cycle would keep the message alive until the garbage collector runs.
-        self._received = cache(partial(read_received, message))
+        self._received = cache(partial(read_record, message, messages.ARRAYS))
         if runs_on_node():  # not in simulations, which would log this for each client
             server_round, kind, level = self.instruction.server_round, self.instruction.kind, level_name(self.rate)
             host_log.info("round %d: %s at level %s (rate %g)", server_round, kind, level, self.rate)

@@ -84,8 +84,6 @@ class Devices:
     def __init__(self, profiles: Profiles, work: Workload, *, deadline: float = math.inf) -> None:
         if not profiles or not all(isinstance(profile, DeviceProfile) for profile in profiles.values()):
             raise ConfigError(f"device profiles are {profiles!r}; expected a mapping from levels to DeviceProfile")
-        if not deadline > 0:
-            raise ConfigError(f"deadline is {deadline!r}; expected a number of seconds over 0")
         self.work = work
         self.deadline = deadline
         self._profiles = {rate_of(level): profile for level, profile in profiles.items()}

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from hypothesis import given, strategies as st
 
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
-from heterofl_flwr.grids.queued import Group, together as grouped
+from heterofl_flwr.grids.queued import together as grouped
 from heterofl_flwr.transport.compat import ErrorCode
 
 RATES = (1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.25)
@@ -237,8 +237,3 @@ def test_groups_are_whole_even_alike_and_in_order(sent, most):
             lines[one.metadata.dst_node_id].append(one)
     for node_id, line in lines.items():
         assert line == [one for one in messages if one.metadata.dst_node_id == node_id]
-
-
-def test_groups_sort_by_push_then_by_urgency_then_as_sent():
-    groups = [Group(2, -9.0, 1, []), Group(1, -1.0, 2, []), Group(1, -5.0, 4, []), Group(1, -5.0, 3, [])]
-    assert [group.number for group in sorted(groups)] == [3, 4, 2, 1]
