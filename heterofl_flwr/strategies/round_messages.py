@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import GEN_CLOSED, getgeneratorstate, isgenerator
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
@@ -21,20 +22,6 @@ from heterofl_flwr.transport.exchange import fault_of
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
-
-
-class Replies(Iterator[Message]):
-    """Iterator over the replies of an exchange. They can be read only once."""
-
-    def __init__(self, replies: Iterator[Message]) -> None:
-        self._replies, self.are_read = replies, False
-
-    def __next__(self) -> Message:
-        try:
-            return next(self._replies)
-        except StopIteration:
-            self.are_read = True
-            raise
 
 
 class RoundMessages:
@@ -81,13 +68,10 @@ class RoundMessages:
                 self.current.leave_out(message.metadata.dst_node_id)
         self.sent = [message for message in self.sent if message.metadata.dst_node_id in node_ids]
 
-    def watch(self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]) -> Replies:
-        """Return an iterator over ``replies`` that calls ``on_reply`` of callbacks, and records sizes and faults."""
-        return Replies(self._watched(replies, what, number, callbacks))
-
-    def _watched(
+    def watch(
         self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]
     ) -> Iterator[Message]:
+        """Return a generator of ``replies`` that calls ``on_reply`` of callbacks, and records sizes and faults."""
         done = failed = 0
         # Clients may train on all cores meanwhile; the threads of a sum would then spin while they wait for each other.
         with torch_threads(1):
@@ -110,7 +94,7 @@ class RoundMessages:
 
         If a subclass of the strategy dropped a client's reply, the client is removed from the round without a failure.
         """
-        if self._received and isinstance(replies, Replies) and replies.are_read:
+        if self._received and isgenerator(replies) and getgeneratorstate(replies) == GEN_CLOSED:
             raise ConfigError(
                 f"round {self.server_round}: all replies ({len(self._received)}) were read before this strategy got "
                 f"them, and they can be read once: let an overriding method begin with replies = list(replies)"
