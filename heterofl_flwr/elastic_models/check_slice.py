@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from heterofl_flwr.common.errors import UnsupportedLayerError, first_line
 from heterofl_flwr.elastic_models.channels import Places, kept_positions
@@ -38,6 +39,7 @@ class Step(NamedTuple):
     tensors: list[str]  # names of the parameters and buffers among the inputs
     outputs: list[list[int | Places | None]]  # shape of each output
     numbers: tuple[float, ...] = ()  # plain numbers among the arguments
+    terms: int = 0  # number of terms in each entry of a sum
 
 
 class DifferentStepError(Exception):
@@ -54,29 +56,41 @@ def check_slice(
     skeleton: Skeleton,
     example_inputs: object,
     rate: float,
-) -> set[str]:
+) -> tuple[set[str], set[str]]:
     """Run a slice, and compare its operator calls with ``steps``, the calls of the full model.
 
     With ``steps=None``, the slice only has to run. ``widths`` and ``sizes`` are the numbers of channels by group, in
-    the slice and in the full model. Return the layers with a factor that changes with the rate, but not like a power of
-    a width (``_POWERS``). Raise ``UnsupportedLayerError`` at the first other difference.
+    the slice and in the full model. Return the layers that divide a sum over channels by their number in the full
+    model, and the layers with a factor that changes with the rate, but not like a power of a width (``_POWERS``). Raise
+    ``UnsupportedLayerError`` at the first other difference.
     """
-    expected, odd_factors = _expected(steps or (), widths), set[str]()
+    expected, literal, odd_factors = _expected(steps or (), widths), set[str](), set[str]()
+    sums: dict[int, tuple[Tensor, int]] = {}  # sums with fewer terms than in the full model, and the number there
     powers = [1.0, *((few / size) ** power for few, size in set(zip(widths, sizes, strict=True)) for power in _POWERS)]
 
     def compare(called: Call) -> None:
-        if steps is not None and called.name not in QUIET:
+        if steps is None:
+            return
+        # A sum that is moved or scaled is still a sum.
+        terms = sums.get(id(called.inputs[0]), (None, 0))[1] if len(called.inputs) == 1 else 0
+        if called.name not in QUIET:
             shapes: Any = [list(output.shape) for output in called.outputs]
             step = next(expected, _END)
             _compare(Step(called.name, skeleton.names_in(called), shapes, called.numbers), step)
             if called.name.removesuffix("_") in SCALES and not _follow_widths(called.numbers, step.numbers, powers):
                 odd_factors.add(f"{skeleton.place} ({called.numbers[0]:g} for {step.numbers[0]:g})")
+            if terms and math.isclose(called.divisor, terms):
+                literal.add(skeleton.place)
+            if called.terms != step.terms:
+                terms = step.terms
+        if terms:
+            sums.update((id(output), (output, terms)) for output in called.outputs)
 
     try:
         for mode in MODES:
             skeleton.run(example_inputs, mode, Operators(compare))
         _compare(_END, next(expected, _END))
-        return odd_factors
+        return literal, odd_factors
     except Exception as error:  # the model's code and torch raise various errors if widths do not match
         is_ours = isinstance(error, UnsupportedLayerError | DifferentStepError)
         difference = str(error) if is_ours else first_line(error)

@@ -26,6 +26,10 @@ _UNUSED = (
     "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
     "this one whose forward uses them; to keep them without this warning, name them: fixed=[...]"
 )
+_LITERAL = (
+    "{} divides a sum over channels by their full number, which stands in the code, so a slice, which adds fewer, "
+    "divides by too much: use mean, or take the number from the tensor's shape"
+)
 _FACTORS = (
     "{} multiplies by a number that changes with the rate, and not as a width or its root does: the code computes or "
     "chooses it by a width, so a slice computes something else than the full model"
@@ -89,9 +93,10 @@ class Elastic:
 
     def _check(self, model: nn.Module, part: Slice, rate: float, steps: Sequence[Step] | None) -> None:
         skeleton = Skeleton(model, self.traced.says_tracing)
-        layers = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
-        if layers:
-            warnings.warn(_FACTORS.format(", ".join(sorted(layers))), stacklevel=4)
+        found = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
+        for layers, text in zip(found, (_LITERAL, _FACTORS), strict=True):
+            if layers:
+                warnings.warn(text.format(", ".join(sorted(layers))), stacklevel=4)
 
     def plan(self, rate: float) -> Plan:
         """Return the plan that slices this rate's model out of the full model."""
@@ -154,6 +159,7 @@ def elastic(
     -----
     UserWarning
         If parameters are not used on the example inputs; they keep their full width.
+        If the code divides a sum over channels by a plain number that equals the full number of channels.
         If the code multiplies by a number that changes with the rate, but not like a width or its root.
         If a slice of rate 0.5 keeps more than 60 % of the parameters, and not only because of ``fixed`` or unused
         parameters.

@@ -3,6 +3,7 @@
 A trace rule says which axes of a torch operator or function are sliced alike.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
 from typing import Any
@@ -79,6 +80,21 @@ class Call:
         """Arguments that are ``int`` or ``float``, except those named in ``_LENGTHS``."""
         values = {name: value for name, value in self.named_arguments.items() if name not in _LENGTHS}
         return tuple(leaf for leaf in tree_leaves(values) if isinstance(leaf, int | float))
+
+    @property
+    def terms(self) -> int:
+        """Number of terms in each entry of a sum or of a product of matrices; 0 for other operators."""
+        if self.name in ("mm", "bmm", "mv", "dot"):
+            return self.shape[-1]
+        return math.prod(self.shape) // max(self.outputs[0].numel(), 1) if self.name == "sum" else 0
+
+    @property
+    def divisor(self) -> float:
+        """Number by which a ``div`` or a ``mul`` divides; 0 for tensors and other operators."""
+        number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else 0
+        if not isinstance(number, int | float) or not number:
+            return 0
+        return number if self.name.startswith("div") else 1 / number
 
 
 OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda value: isinstance(value, OpOverloadPacket))

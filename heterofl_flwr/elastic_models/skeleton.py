@@ -161,6 +161,8 @@ class Skeleton:
         with ExitStack() as stack, kept_random_state(0), torch.no_grad(), torch.device("meta"):
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002 - the model's code may draw from the old generator
+            if torch.backends.opt_einsum.enabled:  # the order of products would depend on widths
+                stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             if self.says_tracing:
                 module_names = vars(torch.jit)  # where code looks it up
                 stack.callback(module_names.__setitem__, "is_tracing", module_names["is_tracing"])

@@ -188,7 +188,7 @@ class Tracer:
         self._used.update(tensors)
         if called.name not in QUIET:
             outputs = [(output.shape, self._trace.marked_rows(output)) for output in called.outputs]
-            self._calls.append((Step(called.name, tensors, [], called.numbers), outputs))
+            self._calls.append((Step(called.name, tensors, [], called.numbers, called.terms), outputs))
         if _NORM.search(called.name):
             # Norms of weights do not normalise activations.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")

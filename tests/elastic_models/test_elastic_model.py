@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from collections import UserDict
 
 import pytest
@@ -224,6 +225,16 @@ def test_whatever_leaves_the_finer_choice_of_widths(groups, shape, left):
     assert (layer.in_channels, layer.out_channels) == (shape[1] * left, shape[0])
 
 
+def test_a_product_of_three_has_one_order_at_every_rate():
+    def forward(self, x):
+        return self.last(torch.einsum("bi,ij,jk->bk", self.first(x), self.down, self.up))
+
+    model = Then(forward, first=nn.Linear(3, 8), last=nn.Linear(8, 2))
+    model.down, model.up = nn.Parameter(torch.ones(8, 100)), nn.Parameter(torch.ones(100, 8))
+    build = elastic(model, X)
+    assert [build(rate)(X).shape for rate in (0.9, 0.5, 0.1)] == [(4, 2)] * 3
+
+
 @pytest.mark.parametrize(
     "read",
     [
@@ -243,6 +254,33 @@ def test_a_table_longer_than_the_example_keeps_its_length(read):
     small = elastic(model, torch.zeros(1, 2, 3))(0.5)
     assert torch.equal(small.table, model.table[:, :6])
     assert small(torch.zeros(1, 8, 3)).shape == (1, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("divided", "warns"),
+    [
+        (lambda self, x: x.sum(1, keepdim=True) / 20, True),
+        (lambda self, x: x.sum(1, keepdim=True) / self.width, True),
+        (lambda self, x: torch.div(x.sum(1), 20)[:, None], True),
+        (lambda self, x: x.sum(1)[:, None] / 20, True),
+        (lambda self, x: (1 / 20) * x.sum(1, keepdim=True), True),
+        (lambda self, x: torch.einsum("bc,bc->b", x, x).div_(20)[:, None], True),
+        (lambda self, x: (x @ x.T / 20)[:, :1], True),
+        (lambda self, x: x.sum(1, keepdim=True) / x.shape[1], False),
+        (lambda self, x: x.sum(1, keepdim=True) * (1 / x.shape[1]), False),
+        (lambda self, x: x.mean(1, keepdim=True), False),
+        (lambda self, x: (x / 20).sum(1, keepdim=True) / 3, False),
+        (lambda self, x: x[:, :, None].expand(-1, -1, 20).sum(2).sum(1, keepdim=True) * 20, False),
+    ],
+)
+def test_a_sum_divided_by_a_literal_length_is_a_warning(divided, warns):
+    layer = Then(divided)
+    layer.width = 20
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        elastic(nn.Sequential(nn.Linear(3, 20), layer, nn.Linear(1, 2)), torch.zeros(2, 3))
+    found = [one.filename for one in said if "Then divides a sum over channels by their full" in str(one.message)]
+    assert found == [__file__] * warns
 
 
 def test_a_model_that_cannot_be_cut_is_a_warning():
