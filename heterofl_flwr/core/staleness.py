@@ -19,10 +19,10 @@ LEAST = 1e-3
 
 
 class Clocks:
-    """Counters of the global model's steps, one for each region of the model.
+    """Counters of the global model's steps, one for each plan.
 
-    A region is a set of entries that the same levels hold. The staleness of a region on a client is the number of
-    steps that have changed the region since the server sent it.
+    A plan's counter is the number of steps in which this plan was the largest. Such a step changes the entries in the
+    plan and no others. So the number of steps that changed an entry is the sum of the counters of all plans with it.
     """
 
     def __init__(self) -> None:
@@ -48,10 +48,10 @@ class Clocks:
         self._moved = {plan: self._moved.get(plan, 0) + (plan is largest) for plan in ordered}
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply's regions, as a dictionary from plan to number of steps.
+        """Return the staleness of a reply: the numbers of steps since the server sent the slice, by plan.
 
-        The first key is ``plan``. Each later key is a smaller plan with a larger staleness. An entry has the staleness
-        of the smallest of these plans that contains the entry.
+        The first key is ``plan``. Each later key is a smaller plan with a larger staleness. The smallest
+        of these plans that contains an entry of the model gives the entry's staleness.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))

@@ -80,7 +80,7 @@ class Length(int):
 
     @property
     def trace(self) -> "Trace":
-        """Trace in which the code read the lengths."""
+        """The ``Trace`` during which the model's code read the lengths."""
         return self.sources[0].trace
 
     @property

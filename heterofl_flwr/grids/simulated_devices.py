@@ -56,15 +56,15 @@ class SimulatedDevices(Relay):
     and energy of a round are in its ``RoundRecord``. Only training is simulated: other messages take no time.
 
     In simulated time, a device is busy until its reply, its dropout or the deadline. A round takes the time of its
-    slowest device. In asynchronous runs and with ``spare`` clients, each pull advances the simulated time to the
-    arrival of the first reply.
+    slowest device. In asynchronous runs and with ``spare`` clients, each pull that returns replies advances the
+    simulated time to the first arrival.
 
     Only HeteroFL's messages can be simulated. A ``Windowed`` grid must be inside this proxy (see the example).
 
     Parameters
     ----------
     grid : Grid
-        Any grid of Flower, a ``LocalGrid`` or a ``Windowed``; the caller must close it.
+        A grid of Flower, or a ``LocalGrid``, or a ``Windowed``; the caller must close it.
     devices : Devices
         The devices, and the deadline for their replies.
 
@@ -132,10 +132,10 @@ class SimulatedDevices(Relay):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Advance the simulated time to the first arrival of a reply to these messages; return those that arrived.
+        """Advance the simulated time to the first arrival of a reply to these messages; return the arrived replies.
 
-        While the underlying grid still trains a client, return no replies, because that client's reply may arrive
-        first. If none of the messages is for training, return the replies of the underlying grid.
+        While the underlying grid still trains a client, return no replies: in simulated time, this client's reply may
+        be the first. If none of the messages is for training, return the replies of the underlying grid.
         """
         ids = set(message_ids)
         training = [id_ for id_ in self._out if id_ in ids]

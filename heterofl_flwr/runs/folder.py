@@ -275,7 +275,7 @@ class RunFolder:
         checkpoints.save_checkpoint(self._checkpoints, checkpoint)
 
     def load_checkpoint(self) -> RunState:
-        """Return the newest undamaged checkpoint. It is not later than the final round in the history, if any."""
+        """Return the newest undamaged checkpoint of a round in the history; without a history, of any round."""
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 

@@ -222,9 +222,10 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add to ``liars`` each client that accuses too many others, or that too many others accuse.
+        """Add to ``liars`` each client that withholds the shares of too many clients.
 
-        A client accuses another client if it reveals no shares of that client's secrets.
+        Then add each client whose shares are withheld by too many clients outside ``liars``. Too many are more than
+        ``roster.tolerated``.
         """
         accused = Counter(helper for helpers in self._accusers.values() for helper in helpers)
         for helper, number in accused.items():

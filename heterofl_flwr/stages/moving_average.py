@@ -27,5 +27,5 @@ class MovingAverage(StatefulStage):
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the average, or ``state`` before the first round."""
+        """Return the average. Before the first round there is none, and the result is ``state``."""
         return dict(self.tensors) or state

@@ -161,7 +161,7 @@ class ServerStage:
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Process an update after it was added to the mean. Updates of weight 0 are skipped."""
+        """Process an update after it was added to the mean. This is not called for updates of weight 0."""
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the new model, computed from ``new``, the mean of the round.
