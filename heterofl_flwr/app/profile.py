@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from heterofl_flwr.core.mix import Mix
+    from heterofl_flwr.nn.inner_widths import InnerWidths
     from heterofl_flwr.nn.models import Build, Setup
-    from heterofl_flwr.nn.nested import InnerWidths
     from heterofl_flwr.nn.profile import MixProfile, Profile
 
 SUMMARY = "what the models of a mix cost, as in the paper's Tables 7 to 9"

@@ -19,8 +19,8 @@ from heterofl_flwr.data.load import shared_dataset
 from heterofl_flwr.data.splits import owner_column
 from heterofl_flwr.nn.depth import Rates, read_levels, shallow
 from heterofl_flwr.nn.exits import BLOCKS, with_exits
+from heterofl_flwr.nn.inner_widths import Nested
 from heterofl_flwr.nn.models import MODELS, Build, build_model
-from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.runs.class_counts import Matrix, count_pairs
 from heterofl_flwr.settings.auto_values import model_options, options_of, with_architecture
 from heterofl_flwr.settings.definitions import DataSettings, Settings
@@ -29,8 +29,9 @@ from heterofl_flwr.settings.validate import from_flat
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.batches import batch_rows
 from heterofl_flwr.training.device import arithmetic
+from heterofl_flwr.training.exit_losses import EXIT_LOSSES, ramp_up
 from heterofl_flwr.training.fedh2l import seed_set
-from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
+from heterofl_flwr.training.inplace_distillation import nested_loss
 from heterofl_flwr.training.options import JointLoss
 
 COHORTS = {"cpu": 5, "cuda": 50}

@@ -10,8 +10,8 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.execution import device_of
+from heterofl_flwr.nn.inner_widths import InnerWidth
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.nested import InnerWidth
 
 
 class IssuedModels:

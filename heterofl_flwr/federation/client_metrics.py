@@ -1,9 +1,10 @@
-"""Metrics that clients report, and their means over clients."""
+"""Metrics that clients report, and their means and medians over clients."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from statistics import median
 
 Answer = tuple[float, Mapping[str, float]]
 """A client's number of examples, and its metrics."""
@@ -72,6 +73,11 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
         key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
         for key, pairs in values_by_metric(answers).items()
     }
+
+
+def medians(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the median of each metric over the clients with examples."""
+    return {key: median(value for _, value in pairs) for key, pairs in values_by_metric(answers).items()}
 
 
 def majority_means(answers: Sequence[Answer]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from statistics import median, quantiles
+from statistics import quantiles
 
 from heterofl_flwr.common.errors import Fault, counted, listed
 from heterofl_flwr.core.levels import level_name
@@ -13,9 +13,9 @@ from heterofl_flwr.federation.client_metrics import (
     LOCAL_ACCURACY,
     WORST_ACCURACY,
     Answer,
+    medians,
     minority_headlines,
     split_metrics,
-    values_by_metric,
     weighted_means,
 )
 from heterofl_flwr.federation.federation import Federation
@@ -197,8 +197,3 @@ class EvaluationRound:
         self, answers: SplitAnswers, rate: float | None, summary: Callable[[Sequence[Answer]], dict[str, float]]
     ) -> dict[str, float]:
         return summary([(number, metrics[rate]) for number, metrics in answers.values() if rate in metrics])
-
-
-def medians(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the median of each metric over the clients with examples."""
-    return {key: median(value for _, value in pairs) for key, pairs in values_by_metric(answers).items()}

@@ -14,7 +14,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Decay, NotNegative, Positive, Share, group
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.nn.nested import InnerWidths, mean_passes
+from heterofl_flwr.nn.inner_widths import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
 
 Workload = Callable[[str, int, float, int], float]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.grids.apps import answer, load
+from heterofl_flwr.grids.call_app import answer, load
 from heterofl_flwr.grids.queued import Group, QueuedGrid, Runner
 
 

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, check_count, without_numbers
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.grids.apps import Envelope
+from heterofl_flwr.grids.call_app import Envelope
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
 from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.messages import CONFIG, RATE

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.grids.apps import Envelope, answer, failure, load
+from heterofl_flwr.grids.call_app import Envelope, answer, failure, load
 from heterofl_flwr.transport.compat import ErrorCode, ensure_identity
 
 Actor = Any

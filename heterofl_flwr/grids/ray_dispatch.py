@@ -13,7 +13,7 @@ import ray
 from flwr.app import ArrayRecord, Context, Message
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
-from heterofl_flwr.grids.apps import Envelope, failure
+from heterofl_flwr.grids.call_app import Envelope, failure
 from heterofl_flwr.grids.queued import Group, Runner
 from heterofl_flwr.grids.ray_actors import Actor, ActorOptions, pack, unpack
 from heterofl_flwr.grids.ray_session import check_alive

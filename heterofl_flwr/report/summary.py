@@ -18,7 +18,7 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord
-from heterofl_flwr.nn.nested import InnerWidths
+from heterofl_flwr.nn.inner_widths import InnerWidths
 from heterofl_flwr.runs.class_counts import ClassCounts
 from heterofl_flwr.runs.costs import ModelCosts, price, received_rates, savings
 from heterofl_flwr.runs.metrics import points

@@ -17,8 +17,8 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.grids.simulated_devices import AWAY
+from heterofl_flwr.nn.inner_widths import InnerWidths, mean_passes
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.settings.validate import flatten
 from heterofl_flwr.transport.arrays import npy_size

@@ -12,7 +12,7 @@ from heterofl_flwr.settings.value_types import AUTO
 
 _NO_EXITS = (
     "but the model has no exits that this app knows: expected model.shrink to name depths, and one of this package's "
-    "image models with stages; one of yours needs an app of your own (heterofl_flwr.training.joint_losses)"
+    "image models with stages; one of yours needs an app of your own (heterofl_flwr.training.exit_losses)"
 )
 
 

@@ -34,15 +34,15 @@ from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.options import Assignment, Averaging, Evaluation, OptionalLevel, Slicing, Training
 from heterofl_flwr.federation.sampling import Participation
-from heterofl_flwr.nn.nested import InnerWidths
+from heterofl_flwr.nn.inner_widths import InnerWidths
 from heterofl_flwr.settings import value_types
 from heterofl_flwr.settings.value_types import Group
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.training.device import Precision
+from heterofl_flwr.training.exit_losses import TrainedExits
 from heterofl_flwr.training.fedh2l import DistillOptions
-from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
 
 AGGREGATORS: Mapping[str, OpenAggregator] = MappingProxyType({"counting-mean": CountingMean, "product": ProductMean})

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.nn.exits import Exits
+from heterofl_flwr.nn.inner_widths import Nested
 from heterofl_flwr.nn.loss import Fill, class_mask, mask_logits, masked_cross_entropy
-from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.options import JointLoss, TrainOptions
 

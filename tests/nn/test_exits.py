@@ -8,7 +8,7 @@ import torch
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Plan
 from heterofl_flwr.nn import build_model, collect_moments, shallow, with_exits, with_static_norm
-from heterofl_flwr.nn.nested import Nested, mean_passes
+from heterofl_flwr.nn.inner_widths import Nested, mean_passes
 
 HIDDEN = (4, 6, 6, 8)
 MODELS = {"cnn": 1, "preresnet18": 3, "preresnet50": 3}

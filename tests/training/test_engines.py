@@ -13,7 +13,7 @@ from heterofl_flwr.adapters import lora
 from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn import CNN, build_model
-from heterofl_flwr.nn.nested import Nested
+from heterofl_flwr.nn.inner_widths import Nested
 from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, engines, train, train_together
@@ -21,7 +21,7 @@ from heterofl_flwr.training.batches import count_steps, steps_per_epoch, trainin
 from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.training.engines.plain import train_plain
-from heterofl_flwr.training.joint_losses import nested_loss
+from heterofl_flwr.training.inplace_distillation import nested_loss
 from tests.federation.tiny import equal
 from tests.training.conftest import (
     OPTIONS,

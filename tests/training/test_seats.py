@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core.exchanged import exchanged_parameters
-from heterofl_flwr.nn.nested import Nested
+from heterofl_flwr.nn.inner_widths import Nested
 from heterofl_flwr.training import DivergedError, TrainingJob
 from heterofl_flwr.training.engines import seat, seats
 from heterofl_flwr.training.engines.seats import Hall, Round, train_seats
 from heterofl_flwr.training.engines.structure import log_once
-from heterofl_flwr.training.joint_losses import nested_loss
+from heterofl_flwr.training.inplace_distillation import nested_loss
 from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
 from tests.federation.tiny import equal
 from tests.training.conftest import OPTIONS, Counts, assert_as_plain, exact, make_jobs, small, state, train_seated

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from heterofl_flwr.nn.inner_widths import Nested
 from heterofl_flwr.nn.layers import Scaler
-from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.training.engines.structure import describe
-from heterofl_flwr.training.joint_losses import mutual_loss, nested_loss
+from heterofl_flwr.training.exit_losses import mutual_loss
+from heterofl_flwr.training.inplace_distillation import nested_loss
 from tests.training.conftest import small
 
 

@@ -1,4 +1,4 @@
-"""Losses of a model with several outputs: early exits, or smaller models inside it."""
+"""Losses of a model with early exits."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +24,11 @@ def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.
     With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``. CE_i is the cross
     entropy of exit i, and p_i are its class probabilities at temperature T. No gradient flows through p_j.
     """
-    posteriors = [_posteriors(exit_logits, temperature) for exit_logits in logits]
+    posteriors = [soft_targets(exit_logits, temperature) for exit_logits in logits]
     total = torch.stack([masked_cross_entropy(exit_logits, targets) for exit_logits in logits]).sum()
     for number, exit_logits in enumerate(logits):
         if peers := posteriors[:number] + posteriors[number + 1 :]:
-            distance = divergence(_finite(exit_logits), torch.stack(peers), temperature)
+            distance = divergence(finite_logits(exit_logits), torch.stack(peers), temperature)
             total = total + weight * temperature**2 * distance
     return total
 
@@ -41,40 +41,12 @@ def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1
     gradient flows through p_d. The authors' code differs from this: it lets a gradient flow through p_d, and divides
     the divergence by the number of classes.
     """
-    teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
+    teacher, exits = soft_targets(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)
     for number, exit_logits in enumerate(logits[:-1], 1):
-        distance = weight * temperature**2 * divergence(_finite(exit_logits), teacher, temperature)
+        distance = weight * temperature**2 * divergence(finite_logits(exit_logits), teacher, temperature)
         total = total + number * (masked_cross_entropy(exit_logits, targets) + distance)
     return total / (exits * (exits + 1) / 2)
-
-
-def nested_loss(
-    logits: Sequence[Tensor],
-    targets: Tensor,
-    *,
-    weight: float = 1.0,
-    temperature: float = 1.0,
-    label_share: float = 0.0,
-    criterion: Callable[[Tensor, Tensor], Tensor] = masked_cross_entropy,
-) -> Tensor:
-    """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): a model teaches smaller models inside it.
-
-    The last tensor of ``logits`` is from the client's model, the others are from the smaller models. The caller masks
-    absent classes in all tensors. The loss is ``CE + weight * sum_i (label_share * CE_i + (1 - label_share) *
-    T^2 KL(p, p_i))``. CE is ``criterion`` of the client's model and CE_i of smaller model i; p and p_i are their class
-    probabilities at temperature T. No gradient flows through p. By default, with one smaller model, this is
-    FjORD's loss (Horvath et al., NeurIPS 2021, section 3.2).
-    """
-    teacher = _posteriors(logits[-1], temperature)[None]
-    total = criterion(logits[-1], targets)
-    for inner in logits[:-1]:
-        if label_share:
-            total = total + weight * label_share * criterion(inner, targets)
-        if label_share < 1:
-            distance = temperature**2 * divergence(_finite(inner), teacher, temperature)
-            total = total + weight * (1 - label_share) * distance
-    return total
 
 
 EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_loss, "deepest": deepest_loss}
@@ -93,10 +65,11 @@ def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
     return math.exp(-5 * remaining**2)
 
 
-def _posteriors(logits: Tensor, temperature: float) -> Tensor:
-    return (_finite(logits.detach()) / temperature).softmax(1)
+def soft_targets(logits: Tensor, temperature: float) -> Tensor:
+    """Return class probabilities at a temperature, without a gradient."""
+    return (finite_logits(logits.detach()) / temperature).softmax(1)
 
 
-def _finite(logits: Tensor) -> Tensor:
+def finite_logits(logits: Tensor) -> Tensor:
     """Replace logits of -inf by -1e4, because a loss with -inf would contain 0 times infinity. Keep NaN."""
     return logits.masked_fill(logits.isneginf(), -1e4)

@@ -8,7 +8,8 @@ import torch
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model, with_exits
 from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
-from heterofl_flwr.training.joint_losses import deepest_loss, mutual_loss, nested_loss, ramp_up
+from heterofl_flwr.training.exit_losses import deepest_loss, mutual_loss, ramp_up
+from heterofl_flwr.training.inplace_distillation import nested_loss
 
 LOGITS = [torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(4.0), 0.0]])]
 """Three exits whose posteriors are (1/4, 3/4), (1/2, 1/2) and (4/5, 1/5)."""
