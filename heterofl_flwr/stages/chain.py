@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
-from heterofl_flwr.common.named_tensors import entries_under
+from heterofl_flwr.common.named_tensors import entries_under, name_misfits
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.checked_aggregation import LARGEST_ENTRY, Aggregation, value_faults
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
@@ -82,7 +82,7 @@ class Chain:
         self.broadcast = {
             f"{client.registered_name}/{name}": tensor
             for stage, client in halves
-            for name, tensor in stage.broadcast(context).items()
+            for name, tensor in _check_broadcast(stage, context).items()
         }
         open_aggregator = self.summing.open_aggregator if self.summing else self._open_aggregator
         self._aggregation = Aggregation(
@@ -132,7 +132,7 @@ class Chain:
             if not overrides(stage, "on_mean"):
                 continue
             new = _expect(dict, stage.on_mean(new, holders, self._context), f"{stage_name(stage)}.on_mean")
-            if fault := next(value_faults(new), None):
+            if fault := name_misfits(new, self._context.state) or next(value_faults(new), None):
                 raise RoundError(f"{stage_name(stage)}.on_mean returned a model that is not usable: {fault}")
         del self._aggregation, self._context
         self.broadcast = {}
@@ -187,6 +187,18 @@ class Chain:
             )
         for stage in self.stages:
             stage.load(entries_under(f"{stage_name(stage)}/", state))
+
+
+def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:
+    """Return a stage's broadcast. Clients would not get a tensor of another name, so it raises ``ConfigError``."""
+    tensors = stage.broadcast(context)
+    for name, tensor in tensors.items():
+        if name not in context.state or tensor.shape != context.state[name].shape:
+            raise ConfigError(
+                f"{stage_name(stage)}.broadcast: {name} is {tuple(tensor.shape)}; expected the name and shape of a "
+                f"parameter"
+            )
+    return tensors
 
 
 def _expect(kind: type[Expected], result: object, source: str) -> Expected:

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.common.errors import ReplyError, ShapeError
+from heterofl_flwr.common.named_tensors import name_misfits
 from heterofl_flwr.common.options import group
 from heterofl_flwr.core.checked_aggregation import check_reply
 from heterofl_flwr.core.randomness import derive
@@ -67,9 +68,12 @@ def compress(
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the changes ``after - before`` in float16 or int8, and the step sizes of int8.
 
-    Rounding to int8 is stochastic, so use another ``seed`` for each client and round. Raise ``ReplyError`` if a
-    change is not finite or too large for the encoding.
+    Rounding to int8 is stochastic, so use another ``seed`` for each client and round. Raise ``ShapeError`` if names or
+    shapes differ, as after another client stage, and ``ReplyError`` if a change is not finite or too large for the
+    encoding.
     """
+    if wrong := name_misfits(after, before):
+        raise ShapeError(f"the model of the reply is not the one that the server sent ({wrong})")
     tensors: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(derive(seed, "upload"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.common.errors import ReplyError, ShapeError
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.stages.compress import compress, restore
@@ -111,6 +111,13 @@ def test_a_change_that_a_form_cannot_carry_is_refused_by_name(form, value):
     after = {"a": torch.ones(2), "b": torch.tensor([1.0, value, 0.0], dtype=torch.float64)}
     with pytest.raises(ReplyError, match=rf"parameter b changed by up to .*, which {form} cannot carry"):
         compress(before, after, form, seed=0)
+
+
+def test_a_model_with_other_names_or_shapes_is_refused():
+    before = {"w": torch.ones(2, 3), "b": torch.ones(2)}
+    for after in ({**before, "w": torch.ones(1, 3)}, {"w": torch.ones(2, 3)}):  # the first could be broadcast
+        with pytest.raises(ShapeError, match=r"not the one that the server sent .*expected"):
+            compress(before, after, "int8", seed=0)
 
 
 STATE = {"w": torch.ones(4, 3), "b": torch.ones(4)}

@@ -1,6 +1,6 @@
 """The chain: in which order stages run, what they may not be beside, a stage of the user's own."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from heterofl_flwr import Adam, FedDyn, HeteroFL, Momentum, MovingAverage, Plan,
 from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.client_stage import ClientStage
+from heterofl_flwr.stages.client_stage import ClientStage, client_stage
 from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 from tests.federation.grouped import grouped
@@ -160,6 +160,30 @@ class Ruins(ServerStage):
         return {name: own / 0 for name, own in new.items()}
 
 
+class Flattens(ServerStage):
+    def on_mean(self, new, holders, context):
+        return new | {"hidden.weight": new["hidden.weight"].flatten()}
+
+
+class Loses(ServerStage):
+    def on_mean(self, new, holders, context):
+        return {name: tensor for name, tensor in new.items() if name != "hidden.bias"}
+
+
+@client_stage("listens")
+@dataclass(frozen=True)
+class Listens(ClientStage):
+    pass
+
+
+class Misspells(ServerStage):
+    def client(self):
+        return Listens()
+
+    def broadcast(self, context):
+        return {"hidden.wieght": torch.ones(8, 3)}
+
+
 class Forgets(ServerStage):
     def on_mean(self, new, holders, context):
         new["hidden.bias"] = new["hidden.bias"] + 1
@@ -176,6 +200,9 @@ class Drops(ServerStage):
         (Forgets(), "Forgets.on_mean returned NoneType; expected dict"),
         (Drops(), "Drops.on_reply returned NoneType; expected Update"),
         (Ruins(), "Ruins.on_mean returned a model that is not usable: hidden.weight contains NaN or infinity"),
+        (Flattens(), r"Flattens.on_mean returned .* not usable: hidden.weight: \(24,\), expected \(8, 3\)"),
+        (Loses(), r"Loses.on_mean returned .* not usable: hidden.bias: None, expected \(8,\)"),
+        (Misspells(), r"Misspells.broadcast: hidden.wieght is \(8, 3\); expected the name and shape of a parameter"),
     ],
 )
 def test_what_a_stage_may_not_return_is_named(stage, fault):
