@@ -90,6 +90,7 @@ def test_the_penalty_is_that_of_the_message_api():
     ("arguments", "text"),
     [
         ({"metrics": {"capacity": 0.25}}, "metrics has capacity, which is an argument of reply; expected another name"),
+        ({"labels": {"classifier": [0, 1]}}, "labels is by head, which the classic API does not carry"),
         ({"num_examples": "3"}, "num_examples is '3'; expected a whole number"),
     ],
 )
