@@ -128,8 +128,11 @@ def _private(key: EllipticCurvePrivateKey, form: serialization.PrivateFormat) ->
 
 
 def _read_authority(key: Path, certificate: Path) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
-    authority_key = serialization.load_pem_private_key(key.read_bytes(), password=None)
-    authority = x509.load_pem_x509_certificate(certificate.read_bytes())
+    try:
+        authority_key = serialization.load_pem_private_key(key.read_bytes(), password=None)
+        authority = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except (ValueError, TypeError) as error:  # TypeError: a key with a password
+        raise ConfigError(f"{key} and {certificate} cannot be read: {error}; put them back, or remove both") from error
     if not isinstance(authority_key, EllipticCurvePrivateKey) or authority.public_key() != authority_key.public_key():
         raise ConfigError(f"{certificate} is not of {key.name}: put back the one that is, or remove both")
     return authority_key, authority

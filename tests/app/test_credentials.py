@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from heterofl_flwr.app.certificates import write_certificates, write_node_key
 from heterofl_flwr.app.main import MISUSED, main
@@ -72,6 +73,18 @@ def test_the_authority_stays_when_the_certificate_is_renewed(folder):
     assert ipaddress.ip_address("10.0.0.5") in found.get_values_for_type(x509.IPAddress)
     certificates = [x509.load_pem_x509_certificate(after[name]) for name in ("server.crt", "ca.crt")]
     certificates[0].verify_directly_issued_by(certificates[1])
+
+
+@pytest.mark.parametrize(
+    ("encryption", "cause"),
+    [(serialization.BestAvailableEncryption(b"word"), "private key is encrypted"), (None, "Unable to load PEM file")],
+)
+def test_a_key_of_the_authority_that_cannot_be_read_is_named(folder, encryption, cause):
+    path, form = folder / "ca.key", serialization.PrivateFormat.PKCS8
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, encryption) if encryption else b"damaged")
+    with pytest.raises(ConfigError, match=rf"ca\.key and .*ca\.crt cannot be read: .*{cause}"):
+        write_certificates(folder, HOSTS, 30)
 
 
 def test_private_keys_are_for_their_owner_alone(folder):
