@@ -78,6 +78,8 @@ def _check_fit(workload: Workload, name: str, build: Build, rate: float) -> None
     example = workload.example()
     try:
         model, _ = build_and_profile(build, rate, example)
+        if name not in MODELS and workload.dataset.train.reading is None:
+            _check_output(workload, name, model)
     except HeteroFLError:
         raise
     except Exception as error:  # a user's function may raise any error
@@ -91,8 +93,6 @@ def _check_fit(workload: Workload, name: str, build: Build, rate: float) -> None
             f"{example.dtype} of shape {tuple(example.shape[1:])} ({first_line(error)}): expected another model.name, "
             f"{'mlp' if example.dim() == 2 else AUTO}, or a function of yours (module:function)"
         ) from error
-    if name not in MODELS and workload.dataset.train.reading is None:
-        _check_output(workload, name, model)
 
 
 def _check_output(workload: Workload, name: str, model: nn.Module) -> None:

@@ -96,6 +96,7 @@ def test_what_a_users_own_function_raises_is_left_to_the_run(tmp_path, monkeypat
             "nn.Sequential(nn.Flatten(), nn.Linear(64, int(64 * rate)), nn.Linear(64, 10))",
             "fails at rate 0.5 on .*64x10",
         ),
+        ("nn.Sequential(nn.Flatten(0), nn.Linear(64, 10))", "fails at rate 1 on an input of digits, .*128"),  # of two
         ("nn.LSTM(8, 10)", "fails at rate 1 on an input of digits, .*LSTM"),
     ],
 )
