@@ -151,10 +151,11 @@ def _to_split(pair: Sequence[object], place: str) -> Split:
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{place}: {type(value).__name__} is no array of numbers ({error}); {_EXPECTED}") from error
     inputs, targets = tensors
-    if targets.is_floating_point():
+    if targets.is_floating_point() or targets.is_complex():
         raise DataError(f"{place}: targets are {targets.dtype}; expected class numbers, as integers from 0")
-    is_number = inputs.is_floating_point() or inputs.dtype in (torch.uint8, torch.bool)
-    inputs = inputs.to(torch.float32 if is_number else torch.int64)
+    if not inputs.is_complex():  # which Split refuses
+        is_number = inputs.is_floating_point() or inputs.dtype in (torch.uint8, torch.bool)
+        inputs = inputs.to(torch.float32 if is_number else torch.int64)
     try:
         return Split(inputs, targets.to(torch.int64))
     except DataError as error:

@@ -82,6 +82,8 @@ def test_a_function_may_return_two_pairs(users_module, kind):
     [
         (None, r"returned NoneType; expected a Dataset or \(\(train inputs"),
         (((torch.zeros(1, 1), torch.tensor([0.0])), (0, 0)), "train split: targets are torch.float32; expected class"),
+        (((torch.zeros(1, 1) * 1j, [0]), (0, 0)), "train split: inputs have type torch.complex64 .* one float32 row"),
+        (((torch.zeros(1, 1), torch.tensor([1j])), (0, 0)), "train split: targets are torch.complex64; expected class"),
         (((torch.zeros(1, 1), [0, 0]), (0, 0)), "train split: targets have type .* one int64 class number for each"),
     ],
 )
