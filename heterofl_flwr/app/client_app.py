@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from heterofl_flwr.app.node import AppTask, release_models
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import answer_capability, answer_moments, answer_stages
-from heterofl_flwr.common.errors import ConfigError, OutOfMemoryError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
 from heterofl_flwr.training.evaluate import evaluate_each
@@ -83,6 +83,8 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
+    if any(task.options != options for task in tasks):  # as a strategy of the user's own may send
+        raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
     try:
         models = _load_models(tasks)
         jobs = [task.training_job(model) for task, model in zip(tasks, models, strict=True)]

@@ -112,6 +112,14 @@ def test_penalties_leave_out_a_clients_own_layers():
 
 
 @pytest.mark.usefixtures("identity")
+def test_other_learning_rates_are_no_cohort():
+    messages, contexts = zip(asked(), asked(), strict=True)
+    messages[1].content[wire.CONFIG][wire.LEARNING_RATE] = 0.2
+    with pytest.raises(HeteroFLError, match="differ in learning rate"):
+        client_app.app.train_cohort(messages, contexts)
+
+
+@pytest.mark.usefixtures("identity")
 def test_moments_of_all_rates_are_of_the_same_inputs(monkeypatch):
     def measure(task, batches, *_, **__):
         first, second = (next(iter(batches())).add_(1).clone() for _ in range(2))  # as by a model that changes inputs
