@@ -49,6 +49,8 @@ def check_model(model: object) -> None:
             f"init_lora_weights is {config.init_lora_weights!r}, which changes the frozen weights or needs all of the "
             f"rank; expected one of {', '.join(map(str, STARTS))}"
         )
+    if getattr(config, "ensure_weight_tying", False):
+        raise ConfigError("ensure_weight_tying ties adapters to each other; expected a LoraConfig without it")
     layers = dict(lora_layers(model))
     faults = [
         f"layer {name} of type {type(layer).__name__} {fault}"

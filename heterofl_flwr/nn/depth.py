@@ -78,10 +78,10 @@ def shallow(
         ``"stages.*.*"`` for several stacks. Blocks are children of ``nn.Sequential`` or ``nn.ModuleList``.
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
-        at every depth; ``ShapeError`` is raised if a shallower model fails. Warnings name stacks whose blocks change
-        their role with the depth, and parameters that a shallower model has but does not train. The server averages an
-        untrained parameter, such as a norm in a separate list, only over clients that train it. ``None`` skips the
-        checks.
+        at every depth; ``ShapeError`` is raised if a shallower model fails. Warnings name stacks whose blocks the code
+        counts or takes from the end, and parameters that a shallower model has but does not train. The server averages
+        an untrained parameter, such as a norm in a separate list, only over clients that train it. A parameter that is
+        trained in some rows, such as a table with a row for each block, counts as trained. ``None`` skips the checks.
     levels : Mapping[str | float, tuple[float, float]] | None
         Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. Default: the width rate is
         1, and the depth rate is the level's rate.

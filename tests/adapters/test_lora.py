@@ -80,6 +80,11 @@ REFUSED = {
     "no adapter": (Net, ConfigError, "lora takes a PeftModel, as peft.get_peft_model returns one, got Net"),
     "pissa": (lambda: adapted(target_modules=["hidden"], init_lora_weights="pissa"), ConfigError, "changes the frozen"),
     "inference": (lambda: adapted(inference_mode=True), ConfigError, "no adapter can be trained: load it with"),
+    "tied": (
+        lambda: adapted(gpt2, target_modules=["wte", "lm_head"], ensure_weight_tying=True),
+        ConfigError,
+        "ensure_weight_tying ties adapters to each other",
+    ),
     "attention": (
         lambda: adapted(Attention, target_modules=["attention"]),
         UnsupportedLayerError,
