@@ -146,7 +146,7 @@ class RoundRecord:
         }
 
     def name(self, partition: int) -> str:
-        """Return the registered name of a client in ``names``, or ``partition N``."""
+        """Return the client's registered name by its partition, or ``partition N`` if ``names`` has none."""
         return self.names.get(partition, f"partition {partition}")
 
     @property

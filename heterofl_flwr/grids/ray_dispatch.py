@@ -182,9 +182,9 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Replace an actor that could not start, up to ``STARTS`` times in a row.
+        """Replace an actor that could not start, up to ``STARTS`` times in a row; then go on with the other actors.
 
-        Raise ``ConfigError`` if no actor has ever started, or if no actor is left after more failures.
+        Raise ``ConfigError`` if no other actor is left, or if none has ever started.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:

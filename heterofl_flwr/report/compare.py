@@ -238,7 +238,7 @@ def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> d
 
 
 def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
-    """Return the mean places and values of the rounds that all seeds have."""
+    """Return a curve's points: for each round that all seeds have, the mean place and the mean value over seeds."""
     pairs = [[places[number] for places in seeds] for number in seeds[0] if all(number in places for places in seeds)]
     means = [(fmean(place for place, _ in pair), fmean(value for _, value in pair)) for pair in pairs]
     return [place for place, _ in means], [value for _, value in means]

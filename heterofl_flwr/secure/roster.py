@@ -147,7 +147,8 @@ class Roster:
     def count(self, plan: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
         """Return, for each entry of the slice ``plan``, how many of ``clients`` hold the entry.
 
-        For a slice from ``small``, pass ``slices=self.small``.
+        ``slices`` are the distinct slices, by default ``self.slices``. If ``plan`` is from ``small``, pass
+        ``slices=self.small``.
         """
         numbers = Counter(self.clients[client][0] for client in set(clients))
         return count_holders(plan, slices or self.slices, [numbers[number] for number in range(len(self.slices))])

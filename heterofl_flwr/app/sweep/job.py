@@ -148,7 +148,7 @@ class Job:
 
 
 def flat(config: DictConfig) -> dict[str, object]:
-    """Return Hydra's configuration of a job with dotted keys, without Hydra's own part."""
+    """Return a job's configuration, without its ``hydra`` section, as a dictionary with dotted keys."""
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return flatten(cast("dict[str, object]", OmegaConf.to_container(settings, resolve=True)))
 
