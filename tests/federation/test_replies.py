@@ -29,6 +29,15 @@ def of_superlink(message):
     return reply
 
 
+def test_strangers_and_second_replies_are_dropped(caplog):
+    sent, (stranger,), (earlier,) = messages(30, 10), messages(99), messages(10)
+    earlier.metadata.__dict__["_message_id"] = "before"
+    first, last = answer(sent[0]), answer(sent[1])
+    replies = [answer(stranger), first, answer(sent[0]), answer(earlier), last]
+    assert list(outcomes(sent, replies)) == [(30, first), (10, last)]
+    assert [node_id in text for node_id, text in zip(("99", "30", "10"), caplog.messages, strict=True)] == [True] * 3
+
+
 def test_a_fault_is_kept_short_and_plain():
     assert short("a\x1b[31mb\nc\n") == "a�[31mb\n    c"
     assert len(short("x" * 10**6)) < 1010
