@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import Evaluation, Limits
+from heterofl_flwr import Evaluation, HeteroFL, Limits
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.strategies import train_hooks
@@ -123,3 +123,8 @@ def test_a_sole_holder_elsewhere_moves_the_model_a_bounded_way(monkeypatch):
     near = changed(entry(np.full(8, 5, np.float32)))
     assert play(make_app(near), nodes=2).log.failures == {}
     assert play(make_app(far), nodes=2, limits=Limits(norm_bound=1e15)).log.failures == {}
+
+
+def test_replies_to_a_round_that_was_not_configured_are_refused():
+    with pytest.raises(RoundError, match="the round was not configured"):
+        HeteroFL(build).aggregate_train(1, [])

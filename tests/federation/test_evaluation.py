@@ -78,6 +78,21 @@ def test_a_metrics_function_sees_the_global_model_alone():
     assert "clients" not in capable({0: "b", 1: "c"}, levels=True, metrics=count)[0].log.evaluate
 
 
+def test_metrics_that_are_lists_are_in_no_mean_and_go_to_the_users_function(caplog):
+    def evaluate(message, context):
+        return Task(message, context, build).reply(num_examples=4, metrics={"accuracy": 0.5, "by-class": [0.25, 0.75]})
+
+    def first(records, key):
+        return MetricRecord({"by-class": records[0]["metrics"]["by-class"]})
+
+    app, options = make_app(evaluate=evaluate), {"nodes": 2, "evaluation": Evaluation()}
+    found = play(app, evaluate_metrics_aggr_fn=first, **options)
+    assert found.result.evaluate_metrics_clientapp[1]["by-class"] == [0.25, 0.75]
+    assert "by-class" not in caplog.text
+    assert play(app, **options).log.evaluate == {"coverage": 1.0, "accuracy": 0.5}
+    assert caplog.text.count("by-class") == 1
+
+
 def test_where_no_node_is_capable_the_run_goes_on(caplog):
     strategy, asked = capable({0: "d", 1: "e"})
     assert asked == {}
