@@ -181,7 +181,7 @@ class Misspells(ServerStage):
         return Listens()
 
     def broadcast(self, context):
-        return {"hidden.wieght": torch.ones(8, 3)}
+        return {"hidden.weightt": torch.ones(8, 3)}
 
 
 class Forgets(ServerStage):
@@ -202,7 +202,7 @@ class Drops(ServerStage):
         (Ruins(), "Ruins.on_mean returned a model that is not usable: hidden.weight contains NaN or infinity"),
         (Flattens(), r"Flattens.on_mean returned .* not usable: hidden.weight: \(24,\), expected \(8, 3\)"),
         (Loses(), r"Loses.on_mean returned .* not usable: hidden.bias: None, expected \(8,\)"),
-        (Misspells(), r"Misspells.broadcast: hidden.wieght is \(8, 3\); expected the name and shape of a parameter"),
+        (Misspells(), r"Misspells.broadcast: hidden.weightt is \(8, 3\); expected the name and shape of a parameter"),
     ],
 )
 def test_what_a_stage_may_not_return_is_named(stage, fault):
