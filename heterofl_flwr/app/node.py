@@ -123,7 +123,7 @@ class AppTask(Task):
 
 
 class _LastModels:
-    """Cache of the latest evaluation's models, for clients with equal parameters."""
+    """Cache of the latest evaluation's models, used again if a client's message has the same parameters."""
 
     def __init__(self) -> None:
         self._key: object = None

@@ -66,7 +66,7 @@ def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[st
 
 
 class NodeFiles:
-    """Files of a node, in a folder of its own below ``states-path``."""
+    """Files of a node, in a folder below ``states-path`` that the node's partition names."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -34,7 +34,7 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: 64 tokens a row
 
     def fill(self, named: Columns) -> Columns:
-        """Return this data set's columns, with the label and the owner in ``named``.
+        """Return this data set's columns, but with the label and the owner that ``named`` has.
 
         '' in ``named`` stands for this data set's default. Raise ``DataError`` if ``named`` has a label although the
         data set is a text.

@@ -154,7 +154,7 @@ class Roster:
         return count_holders(plan, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
 
     def parts(self, plan: Plan, holders: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return each entry's part of the sum; 0 if too few clients hold the entry.
+        """Return, for each entry, the number of its part (see ``Part``); 0 if too few clients hold the entry.
 
         ``holders`` has one number for each entry of ``plan``: how many clients hold this entry.
         """

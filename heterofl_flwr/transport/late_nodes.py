@@ -35,7 +35,7 @@ class _Sent:
 
 
 class LateNodes(Relay):
-    """Proxy for a SuperLink's grid that gives up on SuperNodes whose replies are always one message behind.
+    """Proxy for a SuperLink's grid that stops waiting for SuperNodes whose replies come one message late.
 
     In Flower 1.41, a SuperNode may deliver each reply only when the next message arrives, until it is restarted. After
     such a late reply, the proxy waits only a limited time for the reply to the latest message, and then returns an
