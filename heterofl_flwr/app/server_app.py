@@ -217,7 +217,7 @@ class Start:
 
 
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:
-    """Return whether a run is new, resumed or finished; raise ``ConfigError`` if its folder does not fit the settings."""
+    """Return whether a run is new, resumed or finished; raise ``ConfigError`` if the folder is of another run."""
     if folder is None:
         return Start()
     resume, rounds = settings.run.resume, settings.num_rounds
