@@ -154,6 +154,12 @@ class RoundRecord:
         """The name of each client in ``failures``."""
         return [self.name(partition) for partition in self.failures]
 
+    @property
+    def remarks(self) -> list[str]:
+        """The end of a round's line in the log and on the terminal: the failed clients, and the notes."""
+        failed = [f"failed: {listed(self.failed_names)}"] if self.failures else []
+        return [*failed, *self.notes]
+
     def to_json(self) -> dict[str, object]:
         """Return the record as a dict for JSON."""
         return asdict(self)
@@ -166,9 +172,8 @@ class RoundRecord:
             each = "" if sent is None else f"x{text.size(sent / clients)}"
             levels.append(f"{level_name(rate)} {clients}{each}")
         parts = [f"clients={self.answered}/{self.expected}", *levels]
-        failed = [f"failed: {listed(self.failed_names)}"] if self.failures else []
         return "; ".join(
-            [f"round {self.server_round}: {', '.join(parts)}", f"up {text.size(self.bytes_up)}", *failed, *self.notes]
+            [f"round {self.server_round}: {', '.join(parts)}", f"up {text.size(self.bytes_up)}", *self.remarks]
         )
 
     def log_metrics(self, num_rounds: int) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich import console as rich_console
 
-from heterofl_flwr.common.errors import counted, listed, printable
+from heterofl_flwr.common.errors import counted, printable
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, progress_text
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
@@ -129,8 +129,7 @@ def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None)
     if seconds_left is not None:
         line += f" left={formatting.duration(seconds_left).replace(' ', '')}"
     line += "".join(f" {name}={value.replace(' ', '')}" for name, value in _fields(record))
-    failed = [f"failed: {listed(record.failed_names)}"] if record.failures else []
-    return "; ".join([line, *failed, *record.notes])
+    return "; ".join([line, *record.remarks])
 
 
 def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
