@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from heterofl_flwr.app.sweep.rows import combine_blocks
 from heterofl_flwr.common.errors import ConfigError, counted
 
 if TYPE_CHECKING:
@@ -36,15 +36,10 @@ LONGEST_CAUSE = 300  # characters of a failed job's error in the summary
 
 
 class BlockSweeper(Sweeper):
-    """Sweeper over blocks: the rows of a block are all combinations of its values, and each row is a job.
-
-    A value on the command line that occurs in a block selects the rows with this value. Other values on the command
-    line, and the values in ``params``, replace the values of their key in all rows, or add the key. Equal rows are run
-    once.
-    """
+    """Sweeper over the rows of an experiment's blocks (``combine_blocks``); each row is a job."""
 
     def __init__(self, params: Mapping[str, object], blocks: Mapping[str, object]) -> None:
-        self._params, self._blocks = params, list(_leaves(blocks)) or [{}]
+        self._params, self._blocks = params, blocks
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Instantiate the launcher that the configuration names."""
@@ -94,24 +89,7 @@ class BlockSweeper(Sweeper):
 
     def rows(self, parser: OverridesParser, arguments: Iterable[str]) -> list[list[str]]:
         """Return a row for each job: its overrides, such as ``seed=0``."""
-        blocks = [_values(parser, block) for block in self._blocks]
-        in_blocks = {text for block in blocks for texts in block.values() for text in texts}
-        added, picked = _values(parser, self._params), []
-        for key, texts in _choices(parser.parse_overrides(list(arguments))).items():
-            values = set(texts)
-            if not values & in_blocks:
-                added[key] = texts
-            elif values <= in_blocks:
-                picked.append(values)
-            else:
-                inside, outside = min(values & in_blocks), min(values - in_blocks)
-                raise ConfigError(f"{inside} is in the experiment and {outside} is not: give values of one kind")
-        rows = (row for block in blocks for row in product(*(block | added).values()))
-        chosen = dict.fromkeys(row for row in rows if all(values & set(row) for values in picked))
-        if not chosen:
-            condition = " and ".join(text for values in picked for text in sorted(values))
-            raise ConfigError(f"no row of the experiment has {condition}; dry=true lists the rows that there are")
-        return list(map(list, chosen))
+        return combine_blocks(parser, self._blocks, self._params, arguments)
 
     def _build_jobs(self, rows: list[list[str]]) -> tuple[list["Job"], list[list[str]]]:
         """Return the jobs and their rows; rows that give the same job count once."""
@@ -163,34 +141,3 @@ def _is_plain(override: Override, config: DictConfig) -> bool:
     changes = override.type is OverrideType.CHANGE and override.package is None and not key.startswith("hydra.")
     # An interpolation that fails may be what the override replaces.
     return changes and OmegaConf.select(config, key, default=config, throw_on_resolution_failure=False) is not config
-
-
-def _values(parser: OverridesParser, values: Mapping[str, object]) -> dict[str, list[str]]:
-    """Return the overrides for each key in a block, such as ``seed=0`` and ``seed=1``."""
-    return _choices(parser.parse_overrides([f"{key}={value}" for key, value in values.items()]))
-
-
-def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
-    """Return the overrides for each key, one for each value of a sweep."""
-    choices = {}
-    for override in overrides:
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            values: Iterable[object] = [override.get_value_element_as_str()]
-        elif key == "experiment":
-            raise ConfigError(f"{override.input_line}: expected a list, such as experiment=[table7,table8]")
-        elif override.is_discrete_sweep():
-            values = override.sweep_string_iterator()
-        else:
-            raise ConfigError(f"{override.input_line}: a search over an interval needs hparams_search=optuna")
-        choices[key] = [f"{key}={value}" for value in values]
-    return choices
-
-
-def _leaves(blocks: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-    """Yield the blocks in a nested mapping. A block has the entries that are not mappings."""
-    if values := {key: value for key, value in blocks.items() if not isinstance(value, Mapping)}:
-        yield values
-    for block in blocks.values():
-        if isinstance(block, Mapping):
-            yield from _leaves(block)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.app.callbacks import check_names
-from heterofl_flwr.app.run_request import Request
+from heterofl_flwr.app.request import Request
 from heterofl_flwr.app.server_app import build_devices, find_start, make_strategy
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.client.load_model import for_evaluation

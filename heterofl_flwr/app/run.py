@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.app import preflight, simulation
     from heterofl_flwr.app.main import FAILED
-    from heterofl_flwr.app.run_request import build_request
+    from heterofl_flwr.app.request import build_request
     from heterofl_flwr.report import RunFolder
     from heterofl_flwr.runs.origin import command
 

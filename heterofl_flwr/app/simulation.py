@@ -1,29 +1,25 @@
 """``run_request``: run a ServerApp and its clients on this machine or a Ray cluster."""
 
 import logging
-import math
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
-from heterofl_flwr.app.run_request import Request
+from heterofl_flwr.app.open_grid import open_grid
+from heterofl_flwr.app.request import Request
 from heterofl_flwr.app.workload import load_workload, shared_data
-from heterofl_flwr.client.state import NODE_STATES
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, printable
 from heterofl_flwr.common.user_code import load_function
-from heterofl_flwr.grids import LocalGrid, RayGrid
+from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.training.engines import MOST_ON_CPU
-from heterofl_flwr.transport.arrays import content_bytes
 from heterofl_flwr.transport.compat import NO_FUNCTION, load_app
 from heterofl_flwr.transport.relay import Relay
 
@@ -32,13 +28,6 @@ LOG = Path("logs", "flower.log")
 
 FRAMES = 3
 """Number of stack frames in the text about an error that is no ``HeteroFLError``."""
-
-STEP = 500_000
-"""Constant part of the cost of a training step. Its unit is the cost of a byte of parameters.
-
-With the paper's CNN on a CPU, steps of 10 images at levels a to e take 29, 9, 3.4, 2.4 and 2.3 ms. The constant part is
-about 2.3 ms, as much as 0.5 MB of parameters.
-"""
 
 SHORT_OF_MEMORY = ("MemoryError", "low on memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Parts of out-of-memory messages: from Python and torch, Ray, and cuBLAS."""
@@ -141,38 +130,6 @@ def _describe(error: Exception) -> str:
         return str(error)
     frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:]))
     return f"{type(error).__name__}: {error}\n{frames.rstrip()}"
-
-
-def open_grid(request: Request) -> QueuedGrid:
-    """Return the grid for an app's clients; the caller must close it."""
-    states = {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
-    kind: Callable[..., QueuedGrid] = LocalGrid
-    if request.grid == "ray":
-        kind = partial(RayGrid, num_cpus=request.cpus, num_gpus=request.gpu_share, at_once=request.parallel)
-    return kind(
-        request.client,
-        request.clients,
-        cohort=cohort_limit(request),
-        by_rate=request.app is not None or not load_workload(request.config).mixes_rates,
-        run_config=request.config,
-        cost=cost,
-        node_config=lambda partition: states,
-    )
-
-
-def cohort_limit(request: Request) -> Callable[[Message], int]:
-    """Return a function from a message to the maximum number of clients that train together."""
-    if request.app is not None:
-        return lambda message: 1
-    workload = load_workload(request.config)
-    # On a CPU, only clients of smaller models train together; for larger ones, Ray uses the cores better.
-    limit = 4 * MOST_ON_CPU if workload.device.type == "cpu" and workload.settings.engine.name == "auto" else math.inf
-    return lambda message: workload.cohort if cost(message) - STEP <= limit else 1
-
-
-def cost(message: Message) -> float:
-    """Return the estimated cost of a client's training step: the size of its message plus a constant."""
-    return STEP + content_bytes(message.content)
 
 
 class Warnings(logging.Handler):

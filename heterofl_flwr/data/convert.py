@@ -8,7 +8,8 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.augment import AugmentName
-from heterofl_flwr.data.dataset import Dataset, Normal, Split
+from heterofl_flwr.data.dataset import Dataset, Split
+from heterofl_flwr.data.normalise import Normal, as_floats, measure, normalise_
 from heterofl_flwr.data.splits import hold_out
 
 MOST_EXPECTED = 1000
@@ -51,31 +52,14 @@ def to_dataset(
         inputs, targets, owners = (
             [tensor[part] for tensor in values for part in (~is_test, is_test)] for values in (inputs, targets, owners)
         )
-    inputs = [_to_floats(tensor) for tensor in inputs]
-    normal = normal or _measure(inputs[0])
-    mean, deviation = torch.tensor([normal.mean, normal.deviation], dtype=inputs[0].dtype)
+    inputs = [as_floats(tensor) for tensor in inputs]
+    normal = normal or measure(inputs[0])
     splits = []
     for tensor, target, place in zip(inputs, targets, (train.place, raws[-1].place), strict=True):
-        if tensor.shape[1] != len(mean):
-            raise DataError(f"{place}: found {tensor.shape[1]} channels, expected {len(mean)}")
-        shape = (-1, *[1] * (tensor.dim() - 2))
-        tensor.sub_(mean.view(shape)).div_(deviation.view(shape))
-        splits.append(Split(tensor.float(), target, -mean / deviation if tensor.dim() == 4 else None))
+        zero = normalise_(tensor, normal, place)
+        splits.append(Split(tensor.float(), target, zero if tensor.dim() == 4 else None))
     owned = (owners[0], owners[1]) if owners else None
     return Dataset(name, splits[0], splits[1], classes, augment, normal, names, train.columns, owned)
-
-
-def _to_floats(inputs: Tensor) -> Tensor:
-    """Return a copy that may be changed. Pixels in uint8 become float32 from 0 to 1; other inputs stay as they are."""
-    kind = torch.float32 if inputs.dtype == torch.uint8 else inputs.dtype
-    floats = inputs.to(kind, memory_format=torch.contiguous_format, copy=True)
-    return floats.div_(255) if inputs.dtype == torch.uint8 else floats
-
-
-def _measure(inputs: Tensor) -> Normal:
-    axes = [dim for dim in range(inputs.dim()) if dim != 1]
-    deviation, mean = torch.std_mean(inputs, axes, correction=0)
-    return Normal(tuple(mean.tolist()), tuple(torch.where(deviation > 0, deviation, 1.0).tolist()))
 
 
 def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, ...]]:

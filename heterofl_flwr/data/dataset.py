@@ -7,6 +7,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.augment import AUGMENTS, AugmentName
+from heterofl_flwr.data.normalise import Normal
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,6 @@ class Reading:
     hides_as: int
     share: float = 0.15
     length: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Normal:
-    """Mean and standard deviation of each image channel or table column.
-
-    For images, both are computed from pixel values between 0 and 1.
-    """
-
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

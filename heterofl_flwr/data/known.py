@@ -7,7 +7,8 @@ from typing import Self
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.augment import AugmentName
-from heterofl_flwr.data.dataset import Dataset, Normal
+from heterofl_flwr.data.dataset import Dataset
+from heterofl_flwr.data.normalise import Normal
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heterofl_flwr.data.dataset import Dataset, Normal, Reading, Split
+from heterofl_flwr.data.dataset import Dataset, Reading, Split
+from heterofl_flwr.data.normalise import Normal
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heterofl_flwr.secure import crypto
+from heterofl_flwr.secure.overlaps import add_part, overlap
 from heterofl_flwr.secure.roster import Part, Roster
-from heterofl_flwr.secure.slices import add_part, overlap
 
 Place = NDArray[np.bool_] | NDArray[np.int64]
 """Entries of a vector, as a boolean array or as indices."""

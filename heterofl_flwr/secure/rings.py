@@ -4,8 +4,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from heterofl_flwr.secure.overlaps import whole
 from heterofl_flwr.secure.roster import Part, Roster
-from heterofl_flwr.secure.slices import whole
 
 
 # All clients of a process have the same roster, so the result is computed once for all of them.

@@ -15,7 +15,7 @@ from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.axes import Axis, positions
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.crypto import KEY_BYTES, digest
-from heterofl_flwr.secure.slices import as_state, classes_of, count_holders, reduced, whole, with_counts
+from heterofl_flwr.secure.overlaps import as_state, classes_of, count_holders, reduced, whole, with_counts
 
 ROW_GROUPS = 64
 """Upper bound on the number of groups of classifier rows. Each group has its own seeds. If there are more rows,

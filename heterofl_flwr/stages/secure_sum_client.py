@@ -17,8 +17,8 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.client import ClientRound, Dealt, MaskedRounds, make_keys
 from heterofl_flwr.secure.crypto import Words
 from heterofl_flwr.secure.fixed_point import to_steps
+from heterofl_flwr.secure.overlaps import COUNTS
 from heterofl_flwr.secure.roster import Roster
-from heterofl_flwr.secure.slices import COUNTS
 from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, client_stage
 
 KEY = "secure-sum"

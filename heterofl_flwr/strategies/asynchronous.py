@@ -19,9 +19,10 @@ from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import reply_or_fault
 from heterofl_flwr.strategies.time_budget import OVERDUE_SHARE
 from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
-from heterofl_flwr.transport.arrays import Slices, content_bytes, read_tensors
+from heterofl_flwr.transport.arrays import content_bytes, read_tensors
 from heterofl_flwr.transport.exchange import first_replies
 from heterofl_flwr.transport.relay import Costs, cancel
+from heterofl_flwr.transport.slices import Slices
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from heterofl_flwr.strategies.round_messages import RoundMessages, read_each
 from heterofl_flwr.strategies.time_budget import MOMENTS_SHARE
 from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
 from heterofl_flwr.transport import messages, reading
-from heterofl_flwr.transport.arrays import Slices, pack_moments
+from heterofl_flwr.transport.arrays import pack_moments
 from heterofl_flwr.transport.messages import client_config, instruction
+from heterofl_flwr.transport.slices import Slices
 
 
 class EvaluationHooks(RoundHooks):

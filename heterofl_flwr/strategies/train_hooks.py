@@ -29,9 +29,10 @@ from heterofl_flwr.strategies.round_messages import RoundMessages
 from heterofl_flwr.strategies.stage_queries import StageQueries
 from heterofl_flwr.strategies.time_budget import MOMENTS_SHARE, STAGES_SHARE
 from heterofl_flwr.transport import messages, reading
-from heterofl_flwr.transport.arrays import Slices, content_bytes, pack_tensors, read_tensors
+from heterofl_flwr.transport.arrays import content_bytes, pack_tensors, read_tensors
 from heterofl_flwr.transport.messages import client_config, instruction
 from heterofl_flwr.transport.relay import crosses_superlink
+from heterofl_flwr.transport.slices import Slices
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from heterofl_flwr.core import LEVELS, Plan
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report.drawing import COLOURS
-from heterofl_flwr.secure.slices import as_state, count_holders, whole
+from heterofl_flwr.secure.overlaps import as_state, count_holders, whole
 from simulations.examples.light_and_dark import add_bar, label, write_picture
 
 WEIGHT = "features.conv4.weight"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.run_request import CLIENT_APP, SERVER_APP
+from heterofl_flwr.app.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.settings.validate import DEFAULTS
 from heterofl_flwr.settings.without_torch import to_toml
 from tests.docs.pages import APP, blocks

@@ -10,6 +10,7 @@ import torch
 
 from heterofl_flwr.app import preflight
 from heterofl_flwr.app.main import main
+from heterofl_flwr.app.open_grid import gpus_per_client
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.validate import from_flat, to_flat
 
@@ -31,7 +32,7 @@ def asked(started, monkeypatch, tmp_path):
 
 def share_of(request) -> tuple[int, float, int | None]:
     """Return what each client gets of the machine on Ray."""
-    return request.cpus, request.gpu_share, request.parallel
+    return request.cpus, gpus_per_client(request), request.parallel
 
 
 @pytest.mark.usefixtures("machine")

@@ -11,9 +11,9 @@ from heterofl_flwr.core import Plan
 from heterofl_flwr.core.moving_slices import make_slice_function
 from heterofl_flwr.secure.client import ClientRound, MaskedRounds, make_keys
 from heterofl_flwr.secure.fixed_point import largest_steps
+from heterofl_flwr.secure.overlaps import COUNTS
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import COUNTS
 
 WIDTH, CLASSES, INPUTS = 8, 3, 2
 SHAPES = {

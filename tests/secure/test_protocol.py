@@ -16,8 +16,8 @@ from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.client import ClientRound, Dealt, Masked, MaskedRounds, make_keys
 from heterofl_flwr.secure.crypto import SHARE_BYTES
 from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
+from heterofl_flwr.secure.overlaps import COUNTS, as_state, overlap
 from heterofl_flwr.secure.roster import Roster
-from heterofl_flwr.secure.slices import COUNTS, as_state, overlap
 from tests.secure import federations as module
 from tests.secure.federations import Crash, federations, play, twin
 

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
-from heterofl_flwr.app.run_request import WINDOW
+from heterofl_flwr.app.request import WINDOW
 from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.sweep.job import LAUNCH
 from heterofl_flwr.common.errors import ConfigError

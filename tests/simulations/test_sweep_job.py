@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from heterofl_flwr.app.run_request import Request
+from heterofl_flwr.app.request import Request
 from heterofl_flwr.app.sweep import job as module
 from heterofl_flwr.app.sweep.job import Job, check_jobs, is_done, read_score, run_once
 from heterofl_flwr.app.sweep.listing import list_jobs, list_results

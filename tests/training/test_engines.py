@@ -16,9 +16,10 @@ from heterofl_flwr.nn import CNN, build_model
 from heterofl_flwr.nn.inner_widths import Nested
 from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
-from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, engines, train, train_together
+from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, train, train_together
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_batches, training_epochs
-from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
+from heterofl_flwr.training.engines import choose
+from heterofl_flwr.training.engines.choose import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.inplace_distillation import nested_loss
@@ -188,7 +189,7 @@ def test_large_models_train_together_on_a_gpu_only(monkeypatch):
     with torch.device("meta"):
         small, large = (nn.Linear(MOST_ON_CPU // 2, 2, bias=False), nn.Linear(MOST_ON_CPU // 2 + 1, 2, bias=False))
     for device, engine in (("cpu", "plain"), ("cuda", "cohort")):
-        monkeypatch.setattr(engines, "device_of", lambda model, device=device: torch.device(device))
+        monkeypatch.setattr(choose, "device_of", lambda model, device=device: torch.device(device))
         assert fastest_engine(small) == "cohort"
         assert fastest_engine(large) == engine
 

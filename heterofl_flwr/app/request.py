@@ -1,7 +1,6 @@
 """``Request``: a run to start."""
 
 import argparse
-import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -9,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import UserConfig
 
 from heterofl_flwr.app.run import HOW
@@ -48,20 +46,10 @@ class Request:
     client: str = CLIENT_APP
     grid: str = "local"  # ``local``: clients run in this process; ``ray``: in Ray actors
     cpus: int = 1  # processor cores for each client
-    gpus: float | None = None  # fraction of a GPU for each client, or a number of whole GPUs; None: see ``gpu_share``
+    gpus: float | None = (
+        None  # fraction of a GPU for each client, or a number of GPUs; None: see ``gpus_per_client``
+    )
     parallel: int | None = None  # maximum number of clients at once; None: as many as the cores and GPUs allow
-
-    @property
-    def gpu_share(self) -> float:
-        """Number of GPUs for each client, such as 0.25: ``gpus``, or a default if ``gpus`` is None.
-
-        By default, ``parallel`` clients share all GPUs. If ``parallel`` is None too, each client has one GPU. The
-        default is 0 if the machine has no GPU, if clients compute on the CPU, or if ``app`` is not None.
-        """
-        number = torch.cuda.device_count()
-        if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
-            return self.gpus or 0.0
-        return math.floor(1e4 / math.ceil((self.parallel or number) / number)) / 1e4
 
 
 def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
