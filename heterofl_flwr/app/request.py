@@ -46,9 +46,7 @@ class Request:
     client: str = CLIENT_APP
     grid: str = "local"  # ``local``: clients run in this process; ``ray``: in Ray actors
     cpus: int = 1  # processor cores for each client
-    gpus: float | None = (
-        None  # fraction of a GPU for each client, or a number of GPUs; None: see ``gpus_per_client``
-    )
+    gpus: float | None = None  # fraction of a GPU for each client, or a number of GPUs; None: see ``gpus_per_client``
     parallel: int | None = None  # maximum number of clients at once; None: as many as the cores and GPUs allow
 
 
