@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from heterofl_flwr.adapters.lora import lora as lora
     from heterofl_flwr.common.errors import HeteroFLError as HeteroFLError
-    from heterofl_flwr.core.checked_aggregation import Aggregation as Aggregation
+    from heterofl_flwr.core.aggregation import Aggregation as Aggregation
     from heterofl_flwr.core.fidelity import Fidelity as Fidelity
     from heterofl_flwr.core.mix import Mix as Mix
     from heterofl_flwr.core.robust import Robust as Robust
@@ -72,7 +72,7 @@ _HOMES = {
     for module, names in {
         "adapters.lora": "lora",
         "common.errors": "HeteroFLError",
-        "core.checked_aggregation": "Aggregation",
+        "core.aggregation": "Aggregation",
         "core.fidelity": "Fidelity",
         "core.mix": "Mix",
         "core.robust": "Robust",

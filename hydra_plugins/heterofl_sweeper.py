@@ -24,7 +24,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from heterofl_flwr.app.sweep.rows import combine_blocks
+from heterofl_flwr.app.sweep.blocks import combine_blocks
 from heterofl_flwr.common.errors import ConfigError, counted
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class BlockSweeper(Sweeper):
 
         With ``dry``, only list them.
         """
-        from heterofl_flwr.app.simulation import RunError
+        from heterofl_flwr.app.run_app import RunError
         from heterofl_flwr.app.sweep.job import DIVERGED, DONE, ENDED, check_jobs
         from heterofl_flwr.app.sweep.listing import list_jobs, list_results
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from heterofl_flwr.core.checked_aggregation import Aggregation
+from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.nn.models import CNN
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, ServerStage, Update

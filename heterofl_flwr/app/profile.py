@@ -137,7 +137,7 @@ def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]
 
 
 def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
-    """Return a mix's row of the table, with all digits if ``style`` is csv."""
+    """Return the table row of a mix. For csv, numbers have up to 12 significant digits; other styles shorten them."""
     from heterofl_flwr.core.formatting import count
 
     if style == "csv":

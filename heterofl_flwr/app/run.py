@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the app. Return ``FAILED`` if the run failed, or if no client replied to the final evaluation."""
     # Imported here, as they load torch, which takes seconds.
-    from heterofl_flwr.app import preflight, simulation
+    from heterofl_flwr.app import preflight, run_app
     from heterofl_flwr.app.main import FAILED
     from heterofl_flwr.app.request import build_request
     from heterofl_flwr.report import RunFolder
@@ -94,14 +94,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"resume with: {_resume_command(args, request.out, request.config)}", flush=True)
     try:
         command()  # stores the user's command in the environment, for the processes of the run
-        simulation.run_request(request, log=args.log or bool(args.app))
+        run_app.run_request(request, log=args.log or bool(args.app))
     except KeyboardInterrupt:
         if args.app or not RunFolder(request.out).started:
             raise
         raise KeyboardInterrupt(f"resume with: {_resume_command(args, request.out, request.config)}") from None
-    except simulation.RunError as error:
+    except run_app.RunError as error:
         print(
-            printable(f"heterofl: the run failed: {error}\n  the whole log: {request.out / simulation.LOG}"),
+            printable(f"heterofl: the run failed: {error}\n  the whole log: {request.out / run_app.LOG}"),
             file=sys.stderr,
         )
         return FAILED

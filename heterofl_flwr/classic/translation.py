@@ -94,7 +94,10 @@ def _separator(key: str) -> str:
 
 
 def to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Message:
-    """Return the arguments of ``NumPyClient.fit`` or ``evaluate`` as a message; names come from ``build``."""
+    """Return the arguments of ``NumPyClient.fit`` or ``evaluate`` as a message.
+
+    The arrays in ``parameters`` have no names, and get the names of the parameters of the model that ``build`` makes.
+    """
     rate, shared = reading.read_value(config, messages.RATE, float), reading.read_shared(config)
     names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
     moments: list[str] = []

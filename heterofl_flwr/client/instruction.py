@@ -6,8 +6,8 @@ from typing import get_args
 from flwr.app import ConfigRecord, Message, MessageType
 
 from heterofl_flwr.core.exchanged import ALL, is_shared
-from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.stages.secure_sum_client import NONCE
 from heterofl_flwr.transport import messages, reading
 
@@ -37,7 +37,7 @@ class Instruction:
     slice_rule
         Rule that slices smaller models out of the received model.
     window
-        Round number for ``slice_rule``; see ``core.moving_slices.window_number``. 1 if the server sent none.
+        Round number for ``slice_rule``; see ``core.slice_rules.window_number``. 1 if the server sent none.
     shared
         Name patterns of the exchanged parameters. All other parameters stay with the client.
     has_trained

@@ -11,8 +11,8 @@ from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.common.named_tensors import entries_under, name_misfits
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, untied
-from heterofl_flwr.core.moving_slices import make_slice_function
 from heterofl_flwr.core.randomness import initial_state
+from heterofl_flwr.core.slice_rules import make_slice_function
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build

@@ -66,7 +66,7 @@ def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[st
 
 
 class NodeFiles:
-    """Files of a node, in a folder below ``states-path`` that the node's partition names."""
+    """Files of a node, in the folder ``node-<partition-id>`` below ``states-path``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from heterofl_flwr.common.errors import ShapeError
-from heterofl_flwr.core.moving_slices import SliceFunction, prefix
+from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 
 
 @dataclass(frozen=True, slots=True)

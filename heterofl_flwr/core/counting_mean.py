@@ -143,10 +143,10 @@ class Holders:
         return self._weights.keys()
 
     def add(self, plan: Plan, rows: Mapping[str, Tensor], weight: float) -> None:
-        """Add a client's weight to the total of its plan.
+        """Add a client's weight to the totals of its plan.
 
-        ``rows`` lists the rows in which the client counts, by parameter name. In other parameters, and in those whose
-        rows are sliced, it counts in all its rows.
+        ``rows`` maps names of parameters to the rows that get the weight. All rows of a parameter get it if ``rows``
+        lacks the parameter, or if the plan slices the parameter's rows.
         """
         before = self._weights.get(plan, 0.0)
         by_row = self._by_row.setdefault(plan, {})

@@ -11,8 +11,8 @@ from torch import nn
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import exact_rate
-from heterofl_flwr.core.moving_slices import prefix
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.core.widths import width
 from heterofl_flwr.elastic_models.channels import kept_positions
 from heterofl_flwr.elastic_models.check_slice import Step, check_slice

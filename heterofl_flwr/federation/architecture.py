@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.channel_order import ChannelOrder
 from heterofl_flwr.core.mix import Mix
-from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.core.slice_rules import NESTED_RULES, SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.federation.options import Options
 
 State = dict[str, Tensor]

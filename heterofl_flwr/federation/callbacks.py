@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import counted
-from heterofl_flwr.core.moving_slices import SliceFunction, prefix
+from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.stages.privacy_accountant import Releases
 

@@ -12,8 +12,8 @@ from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, grown_rate, joining_rates
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.levels import exact_rate, level_name
-from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.core.slice_rules import NESTED_RULES
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.nodes import Nodes
 from heterofl_flwr.federation.sampling import Purpose, draw

@@ -4,7 +4,7 @@ import secrets
 from dataclasses import replace
 
 from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError
-from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
+from heterofl_flwr.core.slice_rules import NESTED_RULES, SliceFunction, SliceRule
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.capability import Answers, Capability, check_faults

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.core.channel_order import ChannelOrder
-from heterofl_flwr.core.checked_aggregation import value_faults
+from heterofl_flwr.core.check_reply import value_faults
 from heterofl_flwr.core.exchanged import (
     ALL,
     check_patterns,
@@ -22,9 +22,9 @@ from heterofl_flwr.core.exchanged import (
 )
 from heterofl_flwr.core.label_rows import find_label_rows
 from heterofl_flwr.core.mix import Mix
-from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.slice_plan import Plan, shared_part
+from heterofl_flwr.core.slice_rules import NESTED_RULES
 from heterofl_flwr.federation.architecture import Architecture, State
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.nn.buffers import find_channel_tables

@@ -14,8 +14,8 @@ from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.robust import Robust, RobustMean
+from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 from heterofl_flwr.common.errors import counted
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.core.moving_slices import NESTED_RULES
+from heterofl_flwr.core.slice_rules import NESTED_RULES
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.build import equal_levels

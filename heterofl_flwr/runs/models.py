@@ -14,9 +14,9 @@ from heterofl_flwr.common.files import reading, to_json, write_atomic
 from heterofl_flwr.common.named_tensors import name_misfits, pack
 from heterofl_flwr.core.exchanged import exchanged_parameters, untied
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.core.moving_slices import SliceFunction
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.core.slice_rules import SliceFunction
 from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model

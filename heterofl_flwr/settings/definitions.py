@@ -28,8 +28,8 @@ from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.mix import Mix
-from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.robust import Few, Robust, RobustKind
+from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.options import Assignment, Averaging, Evaluation, OptionalLevel, Slicing, Training

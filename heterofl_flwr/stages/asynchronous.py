@@ -22,16 +22,16 @@ class Buffered:
     concurrency: Natural = 0
     """number of clients that train at the same time; replaces sample.fraction"""
     staleness: NotNegative = 0.5
-    """exponent a: the weight of an entry of a reply is multiplied by 1 / (1 + s)^a, but at least by 0.001. s is the
-    entry's staleness: the number of steps that made it stale (see clocks) since the client received it. 0: full weight
-    for all replies
+    """exponent a: the weight of each entry of a reply is multiplied by 1 / (1 + s)^a, or by 0.001 if that is larger. s,
+    the entry's staleness, is the number of steps since the client received the entry; clocks says which steps count.
+    0: full weight for all replies
     """
     bound: Natural = 0
     """staleness above which a reply is dropped; a reply is as stale as its least stale entry. 0: no reply is dropped"""
     clocks: Literal["regions", "model"] = "regions"
-    """entries that a step makes stale. regions: the entries that it changed. model: all entries, as in FedBuff"""
+    """steps that count for an entry. regions: the steps that changed the entry. model: all steps, as in FedBuff"""
     quota: Natural = 0
-    """minimum number of replies of each level in a step, except of levels without clients in training; 0: no minimum"""
+    """minimum number of replies from each level in a step; levels without a client in training are exempt. 0: none"""
 
     def __post_init__(self) -> None:
         if self.concurrency < self.size:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.common.named_tensors import entries_under, name_misfits
+from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.aggregator import OpenAggregator
-from heterofl_flwr.core.checked_aggregation import LARGEST_ENTRY, Aggregation, value_faults
+from heterofl_flwr.core.check_reply import LARGEST_ENTRY, value_faults
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.stages.chain_checks import Kind, check_chain, overrides
 from heterofl_flwr.stages.client_stage import Fields, State, write_stages

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from heterofl_flwr.common.options import Positive, group
-from heterofl_flwr.core.checked_aggregation import LARGEST_ENTRY, check_reply
+from heterofl_flwr.core.check_reply import LARGEST_ENTRY, check_reply
 from heterofl_flwr.core.clipping import clipped
 from heterofl_flwr.stages.client_stage import ClientContext, ClientStage, Outgoing, client_stage
 from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update

@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ReplyError, ShapeError
 from heterofl_flwr.common.named_tensors import name_misfits
 from heterofl_flwr.common.options import group
-from heterofl_flwr.core.checked_aggregation import check_reply
+from heterofl_flwr.core.check_reply import check_reply
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientContext, ClientStage, Outgoing, client_stage

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from heterofl_flwr.common.named_tensors import entries_under
-from heterofl_flwr.core.checked_aggregation import Aggregation
+from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.exchanged import is_shared
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import State

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from heterofl_flwr.core.checked_aggregation import LARGEST_ENTRY, check_reply
+from heterofl_flwr.core.check_reply import LARGEST_ENTRY, check_reply
 from heterofl_flwr.core.clipping import in_steps
 from heterofl_flwr.core.gaussian_noise import released
 from heterofl_flwr.stages.client_stage import State

@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 import torch
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
-from heterofl_flwr.core.checked_aggregation import Aggregation
+from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.stages.client_stage import ClientContext, ClientStage, Outgoing, State, client_stage
 from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage, Update

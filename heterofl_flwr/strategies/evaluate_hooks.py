@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import HeteroFLError
-from heterofl_flwr.core.moving_slices import window_number
+from heterofl_flwr.core.slice_rules import window_number
 from heterofl_flwr.federation.collect_moments import CollectedMoments
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.nn.moments import MomentsByRate

@@ -23,8 +23,8 @@ from heterofl_flwr.strategies.time_budget import TRAIN_SHARE
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import ENTRY_BYTES, moment_tensors, moments_by_rate, pack_tensors
 from heterofl_flwr.transport.exchange import exchange
-from heterofl_flwr.transport.guard import guard
 from heterofl_flwr.transport.relay import Costs
+from heterofl_flwr.transport.size_guard import guard
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 ShouldStop = Callable[[int, Result], bool]

@@ -55,8 +55,8 @@ class LateNodes(Relay):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; return their ids.
 
-        A capability query is not sent if the late reply to the node's earlier capability query has arrived, and is no
-        error. The id of the earlier query is then returned.
+        A capability query is not sent to a node whose reply to an earlier capability query has arrived late and without
+        an error. The id of the earlier query is returned in its place. The ids are in no particular order.
         """
         answered, sent = dict[int, str](), list[Message]()
         for message in messages:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.common.named_tensors import entries_under
-from heterofl_flwr.core.checked_aggregation import check_names
+from heterofl_flwr.core.check_reply import check_names
 from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.label_rows import Labels
 from heterofl_flwr.core.slice_plan import Plan

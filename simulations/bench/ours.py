@@ -15,8 +15,8 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.callbacks import evaluate_global
+from heterofl_flwr.app.client_resources import open_grid
 from heterofl_flwr.app.main import parser
-from heterofl_flwr.app.open_grid import open_grid
 from heterofl_flwr.app.request import Request, build_request
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.workload import load_workload

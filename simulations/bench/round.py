@@ -27,7 +27,7 @@ from unittest import mock
 from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.open_grid import cohort_limit
+from heterofl_flwr.app.client_resources import cohort_limit
 from heterofl_flwr.app.request import CLIENT_APP, Request
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.workload import load_workload

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr import Plan, elastic, lora, shallow
 from heterofl_flwr.core.axes import positions
-from heterofl_flwr.core.moving_slices import SliceRule, make_slice_function
+from heterofl_flwr.core.slice_rules import SliceRule, make_slice_function
 from heterofl_flwr.nn.depth import Rates
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report.drawing import COLOURS

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from heterofl_flwr.app import simulation
+from heterofl_flwr.app import run_app
 from heterofl_flwr.report import page as pages
 from heterofl_flwr.report.page import write_page
 
@@ -35,9 +35,9 @@ def started(machine, monkeypatch):
 
     def run_request(request, *, log):
         requests.append((request, log))
-        raise simulation.RunError("told so")
+        raise run_app.RunError("told so")
 
-    monkeypatch.setattr(simulation, "run_request", run_request)
+    monkeypatch.setattr(run_app, "run_request", run_request)
     return requests
 
 

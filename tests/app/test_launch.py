@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from heterofl_flwr.app.simulation import LOG
+from heterofl_flwr.app.run_app import LOG
 from heterofl_flwr.report import RunFolder
 from tests.federation.tiny import equal
 from tests.processes import MARK, Processes, free_port, marked

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.app import simulation
+from heterofl_flwr.app import run_app
 from heterofl_flwr.app.main import main
 from heterofl_flwr.app.preflight import check_task
 from heterofl_flwr.app.workload import Workload
@@ -157,7 +157,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         requests.append(request)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(simulation, "run_request", run_request)
+    monkeypatch.setattr(run_app, "run_request", run_request)
     out = tmp_path / "my run"
     assert main(["run", "--out", str(out), "--seed", "5", "--grid", "local", "--parallel", "1", *SMALL]) == 130
     assert capsys.readouterr().err == "heterofl: interrupted\n"

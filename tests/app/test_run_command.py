@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from heterofl_flwr.app import preflight
+from heterofl_flwr.app.client_resources import gpus_per_client
 from heterofl_flwr.app.main import main
-from heterofl_flwr.app.open_grid import gpus_per_client
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.validate import from_flat, to_flat
 

@@ -8,9 +8,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.app.open_grid import cohort_limit, open_grid
+from heterofl_flwr.app.client_resources import cohort_limit, open_grid
 from heterofl_flwr.app.request import Request, read_app
-from heterofl_flwr.app.simulation import LOG, Checked, RunError, run_request
+from heterofl_flwr.app.run_app import LOG, Checked, RunError, run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid

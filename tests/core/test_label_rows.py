@@ -8,7 +8,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.core import Aggregation, Mix, Plan, width
-from heterofl_flwr.core.checked_aggregation import check_names
+from heterofl_flwr.core.check_reply import check_names
 from heterofl_flwr.core.label_rows import find_label_rows, last_linear, whole_numbers
 from tests.core import strategies
 

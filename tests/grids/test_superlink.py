@@ -9,8 +9,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from heterofl_flwr import Windowed
-from heterofl_flwr.transport import exchange, guard as guarding
-from heterofl_flwr.transport.guard import guard
+from heterofl_flwr.transport import exchange, size_guard as guarding
+from heterofl_flwr.transport.size_guard import guard
 from tests.hostile import changes as to, superlink, uploads
 from tests.hostile.uploads import FORGERIES, as_it_is
 

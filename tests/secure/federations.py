@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.moving_slices import make_slice_function
+from heterofl_flwr.core.slice_rules import make_slice_function
 from heterofl_flwr.secure.client import ClientRound, MaskedRounds, make_keys
 from heterofl_flwr.secure.fixed_point import largest_steps
 from heterofl_flwr.secure.overlaps import COUNTS

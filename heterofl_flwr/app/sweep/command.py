@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from heterofl_flwr.app.main import FAILED
-from heterofl_flwr.app.simulation import LOG, RunError
+from heterofl_flwr.app.run_app import LOG, RunError
 from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, LAUNCH, build_job, check_jobs, flat, read_score, run_once
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.validate import SPECS, unknown_settings

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from heterofl_flwr.app.preflight import check_task
 from heterofl_flwr.app.request import Request
+from heterofl_flwr.app.run_app import run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER, RESUMED
-from heterofl_flwr.app.simulation import run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.files import to_json

@@ -70,7 +70,11 @@ def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
 
 @singledispatch
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
-    """Return a tag of a value, and its parts. Values are alike if their tags are equal and their parts are alike."""
+    """Return a value's tag and parts, for comparison: values are alike if their tags are equal and their parts alike.
+
+    Tensors, classes and unhashable values without attributes are compared by identity; values without an ``__eq__`` of
+    their own by type and attributes; all others by type and value.
+    """
     kind: Any = type(value)
     has_parts = hasattr(value, "__dict__")
     if isinstance(value, Tensor | type) or (kind.__hash__ is None and not has_parts):

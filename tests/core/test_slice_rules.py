@@ -2,7 +2,7 @@
 
 import pytest
 
-from heterofl_flwr.core.moving_slices import make_slice_function, window_number
+from heterofl_flwr.core.slice_rules import make_slice_function, window_number
 
 
 def kept(rule, full, number, **told):

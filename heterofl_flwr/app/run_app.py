@@ -12,7 +12,7 @@ from typing import cast
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
-from heterofl_flwr.app.open_grid import open_grid
+from heterofl_flwr.app.client_resources import open_grid
 from heterofl_flwr.app.request import Request
 from heterofl_flwr.app.workload import load_workload, shared_data
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, printable
