@@ -93,7 +93,7 @@ class Architecture:
         return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
 
     def nested_rates(self, rate: float) -> list[float]:
-        """Return the rates whose models are parts of the model of ``rate``: this rate and smaller rates of the mix.
+        """Return the rates whose models are parts of the model of ``rate``: ``rate`` and all smaller rates of the mix.
 
         If slices move, or with ``Slicing.by_level``, return ``rate`` alone.
         """

@@ -36,7 +36,7 @@ class RunState:
     dealt
         The number of partitions of the data; 0 unless all clients report the same number.
     nodes
-        A round for each name of a node: for a node that left, the first round in which it was away; for a present node
+        A round number by node name: for a node that left, the first round in which it was away; for a present node
         with a registered name, 0.
     releases
         Counts of the noisy models and moments published so far, by noise and clip. Releases before a resume, and in

@@ -17,7 +17,7 @@ _RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_r
 
 @group
 class Capability:
-    """A client's largest rate and its data partition, as reported, and the server's limit on the rate."""
+    """Largest rate and data partition that a client reports, and the server's limit on the rate."""
 
     capacity: _RateOrNone = None  # the largest rate that the client can hold; None: any rate
     limit: float = 1.0  # the largest rate that the server allows this client
@@ -53,7 +53,7 @@ def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies
         )
     if faults:
         logger.warning(
-            "%d of %s gave no usable answer as to what they can hold; without one the rate is the smallest, %g: %s",
+            "%d of %s gave no usable answer to the capability query, and get the smallest rate, %g: %s",
             len(faults),
             counted(new, "new node"),
             smallest,

@@ -82,8 +82,8 @@ class CollectedMoments:
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
         """Return the sum of the clients' moments for each rate or, with ``privacy.noise``, their noisy mean.
 
-        If ``needed``, raise ``RoundError`` if there are no usable moments and at least one answer was faulty. If all
-        clients were silent or have no moments, only log a warning.
+        Without usable moments, raise ``RoundError`` if moments are ``needed`` and at least one answer was faulty. If
+        all clients were silent or have no moments, only log a warning.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy

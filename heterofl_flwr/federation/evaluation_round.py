@@ -137,8 +137,8 @@ class EvaluationRound:
         if self._note_coverage():
             log.partial = tuple(scores)
             logger.warning(
-                "round %d: only %d of %s evaluated; its metrics are never the best (the "
-                "server evaluates alone with fraction_evaluate=0.0)",
+                "round %d: only %d of %s evaluated; metrics of this round are never the best (with "
+                "fraction_evaluate=0.0, the server evaluates alone)",
                 self._server_round,
                 log.evaluate_answers,
                 counted(log.evaluate_asked, "client"),
@@ -151,7 +151,7 @@ class EvaluationRound:
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:
-        """Record how many of the sampled clients have evaluated; return True if it is fewer than half."""
+        """Record how many of the sampled clients have evaluated; return True if fewer than half have."""
         log, sampled = self._log, self._is_global
         if not sampled:
             return False

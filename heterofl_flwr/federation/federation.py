@@ -41,19 +41,20 @@ class Federation:
             )
         if self.mix.global_rate > self.mix.rates[0] and slice_rule in NESTED_RULES:
             raise ConfigError(
-                f"the global model has rate {self.mix.global_rate:g}, and the mix {self.mix} no client of it: with "
-                f"slice_rule={slice_rule!r} nobody trains the rest; expected rolling, random-level or random-client"
+                f"the global model has rate {self.mix.global_rate:g}, and no client of the mix {self.mix} has this "
+                f"rate: with slice_rule={slice_rule!r} nobody trains the rest; expected rolling, random-level or "
+                f"random-client"
             )
         stages = self.options.stages
-        stays = [f"what {stage_name(stage)} keeps stays" for stage in stages if stage.keeps_client_state]
+        stays = [f"the state of {stage_name(stage)} stays" for stage in stages if stage.keeps_client_state]
         if stays and personal:
-            raise ConfigError(f"{stays[0]} with a client for all parameters: expected all of them to be shared")
+            raise ConfigError(f"{stays[0]} with a client, for all parameters: expected all parameters to be shared")
         stays += ["parameters that are not shared stay"] if personal else []
         growth = self.options.slicing.growth
         if stays and (self.assignment, slice_rule, growth) != ("fix", "prefix", 0):
             raise ConfigError(
-                f"{stays[0]} with a client, so it keeps its slice: expected assignment='fix', slice_rule='prefix' and "
-                f"growth=0, found {self.assignment!r}, {slice_rule!r} and {growth}"
+                f"{stays[0]} with a client, which must then keep its slice: expected assignment='fix', "
+                f"slice_rule='prefix' and growth=0, found {self.assignment!r}, {slice_rule!r} and {growth}"
             )
         self.options.limits.check_levels(self.mix, self.assignment)
 

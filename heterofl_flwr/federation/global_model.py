@@ -94,8 +94,8 @@ class GlobalModel(Architecture):
             raise ConfigError(
                 f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
                 f"have a value for each channel. They are not sent: build({rate:g}) has those of the first channels, "
-                f"but a client would train other channels. Expected slice_rule='prefix', or in place of the buffer a "
-                f"parameter, torch.nn.Parameter(...), which is cut as the others"
+                f"but a client would train other channels. Expected slice_rule='prefix', or a parameter "
+                f"(torch.nn.Parameter) in place of the buffer"
             )
         frozen, values = frozen_parameters(local), self._frozen_values
         if cut := [name for name, parameter in frozen.items() if parameter.shape != values[name].shape]:
@@ -172,8 +172,8 @@ class GlobalModel(Architecture):
         checked = {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
         if fault := next(value_faults(checked), None):
             raise RoundError(
-                f"the global model is not usable: {fault}; expected finite numbers of initial_arrays, and of what "
-                f"changes the model between rounds"
+                f"the global model is not usable: {fault}; expected finite numbers in initial_arrays, and from code "
+                f"that changes the model between rounds"
             )
         return checked
 

@@ -60,8 +60,8 @@ class Limits:
     simulations, and ten times the norm of the model for replies through a SuperLink
     """
     examples: Annotated[int, Strict(), Field(ge=1, le=1_000_000_000, alias="max-examples")] = 10_000_000
-    """upper bound on the number of examples in a reply; a reply above it is rejected. With weights=examples, set it to
-    a little more than the largest client has
+    """upper bound on the number of examples that a reply reports; a reply above it is rejected. With weights=examples,
+    set it to a little more than the largest client has
     """
     levels: Annotated[
         Mapping[str, str | float],
@@ -98,17 +98,17 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def default_norm_bound(self, state: Mapping[str, Tensor], *, remote: bool) -> float:
-        """Return the bound on changes if ``norm_bound`` is not set: 0, for none, unless clients are ``remote``.
+        """Return the default bound on the L2 norm of a change; 0 if there is none.
 
-        For clients on other machines, it is ``REMOTE_CHANGE`` times the L2 norm of ``state``; a norm below 1 counts as
-        1.
+        There is one if clients are ``remote`` and ``norm_bound`` is 0: ``REMOTE_CHANGE`` times the L2 norm of
+        ``state``, where a norm below 1 counts as 1.
         """
         if self.norm_bound or not remote:
             return 0.0
         return REMOTE_CHANGE * max(1.0, math.hypot(*(tensor.norm().item() for tensor in state.values())))
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return ``reported`` with the rate limit and the partition of this client in the server's tables.
+        """Return ``reported`` with this client's rate limit and partition from the server's tables.
 
         A client in ``levels`` that reports no capacity gets its level as capacity. A reported partition that
         ``partitions`` gives to another client becomes None.

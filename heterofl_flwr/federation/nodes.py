@@ -129,15 +129,15 @@ class Nodes(Mapping[int, Capability]):
         numbers = {answer.num_partitions for answer in self._capabilities.values() if answer.num_partitions}
         if len(numbers) > 1:
             logger.warning(
-                "nodes have the data in different numbers of parts (%s), so some data are in several of them; let all "
-                "name the same num-partitions",
+                "nodes have the data in different numbers of parts (%s), so some data are in several parts; give all "
+                "nodes the same num-partitions",
                 ", ".join(map(str, sorted(numbers))),
             )
         if (dealt := self.dealt()) and self._dealt_before not in (0, dealt):
             raise RoundError(
-                f"the clients have the data in {counted(dealt, 'part')}, and those of the run that is resumed had "
-                f"them in {self._dealt_before}: start as many (flwr run . --federation-config 'num-supernodes="
-                f"{self._dealt_before}'; on real nodes num-partitions), or begin a new run"
+                f"the clients have the data in {counted(dealt, 'part')}, and the clients of the resumed run had them "
+                f"in {self._dealt_before}: start {self._dealt_before} nodes (flwr run . --federation-config "
+                f"'num-supernodes={self._dealt_before}'; on real nodes num-partitions), or begin a new run"
             )
 
     def _greet(self, node_ids: Iterable[int]) -> None:
@@ -168,9 +168,9 @@ class Nodes(Mapping[int, Capability]):
         # The fault of a faulty node is reported elsewhere, and may be the reason why it has no partition.
         if unnamed := sum(node_id not in self._names and node_id not in faulty for node_id in unnumbered):
             logger.warning(
-                "%s without a registered name, and with no partition-id or that of another node, numbered by random "
-                "node id: this run cannot be repeated exactly. A ClientApp that calls answer_queries reports the "
-                "partition-id of its node config; give each node its own",
+                "%s without a registered name, and with no partition-id or that of another node, got partitions by "
+                "random node id: this run cannot be repeated exactly. A ClientApp that calls answer_queries reports "
+                "the partition-id of its node config; give each node its own partition-id",
                 counted(unnamed, "node"),
             )
         if self.all_named:  # the number must not depend on which nodes have answered before
@@ -181,13 +181,13 @@ class Nodes(Mapping[int, Capability]):
         _number(self._partitions, self._by_name(unnumbered), self._reserved)
 
     def forget(self, node_ids: Iterable[int]) -> None:
-        """Delete the capabilities of clients, so that they are queried again; they no longer count as trained."""
+        """Delete the capabilities of clients; the clients are queried again, and no longer count as trained."""
         for node_id in {*node_ids} & self._capabilities.keys():
             del self._capabilities[node_id]
             self.trained.discard(node_id)  # the client's state may be lost
 
     def forget_failed(self) -> None:
-        """Delete the capabilities of nodes that failed in training, so that they are queried again."""
+        """Delete the capabilities of nodes that failed in training; the nodes are then queried again."""
         for node_id in self.failed & self._capabilities.keys():
             del self._capabilities[node_id]
         self.failed.clear()
@@ -197,9 +197,9 @@ class Nodes(Mapping[int, Capability]):
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
     def named(self) -> dict[str, int]:
-        """Return a round for each name of a node.
+        """Return a round number by node name.
 
-        For a node that left, it is the first round in which the node is away; for a present node with a registered
+        For a node that left, this is the first round in which the node is away; for a present node with a registered
         name, 0.
         """
         return {**dict.fromkeys(self._names.values(), 0), **self.away}

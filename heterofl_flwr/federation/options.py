@@ -33,7 +33,7 @@ from heterofl_flwr.stages.untrained import Untrained
 Assignment = Literal["fix", "dynamic"]
 
 Schedule = Callable[[int], float]
-"""Function of the round, counted from 1, that returns the learning rate."""
+"""Function from a round, counted from 1, to its learning rate."""
 
 OptionalLevel = Annotated[
     str | Annotated[float, Strict()],
@@ -67,7 +67,7 @@ class Slicing:
     rank_every: Count = 5
     """rounds from one sorting of channels to the next, for the slice rule important"""
     rank_margin: NotNegative = 0.1
-    """fraction by which the norm of a channel outside a slice must exceed the norm of a channel inside it, so that the
+    """fraction by which the norm of a channel outside a slice must exceed the norm of a channel inside it before the
     two change places; for the slice rule important
     """
     shared: Annotated[Sequence[str], "patterns of parameters, as ['hidden.*']"] = ALL
@@ -92,7 +92,9 @@ class Slicing:
 class Training:
     """Training options that the server sends to clients."""
 
-    learning_rate: Annotated[Positive | Schedule | None, "a number above 0, or a function from the round to one"] = None
+    learning_rate: Annotated[Positive | Schedule | None, "a number above 0, or a function from rounds to numbers"] = (
+        None
+    )
     """learning rate of the first round, or a function from a round to its learning rate; None: the clients choose it"""
     milestones: Annotated[Sequence[Count], "rounds, as [150, 250]"] = ()
     """rounds; the learning rate is divided by 10 after each of them"""
@@ -105,7 +107,7 @@ class Training:
 
     def __post_init__(self) -> None:
         if (self.milestones or self.lr_decay != 1) and not isinstance(self.learning_rate, int | float):
-            raise ConfigError("milestones and lr_decay change a number; expected learning_rate to be one, as 0.1")
+            raise ConfigError("milestones and lr_decay change a number; expected learning_rate to be a number")
 
     @property
     def schedule(self) -> Schedule | None:
@@ -137,9 +139,9 @@ class Averaging:
     """errors of the authors' code, each kept (paper) or corrected (fixed)"""
     robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
     """trimmed mean or median, which a hostile minority cannot move far. Not allowed with weights='examples' or noise"""
-    aggregator: Annotated[OpenAggregator, "what makes an Aggregator of a state, as CountingMean"] = CountingMean
-    """function of a global state that returns the Aggregator of a round: CountingMean, ProductMean for LoRA adapters of
-    unequal rank, or your own. With robust or noise, leave it at CountingMean
+    aggregator: Annotated[OpenAggregator, "a function from a state to an Aggregator"] = CountingMean
+    """function from a global state to the Aggregator of a round: CountingMean, ProductMean for LoRA adapters of unequal
+    rank, or your own. With robust or noise, leave it at CountingMean
     """
 
     def __post_init__(self) -> None:
@@ -159,9 +161,9 @@ class Evaluation:
     every: Natural = 1
     """rounds from one evaluation to the next; the last round also ends with an evaluation. 0: no evaluation"""
     nodes: Literal["capable", "all"] = "capable"
-    """capable: a client whose largest rate is known, from its report or from the server's limits, evaluates the largest
-    model of the mix that it can hold, and its metrics count for the level of this model; every other client evaluates
-    the full model. all: every client evaluates the full model (paper)
+    """model that a client evaluates. capable: a client with a known largest rate (by its report or the server's limits)
+    evaluates the largest model of the mix up to this rate; its metrics count for the level of this model. Every other
+    client evaluates the full model. all: every client evaluates the full model (paper)
     """
     levels: Annotated[Flag | Literal["last"], "true, false or 'last'"] = False
     """evaluate each level's model too. true: in each evaluation. last: only after the last round. false: never"""
@@ -207,8 +209,8 @@ class Options:
             self._check_by_level()
         if self.privacy.clip and self.limits.norm_bound:
             raise ConfigError(
-                "privacy: with clip a longer change is shortened, as a refusal would show who sent it; expected "
-                "limits.norm_bound=0 (server.norm-bound)"
+                "privacy: clip shortens a change that is too long; norm_bound would refuse it, and show who sent it; "
+                "expected limits.norm_bound=0 (server.norm-bound)"
             )
 
     def _check_by_level(self) -> None:
@@ -223,7 +225,7 @@ class Options:
         if wrong := [name for name, is_set in faults.items() if is_set]:
             raise ConfigError(
                 f"by_level: {', '.join(wrong)} would compare a level's parameters with those of the global model; "
-                f"expected by_level=[] or a run without"
+                f"expected by_level=[], or a run without these"
             )
 
 

@@ -205,7 +205,7 @@ class Round:
         """Remove a client from the round without recording a failure.
 
         If a subclass of the strategy dropped the client's reply, pass the size of the reply as ``reply_bytes``. Without
-        ``reply_bytes``, the client and the bytes sent to it are removed from the record of the round as well.
+        ``reply_bytes``, also remove the client, and the bytes sent to it, from the record of the round.
         """
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes[node_id])
@@ -276,8 +276,8 @@ class Round:
         if replies >= least:
             if self.answers and not any(number for number, _ in self.answers.values()):
                 raise RoundError(
-                    f"round {self.server_round}: all replies ({len(self.answers)}) count 0 examples, so none of them "
-                    f"counts: let reply have the number of examples that a client trained on (num_examples)"
+                    f"round {self.server_round}: all replies ({len(self.answers)}) report 0 examples, so their mean is "
+                    f"empty: give reply the number of examples that a client trained on (num_examples)"
                 )
             return
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))

@@ -21,7 +21,7 @@ State = Mapping[str, Tensor]
 
 
 ROUND = "round"
-"""Name of the attribute of a ``logging.LogRecord`` that has the ``RoundRecord`` of a round."""
+"""Name of the ``logging.LogRecord`` attribute that holds the ``RoundRecord`` of a round."""
 
 host_log = logging.getLogger("flwr")
 """Flower's logger, whose lines are shown in every app."""
@@ -81,16 +81,16 @@ class RoundRecord:
     evaluate_failures
         For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. Both
-        count all sampled clients, or only the clients sampled for the global model if a smaller share of these
-        answered.
+        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. If
+        the share that answered is smaller among the clients sampled for the global model, the numbers of these
+        clients alone.
     partial
-        Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. They never count as
+        Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. Their values are never
         the best of a run.
     stages
         Metrics of the stages, such as ``epsilon``, the privacy spent so far.
     bytes_down, bytes_up
-        Bytes of parameters and labels that the server sent to clients for training, and received from them.
+        Bytes of the arrays that the server sent to clients for training, and received from them.
     bytes_by_level
         The ``bytes_down`` of each level.
     simulated_seconds, joules
@@ -146,7 +146,7 @@ class RoundRecord:
         }
 
     def name(self, partition: int) -> str:
-        """Return the client's registered name by its partition, or ``partition N`` if ``names`` has none."""
+        """Return the registered name of the client with this partition; ``partition N`` if it has none."""
         return self.names.get(partition, f"partition {partition}")
 
     @property

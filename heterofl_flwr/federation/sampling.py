@@ -45,9 +45,9 @@ class Participation(Sampling):
     fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
     """fraction of the clients that evaluate, rounded up; 0: no client evaluates, nor measures batch norm moments"""
     min_train_nodes: _Fewest = Field(default=None, exclude=True)
-    """lower bound on the clients that train. If set, the fraction of the clients is rounded down, as in FedAvg"""
+    """lower bound on the number of clients that train; if set, fraction_train rounds down, as in FedAvg"""
     min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
-    """lower bound on the clients that evaluate. If set, the fraction of the clients is rounded down, as in FedAvg"""
+    """lower bound on the number of clients that evaluate; if set, fraction_evaluate rounds down, as in FedAvg"""
     min_available_nodes: Natural = Field(default=2, alias="min-nodes")
     """number of nodes that each round waits for, up to sample.wait seconds; 'heterofl run' waits for all nodes"""
 
@@ -89,7 +89,11 @@ def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) ->
 
 
 def least_replies(least: MinReplies, needed: int) -> int:
-    """Return the minimum number of usable replies: ``least``, or as a share of ``needed``; ``auto`` is one half."""
+    """Return the minimum number of usable replies.
+
+    An int ``least`` is this number. A float is a share of ``needed``, and ``auto`` the share 0.5; the number is rounded
+    up, and at least 1.
+    """
     if isinstance(least, int):
         return least
     share = exact_fraction(0.5 if least == "auto" else least)

@@ -71,15 +71,18 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
     for option in ("levels", "partitions"):
         if absent := sorted(name for name in getattr(limits, option) if name not in names):
             logger.warning(
-                "%s names %s, and no node that is there has such a registered name or id; correct it, unless it comes "
-                "later (without node authentication, nodes have ids alone)",
+                "%s names %s, and no present node has such a registered name or id; correct the name, unless the node "
+                "comes later (without node authentication, nodes have ids alone)",
                 option,
                 ", ".join(absent),
             )
 
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Warn if fewer clients can train the largest level than a stage needs (at least 1); never if slices move."""
+    """Warn if no client can train the largest level of the mix, or fewer clients than a stage needs (``holders``).
+
+    If slices move, never warn.
+    """
     mix, holders = federation.mix, federation.levels.holders
     least = max(holders, 1)  # number of clients that must hold an entry to change it
     answered = all(node_id in federation.nodes for node_id in node_ids)
@@ -104,7 +107,7 @@ def warn_of_mix(federation: Federation, node_ids: Sequence[int]) -> None:
     mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
     if privacy.noise and privacy.delta * clients >= 1:
         logger.warning(
-            "delta is %g with %s: epsilon at a delta of 1 / %d or more promises nothing; choose a smaller one",
+            "delta is %g with %s: epsilon at a delta of 1 / %d or more promises nothing; choose a smaller delta",
             privacy.delta,
             counted(clients, "client"),
             clients,

@@ -37,8 +37,8 @@ def load(client_app: ClientApp | str) -> ClientApp:
     app: object = load_function(client_app, "client_app") if isinstance(client_app, str) else client_app
     if not isinstance(app, ClientApp):
         raise ConfigError(
-            f"client_app is {client_app!r}, a {type(app).__name__}; expected a ClientApp or where one is, such as "
-            f"'my_app.client:app'"
+            f"client_app is {client_app!r}, a {type(app).__name__}; expected a ClientApp or the import path of one, "
+            f"such as 'my_app.client:app'"
         )
     return app
 

@@ -27,7 +27,7 @@ RETRIES = 2
 """Largest number of times that a group of messages is given to another actor because its actor has died."""
 
 STARTS = 3
-"""Number of failed starts in a row up to which a new actor replaces the failed actor."""
+"""Maximum number of failed starts in a row after which the failed actor is still replaced."""
 
 PATIENCE = 60.0
 """Seconds to wait for the start of an actor until a warning with the resources of the cluster is logged."""
@@ -139,7 +139,7 @@ class ActorPool(Runner):
                 self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
     def _take_next(self) -> Group | None:
-        """Remove and return the first waiting group whose nodes are neither busy nor in an earlier group, or None."""
+        """Return, and remove, the first group whose nodes are neither busy nor in an earlier waiting group, or None."""
         busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
         for place, group in enumerate(self._waiting):
             if busy.isdisjoint(group.nodes):
@@ -156,7 +156,7 @@ class ActorPool(Runner):
         return actor.answer.remote(pickled, *references.values())
 
     def _accept(self, reference: Reference, actor: Actor, group: Group | None) -> None:
-        """Process the result of an actor's call, or its death. If ``group`` is None, the call was ``ready``."""
+        """Process the result of an actor's call, or the actor's death. If ``group`` is None, the call was ``ready``."""
         try:
             result = ray.get(reference)
             answers = [] if group is None else list(map(unpack, result))

@@ -32,7 +32,7 @@ SECONDS_TO_CONNECT = 5.0
 """Seconds to wait for a connection to a cluster's port; Ray itself would try for half a minute."""
 
 LONGEST = 28
-"""If the path of the temporary folder is at least so long, ``/tmp`` is used, because Ray's sockets need short paths."""
+"""Length from which the temporary folder's path is too long for Ray's sockets, and ``/tmp`` is used instead."""
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -77,9 +77,9 @@ class EvaluationHooks(RoundHooks):
         grid: Grid,
         make_message: Callable[[str, int, Mapping[str, object]], Message],
     ) -> None:
-        """Query clients for batch norm moments, and store the sums.
+        """Query clients for batch norm moments, and store the result in ``moments``.
 
-        No client is queried if the run needs no moments, or if no client had moments in an earlier round.
+        No client is queried if the run needs no moments, or if an earlier query has shown that no client has any.
         """
         collected = CollectedMoments(self.federation, current.rates, remote=self.is_remote(grid))
         self.moments, norms = MomentsByRate(), collected.norms

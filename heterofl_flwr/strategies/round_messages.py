@@ -71,7 +71,7 @@ class RoundMessages:
     def watch(
         self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]
     ) -> Iterator[Message]:
-        """Return a generator of ``replies`` that calls ``on_reply`` of callbacks, and records sizes and faults."""
+        """Yield ``replies``; call ``on_reply`` of the callbacks, and record the size or the fault of each reply."""
         done = failed = 0
         # Clients may train on all cores meanwhile; the threads of a sum would then spin while they wait for each other.
         with torch_threads(1):
@@ -97,7 +97,7 @@ class RoundMessages:
         if self._received and isgenerator(replies) and getgeneratorstate(replies) == GEN_CLOSED:
             raise ConfigError(
                 f"round {self.server_round}: all replies ({len(self._received)}) were read before this strategy got "
-                f"them, and they can be read once: let an overriding method begin with replies = list(replies)"
+                f"them, and can be read only once: let an overriding method begin with replies = list(replies)"
             )
         ids = {message.metadata.dst_node_id: message.metadata for message in self.sent}
 
@@ -135,7 +135,9 @@ def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
             )
         # Some grids give an id to a copy of the message only; the message itself keeps the id "".
         if node_id not in pending or pending[node_id].metadata.message_id not in ("", about):
-            logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
+            logger.warning(
+                "a reply of node %s is dropped: the node was not asked this, or has answered already", node_id
+            )
             continue
         del pending[node_id]
         early[node_id] = reply

@@ -15,11 +15,11 @@ STAGES_SHARE = 0.25
 """Fraction of the remaining time of a round for each query of stages before training."""
 
 PUBLISH_SHARE = 0.8
-"""Fraction of the time for training in the first exchange of FedH2L; in the second, clients take a few steps only."""
+"""Fraction of the training time that FedH2L's first exchange may take; in the second, clients run only a few steps."""
 
 OVERDUE_SHARE = 0.25
-"""Fraction of an asynchronous step's time limit after which a client without a reply is replaced; a late reply still
-counts.
+"""Fraction of an asynchronous step's time limit that a client may take to reply. After that, another client begins to
+train too; a late reply still counts.
 """
 
 

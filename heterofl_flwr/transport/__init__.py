@@ -1,1 +1,1 @@
-"""Messages between server and clients, and all uses of Flower's private parts."""
+"""Messages between server and clients, and all uses of Flower's private names."""

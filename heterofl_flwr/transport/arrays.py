@@ -18,7 +18,7 @@ from heterofl_flwr.nn.moments import Moments, MomentsByRate
 from heterofl_flwr.transport.messages import SCALES, SERVER, UPLOAD_RECORDS
 
 HEADER_BYTES = 1024
-"""Upper bound on the header of an array in the ``.npy`` format."""
+"""Upper bound on the bytes of an array's header in the ``.npy`` format."""
 
 ENTRY_BYTES = 8
 """Upper bound on the bytes of an entry in a reply. Client mods such as SecAgg+ reply in float64 for any model."""

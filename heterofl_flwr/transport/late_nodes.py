@@ -42,8 +42,8 @@ class LateNodes(Relay):
     error. A late reply to a capability query, if it is no error, is used as the reply to the next capability query.
     """
 
-    # A node whose late reply arrives before the next message is sent was only slow. The limit is twice the longest time
-    # of a reply to this type of message, plus ``GRACE_SECONDS``.
+    # If a node's late reply arrives before the next message is sent, the node was only slow. The limit is twice the
+    # longest time of a reply to this type of message, plus ``GRACE_SECONDS``.
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)

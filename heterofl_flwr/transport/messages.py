@@ -119,7 +119,7 @@ SIMULATED = "simulated: "
 
 
 class LocalFault(Error):
-    """Error that this process makes if a client's reply is missing.
+    """Error that this process makes instead of a client's reply.
 
     A client cannot imitate such an error, because errors from other processes are not of this class.
     """
@@ -205,8 +205,8 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
     """Raise ``ConfigError`` if a user's config contains reserved keys."""
     if taken := sorted(reserved.intersection(config)):
         raise ConfigError(
-            f"the config that goes with instructions has {', '.join(taken)}: by that name clients get what HeteroFL "
-            f"itself asks of them; choose another name, as my-{taken[0]}"
+            f"the config for clients has {', '.join(taken)}, but HeteroFL itself sends values by that name; choose "
+            f"another name, such as my-{taken[0]}"
         )
 
 

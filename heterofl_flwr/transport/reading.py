@@ -261,7 +261,7 @@ def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]
     }
     if unusable:
         logger.warning(
-            "%s sent %s, which counts in no mean: expected 0 to 1 of %s, and finite numbers up to %g of others",
+            "%s sent %s, which is left out of means: expected 0 to 1 for %s, and finite numbers up to %g for others",
             sender,
             shown(unusable),
             ", ".join(SHARES),

@@ -31,7 +31,7 @@ class Costs(Protocol):
     """Protocol of grids that count the time and energy of simulated devices."""
 
     def take_costs(self) -> Mapping[str, float]:
-        """Return the costs since the previous call, by name of a field of ``RoundRecord``."""
+        """Return the costs since the previous call, by names of ``RoundRecord`` fields."""
 
 
 class Relay(Grid):
@@ -81,7 +81,7 @@ class Relay(Grid):
 
 
 def crosses_superlink(grid: object) -> bool:
-    """Whether a grid, without its proxies, is a SuperLink's, so that replies come from other machines."""
+    """Whether the grid behind all proxies is a SuperLink's, whose clients run on other machines."""
     while isinstance(grid, Relay):
         grid = grid._grid
     return compat.has_runtime_client(grid)

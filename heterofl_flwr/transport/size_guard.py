@@ -25,7 +25,7 @@ from heterofl_flwr.transport.relay import Relay
 logger = logging.getLogger(__name__)
 
 LargestReply = Callable[[Message], int]
-"""Function of a sent message that returns the maximum size of its reply in bytes."""
+"""Function from a sent message to the maximum size of its reply in bytes."""
 
 OBJECT_BYTES = 128  # memory of an object besides its content, so that many empty objects reach the limit too
 JSON_GROWTH = 8  # memory of numbers, as a multiple of their bytes in JSON
@@ -97,8 +97,8 @@ class Guarded(Relay):
         self._longest_answer: int | None = None
         if not compat.connect_length_check(grid, self._check_length):
             logger.warning(
-                "with this Flower, the length of what a node sends beside a reply's objects is known only once it is "
-                "read: for hostile nodes, use Flower 1.35 to 1.42 on the server"
+                "with this version of Flower, the length of a response is known only after the response is read: "
+                "against hostile nodes, use Flower 1.35 to 1.42 on the server"
             )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -219,15 +219,15 @@ def _unpack(announced: _Announced) -> Message:
     claim = message.metadata
     if (claim.src_node_id, claim.reply_to_message_id) != (announced.node_id, announced.about):
         raise ReplyError(
-            f"the reply says that it is node {claim.src_node_id}'s to message {claim.reply_to_message_id[:80]!r}; the "
-            f"SuperLink had it of node {announced.node_id}, to another"
+            f"the reply names the sender {claim.src_node_id} and the message {claim.reply_to_message_id[:80]!r}; "
+            f"expected the sender {announced.node_id} and the message {announced.about!r}"
         )
     compat.set_metadata(message, message_id=announced.message_id)  # Flower's grid does the same
     return message
 
 
 def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
-    """Return the size of an array after joining its chunks. A chunk may occur several times."""
+    """Return the bytes of an array after its chunks are joined. A chunk may occur several times."""
     _, chunks, _ = head_of(content)
     places = json.loads(content.partition(compat.HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
     return sum(len(contents[chunks[place]]) for place in places)

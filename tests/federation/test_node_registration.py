@@ -140,7 +140,7 @@ def test_with_fewer_answers_than_a_round_needs_it_ends(caplog, good, least, need
         return
     rates = run(app, min_replies=least).log.rates
     assert rates == {0: 1.0, 1: 0.25, 2: 0.25}
-    assert f"{3 - len(good)} of 3 new nodes gave no usable answer as to what they can hold" in caplog.text
+    assert f"{3 - len(good)} of 3 new nodes gave no usable answer to the capability query" in caplog.text
     assert "is not converted" not in caplog.text
     assert "registered name" not in caplog.text  # the fault alone is the reason why a node has no number
     assert "no such key" in caplog.text
@@ -195,7 +195,7 @@ def test_who_leaves_before_it_has_said_what_it_can_hold_is_forgotten():
 def test_names_of_nodes_that_are_not_there_are_warned_of(caplog):
     limits = Limits(levels={"d": "c", "phone": "c"}, partitions={"tablet": 7})
     play(make_app(capability=no_partition), "a1-c1", 4, grid=partial(tiny.Named, names="dcba"), limits=limits)
-    for said in ("levels names phone, and no node that is there", "partitions names tablet, and no node"):
+    for said in ("levels names phone, and no present node", "partitions names tablet, and no present node"):
         assert said in caplog.text
 
 

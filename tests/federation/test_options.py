@@ -102,8 +102,8 @@ CONFLICTS = {
     "FedDyn": (
         {"stages": [FedDyn()]},
         [
-            ({"assignment": "dynamic"}, "what FedDyn keeps stays with a client, so it keeps its slice"),
-            ({"shared": BODY}, "what FedDyn keeps stays with a client for all parameters"),
+            ({"assignment": "dynamic"}, "the state of FedDyn stays with a client, which must then keep its slice"),
+            ({"shared": BODY}, "the state of FedDyn stays with a client, for all parameters"),
             ({"weights": "examples"}, "FedDyn fits a mean in which each client counts once"),
         ],
     ),

@@ -195,7 +195,7 @@ def test_a_run_that_cannot_start_says_why(start, said):
 def test_a_resumed_run_has_its_data_in_as_many_parts():
     state = run(num_rounds=2).progress[-1]
     assert state.dealt == 2
-    with pytest.raises(RoundError, match=r"data in 3 parts, and those of the run that is resumed had them in 2: start"):
+    with pytest.raises(RoundError, match=r"data in 3 parts, and the clients of the resumed run had them in 2: start 2"):
         play(None, "a1-c1", 3, 3, start={"resume": state})
 
 
@@ -209,7 +209,7 @@ def test_a_round_of_clients_that_count_no_example_fails():
     def zero(message, context):
         return (task := Task(message, context, build)).reply(task.model(), num_examples=0)
 
-    with pytest.raises(RoundError, match=r"round 1: all replies \(3\) count 0 examples"):
+    with pytest.raises(RoundError, match=r"round 1: all replies \(3\) report 0 examples"):
         play(make_app(zero))
 
 

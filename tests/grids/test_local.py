@@ -173,7 +173,7 @@ def test_messages_to_a_closed_grid_or_to_unknown_nodes_raise(ask):
         ({"num_nodes": 0}, "num_nodes is 0; expected an integer of 1 or more"),
         *(({"client_app": own}, "client_app") for own in (":app", "no_such_module:app", "odd_clients:no_such_app")),
         ({"client_app": "odd_clients:not_an_app"}, "which is int; expected a function"),
-        ({"client_app": print}, "expected a ClientApp or where one is"),
+        ({"client_app": print}, "expected a ClientApp or the import path of one"),
         ({"client_app": "raises_on_import:app"}, "no data set here"),  # what the module raises is not hidden
         ({"cohort": 0}, "cohort is 0; expected an integer of 1 or more"),
     ],

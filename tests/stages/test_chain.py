@@ -138,7 +138,7 @@ class Sends(ServerStage):
             "MovingAverage evaluates models that Adam changes afterwards; expected it",
         ),
         ({"stages": [Adam(), FedDyn()]}, "FedDyn computes from the mean, which Adam replaces; expected it first"),
-        ({"aggregator": "product"}, "aggregator is 'product', expected what makes an Aggregator"),
+        ({"aggregator": "product"}, "aggregator is 'product', expected a function from a state to an Aggregator"),
         ({"robust": Robust(), "aggregator": ProductMean}, "robust and aggregator both replace the counting mean"),
         ({"stages": [Scaffold()], "aggregator": ProductMean}, "expected aggregator=CountingMean"),
         ({"stages": [Momentum()], "aggregator": ProductMean}, "Momentum steps along what the mean"),
