@@ -182,8 +182,8 @@ class Nodes(Mapping[int, Capability]):
 
     def forget(self, node_ids: Iterable[int]) -> None:
         """Delete the capabilities of clients; the clients are queried again, and no longer count as trained."""
-        for node_id in {*node_ids} & self._capabilities.keys():
-            del self._capabilities[node_id]
+        for node_id in node_ids:
+            self._capabilities.pop(node_id, None)
             self.trained.discard(node_id)  # the client's state may be lost
 
     def forget_failed(self) -> None:

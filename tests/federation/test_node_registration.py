@@ -192,6 +192,18 @@ def test_who_leaves_before_it_has_said_what_it_can_hold_is_forgotten():
     assert (set(found.log.rates), found.log.failures) == ({1, 2}, {})
 
 
+def test_who_fails_and_leaves_no_longer_counts_as_trained_when_another_takes_its_place():
+    nodes = Nodes()
+    nodes.update({1, 2}, {})
+    nodes.register({1: Capability(partition=0), 2: Capability(partition=1)})
+    nodes.trained |= {1, 2}
+    nodes.failed.add(2)
+    nodes.forget_failed()
+    nodes.update({1, 3}, {})
+    nodes.register({3: Capability(partition=1)})
+    assert nodes.have_trained() == [0]
+
+
 def test_names_of_nodes_that_are_not_there_are_warned_of(caplog):
     limits = Limits(levels={"d": "c", "phone": "c"}, partitions={"tablet": 7})
     play(make_app(capability=no_partition), "a1-c1", 4, grid=partial(tiny.Named, names="dcba"), limits=limits)
