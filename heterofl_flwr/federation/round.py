@@ -68,11 +68,13 @@ class Round:
         self._federation, self._chain, self._options = federation, chain, federation.options
         self.server_round, self._state = server_round, state
         self.trainable = trainable = federation.levels.trainable_nodes(node_ids)
-        self.needed = self._options.sampling.number(len(trainable), "train")
+        self.needed = self._number(len(trainable))
+        if isinstance(least := self._options.sampling.min_replies, int):
+            self.needed = max(self.needed, least)
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
         nodes = federation.nodes
         missing = len(nodes.away) + (len(nodes.unanswered.difference(trainable)) if nodes.unanswered else 0)
-        self.log.expected = self._options.sampling.number(len(trainable) + missing, "train")
+        self.log.expected = self._number(len(trainable) + missing)
         bound = self._options.limits.default_norm_bound(state, remote=remote)
         chain.open(self._context(), default_norm_bound=bound)
         self.slices: dict[int, Sampled] = {}
@@ -85,6 +87,11 @@ class Round:
         for node_id in sampled:
             self.begin(node_id)
         self._check_sampled()
+
+    def _number(self, clients: int) -> int:
+        """Return the number of replies to wait for if ``clients`` can be sampled."""
+        size = self._options.asynchronous.size
+        return min(size, clients) if size else self._options.sampling.number(clients, "train")
 
     def _context(self) -> RoundContext:
         architecture, privacy, averaging = self._federation.architecture, self._options.privacy, self._options.averaging

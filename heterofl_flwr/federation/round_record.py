@@ -50,7 +50,7 @@ class RoundRecord:
         For each client that failed, or whose reply was refused: the reason, by partition.
     answered, expected
         The number of clients with a usable reply, and the number of clients that would take part if no node were
-        missing.
+        missing; in asynchronous runs, the number of replies in a step.
     names
         The registered names of the clients in ``rates``, ``failures`` and ``evaluate_failures``, by partition.
     away
@@ -213,10 +213,13 @@ class RoundRecord:
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
         """Update ``means`` with the numbers in ``computed`` (a user's metrics); return them as floats.
 
-        The medians of these metrics over clients are removed from ``evaluate_medians``.
+        The medians of these metrics over clients are removed from ``evaluate_medians``. Metrics of an evaluation that
+        few clients answered become ``partial``.
         """
         numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers
+        if means is self.evaluate and self.few_answered:
+            self.partial = tuple(dict.fromkeys((*self.partial, *numbers)))
         self.evaluate_medians = {name: median for name, median in self.evaluate_medians.items() if name not in numbers}
         return numbers
 

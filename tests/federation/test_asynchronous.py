@@ -309,6 +309,7 @@ def test_a_step_names_the_nodes_that_replied_and_none_that_still_trains():
     for record in play(make_app(), "a1", 4, 3, grid=partial(Named, names=names), **options).records:
         assert len(record.rates) == 1
         assert record.names == {partition: names[partition] for partition in record.rates}
+        assert (record.answered, record.expected) == (1, 1)
 
 
 def test_a_reply_beyond_the_bound_is_dropped_and_counted():

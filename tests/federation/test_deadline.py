@@ -252,6 +252,11 @@ def test_an_error_is_no_answer_that_is_waited_for():
     torch.testing.assert_close(found.change, torch.full((8,), (1 + 3 + 4) / 3))
 
 
+def test_a_round_with_spare_clients_waits_for_the_replies_that_it_needs():
+    found = run(late={0: 3, 2: 3}, fraction_train=0.5, spare=1.0, min_replies=4)
+    assert (found.log.answered, found.log.failures) == (4, {})
+
+
 def test_a_round_ends_at_its_deadline_when_enough_never_come():
     began = time.monotonic()
     found = run(late={0: 10**9, 1: 10**9}, seconds=0.5)

@@ -67,6 +67,20 @@ def test_what_the_server_finds_decides_in_place_of_the_median(tmp_path):
     assert play(lying(), nodes=2, start=central)[0].comparable["global-loss"] == 9.0
 
 
+def test_what_the_server_computes_from_few_answers_is_never_the_best():
+    def evaluate(message, context):
+        if context.node_config["partition-id"]:
+            raise RuntimeError("the disk is full")
+        return Task(message, context, tiny.build).reply(num_examples=10, metrics=HONEST)
+
+    def compute(contents, key):
+        return MetricRecord({"best-accuracy": 1.0})
+
+    record, _ = play(evaluate, evaluate_metrics_aggr_fn=compute)
+    assert record.evaluate["best-accuracy"] == 1.0
+    assert record.comparable.keys() == {"coverage"}
+
+
 @pytest.mark.parametrize("level", ["", "/1.0"])
 def test_a_metric_of_one_client_is_not_the_headline(level, caplog):
     """A perplexity from one of ten became the metric that runs and sweeps are compared by."""
