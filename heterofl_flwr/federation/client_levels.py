@@ -136,10 +136,12 @@ class Levels:
         idle = {node_id for node_id in self._nodes if not self.can_train(node_id)}  # only nodes that have answered
         trainable = [node_id for node_id in node_ids if node_id not in idle] if idle else list(node_ids)
         if not trainable:
-            raise RoundError(
-                f"none of {counted(len(node_ids), 'client')} can train, as they can hold no rate of the mix "
-                f"{self._mix}: add a smaller rate to it"
+            reason = (
+                f"as all of them are in the idle part of the mix {self._mix}: start nodes of other partitions"
+                if self._assignment == "fix"
+                else f"as they can hold no rate of the mix {self._mix}: add a smaller rate to it"
             )
+            raise RoundError(f"none of {counted(len(node_ids), 'client')} can train, {reason}")
         return trainable
 
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:

@@ -200,6 +200,12 @@ class Options:
                 "asynchronous: robust means, other aggregators, slices that move and spare clients need rounds that "
                 "wait; expected robust=None, aggregator=CountingMean, slice_rule='prefix' and spare=0"
             )
+        least = self.sampling.min_replies
+        if self.asynchronous.size and isinstance(least, int) and least > self.asynchronous.size:
+            raise ConfigError(
+                f"min_replies is {least}, expected asynchronous.size, {self.asynchronous.size}, or fewer: a step ends "
+                f"with so many replies"
+            )
         if not self.slicing.shared and (self.training.proximal_mu or self.stages):
             raise ConfigError(
                 f"shared is {self.slicing.shared!r}, so there are no parameters for FedProx or stages to work on: "

@@ -184,7 +184,10 @@ class _Loop:
             self._run(first_round)
         except BaseException:
             for callback in self.strategy.callbacks:
-                callback.on_error()
+                try:
+                    callback.on_error()
+                except Exception:
+                    host_log.exception("%s.on_error failed", type(callback).__name__)
             raise
         finally:
             if self.steps is not None:

@@ -124,6 +124,7 @@ CONFLICTS = {
             ),
             ({"privacy": NOISE}, "Noise fits the counting mean"),
             ({"asynchronous": Buffered(size=5, concurrency=5, quota=2)}, "for 3 levels is 6 replies"),
+            ({"min_replies": 3}, r"min_replies is 3, expected asynchronous.size, 2, or fewer"),
             ({"asynchronous": 5}, r"asynchronous is 5, expected Buffered\(...\)"),
         ],
     ),

@@ -15,6 +15,7 @@ from heterofl_flwr import (
     HeteroFLError,
     LocalGrid,
     Momentum,
+    RoundCallback,
     elastic,
 )
 from heterofl_flwr.client import Task
@@ -164,6 +165,33 @@ def test_clients_that_take_no_part_are_never_drawn(caplog):
     assert all(len(own) == 1 for own in drawn)
     assert set.union(*drawn) == {0, 1}
     assert "not drawn" not in caplog.text
+
+
+def test_where_all_clients_are_idle_the_error_says_so():
+    with pytest.raises(RoundError, match="none of 3 clients can train, as all of them are in the idle part of the mix"):
+        run(3, "a1-x3", node_config=lambda partition: {"partition-id": 1 + partition, "num-partitions": 4})
+
+
+class Fails(RoundCallback):
+    def on_round_end(self, progress):
+        raise OSError("the round cannot be stored")
+
+    def on_error(self):
+        raise OSError("the error cannot be stored")
+
+
+def test_each_callback_learns_of_an_error_and_the_runs_own_error_is_raised(caplog):
+    class Hears(RoundCallback):
+        heard = 0
+
+        def on_error(self):
+            self.heard += 1
+
+    hears = Hears()
+    with pytest.raises(OSError, match="the round cannot be stored"):
+        run(callbacks=[Fails(), hears])
+    assert hears.heard == 1
+    assert "Fails.on_error failed" in caplog.text
 
 
 def infinite():
