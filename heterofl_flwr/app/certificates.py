@@ -134,5 +134,5 @@ def _read_authority(key: Path, certificate: Path) -> tuple[EllipticCurvePrivateK
     except (ValueError, TypeError) as error:  # TypeError: a key with a password
         raise ConfigError(f"{key} and {certificate} cannot be read: {error}; put them back, or remove both") from error
     if not isinstance(authority_key, EllipticCurvePrivateKey) or authority.public_key() != authority_key.public_key():
-        raise ConfigError(f"{certificate} is not of {key.name}: put back the one that is, or remove both")
+        raise ConfigError(f"{certificate} does not match {key.name}: put back the right files, or remove both")
     return authority_key, authority

@@ -83,7 +83,7 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
-    if any(task.options != options for task in tasks):  # as a strategy of the user's own may send
+    if any(task.options != options for task in tasks):  # a user's own strategy may send such messages
         raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
     try:
         models = _load_models(tasks)
@@ -154,7 +154,7 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
     """Return a model's metrics on this client's test data, including those of ``evaluate.metric``.
 
-    In metrics named ``local-*``, the logits of all classes except ``classes`` are masked (``train.mask-fill``).
+    For the metrics ``local-*``, the logits of classes outside ``classes`` are masked (``train.mask-fill``).
     """
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)

@@ -1,11 +1,11 @@
-"""Write each model of a run into a folder in RUN/exports, in formats that run without this package.
+"""Write each model of a run in several formats, into a folder in RUN/exports.
 
   model.safetensors  the tensors, with measured batch norm statistics; needs the model's code
   model.pt2          a program of torch.export, for torch
   model.onnx         a program for onnxruntime and similar runtimes; needs heterofl-flwr[export]
 
-The outputs of each file on test examples, or on those of --inputs, are compared with the model's outputs. Each
-folder's README.md has the sizes of the files and, without --inputs, says how to prepare inputs.
+Each file is run on test examples, or on the inputs of --inputs, and its outputs are compared with the model's. Each
+folder has a README.md with the sizes of the files and, without --inputs, how to prepare inputs.
 """
 
 import argparse
@@ -62,10 +62,10 @@ class Source(NamedTuple):
 
     build: "Build"  # function from a rate to a new model
     inputs: "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"  # examples, on which files are compared with the model
-    axes: Mapping[int, str]  # names of the input axes that may have any length, by axis
+    axes: Mapping[int, str]  # names of the inputs' axes of variable length, by index of the axis
     kind: str  # name of the metric
     score: "Callable[[nn.Module, int], float | None]"  # function of a model and its round; returns the metric, if known
-    text: str  # paragraph below the table of the model
+    text: str  # paragraph of the README.md, below its table
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
     models = model_facts(folder)
     if not models:
         raise ConfigError(
-            f"the run in {folder.path} has no models: it writes them at its end (heterofl run --resume "
-            f"{shlex.quote(str(folder.path))}), and none where clients keep parameters of their own (server.shared)"
+            f"the run in {folder.path} has no models: a run writes its models at its end (heterofl run --resume "
+            f"{shlex.quote(str(folder.path))}), and none if clients have personal parameters (server.shared)"
         )
     for name in args.level or models:
         model, facts = load_model(folder, name, source.build), models[name]
@@ -158,7 +158,7 @@ def inputs_of(test: "Split", seed: int) -> "Tensor":
 
 
 def preparation(dataset: "Dataset") -> str:
-    """Return text for the README: how to prepare inputs and, except for text, the names of the classes."""
+    """Return the README's paragraph on how to prepare inputs. If the data are not text, it also names the classes."""
     if dataset.test.reading is not None:
         hidden = dataset.test.reading.hides_as
         return f"Inputs are words by number (the `names` of the data set); {hidden} is a hidden word to predict."

@@ -1,4 +1,4 @@
-"""``AppTask``: a message for this package's ClientApp, with the node's data and the model."""
+"""``AppTask``: the ``Task`` of this package's ClientApp, with the node's data."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -27,7 +27,7 @@ NODE_DATA = "data-path"
 
 
 class AppTask(Task):
-    """Message for this package's ClientApp, with the node's data and the model."""
+    """``Task`` of this package's ClientApp: also has the node's data, the training options and the training job."""
 
     def __init__(self, message: Message, context: Context) -> None:
         self.workload = load_workload(context.run_config)
@@ -40,8 +40,8 @@ class AppTask(Task):
     def options(self) -> TrainOptions:
         """Training options from the settings and the message.
 
-        ``proximal`` is 0 if clients have personal parameters: the engines' penalty would act on these, too. The penalty
-        of FedProx, which acts on the received parameters alone, is then part of ``training_job``.
+        With ``proximal``, the engines add a penalty that acts on all parameters. If clients have personal parameters,
+        ``proximal`` is 0, and ``training_job`` adds FedProx's penalty for the received parameters only.
         """
         return replace(
             self.workload.settings.train,
@@ -56,9 +56,9 @@ class AppTask(Task):
         return load_node_data(self.context, self.workload)
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield pairs (rate, model) for the rates in the message, which has no personal parameters to add.
+        """Yield pairs (rate, model) for the rates in the message, in a run without personal parameters.
 
-        Clients whose messages are equal may get the same model objects.
+        Clients with equal messages may get the same model objects.
         """
         for rate, model in _LAST_MODELS.of(self):
             seed_torch(self.seed)
@@ -106,7 +106,7 @@ class AppTask(Task):
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return the personal ``model``; if it has batch norm, with moments measured on its training inputs."""
+        """Return the personal ``model``. If it has batch norm, measure the moments on this client's training inputs."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity

@@ -18,9 +18,9 @@ from heterofl_flwr.settings.value_types import AUTO
 
 
 def check_run(request: Request) -> str:
-    """Check that a run can start, and print how large its rounds are; raise an error if it cannot start.
+    """Raise an error if a run cannot start. Otherwise, print how large its rounds are, and return ''.
 
-    If the run is already finished, print nothing and return a message; otherwise return ''.
+    If the run is already finished, print nothing, and return a message that says so.
     """
     workload, folder = load_workload(request.config), RunFolder(request.out)
     start = find_start(folder, workload.settings)
@@ -40,10 +40,10 @@ def check_run(request: Request) -> str:
 def check_task(workload: Workload, clients: int) -> str:
     """Load the data set; raise an error if it cannot be split among the clients, or if a model cannot read it.
 
-    Also raise an error if a device, function or callback that a setting names cannot be used.
+    Also raise an error if a setting names an unusable device, function or callback.
 
-    Return a line that says how many clients train in a round, and about how many steps each client trains. The line is
-    empty if a user's function raises an error of its own: the run then raises it again, with a traceback.
+    Return a line with the number of clients that train in a round, and the approximate number of steps of each. Return
+    '' if a user's function raises another error than ``HeteroFLError``: the run will show it with a traceback.
     """
     try:
         workload.partitions(clients)

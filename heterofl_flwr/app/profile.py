@@ -7,11 +7,11 @@ The columns are:
   MACs        multiply-accumulate operations of one forward pass
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-Below the row of a --mix with several levels there is a row for each level, such as 'a1-b9: b'. Below the table,
-each such mix has a line with its price: the costs of one federation of the mix, divided by the total costs of separate
-federations, one federation for each level. All clients that can hold a level's model take part in its federation.
-Without --mix, the table has 31 mixes: equal shares of each set of levels from a to e. Prices are printed only in
-the formats table and markdown. The format csv has all digits.
+A --mix with several levels also has a row for each level, such as 'a1-b9: b', and a line with its price below the
+table. The price is the costs of one federation of the mix, divided by the total costs of separate federations, one for
+each level. In the federation of a level, all clients that can hold the level's model take part. Without --mix, the
+table has 31 mixes: equal shares of each set of levels from a to e. Prices are printed only in the formats table and
+markdown. In the format csv, numbers have up to 12 significant digits.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
-    """Return text on the price of a mix, relative to separate federations, one federation for each level.
+    """Return text on the price of a mix: its costs, relative to separate federations, one for each level.
 
     ``costs`` maps each rate to the numbers of parameters and of multiplications of the rate's model.
     """
@@ -152,9 +152,9 @@ def all_mixes(levels: str) -> list[str]:
 
 
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
-    """Return the ``Setup`` for ``name``, a data set or a model; ``shape`` and ``options`` override its values.
+    """Return the ``Setup`` of a data set or a model; ``shape`` and ``options`` override its values.
 
-    A model that ``PAPER`` lacks takes inputs of shape (3, 32, 32) by default.
+    The default shape of inputs is (3, 32, 32) if ``PAPER`` has no setup with this model.
     """
     from heterofl_flwr.nn.models import PAPER, Setup
     from heterofl_flwr.settings.auto_values import options_of

@@ -89,7 +89,7 @@ def build_request(args: argparse.Namespace) -> Request:
         return read_app(app, now, out=_choose_folder(args, app.name), clients=args.clients or 2, **how)
     for key, option in (("run.dir", "--out"), ("run.resume", "--resume")):
         if now.get(key):
-            raise ConfigError(f"{key} is {now[key]!r}: here {option} FOLDER says it; leave the setting out")
+            raise ConfigError(f"{key} is {now[key]!r}: leave the setting out, and use the option {option} FOLDER")
     resumes = args.resume is not None
     stored = to_flat(from_stored(RunFolder(args.resume).settings())) if resumes else {}
     allow_modules(named_modules(now.values()))
@@ -118,9 +118,9 @@ def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) 
         return requested or usual
     has = RunFolder(out).about().get("clients") or requested
     if has is None:
-        raise ConfigError(f"the run in {out} does not tell how many clients it has: name as many with --clients")
+        raise ConfigError(f"the run in {out} does not record its number of clients: give the number with --clients")
     if requested not in (has, None):
-        raise ConfigError(f"--clients is {requested}, but the run in {out} has {has}; expected as many, or none")
+        raise ConfigError(f"--clients is {requested}, but the run in {out} has {has}; expected {has}, or no --clients")
     return has
 
 

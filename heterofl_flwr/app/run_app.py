@@ -30,7 +30,7 @@ FRAMES = 3
 """Number of stack frames in the text about an error that is no ``HeteroFLError``."""
 
 SHORT_OF_MEMORY = ("MemoryError", "low on memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Parts of out-of-memory messages: from Python and torch, Ray, and cuBLAS."""
+"""Texts that occur in out-of-memory errors: of Python and torch, of Ray, and of cuBLAS."""
 
 
 class RunError(HeteroFLError):

@@ -53,7 +53,7 @@ RESUMED: Mapping[str, Any] = {
     # Settings that a stored run lacks, because its version did not have them, get their defaults.
     "complete": lambda old: to_flat(from_stored(old)),
 }
-"""Arguments of ``RunFolder.check`` and ``start`` for the comparison with the settings of a stored run."""
+"""Arguments of ``RunFolder.check`` and ``RunFolder.start``: how to compare settings with those of a stored run."""
 
 app = ServerApp()
 
@@ -212,12 +212,12 @@ def build_devices(workload: Workload) -> Devices | None:
 class Start:
     """Starting point of a run; by default, a new run."""
 
-    state: RunState | None = None  # the checkpoint from which it continues
-    finished: str = ""  # if not empty, a message that it was finished before, so that nothing starts
+    state: RunState | None = None  # checkpoint from which the run continues
+    finished: str = ""  # message that the run is already finished; '' if it is not
 
 
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:
-    """Return whether a run is new, resumed or finished; raise ``ConfigError`` if the folder is of another run."""
+    """Return the starting point of a run; raise ``ConfigError`` if ``folder`` has a run with other settings."""
     if folder is None:
         return Start()
     resume, rounds = settings.run.resume, settings.num_rounds
@@ -243,8 +243,8 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
         )
     if settings.train.exits != "last" and settings.distill.ramp and rounds != about.get("num_rounds"):
         raise ConfigError(
-            f"num-rounds: found {rounds}, but the run in {folder.path} was to have {about.get('num_rounds')}, and "
-            f"distill.ramp is a share of them, so its rounds so far would have been others; expected as many"
+            f"num-rounds: found {rounds}, but the run in {folder.path} was started with {about.get('num_rounds')}, and "
+            f"its losses depend on this number (distill.ramp); expected {about.get('num_rounds')}"
         )
     return Start(checkpoint)
 

@@ -1,7 +1,7 @@
 """Print every setting of a run, its value and what it means.
 
-Change a setting with 'heterofl run --set key=value', or with 'flwr run . --run-config "key=value"'. Where the
-default is 'auto', a value that fits the data set replaces it; then the output shows this value and 'auto'.
+Change a setting with 'heterofl run --set key=value', or with 'flwr run . --run-config "key=value"'. If a setting is
+'auto', a value that fits the data set replaces it; the output shows this value, and then (from 'auto').
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The option ``--trust``: permission to run users' functions that the settings of a stored run name."""
+"""The option ``--trust``: permission to run users' functions that are named in the settings of a stored run."""
 
 import argparse
 from collections.abc import Iterable, Mapping
@@ -17,10 +17,10 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Allow the import of the modules that stored ``settings`` name.
+    """Allow the import of users' modules that occur in stored ``settings``.
 
-    ``named`` contains the values of settings on the command line. Unless ``trusted``, raise ``ConfigError`` if
-    ``settings`` name a module that no value in ``named`` names.
+    ``named`` contains the values of settings on the command line. Modules that occur in ``named`` need no trust. If
+    ``settings`` have other modules and ``trusted`` is False, raise ``ConfigError``.
     """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:

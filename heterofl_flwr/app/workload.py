@@ -38,7 +38,7 @@ COHORTS = {"cpu": 5, "cuda": 50}
 """Default maximum number of clients that train together, by device type."""
 
 AT_ONCE = {"cpu": 50, "cuda": 1000}
-"""Maximum number of examples in a forward pass that measures moments, by device type. A larger batch is one pass."""
+"""Maximum number of examples in a forward pass that measures moments, by device type. A single batch may have more."""
 
 
 class NodeData:
@@ -156,7 +156,7 @@ class Workload:
 
     @property
     def counts_labels(self) -> bool:
-        """Whether ``train.labels`` applies. With ``sent``, only clients with a class count in its classifier row."""
+        """Whether ``train.labels`` applies. If not, clients send no classes, and all classifier rows are averaged."""
         return self.masked or self.settings.fidelity == "paper"
 
     @property

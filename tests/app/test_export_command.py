@@ -124,7 +124,7 @@ def test_a_level_alone_may_go_elsewhere(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({}, "has no models: it writes them at its end"),
+        ({}, "has no models: a run writes its models at its end"),
         ({"lr": 0.1}, "by another app or version, whose settings lr are not known"),
     ],
 )

@@ -121,7 +121,7 @@ def test_a_run_without_a_note_goes_on_with_clients_named(asked, tmp_path, capsys
     first, _ = asked("--out", "mine", "--clients", "9")
     RunFolder(tmp_path / "mine").start(first.config)
     assert main(["run", "--resume", "mine"]) == 2
-    assert "does not tell how many clients it has: name as many with --clients" in capsys.readouterr().err
+    assert "does not record its number of clients: give the number with --clients" in capsys.readouterr().err
     assert asked("--resume", "mine", "--clients", "9")[0].clients == 9
 
 

@@ -18,7 +18,7 @@ def combine_blocks(
 
     The rows of a block are all combinations of its values. A value in ``arguments`` that occurs in a block selects the
     rows with this value. Other values in ``arguments``, and the values in ``params``, replace the values of their key
-    in all rows, or add the key. Equal rows count once.
+    in all rows, or add the key. Equal rows are returned once.
     """
     choices = [_values(parser, block) for block in (list(_leaves(blocks)) or [{}])]
     in_blocks = {text for block in choices for texts in block.values() for text in texts}
@@ -63,7 +63,7 @@ def _choices(overrides: Iterable["Override"]) -> dict[str, list[str]]:
 
 
 def _leaves(blocks: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-    """Yield the blocks in a nested mapping. A block has the entries that are not mappings."""
+    """Yield the blocks in a nested mapping: of each mapping, the entries that are not mappings themselves."""
     if values := {key: value for key, value in blocks.items() if not isinstance(value, Mapping)}:
         yield values
     for block in blocks.values():

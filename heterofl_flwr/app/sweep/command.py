@@ -41,7 +41,7 @@ def run_job(config: DictConfig) -> float | None:
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
     if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper has checked its jobs
         if config.dry:
-            raise ConfigError("dry: found true, but here jobs are known one after the other; expected false")
+            raise ConfigError("dry: found true, but here the jobs are not known in advance; expected false")
         check_jobs([job] if job.stage not in ENDED else [])
     logger.info("%s", "; ".join(filter(None, [f"job {job.path.name}", job.describe_changes()])))
     try:
@@ -57,7 +57,7 @@ def run_job(config: DictConfig) -> float | None:
         raise RunError(cause) from error
     score = read_score(job)
     if score is None and (metric := job.settings.run.metric):
-        logger.warning("run.metric: found %r, of which no evaluation of this job has a value", metric)
+        logger.warning("run.metric: found %r, but no evaluation of this job has this metric", metric)
     return score.final if score else None
 
 

@@ -206,9 +206,9 @@ def is_done(job: Job) -> bool:
 def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise an error if a job's data set or model is unusable, before any job runs. Print the sizes of rounds.
 
-    Jobs are of one kind if they differ only in assignment, seed, number of rounds or mix. Jobs in which some clients
-    take no part are separate kinds, one kind for each assignment. Within a kind, a job is checked only if its mix has a
-    level that the mixes of earlier jobs lack.
+    To save time, jobs that differ only in assignment, seed, number of rounds or mix form a group. Jobs with idle
+    clients form a group of their own for each assignment. In a group, the first job is checked, and each later job
+    whose mix has a new level.
     """
     checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
     sizes = []

@@ -41,9 +41,10 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of results of finished jobs as means over seeds, as ``heterofl report`` has it; '' without any.
+    """Return the comparison table of ``heterofl report`` for the finished jobs, with means over seeds.
 
-    ``rows`` has the settings of each job as texts. Each job has its headline metric, or ``run.metric``.
+    The row of a job shows ``run.metric`` or, if this is empty, the headline metric. ``rows`` has the overrides of each
+    job. Without finished jobs, return ''.
     """
     from heterofl_flwr.report.compare import compare_runs  # loads matplotlib
 
