@@ -92,7 +92,7 @@ class BlockSweeper(Sweeper):
         return combine_blocks(parser, self._blocks, self._params, arguments)
 
     def _build_jobs(self, rows: list[list[str]]) -> tuple[list["Job"], list[list[str]]]:
-        """Return the jobs and their rows; rows that give the same job count once."""
+        """Return the jobs and their rows. Of the rows of equal jobs, only the first is returned."""
         from heterofl_flwr.app.sweep.job import build_job, flat
 
         jobs: dict[Path, tuple[Job, list[str]]] = {}
@@ -111,13 +111,14 @@ class BlockSweeper(Sweeper):
     def _compose(self, rows: Iterable[list[str]]) -> Iterator[DictConfig]:
         """Yield the configuration of each row.
 
-        Hydra composes one in 0.2 s. So rows with equal groups share a configuration; each sets its values in a copy.
+        Hydra needs 0.2 s to compose a configuration. So rows that choose the same options of groups share one
+        configuration, and the other values of a row are set in a copy.
         """
         groups, parser = self._master.hydra.runtime.choices, OverridesParser.create(self._loader)
         shared: dict[tuple[str, ...], DictConfig] = {}
         for row in rows:
             overrides = parser.parse_overrides(row)
-            # A mapping is a value, also for the name of a group, as in train={lr: 0.1}.
+            # A mapping is a value even if its key is a group, as in train={lr: 0.1}.
             values = [each for each in overrides if each.key_or_group not in groups or isinstance(each.value(), dict)]
             if not all(_is_plain(override, self._master) for override in values):
                 yield self._loader.load_sweep_config(self._master, row)
@@ -128,7 +129,7 @@ class BlockSweeper(Sweeper):
             config = deepcopy(shared[choices])
             for override in values:
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-            # Names of folders may depend on what Hydra stores of a row's overrides.
+            # Names of folders may depend on these entries about a row's overrides, which Hydra would set.
             tasks = [override for override in overrides if not override.is_hydra_override()]
             config.hydra.overrides.task = [override.input_line for override in tasks]
             config.hydra.job.override_dirname = get_overrides_dirname(tasks, **config.hydra.job.config.override_dirname)
@@ -136,8 +137,8 @@ class BlockSweeper(Sweeper):
 
 
 def _is_plain(override: Override, config: DictConfig) -> bool:
-    """Whether an override changes a value that the configuration has, outside of Hydra's own part."""
+    """Whether an override changes an existing value outside the section ``hydra``."""
     key = override.key_or_group
     changes = override.type is OverrideType.CHANGE and override.package is None and not key.startswith("hydra.")
-    # An interpolation that fails may be what the override replaces.
+    # The override may replace an interpolation that fails.
     return changes and OmegaConf.select(config, key, default=config, throw_on_resolution_failure=False) is not config

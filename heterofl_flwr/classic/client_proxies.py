@@ -52,7 +52,7 @@ class Clients:
         return list(self.proxies)
 
     def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Call ``get_properties`` or ``fit`` of each message's client in parallel; return replies in the same order."""
+        """Call ``get_properties`` or ``fit`` of each message's client in parallel; return replies in message order."""
         with ThreadPoolExecutor(_THREADS) as pool:
             calls = [(message, pool.submit(self._ask, message, timeout)) for message in sent]
         # Not in the threads: numpy parses array headers here, which fails in Python 3.11.7 in two threads at once.

@@ -146,8 +146,8 @@ class HeteroFL(Strategy):
         names = next((names for names in known if len(names) == len(arrays)), None)
         if names is None:
             raise ConfigError(
-                f"initial_parameters has {len(arrays)} arrays; expected {len(known[1])}, as parameters_of(model) gives "
-                f"of the global model, or all {len(known[2])} of its state_dict"
+                f"initial_parameters has {len(arrays)} arrays; expected {len(known[1])}, as from parameters_of(model) "
+                f"with the global model, or {len(known[2])}, as in its state_dict"
             )
         tensors = read_tensors(name_arrays(names, arrays))
         return record_parameters(pack_tensors(self.federation.architecture.check_state(tensors)))
@@ -223,7 +223,7 @@ class HeteroFL(Strategy):
     def _instructions(
         self, sent: Sequence[Message], task: str, kind: Callable[[Parameters, dict[str, Scalar]], Instruction]
     ) -> list[tuple[ClientProxy, Instruction]]:
-        """Return pairs of a client and its instruction, of the class ``kind``: ``FitIns`` or ``EvaluateIns``.
+        """Return pairs (client, instruction). ``kind`` is the class of the instructions: ``FitIns`` or ``EvaluateIns``.
 
         Messages with the same records share one ``Parameters``.
         """

@@ -77,7 +77,7 @@ class Task(client.Task):
         The arguments are as in ``client.Task.reply``, but ``labels`` cannot be a mapping (labels of several output
         heads), and no metric can have the name ``labels`` or ``capacity``.
         """
-        if isinstance(labels, Mapping):  # the strategy would not read them, and average the rows of all classes
+        if isinstance(labels, Mapping):  # the strategy would ignore them and average the rows of all classes
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")
         if taken := sorted({messages.LABELS, messages.CAPACITY}.intersection(metrics or {})):
             raise ConfigError(f"metrics has {taken[0]}, which is an argument of reply; expected another name")

@@ -77,7 +77,7 @@ def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
 
 
 def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
-    """Return the config record that was converted to ``scalars``; the inverse of ``to_scalars``."""
+    """Convert ``scalars`` back to a config record; the inverse of ``to_scalars``."""
     reading.check_schema(scalars)
     config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(scalars)))
     if messages.RATES in scalars:
@@ -96,7 +96,7 @@ def _separator(key: str) -> str:
 def to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Message:
     """Return the arguments of ``NumPyClient.fit`` or ``evaluate`` as a message.
 
-    The arrays in ``parameters`` have no names, and get the names of the parameters of the model that ``build`` makes.
+    The arrays in ``parameters`` get the names of the model's parameters and, after these, of its batch norm moments.
     """
     rate, shared = reading.read_value(config, messages.RATE, float), reading.read_shared(config)
     names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]

@@ -1,4 +1,4 @@
-"""The models that a task has returned: checks of the model that a user hands back, and its smaller models."""
+"""``IssuedModels``: the models that a task has returned, to check the trained model that a user passes back."""
 
 from collections.abc import Iterable, Sequence
 from weakref import WeakKeyDictionary
@@ -22,7 +22,7 @@ class IssuedModels:
         self._names: tuple[str, ...] = ()
 
     def add(self, model: nn.Module) -> None:
-        """Register a new model and the names of its exchanged parameters. Call this before a user can freeze some."""
+        """Register a new model and the names of its exchanged parameters. Call this before a user can freeze them."""
         self._names = tuple(exchanged_parameters(model))
         self._inner[model] = None
 
@@ -30,14 +30,14 @@ class IssuedModels:
         """Return a model that the task has returned; raise ``ConfigError`` for any other object."""
         if not isinstance(model, nn.Module) or model not in self._inner:
             raise ConfigError(
-                f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned; "
-                f"not a copy, a model built anew or of another task, nor what DataParallel, torch.compile or Opacus "
-                f"made of it"
+                f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned, "
+                f"not a copy, a new model, another task's model, or a model wrapped by DataParallel, torch.compile or "
+                f"Opacus"
             )
         return model
 
     def parameters_of(self, model: object) -> dict[str, nn.Parameter]:
-        """Return, by name, the parameters of a trained model that are sent or stay with the client."""
+        """Return a trained model's parameters by name: those to send, and those that stay with the client."""
         parameters = dict(self.check(model, "task.reply").named_parameters())
         if missing := sorted(set(self._names) - parameters.keys()):
             raise ConfigError(
@@ -53,7 +53,7 @@ class IssuedModels:
         return {name: parameters[name] for name in self._names}
 
     def inner_widths(self, model: nn.Module, build: Build, rates: Iterable[float]) -> Sequence[InnerWidth]:
-        """Return the smaller models at ``rates`` that are slices of ``model``, the smallest first."""
+        """Return the smaller models inside ``model``, one for each of ``rates``, the smallest first."""
         widths = self._inner[model]
         if widths is None:
             device = device_of(model)

@@ -38,9 +38,8 @@ def load_models(
 ) -> Iterator[tuple[float, nn.Module]]:
     """Build and load the models of an instruction; yield pairs (rate, model), the largest first.
 
-    ``state`` has the parameters of the largest model. A smaller model gets slices of them. A tensor
-    ``rate/parameter`` in the message replaces the slice of this parameter in the model of this rate. In an evaluation,
-    models are in evaluation mode.
+    ``state`` has the parameters of the largest model. A smaller model gets slices of them, except for parameters that
+    the message has for its rate, by names such as ``0.5/conv.weight``. In an evaluation, models are in evaluation mode.
     """
     moments = reading.find_record(message.content, messages.MOMENTS, ArrayRecord)
     level_tensors = read_record(message, messages.LEVELS)
@@ -49,9 +48,9 @@ def load_models(
         is_largest = rate == instruction.rate
         if is_largest and instruction.frozen_base and fingerprint(model) != instruction.frozen_base:
             raise ReplyError(
-                "the frozen parameters of this node's model, which are not sent, are others than those of the "
-                "server's: let both load the same checkpoint, in float32 or bfloat16, and nothing random; or let build "
-                "return heterofl_flwr.core.exchange_frozen(model)"
+                "the frozen parameters of this node's model, which are not sent, differ from those of the "
+                "server's model: let both load the same checkpoint, in float32 or bfloat16, and nothing random; or let "
+                "build return heterofl_flwr.core.exchange_frozen(model)"
             )
         load_parameters(model, state if is_largest else _slice(instruction, build, rate, state, level_tensors))
         if instruction.is_evaluation:
@@ -87,7 +86,7 @@ def sent_tensor(parameter: Tensor) -> Tensor:
 
 
 def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters that stay with a client: the values in ``saved``, or the initial values if it is empty."""
+    """Return the parameters that stay with a client: those in ``saved`` or, if it is empty, initial values."""
     rate = instruction.rate
     model = new_model(build, rate)
     expected = {
@@ -101,9 +100,9 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
     state = {name: tensor for name, tensor in untied(model, saved).items() if not instruction.travels(name)}
     if misfits := name_misfits(state, expected):
         raise ReplyError(
-            f"the parameters that this client kept do not fit its model at rate {rate:g} ({misfits}): a client keeps "
-            f"its rate where not all parameters are shared, so the run's mix, seed or shared has changed, or they are "
-            f"another client's; remove what it kept, or go back to the run that it is of"
+            f"the parameters that this client kept do not fit its model at rate {rate:g} ({misfits}): a client must "
+            f"keep its rate if not all parameters are shared. Either the run's mix, seed or shared has changed, or the "
+            f"parameters are another client's: remove them, or continue the run that saved them"
         )
     return state
 
@@ -116,8 +115,8 @@ def check_not_lost(instruction: Instruction, tensors: str) -> None:
     if instruction.has_trained:
         raise ReplyError(
             f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run, "
-            f"and has the latest round alone. To resume a run, let each node's config name a folder (states-path) from "
-            f"the first round on"
+            f"and has only the latest round's state. To resume a run, let each node's config name a folder "
+            f"(states-path) from the first round on"
         )
 
 

@@ -60,8 +60,8 @@ def _read_partition(node: UserConfig) -> dict[str, int]:
 def new_capacity(capacity: str | float | None, context: Context, instruction: Instruction) -> dict[str, object]:
     """Return the capacity (largest rate) that a reply reports, as an entry for a message; {} for none.
 
-    If ``capacity`` is None, a reply to training reports the rate in the node config if this rate is below the message's
-    rate, as after a restart of the node with a smaller rate. Other replies then report no capacity.
+    If ``capacity`` is None, only a reply to training reports a capacity: the rate in the node config, if this rate is
+    below the message's rate, as after a restart of the node with a smaller rate.
     """
     if capacity is not None:
         return {messages.CAPACITY: rate_of(capacity)}

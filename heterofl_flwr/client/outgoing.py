@@ -22,7 +22,7 @@ Received = Callable[[], Mapping[str, Tensor]]
 
 
 class Contents(NamedTuple):
-    """Contents of a reply: array records, entries of its config and its metrics, and number of examples."""
+    """Contents of a reply: array records, config entries, metrics and number of examples."""
 
     records: Mapping[str, ArrayRecord]
     config: Mapping[str, object]

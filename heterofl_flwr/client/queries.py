@@ -30,7 +30,7 @@ def answer_queries(
     build_from: Callable[[Context], Build] | None = None,
     capacity: Callable[[Context], str | float] | None = None,
 ) -> None:
-    """Register functions in a ClientApp that answer the server's queries.
+    """Let a ClientApp answer the server's queries.
 
     Parameters
     ----------
@@ -50,7 +50,9 @@ def answer_queries(
         the node config has neither ``level`` nor ``rate``.
     """
     if (build is None) == (build_from is None):
-        raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, its maker")
+        raise ConfigError(
+            "answer_queries takes either build, or build_from, a function of the context that returns build"
+        )
 
     def moments(message: Message, context: Context) -> Message:
         function = build_from(context) if build_from and data else build

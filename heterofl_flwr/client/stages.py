@@ -67,7 +67,7 @@ class ClientChain:
         return update
 
     def answer(self) -> dict[str, object]:
-        """Return the entries of the stages' answers to a query."""
+        """Return the answers of all stages to a query, as entries of one reply."""
         answers: dict[str, object] = {}
         for stage in self.stages:
             if isinstance(stage, RespondingStage):

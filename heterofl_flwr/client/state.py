@@ -54,7 +54,7 @@ def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[st
     """
     if infinite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ReplyError(
-            f"{infinite[0]}, which stays with this client, is no finite number any more, and is not kept: train with a "
+            f"{infinite[0]}, which stays with this client, contains NaN or infinity, and is not saved: train with a "
             f"lower learning rate"
         )
     if folder := _folder(context, instruction):
@@ -132,7 +132,7 @@ def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | No
 
 
 def _write_file(folder: Path, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    # A run that is resumed from its oldest checkpoint needs the newest file of a round up to ``oldest_checkpoint``.
+    # For a resume from the oldest checkpoint, keep the newest of the files of rounds up to ``oldest_checkpoint``.
     write_atomic(folder / CLIENT_STATES.replace("*", f"{instruction.server_round:06d}"), pack(tensors))
     oldest, paths = instruction.oldest_checkpoint, files_by_round(folder, CLIENT_STATES)
     unneeded = [path for server_round, path in paths.items() if server_round <= oldest]

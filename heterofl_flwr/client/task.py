@@ -132,7 +132,7 @@ class Task:
         return model
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield pairs (rate, model) for each rate to evaluate (``instruction.rates``), the largest first."""
+        """Yield pairs (rate, model) for the rates in ``instruction.rates``, the largest first."""
         self._check_open()
         yield from self._load()
 
@@ -230,7 +230,7 @@ class Task:
             receives them.
         capacity : str | float | None
             Largest level or rate that this node can train from the next round on. None: no change, except that a reply
-            to training reports the rate in the node config if it is below the message's rate.
+            to training reports the rate in the node config if this rate is below the message's rate.
         """
         messages.new_metrics(metrics or {}, num_examples)  # raises before the client's state is saved
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)

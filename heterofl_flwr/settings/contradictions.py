@@ -17,7 +17,7 @@ _NO_EXITS = (
 
 
 Contradiction = tuple[str, object, str]
-"""Key of a setting, whether it contradicts others (by truth value), and the reason with the expected value."""
+"""Key of a setting; a value that is true if the setting contradicts others; the reason, with the expected value."""
 
 
 def find_contradictions(settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:

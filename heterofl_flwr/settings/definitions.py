@@ -76,8 +76,8 @@ class ModelSettings(Group):
     norm: Literal["sbn", "in", "gn", "ln", "none"]
     """norm of an image model: static batch (sbn), instance (in), group with four groups (gn), layer (ln), or none"""
     scaler: bool = True
-    """divide the activations of a smaller model by its rate in training (Scaler); with norm=none, smaller models may
-    learn nothing with the Scaler. mlp and lenet have no Scaler
+    """in training, divide a smaller model's activations by its rate (Scaler); with norm=none, smaller models may learn
+    nothing with the Scaler. mlp and lenet have no Scaler
     """
     shrink: value_types.Shrink = "width"
     """parts that smaller models leave out: channels (width), the final stages or Transformer layers (depth), or both;
@@ -94,10 +94,9 @@ class TrainSettings(TrainOptions):
     milestones: value_types.Rounds = same(Training, "milestones")
     lr_decay: Share = same(Training, "lr_decay")
     distill: InnerWidths = "none"
-    """smaller widths inside a client's model that each step also trains, with the posterior of the client's model as
-    target: none, all, sandwich (the smallest and a random other width), or drawn (at most one random width: FjORD).
-    ordered: each step trains only one random width, which may be the client's own, on labels (FjORD without
-    distillation)
+    """smaller widths inside a client's model, trained in each step with the posterior of the client's model as target:
+    none, all, sandwich (the smallest and a random other width), or drawn (at most one random width: FjORD). ordered:
+    each step trains only one random width, which may be the client's full width, on labels (FjORD without distillation)
     """
     exits: TrainedExits = "last"
     """exits of a client's model that are trained: only the deepest (last), all with distillation between them (mutual:
@@ -129,18 +128,18 @@ class ServerSettings(Limits):
     which the server sees only sums of changes
     """
     robust: Literal["none", RobustKind] = "none"
-    """robust mean of an entry over its holders, against a hostile minority: trimmed (a trimmed mean) or median;
-    needs server.weights=equal, and excludes privacy.noise
+    """robust mean of each parameter entry over its holders, the clients whose slices contain it, against a hostile
+    minority: trimmed (a trimmed mean) or median; needs server.weights=equal, and excludes privacy.noise
     """
     robust_trim: Annotated[float, Strict(), Field(ge=0, le=0.49)] = Robust().trim
-    """fraction of an entry's holders that trimmed drops at each end, rounded down, but at least one holder"""
+    """fraction of an entry's holders to drop at each end with robust=trimmed; rounded down, but at least one holder"""
     robust_few: Few = Robust().few
-    """value of entries with one or two holders: their plain mean (mean), or the old value (keep)"""
+    """value of an entry with one or two holders: the holders' plain mean (mean), or the old value (keep)"""
     aggregator: Literal["counting-mean", "product"] = "counting-mean"
     """mean of the replies: counting-mean, or product (FlexLoRA) for LoRA adapters of unequal rank"""
 
     def build_robust_mean(self) -> Robust | None:
-        """Return the options of the robust mean, if any."""
+        """Return the options of the robust mean; None with ``robust="none"``."""
         return None if self.robust == "none" else Robust(mean=self.robust, trim=self.robust_trim, few=self.robust_few)
 
 
@@ -218,8 +217,8 @@ class RunSettings(Group):
     checkpoint_every: Interval = 1
     """rounds between checkpoints, or seconds ('30s'); the final round always has a checkpoint"""
     metric: value_types.Text = ""
-    """metric, such as local-accuracy, that an optimising sweeper maximises or minimises; '': perplexity, else accuracy,
-    else loss, of the global model if the run measures it
+    """metric, such as local-accuracy, that an optimising sweeper maximises or minimises; '': the first of perplexity,
+    accuracy and loss that the run measures, if possible of the global model
     """
     callbacks: value_types.Callbacks = ("tensorboard",)
     """callbacks that get the record of each round"""
@@ -233,7 +232,7 @@ class Settings(Group):
     """All settings of a run, parsed and validated."""
 
     mix: value_types.MixText = Mix.parse("a1-b1-c1-d1-e1")
-    """levels of the clients and their proportions; x3 adds three parts of clients that never take part"""
+    """levels of the clients and their proportions, such as a1-e2; in a1-e2-x3, half of the clients never train"""
     global_rate: OptionalLevel = same(Slicing, "global_rate")
     assignment: Assignment = same(Slicing, "assignment")
     num_rounds: Count

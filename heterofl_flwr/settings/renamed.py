@@ -1,4 +1,4 @@
-"""Settings of stored runs whose keys have changed since, or that were removed."""
+"""Renamed and removed settings, for reading the settings of stored runs."""
 
 import math
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def from_stored(mapping: Mapping[str, object]) -> Settings:
     if unknown := [key for key in mapping if key not in SPECS]:
         raise ConfigError(
             f"the run was made by another app or version, whose settings {', '.join(unknown)} are not known here: use "
-            f"the code that made it, whose commit its settings.json names, or in an app of yours export_model"
+            f"the code that made the run (its settings.json has the commit) or, for an app of your own, export_model"
         )
     # JSON has no infinity, so sample.wait=inf is stored as text.
     return from_flat(

@@ -14,7 +14,7 @@ Flat = bool | int | float | str
 """Type of a value in a run config."""
 
 AUTO = "auto"
-"""Placeholder for a value that follows from other settings, such as the data set; see ``flat.AUTOS``."""
+"""Placeholder for a value that follows from other settings, such as the data set; see ``auto_values.AUTOS``."""
 
 
 class Group(BaseModel):
@@ -55,10 +55,10 @@ Rounds = Annotated[
 ]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split), _different, _join]
 Architectures = Annotated[
-    Texts, "different names such as 'cnn,mlp', each one of ours or 'module:name'; '' for model.name"
+    Texts, "different names such as 'cnn,mlp', each from this package or 'module:name'; '' for model.name"
 ]
 Callbacks = Annotated[
-    Texts, "different names such as 'tensorboard,wandb', each one of ours or 'module:name'; '' for none"
+    Texts, "different names such as 'tensorboard,wandb', each from this package or 'module:name'; '' for none"
 ]
 Patterns = Annotated[Texts, "patterns of parameters such as 'hidden.*,output.bias', or '' for none"]
 MixText = Annotated[

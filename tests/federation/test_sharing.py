@@ -143,6 +143,6 @@ def test_what_a_client_kept_for_another_model_is_told_apart():
         save_tensors(context, replace(task.instruction, server_round=0), kept)
         return task.reply(task.model(), num_examples=1)
 
-    expected = rf"parameters that this client kept do not fit its model at rate 1 \({found}\): a client keeps its rate"
+    expected = rf"parameters that this client kept do not fit its model at rate 1 \({found}\): a client must keep its"
     with pytest.raises(RoundError, match=expected):
         tiny.play(make_app(keeps), nodes=2, shared=BODY)
