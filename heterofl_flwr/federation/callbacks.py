@@ -107,7 +107,7 @@ class RoundCallback:
         """Run when messages are sent, and after each reply.
 
         ``done`` of ``total`` clients have replied. ``failed`` of these replies are errors. ``what`` is ``trained``,
-        ``sent moments`` or ``evaluated``. Asynchronous training runs this only after each reply that a step
+        ``sent moments`` or ``evaluated``. In asynchronous training, run only after each reply that a step
         uses; ``total`` is then the number of replies in a step.
         """
 

@@ -86,8 +86,8 @@ class GlobalModel(Architecture):
     def _check_moving(self, local: nn.Module, rate: float) -> None:
         """Raise ``ConfigError`` if the slice of ``rate`` cannot move to other channels.
 
-        It cannot move if its model ``local`` has only a part of a frozen parameter, or of a buffer with a value for
-        each channel. These tensors are not sent, so they would keep the values of the first channels.
+        It cannot move if ``local``, the model of ``rate``, has only a part of a frozen parameter, or of a buffer with a
+        value for each channel. These tensors are not sent, so they would keep the values of the first channels.
         """
         rule = self.options.slicing.slice_rule
         if tables := find_channel_tables(self.model, local):

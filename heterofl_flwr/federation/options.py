@@ -92,9 +92,7 @@ class Slicing:
 class Training:
     """Training options that the server sends to clients."""
 
-    learning_rate: Annotated[Positive | Schedule | None, "a number above 0, or a function from rounds to numbers"] = (
-        None
-    )
+    learning_rate: Annotated[Positive | Schedule | None, "a number above 0, or a function of the round"] = None
     """learning rate of the first round, or a function from a round to its learning rate; None: the clients choose it"""
     milestones: Annotated[Sequence[Count], "rounds, as [150, 250]"] = ()
     """rounds; the learning rate is divided by 10 after each of them"""
@@ -130,8 +128,8 @@ class Averaging:
     weights: Weights = "equal"
     """weight of a client in the mean. equal: 1, as in HeteroFL. examples: its number of examples, as in FedAvg"""
     labels: LabelRule = "sent"
-    """which classifier rows of a reply count in the mean. sent: the rows of the classes that the reply names.
-    none: all rows, whatever the labels
+    """rows of a reply's classifier that are averaged. sent: the rows of the classes that the reply lists as labels.
+    none: all rows; labels are ignored
     """
     label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
     """parameters with one row for each class; None: the parameters that find_label_rows finds in the classifier"""

@@ -103,7 +103,7 @@ def warn_of_untrained(federation: Federation, server_round: int, node_ids: Seque
 
 
 def warn_of_mix(federation: Federation, node_ids: Sequence[int]) -> None:
-    """Warn if delta is too large for the number of clients, or if some part of the mix gets no client."""
+    """Warn if the privacy ``delta`` is too large for the number of clients, or if a part of the mix gets no client."""
     mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
     if privacy.noise and privacy.delta * clients >= 1:
         logger.warning(

@@ -151,7 +151,7 @@ def pause_after(seconds: float) -> float:
 
 
 def pulled(grid: Grid, message_ids: Collection[str]) -> list[Message]:
-    """Return the replies to these messages that have arrived."""
+    """Poll the grid once; return the replies to ``message_ids`` that have arrived."""
     # reply_to_message_id is the only id by which an error reply of the SuperLink refers to its message.
     replies = grid.pull_messages(message_ids)
     return [reply for reply in replies if reply.metadata.reply_to_message_id in message_ids]

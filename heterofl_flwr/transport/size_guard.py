@@ -227,7 +227,7 @@ def _unpack(announced: _Announced) -> Message:
 
 
 def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
-    """Return the bytes of an array after its chunks are joined. A chunk may occur several times."""
+    """Return the number of bytes of an array after its chunks are joined. A chunk may occur several times."""
     _, chunks, _ = head_of(content)
     places = json.loads(content.partition(compat.HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
     return sum(len(contents[chunks[place]]) for place in places)
