@@ -50,7 +50,7 @@ class RoundMessages:
 
     @property
     def budget(self) -> Budget:
-        """Time limit of the round. If none is set, as outside ``Strategy.start``, each access returns a new ``Budget``."""
+        """Time limit of the round. Without one, as outside ``Strategy.start``, each access returns a new ``Budget``."""
         return self._budget or Budget(self._timeout)
 
     def open(self, current: Round | EvaluationRound) -> None:
