@@ -21,8 +21,8 @@ class Aggregation:
     global_state : Mapping[str, Tensor]
         The global state before the round; not changed. Entries that no client holds keep their values.
     label_rows : Sequence[str]
-        Parameters with one row for each class, such as ``["linear.weight", "linear.bias"]``. From a client with
-        ``labels``, only the rows of these classes are averaged.
+        Names of parameters with one row for each class, such as ``["linear.weight", "linear.bias"]``. If ``add`` gets
+        a client's ``labels``, only the rows of these labels are averaged.
     aggregator : Callable[[Mapping[str, Tensor]], Aggregator]
         Function that makes the aggregator from the global state, such as ``CountingMean`` or
         ``partial(RobustMean, robust=Robust())``.
@@ -87,8 +87,8 @@ class Aggregation:
             The client's parameters, in the plan's shapes and the global model's dtypes.
         labels : Sequence[int] | Mapping[str, Sequence[int]] | None
             The client's classes. In parameters of ``label_rows``, only the rows of these classes are averaged; with
-            None, all rows. If the model has several heads (output layers), pass a mapping from the name of each head's
-            layer or parameter to its classes: ``{"digits": [1, 2], "months.weight": [11]}``.
+            None, all rows. If the model has several heads (output layers), pass a mapping from the name of a head's
+            layer or parameter to the classes in this head: ``{"digits": [1, 2], "months.weight": [11]}``.
         weight : float
             The client's weight in the mean. HeteroFL uses 1 for every client. A reply of weight 0 is checked, but not
             averaged.
@@ -121,7 +121,7 @@ class Aggregation:
         return self._aggregator.result()
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of the parameter ``name``, the total weight of the replies that count in its mean."""
+        """Return, for each entry of the parameter ``name``, the total weight of the replies in the entry's mean."""
         return self._aggregator.holders(name)
 
     def _check_plan(self, plan: Plan) -> None:

@@ -23,7 +23,7 @@ class Version:
     plan, tensors
         The slice, and its values.
     moved
-        Number of these steps by plan. Each step counts once, for the largest plan among the replies that it averaged.
+        For each plan, the number of these steps in which it was the largest plan among the averaged replies.
     """
 
     number: int
@@ -81,10 +81,10 @@ class Aggregator(Protocol):
         """Return the new global state in new tensors. Entries that no client held are unchanged."""
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it.
+        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold the entry.
 
-        The tensor has the parameter's shape. If a reply has ``rows`` for the parameter, its client counts only in these
-        rows. This method can also be called after ``result``.
+        The tensor has the parameter's shape. If a reply has ``rows`` for the parameter, the client's weight is added
+        only in these rows. This method can also be called after ``result``.
         """
 
 

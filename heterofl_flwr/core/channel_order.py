@@ -73,9 +73,9 @@ class ChannelOrder:
                     faults.add(name)
         if faults:
             raise ConfigError(
-                f"slice_rule='important' moves channels, and of {listed(faults)} it is not known where they come from "
-                f"or go to (behind Flatten, or in a group norm): make the model by elastic, which knows, or expected "
-                f"slice_rule='prefix'"
+                f"slice_rule='important' moves channels, and it is unknown which layers write or read the channels of "
+                f"{listed(faults)} (behind Flatten, or in a group norm): make the model by elastic, which knows, or "
+                f"expected slice_rule='prefix'"
             )
 
     def _find_unknown(self, model: nn.Module) -> set[str]:

@@ -169,7 +169,7 @@ class Holders:
 
     @torch.no_grad()
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it."""
+        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold the entry."""
         old = self._state[name]
         return held_by(torch.empty_like(old, dtype=sum_dtype(old)), self.counts(name))
 
@@ -222,5 +222,5 @@ class CountingMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold it."""
+        """Return, for each entry of the parameter ``name``, the total weight of the clients that hold the entry."""
         return self._holders.holders(name)

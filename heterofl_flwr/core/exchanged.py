@@ -114,7 +114,7 @@ def _excluded(model: nn.Module) -> set[int]:
 
 
 def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ``ConfigError`` if a pattern matches no parameter name. ``what`` names the option."""
+    """Raise ``ConfigError`` if a pattern matches no parameter name. ``what`` is the option's name."""
     if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
         raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
 

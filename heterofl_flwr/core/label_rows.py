@@ -78,8 +78,8 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
     """Return the names of linear layers that may be the classifier.
 
     ``unshrunk`` has the linear layers with equally many outputs at the largest and smallest rate. A layer with n
-    outputs is left out if a later linear layer has n inputs. If ``unshrunk`` has all linear layers of the model, the
-    result has only the last remaining layer, and remaining layers with the same parent module and number of inputs.
+    outputs is left out if a later linear layer has n inputs. If ``unshrunk`` has all linear layers of the model,
+    only the last of the remaining layers is returned, with those that have the same parent module and number of inputs.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)
@@ -139,8 +139,8 @@ class LabelRows:
             return None
         if not sizes:
             raise ReplyError(
-                "the reply names labels, but the aggregator has no label_rows, and of this model it is not certain "
-                "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
+                "the reply names labels, but the aggregator has no label_rows, and it is not certain which layer of "
+                "this model has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
                 "labels"
             )
         if cut := [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]:
@@ -149,7 +149,7 @@ class LabelRows:
         try:
             classes = class_numbers(labels, number)
         except ReplyError as error:
-            raise ReplyError(f"{error}, the rows of {', '.join(sizes)} (label_rows names others)") from error
+            raise ReplyError(f"{error}, the rows of {', '.join(sizes)} (set label_rows to use others)") from error
         rest = torch.arange(number, max(sizes.values())) if self._extra_rows else classes[:0]
         return torch.cat([classes, rest])
 

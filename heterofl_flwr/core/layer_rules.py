@@ -46,7 +46,7 @@ def axes_by_name(
     if recurse and is_cut and any(isinstance(child, ParametrizationList) for child in full_layer.modules()):
         raise ShapeError(
             "the tensors of its parametrizations (weight_norm, say) do not say where its gates, heads or groups are: "
-            "leave them out of this layer"
+            "remove the parametrizations from this layer"
         )
     return {
         name: axes_between(parameter.shape, parameters[name].shape, parts(name))
@@ -154,7 +154,7 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 
 
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of each exchanged parameter of ``local``, a tied parameter only under its first name."""
+    """Return the axes of each exchanged parameter of ``local``. A tied parameter occurs only under its first name."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
@@ -166,8 +166,8 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
     layers = dict(local.named_modules(remove_duplicate=False))
     axes: dict[str, Axes] = {}
     for name, layer in full_model.named_modules(remove_duplicate=False):
-        # A container's rule takes precedence over the rules of its children. The tensors of a parametrized child are in
-        # a child of that child.
+        # A container's rule takes precedence over the rules of its children. A layer without parameters of its own may
+        # be parametrized: its tensors are then in its child ``parametrizations``.
         held = dict(layer.named_parameters(recurse=False)) or dict(layer.named_parameters())
         ruled = held and all(f"{name}.{parameter}" in axes for parameter in held)
         if name in layers and not ruled:
@@ -214,9 +214,9 @@ def _check_last_layer(full_model: nn.Module, local: nn.Module) -> None:
     hidden, classes = _outputs(layers[name]), _outputs(layers[classifier])
     if name != classifier and _outputs(smaller[name]) == classes != hidden:
         raise ShapeError(
-            f"layer {name} is the last of the local model, with {classes} outputs as {classifier}, the last of the "
-            f"global model; but there {name} is another layer, with {hidden} outputs, and would be averaged with its "
-            f"slice: give it the name {classifier} at every rate"
+            f"layer {name}, the last of the local model, has {classes} outputs, as has {classifier}, the last of the "
+            f"global model. In the global model, {name} is a hidden layer of {hidden} outputs, and the two would be "
+            f"averaged: give the last layer the name {classifier} at every rate"
         )
 
 
@@ -244,7 +244,7 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
     kind, where = types[0].__name__, name or "(the model itself)"
     slices = [vars(layer).get("plan_rule") for layer in (full_layer, local)]  # set by elastic
     if slices.count(None) == 1:
-        raise ShapeError(f"layer {where}: either the global or the local model is of elastic: build both with it")
+        raise ShapeError(f"layer {where}: only one of the global and the local model is of elastic: build both with it")
     rule = slices[0] or _rules.find(full_layer)
     # A class that is defined inside ``build`` is a new object at each call, so only names are compared.
     names = {(layer_type.__module__, layer_type.__qualname__) for layer_type in types}

@@ -37,8 +37,8 @@ class Robust:
     mean: RobustKind = "trimmed"
     """Robust mean of an entry with three holders or more."""
     trim: Annotated[float, Strict(), Field(ge=0, lt=0.5)] = 0.2
-    """Fraction of an entry's changes that the trimmed mean drops at each end. The number is rounded down, but it is at
-    least 1 with three holders or more.
+    """Fraction of an entry's changes that the trimmed mean drops at each end. The number of dropped changes is rounded
+    down, but at least 1 with three holders or more.
     """
     few: Few = "mean"
     """New value of an entry with one or two holders: the holders' plain mean (mean), or the old value (keep)."""

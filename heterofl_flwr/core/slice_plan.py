@@ -120,15 +120,15 @@ class Plan:
         """Raise ``ConfigError`` if an axis allows no slice function other than ``prefix``."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
-                f"{listed(dropped)} keep a prefix of their groups, heads or, behind Flatten, channels, with all "
-                f"entries of each; other slices would have entries of several. Expected slice_rule='prefix', attention "
+                f"{listed(dropped)} keep a prefix of their groups, heads or, behind Flatten, channels; another rule "
+                f"would keep parts of several groups, heads or channels. Expected slice_rule='prefix', attention "
                 f"that keeps its heads and makes them narrower, or a model made by elastic, which knows the channels"
             )
         coupled = {name: [axis for axis in axes if isinstance(axis, CoupledAxis)] for name, axes in self.axes.items()}
         if uneven := [name for name, axes in coupled.items() if not all(axis.is_even for axis in axes)]:
             raise ConfigError(
-                f"{listed(uneven)} have more entries of some channels than of others, as where a part of each head is "
-                f"rotated, so slices of other channels would have other shapes: expected slice_rule='prefix'"
+                f"{listed(uneven)} have more entries of some channels than of others (where a part of each head is "
+                f"rotated, say), so other channels would give a slice of another shape: expected slice_rule='prefix'"
             )
 
     def contains(self, plan: "Plan") -> bool:

@@ -21,8 +21,9 @@ LEAST = 1e-3
 class Clocks:
     """Counters of the global model's steps, one for each plan.
 
-    A plan's counter is the number of steps in which this plan was the largest. Such a step changes the entries in the
-    plan and no others. So the number of steps that changed an entry is the sum of the counters of all plans with it.
+    A plan's counter is the number of steps in which this plan was the largest among the averaged replies. Such a step
+    changes the entries in the plan and no others. So the number of steps that changed an entry is the sum of the
+    counters of all plans that contain the entry.
     """
 
     def __init__(self) -> None:
@@ -48,10 +49,11 @@ class Clocks:
         self._moved = {plan: self._moved.get(plan, 0) + (plan is largest) for plan in ordered}
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply: the numbers of steps since the server sent the slice, by plan.
+        """Return the staleness of a reply, by plan.
 
-        The first key is ``plan``. Each later key is a smaller plan with a larger staleness. The smallest
-        of these plans that contains an entry of the model gives the entry's staleness.
+        The staleness of an entry is the number of steps that changed the entry since the server sent the slice. The
+        first key is ``plan``. Each later key is a smaller plan with a larger staleness. An entry has the staleness of
+        the smallest of these plans that contains the entry.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
@@ -83,7 +85,7 @@ class StaleMean(CountingMean):
     exponent : float
         Exponent of the staleness factor. With 0, stale changes keep their full weights.
     one_clock : bool
-        If True, every step counts for all regions, as in FedBuff.
+        If True, every step makes all entries stale, as in FedBuff.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class StaleMean(CountingMean):
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return the current slice plus the client's change; each sum is multiplied by the entry's staleness factor."""
+        """Return the current slice plus the client's change, with each entry multiplied by its staleness factor."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))

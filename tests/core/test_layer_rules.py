@@ -300,7 +300,7 @@ def test_a_containers_rule_speaks_for_its_children():
 def test_a_slice_of_elastic_beside_another_model_raises():
     full, local = nn.Linear(4, 4), nn.Linear(4, 2)
     vars(full)["plan_rule"] = registry._rules.find(full)
-    with pytest.raises(ShapeError, match=r"\(the model itself\): either .* of elastic: build both with it"):
+    with pytest.raises(ShapeError, match=r"\(the model itself\): only one .* of elastic: build both with it"):
         Plan.of(full, local)
 
 
@@ -314,7 +314,7 @@ def deep(rate, head):
 
 
 def test_a_classifier_with_the_name_of_a_hidden_layer_is_refused():
-    with pytest.raises(ShapeError, match="layer 1 is the last of the local model, with 3 outputs as 2, the last of"):
+    with pytest.raises(ShapeError, match="layer 1, the last of the local model, has 3 outputs, as has 2, the last of"):
         Plan.of(deep(1, "2"), deep(0.5, "1"))
     plan = Plan.of(deep(1, "2"), deep(0.5, "2"))
     assert plan.shapes == {"0.weight": (4, 4), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)}
