@@ -1,4 +1,4 @@
-"""Buffers of models, which clients and server do not exchange."""
+"""Functions on the buffers of models. Clients and server do not exchange buffers."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ _STEPS = 15  # number of power iterations; torch's parametrization starts with 1
 def renew_spectral_norms(model: nn.Module) -> None:
     """For each layer with spectral norm, recompute the singular vectors by power iteration.
 
-    They belong to the largest singular value of the layer's weight, so they depend on the parameters alone.
+    The vectors belong to the largest singular value of the layer's weight, so they depend on the parameters alone.
     Both ``parametrizations.spectral_norm`` and ``torch.nn.utils.spectral_norm`` are supported.
     """
     for layer in model.modules():
@@ -35,8 +35,8 @@ def _older_norms(layer: nn.Module) -> list[SpectralNorm]:
 def _renew(chain: ParametrizationList) -> None:
     """Recompute the singular vectors of the spectral norms in ``chain``.
 
-    ``chain`` has the parametrizations of one tensor. When it is called, each spectral norm in training mode runs power
-    iterations.
+    ``chain`` has the parametrizations of one tensor. In a call of ``chain``, each spectral norm in training mode runs
+    power iterations.
     """
     with evaluating(chain):  # in training mode, other parametrizations might use random numbers
         for parametrization in chain:
@@ -54,9 +54,10 @@ def _start(vector: Tensor) -> None:
 
 
 def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
-    """Return the names of buffers whose values differ along a sliced axis, such as position encodings.
+    """Return the names of buffers with different values along a sliced axis, such as position encodings.
 
-    Statistics of norm layers and vectors of spectral norm are not included.
+    An axis is sliced if it is shorter in ``local`` than in ``full_model``. Statistics of norm layers and vectors of
+    spectral norm are left out.
     """
     shapes = {name: buffer.shape for name, buffer in local.named_buffers()}
     renewed: set[int] = set()

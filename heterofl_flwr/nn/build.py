@@ -19,8 +19,9 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.models import Build, is_named
 
 _plans: WeakKeyDictionary[Build, dict[tuple[float, float], Plan]] = WeakKeyDictionary()
-"""Cached plans of each build function, by (top rate, rate). The plans of a function are deleted with the function,
-because each message may make a new function.
+"""Cached plans of each build function, by (rate of the full model, rate of its slice).
+
+The plans of a function are deleted with the function, because each message may make a new function.
 """
 
 
@@ -50,7 +51,7 @@ def called_with_rate(build: Build) -> Build:
             model = build(rate)
         except TypeError as error:
             raise ConfigError(
-                f"build({rate:g}) fails ({first_line(error)}): its argument is a rate, of which widths follow, as in "
+                f"build({rate:g}) fails ({first_line(error)}): its argument is a rate, which scales the widths, as in "
                 f"heterofl_flwr.core.width(64, rate)"
             ) from error
         if not isinstance(model, nn.Module):

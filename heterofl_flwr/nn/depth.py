@@ -47,7 +47,7 @@ class Shallow:
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
         dropped = _drop(model, find_stacks(model, self.blocks), depth_rate)
-        if self.idle:  # the server leaves idle parameters out; their old values would slow clients that train them
+        if self.idle:  # the server must not average the unchanged values of idle parameters
             untrained = (*getattr(model, "untrained", ()), *self.idle.get(len(dropped), ()))
             setattr(model, "untrained", untrained)  # noqa: B010  # a module may hold anything
         return model
@@ -57,7 +57,7 @@ class Shallow:
             return 1.0, float(exact_rate(rate))
         if rate not in self.levels:
             levels = ", ".join(map(level_name, self.levels))
-            raise ConfigError(f"level {level_name(rate)} has no widths and depths; levels names {levels}: add it there")
+            raise ConfigError(f"level {level_name(rate)} is not in levels ({levels}): add its width and depth rates")
         return self.levels[rate]
 
 
@@ -77,11 +77,12 @@ def shallow(
         Pattern (``fnmatch``) of the blocks' names, in which ``*`` matches no dot: ``"layers.*"``, or
         ``"stages.*.*"`` for several stacks. Blocks are children of ``nn.Sequential`` or ``nn.ModuleList``.
     example_inputs : object
-        Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
-        at every depth; ``ShapeError`` is raised if a shallower model fails. Warnings name stacks whose blocks the code
-        counts or takes from the end, and parameters that a shallower model has but does not train. The server averages
-        an untrained parameter, such as a norm in a separate list, only over clients that train it. A parameter that is
-        trained in some rows, such as a table with a row for each block, counts as trained. ``None`` skips the checks.
+        Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. ``shallow`` runs the model
+        on this input at every depth, and raises ``ShapeError`` if a shallower model fails. It warns if the model's code
+        counts the blocks of a stack or takes blocks from the end, and if a shallower model has parameters that it does
+        not train. The server averages an untrained parameter, such as a norm in a separate list, only over clients that
+        train it. A parameter with at least one trained row counts as trained, for example a table with a row for each
+        block. ``None`` skips the checks.
     levels : Mapping[str | float, tuple[float, float]] | None
         Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. Default: the width rate is
         1, and the depth rate is the level's rate.
@@ -197,7 +198,11 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 @kept_random_state()
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> tuple[dict[int, tuple[str, ...]], set[str]]:
-    """Return the parameters that shallower models do not use, by number of dropped blocks, and the counted stacks."""
+    """Run a model at every depth; return the names of unused parameters, and the names of counted stacks.
+
+    Unused parameters are listed by number of dropped blocks: the full model uses them, and the shallower model has them
+    but does not use them. A stack is counted if the model's code needs its length (``Watch``).
+    """
     stacks, gone = find_stacks(model, blocks), 0
     with watching(model, stacks) as watch:
         modes, expected, every = _run_whole(model, inputs, watch)
@@ -213,7 +218,7 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> tuple[dict[i
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], set[str]]:
-    """Return the modes in which a model runs (True: training), its first output's shape, and its used parameters."""
+    """Return the modes in which a model runs without an error (True: training), and the results of ``_run``."""
     modes = [True, False]
     while True:
         try:

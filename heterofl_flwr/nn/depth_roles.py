@@ -10,12 +10,12 @@ from torch import nn
 class CountedError(TypeError):
     """Error that a watched stack of blocks raises when code calls ``len`` on it.
 
-    It is a ``TypeError``, because ``[*blocks]`` calls ``len`` only as a hint and ignores a ``TypeError`` from it.
+    It is a ``TypeError``, because ``[*blocks]`` calls ``len`` only as a hint, and ignores a ``TypeError`` of ``len``.
     """
 
 
 class Watch:
-    """Observer of stacks of blocks, which records those whose length the model's code needs."""
+    """Recorder of the stacks of blocks whose length the model's code needs."""
 
     def __init__(self) -> None:
         self.counted: set[str] = set()  # names of stacks

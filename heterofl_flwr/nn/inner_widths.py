@@ -14,7 +14,7 @@ InnerWidths = Literal["none", "ordered", "drawn", "sandwich", "all"]
 """Widths at which a training step runs the client's model: its full width, smaller widths inside it, or both.
 
 ``none``: the full width. ``ordered``: one width, drawn from all (FjORD without distillation). ``drawn``: the full
-width, and a width drawn from all, unless the draw gives the full width again (FjORD). ``sandwich``: the full width, the
+width, and a width drawn from all; if the full width is drawn, it runs once (FjORD). ``sandwich``: the full width, the
 smallest width, and one drawn from the widths in between (the sandwich rule). ``all``: all widths.
 """
 
@@ -49,7 +49,7 @@ class InnerWidth:
 
 
 class Nested(nn.Module):
-    """A model and smaller models, which compute with the first entries of its parameters.
+    """A client's model, and smaller models that compute with the first entries of its parameters.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from heterofl_flwr.core.levels import exact_rate
 class Scaler(nn.Module):
     """Division by ``rate`` in training; identity in evaluation.
 
-    If a norm (sbn, in, gn, ln) follows, the Scaler has almost no effect. The Scaler matters in the Transformer, where
+    If a norm layer follows directly, the Scaler has almost no effect. The Scaler matters in the Transformer, where
     no norm follows directly, and in models without norms, which may diverge with Scalers.
 
     Parameters

@@ -31,9 +31,8 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper", *, together: int = 1) -> Moments:
     """Return the moments of the inputs of every batch norm layer, measured in one pass over ``batches``.
 
-    Batch norm layers normalise each batch by the batch's statistics, as in training. All other modules run in
-    evaluation mode, but instance norm layers also normalise by the statistics of their input. The model is restored
-    afterwards.
+    Batch norm layers normalise each batch by the batch's statistics, and instance norm layers each example by the
+    example's statistics, as in training. All other modules run in evaluation mode. The model is restored afterwards.
 
     Parameters
     ----------

@@ -125,8 +125,8 @@ def check_possible(moments: Moments, examples: int) -> None:
     for name, layer in moments.layers.items():
         if layer.count > most:
             raise DataError(
-                f"moments of {name} count {layer.count:,} {what}, expected up to {most:,}: those of the "
-                f"{examples:,} examples that its client says it has, or may have (server.max-examples)"
+                f"moments of {name} count {layer.count:,} {what}, expected up to {most:,}: a client "
+                f"has up to {examples:,} examples (server.max-examples)"
             )
         count, firsts, seconds = layer.count, layer.first_sum.double(), layer.second_sum.double()
         largest = count * torch.finfo(torch.float32).max

@@ -68,8 +68,8 @@ class Quadratic:
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
         """Return the penalty with lists of centers and directions in the order of the model's parameters.
 
-        A missing center is the parameter's current value, and a missing direction is 0. A list is empty if its term
-        has no effect: without strength, or without any direction.
+        A parameter without a center gets its current value as center, and a parameter without a direction gets 0. The
+        centers are empty if ``strength`` is 0, and the directions are empty if no parameter has a direction.
         """
         named = list(model.named_parameters())
         centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]
@@ -80,7 +80,7 @@ class Quadratic:
         return AlignedQuadratic(self.strength, centers, directions)
 
     def covers(self, model: nn.Module) -> bool:
-        """Return True if ``aligned`` keeps the penalty: ``strength`` is 0, or each trained parameter has a center."""
+        """Return True if ``aligned`` keeps the penalty: with ``strength`` 0, or a center for each trained parameter."""
         return not self.strength or all(
             name in self.center for name, parameter in model.named_parameters() if parameter.requires_grad
         )

@@ -11,9 +11,9 @@ from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 
 SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
-"""Parameters of ``sum_robust``. Means and variances are clipped to an interval around their median, which reaches
-``SPREAD`` times the median absolute deviation to each side. For means, it reaches at least ``CLOSE`` times the median
-standard deviation; for variances, ``CLOSE`` times the median variance. Counts are limited to ``WEIGHT`` times the
+"""Parameters of ``sum_robust``. Means and variances are clipped to an interval around their median. To each side, the
+interval reaches ``SPREAD`` times the median absolute deviation, but at least ``CLOSE`` times the median standard
+deviation for means, and ``CLOSE`` times the median variance for variances. Counts are limited to ``WEIGHT`` times the
 median count.
 """
 

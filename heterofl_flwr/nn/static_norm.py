@@ -72,9 +72,9 @@ def refusing_unmeasured(where: str) -> Iterator[None]:
         checked.add(layer)
         if layer.running_mean is not None and not is_measured(layer):
             raise ConfigError(
-                f"{where} evaluates {type(layer).__name__} with the statistics of a new model, which do not travel: "
-                f"measure moments = collect_moments(model, batches) on data of the server, and evaluate "
-                f"with_static_norm(model, moments), both of heterofl_flwr.nn"
+                f"{where} evaluates {type(layer).__name__} with the statistics of a new model, because "
+                f"statistics do not travel: measure moments = collect_moments(model, batches) on data of the server, "
+                f"and evaluate with_static_norm(model, moments), both of heterofl_flwr.nn"
             )
 
     hook = register_module_forward_pre_hook(check)

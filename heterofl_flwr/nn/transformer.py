@@ -53,7 +53,7 @@ class MultiHeadAttention(nn.Module):
 
 @register(MultiHeadAttention)
 def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -> dict[str, Axes]:
-    """Slicing rule: rows of q, k and v, and columns of o, keep the first entries of each head."""
+    """Slicing rule: keep the first rows of each head in q, k and v, and the first columns of each head in o."""
     if full_layer.heads != local.heads:
         raise ShapeError(f"attention has {full_layer.heads} heads in the full model and {local.heads} in the local one")
     if full_layer.linear_o.out_features == local.linear_o.out_features:

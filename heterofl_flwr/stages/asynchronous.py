@@ -31,7 +31,7 @@ class Buffered:
     clocks: Literal["regions", "model"] = "regions"
     """steps that count for an entry. regions: the steps that changed the entry. model: all steps, as in FedBuff"""
     quota: Natural = 0
-    """minimum number of replies from each level in a step; levels without a client in training are exempt. 0: none"""
+    """minimum number of replies from each level in a step, except levels without a client in training. 0: no minimum"""
 
     def __post_init__(self) -> None:
         if self.concurrency < self.size:
@@ -42,7 +42,7 @@ class Buffered:
 
 
 def check_quota(options: Buffered, levels: int) -> None:
-    """Raise ``ConfigError`` if ``quota`` replies of each level are more than ``size``, the replies of a step."""
+    """Raise ``ConfigError`` if a step of ``size`` replies is too small for ``quota`` replies from each level."""
     if (needed := options.quota * levels) > options.size:
         raise ConfigError(
             f"asynchronous: quota is {options.quota}, which for {levels} levels is {needed} replies of a step; "

@@ -69,7 +69,7 @@ class Chain:
         """Begin a round.
 
         ``default_norm_bound`` is the upper bound on the L2 norm of a client's change; in secure aggregation, of the
-        mean change. It does not apply if ``norm_bound`` is set, or if a stage has ``Needs(changes=True)``.
+        mean change. It does not apply if the chain has a ``norm_bound``, or a stage with ``Needs(changes=True)``.
         """
         state, norm_bound = context.state, self._norm_bound
         sums_changes = any(stage.needs.changes for stage in self.stages)
@@ -96,7 +96,7 @@ class Chain:
         )
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
-        """Yield the queries of ``summing`` before training; return its extra config entries by client."""
+        """Yield the queries of ``summing`` before training; return extra config entries for each client."""
         return (yield from self.summing.before(clients, self._context)) if self.summing else {}
 
     def after(self) -> Questions[None]:
@@ -183,15 +183,15 @@ class Chain:
         if stages := sorted({key.partition("/")[0] for key in unknown}):
             raise ConfigError(
                 f"resume has the state of {', '.join(stages)}, and the stages of this strategy are "
-                f"{', '.join(names) or 'none'}: expected those that the run began with, or a new run from its model "
-                f"(initial_arrays)"
+                f"{', '.join(names) or 'none'}: expected the stages that the run began with, or a new run with the "
+                f"model of the old run (initial_arrays)"
             )
         for stage in self.stages:
             stage.load(entries_under(f"{stage_name(stage)}/", state))
 
 
 def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:
-    """Return a stage's broadcast. Clients would not get a tensor of another name, so it raises ``ConfigError``."""
+    """Return a stage's broadcast. Raise ``ConfigError`` unless each tensor has the name and shape of a parameter."""
     tensors = stage.broadcast(context)
     for name, tensor in tensors.items():
         if name not in context.state or tensor.shape != context.state[name].shape:

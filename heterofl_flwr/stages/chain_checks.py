@@ -31,13 +31,13 @@ def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind:
     for what, names in unique.items():
         faults += [f"{name}: two stages have this {what}" for name, count in Counter(names).items() if count > 1]
     if len(steps := {stage_name(stage): 1 for stage in stages if stage.needs.steps}) > 1:
-        faults.append(f"{', '.join(steps)}: each steps along what the mean changes; expected one of them")
+        faults.append(f"{', '.join(steps)}: each takes a step along the mean change; expected one of them")
     for stage in stages:
         faults += _faults(stage, stages, aggregator, kind, weights)
     for place, stage in enumerate(stages):
         faults += _faults_of_order(stage, stages[:place])
     if kind == "robust" and weights != "equal":
-        faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
+        faults.append("robust: a client that chooses its own weight outvotes others; expected weights='equal'")
     if faults:
         raise ConfigError("; ".join(faults))
 
@@ -56,10 +56,10 @@ def _faults(
     if needs.equal_weights and weights != "equal":
         yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
     if (needs.steps or overrides(stage, "evaluated")) and not getattr(aggregator, "by_entry", True):
-        what = "steps along what the mean changes" if needs.steps else "averages models"
+        what = "takes a step along the mean change" if needs.steps else "averages models"
         yield (
-            f"{name} {what}, and this aggregator computes new factors in each round, so that their entries have no "
-            f"direction; expected no {name}"
+            f"{name} {what} entry by entry, but an entry of this aggregator's mean depends on other entries of the "
+            f"replies (by_entry = False); expected no {name}"
         )
     if overrides(stage, "on_added") and any(rule.needs.changes for rule in stages):
         yield f"{name} uses single replies, which have no noise; expected privacy.noise=0"

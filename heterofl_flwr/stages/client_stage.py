@@ -1,4 +1,4 @@
-"""The client half of a stage. Each client's process must import the module that registers it."""
+"""The client half of a stage. Each client's process must import the module that registers this half."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.secure.client import NodeRecords
 
 KEY = "client-stages"
-"""Config key of a server's message: names of its client stages in order, separated by commas."""
+"""Config key of a server's message: names of the client stages in order, separated by commas."""
 
 State = dict[str, Tensor]
 """Tensors by name."""
@@ -81,8 +81,8 @@ class ClientContext:
     config
         Config of the message.
     total_step
-        Sum of the learning rates of the local steps so far. With momentum, this package's client app sets it to the
-        distance that a parameter would move in these steps if its gradient were always 1.
+        Sum of the learning rates of the local steps so far. With momentum, this package's client app gives instead the
+        distance that a parameter moves in these steps at a constant gradient of 1.
     broadcast
         The client's slices of the tensors that ``ServerStage.broadcast`` returned, by parameter name.
     state

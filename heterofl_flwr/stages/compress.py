@@ -69,8 +69,8 @@ def compress(
     """Return the changes ``after - before`` in float16 or int8, and the step sizes of int8.
 
     Rounding to int8 is stochastic, so use another ``seed`` for each client and round. Raise ``ShapeError`` if names or
-    shapes differ, as after another client stage, and ``ReplyError`` if a change is not finite or too large for the
-    encoding.
+    shapes in ``after`` and ``before`` differ, for example because an earlier client stage has encoded ``after``. Raise
+    ``ReplyError`` if a change is not finite or too large for the encoding.
     """
     if wrong := name_misfits(after, before):
         raise ShapeError(f"the model of the reply is not the one that the server sent ({wrong})")

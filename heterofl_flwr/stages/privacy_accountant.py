@@ -44,9 +44,9 @@ class Privacy:
     delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = 1e-5
     """delta for which epsilon is computed; set it below 1 / (number of clients)"""
     moments_clip: _OnGrid = 10.0
-    """upper bound on the L2 norm of a client's static batch norm moments: one vector of the means and second moments of
-    all layers. Longer vectors are clipped. The standard deviation of the noise on their sum is this bound times
-    the setting noise
+    """upper bound on the L2 norm of a client's moments for static batch norm: one vector with the means and second
+    moments of all layers. Longer vectors are clipped. The standard deviation of the noise on the sum of the clients'
+    vectors is the setting noise times this bound
     """
 
     def __post_init__(self) -> None:

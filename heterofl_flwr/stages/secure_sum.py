@@ -150,7 +150,7 @@ class SecureSum(Conversation):
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Query clients for shares that unmask the sum except classifier rows, then for shares that unmask the rows."""
+        """Query clients for shares to unmask the sum: first all entries except classifier rows, then these rows."""
         current = self._round
         if current is None or not current.survivors:  # the round is skipped, or fails because it has no replies
             return
@@ -180,8 +180,8 @@ class SecureSum(Conversation):
             self._liars[client] = f"in round {context.server_round} {reason}"
         for name in current.impossible:
             logger.warning(
-                "round %d: rows of %s stay as they are: the sum of the numbers of clients that count in them is "
-                "impossible, so one of them sent a false one; nobody can see which",
+                "round %d: rows of %s stay as they are: the number of clients with one of these rows is impossible, "
+                "so a client sent a false number; nobody can see which client",
                 context.server_round,
                 name,
             )

@@ -33,7 +33,7 @@ HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests",
 """Config keys: hashes of shares; hashes of seeds; random run id; last round in which the client masked a change."""
 
 PARTS, NUMBERS = "secure-parts", "secure-numbers"
-"""Config keys: parts of the classifier to unmask; for each part, the smallest number of clients that have one row."""
+"""Config keys: parts of the classifier to unmask; for each part, the number of clients that have its rarest row."""
 
 NONCE = "secure-start"
 """Config key: random number, new at each start or resume of a run, from which clients derive their random seeds."""
@@ -55,8 +55,8 @@ class ClientSecureSum(RespondingStage):
     def answer(self, context: ClientContext) -> Fields:
         """Return public keys or shares, as the phase in ``context.config`` asks.
 
-        A client masks only one change in each round. If it has already masked a change in this round or, before a
-        resume, in a later round, return the number of the last such round instead of keys.
+        A client masks only one change in each round. If this client has already masked a change in this round, or in a
+        later round before the run was resumed, return the number of the last such round instead of keys.
         """
         notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":
@@ -111,8 +111,9 @@ class ClientSecureSum(RespondingStage):
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
     """Return a client's change as one vector of fixed-point steps.
 
-    Classifier rows of classes that the client lacks are 0. The extra entries, whose sums count the clients of each
-    classifier row, are 1 if the client has the row's class, else 0.
+    Classifier rows of classes that the client lacks are 0. For each classifier row, the vector also has entries whose
+    names begin with ``COUNTS``: 1 if the client has the row's class, else 0. Summed over clients, these entries count
+    the clients of the row.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")

@@ -12,7 +12,7 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientStage, Fields, State
 
 HolderCounts = Callable[[str], Tensor]
-"""Function from a parameter's name to the number, or total weight, of clients that hold each of its entries."""
+"""Function from a parameter's name to a tensor: the number, or total weight, of the clients that hold each entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class RoundContext:
         Function from a parameter's name to the number of clients, among all clients of the run, that hold each entry.
         Clients that do not train the parameter do not count.
     by_label
-        Whether a client that sends labels is averaged only in the classifier rows of these labels.
+        Whether classifier rows are averaged by label: from a client with labels, only the rows of these labels.
     extra_rows
         Whether classifier rows of no class are averaged over every client that has them (``Fidelity.extra_rows``).
     grid

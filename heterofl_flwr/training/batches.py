@@ -14,7 +14,7 @@ from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024
-"""Number of examples up to which batches are gathered and augmented together; single batches would underuse a GPU."""
+"""Number of examples up to which batches are joined before augmentation. Single small batches would underuse a GPU."""
 
 
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:

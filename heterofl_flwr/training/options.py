@@ -117,12 +117,12 @@ class TrainingJob:
         Fraction of the client's steps to run, above 0 and up to 1. The number of steps is rounded up.
     joint_loss
         Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``). None: the ordinary loss of
-        ``model(inputs)``. If a client has a joint loss, ``plain`` replaces ``cohort`` for all clients.
+        ``model(inputs)``. If a client has a joint loss, the engine ``plain`` replaces ``cohort`` for all clients.
     quadratic
         Quadratic penalty on the model's parameters, in addition to FedProx.
     penalty
-        Function that returns a term to add to the loss of each batch. If a client has such a function, ``plain``
-        replaces ``seats`` for this client, and ``cohort`` for all clients.
+        Function that returns a term to add to the loss of each batch. If a client has such a function, the
+        engine ``plain`` replaces ``seats`` for this client, and ``cohort`` for all clients.
     """
 
     model: nn.Module

@@ -68,7 +68,7 @@ def test_a_transformer_has_fewer_layers_and_one_head():
 
 def test_a_level_without_widths_and_depths_is_named():
     own = workload(model__shrink="b=0.5:0.5", mix="0.6x1-0.3x2")
-    with pytest.raises(ConfigError, match=r"level 0\.6 has no widths and depths; levels names b: add it there"):
+    with pytest.raises(ConfigError, match=r"level 0\.6 is not in levels \(b\): add its width and depth"):
         own.build(0.6)
 
 

@@ -135,7 +135,7 @@ def test_what_one_optimizer_kept_is_not_anothers():
     state = replace(state, setup={})  # of a checkpoint that does not know its stages
     with pytest.raises(ConfigError, match=r"Momentum.*the stages of this strategy are Adam"):
         run(3, Adam(), resume=state)
-    with pytest.raises(ConfigError, match="are none: expected those that the run began with"):
+    with pytest.raises(ConfigError, match="are none: expected the stages that the run began with"):
         run(3, None, resume=state)
 
 

@@ -77,7 +77,7 @@ def test_levels_may_differ_in_width_and_depth():
     assert Plan.of(full, both).contains(Plan.of(full, least))
     assert Plan.of(full, both).axes["1.2.0.weight"][0].local_size == 3
     assert plan_between(build, 1.0, 0.5) is plan_between(build, 1.0, 0.5)  # cached
-    with pytest.raises(ConfigError, match=r"level c has no widths and depths; levels names a, b, 0\.1: add it there"):
+    with pytest.raises(ConfigError, match=r"level c is not in levels \(a, b, 0\.1\): add its width and depth"):
         build(0.25)
 
 

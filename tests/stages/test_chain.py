@@ -132,7 +132,7 @@ class Sends(ServerStage):
         ({"stages": [Scaffold()], "robust": Robust()}, "Scaffold fits the counting mean; expected robust=None"),
         ({"stages": [Momentum(), Momentum()]}, "Momentum: two stages have this name"),
         ({"stages": [FedDyn(), type("Own", (FedDyn,), {"name": "Own"})()]}, "feddyn: two stages have this client half"),
-        ({"stages": [Momentum(), Adam()]}, "Momentum, Adam: each steps along what the mean changes; expected one"),
+        ({"stages": [Momentum(), Adam()]}, "Momentum, Adam: each takes a step along the mean change; expected one"),
         (
             {"stages": [MovingAverage(), Adam()]},
             "MovingAverage evaluates models that Adam changes afterwards; expected it",
@@ -141,7 +141,7 @@ class Sends(ServerStage):
         ({"aggregator": "product"}, "aggregator is 'product', expected a function from a state to an Aggregator"),
         ({"robust": Robust(), "aggregator": ProductMean}, "robust and aggregator both replace the counting mean"),
         ({"stages": [Scaffold()], "aggregator": ProductMean}, "expected aggregator=CountingMean"),
-        ({"stages": [Momentum()], "aggregator": ProductMean}, "Momentum steps along what the mean"),
+        ({"stages": [Momentum()], "aggregator": ProductMean}, "Momentum takes a step along the mean change entry"),
         (
             {"stages": [MovingAverage()], "aggregator": ProductMean},
             "MovingAverage averages models, and this aggregator",

@@ -1,4 +1,4 @@
-"""The engines by name, the choice of one, and training with it."""
+"""Engines by name, the choice of an engine, and training with it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

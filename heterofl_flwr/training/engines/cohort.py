@@ -26,9 +26,9 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 from heterofl_flwr.training.step import SGD
 
 LEAST = {"cpu": 2, "cuda": 1}
-"""Smallest number of clients for this engine, by device type; on other devices, ``plain`` trains.
+"""Smallest number of clients for this engine, by device type. On other devices, the engine ``plain`` trains clients.
 
-On a GPU, the engine is faster even for one client, because it replays steps as CUDA graphs.
+On a GPU, this engine is faster even for one client, because it replays steps as CUDA graphs.
 """
 
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -43,8 +43,8 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
     The joint model is first verified on one batch. On a GPU, steps are replayed as a CUDA graph. The engine ``plain``
     trains the clients if they are fewer than ``LEAST``, or if training together raises an error other than
-    ``DivergedError``. Such an error is raised if, for example, the verification fails, or a model has active dropout,
-    running statistics, hooks, or parameters shared with other models.
+    ``DivergedError``. Examples are a failed verification, and a model with active dropout, running statistics, hooks,
+    or parameters shared with other models.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Joint models: wide models, each of which computes the models of several clients at once."""
+"""Joint models: one wide model computes the models of several clients at once."""
 
 import copy
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Layout:
         return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(clients, -1)
 
     def shaped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return a view of rows of entries as a tensor of shape ``shape``; the inverse of ``rows``."""
+        """Return a view of ``rows`` in the shape ``shape``; the inverse of the method ``rows``."""
         if not self.channels_last:
             return rows.view(tuple(shape))
         number, channels, height, width = shape
@@ -41,7 +41,7 @@ class Layout:
 def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     """Return the layouts of the models' parameters, trained parameters first.
 
-    Raise ``IncompatibleError`` if the models differ in their tensors' forms or in the values of buffers.
+    Raise ``IncompatibleError`` if the results of ``_forms`` or the values of buffers differ between models.
     """
     model, *others = models
     for local in others:

@@ -33,7 +33,7 @@ def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
     model, form = job.model, job.quadratic
     switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     precision = *switches, torch.is_autocast_enabled(device_of(model).type)
-    # A recorded step reads frozen parameters that models share at their present addresses.
+    # A recorded step reads shared frozen parameters at their present addresses.
     bases = [p.data_ptr() for p in model.parameters() if not p.requires_grad] if shares_parameters(model) else []
     loss = job.joint_loss, job.classes is None, form and (form.strength, len(form.centers), len(form.directions))
     return describe((model, bases, loss, replace(options, learning_rate=1.0), precision))

@@ -138,7 +138,10 @@ class Round:
         return [results[id(job)] for job in self._jobs]
 
     def _seat_next(self) -> bool:
-        """Give the first waiting client a seat, or leave it to ``plain``. Return False if the client must wait."""
+        """Give the first waiting client a seat, or leave the client to ``plain``.
+
+        Return False if the client must wait.
+        """
         job = self._waiting[0]
         try:
             seat = self._hall.take(job, self._options)

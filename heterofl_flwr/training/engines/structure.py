@@ -72,8 +72,9 @@ def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
     """Return a value's tag and parts, for comparison: values are alike if their tags are equal and their parts alike.
 
-    Tensors, classes and unhashable values without attributes are compared by identity; values without an ``__eq__`` of
-    their own by type and attributes; all others by type and value.
+    Tensors, classes, and unhashable values without a ``__dict__`` are compared by identity. Values with a ``__dict__``
+    are compared by type and attributes if they are unhashable or have the ``__eq__`` of ``object``. All other values
+    are compared by type and value.
     """
     kind: Any = type(value)
     has_parts = hasattr(value, "__dict__")

@@ -1,4 +1,4 @@
-"""Wide models, whose layers compute several clients at once."""
+"""Wide models: each layer of a wide model computes the layers of several clients at once."""
 
 import copy
 from collections.abc import Mapping
