@@ -65,6 +65,11 @@ class Chain:
         """Whether ``summing`` leaves the model unchanged in this round."""
         return self.summing is not None and self.summing.skipped
 
+    @property
+    def fewest_replies(self) -> int:
+        """Minimum number of replies that ``summing`` needs to change the model; 0 without ``summing``."""
+        return self.summing.fewest_replies if self.summing else 0
+
     def open(self, context: RoundContext, *, default_norm_bound: float = 0.0) -> None:
         """Begin a round.
 

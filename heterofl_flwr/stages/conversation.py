@@ -25,10 +25,13 @@ class Conversation(ServerStage):
         Reasons why the stage has excluded clients, by client id.
     skipped
         Whether the stage leaves the model unchanged in this round.
+    fewest_replies
+        Minimum number of replies; with fewer, the stage leaves the model unchanged.
     """
 
     excluded: Mapping[int, str] = {}
     skipped = False
+    fewest_replies = 0
 
     @abstractmethod
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:

@@ -81,7 +81,7 @@ class SecureSum(Conversation):
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Query clients for public keys, then for shares of private keys; return config entries for training."""
-        self._round, self._closed, self.skipped = None, None, False
+        self._round, self._closed, self.skipped, self.fewest_replies = None, None, False, 0
         self.excluded = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
         answers = yield {client: {KEY: "keys", RUN: context.run} for client in clients if client not in self._liars}
         keys: dict[int, list[bytes]] = {}
@@ -96,6 +96,7 @@ class SecureSum(Conversation):
             self._skip(f"{counted(len(keys), 'client')} may take part", context)
             return {}
         roster = self._roster([clients[client] for client in keys], list(keys.values()), context)
+        self.fewest_replies = roster.threshold
         answers = yield {client: {KEY: "shares", ROSTER: roster.to_bytes()} for client in keys}
         dealt = {self._nodes.index(client): dealt_of(answer, KEYS) for client, answer in answers.items()}
         usable = {number: shares for number, shares in dealt.items() if fits(shares, len(keys), 1)}

@@ -143,6 +143,13 @@ class RoundHooks(Strategy):
         self.messages_of(server_round).open(current)
         return current
 
+    def check_train_config(self, config: ConfigRecord) -> None:
+        """Raise ``ConfigError`` if a user's config for training contains keys that the server sends."""
+        training = self.options.training
+        sent = {messages.LEARNING_RATE: training.learning_rate, messages.PROXIMAL_MU: training.proximal_mu or None}
+        keys = (key for key, value in sent.items() if value is not None)
+        messages.check_own_keys(config, messages.RESERVED.union(keys))
+
     def _learning_rate(self, server_round: int, config: ConfigRecord) -> float:
         """Return the learning rate of the schedule, or else ``lr`` in ``config``; 0 without either."""
         if self._schedule is None:
@@ -174,7 +181,7 @@ class RoundHooks(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return a training message with slice and rate for each sampled client."""
-        messages.check_own_keys(config)
+        self.check_train_config(config)
         arrays = self._sort_channels(server_round, arrays)
         slices = Slices(self.federation.architecture, arrays, self.chain.level_tensors)
         opened = self.messages_of(server_round)
@@ -193,13 +200,20 @@ class RoundHooks(Strategy):
     def _ask_before(self, grid: Grid, opened: RoundMessages, current: Round) -> dict[int, Fields]:
         """Run the stages' queries before training; return extra config entries by client.
 
-        A client is refused if a stage excludes it, or if its answer is missing or unusable.
+        A client is refused if a stage excludes it, or if its answer is missing or unusable. If a stage skips the round,
+        all other clients are left out.
         """
         queries = self._queries_of_stages(grid, opened, STAGES_SHARE)
         configs = queries.converse(current.before())
+        excluded = {node_id: Fault(reason, "rejected") for node_id, reason in self.chain.excluded.items()}
+        faults = {**excluded, **queries.faults}
+        unusable = Fault("its answer to what was asked before training is not usable", "rejected")
         for node_id in [node_id for node_id in current.slices if node_id not in configs]:
-            reason = self.chain.excluded.get(node_id, "its answer to what was asked before training is not usable")
-            current.refuse(node_id, queries.faults.get(node_id, Fault(reason, "rejected")))
+            if self.chain.skipped and node_id not in faults:
+                current.leave_out(node_id)
+            else:
+                current.refuse(node_id, faults.get(node_id, unusable))
+        current.needed = max(current.needed, self.chain.fewest_replies)
         return {node_id: configs[node_id] for node_id in current.slices if node_id in configs}
 
     def _queries_of_stages(self, grid: Grid, opened: RoundMessages, share: float) -> StageQueries:

@@ -249,6 +249,34 @@ def test_a_client_that_reveals_false_shares_is_named_and_left_out_of_later_round
     assert second.stages["summed-clients"] == NODES - 1
 
 
+def test_clients_that_could_take_part_in_a_skipped_round_are_no_failure():
+    def false(content):
+        config = content.get("config", {})
+        if len(config.get(KEYS, ())) == NODES and "masked" not in content and not false.first:
+            config[KEYS] = [bytes(len(text)) for text in config[KEYS]]
+        if "masked" in content:
+            false.first = False
+
+    false.first = True
+    grid = type("Odd", (Tampered,), {"tampers": {4: false}})
+    _, second = secure(grid=grid, mix="a1", holders=NODES, num_rounds=2).records
+    assert (second.rates, second.failures.keys()) == ({4: 1.0}, {4})
+    assert "100% of the model stays closed" in second.line()
+
+
+class Hurried(Watched):
+    """A grid on which replies to training arrive one by one."""
+
+    def pull_messages(self, message_ids):
+        return list(super().pull_messages(list(message_ids)[:1]))
+
+
+def test_a_round_with_spare_clients_waits_for_enough_replies_to_open_the_sum():
+    found = secure(grid=Hurried, mix="a1", fraction_train=0.4, spare=1.0)  # 3 of 6 are needed; 5 open the sum
+    assert found.log.stages["summed-clients"] == 5
+    assert not equal(found.state, found.strategy.federation.architecture.initial_state())
+
+
 def test_a_client_masks_no_round_twice_though_its_server_and_its_context_are_new(tmp_path):
     nodes = {"node_config": lambda partition: {"states-path": str(tmp_path)}}
     begun = play(app, "a1", 6, 2, grid=Watched, stages=[SecureSum()], **nodes)
