@@ -73,8 +73,8 @@ class FederationStrategy(EvaluationHooks):
         """
         check_arguments(num_rounds, initial_arrays, resume)
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
-        for config in configs:
-            messages.check_own_keys(config)
+        self.check_train_config(configs[0])
+        messages.check_own_keys(configs[1])
         if initial_arrays is not None and self.options.privacy.noise:
             host_log.warning(
                 "epsilon counts from initial_arrays on: if they were trained on data of these clients, pass the state "

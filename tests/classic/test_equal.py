@@ -134,7 +134,7 @@ def test_what_the_classic_api_has_no_place_for_is_refused(name, value):
 def test_a_users_config_cannot_have_keys_of_ours(key):
     strategy = HeteroFL(build, "a1", on_fit_config_fn=lambda server_round: {"lr": 0.1, key: 1})
     manager = manager_of(Fake("0", 1.0), Fake("1", 1.0))
-    with pytest.raises(ConfigError, match=f"has {key}: .* choose another name, such as my-{key}"):
+    with pytest.raises(ConfigError, match=f"has {key}, .* choose another name, such as my-{key}"):
         strategy.configure_fit(1, strategy.initialize_parameters(manager), manager)
 
 

@@ -100,8 +100,14 @@ def test_as_many_take_part_as_with_fedavg(fraction, least, nodes):
 @pytest.mark.parametrize("which", ["train_config", "evaluate_config"])
 @pytest.mark.parametrize("key", ["client-stages", "seed", "shared", "upload", "window"])
 def test_a_users_config_cannot_have_keys_of_ours(which, key):
-    with pytest.raises(ConfigError, match=f"has {key}: .* choose another name, such as my-{key}"):
+    with pytest.raises(ConfigError, match=f"has {key}, .* choose another name, such as my-{key}"):
         play(make_app(), start={which: ConfigRecord({"lr": 0.1, key: 1.0})})
+
+
+@pytest.mark.parametrize(("key", "option"), [("lr", {"learning_rate": 0.2}), ("proximal-mu", {"proximal_mu": 0.1})])
+def test_a_users_config_cannot_have_what_the_strategy_sends(key, option):
+    with pytest.raises(ConfigError, match=f"has {key}, but HeteroFL itself sends values by that name"):
+        play(make_app(), start={"train_config": ConfigRecord({key: 1.0})}, **option)
 
 
 @pytest.mark.parametrize(
