@@ -37,7 +37,7 @@ class RayGrid(QueuedGrid):
     num_gpus : float
         Fraction of a GPU for each actor, or a number of whole GPUs; with 0 an actor sees no GPU.
     at_once : int, optional
-        Maximum number of actors; by default as many as fit into the machines' resources.
+        Maximum number of actors, by default ``num_nodes``; fewer start if the machines' resources hold only fewer.
     cohort, by_rate, node_config, run_config, cost, seed
         See ``LocalGrid``. With GPUs, messages that are pushed together are divided evenly among the actors.
 
