@@ -296,7 +296,7 @@ def headline() -> str:
 
 HEADLINE = {
     "mnist": ("a-b-c-d-e", "a-e", "d-e", "a", "d", "e"),
-    "cifar10": ("c-d-e", "c-e", "d-e", "d", "e"),
+    "cifar10": ("c-d-e", "c-e", "d-e", "c", "d", "e"),
 }
 """Mixes of the README's table by data set, each followed by single levels."""
 
