@@ -18,6 +18,9 @@ from heterofl_flwr.core.rule_registry import Registry, Rule
 
 _rules = Registry("register")
 
+# Older norms and pruning of torch.nn.utils replace ``weight`` by ``weight_g``, ``weight_v`` or ``weight_orig``.
+_REPLACED = re.compile(r"(weight\w*)_(?:g|v|orig)$")
+
 
 def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the decorated function as the slicing rule of layer types and their subclasses.
@@ -49,7 +52,7 @@ def axes_by_name(
             "remove the parametrizations from this layer"
         )
     return {
-        name: axes_between(parameter.shape, parameters[name].shape, parts(name))
+        name: axes_between(parameter.shape, parameters[name].shape, parts(_REPLACED.sub(r"\1", name)))
         for name, parameter in full_parameters.items()
     }
 
@@ -191,16 +194,23 @@ def _find_flattened(full_model: nn.Module, axes: Mapping[str, Axes]) -> dict[str
 
     A linear layer counts as behind Flatten if it follows a convolution and has several inputs for each channel.
     """
-    named = full_model.named_modules()
-    layers = [(name, layer) for name, layer in named if any(own.dim() > 1 for own in layer.parameters(recurse=False))]
+    layers = [(name, layer) for name, layer in full_model.named_modules() if _has_matrix(layer)]
     flattened = {}
-    for (_, before), (name, layer) in pairwise(layers):
-        if isinstance(before, _ConvNd) and isinstance(layer, nn.Linear) and f"{name}.weight" in axes:
-            rows, columns = axes[f"{name}.weight"]
+    for (_, before), (start, layer) in pairwise(layers):
+        if isinstance(before, _ConvNd) and isinstance(layer, nn.Linear):
             several = layer.in_features > before.out_channels and layer.in_features % before.out_channels == 0
-            if several and columns == Axis(columns.size, columns.local_size):
-                flattened[f"{name}.weight"] = rows, *_prefix_only({name: (columns,)})[name]
+            named = dict(layer.named_parameters(prefix=start)) if several else {}  # several weights with weight norm
+            for name in named.keys() & axes.keys():
+                rows, *columns = axes[name]
+                if columns and columns[0] == Axis(columns[0].size, columns[0].local_size):
+                    flattened[name] = rows, *_prefix_only({name: tuple(columns)})[name]
     return flattened
+
+
+def _has_matrix(layer: nn.Module) -> bool:
+    """Return True if a layer itself has a weight matrix. The matrices of its parametrizations are its own."""
+    parts = [] if isinstance(layer, ParametrizationList) else [layer, *getattr(layer, "parametrizations", {}).values()]
+    return any(own.dim() > 1 for part in parts for own in part.parameters(recurse=False))
 
 
 def _check_last_layer(full_model: nn.Module, local: nn.Module) -> None:

@@ -18,6 +18,7 @@ from tests.core import twin
 
 # torch says once that a fast path is not taken.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+OLDER = "ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning"
 FULL = 4
 """The width unit of global layers; local ones have 1 to 3."""
 
@@ -178,6 +179,21 @@ def test_a_parametrized_layer_of_gates_or_heads_is_not_cut(make, name):
         Plan.of(full, local)
 
 
+@pytest.mark.parametrize(
+    ("make", "name"), [(CASES["lstm both ways, deep"].make, "weight_ih_l1"), (_attention, "in_proj_weight")]
+)
+@pytest.mark.filterwarnings(OLDER)
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_older_norms_keep_the_entries_of_the_weight_that_they_replace(make, name, norm):
+    expected = Plan.of(make(FULL), make(2)).axes[name]
+    axes = Plan.of(*(norm(make(n), name) for n in (FULL, 2))).axes
+    replaced = [own for own in axes if own.startswith(f"{name}_") and "reverse" not in own]
+    assert replaced
+    for own in replaced:
+        assert axes[own][0] == expected[0]
+        assert axes[own][1] in (expected[1], Axis(1, 1))
+
+
 def test_a_parametrization_with_a_buffer_of_its_own_raises():
     with pytest.raises(ShapeError, match=r"layer 0\.parametrizations\.weight .*: _Orthogonal\(\) has a buffer"):
         Plan.of(*(nn.Sequential(orthogonal(nn.Linear(3, 4))) for _ in range(2)))
@@ -192,9 +208,22 @@ def test_groups_and_heads_that_are_dropped_are_the_last_ones(name):
     Plan.of(CASES[name].make(FULL), CASES[name].make(FULL)).sliced(SLICE_FUNCTIONS["rolling"])
 
 
-def test_a_layer_behind_flatten_keeps_a_prefix():
-    full, local = (nn.Sequential(nn.Conv2d(1, n, 1), nn.Flatten(), nn.Linear(4 * n, 3)) for n in (4, 2))
-    with pytest.raises(ConfigError, match=r"^2\.weight keep a prefix of their groups, heads or, behind Flatten"):
+@pytest.mark.filterwarnings(OLDER)
+@pytest.mark.parametrize(
+    ("of_convolution", "of_linear", "name"),
+    [
+        (nn.Identity(), nn.Identity(), "weight"),
+        (weight_norm, spectral_norm, "parametrizations.weight.original"),
+        (spectral_norm, weight_norm, "parametrizations.weight.original1"),
+        (nn.utils.weight_norm, nn.utils.spectral_norm, "weight_orig"),
+        (nn.utils.spectral_norm, nn.utils.weight_norm, "weight_v"),
+    ],
+)
+def test_a_layer_behind_flatten_keeps_a_prefix(of_convolution, of_linear, name):
+    full, local = (
+        nn.Sequential(of_convolution(nn.Conv2d(1, n, 1)), nn.Flatten(), of_linear(nn.Linear(4 * n, 3))) for n in (4, 2)
+    )
+    with pytest.raises(ConfigError, match=rf"^2\.{name} keep a prefix of their groups, heads or, behind Flatten"):
         Plan.of(full, local).sliced(SLICE_FUNCTIONS["rolling"])
 
 
