@@ -83,8 +83,13 @@ class Exits(nn.Module):
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Name patterns of parameters that a client has but does not train."""
-        return tuple(f"exits.{number}.head.*" for number in range(len(self.exits) - 1)) if self.deepest_only else ()
+        """Names of parameters that a client has but does not train."""
+        if not self.deepest_only:
+            return ()
+        *earlier, deepest = self.exits
+        trained = {id(own) for stage in earlier for own in stage.get_submodule("body").parameters()}
+        trained |= {id(own) for own in deepest.parameters()}
+        return tuple(name for name, own in self.named_parameters() if id(own) not in trained)
 
 
 def with_exits(build: Build, *, ensemble: bool = False, deepest_only: bool = False) -> Build:

@@ -7,7 +7,7 @@ import torch
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Plan
-from heterofl_flwr.nn import build_model, collect_moments, shallow, with_exits, with_static_norm
+from heterofl_flwr.nn import Exits, build_model, collect_moments, shallow, with_exits, with_static_norm
 from heterofl_flwr.nn.inner_widths import Nested, mean_passes
 
 HIDDEN = (4, 6, 6, 8)
@@ -57,11 +57,21 @@ def test_all_exits_are_measured_for_static_norm(case):
 
 def test_earlier_heads_are_untrained_with_the_deepest_only():
     model = with_exits(build_model("cnn", hidden=HIDDEN), deepest_only=True)(1.0)
-    assert model.untrained == ("exits.0.head.*", "exits.1.head.*", "exits.2.head.*")
     model.train()(torch.zeros(2, 1, 16, 16)).sum().backward()
     without = {name for name, own in model.named_parameters() if own.grad is None}
     assert without == {f"exits.{number}.head.linear.{own}" for number in range(3) for own in ("weight", "bias")}
+    assert set(model.untrained) == without
     assert with_exits(build_model("cnn", hidden=HIDDEN))(1.0).untrained == ()
+
+
+def test_what_the_deepest_exit_shares_with_an_earlier_head_is_trained():
+    """The head that all exits share was averaged only over the clients of the first exit."""
+    head, own = torch.nn.Linear(4, 3), torch.nn.Linear(4, 4)
+    heads = (head, torch.nn.Sequential(own, torch.nn.Linear(4, 3)), head)
+    model = Exits(zip((torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), own), heads, strict=True), deepest_only=True)
+    model.train()(torch.zeros(2, 4)).sum().backward()
+    assert {name for name, own in model.named_parameters() if own.grad is None} == set(model.untrained)
+    assert set(model.untrained) == {"exits.1.head.1.weight", "exits.1.head.1.bias"}
 
 
 def test_a_model_without_a_rule_is_refused():
