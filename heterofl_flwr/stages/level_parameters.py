@@ -7,6 +7,7 @@ from torch import Tensor
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.exchanged import is_shared
+from heterofl_flwr.core.label_rows import LabelRows
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage, Update
@@ -33,12 +34,12 @@ class LevelParameters(StatefulStage):
         plan = Plan({name: axes for name, axes in update.plan.axes.items() if is_shared(name, self._patterns)})
         if update.rate not in levels:
             start = {**plan.extract(context.state), **self.level_tensors(update.rate)}
-            rows = [name for name in context.rows if name in start]
-            levels[update.rate] = Aggregation(start, rows, extra_rows=context.extra_rows)
+            levels[update.rate] = Aggregation(start, [name for name in context.rows if name in start])
         tensors: dict[str, Tensor] = {name: update.tensors[name] for name in plan.axes}
-        has_rows = any(name in tensors for name in context.rows)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        labels = update.labels if has_rows else None
+        # As in the mean of all: by heads and sizes that may not be among this stage's parameters.
+        rows = LabelRows(context.state, context.rows, extra_rows=context.extra_rows).by_name(plan, update.labels)
+        labels = {name: index.tolist() for name, index in rows.items()}
         levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels, weight=update.weight)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:

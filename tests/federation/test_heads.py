@@ -20,13 +20,16 @@ class TwoHeads(nn.Module):
         self.main, self.aux = (nn.Linear(width(8, rate), rows, bias=False) for rows in (3, 5))
 
 
-def run(classes):
+def run(classes, **options):
     app = make_app(adding(labels=classes.get, build=TwoHeads), build=TwoHeads)
-    return play(app, nodes=2, build=TwoHeads, averaging=HEADS)
+    return play(app, nodes=2, build=TwoHeads, averaging=HEADS, **options)
 
 
-def test_rows_count_for_the_classes_of_their_head():
-    found = run(CLASSES)
+@pytest.mark.parametrize("by_level", [(), ["aux.*"]])
+def test_rows_count_for_the_classes_of_their_head(by_level):
+    """Where one head had values of each level, the mean had replies that were recorded as refused."""
+    found = run(CLASSES, by_level=by_level)
+    assert not found.log.failures
     start = found.strategy.federation.architecture.initial_state()
     changes = {name: (found.state[name] - start[name])[:, 0] for name in ("main.weight", "aux.weight")}
     torch.testing.assert_close(changes["main.weight"], torch.tensor([1, 0, 1.5]))
