@@ -115,10 +115,17 @@ class Chain:
         if self.summing:
             stages = [self.summing]
         context = self._context
-        if stages and update.version is not None:
+        reads = stages or any(overrides(stage, "on_added") for stage in self.stages)
+        if reads and update.version is not None:
             context = replace(context, state=update.version.state)
         for stage in stages:
             update = _expect(Update, stage.on_reply(update, context), f"{stage_name(stage)}.on_reply")
+        equal = [stage_name(stage) for stage in self.stages if stage.needs.equal_weights]
+        if equal and update.weight not in (0, 1):
+            raise ConfigError(
+                f"{', '.join(equal)} fits a mean in which each client counts once; found a reply to which a stage gave "
+                f"the weight {update.weight:g}, expected 1"
+            )
         self._aggregation.add(
             update.plan, update.tensors, labels=update.labels, weight=update.weight, sent=update.version
         )

@@ -8,6 +8,7 @@ import torch
 from heterofl_flwr import Adam, FedDyn, HeteroFL, Momentum, MovingAverage, Plan, Privacy, Robust, Scaffold
 from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.client_stage import ClientStage, client_stage
 from heterofl_flwr.stages.secure_sum import SecureSum
@@ -218,3 +219,35 @@ class Counts(ServerStage):
 def test_a_stage_keeps_tensors():
     with pytest.raises(ConfigError, match=r"Counts.state, under 'rounds', returned int; expected Tensor"):
         Chain([Counts()]).state()
+
+
+class Adds(ServerStage):
+    """Adds up how far the clients' parameters are from those that they received."""
+
+    def __init__(self):
+        self.total = 0.0
+
+    def on_added(self, update, context):
+        before = update.plan.extract(context.state)
+        self.total += float((update.tensors["w"] - before["w"]).sum())
+
+
+def test_a_stage_gets_the_version_that_the_client_received():
+    """Without a stage that reads replies before the mean, ``on_added`` had the current model."""
+    stage = Adds()
+    chain = open_chain(stage)
+    version = Version(number=0, plan=PLAN, tensors={"w": torch.full((2,), 5.0)}, moved={})
+    chain.add(Update(plan=PLAN, tensors={"w": torch.full((2,), 6.0)}, version=version))
+    assert stage.total == 2
+
+
+class Weighs(ServerStage):
+    def on_reply(self, update, context):
+        return replace(update, weight=3.0)
+
+
+def test_a_stage_may_not_weight_clients_where_each_must_count_once():
+    """With noise, epsilon was computed as if each client counted once."""
+    chain = open_chain(FedDyn(), Weighs())
+    with pytest.raises(ConfigError, match="FedDyn fits .* gave the weight 3, expected 1"):
+        chain.add(Update(plan=PLAN, tensors={"w": torch.ones(2)}))
