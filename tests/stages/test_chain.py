@@ -145,7 +145,7 @@ class Sends(ServerStage):
         ({"stages": [Momentum()], "aggregator": ProductMean}, "Momentum takes a step along the mean change entry"),
         (
             {"stages": [MovingAverage()], "aggregator": ProductMean},
-            "MovingAverage averages models, and this aggregator",
+            "MovingAverage averages models entry by entry, but",
         ),
         ({"privacy": Privacy(clip=1, noise=1), "weights": "examples"}, "Noise fits a mean in which each client counts"),
         ({"robust": Robust(), "weights": "examples"}, "outvotes others; expected weights='equal'"),
