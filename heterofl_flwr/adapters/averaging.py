@@ -16,7 +16,7 @@ from heterofl_flwr.core.counting_mean import CountingMean
 from heterofl_flwr.core.slice_plan import Plan
 
 FACTOR_A = re.compile(r"(^|\.)lora_(embedding_)?A\.")
-"""Pattern of peft's names for the factor A of an adapter, in a parameter's name."""
+"""Pattern that finds the factor A of an adapter in a parameter name of peft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class ProductMean(CountingMean):
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors B and A whose product is the best approximation of ``b_all @ a_all`` of at most this rank.
+    """Return factors B and A with a product of at most this rank: the best approximation of ``b_all @ a_all``.
 
     If there are fewer singular values than ``rank``, the last columns of B and the last rows of A are zero.
     """

@@ -59,7 +59,7 @@ def check_model(model: object) -> None:
     ]
     if faults:
         raise UnsupportedLayerError(
-            f"{'; '.join(faults[:5])}: leave such layers out of target_modules (or exclude_modules names them)"
+            f"{'; '.join(faults[:5])}: leave such layers out of target_modules (or name them in exclude_modules)"
         )
     parameters = chain.from_iterable(adapter_parameters(layer).values() for layer in layers.values())
     if not any(parameter.requires_grad for parameter in parameters):
@@ -94,7 +94,7 @@ def find_fault(layer: Layer) -> str:
     parameters = dict(layer.named_parameters())
     wrong = [path for path, axis in rank_axes(layer).items() if parameters[path].shape[axis] != rank]
     if isinstance(layer.get_base_layer(), nn.MultiheadAttention):
-        return "overwrites its frozen weight in each forward pass, which other levels share"
+        return "overwrites its frozen weight, which other levels share, in each forward pass"
     if variant != "NoneType" and not variant.startswith("Dora"):
         return f"has an adapter of the kind {variant}, expected plain LoRA or DoRA"
     if wrong:

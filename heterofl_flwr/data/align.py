@@ -52,7 +52,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
     Raise ``DataError`` if classes, columns, or the kind, dtype or shape of inputs do not fit.
     """
     if (dataset.train.reading is None) != (terms.reading is None):
-        raise DataError(f"{dataset.name} and the run's data set, {terms.name}, are not both text, or both not")
+        raise DataError(f"of {dataset.name} and the run's data set, {terms.name}, only one is a text")
     if dataset.train.reading is not None:
         return _align_text(dataset, terms)
     order = _order_columns(dataset, terms)
@@ -74,7 +74,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
 
 
 def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
-    """Return the node's column index for each column of the run; None if the columns are equal or lack names."""
+    """Return the node's column index for each column of the run; None if the columns are equal or unnamed."""
     if dataset.columns == terms.columns or not (dataset.columns and terms.columns):
         return None
     missing = [name for name in terms.columns if name not in dataset.columns]
@@ -135,7 +135,7 @@ def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
         named, other = (dataset, terms) if dataset.names else (terms, dataset)
         raise DataError(
             f"{named.name} names the words of its tokens, and {other.name} does not; expected both or neither: set "
-            f"the names of its Dataset"
+            f"Dataset.names for {other.name}"
         )
     numbers = {name: number for number, name in enumerate(terms.names)}
     lookup = torch.tensor([numbers.get(name, 0) for name in dataset.names] or list(range(dataset.classes)))

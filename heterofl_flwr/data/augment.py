@@ -27,7 +27,7 @@ def crop_flip(
     black : Tensor | None
         Padding value of each channel: the normalised value of a black pixel. None pads with 0.
     sizes : Sequence[int] | None
-        Sizes of the batches in ``inputs``; None for one batch. The draws are those of one call for each batch in turn.
+        Sizes of the batches in ``inputs``; None for one batch. The draws are the same as in one call for each batch.
     """
     if inputs.dim() != 4:
         raise DataError(

@@ -70,8 +70,9 @@ def _read_folder(folder: Path) -> Any:
 def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
     """Return images by split, labelled with the names of their folders; None if ``folder`` has another layout.
 
-    ``datasets`` would leave out folders that are links, and drop the label of a single class. It would read a class or
-    a file with the name of a split as this split: the images in train/test would be test examples too.
+    ``datasets`` does not read this layout correctly. It leaves out folders that are links, and drops the label of a
+    single class. It takes a class or a file with the name of a split for this split: images in train/test would become
+    test examples too.
     """
     files = [Path(name) for name in sorted(glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]
     parts = {path: path.parts[0].lower() for path in files if path.suffix.lower() in IMAGES}
@@ -196,7 +197,7 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
         label = names[-1]
     else:
         columns_found = f"{len(stated)} class columns ({', '.join(stated)})" if stated else "no class column"
-        raise table.error(columns_found, "a column named label or by data.label, or one only of type ClassLabel")
+        raise table.error(columns_found, "a column label, one named by data.label, or a single one of type ClassLabel")
     labels, classes = table.values(label, "label"), tuple(stated[label]) if label in stated else None
     if images:
         table.column(images[0])

@@ -70,7 +70,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             columns=Columns("fine_label"),
         ),
         "femnist": Source("flwrlabs/femnist", columns=Columns("character", "writer_id")),
-        "wikitext2": Source(  # of the paper's hundred clients, each has one row (section 6)
+        "wikitext2": Source(  # one row for each of the paper's hundred clients (section 6)
             "Salesforce/wikitext/wikitext-2-v1", columns=Columns(text="text"), rows={"train": 100, "test": 10}
         ),
     }

@@ -27,14 +27,14 @@ def as_floats(inputs: Tensor) -> Tensor:
 
 
 def measure(inputs: Tensor) -> Normal:
-    """Return the mean and standard deviation of each channel or column; the deviation of a constant one counts as 1."""
+    """Return the mean and standard deviation of each channel or column; a deviation of 0 is replaced by 1."""
     axes = [dim for dim in range(inputs.dim()) if dim != 1]
     deviation, mean = torch.std_mean(inputs, axes, correction=0)
     return Normal(tuple(mean.tolist()), tuple(torch.where(deviation > 0, deviation, 1.0).tolist()))
 
 
 def normalise_(inputs: Tensor, normal: Normal, place: str) -> Tensor:
-    """Normalise inputs in place; return the normalised value of a zero for each channel or column.
+    """Normalise inputs in place; return, for each channel or column, the normalised value of 0.
 
     ``place`` is the source of the inputs, for errors.
     """

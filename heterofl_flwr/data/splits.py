@@ -25,7 +25,7 @@ _KIND = re.compile(
 )
 
 Deal = tuple[tuple[int, ...], ...]
-"""For each client, the sorted classes of its shards; a class that it drew twice occurs twice."""
+"""For each client, the sorted classes of its shards; a class that the client drew twice occurs twice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

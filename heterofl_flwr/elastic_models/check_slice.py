@@ -60,9 +60,9 @@ def check_slice(
     """Run a slice, and compare its operator calls with ``steps``, the calls of the full model.
 
     With ``steps=None``, the slice only has to run. ``widths`` and ``sizes`` are the numbers of channels by group, in
-    the slice and in the full model. Return the layers that divide a sum over channels by their number in the full
-    model, and the layers with a factor that changes with the rate, but not like a power of a width (``_POWERS``). Raise
-    ``UnsupportedLayerError`` at the first other difference.
+    the slice and in the full model. Return two sets of layers: those that divide a sum over channels by the full
+    model's number of channels, and those with a factor that changes with the rate, but not like a power of a width
+    (``_POWERS``). Raise ``UnsupportedLayerError`` at the first other difference.
     """
     expected, literal, odd_factors = _expected(steps or (), widths), set[str](), set[str]()
     sums: dict[int, tuple[Tensor, int]] = {}  # sums with fewer terms than in the full model, and the number there
@@ -96,8 +96,8 @@ def check_slice(
         difference = str(error) if is_ours else first_line(error)
         raise UnsupportedLayerError(
             f"at rate {rate:g} {skeleton.place} does something else than in the full model: {difference}. Its "
-            f"code, or that before it, depends on a width in a way that cannot be followed. Keep the layers whole that "
-            f"it is about (fixed=...), or take the width from a tensor's shape"
+            f"code, or code that runs before it, depends on a width in a way that cannot be followed. Keep these "
+            f"layers whole (fixed=...), or take the width from a tensor's shape"
         ) from None
 
 

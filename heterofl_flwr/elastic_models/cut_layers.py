@@ -144,7 +144,7 @@ _LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.PReLU: {"num_parameters": ("weight", 0)},
     nn.RNNCellBase: {"input_size": ("weight_ih", 1)},
 }
-"""For each layer type, its width attributes, each with the parameter and the axis that have this length."""
+"""Width attributes by layer type, each with the parameter and the index of the axis that has this length."""
 
 
 @adjust(*_LENGTHS)

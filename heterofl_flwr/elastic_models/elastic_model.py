@@ -20,19 +20,19 @@ from heterofl_flwr.elastic_models.cut_layers import Slice, adjust_layers, attach
 from heterofl_flwr.elastic_models.skeleton import Skeleton, copy_with, without_values
 from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
 
-_CHECKED = 0.3  # rate that elastic checks, as it rounds most widths; other rates are checked when first built
+_CHECKED = 0.3  # rate that ``elastic`` checks: most widths are rounded at it; other rates are checked when first built
 _UNUSED = (
     "the model makes no use of {} on the example inputs, so nobody knows how they may be cut: they stay whole at every "
     "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
     "this one whose forward uses them; to keep them without this warning, name them: fixed=[...]"
 )
 _LITERAL = (
-    "{} divides a sum over channels by their full number, which stands in the code, so a slice, which adds fewer, "
-    "divides by too much: use mean, or take the number from the tensor's shape"
+    "{} divides a sum over channels by their full number, which stands in the code. A slice adds fewer channels, so "
+    "it divides by too much: use mean, or take the number from the tensor's shape"
 )
 _FACTORS = (
-    "{} multiplies by a number that changes with the rate, and not as a width or its root does: the code computes or "
-    "chooses it by a width, so a slice computes something else than the full model"
+    "{} multiplies by a number that changes with the rate, but not like a width or its root: the code computes or "
+    "chooses this number by a width, so a slice computes something else than the full model"
 )
 _NOT_SMALLER = 0.6
 """``elastic`` warns if a slice of rate 0.5 keeps more than this fraction of the parameters. 0.25 to 0.5 is usual."""
@@ -66,7 +66,7 @@ class Elastic:
         if part.widths not in self.checked_widths:
             sizes = self.traced.channels.sizes
             # For a width of 1, torch calls other operators, for example in einsum. So steps are compared for a slice
-            # that keeps two channels or more of each group that has them, and the slice itself only has to run.
+            # that keeps two channels or more of each group that has them, and the slice of this rate only has to run.
             wide = tuple(max(few, min(2, size)) for few, size in zip(part.widths, sizes, strict=True))
             if wide not in self.checked_widths:
                 slice_ = Slice(self.traced.channels, wide)
@@ -203,9 +203,9 @@ def _warn_if_large(build: Elastic, fixed: Sequence[str]) -> None:
         return
     why = (
         f"Channels are kept whole where{reasons}\nLengths that are taken from a tensor's shape or from a number that a "
-        f"layer holds are cut with it."
+        f"layer holds are cut with the tensor or layer."
         if reasons
         else "Many channels of the model are inputs or outputs, or its code ties them to one another so that none can "
-        "be left out, as a convolution along channels does, or local response norm. Smaller rates save little."
+        "be left out, as a convolution along channels or local response norm does. Smaller rates save little."
     )
     warnings.warn(f"at rate 0.5 a slice keeps {half / number:.0%} of the parameters. {why}", stacklevel=3)

@@ -130,7 +130,7 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 def _keep(trace: Trace, *places: object) -> None:
     """Keep in full each axis whose length was used to compute one of ``places``.
 
-    ``places`` are indices on another axis. That axis is never sliced, so they must be the same at every rate.
+    ``places`` are indices on another axis. That axis is never sliced, so the indices must be the same at every rate.
     """
     for place in places:
         if isinstance(place, Length):
@@ -141,7 +141,8 @@ def _keep(trace: Trace, *places: object) -> None:
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
     """For a Python slice ``start::n``, keep or drop each n successive entries together, as rotary embeddings need.
 
-    All entries are kept if ``start`` is not from 0 to n - 1, the slice has a stop, or n does not divide the length.
+    Keep all entries if the slice has a stop, if ``start`` is negative or at least n, or if n does not divide the length
+    of the axis.
     """
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)

@@ -73,7 +73,7 @@ class Length(int):
     def of(
         cls, value: int, sources: tuple[Source, ...], divisors: tuple[Source, ...] = (), *, exact: bool = True
     ) -> "Length":
-        """Return ``value`` as a ``Length``. It was computed from ``sources``, and divided by ``divisors``."""
+        """Return ``value`` as a ``Length`` that was computed from ``sources`` and divided by ``divisors``."""
         number = cls(value)
         number.sources, number.divisors, number.exact = sources, divisors, exact
         return number
@@ -188,7 +188,7 @@ class Trace:
         if isinstance(length, Length) and any(source.trace is not self for source in length.sources + length.divisors):
             raise UnsupportedLayerError(
                 f"the code uses the length {int(length)} that it has kept from an earlier call (functools.lru_cache?), "
-                f"so it cannot be told which axis it is that of: clear what is kept before each trace (cache_clear())"
+                f"so the axis of this length is unknown: clear the cache before each trace (cache_clear())"
             )
         if is_length(length):
             self.tie(row, self._variable(length))
@@ -196,7 +196,7 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def compare(self, length: Length, operand: float) -> None:
-        """Let a comparison of a length with a number, or with another length, give the same result at every rate.
+        """Make a comparison of a length with a number, or with another length, give the same result at every rate.
 
         Two exact lengths are tied, so that they shrink in proportion. Otherwise, the axes from which the lengths were
         computed are never sliced. Nothing is done in two cases: in torch's own code, and for a number below 1 if the

@@ -23,8 +23,8 @@ from heterofl_flwr.elastic_models.lengths import Length, Trace
 
 aten = torch.ops.aten
 HOLDS_THE_MODEL = (
-    "the model's code {} of the model given, not of its copy, as a hook or a function does that holds the model: let "
-    "it use the layer that it is called with"
+    "the model's code {} of the model given, not of its copy. If a hook or a function holds the model, let it use the "
+    "layer that it is called with instead"
 )
 _PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
@@ -83,14 +83,14 @@ class Call:
 
     @property
     def terms(self) -> int:
-        """Number of terms in each entry of a sum or of a product of matrices; 0 for other operators."""
+        """Number of terms added for each entry of the output of a sum or a matrix product; 0 for other operators."""
         if self.name in ("mm", "bmm", "mv", "dot"):
             return self.shape[-1]
         return math.prod(self.shape) // max(self.outputs[0].numel(), 1) if self.name == "sum" else 0
 
     @property
     def divisor(self) -> float:
-        """Number by which a ``div`` or a ``mul`` divides; 0 for tensors and other operators."""
+        """Number by which a ``div`` or a ``mul`` divides; 0 if it is a tensor, and for other operators."""
         number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else 0
         if not isinstance(number, int | float) or not number:
             return 0

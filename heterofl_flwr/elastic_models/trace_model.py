@@ -150,7 +150,7 @@ class Tracer:
     def trace(self, example_inputs: object, outputs: Sequence[str]) -> Traced:
         """Run the model in training and in evaluation mode, and return the result of the trace."""
         # Outputs after the first may be hidden states that no code reads.
-        why = "that tensor is one of the model's outputs (outputs=[...] names those that matter)"
+        why = "a tensor is one of the model's outputs (name the outputs that matter: outputs=[...])"
         for mode in MODES:
             for number, output in enumerate(self._outputs(example_inputs, mode, outputs)):
                 self._trace.pin(*self._trace.rows(output), why=why if number and not outputs else "")
@@ -241,7 +241,7 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Keep all rows of tables, such as position embeddings, whose first rows the code takes with a constant slice."""
+    """Keep all rows of tables, such as position embeddings, that the code cuts at a constant, as in ``table[:8]``."""
     # A longer input may read more of a table. Packed weights are no table: their positions occur on other axes too.
     roots = trace.positions.roots
     numbers = np.zeros(trace.positions.number, np.int64)  # by root, the number of axes with this position

@@ -148,8 +148,8 @@ def _check_statistics(model: nn.Module) -> None:
     needing = [(name, layer) for name, layer in layers if isinstance(layer, _BatchNorm) or layer.track_running_stats]
     if without := [name for name, layer in needing if not is_measured(layer)]:
         raise ConfigError(
-            f"norms have no statistics in {counted(len(without), 'layer')} ({', '.join(without[:3])}), so its "
-            f"outputs would be wrong or depend on the batch: pass moments=, measured by "
+            f"norms have no statistics in {counted(len(without), 'layer')} ({', '.join(without[:3])}), so the "
+            f"model's outputs would be wrong or depend on the batch: pass moments=, measured by "
             f"heterofl_flwr.nn.collect_moments or by the run (strategy.moments[rate])"
         )
 
@@ -209,8 +209,8 @@ def compare(name: str, run: Run, inputs: Inputs, expected: Sequence[Tensor], tol
         if not torch.allclose(output.double(), reference.double(), rtol=0, atol=tolerance * largest):
             distance = (output.double() - reference.double()).abs().max().item()
             raise HeteroFLError(
-                f"the {name} file says something else than the model: its outputs are up to {distance:.3g} off, and "
-                f"the largest is {largest:.3g}; expected {tolerance:g} of that at most. Nothing was written; please "
+                f"the {name} file says something else than the model: its outputs are up to {distance:.3g} off, "
+                f"expected up to {tolerance:g} times the largest output, {largest:.3g}. Nothing was written; please "
                 f"report the model and the versions of torch and onnx"
             )
 

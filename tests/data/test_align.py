@@ -111,7 +111,7 @@ def test_tokens_without_words_keep_their_numbers():
         ("ab", {"names": (), "classes": 2}, r"names 3 classes \(ill, unknown, well\), and the run has 2 without names"),
         ("ab", {"columns": (), "shape": (3,)}, r"of shape \(2,\); expected torch.float32 of shape \(3,\)"),
         ("ab", {"dtype": torch.int64}, r"are torch.float32 of shape \(2,\); expected torch.int64 of shape \(2,\)"),
-        ("ab", {"reading": "a text"}, "are not both text, or both not"),
+        ("ab", {"reading": "a text"}, "only one is a text"),
     ],
 )
 def test_what_is_not_of_the_runs_data_set_is_refused(tmp_path, columns, terms, fault):

@@ -99,7 +99,7 @@ def test_two_class_columns_without_label_raise_an_error(tmp_path):
     features = {name: {"_type": "ClassLabel", "names": ["no"]} for name in ("fine", "coarse")}
     for part in ("train", "test"):
         write_table(tmp_path / f"{part}.parquet", {"image": [png(1)], "fine": [0], "coarse": [0]}, features)
-    with pytest.raises(DataError, match=r"found 2 class columns \(fine, coarse\) .* or by data\.label"):
+    with pytest.raises(DataError, match=r"found 2 class columns \(fine, coarse\) .* one named by data\.label"):
         load_dataset(str(tmp_path))
     with pytest.raises(DataError, match=r"found no column finer among the columns image, fine, coarse; expected it"):
         load_dataset(str(tmp_path), label="finer")
