@@ -52,6 +52,12 @@ class ServerRound:
         return sorted(self._seeds)
 
     @property
+    def config_bytes(self) -> int:
+        """Upper bound on the bytes of a client's shares, hashes and digests in one reply."""
+        parts = max(map(len, self._parts))
+        return (len(self.members) + 1) * (parts + 1) * (crypto.SHARE_BYTES + crypto.HASH_BYTES)
+
+    @property
     def can_open(self) -> bool:
         """Whether enough clients remain to remove the masks."""
         return len(self._seeds) >= self.roster.threshold

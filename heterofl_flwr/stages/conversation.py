@@ -27,11 +27,14 @@ class Conversation(ServerStage):
         Whether the stage leaves the model unchanged in this round.
     fewest_replies
         Minimum number of replies; with fewer, the stage leaves the model unchanged.
+    config_bytes
+        Upper bound on the bytes that the stage adds to the config of a reply.
     """
 
     excluded: Mapping[int, str] = {}
     skipped = False
     fewest_replies = 0
+    config_bytes = 0
 
     @abstractmethod
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:

@@ -101,6 +101,7 @@ class SecureSum(Conversation):
         dealt = {self._nodes.index(client): dealt_of(answer, KEYS) for client, answer in answers.items()}
         usable = {number: shares for number, shares in dealt.items() if fits(shares, len(keys), 1)}
         self._round = current = ServerRound(roster, usable)
+        self.config_bytes = current.config_bytes
         fields: dict[int, Fields] = {}
         for member in current.members:
             shares = current.keys_for(member)

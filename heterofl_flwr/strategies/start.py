@@ -24,7 +24,7 @@ from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import ENTRY_BYTES, moment_tensors, moments_by_rate, pack_tensors
 from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.relay import Costs
-from heterofl_flwr.transport.size_guard import guard
+from heterofl_flwr.transport.size_guard import JSON_GROWTH, guard
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 ShouldStop = Callable[[int, Result], bool]
@@ -133,7 +133,9 @@ class FederationStrategy(EvaluationHooks):
         if message.metadata.message_type.startswith(MessageType.TRAIN) and isinstance(self.current, Round):
             sampled = self.current.slices.get(message.metadata.dst_node_id)
             plan = sampled.plan if sampled else plan
-        return plan.parameters * ENTRY_BYTES + len(plan.axes) * NAME_BYTES + OTHER_BYTES
+        config_bytes = self.chain.summing.config_bytes if self.chain.summing else 0
+        other_bytes = OTHER_BYTES + JSON_GROWTH * config_bytes
+        return plan.parameters * ENTRY_BYTES + len(plan.axes) * NAME_BYTES + other_bytes
 
     def _load(self, state: RunState) -> None:
         try:

@@ -21,7 +21,8 @@ from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.secure_sum_client import DIGESTS, HASHES, KEY, KEYS, SEEDS, vector_of
 from heterofl_flwr.stages.server_stage import Needs, ServerStage
 from heterofl_flwr.transport import messages
-from heterofl_flwr.transport.arrays import read_tensors
+from heterofl_flwr.transport.arrays import content_bytes, read_tensors
+from heterofl_flwr.transport.size_guard import JSON_GROWTH
 from tests.federation.tiny import Named, Tiny, Watched, equal, make_app, play
 from tests.secure.app import app, classes_of
 
@@ -262,6 +263,25 @@ def test_clients_that_could_take_part_in_a_skipped_round_are_no_failure():
     _, second = secure(grid=grid, mix="a1", holders=NODES, num_rounds=2).records
     assert (second.rates, second.failures.keys()) == ({4: 1.0}, {4})
     assert "100% of the model stays closed" in second.line()
+
+
+def test_the_bound_on_a_replys_size_has_room_for_the_shares_of_all_clients(monkeypatch):
+    """Through a SuperLink, replies of 48 clients with 62 classes were refused as too large."""
+
+    class Sized(Watched):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            largest = {message.metadata.dst_node_id: strategy.largest_reply(message) for message in messages}
+            for reply in super().send_and_receive(messages, timeout=timeout):
+                size = JSON_GROWTH * len(reply.content["config"].deflate()) + content_bytes(reply.content)
+                assert size <= largest[reply.metadata.src_node_id]
+                yield reply
+
+    monkeypatch.setattr("heterofl_flwr.strategies.start.OTHER_BYTES", 7000)  # fewer than the shares of these clients
+    strategy = HeteroFL(Tiny, MIX, stages=[SecureSum(BOUND, holders=2)], fraction_evaluate=0.0)
+    with Sized(app, NODES, node_config=of_two) as grid:
+        strategy.start(grid, num_rounds=1)
+    assert strategy.log.stages["summed-clients"] == NODES
 
 
 class Hurried(Watched):
