@@ -121,7 +121,10 @@ def shallow(
         )
     if idle:
         names = ", ".join(dict.fromkeys(name for layer in idle.values() for name in layer))
-        warnings.warn(f"shallower models hold {names} and do not train them: they do not count", stacklevel=2)
+        warnings.warn(
+            f"shallower models hold {names} and do not train them: the server does not average these values",
+            stacklevel=2,
+        )
     return Shallow(model, blocks, rates_by_level, idle)
 
 

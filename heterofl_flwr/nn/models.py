@@ -177,7 +177,7 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Return True if ``build`` is a result of ``build_model``. Its models then have no state except parameters."""
+    """Return True if ``build`` is a result of ``build_model``. Its models have no state except parameters."""
     return isinstance(build, partial) and build.func is _build
 
 

@@ -52,9 +52,9 @@ def _faults(
             "asynchronous": "rounds that wait (asynchronous.size=0)",
             "other": "aggregator=CountingMean (server.aggregator=counting-mean)",
         }[kind]
-        yield f"{name} fits the counting mean; expected {remedy}"
+        yield f"{name} needs the counting mean; expected {remedy}"
     if needs.equal_weights and weights != "equal":
-        yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
+        yield f"{name} needs a mean in which each client counts once; expected weights='equal'"
     if (needs.steps or overrides(stage, "evaluated")) and not getattr(aggregator, "by_entry", True):
         what = "takes a step along the mean change" if needs.steps else "averages models"
         yield (
@@ -76,9 +76,9 @@ def _faults_of_order(stage: ServerStage, earlier: Sequence[ServerStage]) -> Iter
     reads_mean = stage.needs.counting_mean and not overrides(stage, "on_added")
     for other in earlier:
         if overrides(other, "evaluated") and not overrides(stage, "evaluated"):
-            yield f"{stage_name(other)} evaluates models that {stage_name(stage)} changes afterwards; expected it last"
+            yield f"{stage_name(other)} must come after {stage_name(stage)}, which changes the models to evaluate"
         if reads_mean and other.needs.steps:
-            yield f"{stage_name(stage)} computes from the mean, which {stage_name(other)} replaces; expected it first"
+            yield f"{stage_name(stage)} must come before {stage_name(other)}, which replaces the mean"
 
 
 def overrides(stage: ServerStage, method: str) -> bool:

@@ -182,7 +182,7 @@ def _check_class(kind: type[ClientStage]) -> None:
     if misplaced := [name for name in SERVER_METHODS if callable(getattr(kind, name, None))]:
         raise ConfigError(f"{kind.__name__}.{misplaced[0]} is not called on clients; it belongs in a ServerStage")
     if kind.quadratic is not ClientStage.quadratic and kind.penalty is not ClientStage.penalty:
-        raise ConfigError(f"{kind.__name__} overrides quadratic and penalty; expected one, as penalty evaluates both")
+        raise ConfigError(f"{kind.__name__} overrides quadratic and penalty; expected only one of them")
     wrong = [f"{name} is {hint}" for name, hint in _field_types(kind).items() if hint not in (bool, int, float, str)]
     if wrong:
         raise ConfigError(f"{kind.__name__}: {', '.join(wrong)}; expected fields of bool, int, float or str")

@@ -37,7 +37,7 @@ class ClientScaffold(ClientStage):
         Here x is the received model, y_i the trained model, and K the number of local steps.
         """
         if context.total_step <= 0:
-            raise ConfigError("scaffold: the penalty was not in the client's loss, so its steps are not known")
+            raise ConfigError("scaffold: total_step is 0; expected a loss that includes the penalty of the stages")
         received = context.received()
         for name, control in context.broadcast.items():
             gradient = (received[name] - update.tensors[name]) / context.total_step

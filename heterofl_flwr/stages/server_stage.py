@@ -75,7 +75,7 @@ class RoundContext:
     by_label
         Whether classifier rows are averaged by label: from a client with labels, only the rows of these labels.
     extra_rows
-        Whether classifier rows of no class are averaged over every client that has them (``Fidelity.extra_rows``).
+        Whether classifier rows of no class, such as [MASK], are averaged over all clients (``Fidelity.extra_rows``).
     grid
         With privacy noise, the clipping norm and the step size of the fixed-point changes; without noise, None.
     learning_rate

@@ -96,7 +96,7 @@ CONFLICTS = {
             *(({"privacy": own}, "by_level: privacy.clip") for own in (CLIP, NOISE)),
             ({"upload": "int8"}, "by_level: training.upload"),
             ({"limits": Limits(norm_bound=1.0)}, "by_level: limits.norm_bound"),
-            ({"robust": Robust()}, "LevelParameters fits the counting mean"),
+            ({"robust": Robust()}, "LevelParameters needs the counting mean"),
         ],
     ),
     "FedDyn": (
@@ -104,7 +104,7 @@ CONFLICTS = {
         [
             ({"assignment": "dynamic"}, "the state of FedDyn stays with a client, which must then keep its slice"),
             ({"shared": BODY}, "the state of FedDyn stays with a client, for all parameters"),
-            ({"weights": "examples"}, "FedDyn fits a mean in which each client counts once"),
+            ({"weights": "examples"}, "FedDyn needs a mean in which each client counts once"),
         ],
     ),
     "asynchronous": (
@@ -120,9 +120,9 @@ CONFLICTS = {
             ({"stages": [SecureSum()]}, "SecureSum"),
             (
                 {"stages": [FedDyn()]},
-                r"FedDyn fits the counting mean; expected rounds that wait \(asynchronous.size=0\)",
+                r"FedDyn needs the counting mean; expected rounds that wait \(asynchronous.size=0\)",
             ),
-            ({"privacy": NOISE}, "Noise fits the counting mean"),
+            ({"privacy": NOISE}, "Noise needs the counting mean"),
             ({"asynchronous": Buffered(size=5, concurrency=5, quota=2)}, "for 3 levels is 6 replies"),
             ({"min_replies": 3}, r"min_replies is 3, expected asynchronous.size, 2, or fewer"),
             ({"asynchronous": 5}, r"asynchronous is 5, expected Buffered\(...\)"),
