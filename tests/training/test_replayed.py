@@ -1,5 +1,8 @@
 """Functions that a GPU records and replays: they compute what they computed before, or run as they are."""
 
+from contextlib import nullcontext
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -7,7 +10,7 @@ from heterofl_flwr.training.engines.replayed import WARM_UP, Replayed
 from heterofl_flwr.training.options import TrainOptions
 from heterofl_flwr.training.step import SGD
 
-pytestmark = pytest.mark.gpu
+gpu = pytest.mark.gpu
 
 
 class Line:
@@ -44,20 +47,68 @@ def compare(line: Line, sizes: list[int]) -> Replayed:
     return replayed
 
 
+@gpu
 def test_a_function_is_recorded_once_and_computes_with_what_is_in_memory_now():
     line = Line("cuda")
     assert not compare(line, [5] * 12).obstacle
     assert line.calls == WARM_UP + 1
 
 
+@gpu
 def test_inputs_of_another_shape_run_as_they_are():
     line = Line("cuda")
     assert not compare(line, [5] * 6 + [3] + [5] * 3 + [7]).obstacle
     assert line.calls == WARM_UP + 1 + 2
 
 
+@gpu
 def test_what_reads_a_value_back_runs_as_it_is_and_leaves_the_stream_as_it_was():
     line, usual = Line("cuda", reads_back=True), torch.cuda.current_stream()
     assert compare(line, [5] * 12).obstacle
     assert line.calls == 13  # the one that failed too
     assert torch.cuda.current_stream() == usual
+
+
+class Recording:
+    """A recording whose end fails too if it has failed, as in CUDA."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, *_):
+        if kind:
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Return a function that replays another one, whose recording fails with an error."""
+    for name, fake in (
+        ("CUDAGraph", Mock()),
+        ("graph", Recording),
+        ("stream", nullcontext),
+        ("current_stream", Mock()),
+    ):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", Mock(), raising=False)
+
+    def replay(error: Exception) -> Replayed:
+        replayed = Replayed(Mock(side_effect=[()] * WARM_UP + [error, ()]), Mock())
+        for _ in range(WARM_UP + 1):
+            assert replayed() == ()
+        return replayed
+
+    return replay
+
+
+def test_the_obstacle_is_the_error_that_ended_the_recording(recorder):
+    error = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing\nmore")
+    assert recorder(error).obstacle == "CUDA error: operation not permitted when stream is capturing"
+
+
+def test_memory_that_runs_out_in_a_recording_is_no_obstacle(recorder):
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        recorder(torch.OutOfMemoryError("no memory"))

@@ -73,10 +73,11 @@ class Replayed:
             ):
                 self._outputs = self._function(*self._inputs)
         except RuntimeError as error:  # CUDA errors of torch
-            for cause in (error, error.__context__):
-                if isinstance(cause, torch.OutOfMemoryError):
-                    raise cause from None
-            self.obstacle = str(error).partition("\n")[0]
+            # After a failure, the end of the recording fails too, with an error that does not tell the cause.
+            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            self.obstacle = str(cause).partition("\n")[0]
         else:
             if states == random_states(cpu):
                 self._graph = graph
