@@ -45,9 +45,16 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return the number of actors that fit into the resources of all machines together."""
-        has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
-        return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
+        """Return the number of actors that fit into all machines. An actor cannot use parts of several GPUs."""
+        return sum(self._room_on(node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+    def _room_on(self, has: Mapping[str, float]) -> int:
+        room = int(has.get("CPU", 0) / (self.num_cpus or 1) + 1e-9)
+        if self.num_gpus:
+            gpus = has.get("GPU", 0)
+            each = int(1 / self.num_gpus + 1e-9)  # actors on one GPU
+            room = min(room, int(gpus) * each if each else int(gpus / self.num_gpus))
+        return room
 
     def lack(self) -> str:
         """Return a text on the resources that an actor needs, and on the resources of the cluster."""

@@ -177,16 +177,23 @@ def test_an_app_that_no_module_holds_is_sent(machine):
 @pytest.mark.parametrize(
     ("cpus", "gpus", "has", "expected"),
     [
-        (3, 0, (8, 0), 2),
-        (0.1, 0, (1, 0), 10),
-        (0, 0, (8, 0), 8),
-        (1, 0.4, (8, 2), 5),
-        (1, 2, (8, 3), 1),
-        (1, 0.5, (8, 0), 0),
+        (3, 0, [(8, 0)], 2),
+        (3, 0, [(5, 0), (4, 0)], 2),
+        (0.1, 0, [(1, 0)], 10),
+        (0, 0, [(8, 0)], 8),
+        (1, 0.4, [(8, 2)], 4),  # two on each GPU: a fifth one would need a half of both
+        (1, 0.1, [(8, 1)], 8),
+        (1, 2, [(8, 3), (8, 1)], 1),
+        (1, 0.5, [(8, 0)], 0),
+        (1, 1, [(8, 0), (2, 4)], 2),
     ],
 )
 def test_so_many_actors_fit_on_a_cluster(monkeypatch, cpus, gpus, has, expected):
-    monkeypatch.setattr(ray_actors.ray, "cluster_resources", lambda: dict(zip(("CPU", "GPU"), has, strict=True)))
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": cores, **({"GPU": number} if number else {})}} for cores, number in has
+    ]
+    nodes.append({"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}})
+    monkeypatch.setattr(ray_actors.ray, "nodes", lambda: nodes)
     assert ray_actors.ActorOptions("a:b", cpus, gpus, {}).room() == expected
 
 
