@@ -189,7 +189,8 @@ def publish_message(message: Message, context: Context) -> Message:
     ((model, result),) = _train([task])
     task.keep(model)
     inputs, _ = _load_seed_examples(task)
-    published = posteriors(model, inputs, reading.read_value(task.config, messages.TEMPERATURE, float)).cpu()
+    with task.workload.arithmetic():
+        published = posteriors(model, inputs, reading.read_value(task.config, messages.TEMPERATURE, float)).cpu()
     answer = task.reply(num_examples=result.examples, metrics={"loss": result.loss, "accuracy": result.accuracy})
     answer.content[messages.POSTERIORS] = ArrayRecord({messages.POSTERIORS: published})
     return answer

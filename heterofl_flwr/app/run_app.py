@@ -29,8 +29,8 @@ LOG = Path("logs", "flower.log")
 FRAMES = 3
 """Number of stack frames in the text about an error that is no ``HeteroFLError``."""
 
-SHORT_OF_MEMORY = ("MemoryError", "low on memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Texts that occur in out-of-memory errors: of Python and torch, of Ray, and of cuBLAS."""
+SHORT_OF_MEMORY = ("MemoryError", "low on memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Texts that occur in out-of-memory errors: of Python and torch, of Ray, of CUDA as it starts, and of cuBLAS."""
 
 
 class RunError(HeteroFLError):

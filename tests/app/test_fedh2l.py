@@ -6,7 +6,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 
-from heterofl_flwr.app import server_app
+from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.node import AppTask
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.errors import ConfigError
@@ -14,6 +14,7 @@ from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.validate import DEFAULTS, from_flat
+from heterofl_flwr.training.fedh2l import posteriors
 from heterofl_flwr.transport.messages import instruction
 from tests.app.runs import history_of, run_kept
 from tests.federation.tiny import node_context
@@ -96,6 +97,20 @@ def test_a_resumed_run_equals_one_without_a_break(tmp_path):
     run(tmp_path / "broken", **{**small, "num-rounds": 1})
     run(tmp_path / "broken", **{**small, "run.resume": True})
     assert history_of(tmp_path / "whole") == history_of(tmp_path / "broken")
+
+
+def test_posteriors_have_the_precision_of_the_run(tmp_path, monkeypatch):
+    """Else convolutions on a GPU would round to TF32, torch's default."""
+    switches = []
+
+    def noted(*arguments):
+        switches.append(torch.backends.cudnn.allow_tf32)
+        return posteriors(*arguments)
+
+    monkeypatch.setattr(client_app, "posteriors", noted)
+    small = {"distill.models": f"{HERE}:small_cnn,mlp", "distill.steps": 1, "engine.precision": "float32"}
+    run(tmp_path, **{**H2L, **small, "num-rounds": 1})
+    assert switches == [False] * CLIENTS
 
 
 def test_clients_have_the_levels_of_the_mix(tmp_path):

@@ -12,7 +12,7 @@ from heterofl_flwr.app.client_resources import cohort_limit, open_grid
 from heterofl_flwr.app.request import Request, read_app
 from heterofl_flwr.app.run_app import LOG, Checked, RunError, run_request
 from heterofl_flwr.app.workload import load_workload
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.settings.validate import from_flat, to_flat
@@ -104,6 +104,17 @@ def test_a_good_round_hides_no_bad_one():
         checked.send_and_receive([Message(RecordDict(), node_id, "train") for node_id in grid.get_node_ids()])
         with pytest.raises(HeteroFLError, match=r"in a round all clients \(2\) failed"):
             checked.raise_for_rounds_without_a_result()
+
+
+def test_a_process_in_which_cuda_cannot_start_lacks_memory():
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    with LocalGrid(app, 1) as grid, pytest.raises(OutOfMemoryError, match="start a run with a smaller model"):
+        Checked(grid).send_and_receive([Message(RecordDict(), node_id, "train") for node_id in grid.get_node_ids()])
 
 
 @pytest.fixture(scope="module")
