@@ -1,12 +1,14 @@
 """Time of steps of the paper's jobs on this machine's device: for each engine, and the least that the device allows.
 
-Engines take turns, with ten clients that train side by side. The time of a job is that of its steps alone. The least
-time is the longer of two: that of the multiplications, at the rate of a large matrix product, and that of the memory
-traffic, at the rate of a large copy. Only the traffic of parameters, their gradients, their momentum and layer outputs
-counts.
+Engines take turns, with ten clients that train side by side. An engine that trains clients by ``plain`` logs why. What
+an engine does once in a round, such as the verification of a joint model, counts in each measurement, so let
+``--steps`` be the steps of a round. The time of a job is that of its steps. The least time is the longer of two: that
+of the multiplications, at the rate of a large matrix product, and that of the memory traffic, at the rate of a large
+copy. Only the traffic of parameters, their gradients, their momentum and layer outputs counts.
 """
 
 import argparse
+import logging
 import math
 import statistics
 import time
@@ -26,6 +28,7 @@ from heterofl_flwr.nn import PAPER, build_model, profile
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, resolve_device, train_together
 from heterofl_flwr.training.device import Precision, arithmetic
+from heterofl_flwr.training.engines import structure
 from simulations.bench.measure import Goal, in_turns
 
 TOGETHER = 10
@@ -93,6 +96,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     with arithmetic(options.precision, device), ExitStack() as stack:
         stack.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
         cudnn.benchmark = options.tuned
+        log_reasons(stack)
         flops, copied = matrix_rate(device), copy_rate(device)
         print(
             f"{name}: matrix products {flops / 1e12:.3g} TFLOP/s, copies {copied / 1e9:.3g} GB/s; {options.precision}"
@@ -110,6 +114,15 @@ def run(options: argparse.Namespace) -> list[Goal]:
     return [
         Goal("the slowest job with its fastest engine, in times its limit", max(ratios, default=math.nan), most=2.5)
     ]
+
+
+def log_reasons(stack: ExitStack) -> None:
+    """Let engines log to stderr, until ``stack`` closes, why they train clients by ``plain``."""
+    logger, handler = logging.getLogger(structure.__name__), logging.StreamHandler()
+    stack.callback(logger.setLevel, logger.level)
+    stack.callback(logger.removeHandler, handler)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def measure(job: Work, device: torch.device, options: argparse.Namespace) -> dict[str, float]:

@@ -9,7 +9,8 @@ import torch
 
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.data import load_dataset
-from simulations.bench import __main__ as bench, pfl, step
+from heterofl_flwr.training.engines.structure import log_once
+from simulations.bench import __main__ as bench, gpu, pfl, step
 from simulations.bench.measure import Goal
 from tests.simulations.tiny_data import write_tiny
 
@@ -48,6 +49,20 @@ def test_an_engine_that_trains_otherwise_is_not_timed(monkeypatch, capsys):
     monkeypatch.setitem(step.ENGINES, "seats", lambda jobs, options: [])
     assert bench.main(["step", "--engines", "seats", "--levels", "e"]) == 2
     assert "engine seats and the plain loop differ by" in capsys.readouterr().err
+
+
+def test_an_engine_that_trains_by_plain_says_so_beside_its_times(monkeypatch, capsys):
+    def measure(*_):
+        log_once("a reason")
+        return {"cohort": 2.0}
+
+    log_once.cache_clear()
+    for name, fake in (("measure", measure), ("limit", lambda *_: 1.0), ("JOBS", gpu.JOBS[:1])):
+        monkeypatch.setattr(gpu, name, fake)
+    for name in ("matrix_rate", "copy_rate"):
+        monkeypatch.setattr(gpu, name, lambda device: 1.0)
+    assert bench.main(["gpu", "--device", "cpu", "--engines", "cohort"]) == 0
+    assert "a reason" in capsys.readouterr().err
 
 
 def test_pfl_research_reads_the_images_of_the_data_set(tmp_path):
