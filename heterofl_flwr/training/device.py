@@ -21,24 +21,23 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 
 
 QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
-"""Environment variable with the number of queues to a GPU, and its value. CUDA reads the variable when it starts.
+"""Environment variable with the number of queues to a GPU, and its value.
 
-If there are more streams than queues, streams share queues.
+If there are more streams than queues, streams share queues. CUDA reads the variable when it starts, as in
+``torch.cuda.is_available``. Therefore, the import of this module sets it, unless it is set already.
 """
+os.environ.setdefault(*QUEUES)
 
 
 def resolve_device(name: str = "auto") -> torch.device:
     """Return the device ``name``; raise ``ConfigError`` if the name is unknown or this machine lacks the device.
 
-    ``auto`` means the first available device of CUDA, Apple's MPS and the CPU. If CUDA is available, also set
-    the environment variable of ``QUEUES``, unless it is set already.
+    ``auto`` means the first available device of CUDA, Apple's MPS and the CPU.
     """
     kind, colon, number = name.partition(":")
     if kind not in KINDS or (colon and (kind != "cuda" or not number.isdecimal())):
         raise ConfigError(f"device is {name!r}; expected one of {', '.join(KINDS)}, or cuda:<number>")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if available["cuda"]:
-        os.environ.setdefault(*QUEUES)
     if kind == "auto":
         return torch.device(next((device for device, present in available.items() if present), "cpu"))
     if not available.get(kind, True):
@@ -73,14 +72,16 @@ def random_states(device: torch.device) -> tuple[object, ...]:
 
 
 class Draws:
-    """Random state of the client in a seat. Within ``current``, it replaces torch's global random state.
+    """Random states of the client in a seat. Within ``current``, they replace the global states of ``seeded``.
 
-    A CUDA graph that is recorded within ``current`` draws from this state in each replay.
+    A CUDA graph that is recorded within ``current`` draws from torch's state in each replay. With a CUDA device, the
+    states of Python and NumPy are not replaced, because a graph cannot draw from them.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._state = torch.default_generator.get_state()
         self._device = device
+        self._others = None if device.type == "cuda" else (random.getstate(), np.random.get_state())  # noqa: NPY002
         self._generator = torch.Generator(device) if device.type == "cuda" else None
 
     def seed(self, seed: int) -> None:
@@ -88,18 +89,31 @@ class Draws:
         self._state = torch.Generator().manual_seed(seed).get_state()
         if self._generator is not None:
             self._generator.manual_seed(seed)
+        if self._others is not None:
+            self._others = random.Random(seed).getstate(), np.random.RandomState(seed % 2**32).get_state()
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Within this context, torch draws random numbers from this state."""
+        """Within this context, random numbers are drawn from these states."""
         usual = torch.default_generator.get_state()
         torch.default_generator.set_state(self._state)
+        self._swap_others()
         try:
             with _sharing_state(self._device, self._generator) if self._generator else nullcontext():
                 yield
         finally:
+            self._swap_others()
             self._state = torch.default_generator.get_state()
             torch.default_generator.set_state(usual)
+
+    def _swap_others(self) -> None:
+        """Exchange the states of Python and NumPy in this object for the global ones."""
+        if self._others is None:
+            return
+        usual = random.getstate(), np.random.get_state()  # noqa: NPY002
+        random.setstate(self._others[0])
+        np.random.set_state(self._others[1])  # noqa: NPY002
+        self._others = usual
 
 
 @contextmanager

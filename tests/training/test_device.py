@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from unittest.mock import Mock
@@ -21,8 +23,6 @@ from tests.training.conftest import OPTIONS, images, small
 @pytest.fixture
 def machine(monkeypatch):
     """Return a function that says which devices torch finds."""
-    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "")
-    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
 
     def has(cuda: int = 0, mps: bool = False) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
@@ -36,9 +36,19 @@ def test_auto_is_the_fastest_device_and_others_are_named(machine):
     for cuda, mps, kind in ((0, False, "cpu"), (0, True, "mps"), (1, False, "cuda"), (2, True, "cuda")):
         machine(cuda, mps)
         assert resolve_device() == resolve_device("auto") == torch.device(kind)
-        assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == ("32" if cuda else None)
     for name in ("cpu", "cuda", "cuda:1", "mps"):
         assert resolve_device(name) == torch.device(name)
+
+
+def test_the_number_of_queues_is_set_before_torch_looks_for_a_gpu():
+    """CUDA then starts, and reads the variable."""
+    code = (
+        "import os, torch; torch.cuda.is_available = lambda: print(os.environ.get('CUDA_DEVICE_MAX_CONNECTIONS'));"
+        "from heterofl_flwr.training import resolve_device; resolve_device()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_MAX_CONNECTIONS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["32"]
 
 
 @pytest.mark.parametrize(

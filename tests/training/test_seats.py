@@ -1,8 +1,10 @@
 """Clients in seats: the bits of plain, whoever else trains and whoever had the seat; those that cannot have one."""
 
 import logging
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch import nn
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.nn.inner_widths import Nested
 from heterofl_flwr.training import DivergedError, TrainingJob
+from heterofl_flwr.training.device import random_states
 from heterofl_flwr.training.engines import seat, seats
 from heterofl_flwr.training.engines.seats import Hall, Round, train_seats
 from heterofl_flwr.training.engines.structure import log_once
@@ -26,6 +29,17 @@ CPU = torch.device("cpu")
 def drops() -> nn.Module:
     """Return a model that draws random numbers and has running statistics."""
     return nn.Sequential(small(norm="gn")(), nn.BatchNorm1d(5), nn.Dropout(0.3))
+
+
+class Draws(nn.Module):
+    """A model that draws from each global generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = small(norm="gn")()
+
+    def forward(self, x):
+        return self.model(x) * (random.random() + np.random.rand() + torch.rand(()))  # noqa: NPY002 - as models may
 
 
 @pytest.fixture
@@ -48,6 +62,20 @@ def test_clients_that_take_turns_draw_and_train_as_alone(monkeypatch, made, most
     ours, twins = (make_jobs(drops, classes=[range(4), [0, 1, 2, 3], [0, 1, 2, 3, 4], range(5)]) for _ in range(2))
     assert_as_plain(ours, train_seated(ours, OPTIONS, most), OPTIONS, twins, 0.0)
     assert len(made) == number
+
+
+def test_clients_that_take_turns_draw_from_all_generators_as_alone(monkeypatch):
+    monkeypatch.setattr(seat, "TURN", 2)
+    ours, twins = make_jobs(Draws), make_jobs(Draws)
+    before = random_states(CPU)
+    assert_as_plain(ours, train_seated(ours, OPTIONS), OPTIONS, twins, 0.0)
+    assert before == random_states(CPU)
+
+
+def test_clients_with_few_steps_sit_side_by_side(made):
+    """Else a GPU would train one after the other."""
+    train_seated(make_jobs(small(norm="gn"), (20, 20, 20)), OPTIONS, most=9)
+    assert len(made) == 3
 
 
 def test_a_seat_is_used_again_for_the_same_kind_and_options_alone(made):
@@ -123,6 +151,14 @@ def test_a_client_that_cannot_have_a_seat_is_trained_by_plain(caplog, build, cha
     assert caplog.messages == [f"clients with a {kind} train one by one, so they are slower: {reason}"]
 
 
+def test_no_gpu_records_the_dropout_of_recurrent_layers():
+    """Whose random state cuDNN holds for all models, and torch replaces."""
+    hall = Hall(torch.device("cuda", 0), 2)
+    (job,) = make_jobs(lambda: nn.Sequential(nn.Flatten(), nn.GRU(192, 5, 2, dropout=0.5)), (8,))
+    with pytest.raises(seat.UnfitError, match="layer 1 is recurrent and has dropout"):
+        hall.take(job, OPTIONS)
+
+
 def test_clients_wait_where_memory_runs_out(monkeypatch, made):
     """Those that were refused begin again in a seat that another has left."""
     step = seat.Seat.step
@@ -173,8 +209,9 @@ def test_each_method_trains_on_a_gpu_as_by_plain(method):
 
 
 @pytest.mark.gpu
-def test_more_seats_than_torch_has_streams_share_no_workspace():
+def test_more_seats_than_torch_has_streams_share_no_workspace(monkeypatch):
     """The workspace of cuBLAS is that of a stream."""
+    monkeypatch.setattr(seat, "TURN", 2)
 
     def build():
         return nn.Sequential(nn.Flatten(), nn.Linear(192, 256), nn.ReLU(), nn.Linear(256, 5))

@@ -1,8 +1,11 @@
 """Descriptions of models: equal for those that compute alike, different for any others."""
 
 import random
+import threading
 from functools import partial
+from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -64,7 +67,26 @@ def test_models_are_alike_only_if_they_compute_alike(build, other):
     assert describe(build()) != describe(other())
 
 
-@pytest.mark.parametrize("value", [torch.ones(2), {1, 2}, slice(2)])
-def test_what_cannot_be_compared_equals_itself_alone(value):
-    assert describe(calling(value)) == describe(calling(value))
-    assert describe(calling(torch.ones(2))) != describe(calling(torch.ones(2)))
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: torch.ones(2), lambda value: value.mul_(0.5)),
+        (lambda: np.ones(2), lambda value: value.fill(0.5)),
+        (lambda: np.random.default_rng(0), lambda value: value.random()),
+        (lambda: {1, 2}, lambda value: value.add(3)),
+        (lambda: count(), next),
+    ],
+)
+def test_objects_without_attributes_are_alike_if_their_contents_are_equal(make, change):
+    model, twin = calling(make()), calling(make())
+    before = describe(model)
+    assert before == describe(twin)
+    change(model.function)
+    assert before != describe(model)
+
+
+@pytest.mark.parametrize("make", [threading.Lock, lambda: torch.ones(2, dtype=torch.bfloat16), lambda: nn.Parameter()])
+def test_what_cannot_be_compared_equals_itself_alone(make):
+    value = make()
+    assert describe(calling([value])) == describe(calling([value]))
+    assert describe(calling([value])) != describe(calling([make()]))

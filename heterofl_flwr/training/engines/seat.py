@@ -14,14 +14,17 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.nn.execution import device_of, named_tensors, num_parameters, to_channels_last
 from heterofl_flwr.training.batches import count_steps, training_epochs
 from heterofl_flwr.training.device import Draws, give_back_gaps
-from heterofl_flwr.training.engines.plain import CHANNELS_LAST, build_result, check_losses
+from heterofl_flwr.training.engines.plain import CHANNELS_LAST, STEPS_BETWEEN_GAPS, build_result, check_losses
 from heterofl_flwr.training.engines.replayed import Replayed
 from heterofl_flwr.training.engines.structure import describe
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
-TURN = 50
-"""Largest number of steps in a client's turn; enough to record a new seat's training step in the first turn."""
+TURN = 5
+"""Largest number of steps in a client's turn; enough to record a new seat's training step in the first turn.
+
+A client that finishes in its first turn leaves its seat to the next client, so such clients do not train side by side.
+"""
 
 
 class UnfitError(HeteroFLError):
@@ -121,13 +124,13 @@ class Seat:
         Raise ``UnfitError`` if training has changed attributes of the seat's model. On a GPU, only the seat's first
         client is checked, because replayed steps run no Python code.
         """
-        if not (self._stream and self._is_tried) and describe(self._model) != self._description:
-            raise UnfitError("its forward pass changes attributes of the model")
-        self._is_tried = True
         with self.at_work():
+            if not (self._stream and self._is_tried) and describe(self._model) != self._description:
+                raise UnfitError("its forward pass changes attributes of the model")
+            self._is_tried = True
+            results = torch.stack(list(losses)), self._correct.clone()
             for mine, theirs in self._pairs(job):
                 theirs.copy_(mine)
-            results = torch.stack(list(losses)), self._correct.clone()
         job.model.zero_grad()
         return results
 
@@ -161,8 +164,8 @@ class Client:
             for inputs, targets in islice(self._batches, TURN):
                 self._losses.append(self.seat.step(inputs, targets))
                 self.sizes.append(targets.numel())
-        if self.seat.device.type == "cpu":
-            give_back_gaps()
+                if self.seat.device.type == "cpu" and len(self.sizes) % STEPS_BETWEEN_GAPS == 0:
+                    give_back_gaps()
         if len(self.sizes) < self._steps:
             return False
         losses, self._correct = self.seat.release(self.job, self._losses)

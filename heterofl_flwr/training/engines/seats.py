@@ -10,7 +10,7 @@ from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training.device import seeded
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.seat import Client, Seat, UnfitError, describe_job
-from heterofl_flwr.training.engines.structure import find_hook, log_once
+from heterofl_flwr.training.engines.structure import find_hook, find_rnn_dropout, log_once
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
 MOST = {"cpu": 1, "cuda": 64}
@@ -26,7 +26,8 @@ def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
     A seat is a copy of a model with its optimiser. On a GPU, it replays training steps as CUDA graphs. If memory is
     short, clients wait for a seat. ``plain`` trains clients on other devices, clients with a ``penalty``, and models
     that cannot be copied, have hooks or change their attributes. On a GPU, ``plain`` also trains models that copy
-    values to the CPU or draw random numbers on the CPU. Raise ``DivergedError`` if a loss is not finite.
+    values to the CPU, draw random numbers on the CPU, or have recurrent layers with dropout. Raise ``DivergedError`` if
+    a loss is not finite.
     """
     device = device_of(jobs[0].model)
     if device.type not in MOST:
@@ -54,6 +55,8 @@ class Hall:
         job.model.train()
         kind = describe_job(job, options)
         reason = "a stage adds a function to its loss" if job.penalty else find_hook(job.model)
+        if self._device.type == "cuda":
+            reason = reason or find_rnn_dropout(job.model)
         if reason := reason or self.obstacles.get(kind):
             raise UnfitError(reason)
         seat = next((seat for seat in reversed(self._free) if seat.kind == kind), None)

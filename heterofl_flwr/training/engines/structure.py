@@ -1,8 +1,9 @@
 """Descriptions of models. Models with equal descriptions compute the same function."""
 
 import logging
+import pickle
 import random
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import lru_cache, partial, singledispatch
 from itertools import chain
 from types import FunctionType, MethodType
@@ -34,6 +35,16 @@ def find_hook(model: nn.Module) -> str | None:
     for name, parameter in model.named_parameters():
         if any(getattr(parameter, hooks, None) for hooks in _PARAMETER_HOOKS):
             return f"a hook watches parameter {name}"
+    return None
+
+
+def find_rnn_dropout(model: nn.Module) -> str | None:
+    """Return a text that names a recurrent layer with dropout, or None."""
+    # cuDNN has one random state for each GPU. Torch replaces it after a new seed, but a recorded step would still write
+    # into the old one.
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.RNNBase) and layer.dropout:
+            return f"layer {name or '(the model itself)'} is recurrent and has dropout"
     return None
 
 
@@ -78,11 +89,21 @@ def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
     """
     kind: Any = type(value)
     has_parts = hasattr(value, "__dict__")
-    if isinstance(value, Tensor | type) or (kind.__hash__ is None and not has_parts):
+    if isinstance(value, nn.Parameter | type):
         return _Identity(value), ()
-    if kind.__hash__ is None or (kind.__eq__ is object.__eq__ and has_parts):
-        return kind, [vars(value)]
-    return (kind, value), ()
+    if isinstance(value, Tensor):
+        return (kind, _form(value), _contents(value, lambda: value.detach().cpu().numpy())), ()
+    if kind.__hash__ is not None and kind.__eq__ is not object.__eq__:
+        return (kind, value), ()
+    return (kind, [vars(value)]) if has_parts else ((kind, _contents(value, lambda: value)), ())
+
+
+def _contents(value: object, read: Callable[[], object]) -> Hashable:
+    """Return the pickled result of ``read``, because ``value`` may change in place; its identity if that fails."""
+    try:
+        return pickle.dumps(read())
+    except Exception:  # pickling may raise any error
+        return _Identity(value)
 
 
 @_take_apart.register
