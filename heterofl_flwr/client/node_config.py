@@ -31,7 +31,7 @@ def read_capability(context: Context) -> dict[str, object]:
         except ConfigError as error:
             # The server may not know which node this is.
             named = f" ({key}={node[key]})" if (key := messages.NODE_PARTITION) in node else ""
-            raise ConfigError(f"{rate_key} in the node config{named}: {error}") from error
+            raise ConfigError(f"{rate_key} in the node config{named}: {error}") from None
     return {**fields, **_read_partition(node)}
 
 

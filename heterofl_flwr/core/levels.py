@@ -24,8 +24,8 @@ def exact_rate(rate: float | str | Fraction) -> Fraction:
     text = str(rate).strip()
     try:
         exact = rate if isinstance(rate, Fraction) else exact_fraction(text if _NUMBER.fullmatch(text) else "none")
-    except (ValueError, ArithmeticError) as error:
-        raise ConfigError(f"{reprlib.repr(rate)} is no rate: expected a number above 0 and up to 1") from error
+    except (ValueError, ArithmeticError):
+        raise ConfigError(f"{reprlib.repr(rate)} is no rate: expected a number above 0 and up to 1") from None
     if exact > 1 or not float(exact) > 0:  # as a float it must be above 0 too
         raise ConfigError(f"a rate of {rate} is not usable: expected a number above 0 and up to 1")
     return exact
@@ -41,11 +41,11 @@ def rate_of(level: str | float) -> float:
         return LEVELS[level]
     try:
         return float(exact_rate(level))
-    except ConfigError as error:
+    except ConfigError:
         rates = ", ".join(f"{letter} ({rate:g})" for letter, rate in LEVELS.items())
         raise ConfigError(
             f"{reprlib.repr(level)} is no level: expected one of {rates} or a rate above 0 and up to 1"
-        ) from error
+        ) from None
 
 
 def level_name(rate: float) -> str:

@@ -60,7 +60,7 @@ class Mix:
             try:
                 rate = rate_of(match["level"] or match["rate"])
             except ConfigError as error:
-                raise ConfigError(f"mix {text!r}: {error}; {_EXAMPLES}") from error
+                raise ConfigError(f"mix {text!r}: {error}; {_EXAMPLES}") from None
             if count == 0:
                 raise ConfigError(f"mix {text!r}: {match[0]!r} has no clients; leave it out or {_EXAMPLES}")
             counts[rate] = counts.get(rate, 0) + count

@@ -1,5 +1,6 @@
 """Levels, mixes and widths."""
 
+import traceback
 from decimal import Decimal
 from fractions import Fraction
 
@@ -12,6 +13,7 @@ from heterofl_flwr.core.assignment import grown_rate
 from heterofl_flwr.core.levels import LEVELS, exact_rate, level_name, rate_of
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.widths import width
+from heterofl_flwr.federation.options import Slicing
 
 
 def test_each_level_has_half_the_rate_of_the_one_before():
@@ -57,6 +59,14 @@ def test_what_is_no_level_raises_an_error_that_lists_levels():
             ConfigError, match=r"is no level: expected one of a \(1\), b \(0.5\), .*, e \(0.0625\) or a rate"
         ):
             rate_of(level)
+
+
+@pytest.mark.parametrize("read", [rate_of, exact_rate, Mix.parse, lambda text: Slicing(global_rate=text)])
+def test_a_mistyped_level_has_one_traceback(read):
+    with pytest.raises(ConfigError) as caught:
+        read("z2")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("Traceback") == 1
 
 
 @pytest.mark.parametrize(
