@@ -5,6 +5,7 @@ The string below a field is its description. A field with ``exclude=True`` is no
 
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
@@ -86,7 +87,7 @@ def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
         try:
             construct(self, **dict(zip(names, values, strict=False)), **options)
         except ValidationError as error:
-            raise _explain(kind, error) from error
+            raise _explain(kind, error) from None
 
     kind.__init__ = checked
     made: type[Any] = kind
@@ -128,7 +129,9 @@ def _explain(kind: Any, error: ValidationError) -> Exception:
         if isinstance(cause, ConfigError):
             faults[name] = str(cause)
         elif entry["type"] in ("missing", "unexpected_keyword_argument"):
-            return TypeError(f"{kind.__name__}: {entry['msg'].lower()}, {name}; it has {', '.join(specs(kind))}")
+            near = [] if entry["type"] == "missing" else get_close_matches(name, specs(kind), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(specs(kind))}"
+            return TypeError(f"{kind.__name__}: {entry['msg'].lower()}, {name}; {hint}")
         else:
             faults.setdefault(name, f"{name} is {entry['input']!r}, expected {expected(options[name])}")
     return ConfigError(f"{kind.__name__}: {'; '.join(faults[name] for name in (*options, '') if name in faults)}")

@@ -1,6 +1,7 @@
 """Arguments of strategies: names and errors."""
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
 from typing import ParamSpec
@@ -43,7 +44,9 @@ REMEDIES: Mapping[str, str] = {
 def explain_unknown(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Make the ``__init__`` of ``HeteroFL`` raise ``TypeError`` with a remedy for an unknown argument."""
     parameters = signature(construct).parameters
-    places = {  # code that passes an option of a group, such as "sampling=Sampling(spare=...)"
+    names = list(parameters)[1:]
+    remedies = {name: f"did you mean {name}?" for name in names} | dict(REMEDIES)
+    remedies |= {  # code that passes an option of a group, such as "sampling=Sampling(spare=...)"
         option: f"use {name}={type(parameter.default).__name__}({option}=...)"
         for name, parameter in parameters.items()
         if is_group(parameter.default)
@@ -53,7 +56,8 @@ def explain_unknown(construct: Callable[Arguments, None]) -> Callable[Arguments,
     @wraps(construct)
     def explained(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> None:
         for name in keywords.keys() - parameters.keys():
-            remedy = {**REMEDIES, **places}.get(name, f"it has {', '.join(list(parameters)[1:])}")
+            near = get_close_matches(name, remedies, n=1)
+            remedy = remedies[near[0]] if near else f"it has {', '.join(names)}"
             raise TypeError(f"HeteroFL has no argument {name}: {remedy}")
         construct(*arguments, **keywords)
 
