@@ -116,14 +116,17 @@ def printable(text: str) -> str:
 def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:
     """Return text that lists each distinct error once, such as ``node 3 and 2 more: out of memory``.
 
-    ``faults`` maps a client's id or name to its error. ``what`` is the word before the client, such as ``node``.
-    The text lists at most ``SHOWN_FAULTS`` distinct errors, and then the number of the others.
+    Errors that differ only in digits count as equal, and the first of them is listed. ``faults`` maps a client's id or
+    name to its error. ``what`` is the word before the client, such as ``node``. The text lists at most
+    ``SHOWN_FAULTS`` distinct errors, and then the number of the others.
     """
-    clients: dict[str, list[object]] = {}
+    alike: dict[str, list[tuple[int | str, str]]] = {}
     for client, fault in faults.items():
-        clients.setdefault(fault, []).append(client)
-    counts = {fault: f" and {len(ids) - 1} more" if len(ids) > 1 else "" for fault, ids in clients.items()}
-    named = [f"{what} {ids[0]}{counts[fault]}: {fault}".lstrip() for fault, ids in clients.items()]
+        alike.setdefault(without_numbers(fault), []).append((client, fault))
+    named = []
+    for (client, fault), *others in alike.values():
+        count = f" and {len(others)} more" if others else ""
+        named.append(f"{what} {client}{count}: {fault}".lstrip())
     rest = [counted(len(named) - SHOWN_FAULTS, "other error")] if len(named) > SHOWN_FAULTS else []
     return "; ".join([*named[:SHOWN_FAULTS], *rest])
 

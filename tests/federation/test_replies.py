@@ -5,7 +5,7 @@ import weakref
 import pytest
 from flwr.app import Error, Message, RecordDict
 
-from heterofl_flwr.common.errors import Fault, short
+from heterofl_flwr.common.errors import Fault, name_faults, short
 from heterofl_flwr.strategies.round_messages import outcomes
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode
 
@@ -42,6 +42,11 @@ def test_a_fault_is_kept_short_and_plain():
     assert short("a\x1b[31mb\nc\n") == "a�[31mb\n    c"
     assert len(short("x" * 10**6)) < 1010
     assert short("start" + "x" * 10**6 + "end").endswith("end")
+
+
+def test_faults_that_differ_only_in_numbers_are_listed_once():
+    faults = {3: "batch 7 of 9 is empty", 4: "batch 12 of 9 is empty", 5: "out of memory"}
+    assert name_faults("node", faults) == "node 3 and 1 more: batch 7 of 9 is empty; node 5: out of memory"
 
 
 def test_a_superlinks_error_is_that_of_its_message(caplog):
