@@ -278,7 +278,7 @@ class Round:
         if (lost and not present) or self._chain.skipped:
             return
         least = replies  # if all replied, they are enough for any share
-        if replies < len(self.slices) or isinstance(min_replies, int):
+        if replies < self.needed or isinstance(min_replies, int):
             least = least_replies(min_replies, min(self.needed, present))
         if replies >= least:
             if self.answers and not any(number for number, _ in self.answers.values()):

@@ -255,6 +255,18 @@ class TestWhoIsLost:
         with pytest.raises(AggregationError, match=r"expected at least 1: give rounds more time .* which is 1\)$"):
             run(Buffered(size=1, concurrency=2), num_rounds=1, start={"timeout": 0.2}, **options)
 
+    @pytest.mark.parametrize("min_replies", ["auto", 0.5])
+    def test_a_step_without_any_reply_fails_for_a_share_of_replies_too(self, min_replies):
+        options = {"mix": "a1", "nodes": 2, "grid": partial(Silent, silent={0, 1}), "wrap": None}
+        with pytest.raises(AggregationError, match=r"round 1: .* expected at least 1: give rounds more time"):
+            run(
+                Buffered(size=1, concurrency=2),
+                num_rounds=1,
+                start={"timeout": 0.2},
+                min_replies=min_replies,
+                **options,
+            )
+
     def test_a_silent_level_keeps_no_seat(self):
         options = {"mix": "a1-c1", "nodes": 4, "grid": partial(Silent, silent={0, 1}), "wrap": None}
         found = run(Buffered(size=2, concurrency=4, quota=1), num_rounds=1, start={"timeout": 2.0}, **options)
