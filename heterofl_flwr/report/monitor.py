@@ -67,6 +67,7 @@ class Monitor(RoundCallback):
         self._evaluated: Values = {}
         self._bytes, self._faults = Counter(down=0, up=0), Counter(rejected=0, other=0)
         self._failing: dict[int, dict[str, str]] = {}  # by partition, until the client's next usable reply
+        self._not_evaluated: set[int] = set()  # those in it that failed only in the latest evaluation
         self._silent: dict[str, str] = {}  # time since which a node does not answer the capability query, by name
         self._away: dict[str, str] = {}  # time since which a node is away, by name
         registry = self._client.CollectorRegistry()
@@ -93,7 +94,9 @@ class Monitor(RoundCallback):
         """Store the round's record, and since when each node has failed, not answered or been away."""
         record, now = progress.record, _text(time.time())
         faults = record.evaluate_failures | record.failures
-        for partition in record.rates.keys() - faults.keys():
+        again = self._not_evaluated if record.evaluate_asked else set()
+        self._not_evaluated = (record.evaluate_failures.keys() | self._not_evaluated - again) - record.failures.keys()
+        for partition in (record.rates.keys() | again) - faults.keys():
             self._failing.pop(partition, None)
         for partition, reason in faults.items():
             since = self._failing.get(partition, {}).get("since", now)

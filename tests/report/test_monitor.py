@@ -103,6 +103,19 @@ def test_health_names_who_is_missing_and_since_when(served, fake):
     assert (served.health()["failing"], served.health()["away"]) == ([], {})
 
 
+def test_a_client_that_evaluates_again_is_no_longer_failing(served, fake):
+    served.on_start(1, 9, {})
+
+    def failing(server_round, **changes):
+        served.on_round_end(fake.progress(server_round, 9, **{"rates": {}, "failures": {}, **changes}))
+        return [client["name"] for client in served.health()["failing"]]
+
+    both = {"evaluate_failures": {5: "busy"}, "failures": {6: "busy"}, "evaluate_asked": 3}
+    assert failing(1, **both) == ["partition 5", "partition 6"]
+    assert failing(2, evaluate_asked=0) == ["partition 5", "partition 6"]  # nobody evaluates
+    assert failing(3, evaluate_asked=3) == ["partition 6"]  # has not trained again
+
+
 def test_a_node_that_does_not_answer_the_capability_query_is_failing(served, fake):
     served.on_start(1, 9, {})
     served.on_round_end(fake.progress(1, 9, unanswered=("tablet",)))
