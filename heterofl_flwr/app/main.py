@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from types import MappingProxyType, ModuleType
 
 from heterofl_flwr import __version__
@@ -41,6 +42,8 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
     Without an error, the code is the result of ``work`` (0 for None). After a ``HeteroFLError`` or ``OSError`` it is
     ``MISUSED``, after Ctrl-C ``INTERRUPTED``, and after a broken pipe, which is not printed, ``FAILED``.
     """
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are not UTF-8
     try:
         try:
             return work() or 0

@@ -45,7 +45,7 @@ def run_request(request: Request, *, log: bool = False) -> None:
     path = request.out / LOG
     RunFolder(request.out).refuse_links()
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     try:
         with _flower_log(file, shown=log):
             _serve(request)

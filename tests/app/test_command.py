@@ -1,7 +1,9 @@
 """The command ``heterofl`` as a whole."""
 
+import os
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,12 @@ def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "mine: [Errno 2] No such file or directory: '/no/such'\n"
     monkeypatch.setattr(sys, "stdout", None)
     assert status_of("mine", lambda: 0) == 0
+
+
+def test_a_path_that_is_not_utf8_is_printed_with_escapes(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(stdout := BytesIO(), "utf-8"))
+    assert status_of("mine", lambda: sys.stdout.write(os.fsdecode(b"/r/\xff")) and 0) == 0
+    assert stdout.getvalue() == rb"/r/\udcff"
 
 
 def test_an_error_sends_the_terminal_no_commands(capsys):
