@@ -83,7 +83,8 @@ class MaskedRounds:
         if server_round <= (masked_round := self.last(run)):
             raise ReplyError(
                 f"round {server_round} of this run asks for a masked change a second time, which two sums could tell "
-                f"from the others' changes; the last was in round {masked_round}, expected a later round"
+                f"from the others' changes; the last was in round {masked_round}, expected a later round; "
+                f"nodes that share a states-path need a partition-id each"
             )
 
     def note(self, run: int, server_round: int) -> None:

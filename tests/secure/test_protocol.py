@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from heterofl_flwr.client.state import NodeFiles
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.slice_plan import Region
 from heterofl_flwr.secure import crypto
@@ -172,6 +173,13 @@ def test_nothing_is_answered_twice_or_out_of_turn(after_masking):
         first.reveal([0, 1, 2, 9], server.seeds_for(0))
     with pytest.raises(ReplyError, match="to reveal out of turn"):
         ClientRound(make_keys()[1], server.roster).reveal(server.members, server.seeds_for(0))
+
+
+def test_nodes_that_share_a_folder_learn_what_they_need(tmp_path):
+    files = NodeFiles.of({"states-path": str(tmp_path)})
+    MaskedRounds({}, files).note(run=1, server_round=1)
+    with pytest.raises(ReplyError, match="nodes that share a states-path need a partition-id each"):
+        MaskedRounds({}, files).note(run=1, server_round=1)
 
 
 def test_a_repeated_round_has_fresh_keys_and_forgets_the_old():
