@@ -23,7 +23,7 @@ class Setting(NamedTuple):
 
     def not_expected(self, value: object) -> str:
         """Return the error message for an invalid value."""
-        auto = ", or 'auto'" if self.default == "auto" and "'auto'" not in self.expected else ""
+        auto = ", or 'auto'" if self.default == "auto" and "auto" not in self.expected else ""
         return f"{self.key}: found {value!r} ({type(value).__name__}), expected {self.expected}{auto}"
 
 

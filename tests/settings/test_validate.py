@@ -124,6 +124,7 @@ def test_an_optimizer_that_cannot_be_built_is_named(text, fault):
 
 
 def test_all_faults_are_reported_at_once():
+    assert complaint({"engine.name": "fast"}).endswith("expected one of auto, plain, cohort, seats")
     text = complaint({"train.lr": "fast", "num-rounds": 2.0, "mix": "a1-q1", "seed": True})
     assert text.startswith("4 settings are not usable:\n")
     assert "  train.lr: found 'fast' (str), expected a number above 0, or 'auto'" in text
