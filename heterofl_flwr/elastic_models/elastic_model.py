@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, check_count
 from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.core.slice_rules import prefix
@@ -175,6 +175,7 @@ def elastic(
     )
     """
     exact_rate(global_rate)
+    check_count("multiple_of", multiple_of, 1)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is {shown(model)}; expected a module, such as Net() of a class Net")
     if isinstance(example_inputs, Mapping):

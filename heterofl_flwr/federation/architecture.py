@@ -46,7 +46,7 @@ class Architecture:
     personal = True
 
     def __init__(self, mix: Mix, options: Options, seed: int = 0) -> None:
-        if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
             raise ConfigError(f"seed is {seed!r}; expected an integer of less than 2^63, as messages hold 64 bits")
         self.mix, self.options, self.seed = mix, options, seed
         self.shared: tuple[str, ...] = ()

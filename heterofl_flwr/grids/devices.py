@@ -82,8 +82,11 @@ class Devices:
     """
 
     def __init__(self, profiles: Profiles, work: Workload, *, deadline: float = math.inf) -> None:
-        if not profiles or not all(isinstance(profile, DeviceProfile) for profile in profiles.values()):
-            raise ConfigError(f"device profiles are {profiles!r}; expected a mapping from levels to DeviceProfile")
+        values = profiles.values() if isinstance(profiles, Mapping) else ()
+        if not values or not all(isinstance(profile, DeviceProfile) for profile in values):
+            raise ConfigError(
+                f"device profiles are {profiles!r}; expected a mapping from levels to DeviceProfile, such as EDGE"
+            )
         self.work = work
         self.deadline = deadline
         self._profiles = {rate_of(level): profile for level, profile in profiles.items()}

@@ -54,6 +54,8 @@ class Exits(nn.Module):
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
         super().__init__()
         self.exits = nn.ModuleList(Exit(*stage) for stage in stages)
+        if not self.exits:
+            raise ConfigError("Exits has no stages; expected a list of pairs (stage, head)")
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:

@@ -190,6 +190,23 @@ class TestReply:
                 num_examples=3, metrics={"accuracy": np.float32(0.5), "loss": value}
             )
 
+    @pytest.mark.parametrize(
+        ("swapped", "text"),
+        [
+            (
+                lambda message, context: (context, message, build),
+                "message is a Context, expected a Message",
+            ),
+            (
+                lambda message, context: (message, build, context),
+                "context is a type, expected a Context",
+            ),
+        ],
+    )
+    def test_swapped_arguments_are_named(self, swapped, text):
+        with pytest.raises(ConfigError, match=text):
+            Task(*swapped(instruction(), node_context()))
+
     @pytest.mark.parametrize("number", [1.5, "200", None, [3]])
     def test_a_number_of_examples_is_a_whole_one(self, number):
         with pytest.raises(ConfigError, match=re.escape(f"num_examples is {number!r}; expected a whole number")):

@@ -155,6 +155,12 @@ def test_invalid_options_and_rates_raise():
             elastic(_mlp(), X, **options)(rate)
 
 
+@pytest.mark.parametrize("number", [0, -4, 1.5])
+def test_widths_are_multiples_of_a_positive_integer(number):
+    with pytest.raises(ConfigError, match=f"multiple_of is {number}; expected an integer of 1 or more"):
+        elastic(_mlp(), X, multiple_of=number)
+
+
 @pytest.mark.parametrize("model", [nn.Sequential, lambda x: x])
 def test_a_class_or_a_function_is_no_model(model):
     with pytest.raises(ConfigError, match=r"model is .*; expected a module, such as Net\(\) of a class Net"):

@@ -43,7 +43,7 @@ INVALID = [
     (Capability, {"capacity": 1.5, "partition": -1}, "1.5 is not usable: .*; partition is -1, expected"),
 ]
 STRATEGY = [
-    *(({"seed": own}, f"seed is {own!r}; expected an integer of less than 2") for own in (2**63, 1.5, "x")),
+    *(({"seed": own}, f"seed is {own!r}; expected an integer of less than 2") for own in (2**63, 1.5, "x", True)),
     ({"limits": {"norm_bond": 1}}, r"limits is {'norm_bond': 1}, expected Limits\(\.\.\.\), or leave it out"),
     (
         {"slice_rule": "random"},

@@ -75,6 +75,12 @@ def test_all_invalid_fields_of_a_profile_are_named_at_once():
         DeviceProfile(macs_per_second=0, download=1, upload=1, available=0, drop_out=1, jitter=-1)
 
 
+@pytest.mark.parametrize("profiles", ["edge", [EDGE["a"]], {}, {"a": 1}])
+def test_profiles_are_a_mapping(profiles):
+    with pytest.raises(ConfigError, match="expected a mapping from levels to DeviceProfile, such as EDGE"):
+        Devices(profiles, nothing)
+
+
 @pytest.mark.parametrize("rate", [1.0, 0.5, 0.3])
 def test_training_takes_three_forward_passes_of_each_example(rate):
     before = torch.get_rng_state()

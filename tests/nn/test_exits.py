@@ -79,6 +79,11 @@ def test_a_model_without_a_rule_is_refused():
         with_exits(build_model("mlp"))(1.0)
 
 
+def test_a_model_without_stages_is_refused():
+    with pytest.raises(ConfigError, match=r"Exits has no stages; expected a list of pairs \(stage, head\)"):
+        Exits([])
+
+
 RATES = (1.0, 0.5, 0.25)
 BUILDS = {
     "cnn": (build_model("cnn", hidden=(8, 16)), 1),
