@@ -125,6 +125,11 @@ def test_an_unknown_argument_raises_an_error_with_the_right_one(name, remedy):
         HeteroFL(build, **{name: 1})
 
 
+def test_a_misspelt_option_of_a_group_is_answered_with_the_nearest():
+    with pytest.raises(TypeError, match=r"Training: unexpected keyword argument, learning_rat; did you mean learning_"):
+        Training(learning_rat=0.1)
+
+
 def test_clients_are_sent_fedproxs_weight_as_flower_sends_it():
     def prox(strategy):
         with Watched(make_app(plain_train, plain_evaluate), 2) as grid:
