@@ -73,8 +73,8 @@ class Task:
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:
         for name, value, expected in (("message", message, Message), ("context", context, Context)):
             if not isinstance(value, expected):
-                found = f"{name} is a {type(value).__name__}"
-                raise ConfigError(f"{found}, expected a {expected.__name__}: check the order of the arguments")
+                fault = f"{name} is a {type(value).__name__}, expected a {expected.__name__}"
+                raise ConfigError(f"{fault}: check the order of the arguments")
         check_build(build)
         self.message, self.context, self.build = message, context, build
         self.instruction = Instruction.of(message)
