@@ -37,7 +37,7 @@ class LayerMoments:
 class Moments:
     """The moments of every batch norm layer of a model, over the data of one or more clients.
 
-    ``a + b`` are the moments over the data of ``a`` and of ``b``, which have the same kind and layers.
+    ``a + b`` are the moments over the data of both. ``a`` and ``b`` must have the same kind and layers.
 
     Attributes
     ----------
