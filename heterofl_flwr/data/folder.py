@@ -71,7 +71,7 @@ def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
     """Return images by split, labelled with the names of their folders; None if ``folder`` has another layout.
 
     ``datasets`` does not read this layout correctly. It leaves out folders that are links, and drops the label of a
-    single class. It takes a class or a file with the name of a split for this split: images in train/test would become
+    single class. It treats a class or a file with the name of a split as this split: images in train/test would become
     test examples too.
     """
     files = [Path(name) for name in sorted(glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]

@@ -117,7 +117,7 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 def noniid(
     targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
-    """Return the example indices of each client, and the classes of the client's nonempty shards for ``matching_test``.
+    """Return the example indices of each client, and a ``Deal`` for ``matching_test``: the classes of nonempty shards.
 
     Each class is cut into n shards, where n is ``clients * classes_per_client / classes``. The shards are assigned
     at random. If n is not an integer, some classes have one shard more than others. If a client draws several

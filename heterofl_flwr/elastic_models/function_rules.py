@@ -45,7 +45,7 @@ def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: objec
 @function(torch.conv1d, torch.conv2d, torch.conv3d)
 @function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> object:
-    """Trace rule of grouped convolutions: couple ``groups`` with the groups that slices keep."""
+    """Trace rule of grouped convolutions: couple the argument ``groups`` with the groups that slices keep."""
     output = run()
     groups = named.get("groups", options[4] if len(options) > 4 else 1)
     if groups > 1:
