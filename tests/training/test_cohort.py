@@ -91,6 +91,14 @@ def test_clients_with_an_odd_last_batch_rejoin_the_others(steps):
     assert steps == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
 
 
+def test_a_verification_copies_two_models(monkeypatch):
+    """Copies of all would fill a GPU's memory, and plain would train instead."""
+    copies, double = [], nn.Module.double
+    monkeypatch.setattr(nn.Module, "double", lambda model: copies.append(model) or double(model))
+    Cohort(make_jobs(small(norm="gn"), (10,) * 4), OPTIONS).train()
+    assert len(copies) == 2
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("sizes", [SIZES, (40, 40, 41), (13, 61), (40,)], ids=str)
 @pytest.mark.parametrize("name", MODELS)

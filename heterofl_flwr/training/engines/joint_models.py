@@ -1,7 +1,7 @@
 """Joint models: one wide model computes the models of several clients at once."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,22 +120,22 @@ def build_verified(
     random numbers.
     """
     # In float32, rounding can move a value across the kink of a ReLU and change gradients by percents.
-    exact = [copy.deepcopy(model).double() for model in models]
+    exact = {client: copy.deepcopy(models[client]).double() for client in {0, len(models) - 1}}
     exact_inputs = [batch.double() if batch.is_floating_point() else batch for batch in inputs]
     _verify(Joint(exact[0], layouts, len(models)), exact, [rows.double() for rows in values], exact_inputs)
     return Joint(models[0], layouts, len(models))
 
 
-def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+def _verify(joint: Joint, models: Mapping[int, nn.Module], values: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
     joint.place(values)
     together = joint.forward(torch.cat(list(inputs), 1))
     gradients = joint.gradients(_probe(together))
-    for client in {0, len(inputs) - 1}:
+    for client, model in models.items():
         parameters = {
             layout.name: layout.shaped(rows[client], layout.shape).detach().requires_grad_(layout.trained)
             for layout, rows in zip(joint.layouts, values, strict=True)
         }
-        logits = _call_alone(models[client], parameters, inputs[client])
+        logits = _call_alone(model, parameters, inputs[client])
         _compare("logits", [together[:, client]], [logits])
         trained = [value for value in parameters.values() if value.requires_grad]
         alone = torch.autograd.grad(_probe(logits[:, None]), trained, allow_unused=True)
