@@ -123,8 +123,8 @@ class Chain:
         equal = [stage_name(stage) for stage in self.stages if stage.needs.equal_weights]
         if equal and update.weight not in (0, 1):
             raise ConfigError(
-                f"{', '.join(equal)} needs a mean in which each client counts once; found a reply to which a stage gave "
-                f"the weight {update.weight:g}, expected 1"
+                f"{', '.join(equal)} needs a mean in which each client counts once; found a reply to which a stage "
+                f"gave the weight {update.weight:g}, expected 1"
             )
         self._aggregation.add(
             update.plan, update.tensors, labels=update.labels, weight=update.weight, sent=update.version

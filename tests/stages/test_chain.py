@@ -249,5 +249,5 @@ class Weighs(ServerStage):
 def test_a_stage_may_not_weight_clients_where_each_must_count_once():
     """With noise, epsilon was computed as if each client counted once."""
     chain = open_chain(FedDyn(), Weighs())
-    with pytest.raises(ConfigError, match=r"FedDyn fits .* gave the weight 3, expected 1"):
+    with pytest.raises(ConfigError, match=r"FedDyn needs .* gave the weight 3, expected 1"):
         chain.add(Update(plan=PLAN, tensors={"w": torch.ones(2)}))
