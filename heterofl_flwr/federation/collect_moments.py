@@ -94,9 +94,8 @@ class CollectedMoments:
             else:
                 raise RoundError(f"{message}: {ANSWER_MOMENTS}; {name_faults('', faults)}")
         if not faults and not moments:
-            logger.warning(
-                "%s, so batch norm normalises by batch; they are not asked again: %s", message, ANSWER_MOMENTS
-            )
+            remark = "; they are not asked again" if needed else " in this evaluation"
+            logger.warning("%s, so batch norm normalises by batch%s: %s", message, remark, ANSWER_MOMENTS)
         if moments and privacy.noise:
             spent.add(MOMENTS, len(moments))
             log.stages = {**log.stages, **spent.metrics()}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor, stack, zeros
 
@@ -93,11 +93,16 @@ class FedH2L(FederationStrategy):
             limits=limits,
             evaluation=evaluation,
         )
-        if sampling.spare or training.upload != FULL_PRECISION or training.proximal_mu:
+        faults = {
+            "sampling.spare": sampling.spare,
+            "training.upload": training.upload != FULL_PRECISION,
+            "training.proximal_mu": training.proximal_mu,
+            "limits.norm_bound": limits.norm_bound,
+        }
+        if wrong := [name for name, is_set in faults.items() if is_set]:
             raise ConfigError(
-                f"FedH2L: found spare={sampling.spare:g}, upload={training.upload!r} and "
-                f"proximal_mu={training.proximal_mu:g}; expected 0, {FULL_PRECISION!r} and 0, because clients learn "
-                f"from all others and exchange posteriors alone"
+                f"FedH2L: found {', '.join(wrong)}; expected the default values, because clients learn from all others "
+                f"and exchange posteriors alone"
             )
         self._seeds = distill
         federation = Federation(Architecture(Mix.parse(mix), options, seed))
@@ -158,6 +163,14 @@ class FedH2L(FederationStrategy):
             message.content[messages.POSTERIORS] = record
             opened.sent.append(message)
         return list(opened.sent)
+
+    def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
+        """Store a reply's records for ``function``; after training, with the client's metrics from both exchanges."""
+        super()._keep_metrics(node_id, reply, function, argument)
+        if function is not None and isinstance(self.current, Round):
+            records = self.round_messages.records[node_id]
+            learned = reading.find_record(records, messages.METRICS, MetricRecord) or MetricRecord()
+            records[messages.METRICS] = MetricRecord({**self._publish_metrics[node_id], **learned})
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return a reply of the second exchange, with the client's metrics from both exchanges."""

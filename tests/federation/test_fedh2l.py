@@ -5,10 +5,10 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import DistillOptions, Evaluation, FedH2L
+from heterofl_flwr import DistillOptions, Evaluation, FedH2L, Limits
 from heterofl_flwr.client import Task
 from heterofl_flwr.client.queries import answer_capability
-from heterofl_flwr.common.errors import RoundError
+from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.transport import messages
 from tests.federation.grouped import grouped
 from tests.federation.tiny import Watched
@@ -28,7 +28,7 @@ def app_of(said=None):
         content = {
             messages.POSTERIORS: ArrayRecord({messages.POSTERIORS: own}),
             messages.CONFIG: messages.new_config({}),
-            messages.METRICS: MetricRecord({messages.NUM_EXAMPLES: 5}),
+            messages.METRICS: MetricRecord({messages.NUM_EXAMPLES: 5, "loss": 2.0}),
         }
         return Message(RecordDict(content), reply_to=message)
 
@@ -77,6 +77,20 @@ def test_both_exchanges_are_about_the_same_seed_examples():
     assert rows == [list(message.content["config"][messages.SEED_ROWS]) for message in grid.of("train.learn")]
     assert rows[0] == rows[1] == list(strategy.seed_rows(1)) != rows[-1] == list(strategy.seed_rows(2))
     assert all(0 <= row < 10 for row in rows[0])
+
+
+def test_a_metrics_function_gets_the_metrics_of_both_exchanges():
+    def first(contents, key):
+        return MetricRecord({name: value for name, value in contents[0]["metrics"].items() if name != key})
+
+    _, _, result = play(train_metrics_aggr_fn=first)
+    assert result.train_metrics_clientapp[1].keys() == {"loss", "peers", "first"}
+
+
+@pytest.mark.parametrize("option", [{"limits": Limits(norm_bound=1.0)}, {"spare": 0.5}, {"upload": "int8"}])
+def test_options_of_parameters_and_of_spare_clients_are_refused(option):
+    with pytest.raises(ConfigError, match=r"FedH2L: found .*; expected the default values"):
+        play(**option)
 
 
 def test_what_is_no_posterior_is_refused_named_and_not_relayed():

@@ -11,8 +11,8 @@ from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, Limits, LocalGrid
-from heterofl_flwr.client import answer_queries
-from heterofl_flwr.client.queries import answer_capability
+from heterofl_flwr.client import Task, answer_queries
+from heterofl_flwr.client.queries import answer_capability, answer_moments
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.federation.capability import Capability
@@ -330,6 +330,19 @@ def test_an_app_without_moments_is_asked_once_and_evaluates(caplog):
     assert [sent["evaluate", number] for number in (1, 2, 3)] == [3, 3, 3]
     assert caplog.text.count("Evaluation(static_norm=False)") == 1
     assert records[-1].evaluate["coverage"] == 1.0
+
+
+def test_an_app_without_moments_in_a_later_round_is_asked_again_and_the_log_says_no_other(caplog):
+    def sometimes(message, context):
+        if message.content["config"]["server-round"] == 2:
+            return messages.answer(message, {})
+        batches = [tiny.inputs(context.node_config["partition-id"])]
+        return answer_moments(Task(message, context, build_normed), lambda: batches)
+
+    sent, _ = run_three(make_app(build=build_normed, moments=sometimes), build_normed)
+    assert [sent["query.moments", number] for number in (1, 2, 3)] == [3, 3, 3]
+    assert "batch norm normalises by batch in this evaluation" in caplog.text
+    assert "not asked again" not in caplog.text
 
 
 class Silent(Watched, tiny.Named):
