@@ -62,6 +62,8 @@ class GlobalModel(Architecture):
         if options.slicing.slice_rule != "prefix":
             self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
         self._first_names = first_names(self.model)
+        self._check_tied("shared", self.shared)
+        self._check_tied("by_level", options.slicing.by_level)
         self.dtypes = {name: exchanged_dtype(self.model.get_parameter(name)) for name in self.global_plan.axes}
         exchanged = exchanged_parameters(self.model)
         self.rows = self._find_rows(exchanged)
@@ -70,6 +72,16 @@ class GlobalModel(Architecture):
         if options.slicing.slice_rule == "important":
             plans = [self.plan(rate) for rate in mix.all_rates]
             self.channel_order = ChannelOrder(self.model, plans, options.slicing.rank_margin)
+
+    def _check_tied(self, option: str, patterns: Collection[str]) -> None:
+        """Raise ``ConfigError`` if patterns match a name of a tied parameter, but not the name that is exchanged."""
+        exchanged = exchanged_parameters(self.model)
+        for name, first in self._first_names.items():
+            if first in exchanged and is_shared(name, patterns) and not is_shared(first, patterns):
+                raise ConfigError(
+                    f"{option} matches {name}, which is {first} (a tied parameter) and is exchanged under this name: "
+                    f"expected patterns that match {first} too"
+                )
 
     def plan(self, rate: float) -> Plan:
         """Return the plan with the first channels of each layer, in the shapes of ``build(rate)``.

@@ -7,8 +7,9 @@ from flwr.app import ArrayRecord
 from safetensors.torch import load_file
 from torch import nn
 
-from heterofl_flwr import HeteroFL, shallow
+from heterofl_flwr import HeteroFL, Slicing, shallow
 from heterofl_flwr.client import Task
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix, Plan, width
 from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.nn import build_model, with_exits
@@ -77,6 +78,14 @@ def test_of_both_names_in_a_state_the_last_value_counts():
     last = list(state).index("decoder.weight")
     assert all(list(message.content["arrays"]) == NAMES for message in grid.of("train"))
     torch.testing.assert_close(found["embedding.weight"], torch.full((7, 8), last + 1.5))
+
+
+@pytest.mark.parametrize("option", ["shared", "by_level"])
+def test_patterns_that_match_a_tied_parameter_must_match_its_first_name(option):
+    """With ``decoder.*`` alone, the decoder's bias was shared, and its weight stayed with each client."""
+    with pytest.raises(ConfigError, match=rf"^{option} matches decoder\.weight, which is embedding\.weight"):
+        HeteroFL(Words, "a1-c1", slicing=Slicing(**{option: ["decoder.*"]}))
+    HeteroFL(Words, "a1-c1", slicing=Slicing(**{option: ["decoder.*", "embedding.weight"]}))
 
 
 def test_final_models_have_them_once(tmp_path):
