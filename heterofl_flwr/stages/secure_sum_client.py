@@ -115,10 +115,11 @@ def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: L
     names begin with ``COUNTS``: 1 if the client has the row's class, else 0. Summed over clients, these entries count
     the clients of the row.
     """
-    if isinstance(labels, Mapping):
-        raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
     rows = [name for name in roster.rows if name in plan.axes]
-    trained_rows = LabelRows(steps, rows, extra_rows=roster.extra_rows).indices(Plan({}), labels if rows else None)
+    classes = labels if rows else None
+    if isinstance(classes, Mapping):
+        raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
+    trained_rows = LabelRows(steps, rows, extra_rows=roster.extra_rows).indices(Plan({}), classes)
     parts = []
     for name, shape in plan.shapes.items():
         entries = torch.ones(shape) if name.startswith(COUNTS) else steps[name]

@@ -327,6 +327,16 @@ def test_a_client_refuses_a_roster_with_another_slice_than_its_own():
         vector_of(roster, roster.slices[0], steps, None)
 
 
+def test_labels_by_head_are_refused_only_where_they_count():
+    values = {"run": 1, "server_round": 1, "least": 2, "bound": 1.0, "extra_rows": False, "grid": ()}
+    plan, steps, labels = Plan.between({"w": (2,)}, {"w": (2,)}), {"w": torch.ones(2)}, {"head": [0]}
+    keys = [(b"1", b"2"), (b"3", b"4")]
+    without, by_label = (Roster.of([plan, plan], keys, rows=rows, **values) for rows in ((), ("w",)))
+    assert vector_of(without, plan, steps, labels).tolist() == [1, 1]
+    with pytest.raises(ConfigError, match="labels by head are not supported"):
+        vector_of(by_label, plan, steps, labels)
+
+
 def test_starts_have_seeds_of_their_own(monkeypatch):
     first = secure_run()
     monkeypatch.setattr("heterofl_flwr.stages.secure_sum.secrets.randbits", lambda bits: 1)
