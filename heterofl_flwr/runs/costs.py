@@ -108,15 +108,15 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
 
 
 def received_rates(record: RoundRecord) -> list[float]:
-    """Return the rates of a round's clients, except clients with an unavailable device: they received no model."""
+    """Return the rates of the clients that received a model in a round: all except those with an unavailable device."""
     return [rate for partition, rate in record.rates.items() if record.failures.get(partition) != AWAY]
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """Return the bytes that a round would send if all its clients trained the global model.
 
-    A client without a usable reply counts only with the model that it receives. A client whose device was unavailable
-    does not count.
+    For a client without a usable reply, only the model that it receives is counted. For a client with an unavailable
+    device, nothing is counted.
     """
     # Histories of older versions have no numbers of answers.
     answered = record.answered if record.expected else len(record.rates.keys() - record.failures.keys())
@@ -138,7 +138,7 @@ def savings(
 ) -> Savings | None:
     """Return the costs of a run and of full-size FedAvg; None if no client trained or a rate's cost is unknown.
 
-    The run's ``settings`` determine which smaller models inside a client's model count, too.
+    With ``train.distill`` in ``settings``, multiplications include smaller models inside clients' models.
     """
     rates, (mix, widths) = [rate for record in records for rate in record.rates.values()], read_mix(settings)
     inner = () if widths == "none" else mix.rates
@@ -159,10 +159,11 @@ class Price(NamedTuple):
 
 
 def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths) -> float:
-    """Return the mean number of multiplications in one example's forward passes, summed over clients.
+    """Return the multiplications that all clients together need for the forward passes of one example.
 
-    ``rates`` are the clients' rates, and ``macs`` maps rates to the multiplications of one pass. ``widths`` determines
-    which smaller models inside a client's model run forward passes, too.
+    ``rates`` has the rate of each client. ``macs`` maps rates to the multiplications of one pass. ``widths`` determines
+    which smaller models inside a client's model run forward passes too; for widths that are drawn, the result is the
+    mean.
     """
     return sum(
         number * passes * macs[inner]

@@ -40,7 +40,7 @@ Complete = Callable[[Mapping[str, object]], Mapping[str, object]]
 
 def new_path(name: str) -> Path:
     """Return a path below ``runs`` that contains ``name`` and the time."""
-    # The random digits keep runs apart that begin in the same second.
+    # Random digits give runs that begin in the same second different paths.
     return Path("runs", f"{Path(name).name.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
 
 
@@ -129,7 +129,7 @@ class RunFolder:
         about : Mapping[str, object] | None
             More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Function that adds settings that an older version did not store.
+            Function of the stored settings. It adds the settings that an older version did not store.
 
         Raises
         ------
@@ -212,7 +212,7 @@ class RunFolder:
         return dict(self._read()["about"])
 
     def note(self, **facts: object) -> None:
-        """Add facts to the result of ``about``."""
+        """Store more facts about the run, which ``about`` returns."""
         content = self._read()
         self._write({**content, "about": {**content["about"], **facts}})
 
@@ -237,7 +237,7 @@ class RunFolder:
     def rewind(self, last_round: int) -> None:
         """Remove records, checkpoints and client states of rounds after ``last_round``.
 
-        Raise ``ConfigError`` if ``last_round`` is above 0 and the history has no record of it.
+        Raise ``ConfigError`` if ``last_round`` is above 0 and the history has no record of this round.
         """
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
@@ -260,7 +260,7 @@ class RunFolder:
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return how many noisy models and moments were published, by noise and clip."""
+        """Return how many noisy models and moments the run published, by kind, noise, clip and source."""
         if not self._privacy.exists():
             return []
         with reading(self._privacy, "restore it, as nothing else says all that the run gave away"):

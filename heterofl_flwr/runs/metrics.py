@@ -1,4 +1,4 @@
-"""Numbers of a history: names for trackers, final values, means and deviations."""
+"""Metrics in a history: all numbers of a round for trackers, final values, means and standard deviations."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ def points(places: Sequence[float], values: Sequence[float | None]) -> tuple[lis
 
 
 def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
-    """Return the final value of each number in a history.
+    """Return the last value of each metric in a history.
 
-    The names are as in ``scalars``, but without the prefix ``evaluate/``.
+    Metrics are named as in ``scalars``, but without the prefix ``evaluate/``.
     """
     values: dict[str, float] = {}
     for record in records:
@@ -40,7 +40,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> None:
-    """Raise ``ConfigError`` if one of ``names`` is a metric in none of ``runs``."""
+    """Raise ``ConfigError`` if ``names`` has a metric that no run has."""
     known = {name for values in runs for name in values}
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"no run has a metric {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def command() -> str:
-    """Return the command that the user typed; the environment passes it on to child processes."""
+    """Return the user's command, and store it in an environment variable for child processes."""
     program = Path(sys.argv[0]).name
     if program.startswith(("flwr-", "flower-")):  # started by Flower, with secret tokens among the arguments
         typed = ["flwr", "run", "."]
@@ -31,12 +31,12 @@ def command() -> str:
 
 @cache
 def commit() -> str:
-    """Return the commit of this package's code, or ``UNKNOWN``. ``CHANGED`` follows it if files have changed."""
+    """Return the commit of this package's code, with the suffix ``CHANGED`` if files differ from it; or ``UNKNOWN``."""
     return commit_of(PACKAGE.parent, PACKAGE.name) or UNKNOWN
 
 
 def commit_of(checkout: Path, package: str) -> str | None:
-    """Return the commit of a git checkout, followed by ``CHANGED`` if files of the package have changed.
+    """Return the commit of a git checkout, with the suffix ``CHANGED`` if files of the package differ from it.
 
     Return None if ``checkout`` is not the package's repository.
     """

@@ -16,7 +16,7 @@ class Score(NamedTuple):
     """Final and best value of a metric, and the round of the best value."""
 
     name: str
-    statistic: str  # ``mean`` or ``median`` over clients, by which rounds are compared; empty for the server's metrics
+    statistic: str  # statistic over clients that compares rounds: ``mean`` or ``median``; '' for the server's metrics
     finals: Mapping[str, float]  # final value of each statistic
     best: float | None  # None if all values come from too few clients, because such values are never the best
     best_round: int | None
@@ -56,7 +56,7 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
 
 
 def find_metric(values: Mapping[str, float], kind: str) -> str:
-    """Return the name of a metric of ``kind``, preferably with a scope, as ``local-loss``; '' if there is none."""
+    """Return the name of a metric of ``kind``, preferably with a scope, such as ``local-loss``; '' if there is none."""
     names = [*(f"{scope}-{kind}" for scope in SCOPES), kind, *(name for name in values if name.endswith(kind))]
     return next((name for name in names if name in values), "")
 

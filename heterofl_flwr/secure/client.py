@@ -1,8 +1,8 @@
 """A client's side of a round of secure aggregation: its answers to five questions of the server.
 
-The client answers, in this order, with: its public keys; shares of its private key; its masked change; shares that
-unmask the sum of everything but classifier rows; shares that unmask these rows. With the same keys, it answers each
-question only once.
+The client sends, in this order: its public keys; shares of its private key; its masked change; shares that unmask the
+sum without its classifier rows; shares that unmask the classifier rows. It sends each answer only once with the same
+keys.
 """
 
 import json
@@ -50,7 +50,7 @@ def make_keys() -> tuple[list[bytes], bytes]:
 
 
 class NodeRecords(Protocol):
-    """Storage of a node for named records. They outlive the run and the process that wrote them."""
+    """Storage of a node for named records. The records outlive the run and the process that wrote them."""
 
     def read(self, name: str) -> bytes | None:
         """Return the record with this name; None if there is no such record."""
@@ -62,8 +62,9 @@ class NodeRecords(Protocol):
 class MaskedRounds:
     """For each run, the last round in which this client masked a change.
 
-    A client masks only one change in a round. From two sums of the same round, the server could compute a single
-    client's change. ``memory`` is deleted with the node's Flower context; ``records`` remain.
+    A client masks only one change in a round: from two sums of the same round, the server could compute a single
+    client's change. ``memory`` and ``records`` both store the rounds. ``memory`` is deleted with the node's Flower
+    context; ``records`` remain.
     """
 
     KEY = "masked-rounds"
@@ -82,9 +83,9 @@ class MaskedRounds:
         """Raise ``ReplyError`` if this client masked a change in this round or a later round of the run."""
         if server_round <= (masked_round := self.last(run)):
             raise ReplyError(
-                f"round {server_round} of this run asks for a masked change a second time, which two sums could tell "
-                f"from the others' changes; the last was in round {masked_round}, expected a later round; "
-                f"nodes that share a states-path need a partition-id each"
+                f"the server asks for a masked change in round {server_round}, but the last one was in round "
+                f"{masked_round} of this run; expected a later round: from two sums of the same round, the server "
+                f"could compute this client's change; nodes that share a states-path need a partition-id each"
             )
 
     def note(self, run: int, server_round: int) -> None:
@@ -142,8 +143,9 @@ class ClientRound:
     def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
         """Return this client's masked change, and the text to store for the next answer.
 
-        ``members`` are the clients that sent shares of their private keys. ``keys`` has their shares for this client.
-        ``fill`` returns the change without masks. ``rounds`` raises ``ReplyError`` for a second change in a round.
+        ``members`` are the clients that sent shares of their private keys. ``keys`` has the shares that members sent
+        to this client. ``fill`` returns the change without masks. ``rounds`` raises ``ReplyError`` for a second change
+        in a round.
         """
         self._turn("train")
         roster, view = self.roster, self.roster.view(members)
@@ -165,10 +167,11 @@ class ClientRound:
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
         """Return decrypted shares, and the text to store for the next answer.
 
-        ``survivors`` are the members whose masked change arrived. ``seeds`` has encrypted shares of their mask seeds.
-        For a survivor, the result has this client's shares of the survivor's seeds; for any other member, its share of
-        the member's private key. The server must never be able to restore the seeds and the private key of the same
-        member. Seeds for classifier rows, and for entries that too few survivors hold, are left out.
+        ``survivors`` are the members whose masked change arrived. ``seeds`` has encrypted shares of the survivors' mask
+        seeds. The result has, for each survivor, this client's shares of the survivor's seeds, and for each other
+        member, this client's share of the member's private key. Never both: the server must not be able to restore the
+        seeds and the private key of the same member. Seeds of classifier rows, and of entries that too few survivors
+        hold, are left out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -188,8 +191,8 @@ class ClientRound:
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
         """Return this client's shares of each survivor's seeds for classifier rows.
 
-        ``numbers`` has, for each part, how many clients have the part's rarest row. Raise ``ReplyError`` if such a
-        number is too small or impossible, or if a part must stay masked.
+        The keys of ``numbers`` are the parts to unmask; each value is the smallest number of clients that trained a row
+        of the part. Raise ``ReplyError`` if a number is too small or impossible, or if a part must stay masked.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]
@@ -248,7 +251,7 @@ class ClientRound:
         if self.number not in clients or len(clients) < minimum:
             raise ReplyError(
                 f"the server named {len(clients)} clients whose changes are to be added up, expected this one and in "
-                f"all at least {minimum}: of fewer nobody could take the masks away"
+                f"all at least {minimum}: with fewer clients, nobody could remove the masks"
             )
 
 

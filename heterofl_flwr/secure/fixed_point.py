@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest change of one client, in fixed-point steps, such that the sum of all fits into 32 bits."""
+    """Return the largest change of one client, in fixed-point steps, so that the sum over clients fits into 32 bits."""
     return LARGEST_SUM // clients
 
 

@@ -18,7 +18,7 @@ Classes = NDArray[np.int64]
 """The class of each position of an axis; positions that are in the same slices form a class."""
 
 COUNTS = "number of clients for "
-"""Name prefix of the extra entries that count the clients of each classifier row."""
+"""Name prefix of the extra entries that count, for each classifier row, the clients that trained the row."""
 
 
 def whole(slices: Sequence[Plan]) -> Plan:
@@ -87,7 +87,7 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with extra entries that count the clients of each row of the parameters in ``rows``."""
+    """Return the slices with extra entries that count the clients that trained each row of the parameters ``rows``."""
     # Columns that occur in the same slices have equal counts, so one entry is enough for each row and class of
     # columns.
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}

@@ -1,4 +1,4 @@
-"""Rings: the entries of the sum that equally many members hold, and which of them may be unmasked."""
+"""Rings: groups of entries that the same number of members hold. Rings with enough survivors may be unmasked."""
 
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ from heterofl_flwr.secure.roster import Part, Roster
 # All clients of a process have the same roster, so the result is computed once for all of them.
 @lru_cache(maxsize=2)
 def open_rings(roster: Roster, members: tuple[int, ...], survivors: tuple[int, ...]) -> frozenset[int]:
-    """Return the rings that may be unmasked: each of their entries is held by enough survivors.
+    """Return the rings that may be unmasked: at least ``roster.least`` survivors hold each entry of the ring.
 
     A ring consists of all entries that are held by the same number of members. This number identifies the ring.
     """
@@ -23,7 +23,7 @@ def open_rings(roster: Roster, members: tuple[int, ...], survivors: tuple[int, .
 def parts_by_slice(roster: Roster, members: tuple[int, ...]) -> list[list[Part]]:
     """Return, for each slice of the round, the sorted numbers of the parts to which its entries belong.
 
-    ``members`` are the clients in the sum. Part 0, entries that too few clients hold, is left out.
+    ``members`` are the clients in the sum. Part 0 is left out: it stands for entries that too few clients hold.
     """
     small = roster.small
     parts_by_ring = (np.unique(roster.parts(plan, roster.count(plan, members, small))) for plan in small)

@@ -24,7 +24,8 @@ several rows share a group.
 
 Part = int
 """Number that identifies a part of the sum. The entries that are held by the same number of members form a ring. A part
-is one group of classifier rows in a ring, or the rest of a ring. Each client has one seed for each part of its slice.
+is one group of classifier rows in a ring, or all other entries of a ring. Each client has a seed for each part of its
+slice.
 """
 
 
@@ -43,7 +44,7 @@ class Roster:
     rows
         Names of the parameters with one row for each class.
     extra_rows
-        Whether rows that belong to no class are averaged over all clients that have them.
+        Whether rows that belong to no class are averaged over all clients that hold them.
     grid
         With noise, the clipping norm and the step size of the fixed-point changes; without noise, empty.
     plans
@@ -90,13 +91,13 @@ class Roster:
 
     @cached_property
     def slices(self) -> Sequence[Plan]:
-        """The distinct slices, with extra entries that count the clients of each classifier row."""
+        """The distinct slices, with extra entries that count the clients that trained each classifier row."""
         plans = ({name: tuple(_read(*axis) for axis in axes) for name, axes in plan.items()} for plan in self.plans)
         return with_counts(list(map(Plan, plans)), self.rows)
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices, reduced to one position for each class of positions (``classes_of``), to count holders fast."""
+        """The slices, reduced for fast counting: one position for each class of positions (see ``classes_of``)."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 

@@ -112,9 +112,10 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return, for each part of the classifier rows, how many clients have the part's rarest row.
+        """Return, for each part of the classifier rows, the smallest number of clients that trained a row of the part.
 
-        Rows that no client has are ignored. Parts with too few clients are left out, and stay masked.
+        Rows that no client trained are ignored. A part is left out, and stays masked, if a number is too small, masked
+        or impossible.
         """
         numbers: defaultdict[Part, list[int]] = defaultdict(list)
         for name in self._row_names:
@@ -126,7 +127,7 @@ class ServerRound:
         return {part: min(row) for part, row in sorted(numbers.items()) if min(row) >= self.roster.least}
 
     def unmask_rows(self, numbers: Mapping[Part, int], revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks from the parts of classifiers that are the keys of ``numbers``.
+        """Remove the masks from the classifier rows whose parts are the keys of ``numbers``.
 
         ``revealed`` has the shares from ``ClientRound.reveal_rows``, by client.
         """
@@ -136,8 +137,9 @@ class ServerRound:
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return two tensors for each parameter: the sum of the clients' changes, and the number of clients by entry.
 
-        Sums are multiples of the fixed-point step. The number is 0 for entries whose sum is still masked. For other
-        entries of a classifier row, it is -1 if the row's own count is still masked, or impossible as some client lied.
+        Sums are in fixed-point steps. The number is 0 for entries whose sum is still masked. Other entries of a
+        classifier row have -1 if it is unknown how many clients trained the row: this number is masked, or it is
+        impossible because some client lied.
         """
         holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0
@@ -150,7 +152,7 @@ class ServerRound:
     def closed(self) -> dict[str, Tensor]:
         """Return a boolean tensor for each parameter: True for entries that are still masked.
 
-        Classifier rows that no client has do not count as masked.
+        Classifier rows that no client trained are False.
         """
         opened = as_state(self._opened, self._union)
         closed = {name: ~tensor for name, tensor in opened.items() if not name.startswith(COUNTS)}
@@ -160,7 +162,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """Names of parameters with a row whose number of clients is impossible, because some client lied."""
+        """Names of parameters with a row for which the number of clients is impossible, because some client lied."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 
@@ -169,7 +171,7 @@ class ServerRound:
         return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
-        """Return how many clients have each classifier row; -1 if this number is masked or impossible."""
+        """Return how many clients trained each classifier row; -1 if this number is masked or impossible."""
         vectors = self._total.view(np.int32), self._opened
         numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
         holders = self._holders(name, self.survivors)
@@ -228,10 +230,10 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add to ``liars`` each client that withholds the shares of too many clients.
+        """Add clients to ``liars`` because of missing shares.
 
-        Then add each client whose shares are withheld by too many clients outside ``liars``. Too many are more than
-        ``roster.tolerated``.
+        First add each client that sent nothing about the secrets of more than ``roster.tolerated`` clients. Then add
+        each client about whose secrets more than ``roster.tolerated`` clients outside ``liars`` sent nothing.
         """
         accused = Counter(helper for helpers in self._accusers.values() for helper in helpers)
         for helper, number in accused.items():
