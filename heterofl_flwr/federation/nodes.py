@@ -113,11 +113,12 @@ class Nodes(Mapping[int, Capability]):
                 del self._partitions[node_id]
         self._capabilities.update(answers)
         self.unanswered -= answers.keys()
-        self.demoted.difference_update(map(self.name, answers))
+        earlier = {node_id: self.name(node_id) for node_id in answers}
+        self.demoted.difference_update(earlier.values())
         self._faulty.difference_update(answers)
         self._faulty.update(node_id for node_id in faulty if answers[node_id].partition is None)
         self._number_partitions(answers, faulty)
-        self._greet(answers)
+        self._greet(answers, earlier)
         # In the run that is resumed, a partition that follows from a random node id may have been another client's.
         sure = {
             self._partitions[node_id]: node_id
@@ -140,13 +141,15 @@ class Nodes(Mapping[int, Capability]):
                 f"'num-supernodes={self._dealt_before}'; on real nodes num-partitions), or begin a new run"
             )
 
-    def _greet(self, node_ids: Iterable[int]) -> None:
+    def _greet(self, node_ids: Iterable[int], earlier: Mapping[int, str] = {}) -> None:
         for node_id in node_ids:
             if node_id not in self._ungreeted:
                 continue
             self._ungreeted.remove(node_id)
-            since = self.away.pop(name := self.name(node_id), None)
-            self.changes.append(f"joined: {name}" if since is None else f"back: {name}, away since round {since}")
+            name = self.name(node_id)
+            # A node without a registered name may come back with another partition, and so under another name.
+            since = [self.away.pop(key) for key in {earlier.get(node_id, name), name} & self.away.keys()]
+            self.changes.append(f"back: {name}, away since round {min(since)}" if since else f"joined: {name}")
 
     def _number_partitions(self, answers: Mapping[int, Capability], faulty: Collection[int]) -> None:
         claimed = {partition: node for node, partition in self._partitions.items() if node not in answers}

@@ -192,6 +192,19 @@ def test_who_leaves_before_it_has_said_what_it_can_hold_is_forgotten():
     assert (set(found.log.rates), found.log.failures) == ({1, 2}, {})
 
 
+@pytest.mark.parametrize("before", [{}, {2: Capability(partition=1)}])
+def test_who_comes_back_under_another_name_is_not_away(before):
+    nodes = Nodes()
+    nodes.update({1, 2}, {})
+    nodes.register({1: Capability(partition=0), **before})
+    nodes.update({1}, {}, 2)
+    assert nodes.away.keys() == ({"partition 1"} if before else {"node 2"})
+    nodes.update({1, 2}, {}, 3)
+    nodes.register({2: Capability(partition=5)})
+    assert nodes.away == {}
+    assert nodes.changes[-1] == "back: partition 5, away since round 2"
+
+
 def test_who_fails_and_leaves_no_longer_counts_as_trained_when_another_takes_its_place():
     nodes = Nodes()
     nodes.update({1, 2}, {})
