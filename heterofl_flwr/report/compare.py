@@ -50,7 +50,7 @@ AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
 Histories = Mapping[RunFolder, Sequence[RoundRecord]]
 
 Rows = dict[str, dict[object, RunFolder]]
-"""Runs by a text of the settings that differ between runs, then by seed."""
+"""Runs by group, then by seed. A group is named by the settings that differ between runs; see ``group_runs``."""
 
 Places = Mapping[int, tuple[float, float]]
 """Points of a run's curve by round: place on the horizontal axis, and value."""
@@ -82,7 +82,10 @@ def compare_runs(histories: Histories, rows: Rows) -> Cells:
 
 
 def compare_metrics(histories: Histories, rows: Rows, metrics: Sequence[str]) -> Cells:
-    """Return a table of ``metrics``: means over seeds, and differences from the first row, for each set of settings."""
+    """Return a table with a row for each set of settings.
+
+    A row has, for each of ``metrics``, the mean over seeds and the difference from the first row.
+    """
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
     means = [_means(name, name, rows, finals) for name in metrics]
@@ -148,7 +151,8 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 def group_runs(folders: Sequence[RunFolder]) -> Rows:
     """Return the runs, grouped by settings, then by seed.
 
-    The key of a group is a text of the settings that differ between runs and, if methods differ, of the method.
+    The key of a group is a text with the settings that differ between runs. If methods differ, it begins with the
+    method.
     """
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
@@ -219,7 +223,7 @@ def _draw(histories: Histories, rows: Rows) -> Iterator[Drawing]:
 
 
 def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> dict[str, Places]:
-    """Return the points of a run's curve for each quantity of ``AXES``; no ``MACs`` if a level's cost is unknown."""
+    """Return the points of a run's curve for each key of ``AXES``, without ``MACs`` if a rate's cost is unknown."""
     costs, trained = folder.costs(), {rate for record in records for rate in record.rates.values()}
     rounds = [record.server_round for record in records]
     spent: dict[str, Iterable[float]] = {"round": rounds, "bytes": accumulate(bytes_sent(records))}
@@ -245,9 +249,10 @@ def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
 
 
 def _short_names(rows: Rows) -> list[str]:
-    """Return a short name for each row: its words that not all rows have, with ``split=iid`` for ``data.split=iid``.
+    """Return a short name for each row, without the words that all rows have.
 
-    If two short names are equal, the names are the complete rows.
+    Keys of settings are shortened: ``data.split=iid`` becomes ``split=iid``. If two short names are equal, return the
+    complete rows.
     """
     words = [row.split() for row in rows]
     common = set(words[0]).intersection(*words)

@@ -28,7 +28,7 @@ TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 FEW = 30  # curves with fewer points than this have a mark at each point
 CLIMB = 4  # the first 1 / CLIMB of a curve does not count for the range of the axis
 SHORT = 10  # curves with fewer points than this count completely for the range of the axis
-NEAR = 0.25  # values outside of the range by less than this fraction of it extend the axis
+NEAR = 0.25  # an axis is extended to values whose distance from its range is at most this fraction of the range
 MOST_NUMBERS = 12  # maximum number of classes of a confusion matrix that has numbers in its entries
 MOST_METRICS = 12  # maximum number of figures of a user's own metrics
 LARGEST = 1e300  # larger values are left out, because matplotlib cannot draw their axis
@@ -93,7 +93,7 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, counts: C
 
 
 def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
-    """Yield a figure for each metric that only a user's app has, up to ``MOST_METRICS`` figures."""
+    """Yield a figure for each metric that a user's app adds, up to ``MOST_METRICS`` figures."""
     usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
     names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
     names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)

@@ -67,7 +67,7 @@ class Monitor(RoundCallback):
         self._evaluated: Values = {}
         self._bytes, self._faults = Counter(down=0, up=0), Counter(rejected=0, other=0)
         self._failing: dict[int, dict[str, str]] = {}  # by partition, until the client's next usable reply
-        self._not_evaluated: set[int] = set()  # those in it that failed only in the latest evaluation
+        self._not_evaluated: set[int] = set()  # partitions that failed only in the latest evaluation
         self._silent: dict[str, str] = {}  # time since which a node does not answer the capability query, by name
         self._away: dict[str, str] = {}  # time since which a node is away, by name
         registry = self._client.CollectorRegistry()
@@ -91,7 +91,7 @@ class Monitor(RoundCallback):
         self._replies = progress_text(what, done, total, failed)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Store the round's record, and since when each node has failed, not answered or been away."""
+        """Store the round's record, and the time at which each node began to fail, to be silent or to be away."""
         record, now = progress.record, _text(time.time())
         faults = record.evaluate_failures | record.failures
         again = self._not_evaluated if record.evaluate_asked else set()

@@ -47,7 +47,7 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
 
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths) -> str:
-    """Return the price of a mix (``runs.costs.price``) as text; '' without a price, or if the mix has one level."""
+    """Return the price of a mix (``runs.costs.price``) as text; '' if it is unknown, or if the mix has one level."""
     rates = [rate for record in records for rate in record.rates.values()]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
@@ -133,7 +133,7 @@ def confusion_cells(counts: ClassCounts) -> Cells:
 
 
 def marked(value: str, partial: bool) -> str:
-    """Return ``value``, with a star if ``partial``, which means that too few clients evaluated."""
+    """Return ``value``, with a star if ``partial`` is True: too few clients evaluated."""
     return f"{value} *" if partial else value
 
 

@@ -22,7 +22,7 @@ from simulations.results.runs import Run, portable, read_run
 
 PROGRAM = "simulations.reference"
 NORMS = {"sbn": "bn"}
-"""The authors' name of a norm by this package's name, if they differ."""
+"""The authors' names of norms, by this package's names. Norms with the same name in both are left out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def check(run: Run) -> None:
 
 
 def authors_of(run: Run, options: argparse.Namespace) -> Authors:
-    """Return the authors' side of a run."""
+    """Return ``Authors`` with the settings of a run."""
     settings, job = run.settings, job_of(run.settings)
     clients = round(CLIENTS_A_ROUND / settings.sample.fraction_train)
     experiment = Experiment(options.root, clients, str(settings.mix), settings.data.split)
@@ -82,9 +82,10 @@ def authors_of(run: Run, options: argparse.Namespace) -> Authors:
 
 
 def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:
-    """Run up to a round, and yield the history after each test; once if all rounds are done already.
+    """Run the remaining rounds up to round ``rounds``, and yield the history after each test.
 
-    There is a test each ``every`` rounds (0: none) and after the last round.
+    The model is tested after every ``every`` rounds (0: never) and after the last round. If no round remains, yield the
+    history once.
     """
     if len(side.history) >= rounds:
         yield side.history[:rounds]
@@ -96,7 +97,7 @@ def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:
 
 
 def rows(history: Sequence[Parts]) -> Iterator[Mapping[str, float]]:
-    """Yield a row for each tested round; ``seconds`` is the time of all rounds up to it."""
+    """Yield a row for each tested round; ``seconds`` is the total time of this round and all rounds before."""
     seconds = 0.0
     for number, parts in enumerate(history, 1):
         seconds += parts.whole

@@ -1,8 +1,7 @@
 """Program that runs the HeteroFL authors' code on MNIST, a round for each line of its input.
 
 It is started in the ``src`` folder of a checkout of their repository. It imports nothing of this package, because names
-of their modules (``data``, ``utils``, ``datasets``) clash with those of other packages. Old names that their code needs
-and that libraries have removed are added here; their files are not changed.
+of their modules (``data``, ``utils``, ``datasets``) clash with those of other packages. Their files are not changed.
 """
 
 import importlib
@@ -25,7 +24,7 @@ DATA, MODEL = "MNIST", "conv"
 
 
 class Experiment:
-    """The set-up of their ``runExperiment``, and one turn of its loop.
+    """The set-up of their ``runExperiment``, and one iteration of its loop.
 
     ``order`` has ``control``, their name of the experiment; ``seed``; ``work``, a folder to write in, with the data;
     ``threads``; ``balanced``, whether equally many clients of each level train; ``state``, a file to resume from, or
@@ -76,7 +75,7 @@ class Experiment:
         return len(found) == len(set(rates)) and len(set(found.values())) == 1
 
     def _watch_users(self) -> None:
-        """Record the clients that each of their rounds draws."""
+        """Make their code store the clients of each round in ``users``."""
         make_local = self.theirs.make_local
 
         def make_and_note(*args: Any) -> Any:
@@ -137,7 +136,7 @@ class Experiment:
 
 
 def import_theirs(control: str) -> Any:
-    """Import their training program, which reads settings from a file in this folder and from ``sys.argv``."""
+    """Import their training program, which reads settings from a file in the current folder and from ``sys.argv``."""
     sys.path[0] = os.getcwd()
     given = {"data_name": DATA, "model_name": MODEL, "device": "cpu", "control_name": control}
     sys.argv[1:] = [word for key, value in given.items() for word in (f"--{key}", value)]

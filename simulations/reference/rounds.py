@@ -1,4 +1,4 @@
-"""The experiment that both sides of a comparison run: MNIST with levels a to e, as in the paper."""
+"""The experiment for a comparison with the authors' code: MNIST with levels a to e, as in the paper."""
 
 import itertools
 import statistics
@@ -64,7 +64,7 @@ class Experiment:
 
 
 def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> Mapping[int, float]:
-    """Return the partitions of the clients that train in a round of this package under *Fix*, with their rates."""
+    """Return the rates of the clients that this package draws to train in a round under *Fix*, by partition."""
     options = Options(sampling=Participation(fraction_train=CLIENTS_A_ROUND / clients))
     federation = Federation(GlobalModel(PAPER["mnist"].build(), Mix.parse(mix), options, seed))
     federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
@@ -78,7 +78,7 @@ def balanced_seed(clients: int) -> int:
 
 
 def is_balanced(rates: Iterable[float]) -> bool:
-    """Whether there are equally many clients of each level."""
+    """Whether ``rates`` has equally many clients of each level in ``MIX``."""
     counts = Counter(rates)
     return len(counts) == len(Mix.parse(MIX).rates) and len(set(counts.values())) == 1
 

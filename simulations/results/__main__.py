@@ -67,12 +67,12 @@ class Found:
     """The configurations in some folders, and the numbers that the paper prints."""
 
     places: Places
-    left_out: Sequence[tuple[str, str]]  # folders that do not count, with the reason
+    left_out: Sequence[tuple[str, str]]  # names of folders whose runs are not used, with the reason
     cells: Sequence[Cell]  # empty without the paper's numbers
 
 
 def read(paths: Sequence[Path], paper: Path | None) -> Found:
-    """Return the configurations in some folders, with the folders that do not count, and the paper's numbers."""
+    """Return the configurations in some folders, the folders whose runs are not used, and the paper's numbers."""
     runs, unreadable = read_runs(paths)
     places = configurations(runs)
     counted = {run.path for own in places.values() for one in own for run in one.runs}
@@ -196,12 +196,12 @@ def _results(words: Sequence[str]) -> int:
     parser = parser_of(PROGRAM, __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write tables, values, claims and figures there")
-    parser.add_argument("--curves", action="store_true", help="with --out: draw each configuration over all it spent")
+    parser.add_argument("--curves", action="store_true", help="with --out: draw results over each kind of cost")
     when = "with --out: when did each configuration reach this global accuracy? May be given several times"
     parser.add_argument("--target", type=float, action="append", default=[], metavar="VALUE", help=when)
-    last = "evaluations whose mean is a level's accuracy; runs of fewer are left out there; default: %(default)s"
+    last = "evaluations in the mean that is a level's result; runs with fewer are left out; default: %(default)s"
     parser.add_argument("--last", type=read_count, default=1, metavar="NUMBER", help=last)
-    less = "method from which the levels of each other method in the same mix are told apart; default: %(default)s"
+    less = "method with which the levels of all other methods are compared, in the same mix; default: %(default)s"
     parser.add_argument("--against", default=AGAINST, metavar="METHOD", help=less)
     where = f"folder with {', '.join(FILES)}; default: that of {VARIABLE}, else ../shared/paper if it is there"
     parser.add_argument("--paper", type=Path, metavar="FOLDER", help=where)

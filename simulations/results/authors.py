@@ -28,7 +28,7 @@ def read_authors(folder: Path) -> Scores:
 
 
 def authors_table(found: Mapping[Key, Reached]) -> Table:
-    """Return the table of jobs that the authors' code has run too: means over rounds, and best rounds."""
+    """Return the table that compares our runs with the authors' code, for jobs that their code has run."""
     return Table(
         "tab:authors",
         "MNIST, beside the authors' code",
@@ -41,7 +41,7 @@ def authors_table(found: Mapping[Key, Reached]) -> Table:
 
 
 def _beside_authors(own: Reached) -> Iterator[tuple[str, ...]]:
-    """Yield rows with both sides' means over each half of the rounds that all runs tested, and their best rounds."""
+    """Yield rows that compare our runs with theirs: means over each half of the common test rounds, and best rounds."""
     job, metric = own.configuration.job, own.metric
     theirs = [scores for run, _ in own.runs if (scores := read_authors(run.path))]
     if job is None or not theirs or metric not in [SCORES["global"], *(SCORES.values() if job.split != "iid" else ())]:

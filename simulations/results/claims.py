@@ -46,12 +46,12 @@ def _near_largest(job: Job, metric: str) -> Iterator[Terms]:
 
 
 def _above(levels: slice) -> Callable[[Job, str], Iterator[Terms]]:
-    """Return a function that compares a mix with some of its levels, which are in order from the largest on."""
+    """Return a function that compares a mix with some of its levels; ``levels`` is a slice from the largest on."""
     return lambda job, metric: (((1, (job, metric)), (-1, (level, metric))) for level in _levels(job)[levels])
 
 
 def _exclusive(job: Job, rate: float) -> Job:
-    """Return the job in which only clients that can hold a level train, at this level, as often as in ``job``."""
+    """Return the job that trains a single level, with the clients that can hold it, as often as in ``job``."""
     mix = Mix.parse(job.mix)
     able = able_to_hold(mix, rate)
     idle = sum(mix.counts) + mix.idle - able
@@ -188,7 +188,7 @@ def _count(verdicts: Sequence[str]) -> str:
 
 
 def _rows(claim: Claim, found: Mapping[Key, Reached], printed: Printed) -> Iterator[tuple[str, ...]]:
-    """Yield rows of a claim's comparisons whose jobs all have runs with common seeds."""
+    """Yield a row for each comparison of a claim, if all its jobs have runs with common seeds."""
     keys = [
         (job, metric)
         for job, metric in found

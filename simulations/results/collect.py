@@ -15,10 +15,11 @@ HISTORY = "history.jsonl"
 
 
 def collect(paths: Sequence[Path], into: Path, allowed: Collection[str] = ()) -> list[tuple[Path, Path | str]]:
-    """Copy the runs in or below some paths to ``<into>/<data>/<name of the job>``; return copies, or errors as text.
+    """Copy the runs in or below some paths to ``<into>/<data>/<name of the job>``.
 
-    Three kinds of runs are copied only if ``allowed`` names them: ``unfinished`` runs, ``dirty`` ones whose code is not
-    that of a commit, and those that ``replace`` a stored run.
+    Return each run's folder with its copy, or with the error as text. Three kinds of runs are copied only if
+    ``allowed`` has the word: ``unfinished`` for unfinished runs, ``dirty`` for runs whose code is of no commit, and
+    ``replace`` for runs that replace another stored run.
     """
     outcomes: list[tuple[Path, Path | str]] = []
     for folder in [folder for path in paths for folder in run_folders(path)]:
@@ -44,7 +45,8 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
         there = read_run(target)
         if there.started != run.started or there.rounds > run.rounds:  # else it is an earlier part of the same run
             raise ConfigError(f"{target} holds another run of this job and seed; take this one instead with --replace")
-    # Without its settings a folder is none of a run: they go first and come last, so that no copy is half of another's.
+    # A folder without settings is not read as a run. So settings are removed first and written last: if the copy is
+    # interrupted, no folder has the settings of one run and the history of another.
     (target / SETTINGS).unlink(missing_ok=True)
     # The authors' results: those in the run's folder, else those of the stored run that is replaced.
     if (folder / authors.FILE).exists():
@@ -55,7 +57,7 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
 
 
 def _settings(run: Run) -> bytes:
-    """Return the content of ``settings.json`` without folders of the machine."""
+    """Return the content of ``settings.json`` without the paths of this machine."""
     flat = {**run.flat, "run.dir": "", "run.resume": False, "data.root": ""}
     settings = {key: portable(value) if isinstance(value, str) else value for key, value in flat.items()}
     about = {**run.about, "command": portable(run.command)}

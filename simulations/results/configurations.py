@@ -1,4 +1,4 @@
-"""Grouping runs by configuration, labels of configurations, and their results over seeds."""
+"""Configurations (groups of runs that differ only in the seed), their labels, and their results over seeds."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ Places = Mapping[tuple[str, str], Sequence[Configuration]]
 def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configuration]]:
     """Return the configurations of finished runs, by data and split.
 
-    Runs that differ only in settings of evaluation or of the engine are one configuration, unless a seed has several of
-    them. Of runs with equal settings and seed, the latest counts.
+    Runs that differ only in settings of evaluation or of the engine are one configuration, unless two of them have the
+    same seed. Of runs with equal settings and seed, only the latest is used.
     """
     places: dict[tuple[str, str], dict[Identity, list[Run]]] = {}
     for run in sorted((run for run in runs if run.finished), key=lambda run: run.started):
@@ -57,7 +57,10 @@ def identify(run: Run, *left_out: str) -> Identity:
 
 
 def _by_seed(groups: Mapping[Identity, Sequence[Run]]) -> Iterator[tuple[Identity, Mapping[int, Run]]]:
-    """Yield groups of runs by seed; of runs with equal settings and seed, the latest."""
+    """Yield groups of runs by seed, split by all settings if two runs of a group have the same seed.
+
+    Of runs with equal settings and seed, only the latest is used.
+    """
     for identity, runs in groups.items():
         exact: dict[Identity, dict[int, Run]] = {}
         for run in runs:
@@ -159,5 +162,5 @@ def shown(metric: str, value: float) -> float:
 
 
 def possible(metric: str) -> Interval:
-    """Return the range of possible shown values of a metric."""
+    """Return the range of values that a metric can have in tables and figures."""
     return PERCENT if is_share(metric) else PERPLEXITY if metric.endswith("perplexity") else ANYTHING

@@ -32,7 +32,7 @@ INTERPOLATION: Mapping[int, tuple[str, str, str]] = MappingProxyType(
         8: ("cifar10", "noniid", "global-accuracy"),
     }
 )
-"""Data, split and metric by figure. A panel is for the larger of two levels, a curve for the smaller."""
+"""Data, split and metric by figure. A panel's mixes have the same larger level; each curve has one smaller level."""
 
 IMAGES = (("iid", "global-accuracy"), ("noniid", "local-accuracy"), ("noniid", "global-accuracy"))
 LEARNING: Mapping[int, tuple[str, Sequence[tuple[str, str]]]] = MappingProxyType(
@@ -63,9 +63,9 @@ class Panel:
         return f"Figure {self.name}: {job.data}, {job.split}, {self.metric.replace('-', ' ')}, {job.assignment}"
 
     def select(self, found: Mapping[Key, Reached]) -> dict[str, list[Reached]]:
-        """Return the results of each curve's jobs.
+        """Return the results of each curve's jobs, by label.
 
-        A curve with results only for the job that all curves of the panel share is empty.
+        If all curves share a job (with only the larger level), a curve without results of other jobs is empty.
         """
         own = {label: [job for job in jobs if (job, self.metric) in found] for label, jobs in self.curves.items()}
         few = {label for label, jobs in own.items() if [job.mix for job in jobs] == [label.partition("-")[0]]}

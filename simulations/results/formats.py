@@ -9,7 +9,7 @@ from simulations.results.statistics import Interval, Summary
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text; every row is as long as the header."""
+    """A table of text. All rows have as many cells as the header."""
 
     label: str
     title: str

@@ -35,7 +35,7 @@ ByLevel = Mapping[str, Mapping[int, float]]
 
 @dataclass(frozen=True)
 class Trained:
-    """A configuration with results of its levels' models in a metric, as means of the final ``last`` evaluations."""
+    """A configuration, and a result for each level's model: the mean of ``metric`` in the last ``last`` evaluations."""
 
     configuration: Configuration
     metric: str
@@ -70,7 +70,10 @@ class Trained:
 
     @cached_property
     def levels(self) -> ByLevel:
-        """Results of each level's model by seed, from the largest level; without runs of too few evaluations."""
+        """Results of levels' models by level, from the largest on, then by seed.
+
+        Runs with fewer than ``last`` evaluations are left out.
+        """
         found: dict[str, dict[int, float]] = {}
         for run in self.runs:
             evaluations = list(run.of_levels.values())
@@ -102,7 +105,7 @@ class Trained:
         return self.runs[0].clients * able_to_hold(mix, rate) / (sum(mix.counts) + mix.idle)
 
     def baselines(self, single: "Trained") -> Iterator[str]:
-        """Yield each kind of baseline for this mix that the single-level configuration ``single`` is."""
+        """Yield which of ``BASELINES`` the single-level configuration ``single`` is for this mix: one, both or none."""
         able = self.able(single.rates[0])
         if math.isclose(single.able(), able):
             share = self.work * able / self.able()
@@ -112,7 +115,10 @@ class Trained:
                 yield EQUAL_WORK
 
     def nearest(self, others: Sequence["Trained"], level: str) -> "Trained | None":
-        """Return the most similar configuration, by settings, of those with common seeds and equal model and rounds."""
+        """Return the configuration in ``others`` with the fewest different settings; None if there is none.
+
+        Only configurations with the same model and number of rounds, and with results for a common seed, are compared.
+        """
         by_differences: dict[int, Trained] = {}
         for other in others:
             if self.levels[level].keys() & other.levels.get(level, {}).keys():
@@ -122,7 +128,10 @@ class Trained:
         return by_differences[min(by_differences)] if by_differences else None
 
     def less(self, others: Mapping[str, "Trained"]) -> ByLevel:
-        """Return the differences of the levels' results from those of other configurations, by level and seed."""
+        """Return, by level and seed, the results of this configuration minus those of ``others``.
+
+        ``others`` has the configuration to compare with for each level.
+        """
         both = {level: self.levels[level].keys() & other.levels[level].keys() for level, other in others.items()}
         return {
             level: {seed: self.levels[level][seed] - others[level].levels[level][seed] for seed in sorted(seeds)}
@@ -131,10 +140,10 @@ class Trained:
 
 
 Baselines = Mapping[tuple[str, str], Trained]
-"""Levels alone, by the kind of baseline and the level."""
+"""Single-level configurations, by name in ``BASELINES`` and by level."""
 
 Row = tuple[str, ByLevel, Callable[[Sequence[float]], str], str]
-"""Name, values, function that writes the values of a level, and price."""
+"""Name, values, function that formats the values of a level as text, and price."""
 
 
 def levels_table(configurations: Sequence[Configuration], metric: str, last: int = 1, against: str = AGAINST) -> Table:
@@ -211,7 +220,7 @@ def _differences(values: Sequence[float]) -> str:
 
 
 def costs_table(configurations: Sequence[Configuration]) -> Table:
-    """Return the table of the costs of levels' models, each with the first configuration that has it."""
+    """Return the table of the costs of levels' models, each with the first configuration that has this cost."""
     labels: dict[LevelCost, str] = {}
     for one in configurations:
         for cost in Trained(one, "").costs.values():
@@ -231,7 +240,7 @@ def costs_table(configurations: Sequence[Configuration]) -> Table:
 def less_alone(
     configurations: Sequence[Configuration], metric: str, last: int, baseline: str
 ) -> Iterator[tuple[str, dict[str, Summary]]]:
-    """Yield the label of each mix, and the differences of its levels from these levels alone (``baseline``)."""
+    """Yield the label of each mix and, by level, the difference from the level alone (the baseline ``baseline``)."""
     for mixed, alone in _mixes(configurations, metric, last):
         others = {level: one for (name, level), one in alone.items() if name == baseline}
         yield mixed.label, {level: summarise(list(by_seed.values())) for level, by_seed in mixed.less(others).items()}

@@ -136,8 +136,9 @@ FILES = ("tables.csv", "ablation_iid.csv", "ablation_noniid.csv")
 BASELINES = ("standalone", "fedavg", "lg-fedavg")
 """Rows that the paper copies from Liang et al. (2020), which cannot be compared with our runs.
 
-Their global number is that of the averaged model and of the ensemble, not the mean of the clients' models; their MLP
-ends in a softmax before the cross-entropy, means are unweighted, and LG-FedAvg starts from a model of FedAvg.
+Their global accuracy is measured on the averaged model and on the ensemble, instead of the mean over the clients'
+models. Their MLP ends in a softmax before the cross-entropy. Their means are unweighted. Their LG-FedAvg starts from a
+model of FedAvg.
 """
 
 TABLES = {"7": "MNIST", "8": "CIFAR10", "9": "WikiText2", "4": "Ablation, IID", "5": "Ablation, non-IID"}
@@ -173,9 +174,9 @@ class Cell:
 
 
 def paper_folder(given: Path | None) -> Path | None:
-    """Return the folder with the paper's numbers: ``given``, or ``HETEROFL_PAPER``, or one next to the project.
+    """Return the folder with the paper's numbers.
 
-    The result is None if no folder is named and there is none next to the project.
+    This is ``given``, else the folder in ``HETEROFL_PAPER``, else ``shared/paper`` next to the project, else None.
     """
     named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     beside = PROJECT.parent / "shared" / "paper"
@@ -191,7 +192,7 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table of the paper, by column."""
+    """Return the rows of a CSV file, each as values by column."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

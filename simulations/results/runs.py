@@ -79,7 +79,7 @@ def short_mix(mix: Mix) -> str:
 
 
 def able_to_hold(mix: Mix, rate: float) -> int:
-    """Return the number of a mix's clients that can hold a model of this rate."""
+    """Return the number of a mix's parts whose clients can hold a model of this rate."""
     return sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
 
 
@@ -96,7 +96,7 @@ class Score(NamedTuple):
 
 
 def chosen_round(scores: Scores, metric: str) -> int:
-    """Return the best round as in the paper: by the global metric of the same kind, if there is one."""
+    """Return the best round as in the paper: by the global metric of the same kind, or else by ``metric``."""
     chooses = f"global-{metric.rpartition('-')[2]}"
     chooses = chooses if any(chooses in own for own in scores.values()) else metric
     best = min(scores)
@@ -205,7 +205,9 @@ class Run:
         return {record.server_round: record.evaluate_by_level for record in self.records if not record.few_answered}
 
     def score(self, metric: str) -> Score | None:
-        """Return the final and the best value of a metric, maybe of a level's model; None if it was not measured.
+        """Return the final and the best value of a metric; None if it was not measured.
+
+        With ``/e`` after the name of the metric, the values are those of level e's model.
 
         As in the paper, the best value of every metric is that in the round with the best global metric on the test
         set. So the best local accuracy is not the maximum of local accuracies.
@@ -222,7 +224,7 @@ class Run:
 
     @property
     def parameters(self) -> float | None:
-        """Mean number of parameters of a client; None if the folder has no costs."""
+        """Mean number of parameters of a client's model; None if the folder lacks the cost of a rate."""
         known = {rate: float(cost.parameters) for rate, cost in self.costs.by_rate.items()} if self.costs else {}
         mix = self.settings.mix
         return mix.mean(known) if set(mix.rates) <= set(known) else None

@@ -38,8 +38,9 @@ UNCERTAIN = ("multiplications", "simulated-seconds", "joules")  # costs that not
 def bytes_sent(run: Run) -> list[int]:
     """Return the cumulative bytes of training messages after each round, sent and received.
 
-    With a seed set (FedH2L), its size is added once for each client that takes part: a byte for each value of an
-    example, and one for its label. Simulations do not send it, because clients read it from the data set.
+    With FedH2L, the size of the seed set is added once for each client that takes part: a byte for each value of an
+    example, and a byte for the example's label. Simulations do not send the seed set: clients read it from the data
+    set.
     """
     settings, known, sent = run.settings, set[int](), []
     seed_set = 0
@@ -55,7 +56,7 @@ def multiplications(run: Run) -> list[float]:
     """Return the cumulative multiply-accumulate operations of all clients' training after each round.
 
     All clients are assumed to have equally many examples, which is nearly true. Evaluation does not count. Values are
-    NaN if the folder has no costs of models, as with FedH2L, or the data set is not available.
+    NaN if the folder has no costs of models, as with FedH2L, or if the data set is not available.
     """
     settings, costs = run.settings, run.costs.by_rate if run.costs else {}
     rates = {rate for record in run.records for rate in record.rates.values()}
@@ -73,7 +74,7 @@ def multiplications(run: Run) -> list[float]:
 
 @lru_cache(maxsize=8)
 def train_size(data: DataSettings, clients: int) -> int:
-    """Return the number of training examples of all clients; those without a number in ``EXAMPLES`` are loaded."""
+    """Return the number of training examples (or pieces) of all clients; load data sets that ``EXAMPLES`` lacks."""
     if (short := short_name(data.name)) in EXAMPLES:
         return EXAMPLES[short]
     dataset = load_data(data)
@@ -119,7 +120,7 @@ def spent(run: Run, axis: str) -> Sequence[float]:
 
 
 def axes_of(configurations: Sequence[Configuration]) -> list[str]:
-    """Return the names of the axes, without those that are unknown for all runs."""
+    """Return the names of the axes, without kinds of cost that no run has."""
     runs = [run for one in configurations for run in one.runs]
     return [name for name in AXES if name not in UNCERTAIN or any(spent(run, name)[-1] > 0 for run in runs)]
 
@@ -149,6 +150,6 @@ def spent_until(run: Run, metric: str, target: float, axis: str) -> float | None
 
 
 def _evaluations(run: Run, metric: str, axis: str) -> dict[int, tuple[float, float]]:
-    """Return (cost, metric) by round, for rounds with a metric of enough clients."""
+    """Return (cost, metric) by round, for rounds in which enough clients measured the metric."""
     rounds = zip(run.scores.items(), spent(run, axis), strict=True)
     return {number: (cost, shown(metric, own[metric])) for (number, own), cost in rounds if metric in own}

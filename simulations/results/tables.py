@@ -37,7 +37,7 @@ def _cells(own: Reached, printed: Printed) -> Sequence[Cell]:
 
 
 def _beside(own: Reached, cells: Sequence[Cell]) -> tuple[str, str, str, str]:
-    """Return the prediction interval, the printed numbers, the differences of our best value from them, verdicts."""
+    """Return four texts: prediction interval, printed numbers, our best value minus the printed numbers, verdicts."""
     interval = show_interval(own.best.prediction) if cells else ""
     numbers = ", ".join(f"{cell.printed} (Table {cell.table})" for cell in cells)
     less = ", ".join(f"{own.best.mean - cell.value:+.2f}" for cell in cells)
@@ -79,9 +79,10 @@ WIDE = 10.0
 
 
 def count_verdicts(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> list[str]:
-    """Return lines with the numbers of printed results, of those with a run, and of those that agree, by group.
+    """Return a line for all printed results, and a line for each group of tables.
 
-    A result is a job and a metric; one that is in two tables counts once.
+    A line says how many results have a run, and how many of these agree or differ. A result is a job and a metric. A
+    result that is printed in two tables is counted once.
     """
     lines = []
     for group in ("", *dict.fromkeys(cell.group for cell in cells)):
