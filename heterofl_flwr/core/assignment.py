@@ -56,8 +56,8 @@ def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
     """Return the rates of ``number`` new clients under the assignment *Fix*.
 
-    ``taken`` are the rates of earlier clients. Each new client gets the rate with the fewest clients, relative to the
-    rate's proportion in the mix. If there are no earlier clients, ``fixed_rate`` gives the rates.
+    ``taken`` are the rates of earlier clients. Each new client gets the rate that would then have the fewest clients
+    relative to the rate's proportion in the mix. If there are no earlier clients, ``fixed_rate`` gives the rates.
     """
     if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]

@@ -99,7 +99,10 @@ def check_kind(kind: str) -> re.Match[str]:
 
 
 def owner_column(kind: str) -> str | None:
-    """Return the argument ``owner`` of ``load_dataset`` for a kind of split."""
+    """Return the argument ``owner`` of ``load_dataset`` for a kind of split: a column, or '' for a known one.
+
+    None unless the split is natural.
+    """
     return (check_kind(kind)["owner"] or "") if kind.startswith("natural") else None
 
 

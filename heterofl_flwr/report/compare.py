@@ -249,10 +249,9 @@ def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
 
 
 def _short_names(rows: Rows) -> list[str]:
-    """Return a short name for each row, without the words that all rows have.
+    """Return a short name for each row: its words that are not in all rows, with ``data.split=iid`` as ``split=iid``.
 
-    Keys of settings are shortened: ``data.split=iid`` becomes ``split=iid``. If two short names are equal, return the
-    complete rows.
+    A row without such words is its own name. If two of these names are equal, every row is its own name.
     """
     words = [row.split() for row in rows]
     common = set(words[0]).intersection(*words)

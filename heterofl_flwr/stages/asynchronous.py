@@ -22,8 +22,8 @@ class Buffered:
     concurrency: Natural = 0
     """number of clients that train at the same time; replaces sample.fraction"""
     staleness: NotNegative = 0.5
-    """exponent a: the weight of each entry of a reply is multiplied by 1 / (1 + s)^a, or by 0.001 if that is larger. s,
-    the entry's staleness, is the number of steps since the client received the entry; clocks says which steps count.
+    """exponent a: the weight of each entry of a reply is multiplied by 1 / (1 + s)^a, and by 0.001 at least. Here
+    s is the entry's staleness: the number of steps since the client received the entry; clocks says which steps count.
     0: full weight for all replies
     """
     bound: Natural = 0

@@ -134,9 +134,9 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add each waiting reply to the step if ``seats`` has a seat for its rate.
+        """Refuse the waiting replies that are faulty or too stale, and add the others to the step while seats are free.
 
-        Refuse faulty replies, and replies that are too stale. All other replies wait for a later step.
+        A reply for whose rate ``seats`` has no seat waits for a later step.
         """
         waiting, self._waiting = deque(self._waiting), []
         while waiting:

@@ -170,7 +170,10 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Raise ``IncompatibleError`` if a pair of tensors differs by more than ``TOLERANCE``."""
+    """Raise ``IncompatibleError`` if the norm of a difference exceeds ``TOLERANCE`` times the norm of the tensor alone.
+
+    A norm below a tenth of the largest one counts as this tenth.
+    """
     norms = [tensor.norm() for tensor in alone]
     least = torch.stack(norms).max() / 10
     for joint, single, norm in zip(together, alone, norms, strict=True):
