@@ -107,7 +107,7 @@ class Spent:
                 self._releases[key] = entry
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Keep the releases in ``ledger`` too: count those that it has, and write all releases to it at each ``add``."""
+        """Keep the releases in ``ledger`` too: count those it has, and write all releases there at each ``add``."""
         self.merge(ledger.releases())
         self._ledger = ledger
 
