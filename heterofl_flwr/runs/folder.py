@@ -263,7 +263,7 @@ class RunFolder:
         """Return how many noisy models and moments the run published, by kind, noise, clip and source."""
         if not self._privacy.exists():
             return []
-        with reading(self._privacy, "restore it, as nothing else says all that the run gave away"):
+        with reading(self._privacy, "restore it from a copy: no other file says how much privacy the run spent"):
             return checkpoints.RELEASES.validate_python(json.loads(self._privacy.read_text(encoding="utf-8")))
 
     def write_releases(self, releases: Sequence[Releases]) -> None:

@@ -1,8 +1,8 @@
 """A client's side of a round of secure aggregation: its answers to five questions of the server.
 
 The client sends, in this order: its public keys; shares of its private key; its masked change; shares that unmask the
-sum without its classifier rows; shares that unmask the classifier rows. It sends each answer only once with the same
-keys.
+sum without its classifier rows; shares that unmask the classifier rows. With the same keys, it answers no question
+twice.
 """
 
 import json
@@ -191,8 +191,9 @@ class ClientRound:
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
         """Return this client's shares of each survivor's seeds for classifier rows.
 
-        The keys of ``numbers`` are the parts to unmask; each value is the smallest number of clients that trained a row
-        of the part. Raise ``ReplyError`` if a number is too small or impossible, or if a part must stay masked.
+        The row count of a row is the number of clients that trained it. ``numbers`` maps each part to unmask to the
+        smallest row count in this part. Raise ``ReplyError`` if such a number is too small or impossible, or if a part
+        must stay masked.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]

@@ -27,7 +27,7 @@ def to_steps(
     largest, steps = largest_steps(clients), {}
     for name, change in changes.items():
         if not change.isfinite().all():
-            raise ReplyError(f"parameter {name} changed to what is no finite number: train with a lower learning rate")
+            raise ReplyError(f"parameter {name} changed to NaN or infinity: train with a lower learning rate")
         draws = torch.rand(change.shape, generator=generator, dtype=torch.float64)
         scaled = change.to("cpu", torch.float64) * (largest / bound)
         steps[name] = scaled.add_(draws).floor_().clamp_(-largest, largest)

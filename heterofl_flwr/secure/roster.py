@@ -190,7 +190,7 @@ def _parse(text: object) -> Roster:
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ReplyError(f"the server sent a roster that cannot be read: {error}") from error
     if not fits:
-        raise ReplyError("the server sent a roster with keys that come twice, rings of one client, or slices it lacks")
+        raise ReplyError("the server sent a roster with equal keys, sums of a single client, or unknown slices")
     return roster
 
 

@@ -82,7 +82,7 @@ class ServerRound:
             form = f"{vector.dtype} of shape {vector.shape}"
             raise ReplyError(f"reply refused: its masked change is {form}, expected uint32 of shape {expected}")
         if not fits(shares, len(self.members), len(parts)) or len(digests) != len(parts):
-            raise ReplyError("reply refused: it has not one sealed share of its seeds for each client")
+            raise ReplyError("reply refused: expected one sealed share of its seeds for each client")
         add_part(self._total, self._union, plan, vector)
         self._seeds[client] = shares, dict(zip(parts, digests, strict=True))
 
@@ -112,10 +112,10 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return, for each part of the classifier rows, the smallest number of clients that trained a row of the part.
+        """Return the smallest row count in each part of the classifier rows.
 
-        Rows that no client trained are ignored. A part is left out, and stays masked, if a number is too small, masked
-        or impossible.
+        The row count of a row is the number of clients that trained it. Rows that no client trained are ignored. A part
+        with a row count that is too small, masked or impossible is left out, and stays masked.
         """
         numbers: defaultdict[Part, list[int]] = defaultdict(list)
         for name in self._row_names:
@@ -138,8 +138,7 @@ class ServerRound:
         """Return two tensors for each parameter: the sum of the clients' changes, and the number of clients by entry.
 
         Sums are in fixed-point steps. The number is 0 for entries whose sum is still masked. Other entries of a
-        classifier row have -1 if it is unknown how many clients trained the row: this number is masked, or it is
-        impossible because some client lied.
+        classifier row have -1 if the row count (see ``row_numbers``) is masked, or impossible because a client lied.
         """
         holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0
@@ -162,7 +161,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """Names of parameters with a row for which the number of clients is impossible, because some client lied."""
+        """Names of parameters with an impossible row count (see ``row_numbers``), because some client lied."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 

@@ -140,7 +140,7 @@ def _of_place(table: Table, place: tuple[str, str]) -> Table:
 
 
 def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:
-    """Return lines on the runs: how many count, how many of the paper's jobs they repeat, machines and commits."""
+    """Return lines on the runs: how many are used, how many of the paper's jobs they repeat, machines and commits."""
     runs = [run for own in found.places.values() for one in own for run in one.runs]
     lines = [f"Runs that count: {len(runs)}; left out: {len(found.left_out)}"]
     if jobs:

@@ -46,12 +46,12 @@ def _near_largest(job: Job, metric: str) -> Iterator[Terms]:
 
 
 def _above(levels: slice) -> Callable[[Job, str], Iterator[Terms]]:
-    """Return a function that compares a mix with some of its levels; ``levels`` is a slice from the largest on."""
+    """Return a function that compares a mix with some of its levels; ``levels`` is a slice of them, largest first."""
     return lambda job, metric: (((1, (job, metric)), (-1, (level, metric))) for level in _levels(job)[levels])
 
 
 def _exclusive(job: Job, rate: float) -> Job:
-    """Return the job that trains a single level, with the clients that can hold it, as often as in ``job``."""
+    """Return the job that trains a single level, with the clients that can hold it, each as often as in ``job``."""
     mix = Mix.parse(job.mix)
     able = able_to_hold(mix, rate)
     idle = sum(mix.counts) + mix.idle - able
@@ -73,7 +73,7 @@ def _own_above_exclusive(job: Job, metric: str) -> Iterator[Terms]:
 
 
 def _own_above_all(job: Job, metric: str) -> Iterator[Terms]:
-    """Yield the comparison of a level's model inside a mix with a run of all clients at this level, as in the paper."""
+    """Yield the comparison of a level's model inside a mix with the job of all clients at this level."""
     whole, _, level = metric.partition(OF_LEVEL)
     yield (1, (job, metric)), (-1, (replace(job, mix=level), whole))
 

@@ -165,7 +165,7 @@ def draw_differences(rows: Sequence[tuple[str, Mapping[str, Summary]]], label: s
 
 
 def _add_line(axes: Axes, points: Sequence[Point], colour: str, dash: str, label: str) -> None:
-    """Draw a line with a band for the intervals, if any of them has a width."""
+    """Draw a line, with a band for the intervals unless all have width 0."""
     places, values = zip(*points, strict=True) if points else ((), ())
     axes.plot(places, [own.mean for own in values], dash, color=colour, label=label, marker="o", markersize=3)
     low, high = zip(*(own.ends for own in values), strict=True) if points else ((), ())
@@ -174,7 +174,7 @@ def _add_line(axes: Axes, points: Sequence[Point], colour: str, dash: str, label
 
 
 def _add_bars(axes: Axes, points: Sequence[Point], **style: Any) -> None:
-    """Draw points with a bar for each interval, if any of them has a width."""
+    """Draw points, with a bar for each interval unless all have width 0."""
     places, values = zip(*points, strict=True)
     means = [own.mean for own in values]
     bars = list(zip(*((own.mean - own.ends[0], own.ends[1] - own.mean) for own in values), strict=True))

@@ -19,7 +19,7 @@ class Table:
 
 
 def to_markdown(table: Table) -> str:
-    """Return a section with the table."""
+    """Return a Markdown section with the table."""
     shown = render(table.header, table.rows, "markdown") if table.rows else ""
     parts = [f"## {table.title}", shown, table.note]
     return "\n\n".join(filter(None, parts)) + "\n"

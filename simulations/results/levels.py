@@ -60,7 +60,7 @@ class Trained:
 
     @cached_property
     def settings(self) -> Mapping[str, object]:
-        """Settings that two configurations must share to be comparable."""
+        """Settings for the comparison with other configurations in ``nearest``."""
         return dict(identify(self.runs[0], *FREE, "mix", "assignment", "sample.fraction"))
 
     @cached_property
@@ -240,7 +240,7 @@ def costs_table(configurations: Sequence[Configuration]) -> Table:
 def less_alone(
     configurations: Sequence[Configuration], metric: str, last: int, baseline: str
 ) -> Iterator[tuple[str, dict[str, Summary]]]:
-    """Yield the label of each mix and, by level, the difference from the level alone (the baseline ``baseline``)."""
+    """Yield the label of each mix and, by level, its results minus those of the ``baseline`` with only this level."""
     for mixed, alone in _mixes(configurations, metric, last):
         others = {level: one for (name, level), one in alone.items() if name == baseline}
         yield mixed.label, {level: summarise(list(by_seed.values())) for level, by_seed in mixed.less(others).items()}

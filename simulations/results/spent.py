@@ -38,9 +38,8 @@ UNCERTAIN = ("multiplications", "simulated-seconds", "joules")  # costs that not
 def bytes_sent(run: Run) -> list[int]:
     """Return the cumulative bytes of training messages after each round, sent and received.
 
-    With FedH2L, the size of the seed set is added once for each client that takes part: a byte for each value of an
-    example, and a byte for the example's label. Simulations do not send the seed set: clients read it from the data
-    set.
+    With FedH2L, the size of the seed set is added once for each client that takes part: one byte for each value and for
+    the label of each example. Simulations do not send the seed set: clients read it from the data set.
     """
     settings, known, sent = run.settings, set[int](), []
     seed_set = 0

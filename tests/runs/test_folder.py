@@ -115,7 +115,7 @@ ENTRY = {"kind": "training-releases", "noise": 1.0, "clip": 1.0, "number": 1, "s
 def test_releases_that_cannot_be_read_are_not_taken_for_none(used, text):
     (used.path / "privacy.json").write_text(text)
     with pytest.raises(
-        ConfigError, match=r"(?s)privacy\.json cannot be read: .* nothing else says all that the run gave away"
+        ConfigError, match=r"(?s)privacy\.json cannot be read: .* no other file says how much privacy the run spent"
     ):
         used.releases()
 

@@ -90,5 +90,5 @@ def test_steps_are_right_on_average_and_never_overflow(clients):
 
 
 def test_a_change_that_is_no_number_is_named():
-    with pytest.raises(ReplyError, match="parameter w changed to what is no finite number"):
+    with pytest.raises(ReplyError, match="parameter w changed to NaN or infinity"):
         to_steps({"w": torch.tensor([float("nan")])}, 1.0, 3, torch.Generator())

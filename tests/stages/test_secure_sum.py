@@ -190,7 +190,7 @@ ODD_MASKS = {
 }
 FALSE_MASKS = {
     5: (with_mask(in_bytes), "its masked change is float32 of shape (3,), expected uint32"),
-    6: (with_mask(without_seeds), "not one sealed share of its seeds for each client"),
+    6: (with_mask(without_seeds), "expected one sealed share of its seeds for each client"),
 }
 
 
