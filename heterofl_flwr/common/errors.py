@@ -124,8 +124,8 @@ def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str
     for client, fault in faults.items():
         alike.setdefault(without_numbers(fault), []).append((client, fault))
     named = []
-    for (client, fault), *others in alike.values():
-        count = f" and {len(others)} more" if others else ""
+    for (client, fault), *repeated in alike.values():
+        count = f" and {len(repeated)} more" if repeated else ""
         named.append(f"{what} {client}{count}: {fault}".lstrip())
     rest = [counted(len(named) - SHOWN_FAULTS, "other error")] if len(named) > SHOWN_FAULTS else []
     return "; ".join([*named[:SHOWN_FAULTS], *rest])

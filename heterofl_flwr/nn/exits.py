@@ -89,9 +89,9 @@ class Exits(nn.Module):
         if not self.deepest_only:
             return ()
         *earlier, deepest = self.exits
-        trained = {id(own) for stage in earlier for own in stage.get_submodule("body").parameters()}
-        trained |= {id(own) for own in deepest.parameters()}
-        return tuple(name for name, own in self.named_parameters() if id(own) not in trained)
+        trained = {id(parameter) for stage in earlier for parameter in stage.get_submodule("body").parameters()}
+        trained |= {id(parameter) for parameter in deepest.parameters()}
+        return tuple(name for name, parameter in self.named_parameters() if id(parameter) not in trained)
 
 
 def with_exits(build: Build, *, ensemble: bool = False, deepest_only: bool = False) -> Build:

@@ -81,7 +81,7 @@ class Draws:
     def __init__(self, device: torch.device) -> None:
         self._state = torch.default_generator.get_state()
         self._device = device
-        self._others = None if device.type == "cuda" else (random.getstate(), np.random.get_state())  # noqa: NPY002
+        self._host_states = None if device.type == "cuda" else (random.getstate(), np.random.get_state())  # noqa: NPY002
         self._generator = torch.Generator(device) if device.type == "cuda" else None
 
     def seed(self, seed: int) -> None:
@@ -89,31 +89,31 @@ class Draws:
         self._state = torch.Generator().manual_seed(seed).get_state()
         if self._generator is not None:
             self._generator.manual_seed(seed)
-        if self._others is not None:
-            self._others = random.Random(seed).getstate(), np.random.RandomState(seed % 2**32).get_state()
+        if self._host_states is not None:
+            self._host_states = random.Random(seed).getstate(), np.random.RandomState(seed % 2**32).get_state()
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """Within this context, random numbers are drawn from these states."""
         usual = torch.default_generator.get_state()
         torch.default_generator.set_state(self._state)
-        self._swap_others()
+        self._swap_host_states()
         try:
             with _sharing_state(self._device, self._generator) if self._generator else nullcontext():
                 yield
         finally:
-            self._swap_others()
+            self._swap_host_states()
             self._state = torch.default_generator.get_state()
             torch.default_generator.set_state(usual)
 
-    def _swap_others(self) -> None:
+    def _swap_host_states(self) -> None:
         """Exchange the states of Python and NumPy in this object for the global ones."""
-        if self._others is None:
+        if self._host_states is None:
             return
         usual = random.getstate(), np.random.get_state()  # noqa: NPY002
-        random.setstate(self._others[0])
-        np.random.set_state(self._others[1])  # noqa: NPY002
-        self._others = usual
+        random.setstate(self._host_states[0])
+        np.random.set_state(self._host_states[1])  # noqa: NPY002
+        self._host_states = usual
 
 
 @contextmanager
