@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from heterofl_flwr.federation.round_record import RoundRecord as RoundRecord
     from heterofl_flwr.federation.sampling import Sampling as Sampling
-    from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile, Devices as Devices
+    from heterofl_flwr.grids.device_costs import DeviceProfile as DeviceProfile, Devices as Devices
     from heterofl_flwr.grids.local import LocalGrid as LocalGrid
     from heterofl_flwr.grids.ray_grid import RayGrid as RayGrid
     from heterofl_flwr.grids.simulated_devices import SimulatedDevices as SimulatedDevices
@@ -83,7 +83,7 @@ _HOMES = {
         "federation.options": "Averaging Evaluation Slicing Training",
         "federation.round_record": "RoundRecord",
         "federation.sampling": "Sampling",
-        "grids.devices": "DeviceProfile Devices",
+        "grids.device_costs": "DeviceProfile Devices",
         "grids.local": "LocalGrid",
         "grids.ray_grid": "RayGrid",
         "grids.simulated_devices": "SimulatedDevices",

@@ -38,7 +38,7 @@ from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.grids.devices import EDGE, TrainingCost
+from heterofl_flwr.grids.device_costs import EDGE, TrainingCost
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.report.drawing import COLOURS, SIZE, SMALL, series, style_axes
 from simulations.bench.measure import describe_machine

@@ -24,7 +24,7 @@ from heterofl_flwr.federation.callbacks import RoundCallback, RunState
 from heterofl_flwr.federation.options import Averaging, Slicing, Training
 from heterofl_flwr.federation.start_summary import count_releases
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.grids.devices import EDGE, Devices, Profiles, TrainingCost
+from heterofl_flwr.grids.device_costs import EDGE, Devices, Profiles, TrainingCost
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated_devices import SimulatedDevices
 from heterofl_flwr.report import Console, RunFolder, write_report

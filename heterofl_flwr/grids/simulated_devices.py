@@ -7,7 +7,7 @@ from itertools import chain, count
 from flwr.app import Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
-from heterofl_flwr.grids.devices import Devices, Turn
+from heterofl_flwr.grids.device_costs import Devices, Turn
 from heterofl_flwr.transport.arrays import content_bytes
 from heterofl_flwr.transport.compat import make_message, set_metadata
 from heterofl_flwr.transport.messages import (

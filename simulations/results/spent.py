@@ -12,7 +12,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.splits import by_owner, owner_column
 from heterofl_flwr.experiments import small_mnist
-from heterofl_flwr.grids.devices import PASSES
+from heterofl_flwr.grids.device_costs import PASSES
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.runs.costs import count_macs
 from heterofl_flwr.runs.scores import mode_of

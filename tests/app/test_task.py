@@ -10,7 +10,7 @@ from heterofl_flwr.app.server_app import build_devices
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data.known import Facts
-from heterofl_flwr.grids.devices import EDGE
+from heterofl_flwr.grids.device_costs import EDGE
 from heterofl_flwr.nn.layers import Scaler
 from heterofl_flwr.settings.validate import from_flat
 from tests.app.test_apps import SMALL, run

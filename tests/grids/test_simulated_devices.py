@@ -18,7 +18,7 @@ from heterofl_flwr import (
 )
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ReplyError, RoundError
-from heterofl_flwr.grids.devices import Turn
+from heterofl_flwr.grids.device_costs import Turn
 from heterofl_flwr.grids.simulated_devices import AWAY, DROPPED_OUT
 from heterofl_flwr.strategies.round_messages import outcomes
 from heterofl_flwr.transport.arrays import content_bytes, count_bytes

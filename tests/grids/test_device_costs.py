@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from heterofl_flwr import DeviceProfile, Devices
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import LEVELS, width
-from heterofl_flwr.grids.devices import EDGE, TrainingCost, Turn
+from heterofl_flwr.grids.device_costs import EDGE, TrainingCost, Turn
 from tests.federation.tiny import Tiny
 
 FAST = DeviceProfile(macs_per_second=1e9, download=5.0, upload=3.0, compute_watts=10.0, radio_watts=1.0)
