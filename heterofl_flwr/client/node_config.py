@@ -58,10 +58,11 @@ def _read_partition(node: UserConfig) -> dict[str, int]:
 
 
 def new_capacity(capacity: str | float | None, context: Context, instruction: Instruction) -> dict[str, object]:
-    """Return the capacity (largest rate) that a reply reports, as an entry for a message; {} for none.
+    """Return the entry in which a reply reports the client's capacity (largest rate); {} if it reports none.
 
-    If ``capacity`` is None, only a reply to training reports a capacity: the rate in the node config, if this rate is
-    below the message's rate, as after a restart of the node with a smaller rate.
+    A ``capacity`` that is not None is always reported. If it is None, a reply to a training instruction reports the
+    rate in the node config if it is below the rate of the instruction. This is so if the node has been restarted with a
+    smaller rate.
     """
     if capacity is not None:
         return {messages.CAPACITY: rate_of(capacity)}

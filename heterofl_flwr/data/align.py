@@ -13,7 +13,7 @@ from heterofl_flwr.data.normalise import Normal
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Classes, columns, normalisation and input type of a data set. Unknown properties are empty or None."""
+    """Classes, columns, normalisation and input type of a data set. Unknown names are empty, unknown values None."""
 
     name: str
     classes: int

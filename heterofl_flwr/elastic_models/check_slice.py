@@ -43,9 +43,9 @@ class Step(NamedTuple):
 
 
 class DifferentStepError(Exception):
-    """Error for an operator call of a slice that differs from the full model's call.
+    """Raised if a slice calls an operator differently from the full model.
 
-    It is not a ``TypeError``, because Python's binary operators can catch a ``TypeError``.
+    It is not a ``TypeError``, because the binary operators of ``Tensor`` catch a ``TypeError``.
     """
 
 

@@ -98,7 +98,7 @@ class RoundCallback:
     oldest_checkpoint: int | None = None
 
     def on_resume(self, progress: Progress) -> None:
-        """Run before ``on_start`` in a resumed run; the record of ``progress`` is empty."""
+        """Run before ``on_start`` if the run is resumed; ``progress.record`` is then empty."""
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Run before the first round; ``first_round`` is above 1 if the run is resumed."""

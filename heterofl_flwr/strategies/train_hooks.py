@@ -103,7 +103,7 @@ class RoundHooks(Strategy):
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the parameters to evaluate and save: ``arrays``, or the result of a stage (``MovingAverage``)."""
+        """Return the parameters to evaluate and save: ``arrays``, unless a stage (``MovingAverage``) replaces them."""
         state = read_tensors(arrays)
         evaluated = self.chain.evaluated(state)
         return arrays if evaluated is state else pack_tensors(evaluated)

@@ -1,5 +1,6 @@
 """A run in this process, and how it ends."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def test_another_app_runs_in_this_process(tmp_path):
     assert "result: 1" in log
 
 
-def test_the_log_of_a_run_has_a_name_that_is_not_utf8(tmp_path, capsys):
+def test_the_log_of_a_run_has_a_name_that_is_not_utf8(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", False)  # a test's report must be UTF-8
     run_request(sample(tmp_path, **{"rounds": 1, "note.text": os.fsdecode(b"\xff")}))
     assert "note: \\udcff" in (tmp_path / LOG).read_text(encoding="utf-8")
     assert "Logging error" not in capsys.readouterr().err

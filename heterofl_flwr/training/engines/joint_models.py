@@ -170,9 +170,10 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Raise ``IncompatibleError`` if the norm of a difference exceeds ``TOLERANCE`` times the norm of the tensor alone.
+    """Raise ``IncompatibleError`` if a tensor of ``together`` differs too much from its counterpart in ``alone``.
 
-    A norm below a tenth of the largest one counts as this tenth.
+    The norm of the difference may be up to ``TOLERANCE`` times the norm of the counterpart, or times a tenth of the
+    largest norm in ``alone`` if that is more.
     """
     norms = [tensor.norm() for tensor in alone]
     least = torch.stack(norms).max() / 10
