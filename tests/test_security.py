@@ -34,7 +34,10 @@ READERS = (
         f"client.{name}"
         for name in ("instruction", "load_model", "node_config", "outgoing", "queries", "stages", "task")
     ),
-    *(f"transport.{name}" for name in ("arrays", "exchange", "relay", "guard", "late_nodes", "messages", "reading")),
+    *(
+        f"transport.{name}"
+        for name in ("arrays", "exchange", "late_nodes", "messages", "reading", "relay", "size_guard", "slices")
+    ),
     "grids.windowed",
 )
 """The rooms and modules between a SuperLink and the new model; what they import of the package is checked too."""

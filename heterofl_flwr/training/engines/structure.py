@@ -1,9 +1,8 @@
 """Descriptions of models. Models with equal descriptions compute the same function."""
 
 import logging
-import pickle
 import random
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import lru_cache, partial, singledispatch
 from itertools import chain
 from types import FunctionType, MethodType
@@ -83,27 +82,24 @@ def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
     """Return a value's tag and parts, for comparison: values are alike if their tags are equal and their parts alike.
 
-    Tensors, classes, and unhashable values without a ``__dict__`` are compared by identity. Values with a ``__dict__``
-    are compared by type and attributes if they are unhashable or have the ``__eq__`` of ``object``. All other values
-    are compared by type and value.
+    Parameters, classes, and values that cannot be copied are compared by identity, tensors by form and contents. Values
+    with a ``__dict__`` are compared by type and attributes if they are unhashable or have the ``__eq__`` of ``object``;
+    without a ``__dict__``, such values are compared by what ``copy`` would copy. All other values are compared by type
+    and value.
     """
     kind: Any = type(value)
-    has_parts = hasattr(value, "__dict__")
     if isinstance(value, nn.Parameter | type):
         return _Identity(value), ()
-    if isinstance(value, Tensor):
-        return (kind, _form(value), _contents(value, lambda: value.detach().cpu().numpy())), ()
-    if kind.__hash__ is not None and kind.__eq__ is not object.__eq__:
+    if kind.__hash__ is not None and kind.__eq__ is not object.__eq__ and not isinstance(value, Tensor):
         return (kind, value), ()
-    return (kind, [vars(value)]) if has_parts else ((kind, _contents(value, lambda: value)), ())
-
-
-def _contents(value: object, read: Callable[[], object]) -> Hashable:
-    """Return the pickled result of ``read``, because ``value`` may change in place; its identity if that fails."""
-    try:
-        return pickle.dumps(read())
-    except Exception:  # pickling may raise any error
-        return _Identity(value)
+    if hasattr(value, "__dict__") and not isinstance(value, Tensor):
+        return kind, [vars(value)]
+    try:  # contents, which may change in place
+        if isinstance(value, Tensor):
+            return (kind, _form(value)), [value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()]
+        return kind, [value.__reduce_ex__(4)]
+    except Exception:  # reading a value of a user's class may raise any error
+        return _Identity(value), ()
 
 
 @_take_apart.register
