@@ -136,7 +136,7 @@ class Trace:
             self._rows[id(tensor)] = tensor, tuple(rows)
 
     def fresh(self, *tensors: Tensor) -> None:
-        """Give tensors new positions, not tied to other axes."""
+        """Give each axis of ``tensors`` new positions, tied to no other axis; an axis of length 1 gets none."""
         for tensor in tensors:
             self.mark([self.positions.new(length) if length > 1 else None for length in tensor.shape], tensor)
 

@@ -90,7 +90,7 @@ class Call:
 
     @property
     def divisor(self) -> float:
-        """Number by which a ``div`` or a ``mul`` divides; 0 if the divisor is a tensor, and for other operators."""
+        """Number by which a ``div`` divides, or 1 / the number of a ``mul``; 0 for tensors and other operators."""
         number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else 0
         if not isinstance(number, int | float) or not number:
             return 0

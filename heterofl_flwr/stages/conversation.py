@@ -45,7 +45,7 @@ class Conversation(ServerStage):
 
     @abstractmethod
     def after(self, context: RoundContext) -> Questions[None]:
-        """Yield queries after the last reply of the round."""
+        """Yield further queries to clients, after the last reply of the round has come."""
 
     @abstractmethod
     def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:

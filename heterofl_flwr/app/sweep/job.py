@@ -204,11 +204,11 @@ def is_done(job: Job) -> bool:
 
 
 def check_jobs(jobs: Iterable[Job]) -> None:
-    """Raise an error if a job's data set or model is unusable, before any job runs. Print the sizes of rounds.
+    """Raise an error if a job's data set or model is unusable. Print the distinct lines that ``check_task`` returns.
 
-    To save time, jobs that differ only in assignment, seed, number of rounds or mix form a group. Jobs with idle
-    clients form a group of their own for each assignment. In a group, the first job is checked, and each later job
-    whose mix has a new level.
+    To save time, a job is skipped if earlier jobs of its group have all levels of its mix. Jobs are in one group if
+    they differ only in assignment, seed, number of rounds or mix. Jobs with idle clients are in groups without other
+    jobs, one for each assignment.
     """
     checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
     sizes = []
