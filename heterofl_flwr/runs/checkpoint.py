@@ -56,10 +56,10 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
 
 
 def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
-    """Return the state in the newest undamaged checkpoint, not later than round ``last_round``.
+    """Return the state in the newest undamaged checkpoint of a round up to ``last_round``; with None, of any round.
 
-    Log a warning for each skipped checkpoint. Raise ``ConfigError`` if no checkpoint is left, or
-    if a checkpoint has another format.
+    Log a warning for each newer checkpoint. Raise ``ConfigError`` if no such checkpoint exists, or if its format is not
+    ``FORMAT``.
     """
     paths = files_by_round(folder, PATTERN)
     for server_round, path in reversed(paths.items()):

@@ -19,12 +19,12 @@ Matrix = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class ClassCounts:
-    """Counts by class. A matrix is empty if it is unknown.
+    """Counts by class. A matrix is empty if its counts are unknown, or if it is left out (see ``count_pairs``).
 
     Attributes
     ----------
     names
-        Names of the classes, in numerical order.
+        Names of the classes, in the order of the class numbers.
     clients
         Numbers of training examples, by client and class.
     confusion
@@ -50,7 +50,8 @@ _COUNTS = TypeAdapter(ClassCounts)
 def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
     """Return a matrix of shape ``shape`` that counts how often each pair (row, column) occurs.
 
-    The matrix is empty if there are no pairs, if it would exceed ``LARGEST``, or if a column is outside ``shape``.
+    The matrix is empty if there are no pairs, if ``shape`` has more than ``LARGEST`` entries, or if a column is outside
+    ``shape``.
     """
     height, width = shape
     if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:

@@ -76,7 +76,7 @@ class Costs:
         self.add(mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
-        """Measure the models of rates that are not measured yet; return whether there were any."""
+        """Measure the model of each rate in ``rates``, unless it is measured already; return whether any was new."""
         new = set(rates) - self._costs.keys()
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
@@ -124,7 +124,7 @@ def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
 
 
 def read_mix(settings: Mapping[str, object]) -> tuple[Mix, InnerWidths]:
-    """Return the mix and the rule for inner widths in a run's settings; by default, ``a`` and ``none``."""
+    """Return the mix (default: ``a``) and the rule for inner widths (default: ``none``) in a run's settings."""
     flat = flatten(settings)
     try:
         mix = Mix.parse(str(flat.get("mix", "a")))

@@ -64,7 +64,7 @@ def save_models(
     slices : Mapping[float, SliceFunction]
         By rate, the function that selects the model's entries; by default the first entries.
     levels : Mapping[float, State]
-        By rate, parameters that differ from the global model's.
+        By rate, values of parameters that replace the global model's values.
     record : RoundRecord | None
         Record of the latest evaluation. Its metrics are written into the JSON files.
     """
@@ -101,7 +101,7 @@ _REMEDY = "a run writes it when it ends: go on with it, or run it anew"
 
 
 def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return the content of each model's JSON file, by level, the largest first."""
+    """Return the content of each model's JSON file by level, the model of the highest rate first."""
     models: dict[str, dict[str, Any]] = {}
     for path in folder.models.glob("*.json"):
         if not path.stem[0].isalnum() or not path.stem.isprintable():

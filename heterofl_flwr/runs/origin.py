@@ -31,7 +31,7 @@ def command() -> str:
 
 @cache
 def commit() -> str:
-    """Return the commit of this package's code, with the suffix ``CHANGED`` if files differ from it; or ``UNKNOWN``."""
+    """Return the commit of this package's code from ``commit_of``; ``UNKNOWN`` if ``commit_of`` returns None."""
     return commit_of(PACKAGE.parent, PACKAGE.name) or UNKNOWN
 
 

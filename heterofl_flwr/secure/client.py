@@ -1,8 +1,8 @@
 """A client's side of a round of secure aggregation: its answers to five questions of the server.
 
-The client sends, in this order: its public keys; shares of its private key; its masked change; shares that unmask the
-sum without its classifier rows; shares that unmask the classifier rows. With the same keys, it answers no question
-twice.
+The client sends, in this order: its public keys; shares of its private key for masks; its masked change; shares that
+unmask the sum, except for classifier rows; shares that unmask classifier rows. With the same keys, the client answers
+no question twice.
 """
 
 import json
@@ -89,9 +89,9 @@ class MaskedRounds:
             )
 
     def note(self, run: int, server_round: int) -> None:
-        """Record that this client masks a change in this round; raise ``ReplyError`` as ``check`` does.
+        """Call ``check``, then record that this client masks a change in this round.
 
-        Call this before the masked change is sent.
+        Call ``note`` before the masked change is sent.
         """
         self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
@@ -170,8 +170,8 @@ class ClientRound:
         ``survivors`` are the members whose masked change arrived. ``seeds`` has encrypted shares of the survivors' mask
         seeds. The result has, for each survivor, this client's shares of the survivor's seeds, and for each other
         member, this client's share of the member's private key. Never both: the server must not be able to restore the
-        seeds and the private key of the same member. Seeds of classifier rows, and of entries that too few survivors
-        hold, are left out.
+        seeds and the private key of the same member. Seeds of classifier rows, and of rings that must stay masked (see
+        ``open_rings``), are left out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]

@@ -15,7 +15,7 @@ from heterofl_flwr.core.axes import Axis, positions, within
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 Classes = NDArray[np.int64]
-"""The class of each position of an axis; positions that are in the same slices form a class."""
+"""For each position of an axis, the number of its class. Positions that occur in the same slices form a class."""
 
 COUNTS = "number of clients for "
 """Name prefix of the extra entries that count, for each classifier row, the clients that trained the row."""
@@ -34,7 +34,7 @@ def as_state(vector: NDArray[np.generic], plan: Plan) -> dict[str, Tensor]:
 
 
 def overlap(plan: Plan, second: Plan) -> Plan:
-    """Return the overlap of two slices, with positions relative to the first."""
+    """Return the overlap of the slices ``plan`` and ``second``, with positions relative to ``plan``."""
     return Plan({name: within(axes, second.axes[name]) for name, axes in plan.axes.items() if name in second.axes})
 
 

@@ -1,4 +1,4 @@
-"""Rings: groups of entries that the same number of members hold. Rings with enough survivors may be unmasked."""
+"""Rings, which are groups of entries that the same number of members hold, and choice of the rings to unmask."""
 
 from functools import lru_cache
 

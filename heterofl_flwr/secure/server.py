@@ -89,8 +89,8 @@ class ServerRound:
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
         """Remove the masks from the sum, except from classifier rows.
 
-        ``revealed`` has the shares from ``ClientRound.reveal``, by client. Entries stay masked if too few survivors
-        hold them, or if too few valid shares arrived.
+        ``revealed`` has the shares from ``ClientRound.reveal``, by client. Entries stay masked if their ring must
+        stay masked (see ``open_rings``), or if too few valid shares arrived.
         """
         roster, survivors = self.roster, self.survivors
         rings = open_rings(roster, tuple(self.members), tuple(survivors))
@@ -137,8 +137,9 @@ class ServerRound:
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return two tensors for each parameter: the sum of the clients' changes, and the number of clients by entry.
 
-        Sums are in fixed-point steps. The number is 0 for entries whose sum is still masked. Other entries of a
-        classifier row have -1 if the row count (see ``row_numbers``) is masked, or impossible because a client lied.
+        Sums are in fixed-point steps. The number is 0 for entries whose sum is still masked. For other entries, it is
+        the number of survivors that hold the entry. In classifier rows, it is the row count (see ``row_numbers``)
+        instead, or -1 if the row count is masked, or impossible because a client lied.
         """
         holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0

@@ -51,7 +51,7 @@ def check_quota(options: Buffered, levels: int) -> None:
 
 
 class Seats:
-    """Seats for the ``size`` replies of a step. For each level, ``quota`` seats are reserved."""
+    """The ``size`` seats of a step, one for each reply. For each level, ``quota`` seats are reserved."""
 
     def __init__(self, size: int, quota: int) -> None:
         self._size, self._quota = size, quota
