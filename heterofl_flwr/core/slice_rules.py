@@ -35,7 +35,8 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
         ``random-level``: a random subset for each rate and round (Federated Dropout). ``random-client``: a random
         subset for each client and round.
     seed, server_round, rate, partition : int, int, float, int
-        Inputs of the random draws. The window of ``rolling`` starts at entry ``server_round - 1``. To move it by
+        Inputs of the random draws. Only ``random-level`` uses ``rate``. Only ``random-client`` uses ``partition``, the
+        client's partition number. The window of ``rolling`` starts at entry ``server_round - 1``. To move the window by
         several entries in each round, pass ``window_number(...)`` as ``server_round``.
     """
     if rule in NESTED_RULES:

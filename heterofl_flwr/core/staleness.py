@@ -49,11 +49,11 @@ class Clocks:
         self._moved = {plan: self._moved.get(plan, 0) + (plan is largest) for plan in ordered}
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply, by plan.
+        """Return the staleness of a reply's entries, by plan.
 
-        The staleness of an entry is the number of steps that changed the entry since the server sent the slice. The
-        first key is ``plan``. Each later key is a smaller plan with a larger staleness. An entry has the staleness of
-        the smallest of these plans that contains the entry.
+        The staleness of an entry is the number of steps that changed the entry since the server sent the slice. It is
+        the value of the smallest key that contains the entry. The keys are ``plan``, and smaller plans from the largest
+        to the smallest. The values increase.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
@@ -85,7 +85,7 @@ class StaleMean(CountingMean):
     exponent : float
         Exponent of the staleness factor. With 0, stale changes keep their full weights.
     one_clock : bool
-        If True, every step makes all entries stale, as in FedBuff.
+        If True, every step counts as a change of all entries, as in FedBuff.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class StaleMean(CountingMean):
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return the current slice plus the client's change, with each entry multiplied by its staleness factor."""
+        """Return (current slice + the client's change) times the staleness factor, entry by entry."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))

@@ -13,7 +13,11 @@ from heterofl_flwr.data.normalise import Normal
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Classes, columns, normalisation and input type of a data set. Unknown names are empty, unknown values None."""
+    """Classes, columns, normalisation and input type of a data set.
+
+    Unknown names of classes or columns are (). ``normal`` is None if inputs are not normalised, or if their
+    normalisation is unknown. ``reading`` is None unless the data set is a text.
+    """
 
     name: str
     classes: int
@@ -49,7 +53,8 @@ class Terms:
 def align(dataset: Dataset, terms: Terms) -> Dataset:
     """Convert a node's data to the run's classes, columns and normalisation.
 
-    Raise ``DataError`` if classes, columns, or the kind, dtype or shape of inputs do not fit.
+    Raise ``DataError`` if the classes, the columns, or the dtype or shape of the inputs do not fit, or if only one of
+    the two data sets is a text.
     """
     if (dataset.train.reading is None) != (terms.reading is None):
         raise DataError(f"of {dataset.name} and the run's data set, {terms.name}, only one is a text")

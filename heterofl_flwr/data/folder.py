@@ -70,9 +70,10 @@ def _read_folder(folder: Path) -> Any:
 def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
     """Return images by split, labelled with the names of their folders; None if ``folder`` has another layout.
 
-    ``datasets`` does not read this layout correctly. It leaves out folders that are links, and drops the label of a
-    single class. It treats a class or a file with the name of a split as this split: images in train/test would become
-    test examples too.
+    The layout is ``<split>/[.../]<class>/<image>``, or ``<class>/<image>`` without splits. ``datasets`` does not read
+    this layout correctly. It leaves out folders that are links. If there is only one class, it drops the labels. If a
+    class or a file has the name of a split, it adds the images to this split: images in train/test would become test
+    examples too.
     """
     files = [Path(name) for name in sorted(glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]
     parts = {path: path.parts[0].lower() for path in files if path.suffix.lower() in IMAGES}
@@ -111,7 +112,8 @@ def _read_hub(path: str) -> Any:
 def _is_example(names: Sequence[str]) -> bool:
     """Return True if a table's column names are numbers but not ascending integers: its first line is then an example.
 
-    If the first line has ``5.1`` twice, pandas names the second column ``5.1.1``.
+    A name such as ``5.1.1`` is a number too: if the first line has ``5.1`` twice, pandas gives the second column this
+    name.
     """
     is_count = all(map(str.isdigit, names)) and all(int(left) < int(right) for left, right in pairwise(names))
     return not is_count and all(fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?[\d.]*", name, IGNORECASE) for name in names)

@@ -45,8 +45,9 @@ class Partitions:
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Variant = "paper") -> Partitions:
     """Split the train and the test split of a data set among clients.
 
-    Texts are split by owner or evenly. If an evenly split text has fewer test rows than clients, the first clients
-    get one test row each, and the others none. A client's classes in a text are the words in its training rows.
+    The split of a text is ``natural``, ``natural-<column>`` or ``iid``. With ``iid`` and fewer test rows than clients,
+    the first clients get one test row each, and the others none. A client's classes in a text are the words in its
+    training rows.
 
     Parameters
     ----------

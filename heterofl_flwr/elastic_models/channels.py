@@ -7,7 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.int64]
-"""Position numbers of the entries of an axis. Entries with united positions are kept or dropped together."""
+"""Positions of an axis: one number for each entry of the axis.
+
+Entries are kept or dropped together if their positions are equal or united by ``Positions.unite``.
+"""
 
 Rows = Sequence[Row | None]
 """Positions of each axis of a tensor; None for an axis that is kept in full."""

@@ -23,7 +23,7 @@ Torch chooses between view and copy by strides, which differ at width 1. A wrong
 
 
 SCALES = {"mul", "div", "addmm", "baddbmm", "addbmm", "addmv"}
-"""Operators whose numbers may depend on a width: attention divides by the root of the head dimension."""
+"""Operators whose plain number arguments may depend on a width: attention divides by the root of the head dimension."""
 
 _POWERS = (-1, -1 / 2, -1 / 4, 1 / 4, 1 / 2, 1)
 

@@ -86,8 +86,8 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
     """Trace rule of indexing.
 
-    A bound of a Python slice is coupled with the entries before it. If the bound is a literal number, these entries are
-    always kept. A negative bound is not coupled: all entries from it to the end of the axis are always kept.
+    A positive bound of a Python slice is coupled with the entries before the bound. If the bound is a literal number,
+    these entries are always kept. If the bound is negative, all entries from it to the end of the axis are always kept.
 
     An integer index selects the same entry at every rate: all entries from the start of the axis to the index are
     always kept, or all entries from a negative index to the end.

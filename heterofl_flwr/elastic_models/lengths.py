@@ -196,7 +196,7 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def compare(self, length: Length, operand: float) -> None:
-        """Make a comparison of a length with a number, or with another length, give the same result at every rate.
+        """Ensure that a comparison of a length with a number or another length has the same result at every rate.
 
         Two exact lengths are tied, so that they shrink in proportion. Otherwise, the axes from which the lengths were
         computed are never sliced. Nothing is done in two cases: in torch's own code, and for a number below 1 if the

@@ -202,7 +202,7 @@ def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("as_strided")
 def strided(trace: Trace, call: Call, rows: list[Row | None]) -> Rows | None:
-    """Trace rule of ``as_strided``: axes are never sliced. An in-place call that keeps all lengths changes nothing."""
+    """Trace rule of ``as_strided``: axes are never sliced, unless an in-place call keeps all lengths."""
     source, output = call.args[0], call.outputs[0]
     if source is output and all(row is None or len(row) == n for row, n in zip(rows, output.shape, strict=False)):
         return None

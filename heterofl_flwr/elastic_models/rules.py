@@ -90,7 +90,10 @@ class Call:
 
     @property
     def divisor(self) -> float:
-        """Number by which a ``div`` divides, or 1 / the number of a ``mul``; 0 for tensors and other operators."""
+        """Number by which a ``div`` divides, or the reciprocal of the number by which a ``mul`` multiplies.
+
+        It is 0 for other operators, or if the second operand is a tensor or 0.
+        """
         number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else 0
         if not isinstance(number, int | float) or not number:
             return 0
