@@ -122,7 +122,8 @@ class Task:
     def model(self, like: nn.Module | None = None) -> nn.Module:
         """Return a new model at the message's rate, with the received parameters and the client's personal parameters.
 
-        In an evaluation, batch norm uses the static moments in the message. Without them, it normalises by batch.
+        In an evaluation, batch norm uses the static moments in the message. If the message has none, batch norm uses
+        the statistics of each batch.
 
         Parameters
         ----------
@@ -283,7 +284,7 @@ class Task:
             del model  # keep no reference, so that the caller can free it
 
     def _trained(self, model: nn.Module | None, update: Outgoing) -> Outgoing:
-        """Return ``update`` with the trained parameters, after all stages; save the client's state."""
+        """Return ``update`` with the trained parameters, changed by all stages. Save the client's state."""
         parameters = self._issued.parameters_of(model)
         if update.num_examples and not self.penalty_used:
             check_penalty(self._stages, self.instruction.proximal_mu)

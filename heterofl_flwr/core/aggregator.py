@@ -23,7 +23,8 @@ class Version:
     plan, tensors
         The slice, and its values.
     moved
-        For each plan, the number of these steps in which it was the largest plan among the averaged replies.
+        For each plan, the number of steps before the slice was sent in which this plan was the largest plan of the
+        averaged replies.
     """
 
     number: int

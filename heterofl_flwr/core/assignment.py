@@ -14,8 +14,9 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 
     With ``capacity``, the rate is ``capacity``, but at most the global rate. Otherwise, the partitions are divided into
     equal blocks, one for each part of the mix, from the largest rate to the smallest; the last block also has the
-    remainder. If there are fewer partitions than parts, the partitions are spread evenly over the parts. Partitions in
-    idle parts, such as ``x3``, have rate 0.
+    remainder. If there are fewer partitions than parts, the first partition gets the first part, the last partition
+    gets the last part, and the other partitions get parts at equal distances, rounded. A single partition gets the
+    first part. Partitions in idle parts, such as ``x3``, have rate 0.
     """
     if capacity is not None:
         return min(float(exact_rate(capacity)), mix.global_rate)
@@ -56,8 +57,9 @@ def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
 def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
     """Return the rates of ``number`` new clients under the assignment *Fix*.
 
-    ``taken`` are the rates of earlier clients. Each new client gets the rate that would then have the fewest clients
-    relative to the rate's proportion in the mix. If there are no earlier clients, ``fixed_rate`` gives the rates.
+    ``taken`` are the rates of earlier clients. For each new client, the number of clients at each rate, plus 1, is
+    divided by the rate's proportion in the mix; the new client gets the rate with the smallest quotient. If there are
+    no earlier clients, ``fixed_rate`` gives the rates.
     """
     if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]

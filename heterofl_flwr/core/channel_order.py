@@ -79,10 +79,10 @@ class ChannelOrder:
             )
 
     def _find_unknown(self, model: nn.Module) -> set[str]:
-        """Return the weights with channels that no layer outputs, or that no other layer takes as inputs.
+        """Return the names of weights with channels that no layer outputs, or that no other layer takes as inputs.
 
-        Weights of group norms with several groups of several channels are included, because a channel must not move to
-        another group.
+        The names of ``GroupNorm`` weights are included if the layer has several groups of several channels each,
+        because a channel must not move to another group of the layer.
         """
         layers = {f"{name}.weight": layer for name, layer in model.named_modules()}
         faults = {

@@ -36,10 +36,10 @@ def empty_sum(parameter: Tensor) -> Tensor:
 
 
 class Nested(NamedTuple):
-    """Slices of one parameter, from the largest to the smallest, and the shells between them.
+    """Nested slices of one parameter, from the largest to the smallest, and shells that divide the parameter.
 
-    A shell contains the entries of a slice that the next smaller slice lacks, as a tuple of boxes. The first shell has
-    the entries outside all slices, and the last shell is the smallest slice.
+    The first shell has the entries outside all slices. The last shell is the smallest slice. Each shell between these
+    two has the entries of a slice that the next smaller slice lacks. A shell is a tuple of boxes.
     """
 
     slices: tuple[Axes, ...]  # from the largest to the smallest
@@ -49,7 +49,7 @@ class Nested(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
-    """Return prefix slices of one parameter, sorted by size, with the shells between them.
+    """Sort prefix slices of one parameter from the largest to the smallest, and find their shells (see ``Nested``).
 
     If an axis has several equal parts, such as attention heads, a slice has a prefix of each part. Return None if the
     slices are not nested, or if they differ in an axis's number of parts.
@@ -103,9 +103,10 @@ def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> N
 
 
 def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
-    """Return, for each entry of the tensor ``total``, the summed weight of the clients that hold the entry.
+    """Return the summed weight of the clients that hold each entry, as a tensor of the shape and dtype of ``total``.
 
-    ``counts`` is as in ``mean_in_place``.
+    The values of ``total`` are not used. ``counts`` maps each slice to the summed weight of the clients with exactly
+    this slice.
     """
     weights = torch.zeros_like(total)
     for axes, count in counts.items():

@@ -48,7 +48,7 @@ def tick(label: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds; from a minute on, in the two largest units, such as ``2 h 5 min``."""
+    """Format seconds; from 1 minute on, as minutes and seconds; from 1 hour on, as hours and minutes."""
     if not 60 <= seconds < math.inf:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

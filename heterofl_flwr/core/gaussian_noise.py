@@ -101,12 +101,12 @@ def _refined(start: NDArray[np.int64], bits: int, stream: Keystream) -> NDArray[
 
 @cache
 def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return two arrays for drawing the coarse part of the noise.
+    """Return two arrays for drawing the coarse part of a candidate.
 
-    The coarse part of a noise value is its magnitude divided by ``2 ** _FINE_BITS``, rounded down. The first array has
-    the probability that the coarse part is k or more, for k from the largest value down to 1. The second array is a
-    lookup table for fast draws from uniform numbers. It divides the interval from 0 to 1 into cells, and has the coarse
-    part that belongs to each cell, or ``_SPLIT`` if several coarse parts belong to the cell.
+    The coarse part of a candidate (see ``_proposed``) is its magnitude divided by ``2 ** _FINE_BITS``, rounded down.
+    The first array has the probability that the coarse part is k or more, for k from the largest value down to 1. The
+    second array maps uniform numbers to coarse parts: the interval from 0 to 1 is divided into cells of equal length,
+    and the array has the coarse part of each cell, or ``_SPLIT`` if several coarse parts belong to the cell.
     """
     # Values of 11 deviations or more are left out: their probability is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]

@@ -1,4 +1,4 @@
-"""Label rows: classifier parameters with one row for each class, and the rows of a reply that are averaged."""
+"""Classifier parameters with one row for each class (``label_rows``), and the choice of their rows to average."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
@@ -78,8 +78,8 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
     """Return the names of linear layers that may be the classifier.
 
     ``unshrunk`` has the linear layers with equally many outputs at the largest and smallest rate. A layer with n
-    outputs is left out if a later linear layer has n inputs. If ``unshrunk`` has all linear layers of the model,
-    only the last of the remaining layers is returned, with those that have the same parent module and number of inputs.
+    outputs is left out if a later linear layer has n inputs. If ``unshrunk`` has all linear layers of the model, a
+    remaining layer is returned only if it has the same parent module and number of inputs as the last remaining layer.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)
@@ -130,9 +130,10 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the indices of the rows to average; None, for all rows, if ``labels`` is None.
+        """Return the indices of the rows to average.
 
-        ``sizes`` maps each parameter to its number of rows; by default, it has all parameters of ``label_rows``.
+        If ``labels`` is None, return None, which stands for all rows. ``sizes`` maps each parameter to its number of
+        rows; by default, it has all parameters of ``label_rows``.
         """
         sizes = self.sizes if sizes is None else sizes
         if labels is None:

@@ -208,7 +208,10 @@ def _find_flattened(full_model: nn.Module, axes: Mapping[str, Axes]) -> dict[str
 
 
 def _has_matrix(layer: nn.Module) -> bool:
-    """Return True if a layer itself has a weight matrix. The matrices of its parametrizations are its own."""
+    """Return True if a layer itself has a parameter of two or more dimensions.
+
+    Tensors in ``layer.parametrizations`` count as parameters of the layer, not of the ``ParametrizationList``.
+    """
     parts = [] if isinstance(layer, ParametrizationList) else [layer, *getattr(layer, "parametrizations", {}).values()]
     return any(own.dim() > 1 for part in parts for own in part.parameters(recurse=False))
 

@@ -1,8 +1,9 @@
-"""Robust aggregation: each entry changes by the trimmed mean or the median of its holders' changes.
+"""Robust aggregation: the trimmed mean or the median of clients' changes, for each entry.
 
-The holders of an entry are the clients whose slices contain it. ``trimmed`` drops the largest and the smallest changes
-(Yin et al., 2018). With one or two holders, no majority can outvote a false change: the option ``few`` chooses between
-the holders' plain mean and the old value. The changes of all clients are stored until the end of the round.
+The holders of an entry are the clients whose slices contain it. An entry with three holders or more changes by the
+trimmed mean or the median of its holders' changes. ``trimmed`` drops the largest and the smallest changes (Yin et al.,
+2018). With one or two holders, no majority can outvote a false change: the option ``few`` chooses between the holders'
+plain mean and the old value. The changes of all clients are stored until the end of the round.
 """
 
 import math
@@ -117,7 +118,7 @@ class RobustMean:
 
 
 def combine(stack: Tensor, robust: Robust) -> Tensor:
-    """Return the robust mean of each column, ignoring NaN. Columns with too few values get 0."""
+    """Return the robust mean of each column, ignoring NaN; 0 for columns with fewer than ``robust.fewest`` values."""
     counts = (~stack.isnan()).sum(0)
     change = stack.new_zeros(stack.shape[1])
     for number in counts.unique().tolist():

@@ -49,5 +49,5 @@ class Registry(dict[Any, Callable[..., Any]]):
         return add
 
     def find(self, layer: nn.Module) -> Callable[..., Any] | None:
-        """Return the rule of the layer's type or of its nearest base class, or None."""
+        """Return the rule of the layer's type, or of its nearest base class that has a rule; None without any rule."""
         return next((self[kind] for kind in type(layer).__mro__ if kind in self), None)
