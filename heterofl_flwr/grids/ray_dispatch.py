@@ -27,7 +27,7 @@ RETRIES = 2
 """Largest number of times that a group of messages is given to another actor because its actor has died."""
 
 STARTS = 3
-"""Maximum number of failed starts in a row after which the failed actor is still replaced."""
+"""Largest number of times in a row that an actor is replaced because it could not start."""
 
 PATIENCE = 60.0
 """Seconds to wait for the start of an actor until a warning with the resources of the cluster is logged."""
@@ -182,9 +182,10 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Replace an actor that could not start, up to ``STARTS`` times in a row; then go on with the other actors.
+        """Count a failed start, and replace the actor if at most ``STARTS`` starts in a row have failed.
 
-        Raise ``ConfigError`` if no other actor is left, or if none has ever started.
+        After more failed starts, go on with the other actors, or raise ``ConfigError`` if no other actor is left. If no
+        actor has ever started, raise ``ConfigError`` at once.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:
@@ -194,10 +195,10 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace a dead actor, and call ``ready`` of all idle actors, because they may have died too.
+        """Replace an actor that died while it ran ``group``; if ``group`` is None, handle a failed start instead.
 
-        The dead actor's group is queued again, at most ``RETRIES`` times. After that, the group's messages get error
-        replies. The death of an actor without a group counts as a failed start.
+        When a group's actor has died, also call ``ready`` of all idle actors, because they may have died too. Queue the
+        group again, at most ``RETRIES`` times. After that, its messages get error replies.
         """
         death = self._describe_end(actor, error)
         if group is None:

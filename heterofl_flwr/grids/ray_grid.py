@@ -39,7 +39,8 @@ class RayGrid(QueuedGrid):
     at_once : int, optional
         Maximum number of actors, by default ``num_nodes``; fewer start if the machines' resources hold only fewer.
     cohort, by_rate, node_config, run_config, cost, seed
-        See ``LocalGrid``. With GPUs, messages that are pushed together are divided evenly among the actors.
+        See ``LocalGrid``. With GPUs, if n messages are pushed together, a group has at most n divided by the number of
+        actors, rounded up.
 
     Examples
     --------

@@ -30,10 +30,11 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 
 @dataclass(slots=True)
 class _Flight:
-    """A message on a simulated device. ``takes`` and ``reply`` are set once its client has trained.
+    """A message on a simulated device.
 
-    If the device is unavailable, ``reply`` is an error reply from the beginning. ``sent`` is the simulated time of
-    sending, ``takes`` the simulated seconds until the reply, and ``down`` the message's size in bytes.
+    ``sent`` is the simulated time of sending, ``takes`` the simulated seconds until the reply, and ``down`` the
+    message's size in bytes. ``takes`` is set once the client has trained, and so is the ``reply`` to a message of
+    ``push_messages``. If the device is unavailable, ``reply`` is an error reply from the beginning.
     """
 
     turn: Turn
@@ -161,9 +162,9 @@ class SimulatedDevices(Relay):
         super().cancel(message_ids)
 
     def _start(self, message: Message) -> _Flight:
-        """Write the fraction of steps to run into a message, if it is below 1; return the message's ``_Flight``.
+        """Return a message's ``_Flight``, with an error reply if the device is unavailable.
 
-        The flight of an unavailable device has an error reply.
+        If the client runs only a fraction of its steps, write this fraction into the message.
         """
         config = read_config(message)
         seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))

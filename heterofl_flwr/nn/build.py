@@ -99,7 +99,7 @@ def plan_between(build: Build, top: float, rate: float) -> Plan:
 
 
 def equal_levels(sizes: Mapping[float, Hashable]) -> list[str]:
-    """Return a warning for each set of rates whose models have equal ``sizes``."""
+    """Return one warning for each value in ``sizes`` that two or more rates have."""
     rates_by_size = defaultdict[Hashable, list[float]](list)
     for rate, size in sizes.items():
         rates_by_size[size].append(rate)

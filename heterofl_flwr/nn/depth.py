@@ -163,7 +163,10 @@ def _copied(model: nn.Module, rate: float) -> nn.Module:
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
-    """Return the names of the blocks that match ``pattern``, by the name of their stack."""
+    """Return the names of the blocks that match ``pattern``, by the name of their stack.
+
+    A block matches by its full name. The returned name is only the block's name inside the stack.
+    """
     stacks = {
         parent: [
             child
@@ -203,8 +206,9 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> tuple[dict[int, tuple[str, ...]], set[str]]:
     """Run a model at every depth; return the names of unused parameters, and the names of counted stacks.
 
-    Unused parameters are listed by number of dropped blocks: the full model uses them, and the shallower model has them
-    but does not use them. A stack is counted if the model's code needs its length (``Watch``).
+    The blocks are removed from ``model`` itself. Unused parameters are listed by number of dropped blocks: the full
+    model uses them, and the shallower model has them but does not use them. A stack is counted if the model's code
+    needs its length (``Watch``).
     """
     stacks, gone = find_stacks(model, blocks), 0
     with watching(model, stacks) as watch:

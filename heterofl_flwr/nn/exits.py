@@ -18,12 +18,12 @@ from heterofl_flwr.nn.preresnet import PreResNet
 BLOCKS: Mapping[str, str] = MappingProxyType(
     {**dict.fromkeys(("cnn", "preresnet18", "preresnet18-later", "preresnet50"), "exits.*"), "transformer": "encoder.*"}
 )
-"""Argument ``blocks`` of ``shallow``, by model name. The blocks are the exits. The Transformer has no exits, and its
-blocks are the encoder layers.
+"""Argument ``blocks`` of ``shallow``, by model name. The blocks of the Transformer are its encoder layers. The other
+models get exits (``with_exits``), and their blocks are these exits.
 """
 
 Stage = tuple[nn.Module, nn.Module]
-"""A part of a model, and the head that turns its output into logits."""
+"""A stage of a model, and its head, which turns the stage's output into logits."""
 
 
 class Exit(nn.Module):
@@ -47,8 +47,8 @@ class Exits(nn.Module):
     ensemble : bool
         Whether evaluation returns the mean of all exits' logits (DepthFL) instead of the deepest exit's.
     deepest_only : bool
-        Whether a client trains only the head of its deepest exit. The server then averages each head only over the
-        clients whose deepest exit has this head.
+        Whether a client trains all its stages, but only one head: the head of its deepest exit. The server then
+        averages each head only over the clients whose deepest exit has this head.
     """
 
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:

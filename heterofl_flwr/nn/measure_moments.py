@@ -85,7 +85,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 
 def first_tensor(batch: object) -> torch.Tensor:
-    """Return the model's input in a batch: the batch itself, or its first entry."""
+    """Return the model's input: ``batch`` if it is a tensor, or the first entry of a tuple, list or mapping."""
     tensor = batch
     if isinstance(batch, tuple | list | Mapping) and batch:
         tensor = next(iter(batch.values() if isinstance(batch, Mapping) else batch))

@@ -72,7 +72,10 @@ class Moments:
         return self.layers[name].statistics(self.kind)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return all counts and sums as tensors, named ``<kind>.<layer>.<part>``."""
+        """Return all counts and sums as tensors, named ``<kind>.<layer>.<part>``.
+
+        A part is ``count``, ``first`` or ``second``.
+        """
         return {
             f"{self.kind}.{name}.{part}": torch.as_tensor(value)
             for name, layer in self.layers.items()

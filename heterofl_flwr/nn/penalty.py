@@ -80,7 +80,10 @@ class Quadratic:
         return AlignedQuadratic(self.strength, centers, directions)
 
     def covers(self, model: nn.Module) -> bool:
-        """Return True if ``aligned`` keeps the penalty: with ``strength`` 0, or a center for each trained parameter."""
+        """Return True if ``strength`` is 0 or each trained parameter has a center.
+
+        Otherwise ``aligned`` returns another penalty, because it adds centers.
+        """
         return not self.strength or all(
             name in self.center for name, parameter in model.named_parameters() if parameter.requires_grad
         )

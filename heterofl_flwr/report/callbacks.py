@@ -110,7 +110,7 @@ class _Service(_Tracker):
 
     @abstractmethod
     def _open(self, earlier_id: str | None) -> str:
-        """Open a new run, or continue the run with ``earlier_id``; return the run's id."""
+        """Continue the run with the id ``earlier_id``, or open a new run if it is None; return the run's id."""
 
 
 class WandB(_Service):

@@ -50,7 +50,7 @@ AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
 Histories = Mapping[RunFolder, Sequence[RoundRecord]]
 
 Rows = dict[str, dict[object, RunFolder]]
-"""Runs by group, then by seed. A group is named by the settings that differ between runs; see ``group_runs``."""
+"""Runs by group, then by seed. ``group_runs`` makes the groups' names from settings that differ between runs."""
 
 Places = Mapping[int, tuple[float, float]]
 """Points of a run's curve by round: place on the horizontal axis, and value."""
@@ -65,7 +65,7 @@ HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "agai
 
 
 def compare_runs(histories: Histories, rows: Rows) -> Cells:
-    """Return a table of means over seeds, with a row for each metric and each set of settings."""
+    """Return a table of means over seeds, with a row for each combination of a metric and a set of settings."""
     costs, table = {row: _costs(runs, histories) for row, runs in rows.items()}, []
     scored = {folder: {score.label: score for score in scores(history)} for folder, history in histories.items()}
     names = {label: score.name for by_label in scored.values() for label, score in by_label.items()}
@@ -151,8 +151,10 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 def group_runs(folders: Sequence[RunFolder]) -> Rows:
     """Return the runs, grouped by settings, then by seed.
 
-    The key of a group is a text with the settings that differ between runs. If methods differ, it begins with the
-    method.
+    The key of a group is a text with the settings that differ between runs. Settings other than the mix are left out if
+    they have the default for the group's data set, split, model and fidelity. If this leaves nothing, the text has all
+    differing settings. If no setting differs, it is the first run's title, or ``all``. If methods differ, the key
+    begins with the method.
     """
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
@@ -249,9 +251,10 @@ def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
 
 
 def _short_names(rows: Rows) -> list[str]:
-    """Return a short name for each row: its words that are not in all rows, with ``data.split=iid`` as ``split=iid``.
+    """Return a short name for each key of ``rows``: the key without those words that all keys contain.
 
-    A row without such words is its own name. If two of these names are equal, every row is its own name.
+    In a short name, ``data.split=iid`` becomes ``split=iid``. If no word of a key is left, its short name is the key
+    itself. If two short names would be equal, return all keys unchanged.
     """
     words = [row.split() for row in rows]
     common = set(words[0]).intersection(*words)

@@ -16,7 +16,9 @@ from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.runs.scores import SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
-"""Seconds without output after which the next reply prints a line; within ``by_time``, a timer prints it."""
+"""Seconds without output after which the next reply prints a line. Within ``by_time``, a timer prints a line even
+without a reply.
+"""
 
 TIMER_SECONDS = 1.0
 """Seconds between the checks of the timer."""
