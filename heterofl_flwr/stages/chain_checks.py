@@ -16,9 +16,9 @@ Kind = Literal["counting", "robust", "asynchronous", "other"]
 
 
 def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights) -> None:
-    """Raise a ``ConfigError`` if stages conflict with each other or with the mean.
+    """Raise a ``ConfigError`` if a stage's class is invalid, or if stages, mean and ``weights`` do not fit each other.
 
-    The error lists all conflicts. If the class of a stage is invalid, the error lists only faults of classes.
+    If classes are invalid, the error lists all faults of classes and nothing else. Otherwise, it lists all conflicts.
     """
     faults = [fault for stage in stages for fault in _faults_of_class(stage)]
     if faults:

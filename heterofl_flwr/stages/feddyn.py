@@ -47,10 +47,11 @@ class FedDyn(StatefulStage):
     For each entry, the server stores the drift ``d`` (in the paper -h / alpha). After a round, it sets
     ``d = d + sum(w - theta) / m``. The sum is over the clients that trained the entry in this round. Here theta is the
     entry's value before the training of a client, w the value after it, and m the number of all clients whose slices
-    contain the entry. The entry's new value is the mean plus d. If no client trained the entry, the entry and its drift
-    do not change.
+    contain the entry. The entry's new value is the mean plus d. If no client trained the entry in this round, its value
+    and d stay as they are.
 
-    If the learning rate changes by a factor, all drifts are multiplied by this factor.
+    If the learning rate differs by a factor from that of the previous round, all drifts are first multiplied by this
+    factor, also those of entries that no client trained.
     """
 
     needs = Needs(counting_mean=True, equal_weights=True)

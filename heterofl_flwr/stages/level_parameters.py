@@ -25,11 +25,11 @@ class LevelParameters(StatefulStage):
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
-        """Return one level's values; {} for the largest level, and for a level that has not trained yet."""
+        """Return a level's means of these parameters; {} for the largest level, and for a level without a mean yet."""
         return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Add a client's values to the mean of its level."""
+        """Add a client's values of these parameters to the mean over the clients of its level."""
         levels = self._levels_of(context)
         plan = Plan({name: axes for name, axes in update.plan.axes.items() if is_shared(name, self._patterns)})
         if update.rate not in levels:

@@ -107,7 +107,7 @@ class Spent:
                 self._releases[key] = entry
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Keep the releases in ``ledger`` too: count those it has, and write all releases there at each ``add``."""
+        """Count the releases stored in ``ledger`` too; from now on, each ``add`` writes all releases to ``ledger``."""
         self.merge(ledger.releases())
         self._ledger = ledger
 
@@ -122,7 +122,7 @@ class Spent:
             self._ledger.write_releases(self.releases)
 
     def epsilon(self, further: int = 0) -> float:
-        """Return epsilon after all releases so far, and after ``further`` additional ones with this run's noise."""
+        """Return epsilon of all releases so far together with ``further`` more releases with this run's noise."""
         by_noise = Counter({self._privacy.noise: further})
         for entry in self.releases:
             by_noise[entry.noise] += entry.number

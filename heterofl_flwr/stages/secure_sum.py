@@ -152,7 +152,10 @@ class SecureSum(Conversation):
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Query clients for shares to unmask the sum: first all entries except classifier rows, then these rows."""
+        """Query clients for shares, and use these to unmask the sum.
+
+        The first query is for all entries except classifier rows, the second for these rows.
+        """
         current = self._round
         if current is None or not current.survivors:  # the round is skipped, or fails because it has no replies
             return

@@ -33,7 +33,7 @@ HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests",
 """Config keys: hashes of shares; hashes of seeds; random run id; last round in which the client masked a change."""
 
 PARTS, NUMBERS = "secure-parts", "secure-numbers"
-"""Config keys: parts of the classifier to unmask; for each part, the number of clients that have its rarest row."""
+"""Config keys: parts of the classifier rows to unmask; each part's smallest row count (``ServerRound.row_numbers``)."""
 
 NONCE = "secure-start"
 """Config key: random number, new at each start or resume of a run, from which clients derive their random seeds."""
@@ -55,8 +55,9 @@ class ClientSecureSum(RespondingStage):
     def answer(self, context: ClientContext) -> Fields:
         """Return public keys or shares, as the phase in ``context.config`` asks.
 
-        A client masks only one change in each round. If this client has already masked a change in this round, or in a
-        later round before the run was resumed, return the number of the last such round instead of keys.
+        A client masks only one change in each round. So if the server asks for keys, and this client has already masked
+        a change in this round or in a later one (before the run was resumed), return no keys, but the number of the
+        last round in which the client masked a change.
         """
         notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":

@@ -1,7 +1,7 @@
 """Server optimisers: a step of the global model along the mean change of a round.
 
-Formulas are those of Flower (Hsu et al., 2019; Reddi et al., 2020). If no client of a round holds an entry, the
-entry keeps its value and its moments.
+The formulas are those of Flower (Hsu et al., 2019; Reddi et al., 2020), except in ``Nesterov``. If no client of a round
+holds an entry, the entry keeps its value and its moments.
 """
 
 import math
@@ -19,7 +19,7 @@ FIRST, SECOND = "first", "second"
 """Name prefixes of a parameter's moments."""
 
 Moments = Mapping[str, Tensor]
-"""The first and second moment of one parameter."""
+"""Moments of one parameter by ``FIRST`` and ``SECOND``. ``_step`` returns only the moments that it uses."""
 
 
 class ServerOptimizer(StatefulStage):

@@ -12,7 +12,9 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientStage, Fields, State
 
 HolderCounts = Callable[[str], Tensor]
-"""Function from a parameter's name to a tensor: the number, or total weight, of the clients that hold each entry."""
+"""Function from a parameter's name to a tensor with one value for each entry. The value is the number of clients that
+hold the entry (``RoundContext.holders``), or the total weight of these clients (``ServerStage.on_mean``).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,7 @@ class Needs:
         The stage takes a step along the mean change. So each entry of the mean must depend only on the same entry of
         the updates.
     holders
-        Minimum number of clients to sample at the largest rate in each round.
+        A training round first samples clients of the largest rate, up to this number.
     """
 
     changes: bool = False

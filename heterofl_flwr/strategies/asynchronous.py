@@ -134,9 +134,10 @@ class Steps:
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Refuse the waiting replies that are faulty or too stale, and add the others to the step while seats are free.
+        """Add waiting replies to the step, or refuse them.
 
-        A reply for whose rate ``seats`` has no seat waits for a later step.
+        A faulty or too stale reply is refused. Any other reply is added if ``seats`` has a seat for its rate; without a
+        seat, the reply waits for a later step.
         """
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
@@ -185,7 +186,7 @@ class Steps:
             self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
 
     def _draw(self, current: Round) -> list[int]:
-        """Sample the clients that begin to train now, so that up to ``concurrency`` are in training.
+        """Sample the clients that begin to train now: at most ``concurrency`` minus ``len(_expected())``.
 
         After a resume, the clients that were training when the state was saved come first.
         """

@@ -53,6 +53,8 @@ class FedH2L(FederationStrategy):
         As in ``HeteroFL``, without spare clients.
     training : Training
         The learning rate. Clients send no parameters, so ``upload`` and ``proximal_mu`` must keep their defaults.
+    limits : Limits
+        As in ``HeteroFL``, but ``norm_bound`` must keep its default.
 
     All other arguments are as in ``HeteroFL``.
     """
@@ -165,7 +167,7 @@ class FedH2L(FederationStrategy):
         return list(opened.sent)
 
     def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
-        """Store a reply's records for ``function``; after training, with the client's metrics from both exchanges."""
+        """Store a reply's records for ``function``; in a training round, with the metrics of both exchanges."""
         super()._keep_metrics(node_id, reply, function, argument)
         if function is not None and isinstance(self.current, Round):
             records = self.round_messages.records[node_id]

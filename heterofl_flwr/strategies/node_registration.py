@@ -33,8 +33,9 @@ POLL_SECONDS = 0.5
 class NodeRegistration:
     """Registration of the nodes of a grid in one round.
 
-    A node that does not answer is left out of the round, and is queried again in the next round. Queries count towards
-    the time limit of the round; the wait for enough nodes does not.
+    A node that does not answer is queried again: in the same round if too few nodes have answered, else in the next
+    round. A node that has not answered at the end is left out of the round. Queries count towards the time limit of the
+    round; the wait for enough nodes does not.
     """
 
     def __init__(self, grid: Grid, federation: Federation, server_round: int, budget: Budget) -> None:
@@ -156,9 +157,10 @@ class NodeRegistration:
         self._budget.extend(time.monotonic() - self._queried_at)
 
     def log_changes(self) -> None:
-        """Log which nodes joined, left or came back.
+        """Log which nodes joined, left or came back, except in the first round.
 
-        In the first round, warn instead if the present nodes do not fit the mix or the tables in ``limits``.
+        In the first round, warn if the present nodes do not fit the mix or the tables in ``limits``. In later rounds,
+        after a client has reported a new capacity, warn if too few clients can train the largest level.
         """
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:

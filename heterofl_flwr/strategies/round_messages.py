@@ -50,7 +50,7 @@ class RoundMessages:
 
     @property
     def budget(self) -> Budget:
-        """Time limit of the round. Without one, as outside ``Strategy.start``, each access returns a new ``Budget``."""
+        """Time limit of the round. If ``timed`` is False (outside ``start``), each access returns a new ``Budget``."""
         return self._budget or Budget(self._timeout)
 
     def open(self, current: Round | EvaluationRound) -> None:
@@ -61,7 +61,7 @@ class RoundMessages:
         self.sent, self.records, self._received = [], {}, {}
 
     def restrict(self, sent: Iterable[Message]) -> None:
-        """Remove clients without a message in ``sent`` from the round."""
+        """Remove from the round all clients that have no message in ``sent``."""
         node_ids = {message.metadata.dst_node_id for message in sent}
         for message in self.sent:
             if self.current is not None and message.metadata.dst_node_id not in node_ids:

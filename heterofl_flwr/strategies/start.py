@@ -62,9 +62,9 @@ class FederationStrategy(EvaluationHooks):
             Initial parameters; by default those of a new global model.
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
             Function that evaluates the global model on the server: before the first round, every ``evaluation.every``
-            rounds, and after the final round. If some parameters are not shared, it gets only the shared parameters;
-            load them with ``strict=False``. The arrays have no batch norm statistics, so the function must measure
-            these statistics (``with_static_norm``).
+            rounds, and after the final round; never if ``evaluation.every`` is 0. If some parameters are not shared, it
+            gets only the shared parameters; load them with ``strict=False``. The arrays have no batch norm statistics,
+            so the function must measure these statistics (``with_static_norm``).
         should_stop : Callable[[int, Result], bool] | None
             Function of the round and the result so far, as in Flower from 1.43 on. If it returns True, the run ends.
         resume : RunState | None

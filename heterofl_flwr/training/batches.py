@@ -44,9 +44,9 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split tokens of shape (rows, words) into pieces of ``reading.length`` words; yield pairs (inputs, targets).
+    """Split ``tokens`` along axis 1 into pieces of ``reading.length`` columns; yield (inputs, targets) for each piece.
 
-    The targets are the tokens of a piece. In the inputs, random tokens are masked. The last piece may be shorter.
+    The targets are the tokens of the piece. In the inputs, random tokens are masked. The last piece may be shorter.
     """
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
@@ -86,9 +86,10 @@ def count_steps(job: TrainingJob, options: TrainOptions) -> int:
 
 
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Yield an iterator over the batches of each epoch. The last epoch ends after ``count_steps`` steps in total.
+    """For each epoch, yield an iterator over its batches.
 
-    Exhaust each iterator before you take the next iterator.
+    All epochs together have ``count_steps`` batches, so the last epoch may be shorter. Exhaust each iterator before you
+    take the next iterator.
     """
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)
