@@ -1,8 +1,8 @@
 """The Hydra sweeper of ``conf/``; Hydra loads plug-ins from folders with the name ``hydra_plugins``.
 
 It is Hydra's basic sweeper with three additions. An experiment may have several blocks, each with all combinations of
-its values. All jobs are checked before the first one starts, or only listed (``dry``). A job that fails does not stop
-the others.
+its values. All jobs that have not ended are checked before the first job starts; with ``dry``, jobs are only listed. A
+job that fails does not stop the other jobs.
 Every Hydra program in the environment loads this module, so slow imports are inside functions.
 """
 
@@ -49,9 +49,9 @@ class BlockSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
-        """Check all jobs, run them and print results; raise ``RunError`` if some failed.
+        """Check the jobs that have not ended, launch all jobs, and print results.
 
-        With ``dry``, only list them.
+        With ``dry``, only list the jobs. Raise ``RunError`` if a job or the launcher fails.
         """
         from heterofl_flwr.app.run_app import RunError
         from heterofl_flwr.app.sweep.job import DIVERGED, DONE, ENDED, check_jobs
@@ -111,8 +111,9 @@ class BlockSweeper(Sweeper):
     def _compose(self, rows: Iterable[list[str]]) -> Iterator[DictConfig]:
         """Yield the configuration of each row.
 
-        Hydra needs 0.2 s to compose a configuration. So rows that choose the same options of groups share one
-        configuration, and the other values of a row are set in a copy.
+        Hydra needs 0.2 s to compose a configuration. Therefore, rows that choose the same options of groups share one
+        configuration, and the other overrides of a row are applied to a copy. A row gets its own configuration if
+        ``_is_plain`` is False for one of these other overrides.
         """
         groups, parser = self._master.hydra.runtime.choices, OverridesParser.create(self._loader)
         shared: dict[tuple[str, ...], DictConfig] = {}

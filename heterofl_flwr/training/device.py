@@ -23,8 +23,8 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
 """Environment variable with the number of queues to a GPU, and its value.
 
-If there are more streams than queues, streams share queues. CUDA reads the variable when it starts, as in
-``torch.cuda.is_available``. Therefore, the import of this module sets it, unless it is set already.
+If there are more streams than queues, streams share queues. CUDA reads the variable when it starts, for example in a
+call of ``torch.cuda.is_available``. Therefore, the import of this module sets the variable, unless it is set already.
 """
 os.environ.setdefault(*QUEUES)
 
@@ -72,10 +72,10 @@ def random_states(device: torch.device) -> tuple[object, ...]:
 
 
 class Draws:
-    """Random states of the client in a seat. Within ``current``, they replace the global states of ``seeded``.
+    """Random states of the client in a seat. Within ``current``, they replace the states of the global generators.
 
-    A CUDA graph that is recorded within ``current`` draws from torch's state in each replay. With a CUDA device, the
-    states of Python and NumPy are not replaced, because a graph cannot draw from them.
+    A CUDA graph that is recorded within ``current`` draws its numbers in each replay from this object's GPU generator.
+    With a CUDA device, the states of Python and NumPy are not replaced, because a graph cannot draw from them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -85,7 +85,7 @@ class Draws:
         self._generator = torch.Generator(device) if device.type == "cuda" else None
 
     def seed(self, seed: int) -> None:
-        """Set the state for the next client from a seed."""
+        """Set all states of this object from the seed of the next client."""
         self._state = torch.Generator().manual_seed(seed).get_state()
         if self._generator is not None:
             self._generator.manual_seed(seed)
@@ -94,7 +94,7 @@ class Draws:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Within this context, random numbers are drawn from these states."""
+        """Within this context, random numbers are drawn from this object's states."""
         usual = torch.default_generator.get_state()
         torch.default_generator.set_state(self._state)
         self._swap_host_states()

@@ -163,7 +163,10 @@ def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOp
 
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
-    """Return the sorted indices of ``size`` random examples, about equally many of each class."""
+    """Return the sorted indices of ``size`` random examples.
+
+    The numbers of examples of two classes differ by at most 1, unless ``split`` has no more examples of one of them.
+    """
     if not 0 < size <= len(split):
         raise ConfigError(f"a seed set of {size} examples is not possible: expected 1 to {len(split)}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive(seed, "seed-set")))

@@ -19,7 +19,8 @@ from heterofl_flwr.nn.penalty import AlignedQuadratic
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 """Loss of a model with several outputs, such as one for each depth.
 
-Its arguments are a list with the masked logits of each output, the deepest or widest output last, and the targets.
+The first argument is a list with the masked logits of each output, the deepest or widest output last. The second
+argument is the targets.
 """
 
 

@@ -33,7 +33,7 @@ class Masking:
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
         """Replace the classes by another client's classes. The mask keeps its memory, for CUDA graphs.
 
-        If the previous classes were None, the new classes must be None too.
+        The new classes must be None if the previous classes were None, and only then.
         """
         self._classes = classes
         if self._mask is not None and classes is not None:
@@ -56,8 +56,8 @@ def compute_loss(
 class SGD:
     """SGD with momentum, weight decay, quadratic penalties and gradient clipping.
 
-    It calls the kernel of ``torch.optim.SGD`` without importing this class. The import would load torch's compiler,
-    which takes two seconds and 150 MB.
+    It calls torch's kernels without importing ``torch.optim.SGD``. The import would load torch's compiler, which takes
+    two seconds and 150 MB.
 
     Only the first ``trained`` of ``values`` are trained, by default all. ``quadratic`` has tensors only for the
     trained values. With ``by_row``, row i of each value belongs to client i, and the gradients of each client are

@@ -73,7 +73,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_log_format(log: str) -> None:
-    """Make Flower's log handlers write lines of text with the time (``text``), or of JSON (``json``)."""
+    """Make Flower's log handlers write lines of JSON if ``log`` is ``json``, else lines of text with the time."""
     for handler in logging.getLogger("flwr").handlers:
         if hasattr(handler, "timestamps"):
             handler.timestamps = True

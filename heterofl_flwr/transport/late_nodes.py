@@ -56,7 +56,7 @@ class LateNodes(Relay):
         """Send messages; return their ids.
 
         A capability query is not sent to a node whose reply to an earlier capability query has arrived late and without
-        an error. The id of the earlier query is returned in its place. The ids are in no particular order.
+        an error. The returned ids then contain the id of the earlier query. The ids are in no particular order.
         """
         answered, sent = dict[int, str](), list[Message]()
         for message in messages:

@@ -241,9 +241,11 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
 
 
 def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]:
-    """Return the metrics that are numbers. NaN replaces a number that is out of bounds.
+    """Return the metrics that are numbers.
 
-    Raise ``ReplyError`` if there are too many numbers, or if a name is too long or not printable.
+    NaN replaces a share (``is_share``) outside 0 to 1, and any other number that is not finite or whose absolute value
+    is above ``LARGEST_METRIC``. Raise ``ReplyError`` if there are too many numbers, or if a name is too long or not
+    printable.
     """
     numbers = {
         name: value for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)

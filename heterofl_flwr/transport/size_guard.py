@@ -30,8 +30,9 @@ LargestReply = Callable[[Message], int]
 OBJECT_BYTES = 128  # memory of an object besides its content, so that many empty objects reach the limit too
 JSON_GROWTH = 8  # memory of numbers, as a multiple of their bytes in JSON
 FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
-"""Time limits in seconds: for objects in one call of ``pull_messages``, and for one reply before the next has its turn.
+"""Time limits in seconds for fetching objects of replies.
 
+``FETCH_SECONDS`` is for one call of ``pull_messages``, ``TURN_SECONDS`` for one reply before the next has its turn.
 Each object needs a separate request, and a reply may have thousands of objects.
 """
 
@@ -54,7 +55,7 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
 
 @dataclass(slots=True)
 class _Announced:
-    """A reply that a SuperLink has announced, and its objects so far.
+    """A reply that a SuperLink has announced, and the objects of the reply that have been fetched.
 
     The SuperLink's list of objects is not used, because it may be wrong if several replies share an object.
     """
@@ -158,7 +159,7 @@ class Guarded(Relay):
         return None
 
     def _read(self, announced: _Announced) -> Message | None:
-        """Return the reply, or an error reply if it is unusable; None while objects are missing."""
+        """Fetch objects of a reply; return the reply if it is complete, an error reply if it is unusable, else None."""
         try:
             with self._no_longer_than(announced.largest):
                 if not self._fetch(announced):

@@ -54,7 +54,10 @@ class Slices:
         )
 
     def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return the plan's slices of the tensors that stages send; a tensor's name is ``stage/parameter``."""
+        """Return the plan's slices of the tensors that stages send. A tensor's name is ``stage/parameter``.
+
+        Tensors of parameters that the plan lacks are left out.
+        """
         if plan not in self._broadcasts:
             parameters = {name: name.partition("/")[2] for name in tensors}
             axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}

@@ -71,7 +71,8 @@ def train(
     Raises
     ------
     DivergedError
-        If a loss is NaN or infinite. The model is then useless; only ``cohort`` leaves it unchanged.
+        If a loss is NaN or infinite. The model is then unchanged if ``cohort`` trained it without ``plain`` (see
+        ``train_cohort``), and useless otherwise.
     """
     job = TrainingJob(model=model, split=split, seed=seed, classes=classes)
     return train_together([job], options, engine=engine)[0]

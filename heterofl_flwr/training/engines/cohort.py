@@ -43,8 +43,8 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
     The joint model is first verified on one batch. On a GPU, steps are replayed as a CUDA graph. The engine ``plain``
     trains the clients if they are fewer than ``LEAST``, or if training together raises an error other than
-    ``DivergedError``. Examples are a failed verification, and a model with active dropout, running statistics, hooks,
-    or parameters shared with other models.
+    ``DivergedError``. A failed verification raises such an error, and so does a model with active dropout, running
+    statistics, hooks, or parameters shared with other models.
 
     Raises
     ------
@@ -203,9 +203,9 @@ class Cohort:
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Mask absent classes in logits of shape (batch, clients, classes).
+        """Return ``logits`` in which the logits of each client's absent classes are replaced.
 
-        ``rows`` are the clients' indices in the cohort.
+        The shape is (batch, clients, classes). ``rows`` are the clients' indices in the cohort.
         """
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):

@@ -14,7 +14,7 @@ from heterofl_flwr.training.engines.structure import describe
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 
 TOLERANCE = 1e-9
-"""Largest allowed relative difference between results of joint and separate models."""
+"""Largest allowed difference between results of joint and separate models, relative to a norm (see ``_compare``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +172,8 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
     """Raise ``IncompatibleError`` if a tensor of ``together`` differs too much from its counterpart in ``alone``.
 
-    The norm of the difference may be up to ``TOLERANCE`` times the norm of the counterpart, or times a tenth of the
-    largest norm in ``alone`` if that is more.
+    The norm of the difference may be at most ``TOLERANCE`` times the larger of two numbers: the norm of the
+    counterpart, and a tenth of the largest norm of a tensor in ``alone``.
     """
     norms = [tensor.norm() for tensor in alone]
     least = torch.stack(norms).max() / 10

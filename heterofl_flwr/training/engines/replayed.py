@@ -16,9 +16,10 @@ class Replayed:
     """Callable that records the GPU kernels of ``function`` once, and then replays them as a CUDA graph.
 
     All tensors that the function uses besides its inputs must keep their addresses. A replay does not run the
-    function's Python code again. Inputs of another shape than the recorded inputs run without the graph. If recording
-    fails, ``obstacle`` is the reason, and all calls run without a graph. But if memory runs out during the recording,
-    ``OutOfMemoryError`` is raised. Functions with the same ``pool`` share memory: never run them at the same time.
+    function's Python code again. Calls with inputs of another shape than the recorded inputs run without the graph.
+    If memory runs out during the recording, ``OutOfMemoryError`` is raised. If the recording fails for another reason,
+    ``obstacle`` is this reason, and all calls run without a graph. Functions with the same ``pool`` share memory: never
+    run them at the same time.
     """
 
     def __init__(
@@ -58,7 +59,10 @@ class Replayed:
         return outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        """Record the kernels without running them. If this fails, set ``obstacle``, or raise ``OutOfMemoryError``."""
+        """Record the kernels without running them.
+
+        If memory runs out, raise ``OutOfMemoryError``. If the recording fails for another reason, set ``obstacle``.
+        """
         graph, self._inputs = torch.cuda.CUDAGraph(), tuple(value.clone() for value in inputs)
         cpu = torch.device("cpu")  # not the GPU, on which each replay draws new numbers
         states = random_states(cpu)

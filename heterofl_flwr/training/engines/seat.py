@@ -118,11 +118,12 @@ class Seat:
 
     @torch.no_grad()
     def release(self, job: TrainingJob, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Copy trained values into the client's model; return ``losses`` and the number of correct predictions.
+        """Copy the seat's parameters and buffers into the client's model; return two tensors.
 
-        The next client can use the seat at once. On a GPU, call ``join`` before you read the model or the results.
-        Raise ``UnfitError`` if training has changed attributes of the seat's model. On a GPU, only the seat's first
-        client is checked, because replayed steps run no Python code.
+        The first has ``losses``, the second is the number of correct predictions. On a GPU, call ``join`` before you
+        read the model or these tensors. The next client can use the seat at once. Raise ``UnfitError`` if training has
+        changed attributes of the seat's model. On a GPU, this is checked only after the training of the seat's first
+        client, because replayed steps run no Python code.
         """
         with self.at_work():
             if not (self._stream and self._is_tried) and describe(self._model) != self._description:

@@ -85,7 +85,7 @@ class Hall:
         return self._free_before - self._sizes.get(kind, 0) > RESERVE * total
 
     def measure(self, seat: Seat) -> None:
-        """Record the GPU memory that a new seat has taken."""
+        """Store how much GPU memory a new seat has taken, unless this is known for its kind."""
         if self._device.type == "cuda" and seat.kind not in self._sizes:
             self._sizes[seat.kind] = self._free_before - self._read_memory()[0]
 
@@ -141,9 +141,9 @@ class Round:
         return [results[id(job)] for job in self._jobs]
 
     def _seat_next(self) -> bool:
-        """Give the first waiting client a seat, or leave the client to ``plain``.
+        """Give the first waiting client a seat and run its first steps. Return False if the client must wait.
 
-        Return False if the client must wait.
+        If the client cannot use a seat, leave it to ``plain``.
         """
         job = self._waiting[0]
         try:

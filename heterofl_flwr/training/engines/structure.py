@@ -82,10 +82,11 @@ def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
     """Return a value's tag and parts, for comparison: values are alike if their tags are equal and their parts alike.
 
-    Parameters, classes, and values that cannot be copied are compared by identity, tensors by form and contents. Values
-    with a ``__dict__`` are compared by type and attributes if they are unhashable or have the ``__eq__`` of ``object``;
-    without a ``__dict__``, such values are compared by what ``copy`` would copy. All other values are compared by type
-    and value.
+    Parameters and Python classes are compared by identity, tensors by type, ``_form`` and contents. Hashable values
+    whose type replaces the ``__eq__`` of ``object`` are compared by type and value. All other values are compared by
+    type and attributes if they have a ``__dict__``, else by type and what ``copy`` would copy. Values without a
+    ``__dict__`` that cannot be copied are compared by identity. The functions registered below replace these rules for
+    their types.
     """
     kind: Any = type(value)
     if isinstance(value, nn.Parameter | type):

@@ -56,7 +56,7 @@ class _Linear(nn.Module):
 
 
 def wide_twin(model: nn.Module, clients: int) -> nn.Module:
-    """Return a wide copy of a model that computes several clients at once.
+    """Return a wide copy of a model; the copy computes the models of several clients at once.
 
     Raise ``IncompatibleError`` if a layer with parameters is not a convolution, linear layer, batch norm or group norm,
     or if its type is a subclass of these types. Inputs of shape (batch, clients * channels, ...) give outputs of shape
