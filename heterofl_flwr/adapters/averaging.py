@@ -37,8 +37,9 @@ class ProductMean(CountingMean):
     """Mean of the products B @ A of adapters, truncated to the server's rank.
 
     Other parameters get the counting mean: each entry is averaged over the clients that hold it. The new factors are
-    sorted by singular value. So for each r, the first r columns of B times the first r rows of A are the best
-    approximation of rank r. The clients' factors stay in memory until ``result`` is called.
+    sorted by singular value. So for each r up to the server's rank, the first r columns of B times the first r rows of
+    A are the mean's best approximation by a matrix of rank r. The clients' factors stay in memory until ``result`` is
+    called.
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ class ProductMean(CountingMean):
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors B and A with a product of at most this rank: the best approximation of ``b_all @ a_all``.
+    """Return factors (B, A) whose product has at most rank ``rank`` and is closest to ``b_all @ a_all``.
 
     If there are fewer singular values than ``rank``, the last columns of B and the last rows of A are zero.
     """

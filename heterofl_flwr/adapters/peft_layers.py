@@ -21,10 +21,13 @@ Layer = Any
 """A ``torch.nn.Module`` that is also a ``LoraLayer`` of peft; no type expresses both."""
 
 RANK_AXES = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
-"""Index of the rank axis of each part of a LoRA layer. The layer adds ``scaling * B @ A``."""
+"""Index of the rank axis of a LoRA layer's parameters, by the layer's attribute that holds them.
+
+The layer adds ``scaling * B @ A``.
+"""
 
 STARTS = (True, False, "gaussian", "eva")
-"""Values of ``init_lora_weights`` that leave the frozen weights unchanged."""
+"""Values of ``init_lora_weights`` that leave the frozen weights unchanged and allow adapters of reduced rank."""
 
 BASE = "base_model.model"
 """Path of the adapted model inside a ``PeftModel``; names in a ``LoraConfig`` are relative to it."""
@@ -105,7 +108,7 @@ def find_fault(layer: Layer) -> str:
 
 
 def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
-    """Set the ranks stored in a model to the sizes of its adapter weights.
+    """Set the ranks that ``model`` stores, also in its config, to the lengths of its parameters' rank axes.
 
     ``alpha`` changes too, so that the scaling (``alpha / r``, or ``alpha / sqrt(r)`` in rsLoRA) equals the
     scaling in ``full_model``.

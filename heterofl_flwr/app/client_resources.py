@@ -54,7 +54,7 @@ def gpus_per_client(request: Request) -> float:
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
-    """Return a function from a message to the maximum number of clients that train together."""
+    """Return a function from a client's message to the maximum size of the client's group, which trains together."""
     if request.app is not None:
         return lambda message: 1
     workload = load_workload(request.config)

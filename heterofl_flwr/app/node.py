@@ -106,7 +106,10 @@ class AppTask(Task):
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return the personal ``model``. If it has batch norm, measure the moments on this client's training inputs."""
+        """Return the personal ``model`` itself if it has no batch norm, otherwise a copy in evaluation mode.
+
+        Batch norm in the copy uses moments measured on the batches of ``trained_batches``.
+        """
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
@@ -149,7 +152,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's data: the folder ``data-path`` of its node config if set, otherwise a part of ``data.name``."""
+    """Return the data in the folder that the node config names (``data-path``); without it, part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

@@ -154,8 +154,8 @@ def all_mixes(levels: str) -> list[str]:
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
     """Return the ``Setup`` of a data set or a model; ``shape`` and ``options`` override its values.
 
-    ``name`` is a key of ``PAPER``, ``digits``, or the name of a model, which has the inputs of the first setup in
-    ``PAPER`` with this model, or else inputs of shape (3, 32, 32).
+    ``name`` is a key of ``PAPER``, ``digits``, or the name of a model. A model gets the first setup in ``PAPER`` with
+    this model. If there is none, the model gets a setup with inputs of shape (3, 32, 32).
     """
     from heterofl_flwr.nn.models import PAPER, Setup
     from heterofl_flwr.settings.auto_values import options_of

@@ -75,8 +75,8 @@ def _serve(request: Request) -> None:
 class Checked(Relay):
     """Grid that checks the replies.
 
-    It raises ``OutOfMemoryError`` for a client that runs out of memory, and counts other errors for
-    ``raise_for_rounds_without_a_result``.
+    It raises ``OutOfMemoryError`` if a client ran out of memory. It records other errors in training and evaluation for
+    ``raise_for_rounds_without_a_result``. That an app has no function for evaluation is no error.
     """
 
     def __init__(self, grid: QueuedGrid) -> None:

@@ -217,7 +217,10 @@ class Start:
 
 
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:
-    """Return the starting point of a run; raise ``ConfigError`` if ``folder`` has a run with other settings."""
+    """Return the starting point of a run in ``folder``.
+
+    Raise ``ConfigError`` if a run with ``settings`` cannot start there or, with ``run.resume``, cannot continue there.
+    """
     if folder is None:
         return Start()
     resume, rounds = settings.run.resume, settings.num_rounds

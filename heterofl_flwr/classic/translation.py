@@ -118,8 +118,8 @@ def to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Mess
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
     """Return a client's answer, or its error, as a reply to ``message``.
 
-    ``names`` are the names of the arrays in the answer. By default, they are the names of the arrays in
-    ``message``.
+    The arrays in ``answer`` are batch norm moments with these ``names``. If ``names`` is empty, they are parameters,
+    with the names of the parameters in ``message``.
     """
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")

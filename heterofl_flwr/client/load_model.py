@@ -38,8 +38,9 @@ def load_models(
 ) -> Iterator[tuple[float, nn.Module]]:
     """Build and load the models of an instruction; yield pairs (rate, model), the largest first.
 
-    ``state`` has the parameters of the largest model. A smaller model gets slices of them, except for parameters that
-    the message has for its rate, by names such as ``0.5/conv.weight``. In an evaluation, models are in evaluation mode.
+    ``state`` has the parameters of the largest model. A smaller model gets slices of them. Tensors that the message has
+    for the smaller model's rate, with names such as ``0.5/conv.weight``, replace the slices of the same parameters. In
+    an evaluation, models are in evaluation mode.
     """
     moments = reading.find_record(message.content, messages.MOMENTS, ArrayRecord)
     level_tensors = read_record(message, messages.LEVELS)
@@ -74,7 +75,10 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
-    """Return the model in evaluation mode. Batch norm uses ``moments``; if they are None, it normalises by batch."""
+    """Return ``model``, or a copy, in evaluation mode.
+
+    Batch norm uses ``moments``. If ``moments`` is None, batch norm uses the statistics of each batch.
+    """
     if moments is None:
         return without_statistics(model).eval()
     return with_static_norm(model, moments)

@@ -63,7 +63,7 @@ def _choices(overrides: Iterable["Override"]) -> dict[str, list[str]]:
 
 
 def _leaves(blocks: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-    """Yield the blocks in a nested mapping: of each mapping, the entries that are not mappings themselves."""
+    """Yield a block for each mapping in a nested mapping: its entries that are not mappings. Skip empty blocks."""
     if values := {key: value for key, value in blocks.items() if not isinstance(value, Mapping)}:
         yield values
     for block in blocks.values():

@@ -207,8 +207,8 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise an error if a job's data set or model is unusable. Print the distinct lines that ``check_task`` returns.
 
     To save time, a job is skipped if earlier jobs of its group have all levels of its mix. Jobs are in one group if
-    they differ only in assignment, seed, number of rounds or mix. Jobs with idle clients are in groups without other
-    jobs, one for each assignment.
+    they differ only in assignment, seed, number of rounds or mix. But a job with idle clients shares its group only
+    with jobs that have idle clients too, and the same assignment.
     """
     checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
     sizes = []

@@ -43,8 +43,8 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
     """Return the comparison table of ``heterofl report`` for the finished jobs, with means over seeds.
 
-    The row of a job shows ``run.metric`` or, if this is empty, the headline metric. ``rows`` has the overrides of each
-    job. Without finished jobs, return ''.
+    Jobs whose overrides differ only in the seed share a table row. The row shows ``run.metric`` or, if that is empty,
+    the headline metric. ``rows`` contains the overrides of each job. Without finished jobs, return ''.
     """
     from heterofl_flwr.report.compare import compare_runs  # loads matplotlib
 
