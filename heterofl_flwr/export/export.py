@@ -22,15 +22,18 @@ from heterofl_flwr.nn.static_norm import is_measured, with_static_norm
 BATCH: Axes = {0: "batch"}
 
 TOLERANCE = 1e-4
-"""Largest allowed error of an output tensor, as a fraction of the largest number in it.
+"""Largest allowed error in an output tensor, as a fraction of the largest absolute value in the expected tensor.
 
 float32 has about seven digits. If additions are reordered, about five digits of a deep model's outputs stay the same.
-The error is relative to the largest number, because rounding errors depend on the terms of a sum, even if the sum is
+The error is relative to the largest value, because rounding errors depend on the terms of a sum, even if the sum is
 small. A model with tensors of a less precise dtype has a larger tolerance (``ROUNDINGS``).
 """
 
 ROUNDINGS = 4
-"""Lower bound on the tolerance, as a multiple of the dtype's machine epsilon: 0.004 for float16, 0.03 for bfloat16."""
+"""Lower bound on the tolerance, as a multiple of the machine epsilon of the model's least precise dtype.
+
+The bound is 0.004 with float16, and 0.03 with bfloat16.
+"""
 
 
 def export_model(
@@ -45,9 +48,9 @@ def export_model(
 ) -> dict[str, int]:
     """Export a model to files in a folder, and return the size of each format in bytes.
 
-    Every file is opened again. Its outputs may differ from the model's by at most 1e-4 of the largest number in the
-    output. This limit is 0.004 if the model has tensors in float16, and 0.03 with bfloat16. After an error, the folder
-    is unchanged.
+    Each file is opened again and run on ``inputs``. In each output tensor, an element may differ from the model's by at
+    most 1e-4 of the largest absolute value in the model's tensor. This limit is 0.004 if the model has tensors in
+    float16, and 0.03 with bfloat16. After an error, the folder is unchanged.
 
     Parameters
     ----------
@@ -57,7 +60,7 @@ def export_model(
         Examples for the comparison, such as part of the test data: a tensor, a tuple of arguments or a mapping of
         keyword arguments. The files do not contain them.
     folder : str | Path
-        The target folder. Files of an earlier export are replaced.
+        The target folder. Files of an earlier export are replaced or, if their format is not in ``formats``, deleted.
     formats : Sequence[str]
         Names in ``FORMATS``; ``onnx`` needs ``heterofl-flwr[export]``.
     dynamic : Mapping[int, str]
@@ -128,7 +131,10 @@ def _replace(target: Path, new: Path) -> None:
 
 
 def read_inputs(inputs: object) -> Inputs:
-    """Return a model's inputs on the CPU, as a tuple or dictionary of tensors."""
+    """Convert a tensor, or a tuple or mapping of tensors, to a tuple or dictionary of tensors on the CPU.
+
+    Raise ``DataError`` for any other inputs, and for tensors that are empty or have no axes.
+    """
     arguments = dict(inputs) if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
     leaves = (
         list(arguments.values()) if isinstance(arguments, dict) else arguments if isinstance(arguments, tuple) else ()
@@ -195,7 +201,8 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 def compare(name: str, run: Run, inputs: Inputs, expected: Sequence[Tensor], tolerance: float = TOLERANCE) -> None:
     """Run an exported file; raise ``HeteroFLError`` if its outputs differ from ``expected`` too much.
 
-    ``tolerance`` is the largest allowed error of an output, as a fraction of the largest number in it.
+    Shapes and dtypes must be equal. ``tolerance`` is the largest allowed error in an output tensor, as a fraction of
+    the largest absolute value in the expected tensor.
     """
     remedy = "nothing was written; if the model's code asks for a certain length, leave that axis out of dynamic"
     outputs = _read_outputs(_run(f"the {name} file", run, inputs, remedy))

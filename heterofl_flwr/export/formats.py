@@ -59,9 +59,9 @@ def open_state(traced: Traced, path: Path) -> Run:
 
 
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
-    """Return a copy of a model with the tensors of an exported ``model.safetensors``, in evaluation mode.
+    """Copy a model, load an exported ``model.safetensors`` into the copy, and return the copy in evaluation mode.
 
-    If batch norm has no statistics in the model, it gets the statistics in the file.
+    A batch norm layer without statistics gets the statistics in the file.
 
     Parameters
     ----------
@@ -137,7 +137,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "onnx": Format("model.onnx", write_onnx, open_onnx, ("onnx", "onnxscript", "onnxruntime")),
     }
 )
-"""Formats by name: tensors for the model's own code, a program for torch, a program for any ONNX runtime."""
+"""Export formats by name.
+
+``safetensors`` holds tensors for the model's own code, ``pt2`` a program for torch, and ``onnx`` a program for any ONNX
+runtime.
+"""
 
 
 def formats_named(names: Sequence[str]) -> dict[str, Format]:

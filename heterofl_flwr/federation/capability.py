@@ -17,7 +17,7 @@ _RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_r
 
 @group
 class Capability:
-    """Largest rate and data partition that a client reports, and the server's limit on the rate."""
+    """Data partition of a client, the largest rate that it can hold, and the server's limit on this rate."""
 
     capacity: _RateOrNone = None  # the largest rate that the client can hold; None: any rate
     limit: float = 1.0  # the largest rate that the server allows this client
@@ -33,7 +33,7 @@ class Capability:
 
 
 Answers = Mapping[int, Capability | Fault]
-"""Capability of each new client by node id, or the fault of its answer."""
+"""For each new client, by node id: the capability that it reports, or a fault if it gave no usable answer."""
 
 
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:

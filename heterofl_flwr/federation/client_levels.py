@@ -62,9 +62,9 @@ class Levels:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
     def usable_capacity(self, node_id: int, capacity: float | None) -> float | None:
-        """Return the ``capacity`` in a client's reply; raise ``ReplyError`` if ``check_capacity`` does.
+        """Check the ``capacity`` in a client's reply (``check_capacity``), and return it.
 
-        For a client in ``Nodes.demoted``, return None instead of raising the error.
+        If it is not usable, raise ``ReplyError``. For a client in ``Nodes.demoted``, return None instead.
         """
         try:
             self.check_capacity(capacity, self._nodes[node_id].limit)

@@ -36,10 +36,10 @@ def split_metric(key: str) -> tuple[str, float | None]:
 def split_metrics(
     metrics: Mapping[str, float], rates: Collection[float], plain: float | None
 ) -> dict[float | None, dict[str, float]]:
-    """Return metrics by the rate in their keys, such as ``accuracy/0.5``.
+    """Group metrics by the rate in their keys: ``accuracy/0.5`` becomes ``accuracy`` in the group of rate 0.5.
 
-    A metric whose key names none of ``rates`` keeps its key, and is returned under ``plain``: a rate, or None for the
-    global model.
+    A metric whose key names none of ``rates`` keeps its whole key, and is in the group of ``plain``: a rate, or None
+    for the global model.
     """
     by_rate: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
@@ -63,7 +63,7 @@ def minority_headlines(answers: Sequence[Answer]) -> set[str]:
 
 
 def is_share(key: str) -> bool:
-    """Whether a metric is one of ``SHARES``. A prefix and a rate in its key are ignored."""
+    """Whether a metric is one of ``SHARES``. A rate in its key, and a prefix up to a slash, are ignored."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
 
 

@@ -80,10 +80,11 @@ class CollectedMoments:
         self.faults[self._federation.nodes.name(node_id)] = fault.reason
 
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
-        """Return the sum of the clients' moments for each rate or, with ``privacy.noise``, their noisy mean.
+        """Return, for each rate, the sum of the clients' moments or, with ``privacy.noise``, the noisy mean.
 
-        Without usable moments, raise ``RoundError`` if moments are ``needed`` and at least one answer was faulty. If
-        all clients were silent or have no moments, only log a warning.
+        If no client gave usable moments, return an empty dictionary. If moments are ``needed``, and a client was
+        refused for another reason than silence, raise ``RoundError`` instead. With noise, record the privacy spent in
+        ``spent`` and ``log``.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy

@@ -151,7 +151,7 @@ class EvaluationRound:
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:
-        """Record how many of the sampled clients have evaluated; return True if fewer than half have."""
+        """Record ``coverage``, ``evaluate_asked`` and ``evaluate_answers``; return ``few_answered`` of the record."""
         log, sampled = self._log, self._is_global
         if not sampled:
             return False

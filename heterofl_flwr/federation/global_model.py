@@ -134,9 +134,9 @@ class GlobalModel(Architecture):
 
     @property
     def trains_all(self) -> bool:
-        """Whether clients train all parameters: the model has no attribute ``untrained`` and no frozen parameters.
+        """Whether clients train all parameters.
 
-        Frozen parameters count only with privacy noise.
+        False if the model has an attribute ``untrained`` or, with privacy noise, frozen parameters.
         """
         return not (hasattr(self.model, "untrained") or self._frozen)
 

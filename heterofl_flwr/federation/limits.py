@@ -98,20 +98,19 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def default_norm_bound(self, state: Mapping[str, Tensor], *, remote: bool) -> float:
-        """Return the default bound on the L2 norm of a change; 0 if there is none.
+        """Return the default bound on the L2 norm of a change; 0 unless clients are ``remote`` and ``norm_bound`` is 0.
 
-        There is one if clients are ``remote`` and ``norm_bound`` is 0: ``REMOTE_CHANGE`` times the L2 norm of
-        ``state``, where a norm below 1 counts as 1.
+        The bound is ``REMOTE_CHANGE`` times the L2 norm of ``state``; if this norm is below 1, it counts as 1.
         """
         if self.norm_bound or not remote:
             return 0.0
         return REMOTE_CHANGE * max(1.0, math.hypot(*(tensor.norm().item() for tensor in state.values())))
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return ``reported`` with this client's rate limit and partition from the server's tables.
+        """Return a copy of ``reported`` with the rate limit and the partition that the server's tables give the client.
 
-        A client in ``levels`` that reports no capacity gets its level as capacity. A reported partition that
-        ``partitions`` gives to another client becomes None.
+        A client in ``levels`` that reports no capacity gets its level as capacity. A client that is not in
+        ``partitions`` keeps the partition that it reports; if another client has it in ``partitions``, it becomes None.
         """
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))

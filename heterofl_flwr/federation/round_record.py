@@ -49,8 +49,8 @@ class RoundRecord:
     failures
         For each client that failed, or whose reply was refused: the reason, by partition.
     answered, expected
-        The number of clients with a usable reply, and the number of clients that would take part if no node were
-        missing; in asynchronous runs, the number of replies in a step.
+        ``answered`` is the number of clients with a usable reply. ``expected`` is the number of clients that would
+        take part if no node were missing; in asynchronous runs, it is the number of replies in a step.
     names
         The registered names of the clients in ``rates``, ``failures`` and ``evaluate_failures``, by partition.
     away
@@ -81,12 +81,12 @@ class RoundRecord:
     evaluate_failures
         For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. If
-        the share that answered is smaller among the clients sampled for the global model, the numbers of these
-        clients alone.
+        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. If a
+        smaller fraction answered among the clients sampled to evaluate the global model, both numbers count these
+        clients only.
     partial
-        Names of metrics in ``evaluate`` that fewer than half of the sampled clients reported. Their values are never
-        the best of a run.
+        If ``few_answered``: the names of the metrics in ``evaluate`` that are computed from the clients' metrics. Their
+        values are never the best of a run.
     stages
         Metrics of the stages, such as ``epsilon``, the privacy spent so far.
     bytes_down, bytes_up
@@ -129,7 +129,7 @@ class RoundRecord:
 
     @property
     def few_answered(self) -> bool:
-        """Whether fewer than half of the clients sampled to evaluate have answered."""
+        """Whether ``evaluate_answers`` is less than half of ``evaluate_asked``."""
         return 2 * self.evaluate_answers < self.evaluate_asked
 
     @property
@@ -165,7 +165,7 @@ class RoundRecord:
         return asdict(self)
 
     def line(self) -> str:
-        """Return the log line of the round: clients and sizes by level, bytes, failures and notes."""
+        """Return the round's log line: clients by level, bytes sent to each, bytes received, failures and notes."""
         levels = []
         for rate, clients in sorted(Counter(self.rates.values()).items(), reverse=True):
             sent = self.bytes_by_level.get(level_name(rate))
@@ -213,8 +213,8 @@ class RoundRecord:
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
         """Update ``means`` with the numbers in ``computed`` (a user's metrics); return them as floats.
 
-        The medians of these metrics over clients are removed from ``evaluate_medians``. Metrics of an evaluation that
-        few clients answered become ``partial``.
+        The names of these numbers are removed from ``evaluate_medians``. If ``means`` is ``evaluate``, and
+        ``few_answered`` is true, the names are added to ``partial``.
         """
         numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers

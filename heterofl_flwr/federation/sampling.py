@@ -53,7 +53,7 @@ class Participation(Sampling):
 
     @classmethod
     def of(cls, sampling: Sampling, **numbers: Any) -> "Participation":
-        """Make an instance from ``sampling``, with ``numbers`` for all other fields."""
+        """Return an instance with the fields of ``sampling``; ``numbers`` holds values of other fields by name."""
         if not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling is {sampling!r}, expected Sampling(...), or leave it out")
         return cls(**{name: getattr(sampling, name) for name in specs(Sampling)}, **numbers)
@@ -82,7 +82,10 @@ class Participation(Sampling):
 
 
 def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) -> list[int]:
-    """Sample ``number`` clients without replacement, as a function of ``seed`` and ``purpose``."""
+    """Sample ``number`` clients from ``ordered``, or all if there are fewer.
+
+    Sampling is without replacement. The result depends only on the arguments.
+    """
     if number >= len(ordered):
         return list(ordered)
     return generator(seed, "sample", *purpose).sample(ordered, number)

@@ -79,9 +79,9 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Warn if no client can train the largest level of the mix, or fewer clients than a stage needs (``holders``).
+    """Warn if too few clients can train the largest level of the mix: none, or fewer than a stage needs (``holders``).
 
-    If slices move, never warn.
+    Never warn if slices move, or before all clients are registered.
     """
     mix, holders = federation.mix, federation.levels.holders
     least = max(holders, 1)  # number of clients that must hold an entry to change it

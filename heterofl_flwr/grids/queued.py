@@ -54,11 +54,11 @@ class Group:
 def together(
     messages: Sequence[Message], most: Callable[[Message], int], *, by_rate: bool = True
 ) -> list[list[Message]]:
-    """Divide messages into groups of nearly equal size, whose clients may train together.
+    """Divide messages into groups; the clients of a group may train together.
 
-    The messages of a group go to different nodes and, if ``by_rate``, have the same rate. Only ``train`` messages with
-    a rate are grouped; each other message is alone in its group. ``most`` returns the maximum size of a message's
-    group. Messages to the same node keep their order.
+    Messages may share a group if they are ``train`` messages with a rate, go to different nodes and, if ``by_rate``,
+    have the same rate. They are divided into groups of nearly equal size. Each other message is alone in its group.
+    ``most`` returns the maximum size of a message's group. Messages to the same node keep their order.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}

@@ -45,7 +45,7 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return the number of actors that fit into all machines. An actor cannot use parts of several GPUs."""
+        """Return how many actors fit into all machines together. An actor cannot use parts of several GPUs."""
         return sum(self._room_on(node["Resources"]) for node in ray.nodes() if node["Alive"])
 
     def _room_on(self, has: Mapping[str, float]) -> int:
@@ -85,7 +85,10 @@ class Clients:
             )
 
     def ready(self) -> tuple[str, bool, str]:
-        """Return an error text or ``""``, whether the app has ``train_cohort``, and the path of the stderr file."""
+        """Return three values: error text, whether the app has ``train_cohort``, and the path of the stderr file.
+
+        The error text is ``""`` if the actor can run clients.
+        """
         trouble = f"on {socket.gethostname()}: {self._trouble}" if self._trouble else ""
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
