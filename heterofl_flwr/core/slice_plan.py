@@ -253,7 +253,8 @@ def _find_geometry(
     Each axis is a tuple: full length, local length, number of parts, and True if it keeps a prefix. The results are
 
     1. the tensor's shape, with parts as separate dimensions,
-    2. a Python slice for each of these dimensions: the prefix to keep, or everything if other entries are kept,
+    2. a Python slice for each of these dimensions: the prefix to keep, or ``slice(None)`` for the dimension of the
+       parts and for an axis that does not keep a prefix,
     3. True if all axes keep a prefix,
     4. the region's shape, with parts as separate dimensions,
     5. the region's shape in the client's model,

@@ -85,7 +85,7 @@ class Length(int):
 
     @property
     def rows(self) -> list[Row]:
-        """Positions of all axes from which the number was computed."""
+        """For each axis from which this length was computed, the positions along the axis."""
         return [source.row for source in self.sources + self.divisors]
 
     __add__ = __radd__ = _computed("__add__")
@@ -145,7 +145,7 @@ class Trace:
         return row if row is not None and self.positions.roots(row).any() else None
 
     def pin(self, *rows: Row | None, why: str = "") -> None:
-        """Keep all entries with these positions at every rate; ``why`` is reported to the user."""
+        """Keep the entries at the positions in ``rows`` at every rate; ``why`` is the reason that the user is told."""
         for row in rows:
             channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
             if channels and why:

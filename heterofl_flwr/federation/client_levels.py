@@ -62,9 +62,9 @@ class Levels:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
     def usable_capacity(self, node_id: int, capacity: float | None) -> float | None:
-        """Check the ``capacity`` in a client's reply (``check_capacity``), and return it.
+        """Return the ``capacity`` in a client's reply if ``check_capacity`` accepts it.
 
-        If it is not usable, raise ``ReplyError``. For a client in ``Nodes.demoted``, return None instead.
+        Otherwise raise ``ReplyError``, or return None if the client is in ``Nodes.demoted``.
         """
         try:
             self.check_capacity(capacity, self._nodes[node_id].limit)

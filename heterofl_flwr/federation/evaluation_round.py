@@ -74,7 +74,7 @@ class EvaluationRound:
         return rates if levels else rates[:1]
 
     def _has_global_model(self, rates: Sequence[float]) -> bool:
-        """Whether ``rates`` include the rate of the global model; a personal model counts as global."""
+        """Whether the first rate is that of the global model; always True if the architecture is personal."""
         return self._federation.architecture.personal or rates[0] == self._federation.mix.global_rate
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:

@@ -98,9 +98,10 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def default_norm_bound(self, state: Mapping[str, Tensor], *, remote: bool) -> float:
-        """Return the default bound on the L2 norm of a change; 0 unless clients are ``remote`` and ``norm_bound`` is 0.
+        """Return the bound on the L2 norm of a change that applies if ``norm_bound`` is not set; 0 for no bound.
 
-        The bound is ``REMOTE_CHANGE`` times the L2 norm of ``state``; if this norm is below 1, it counts as 1.
+        For ``remote`` clients it is ``REMOTE_CHANGE`` times the L2 norm of ``state``, which counts as at least 1; for
+        others, and if ``norm_bound`` is set, it is 0.
         """
         if self.norm_bound or not remote:
             return 0.0

@@ -79,9 +79,10 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Warn if too few clients can train the largest level of the mix: none, or fewer than a stage needs (``holders``).
+    """Warn if fewer than ``holders`` clients (at least 1) can train the largest level of the mix.
 
-    Never warn if slices move, or before all clients are registered.
+    Do not warn if slices move, if a node in ``node_ids`` is not registered yet, or if fewer than that many clients can
+    train at all.
     """
     mix, holders = federation.mix, federation.levels.holders
     least = max(holders, 1)  # number of clients that must hold an entry to change it

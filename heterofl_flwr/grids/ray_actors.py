@@ -93,9 +93,9 @@ class Clients:
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
-        """Run the clients of pickled envelopes. Return pickled replies or error replies.
+        """Run the clients of pickled envelopes. Return a pickled reply or error reply for each envelope.
 
-        ``records`` replace the numbers that ``pack`` has put into the envelopes.
+        ``records`` are the array records of the envelopes, in which ``pack`` has left their numbers.
         """
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]

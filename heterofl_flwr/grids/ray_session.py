@@ -72,7 +72,10 @@ class Session:
 
 
 def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
-    """Join a running Ray and return {}; otherwise start Ray with ``environment``, and return ``environment``."""
+    """Join this process's Ray, or that of ``RAY_ADDRESS``, and return {}; raise ``ConfigError`` if it does not answer.
+
+    If there is neither, start Ray with ``environment`` and return ``environment``.
+    """
     if ray.is_initialized():
         return {}
     address = os.environ.get("RAY_ADDRESS")

@@ -120,7 +120,7 @@ class NodeRegistration:
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
-        """Query the nodes in ``node_ids`` whose capability is unknown.
+        """Query the nodes in ``node_ids`` whose capability is unknown, except those queried before in this round.
 
         Return the nodes in ``node_ids`` whose capability is known after the query.
         """

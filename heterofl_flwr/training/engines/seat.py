@@ -122,8 +122,8 @@ class Seat:
 
         The first has ``losses``, the second is the number of correct predictions. On a GPU, call ``join`` before you
         read the model or these tensors. The next client can use the seat at once. Raise ``UnfitError`` if training has
-        changed attributes of the seat's model. On a GPU, this is checked only after the training of the seat's first
-        client, because replayed steps run no Python code.
+        changed attributes of the seat's model. On a GPU, this is checked for the seat's first client alone,
+        because replayed steps run no Python code.
         """
         with self.at_work():
             if not (self._stream and self._is_tried) and describe(self._model) != self._description:
