@@ -145,7 +145,7 @@ class Trace:
         return row if row is not None and self.positions.roots(row).any() else None
 
     def pin(self, *rows: Row | None, why: str = "") -> None:
-        """Keep the entries at the positions in ``rows`` at every rate; ``why`` is the reason that the user is told."""
+        """Keep the entries at the positions in ``rows`` at every rate; report ``why`` to the user."""
         for row in rows:
             channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
             if channels and why:
