@@ -265,7 +265,7 @@ class Task:
         return Contents(records, {**config, **labels_config(update.labels)}, update.metrics, update.num_examples)
 
     def keep(self, model: nn.Module | None) -> None:
-        """Save the personal parameters and the state of stages; ``reply(model, ...)`` saves them too."""
+        """Save the personal parameters of ``model`` and the state of stages; ``reply(model, ...)`` saves them too."""
         parameters, travels = self._issued.parameters_of(model), self.instruction.travels
         personal = {name: sent_tensor(parameter) for name, parameter in parameters.items() if not travels(name)}
         stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.state.items()}

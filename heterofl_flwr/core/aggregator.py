@@ -23,8 +23,8 @@ class Version:
     plan, tensors
         The slice, and its values.
     moved
-        For each plan, the number of steps before the slice was sent in which this plan was the largest plan of the
-        averaged replies.
+        The counters of ``Clocks`` when the slice was sent: for each plan, the number of steps so far in which this plan
+        was the largest among the averaged replies.
     """
 
     number: int

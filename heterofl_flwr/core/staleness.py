@@ -51,9 +51,9 @@ class Clocks:
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
         """Return the staleness of a reply's entries, by plan.
 
-        The staleness of an entry is the number of steps that changed the entry since the server sent the slice. It is
-        the value of the smallest key that contains the entry. The keys are ``plan``, and smaller plans from the largest
-        to the smallest. The values increase.
+        The staleness of an entry is the number of steps that changed the entry since the server sent the slice. To find
+        an entry's staleness, look up the smallest plan in the result that contains the entry. The first plan in the
+        result is ``plan``. Each later plan is smaller than the previous plan, and has a larger value.
         """
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))

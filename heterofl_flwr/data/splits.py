@@ -36,7 +36,9 @@ class Partitions:
     test: tuple[Tensor, ...]
     classes: tuple[tuple[int, ...], ...]
     partial: bool = False
-    """Whether the global model is tested only on the clients' examples, as there may be more owners than clients."""
+    """Whether the split is natural, so that owners beyond the number of clients are left out. The global model is then
+    tested only on the test examples of the clients.
+    """
 
     def __len__(self) -> int:
         return len(self.train)
@@ -100,9 +102,9 @@ def check_kind(kind: str) -> re.Match[str]:
 
 
 def owner_column(kind: str) -> str | None:
-    """Return the argument ``owner`` of ``load_dataset`` for a kind of split: a column, or '' for a known one.
+    """Return the argument ``owner`` of ``load_dataset`` for a kind of split.
 
-    None unless the split is natural.
+    The argument is the column of ``natural-<column>``, '' for ``natural``, and None for all other kinds.
     """
     return (check_kind(kind)["owner"] or "") if kind.startswith("natural") else None
 

@@ -57,7 +57,8 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
     """Require that tensors that are broadcast to ``shape`` are sliced alike along all but the last ``inner`` axes.
 
-    Return the positions of these axes; None for an axis that has length 1 or is never sliced.
+    Return the positions along each axis of ``shape`` except the last ``inner`` ones; None for an axis that has length 1
+    or is never sliced.
     """
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []

@@ -98,20 +98,22 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def default_norm_bound(self, state: Mapping[str, Tensor], *, remote: bool) -> float:
-        """Return the bound on the L2 norm of a change that applies if ``norm_bound`` is not set; 0 for no bound.
+        """Return the default bound on the L2 norm of a client's change; 0 if there is no default bound.
 
-        For ``remote`` clients it is ``REMOTE_CHANGE`` times the L2 norm of ``state``, which counts as at least 1; for
-        others, and if ``norm_bound`` is set, it is 0.
+        Only ``remote`` clients have a default bound, and only if ``norm_bound`` is 0. The bound is ``REMOTE_CHANGE``
+        times the L2 norm of ``state``, or times 1 if this norm is below 1.
         """
         if self.norm_bound or not remote:
             return 0.0
         return REMOTE_CHANGE * max(1.0, math.hypot(*(tensor.norm().item() for tensor in state.values())))
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return a copy of ``reported`` with the rate limit and the partition that the server's tables give the client.
+        """Return a copy of ``reported``, adjusted to the server's tables ``levels`` and ``partitions``.
 
-        A client in ``levels`` that reports no capacity gets its level as capacity. A client that is not in
-        ``partitions`` keeps the partition that it reports; if another client has it in ``partitions``, it becomes None.
+        The rate limit is the client's level in ``levels``, or else ``largest_level``. If a client in ``levels`` reports
+        no capacity, the capacity is this level too. The partition is the client's entry in ``partitions``. A client
+        without an entry keeps the partition that it reports. If this partition is another client's entry, the partition
+        becomes None.
         """
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))

@@ -79,10 +79,10 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Warn if fewer than ``holders`` clients (at least 1) can train the largest level of the mix.
+    """Warn if fewer clients than needed can train the largest level of the mix.
 
-    Do not warn if slices move, if a node in ``node_ids`` is not registered yet, or if fewer than that many clients can
-    train at all.
+    The needed number is the largest ``Needs.holders`` of the stages, but at least 1. Do not warn if slices move, if a
+    node in ``node_ids`` is not registered yet, or if fewer clients than needed can train at all.
     """
     mix, holders = federation.mix, federation.levels.holders
     least = max(holders, 1)  # number of clients that must hold an entry to change it

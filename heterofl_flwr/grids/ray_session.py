@@ -154,7 +154,10 @@ def _read_authentication() -> None:
 
 
 def shut_down() -> None:
-    """Disconnect from Ray. Wait until the processes that Ray started for this process have ended."""
+    """Disconnect from Ray. Wait up to ``SECONDS_TO_END`` seconds for each process that Ray started here to end.
+
+    If Ray's process ``gcs_server`` has already ended, kill the other processes instead of disconnecting.
+    """
     node: Any = ray._private.worker._global_node
     started: list[Any] = [info.process for infos in node.all_processes.values() for info in infos] if node else []
     if node and any(info.process.poll() is not None for info in node.all_processes.get("gcs_server", ())):

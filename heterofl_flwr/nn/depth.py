@@ -225,7 +225,10 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> tuple[dict[i
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], set[str]]:
-    """Return the modes in which a model runs without an error (True: training), and the results of ``_run``."""
+    """Return the modes in which a model runs without an error (True: training), and the results of ``_run``.
+
+    If the model's code calls ``len`` on stacks, add the name of the first one to ``watch.counted``.
+    """
     modes = [True, False]
     while True:
         try:

@@ -87,7 +87,10 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with extra entries that count the clients that trained each row of the parameters ``rows``."""
+    """Return the slices, extended by entries for row counts.
+
+    A row count is the number of clients that trained a row of one of the parameters ``rows``.
+    """
     # Columns that occur in the same slices have equal counts, so one entry is enough for each row and class of
     # columns.
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}

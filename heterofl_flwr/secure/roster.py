@@ -91,7 +91,7 @@ class Roster:
 
     @cached_property
     def slices(self) -> Sequence[Plan]:
-        """The distinct slices, with extra entries that count the clients that trained each classifier row."""
+        """The distinct slices, extended by entries for row counts: how many clients trained each classifier row."""
         plans = ({name: tuple(_read(*axis) for axis in axes) for name, axes in plan.items()} for plan in self.plans)
         return with_counts(list(map(Plan, plans)), self.rows)
 

@@ -161,7 +161,10 @@ class RoundHooks(Strategy):
         return float(value)
 
     def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
-        """Return the ``RoundMessages`` of a round; with ``timed``, its exchanges share one time limit."""
+        """Return the current ``RoundMessages``; if they are of another round, first replace them by new ones.
+
+        ``timed`` has an effect only on new ones: if True, all exchanges of the round share one time limit.
+        """
         if self.round_messages.server_round != server_round:
             self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
         return self.round_messages
@@ -274,7 +277,11 @@ class RoundHooks(Strategy):
         self._keep_metrics(node_id, reply, self._train_metrics_fn, "train_metrics_aggr_fn")
 
     def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
-        """Store a reply's records for ``function``. If ``function`` is None, warn once of metrics that are lists."""
+        """Store a reply's records, without arrays, to call ``function`` with them later.
+
+        If ``function`` is None, warn once that metrics that are lists are left out. ``argument`` is the name of the
+        strategy's argument for ``function``.
+        """
         if function is not None:
             self.round_messages.records[node_id] = RecordDict(
                 {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}

@@ -163,9 +163,9 @@ def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOp
 
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
-    """Return the sorted indices of ``size`` random examples.
+    """Return the sorted indices of ``size`` random examples: equally many of each class, up to a difference of 1.
 
-    The numbers of examples of two classes differ by at most 1, unless ``split`` has no more examples of one of them.
+    If ``split`` has too few examples of a class, return all of them, and more examples of the other classes.
     """
     if not 0 < size <= len(split):
         raise ConfigError(f"a seed set of {size} examples is not possible: expected 1 to {len(split)}")
