@@ -39,7 +39,7 @@ class LoraLevels:
     device: torch.device  # device of the frozen parameters when ``lora`` was called
 
     def __call__(self, rate: float) -> "PeftModel":
-        """Return a new model of this rate; frozen parameters are shared."""
+        """Return a new model of this rate; its frozen parameters are those of ``model``, not copies."""
         exact_rate(rate)
         # deepcopy reuses the objects in its memo.
         memo: dict[int, object] = {id(parameter): parameter for parameter in map(self.model.get_parameter, self.frozen)}

@@ -118,8 +118,8 @@ def to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Mess
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
     """Return a client's answer, or its error, as a reply to ``message``.
 
-    The arrays in ``answer`` are batch norm moments with these ``names``. If ``names`` is empty, they are parameters,
-    with the names of the parameters in ``message``.
+    If the arrays in ``answer`` are batch norm moments, ``names`` are their names. If ``names`` is empty, the arrays are
+    parameters, and have the names of the parameters in ``message``.
     """
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")

@@ -132,6 +132,9 @@ class LabelRows:
     ) -> Tensor | None:
         """Return the indices of the rows to average.
 
+        These are the rows of the classes in ``labels``. With ``extra_rows``, they also include the rows that belong to
+        no class: all rows after the last row of the shortest parameter.
+
         If ``labels`` is None, return None, which stands for all rows. ``sizes`` maps each parameter to its number of
         rows; by default, it has all parameters of ``label_rows``.
         """

@@ -78,7 +78,8 @@ def shared_dataset(
 def absolute_paths(name: str, root: str | os.PathLike[str] | None) -> tuple[str, str]:
     """Return ``name`` and ``root`` as text, with folders as absolute paths.
 
-    A short name stays the same, even if the current folder has a folder of this name.
+    ``root`` defaults to the environment variable ``HETEROFL_DATA``, or to "" if this is not set. A short name, and the
+    name of a folder in ``root``, stay the same, even if the current folder has a folder of this name.
     """
     root, folder = root or os.environ.get(ROOT_VARIABLE) or "", os.path.realpath(os.path.expanduser(name))
     root = os.path.realpath(os.path.expanduser(root)) if root else ""

@@ -44,9 +44,11 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
-    """Find the axis along which the positions in ``result`` change, and store its positions in ``rows``.
+    """Choose an axis along which the positions in ``result`` change, and store the positions of this axis in ``rows``.
 
-    ``flexible`` has True for each axis of the result that may shrink.
+    ``flexible`` has True for each axis of the result that may shrink. If positions change along several axes, the
+    innermost one is chosen, if possible among those that may shrink. If they change along no axis, ``rows`` stays the
+    same, and the only position is always kept.
     """
     # An axis of stride 0 repeats one entry, so only its first entry is used. If the numbers change along several axes,
     # these are parts of one old axis: (2, 4) after an axis of 8 is viewed as two axes.

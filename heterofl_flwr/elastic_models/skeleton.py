@@ -125,7 +125,10 @@ class Skeleton:
         return [self._names[id(tensor)] for tensor in called.inputs if id(tensor) in self._names]
 
     def remember(self, trace: Trace) -> dict[Number, Source]:
-        """Start a trace: replace integers in the layers' attributes by ``Length`` objects, and return their sources."""
+        """Start a trace: replace integers in the layers' attributes by ``Length`` objects, and return their sources.
+
+        Integers below 2, and those of ``_LARGEST_WIDTH`` or more, stay as they are.
+        """
         trace.fresh(*named_tensors(self.model).values())
         for name, tensor in other_tensors(self.model).items():
             trace.fresh(tensor)

@@ -89,7 +89,7 @@ class Round:
         self._check_sampled()
 
     def _number(self, clients: int) -> int:
-        """Return the number of replies to wait for if ``clients`` can be sampled."""
+        """Return the number of replies to wait for. ``clients`` is the number of clients that can be sampled."""
         size = self._options.asynchronous.size
         return min(size, clients) if size else self._options.sampling.number(clients, "train")
 
@@ -175,10 +175,11 @@ class Round:
             self._capacities[node_id] = capacity
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Record a remark if a client's clock differs by more than ``CLOCK_SECONDS`` from the server's.
+        """Record a remark if a reply's time shows that the client's clock is wrong.
 
         ``sent_at`` is the time of the message on the server's clock, ``replied_at`` the time of the reply on the
-        client's clock. A difference is noticed only if ``replied_at`` is before ``sent_at``, or after the present.
+        client's clock. The clock is wrong if ``replied_at`` is more than ``CLOCK_SECONDS`` before ``sent_at`` or more
+        than ``CLOCK_SECONDS`` after the present.
         """
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:

@@ -11,7 +11,10 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest change of one client, in fixed-point steps, so that the sum over clients fits into 32 bits."""
+    """Return the upper bound on one client's change of an entry, in fixed-point steps.
+
+    The sum of such changes by ``clients`` clients fits into 32 bits.
+    """
     return LARGEST_SUM // clients
 
 

@@ -112,10 +112,11 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return the smallest row count in each part of the classifier rows.
+        """Return the parts of the classifier rows that may be unmasked, each with the smallest row count in the part.
 
         The row count of a row is the number of clients that trained it. Rows that no client trained are ignored. A part
-        with a row count that is too small, masked or impossible is left out, and stays masked.
+        is left out, and stays masked, if any of its row counts is below ``roster.least``, is still masked, or is
+        impossible: negative, or above the number of survivors that hold the row.
         """
         numbers: defaultdict[Part, list[int]] = defaultdict(list)
         for name in self._row_names:
@@ -127,7 +128,7 @@ class ServerRound:
         return {part: min(row) for part, row in sorted(numbers.items()) if min(row) >= self.roster.least}
 
     def unmask_rows(self, numbers: Mapping[Part, int], revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks from the classifier rows whose parts are the keys of ``numbers``.
+        """Remove the masks from the parts of the classifier rows in ``numbers``, the result of ``row_numbers``.
 
         ``revealed`` has the shares from ``ClientRound.reveal_rows``, by client.
         """
@@ -217,7 +218,10 @@ class ServerRound:
         return shares
 
     def _true_shares(self, helper: int, client: int, parts: Sequence[Part], text: bytes) -> Mapping[Part, bytes]:
-        """Return the shares of a client's secrets that ``helper`` revealed; {} if any is false or missing."""
+        """Return the shares of a client's secrets that ``helper`` revealed; {} if ``text`` is empty or invalid.
+
+        If ``text`` is empty, record that ``helper`` accuses ``client``. If it is invalid, add ``helper`` to ``liars``.
+        """
         if parts and not text:
             self._accusers[client].add(helper)
             return {}
@@ -230,10 +234,11 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add clients to ``liars`` because of missing shares.
+        """Add clients to ``liars`` because of accusations.
 
-        First add each client that sent nothing about the secrets of more than ``roster.tolerated`` clients. Then add
-        each client about whose secrets more than ``roster.tolerated`` clients outside ``liars`` sent nothing.
+        A client that reveals no shares of another client's secrets accuses the other client. First add each client that
+        accuses more than ``roster.tolerated`` clients. Then add each client that more than ``roster.tolerated`` clients
+        outside ``liars`` accuse.
         """
         accused = Counter(helper for helpers in self._accusers.values() for helper in helpers)
         for helper, number in accused.items():
@@ -251,9 +256,10 @@ class ServerRound:
         return [digest for part, digest in zip(all_parts, hashes, strict=True) if part in set(parts)]
 
     def _secret(self, client: int, part: Part, shares: Shares) -> bytes | None:
-        """Restore a client's seed or private key from valid shares; return None if this is impossible.
+        """Restore a client's seed or private key from valid shares; return None if there are too few.
 
-        If the client announced another secret, add the client to ``liars``.
+        If the secret is not the one that the client announced, add the client to ``liars``. In this case, return a seed
+        only if its shares are consistent (``crypto.are_consistent``), and return None for a private key.
         """
         dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
         if len(dealt_shares) < threshold:

@@ -110,11 +110,11 @@ class ClientSecureSum(RespondingStage):
 
 
 def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
-    """Return a client's change as one vector of fixed-point steps.
+    """Return a client's change as one vector of fixed-point steps, in the order of ``plan``.
 
-    Classifier rows of classes that the client lacks are 0. For each classifier row, the vector also has entries whose
-    names begin with ``COUNTS``: 1 if the client has the row's class, else 0. Summed over clients, these entries count
-    the clients of the row.
+    Classifier rows of classes that the client lacks are 0. ``plan`` also has parameters whose names begin with
+    ``COUNTS``. Their entries are 1 in the rows that the client trained, else 0, so that their sum over clients is the
+    number of clients that trained the row.
     """
     rows = [name for name in roster.rows if name in plan.axes]
     classes = labels if rows else None

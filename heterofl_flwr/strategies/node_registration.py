@@ -159,8 +159,8 @@ class NodeRegistration:
     def log_changes(self) -> None:
         """Log which nodes joined, left or came back, except in the first round.
 
-        In the first round, warn if the present nodes do not fit the mix or the tables in ``limits``. In later rounds,
-        after a client has reported a new capacity, warn if too few clients can train the largest level.
+        In the first round, warn if the present nodes do not fit the mix or the tables in ``limits``. In the first
+        round, and after a client has reported a new capacity, warn if too few clients can train the largest level.
         """
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:

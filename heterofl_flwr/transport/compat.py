@@ -109,7 +109,7 @@ def ensure_identity() -> None:
 
 
 def set_metadata(message: Message, **values: object) -> None:
-    """Change metadata of a message, whose properties have no setters."""
+    """Set properties of a message's metadata, also those that have no setter, such as ``message_id``."""
     message.metadata.__dict__.update({f"_{name}": value for name, value in values.items()})
 
 

@@ -203,9 +203,9 @@ class Cohort:
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Return ``logits`` in which the logits of each client's absent classes are replaced.
+        """Return ``logits`` in which ``mask_fill`` replaces the logits of each client's absent classes.
 
-        The shape is (batch, clients, classes). ``rows`` are the clients' indices in the cohort.
+        ``logits`` has the shape (batch, clients, classes). ``rows`` are the clients' indices in the cohort.
         """
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):
