@@ -264,8 +264,9 @@ class Task:
         self._is_open = False
         return Contents(records, {**config, **labels_config(update.labels)}, update.metrics, update.num_examples)
 
-    def keep(self, model: nn.Module | None) -> None:
+    def keep(self, model: nn.Module) -> None:
         """Save the personal parameters of ``model`` and the state of stages; ``reply(model, ...)`` saves them too."""
+        self._issued.check(model, "task.keep")
         parameters, travels = self._issued.parameters_of(model), self.instruction.travels
         personal = {name: sent_tensor(parameter) for name, parameter in parameters.items() if not travels(name)}
         stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.state.items()}
@@ -285,6 +286,7 @@ class Task:
 
     def _trained(self, model: nn.Module | None, update: Outgoing) -> Outgoing:
         """Return ``update`` with the trained parameters, changed by all stages. Save the client's state."""
+        model = self._issued.check(model, "task.reply")
         parameters = self._issued.parameters_of(model)
         if update.num_examples and not self.penalty_used:
             check_penalty(self._stages, self.instruction.proximal_mu)

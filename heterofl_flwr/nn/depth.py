@@ -227,7 +227,7 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> tuple[dict[i
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], set[str]]:
     """Return the modes in which a model runs without an error (True: training), and the results of ``_run``.
 
-    If the model's code calls ``len`` on stacks, add the name of the first one to ``watch.counted``.
+    Add the names of the stacks on which the model's code calls ``len`` to ``watch.counted``.
     """
     modes = [True, False]
     while True:
@@ -236,7 +236,6 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
             break
         except CountedError as error:
             watch.counted.add(str(error))
-            watch.raises = False
         except Exception:  # in training mode a model may need more inputs, such as targets
             if True not in modes:
                 raise

@@ -19,17 +19,16 @@ class Watch:
 
     def __init__(self) -> None:
         self.counted: set[str] = set()  # names of stacks
-        self.raises = True  # whether len of a stack raises CountedError
         self._inside = False  # True while the container's __getitem__ runs, which calls len itself
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
         """Return a subclass of ``container`` that detects code which needs the container's length.
 
-        A negative index adds ``name`` to ``counted``. ``len`` raises ``CountedError`` if ``raises`` is set.
+        A negative index adds ``name`` to ``counted``. ``len`` raises ``CountedError`` until the name is in ``counted``.
         """
 
         def length(stack: Any) -> int:
-            if self.raises and not self._inside:
+            if name not in self.counted and not self._inside:
                 raise CountedError(name)
             return len(stack._modules)
 

@@ -227,6 +227,8 @@ class TestReply:
             task.reply(other, num_examples=1)
         with pytest.raises(ConfigError, match=r"is not the model of this task: give task.loss what task.model\(\)"):
             task.loss(other, examples, nn.functional.cross_entropy)
+        with pytest.raises(ConfigError, match=r"is not the model of this task: give task.keep what task.model\(\)"):
+            task.keep(other)
 
     def test_a_model_whose_parameters_have_other_names_is_refused(self):
         task = task_of(instruction())

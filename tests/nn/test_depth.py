@@ -1,5 +1,6 @@
 """Models with fewer blocks: nested plans, the counting mean over them, and what is refused."""
 
+import copy
 import warnings
 from itertools import pairwise
 
@@ -178,6 +179,13 @@ def test_a_role_that_changes_with_the_depth_is_a_warning(forward):
     text = "the role of blocks changes with the depth: the code counts the blocks of blocks, or takes them from the end"
     assert any(str(warning.message).startswith(text) for warning in caught)
     assert type(build(0.5).blocks) is nn.ModuleList
+
+
+def test_each_stack_whose_blocks_are_counted_is_named():
+    model = Blocks(lambda model, x: sum(b(x) for b in model.blocks) / len(model.blocks))
+    pair = nn.Sequential(model, copy.deepcopy(model))
+    with pytest.warns(UserWarning, match=r"counts the blocks of 0\.blocks, 1\.blocks, or"):
+        shallow(pair, "*.blocks.*", torch.ones(2, 4))
 
 
 def test_a_model_that_returns_no_tensor_raises():
