@@ -51,9 +51,9 @@ class Request:
 
 
 def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
-    """Return the request to run the Flower app in ``folder``, as its ``pyproject.toml`` describes it.
+    """Return the request to run the Flower app that the ``pyproject.toml`` in ``folder`` describes.
 
-    ``changes`` replace settings of the app. ``how`` contains further fields of ``Request``.
+    ``changes`` has values of settings, which replace those of the app. ``how`` has further fields of ``Request``.
     """
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]

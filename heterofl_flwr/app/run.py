@@ -73,7 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the app. Return ``FAILED`` if the run failed, or if no client replied to the final evaluation."""
+    """Run the app. Return ``FAILED`` if the run failed, else 0.
+
+    Without ``--app``, also print the results, and return ``FAILED`` if no client evaluated the global model in the last
+    evaluation by clients.
+    """
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.app import preflight, run_app
     from heterofl_flwr.app.main import FAILED

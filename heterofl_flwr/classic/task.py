@@ -99,7 +99,7 @@ def parameters_of(model: nn.Module) -> NDArrays:
 
 
 def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scalar]:
-    """Return the result of ``NumPyClient.get_properties``: the client's rate and partition.
+    """Return the dictionary that ``NumPyClient.get_properties`` must return, with the client's rate and partition.
 
     Set ``moments=True`` if your ``fit`` checks ``task.asks_for_moments``.
     """

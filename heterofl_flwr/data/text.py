@@ -33,8 +33,9 @@ class Texts:
 def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int] | None = None) -> Dataset:
     """Make a data set of rows of tokens.
 
-    Without a test split, every fifth row of each owner becomes a test row, or every fifth row if there are no owners.
-    ``rows`` has the number of rows by split name. Without ``rows``, or if the texts have owners, a row has 64 tokens.
+    ``rows`` maps the name of a split to the number of its rows. If ``rows`` is None or lacks the split, or if the texts
+    have owners, each row has 64 tokens instead. If ``test`` is None, every fifth row becomes a test row; if the texts
+    have owners, every fifth row of each owner.
     """
     raws, numbers = [train] if test is None else [train, test], {UNKNOWN: 0, END: 1}
     named = number_owners(*(raw.owners for raw in raws))

@@ -241,7 +241,7 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Keep all rows of tables, such as position embeddings, that the code cuts at a constant, as in ``table[:8]``."""
+    """Keep all rows of a table, such as position embeddings, if the model slices it at a constant: ``table[:8]``."""
     # A longer input may read more of a table. Packed weights are no table: their positions occur on other axes too.
     roots = trace.positions.roots
     numbers = np.zeros(trace.positions.number, np.int64)  # by root, the number of axes with this position

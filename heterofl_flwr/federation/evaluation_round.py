@@ -164,9 +164,11 @@ class EvaluationRound:
         return log.few_answered
 
     def _split_answers(self) -> SplitAnswers:
-        """Return each client's number of examples, and its metrics by rate.
+        """Return, by client id, the number of examples and the metrics by rate.
 
-        Headline metrics that fewer than half of the clients report are left out.
+        The rate None stands for the global model or, with personal parameters, for the client's own model. A headline
+        metric of a rate is left out, with a warning, if fewer than half of the clients that evaluated this rate report
+        the metric. Clients without examples do not count.
         """
         answers: dict[int, tuple[float, dict[float | None, dict[str, float]]]] = {}
         for node_id, (number, metrics) in self.answers.items():

@@ -134,9 +134,9 @@ class GlobalModel(Architecture):
 
     @property
     def trains_all(self) -> bool:
-        """Whether clients train all parameters.
+        """Whether each parameter is averaged over all clients that hold it, as if all of them train it.
 
-        False if the model has an attribute ``untrained`` or, with privacy noise, frozen parameters.
+        False if the model has an attribute ``untrained``, or if it has frozen parameters and there is privacy noise.
         """
         return not (hasattr(self.model, "untrained") or self._frozen)
 

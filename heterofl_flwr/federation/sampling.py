@@ -94,8 +94,8 @@ def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) ->
 def least_replies(least: MinReplies, needed: int) -> int:
     """Return the minimum number of usable replies.
 
-    An int ``least`` is this number. A float is a share of ``needed``, and ``auto`` the share 0.5; the number is rounded
-    up, and at least 1.
+    If ``least`` is an int, return ``least``. If it is a float, return this fraction of ``needed``, rounded up, and at
+    least 1. ``auto`` stands for the fraction 0.5.
     """
     if isinstance(least, int):
         return least

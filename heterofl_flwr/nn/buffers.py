@@ -33,10 +33,9 @@ def _older_norms(layer: nn.Module) -> list[SpectralNorm]:
 
 
 def _renew(chain: ParametrizationList) -> None:
-    """Recompute the singular vectors of the spectral norms in ``chain``.
+    """Recompute the singular vectors of the spectral norms in ``chain``, the parametrizations of one tensor.
 
-    ``chain`` has the parametrizations of one tensor. In a call of ``chain``, each spectral norm in training mode runs
-    power iterations.
+    In training mode, a spectral norm runs power iterations in each call of ``chain``.
     """
     with evaluating(chain):  # in training mode, other parametrizations might use random numbers
         for parametrization in chain:

@@ -43,7 +43,10 @@ class Quadratic:
     _moved: dict[tuple[int, str], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """Return the penalty on a model's trained parameters."""
+        """Return the penalty on a model's trained parameters.
+
+        Raise ``ConfigError`` if none of them has a quadratic or linear term.
+        """
         terms: list[Tensor] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -82,7 +85,7 @@ class Quadratic:
     def covers(self, model: nn.Module) -> bool:
         """Return True if ``strength`` is 0 or each trained parameter has a center.
 
-        Otherwise ``aligned`` returns another penalty, because it adds centers.
+        Otherwise, the result of ``aligned`` has quadratic terms that this penalty does not have.
         """
         return not self.strength or all(
             name in self.center for name, parameter in model.named_parameters() if parameter.requires_grad

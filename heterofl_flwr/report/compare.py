@@ -244,7 +244,10 @@ def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> d
 
 
 def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
-    """Return a curve's points: for each round that all seeds have, the mean place and the mean value over seeds."""
+    """Return the horizontal and the vertical coordinates of the mean of the seeds' curves.
+
+    The mean curve has one point for each round that all seeds have.
+    """
     pairs = [[places[number] for places in seeds] for number in seeds[0] if all(number in places for places in seeds)]
     means = [(fmean(place for place, _ in pair), fmean(value for _, value in pair)) for pair in pairs]
     return [place for place, _ in means], [value for _, value in means]

@@ -222,10 +222,11 @@ class MeanOfSum:
     Attributes
     ----------
     sums
-        By parameter, the sum of the clients' changes in multiples of ``step``, and the number of clients in the sum of
-        each entry. An entry without a usable sum has the number 0 or -1.
+        By parameter, the sum of the clients' changes in fixed-point steps, and the number of clients in the sum of each
+        entry. An entry without a usable sum has the number 0 or -1.
     step
-        Size of a fixed-point step; 1 with privacy noise, where ``Noise`` multiplies by the size.
+        Number by which the mean of the sums is multiplied: the size of a fixed-point step, or 1 with privacy noise,
+        because the stage ``Noise`` multiplies by the size later.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ class Update:
     plan
         The entries of the global model that the tensors contain.
     tensors
-        The client's parameters by name, or their encoding by a stage.
+        The client's parameters by name, or what a stage has replaced them by: their changes, or an encoding (``form``).
     rate
         The client's rate in this round.
     labels
@@ -142,7 +142,7 @@ class ServerStage:
     needs = Needs()
 
     reads_replies = True
-    """False if secure aggregation may skip ``on_reply``, because clients or ``on_mean`` do the same."""
+    """False if clients or ``on_mean`` also do the work of ``on_reply``, so that secure aggregation may skip it."""
 
     def client(self) -> ClientStage | None:
         """Return the client half of this stage, or None."""
@@ -178,7 +178,10 @@ class ServerStage:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values of one level for the parameters that each level averages separately."""
+        """Return the values that the level of ``rate`` has for the parameters that each level averages separately.
+
+        Return {} if the level has the values of the global model.
+        """
         return {}
 
     def state(self) -> Mapping[str, Tensor]:

@@ -128,7 +128,7 @@ class LateNodes(Relay):
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Cancel messages. Up to ``REMEMBERED`` messages for each node stay open, to detect late replies."""
+        """Cancel messages, but keep up to ``REMEMBERED`` cancelled messages for each node, to detect late replies."""
         # For each node, the ids of the oldest message and of the newest messages are kept.
         dropped = []
         for id_ in message_ids:

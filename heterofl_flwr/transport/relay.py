@@ -81,7 +81,10 @@ class Relay(Grid):
 
 
 def crosses_superlink(grid: object) -> bool:
-    """Whether the grid behind all proxies is a SuperLink's, whose clients run on other machines."""
+    """Return True if ``grid``, or the grid inside its proxies (``Relay``), is the grid of a SuperLink.
+
+    The clients of a SuperLink may run on other machines.
+    """
     while isinstance(grid, Relay):
         grid = grid._grid
     return compat.has_runtime_client(grid)

@@ -38,10 +38,10 @@ Each object needs a separate request, and a reply may have thousands of objects.
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
-    """Return a proxy that checks the replies of a SuperLink's grid; return any other grid unchanged.
+    """Return a proxy for a SuperLink's grid that checks replies, and gives up on late nodes (``LateNodes``).
 
-    The proxy also gives up on late nodes (``LateNodes``). If the SuperLink's grid is inside a ``Relay``, return a copy
-    of the ``Relay`` with the proxy inside.
+    If the SuperLink's grid is inside a ``Relay``, return a copy of the ``Relay`` with the proxy inside. If there is no
+    SuperLink's grid, return ``grid`` itself.
     """
     if isinstance(grid, Relay):
         inner = guard(grid._grid, largest_reply)
