@@ -37,7 +37,11 @@ class IssuedModels:
         return model
 
     def parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return a trained model's parameters by name: those to send, and those that stay with the client."""
+        """Return, by name, the parameters of a trained model whose names ``add`` registered.
+
+        Some of them may be personal: the client does not send them. Raise ``ConfigError`` if the model has lost one of
+        these parameters.
+        """
         parameters = dict(model.named_parameters())
         if missing := sorted(set(self._names) - parameters.keys()):
             raise ConfigError(

@@ -96,7 +96,8 @@ def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
 def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
     """Return the class number in the run for each class of the node.
 
-    None if the node or the run has no class names.
+    If the node or the run has no class names, return None: class numbers stay as they are. Raise ``DataError`` if the
+    run lacks a class of the node, or if only the node has class names and the numbers of classes differ.
     """
     if dataset.names and terms.names:
         if strange := [name for name in dataset.names if name not in terms.names]:

@@ -122,7 +122,7 @@ def _outputs(layer: nn.Module) -> int | None:
 def adjust_layers(full_model: nn.Module, model: nn.Module) -> None:
     """Update widths such as ``in_features`` in the layers of a slice, by the functions registered with ``adjust``.
 
-    This is needed for widths that the model's code does not read, which its trace does not find.
+    The functions are for widths that the model's code does not read. A trace finds only widths that the code reads.
     """
     before = dict(full_model.named_modules())
     with evaluating(model):  # in training, reading a weight with spectral norm would update its vectors

@@ -1,6 +1,6 @@
 """Trace rules of torch functions that take lengths as arguments.
 
-A rule couples each length with the axis that gets this length. If the model's code read the length from another axis
+A rule records, for each length, the axis that gets this length. If the model's code read the length from another axis
 (``x.shape[1]``), both axes shrink in proportion. If the length is a literal number, the axis is never sliced.
 """
 
@@ -29,7 +29,7 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 def layer_norm(
     trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: object, **__: object
 ) -> object:
-    """Trace rule of layer norm: couple the lengths in ``normalized_shape`` with the last axes."""
+    """Trace rule of layer norm: record ``normalized_shape`` as the lengths of the last axes."""
     return _use_shape(trace, run(), normalized_shape)
 
 
@@ -45,7 +45,7 @@ def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: objec
 @function(torch.conv1d, torch.conv2d, torch.conv3d)
 @function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> object:
-    """Trace rule of grouped convolutions: couple the argument ``groups`` with the groups that slices keep."""
+    """Trace rule of grouped convolutions: record the argument ``groups`` as the number of groups that slices keep."""
     output = run()
     groups = named.get("groups", options[4] if len(options) > 4 else 1)
     if groups > 1:
@@ -56,10 +56,10 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Couple ``number``, the number of groups that the model's code passes, with the groups that slices keep.
+    """Record ``number``, an argument in the model's code, as the number of groups that slices keep.
 
-    ``groups`` has one position for each group, or is None if slices keep all groups. If slices drop groups but
-    ``number`` is a literal, which cannot follow them, keep all channels.
+    ``groups`` has one position for each group, or is None if slices keep all groups. If slices drop groups, but
+    ``number`` cannot shrink because it is not an exact ``Length``, keep all channels.
     """
     if groups is None or is_length(number):
         trace.use(number, groups)
@@ -86,11 +86,12 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
     """Trace rule of indexing.
 
-    A positive bound of a Python slice is coupled with the entries before the bound. If the bound is a literal number,
-    these entries are always kept. If the bound is negative, all entries from it to the end of the axis are always kept.
+    If a positive bound of a Python slice is an exact ``Length``, the entries before the bound shrink in proportion to
+    the bound. If the bound is another number, these entries are always kept. If a bound is negative, all entries from
+    the bound to the end of the axis are always kept.
 
-    An integer index selects the same entry at every rate: all entries from the start of the axis to the index are
-    always kept, or all entries from a negative index to the end.
+    An integer index selects the same entry at every rate. So all entries from the start of the axis to the index are
+    always kept or, if the index is negative, all entries from the index to the end.
     """
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
@@ -152,9 +153,9 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Couple ``end``, a bound of a Python slice, with the entries before it.
+    """Record ``end``, a positive bound of a Python slice, as the number of entries before the bound.
 
-    If the bound is negative, always keep all entries from it on.
+    For a negative bound, keep all entries from the bound to the end of the axis at every rate.
     """
     if end < 0:
         trace.pin(row[end:])
@@ -182,7 +183,7 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
 
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
-    """Trace rule of ``split``: couple each size with the part of the tensor that has this size."""
+    """Trace rule of ``split``: record the size of each piece as the length of its part of axis ``dim``."""
     # The parameter of sizes has another name in each of these functions.
     size_or_sizes, dim = (*sizes, *named.values(), dim)[:2]
     row = trace.rows(tensor)[dim]
@@ -196,7 +197,7 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 
 @function(Tensor.narrow, torch.narrow)
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
-    """Trace rule of ``narrow``: couple ``length`` with the selected entries, and ``start`` with earlier entries."""
+    """Trace rule of ``narrow``: record ``length`` as the number of selected entries, ``start`` as that before them."""
     row = trace.rows(input)[dim]
     if row is None:
         _keep(trace, start, length)
@@ -220,7 +221,7 @@ def numel(trace: Trace, run: Run, tensor: Tensor) -> int:
 
 
 def shaped(shape: slice, trace: Trace, run: Run, /, *args: Any, **named: Any) -> object:
-    """Trace rule of functions such as ``view``: couple the lengths in the arguments with the axes of the result.
+    """Trace rule of functions such as ``view``: record lengths in the arguments as the lengths of the result's axes.
 
     ``shape`` selects the positional arguments that are lengths.
     """
@@ -236,7 +237,7 @@ function(Tensor.new_full)(partial(shaped, slice(1, 2)))
 
 @function(Tensor.unflatten, torch.unflatten)
 def unflatten(trace: Trace, run: Run, input: Tensor, dim: int, sizes: Sequence[int]) -> object:
-    """Trace rule of ``unflatten``: couple the lengths in ``sizes`` with the axes that replace axis ``dim``."""
+    """Trace rule of ``unflatten``: record ``sizes`` as the lengths of the axes that replace axis ``dim``."""
     before = dim % input.dim()
     return _run_with_shape(trace, run, [*[-1] * before, *sizes, *[-1] * (input.dim() - before - 1)])
 
@@ -254,7 +255,7 @@ def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
 
 
 def _use_shape(trace: Trace, output: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Couple the lengths in ``sizes``, except -1, with the last axes of a tensor."""
+    """Record ``sizes``, except -1, as the lengths of the last axes of ``output``; return ``output``."""
     for length, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
         if length != -1:
             trace.use(length, row)

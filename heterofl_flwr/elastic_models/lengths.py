@@ -154,7 +154,7 @@ class Trace:
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
-        """Require that axes of equal length are sliced alike; return their positions.
+        """Require that the axes in ``rows``, all of equal length, are sliced alike; return their positions.
 
         If one of the axes is None (never sliced), slice none of them, and return None.
         """
@@ -183,7 +183,7 @@ class Trace:
     def use(self, length: object, row: Row | None) -> None:
         """Record that the code uses a number as the length of an axis.
 
-        The axis may shrink if the number is an exact ``Length``. Otherwise it is never sliced.
+        The axis may shrink if the number is an exact ``Length``. Otherwise the axis is never sliced.
         """
         if isinstance(length, Length) and any(source.trace is not self for source in length.sources + length.divisors):
             raise UnsupportedLayerError(
@@ -222,7 +222,7 @@ class Trace:
     def _variable(self, length: Length) -> Row | None:
         """Return the positions of the one axis with which a length shrinks; None if it never shrinks.
 
-        All other axes from which the length was computed are kept in full at every rate.
+        Pin all other axes from which the length was computed, so that slices keep them in full.
         """
         self.pin(*(source.row for source in length.divisors))
         variable = next((s for s in reversed(length.sources) if self.open(s.row) is not None), None)

@@ -82,9 +82,9 @@ class CollectedMoments:
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
         """Return, for each rate, the sum of the clients' moments or, with ``privacy.noise``, the noisy mean.
 
-        If no client gave usable moments, return an empty dictionary. If moments are ``needed``, and a client was
-        refused for another reason than silence, raise ``RoundError`` instead. With noise, record the privacy spent in
-        ``spent`` and ``log``.
+        If no client gave usable moments, there are two cases. If ``needed`` is True, and a client was refused for
+        another reason than silence, raise ``RoundError``. Otherwise, return an empty dictionary. With noise, record
+        the privacy spent in ``spent`` and ``log``.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy

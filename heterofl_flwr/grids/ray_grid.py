@@ -37,10 +37,10 @@ class RayGrid(QueuedGrid):
     num_gpus : float
         Fraction of a GPU for each actor, or a number of whole GPUs; with 0 an actor sees no GPU.
     at_once : int, optional
-        Maximum number of actors, by default ``num_nodes``; fewer start if the machines' resources hold only fewer.
+        Maximum number of actors, by default ``num_nodes``. Fewer start if the machines have too few cores or GPUs.
     cohort, by_rate, node_config, run_config, cost, seed
-        See ``LocalGrid``. With GPUs, if n messages are pushed together, a group has at most n divided by the number of
-        actors, rounded up.
+        See ``LocalGrid``. With GPUs, if n messages are pushed together, the number of messages in a group is at most n
+        divided by the number of actors, rounded up.
 
     Examples
     --------
@@ -99,6 +99,6 @@ class RayGrid(QueuedGrid):
         atexit.register(self._finalizer)  # runs before Ray's own function; a bound method would keep the grid alive
 
     def close(self) -> None:
-        """End the actors. The last open grid also ends Ray, or the connection to a cluster, if a grid started it."""
+        """End the actors. The last open grid also ends what a grid has started: Ray, or the connection to a cluster."""
         super().close()
         atexit.unregister(self._finalizer)

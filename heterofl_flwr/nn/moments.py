@@ -84,7 +84,7 @@ class Moments:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> "Moments":
-        """Return moments from the result of ``to_tensors``. Raise an error for other tensors."""
+        """Return moments from the result of ``to_tensors``. Raise ``HeteroFLError`` for other tensors."""
         kinds = {key.split(".", 1)[0] for key in tensors}
         if len(kinds) != 1:
             raise DataError(f"expected moments of one kind, got {', '.join(sorted(kinds)) or 'none at all'}")

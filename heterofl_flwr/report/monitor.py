@@ -188,7 +188,10 @@ def _keyed(values: Mapping[str, int]) -> Values:
 
 
 def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, Mapping[str, float]]) -> Values:
-    """Return only accuracies, losses and perplexities, because clients may report any number of other metrics."""
+    """Return the accuracies, losses and perplexities by (phase, metric, level); the level is '' for ``metrics``.
+
+    Other metrics are left out, because clients may report any number of them.
+    """
     return {
         (phase, name, level): value
         for level, values in {"": metrics, **by_level}.items()

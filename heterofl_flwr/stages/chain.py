@@ -158,7 +158,7 @@ class Chain:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return a level's values of the parameters in ``Slicing.by_level``; {} if they equal the global model's."""
+        """Return the parameters in ``Slicing.by_level`` at the level of ``rate``; {} if equal to the global model's."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:

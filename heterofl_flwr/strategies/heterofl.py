@@ -54,7 +54,7 @@ class HeteroFL(FederationStrategy):
         Learning rate of the clients, FedProx, and the encoding of replies.
     averaging : Averaging
         The mean of the replies: its weights, its kind (counting, robust, product), and the classifier rows that
-        count.
+        are averaged.
     stages : Sequence[ServerStage]
         Stages that change the replies (last stage first) or their mean (first stage first): a server optimiser
         (``Momentum``, ``Adam``, ``Yogi``, ``Adagrad``), ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your

@@ -112,7 +112,10 @@ class _Flight:
             cancel(self._grid, list(self._out))
 
     def _await(self, *, in_order: bool) -> list[str]:
-        """Wait for a reply; return the message ids of the replies to yield, or [] at the deadline."""
+        """Wait for any reply or, if ``in_order``, for the next reply in the order of the messages.
+
+        Return the ids of the messages whose replies to yield, or [] at the deadline.
+        """
         now = time.monotonic()
         if not in_order:
             if now < self._deadline:

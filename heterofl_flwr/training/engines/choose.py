@@ -71,8 +71,8 @@ def train(
     Raises
     ------
     DivergedError
-        If a loss is NaN or infinite. The model is then unchanged if ``cohort`` trained it without ``plain`` (see
-        ``train_cohort``), and useless otherwise.
+        If a loss is NaN or infinite. The engines ``plain`` and ``seats`` then leave a useless model. ``cohort`` leaves
+        the model unchanged, unless it has passed the client to ``plain`` (see ``train_cohort``).
     """
     job = TrainingJob(model=model, split=split, seed=seed, classes=classes)
     return train_together([job], options, engine=engine)[0]
