@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
-    """Return text on the price of a mix: its costs, relative to separate federations, one for each level.
+    """Return text on the price of a mix: its costs, divided by the total costs of one federation for each level.
 
     ``costs`` maps each rate to the numbers of parameters and of multiplications of the rate's model.
     """

@@ -38,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_settings(texts: Sequence[str]) -> list[Setting]:
-    """Return all settings, changed by assignments such as ``train.lr=0.05``."""
+    """Return all settings after assignments such as ``train.lr=0.05``.
+
+    ``default`` of an assigned setting is the assigned value, which may be ``auto``.
+    """
     # Imported here, because it loads torch, which takes seconds.
     from heterofl_flwr.settings.validate import SPECS, from_flat, read_assignments, to_flat
 

@@ -225,7 +225,10 @@ class Workload:
         return example if train.reading is None else example[:, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return ``model`` if ``train.distill`` is ``none``, else a ``Nested`` of ``model`` and smaller models."""
+        """Return ``model`` if ``train.distill`` is ``none``, else a ``Nested`` of ``model`` and smaller models.
+
+        There is one smaller model, made by ``build``, for each rate of the mix below ``rate``.
+        """
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)

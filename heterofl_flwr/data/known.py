@@ -27,12 +27,12 @@ class Source:
     path: str  # path on the hub, with the configuration; '' for digits
     shape: tuple[int, ...] = ()  # shape of one input
     classes: Mapping[str, int] = field(default_factory=dict)  # number of classes by label column; the default is first
-    normal: Normal | None = None  # normalisation; None measures the train split
-    measured: Normal | None = None  # normalisation measured on the train split, for nodes without this split
+    normal: Normal | None = None  # normalisation; if None, it is measured on the train split
+    measured: Normal | None = None  # if ``normal`` is None: the measured normalisation, for nodes without a train split
     names: tuple[str, ...] = ()  # names of the classes, where known
     augment: AugmentName = "none"
     columns: Columns = Columns()  # defaults for names that a caller leaves empty
-    rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: 64 tokens a row
+    rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; {}: rows of 64 tokens
 
     def fill(self, named: Columns) -> Columns:
         """Return this data set's columns, but with the label and the owner that ``named`` has.

@@ -81,9 +81,9 @@ class RoundRecord:
     evaluate_failures
         For each client whose evaluation or moments failed or were refused: the reason, by partition.
     evaluate_asked, evaluate_answers
-        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. If a
-        smaller fraction answered among the clients sampled to evaluate the global model, both numbers count these
-        clients only.
+        The number of clients sampled to evaluate, and the number of these that answered; 0 without evaluation. Both
+        count either all sampled clients, or only those sampled to evaluate the global model: the group of which the
+        smaller fraction answered.
     partial
         If ``few_answered``: the names of the metrics in ``evaluate`` that are computed from the clients' metrics. Their
         values are never the best of a run.
@@ -165,7 +165,7 @@ class RoundRecord:
         return asdict(self)
 
     def line(self) -> str:
-        """Return the round's log line: clients by level, bytes sent to each, bytes received, failures and notes."""
+        """Return the round's log line: clients by level, bytes sent to each client, bytes received, failures, notes."""
         levels = []
         for rate, clients in sorted(Counter(self.rates.values()).items(), reverse=True):
             sent = self.bytes_by_level.get(level_name(rate))
@@ -211,7 +211,7 @@ class RoundRecord:
         self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
-        """Update ``means`` with the numbers in ``computed`` (a user's metrics); return them as floats.
+        """Update ``means`` with the numbers in ``computed`` (a user's metrics); return these numbers as floats.
 
         The names of these numbers are removed from ``evaluate_medians``. If ``means`` is ``evaluate``, and
         ``few_answered`` is true, the names are added to ``partial``.

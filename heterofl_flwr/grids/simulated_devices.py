@@ -32,9 +32,10 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 class _Flight:
     """A message on a simulated device.
 
-    ``sent`` is the simulated time of sending, ``takes`` the simulated seconds until the reply, and ``down`` the
-    message's size in bytes. ``takes`` is set once the client has trained, and so is the ``reply`` to a message of
-    ``push_messages``. If the device is unavailable, ``reply`` is an error reply from the beginning.
+    ``sent`` is the simulated time of sending, and ``down`` the message's size in bytes. ``takes`` is the simulated
+    seconds from sending to the reply; it is 0 until the client has trained. If the device is unavailable, ``reply`` is
+    an error reply from the beginning. Otherwise, ``pull_messages`` sets ``reply`` after the client has trained, and
+    ``send_and_receive`` leaves it None.
     """
 
     turn: Turn
@@ -56,9 +57,9 @@ class SimulatedDevices(Relay):
     A client gives an error reply if its device is unavailable, drops out or misses the deadline. The simulated time
     and energy of a round are in its ``RoundRecord``. Only training is simulated: other messages take no time.
 
-    In simulated time, a device is busy until its reply, its dropout or the deadline. A round takes the time of its
-    slowest device. In asynchronous runs and with ``spare`` clients, each pull that returns replies advances the
-    simulated time to the first arrival.
+    In simulated time, a device is busy until its reply, its dropout or the deadline. A round without ``spare`` clients
+    takes the time of its slowest device. In asynchronous runs and with ``spare`` clients, each pull that returns
+    replies advances the simulated time to the first arrival.
 
     Only HeteroFL's messages can be simulated. A ``Windowed`` grid must be inside this proxy (see the example).
 
@@ -178,7 +179,11 @@ class SimulatedDevices(Relay):
         return flight
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
-        """Set the time that a flight takes; return the reply, or an error reply if the device drops out or is late."""
+        """Set the time that a flight takes, and add its energy to the costs; return the reply.
+
+        If the device drops out or misses the deadline, return an error reply instead. If ``reply`` is itself an error
+        reply, or states no valid number of examples, return it unchanged; the flight then takes no time and no energy.
+        """
         examples, turn, devices = examples_of(reply), flight.turn, self._devices
         if examples is None:  # an error reply, or a reply that the strategy rejects
             return reply

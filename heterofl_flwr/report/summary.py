@@ -34,7 +34,7 @@ Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[float, str]:
-    """Return the names of all levels of a run by rate, the largest first."""
+    """Return the names of all levels of a run by rate, the largest rate first."""
     names = {rate: level_name(rate) for record in records for rate in record.rates.values()}
     names |= {cost.rate: cost.level for cost in (costs.levels if costs else ())}
     return dict(sorted(names.items(), reverse=True))
@@ -102,7 +102,11 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of metrics: final value, best value, and the best value's round."""
+    """Return the table of metrics, with columns for the final value, the best value, and the best value's round.
+
+    A metric that clients report has two rows, for its mean and its median over the clients. Only the one of them that
+    compares rounds has a best value.
+    """
     rows = []
     evaluated = max((record.server_round for record in records if record.evaluate), default=0)
     for score in scores(records):

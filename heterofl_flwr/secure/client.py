@@ -169,9 +169,9 @@ class ClientRound:
 
         ``survivors`` are the members whose masked change arrived. ``seeds`` has encrypted shares of the survivors' mask
         seeds. The result has, for each survivor, this client's shares of the survivor's seeds, and for each other
-        member, this client's share of the member's private key. Never both: the server must not be able to restore the
-        seeds and the private key of the same member. Seeds of classifier rows, and of rings that must stay masked (see
-        ``open_rings``), are left out.
+        member, this client's share of the member's private key. For no member does it have both: the server must not be
+        able to restore the seeds and the private key of the same member. Shares of seeds for classifier rows, and for
+        rings that must stay masked (see ``open_rings``), are left out.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -189,11 +189,12 @@ class ClientRound:
         return answer, self._keep(next="rows", survivors=list(survivors), seeds=_as_text(seeds), keys=[[], []])
 
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
-        """Return this client's shares of each survivor's seeds for classifier rows.
+        """Return this client's shares of the survivors' seeds for the parts in ``numbers``, which are classifier rows.
 
-        The row count of a row is the number of clients that trained it. ``numbers`` maps each part to unmask to the
-        smallest row count in this part. Raise ``ReplyError`` if such a number is too small or impossible, or if a part
-        must stay masked.
+        The keys of ``numbers`` are the parts that the server wants to unmask. A part's value is the number of clients
+        that trained a row, for the row of the part that the fewest clients trained. Raise ``ReplyError`` if a value is
+        less than ``Roster.least`` or more than the number of members that hold the part, or if a part has no classifier
+        rows or must stay masked (see ``open_rings``).
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]

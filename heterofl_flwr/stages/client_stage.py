@@ -61,7 +61,10 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReply(Outgoing):
-    """A client's update as the server reads it, with the reported capacity (largest rate) and the size in bytes."""
+    """A client's update as the server reads it, with the reported capacity (largest rate) and the size in bytes.
+
+    ``capacity`` is None if the client reported none.
+    """
 
     metrics: Mapping[str, float]
     capacity: float | None = None
@@ -81,8 +84,9 @@ class ClientContext:
     config
         Config of the message.
     total_step
-        Sum of the learning rates of the local steps so far. With momentum, this package's client app gives instead the
-        distance that a parameter moves in these steps at a constant gradient of 1.
+        In ``on_update``, the sum of the learning rates of all local steps; in other methods 0. With momentum, this
+        package's client app replaces the sum by the distance that a parameter moves in these steps at a constant
+        gradient of 1.
     broadcast
         The client's slices of the tensors that ``ServerStage.broadcast`` returned, by parameter name.
     state

@@ -107,7 +107,7 @@ class Draws:
             torch.default_generator.set_state(usual)
 
     def _swap_host_states(self) -> None:
-        """Exchange the states of Python and NumPy in this object for the global ones."""
+        """Swap this object's states of Python and NumPy with the global states; do nothing with a CUDA device."""
         if self._host_states is None:
             return
         usual = random.getstate(), np.random.get_state()  # noqa: NPY002

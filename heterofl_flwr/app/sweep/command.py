@@ -36,7 +36,11 @@ CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_job(config: DictConfig) -> float | None:
-    """Run a job, unless it has ended; return the final value of its metric, for optimising sweepers."""
+    """Run a job, unless it has ended; return the final value of the job's metric, for optimising sweepers.
+
+    Return None if another process runs the job, or if the job has not measured the metric. Raise ``RunError`` if the
+    job fails.
+    """
     hydra_config = HydraConfig.get()
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
     if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper has checked its jobs
