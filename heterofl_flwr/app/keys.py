@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the files, and print the commands that register the nodes."""
+    """Write the certificates and keys, and print the commands that register the nodes."""
     # Imported here, as cryptography takes a while to load.
     from heterofl_flwr.app.certificates import new_paths, write_certificates, write_node_key
 

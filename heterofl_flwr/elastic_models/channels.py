@@ -95,7 +95,7 @@ class Grouping:
             self.sizes.append(len(members))
 
     def places(self, row: Row | None) -> Places | None:
-        """Return the group and channel of each entry of an axis, or None if the axis is never sliced."""
+        """Return the group and channel of each entry of an axis; None if no entry belongs to a channel."""
         if row is None:
             return None
         roots = self._positions.roots(row)

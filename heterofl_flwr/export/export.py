@@ -49,8 +49,8 @@ def export_model(
     """Export a model to files in a folder, and return the size of each format in bytes.
 
     Each file is opened again and run on ``inputs``. In each output tensor, an element may differ from the model's by at
-    most 1e-4 of the largest absolute value in the model's tensor. This limit is 0.004 if the model has tensors in
-    float16, and 0.03 with bfloat16. After an error, the folder is unchanged.
+    most 1e-4 of the largest absolute value in the model's tensor. This fraction is 0.004 if the model has
+    tensors in float16, and 0.03 if it has tensors in bfloat16. After an error, the folder is unchanged.
 
     Parameters
     ----------

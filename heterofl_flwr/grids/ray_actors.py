@@ -95,7 +95,7 @@ class Clients:
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
         """Run the clients of pickled envelopes. Return a pickled reply or error reply for each envelope.
 
-        ``records`` are the array records of the envelopes, in which ``pack`` has left their numbers.
+        ``records[n]`` is the array record that ``pack`` has replaced by the number ``n`` in the envelopes.
         """
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]

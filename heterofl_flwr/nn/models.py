@@ -127,7 +127,10 @@ class MLP(nn.Module):
 
 @register(MLP)
 def _find_flattened(full_layer: MLP, local: MLP) -> dict[str, Axes]:
-    """Slicing rule of the layer after Flatten: keep or drop all inputs from one channel together."""
+    """Return the axes of the first linear layer: all inputs from one channel are kept or dropped together.
+
+    Without convolutions, return {}.
+    """
     channels = [layer.out_channels for layer in full_layer.hidden if isinstance(layer, nn.Conv2d)]
     if not channels:
         return {}

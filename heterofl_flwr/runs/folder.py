@@ -129,7 +129,8 @@ class RunFolder:
         about : Mapping[str, object] | None
             More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Function of the stored settings. It adds the settings that an older version did not store.
+            Function that takes the stored settings and returns them with the settings that an older version did not
+            store.
 
         Raises
         ------
@@ -275,7 +276,10 @@ class RunFolder:
         checkpoints.save_checkpoint(self._checkpoints, checkpoint)
 
     def load_checkpoint(self) -> RunState:
-        """Return the newest undamaged checkpoint of a round in the history; without a history, of any round."""
+        """Return the newest undamaged checkpoint up to the history's last round; without a history, of any round.
+
+        Raise ``ConfigError`` if there is no such checkpoint.
+        """
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 

@@ -14,7 +14,7 @@ Place = NDArray[np.bool_] | NDArray[np.int64]
 
 
 def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, peers: set[int]) -> None:
-    """Add to ``vector`` the masks that ``client`` shares with each peer, on the overlap of the two slices.
+    """Add to ``vector`` the masks that ``client`` shares with each peer, on the overlap of the two clients' slices.
 
     In a pair, the client with the smaller number adds the mask, and the other subtracts it.
     """

@@ -25,11 +25,11 @@ class LevelParameters(StatefulStage):
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
-        """Return a level's means of these parameters; {} for the largest level, and for a level without a mean yet."""
+        """Return a level's means of the stage's parameters; {} for the largest level, and for a level without means."""
         return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Add a client's values of these parameters to the mean over the clients of its level."""
+        """Add a client's values of the stage's parameters to the mean over the clients of its level."""
         levels = self._levels_of(context)
         plan = Plan({name: axes for name, axes in update.plan.axes.items() if is_shared(name, self._patterns)})
         if update.rate not in levels:
@@ -43,7 +43,10 @@ class LevelParameters(StatefulStage):
         levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels, weight=update.weight)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the model with the largest level's means; store the means of the smaller levels."""
+        """Return ``new`` with the largest level's means of the stage's parameters; store the smaller levels' means.
+
+        If no client of the largest level has replied, these parameters keep their old values.
+        """
         means = {rate: level.result() for rate, level in self._levels_of(context).items()}
         self._context, self._levels = None, {}
         largest = means.pop(context.global_rate, {})

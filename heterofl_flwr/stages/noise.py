@@ -22,7 +22,7 @@ class Noise(Clip):
         self.step, self.spent = privacy.step, spent
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update with the clipped change in fixed-point steps instead of parameters."""
+        """Return the update with the client's change instead of its parameters, clipped and in units of ``step``."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         before = update.plan.extract(context.state)
         changes = {name: tensor.double() - before[name] for name, tensor in update.tensors.items()}

@@ -111,7 +111,7 @@ class Steps:
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
-        """Open a step; give up clients that have left, or whose slice is too old.
+        """Open a step; give up clients that have left, and clients that still train a slice that is too old.
 
         A slice is too old if the step that sent it began at the time ``before`` (``time.monotonic``) or earlier.
         """

@@ -108,7 +108,8 @@ class EvaluationHooks(RoundHooks):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the metrics of the global model, or None without answers.
 
-        By default, these are means weighted by examples, the worst client's accuracy and the coverage.
+        By default, these are the clients' metrics as means weighted by examples; the accuracy of the worst client; and
+        the coverage.
         """
         opened, current, function = self.round_messages, self.current, self._evaluate_metrics_fn
         if not isinstance(current, EvaluationRound):

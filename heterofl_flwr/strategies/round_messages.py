@@ -90,9 +90,11 @@ class RoundMessages:
     def read(
         self, current: Round | EvaluationRound, replies: Iterable[Message], read: Callable[[int, Message], None]
     ) -> None:
-        """Call ``read`` for each reply; refuse clients with a missing or unusable reply.
+        """Call ``read`` for each reply; refuse each client whose reply is missing, unusable or an error reply.
 
-        If a subclass of the strategy dropped a client's reply, the client is removed from the round without a failure.
+        A client is not refused if its reply arrived without an error, but a subclass of the strategy dropped it. Such a
+        client is removed from the round without a failure. Raise ``ConfigError`` if ``replies`` is a generator that has
+        been read already.
         """
         if self._received and isgenerator(replies) and getgeneratorstate(replies) == GEN_CLOSED:
             raise ConfigError(
@@ -160,9 +162,9 @@ def read_each(
     read: Callable[[int, Message], Result],
     unusable: type[HeteroFLError] = ReplyError,
 ) -> Iterator[tuple[int, Result | Fault]]:
-    """Yield each node id with the result of ``read(node_id, reply)`` or a fault, in the order of ``sent``.
+    """Yield each node id with the result of ``read(node_id, reply)`` or with a fault, in the order of ``sent``.
 
-    An error of type ``unusable`` becomes a fault.
+    A fault stands for a missing reply, an error reply, or an error of type ``unusable`` that ``read`` raised.
     """
     for node_id, outcome in outcomes(sent, replies):
         if isinstance(outcome, Fault):
@@ -183,7 +185,10 @@ def query(
     seconds: float,
     read: Callable[[int, Message], Result],
 ) -> dict[int, Result | Fault]:
-    """Send a query to each client in ``configs``; return results of ``read`` or faults, by node id."""
+    """Send a query to each client in ``configs``; return, by node id, the result of ``read`` or a fault.
+
+    A fault stands for a missing reply, an error reply, or a ``HeteroFLError`` of ``read``.
+    """
     sent = [
         Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
         for node_id, config in configs.items()

@@ -206,9 +206,9 @@ def is_done(job: Job) -> bool:
 def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise an error if a job's data set or model is unusable. Print the distinct lines that ``check_task`` returns.
 
-    To save time, a job is skipped if earlier jobs of its group have all levels of its mix. Jobs are in one group if
-    they differ only in assignment, seed, number of rounds or mix. But a job with idle clients shares its group only
-    with jobs that have idle clients too, and the same assignment.
+    To save time, a job is skipped if earlier jobs of its group have all levels of its mix. The jobs of a group differ
+    only in assignment, seed, number of rounds and mix. Jobs with idle clients and jobs without are in different groups.
+    The jobs of a group with idle clients also have the same assignment.
     """
     checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
     sizes = []
