@@ -40,7 +40,8 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
     """Call ``work`` and return an exit code; print errors with the prefix ``program``.
 
     Without an error, the code is the result of ``work`` (0 for None). After a broken pipe it is ``FAILED``, and no
-    error is printed. After a ``HeteroFLError`` or another ``OSError`` it is ``MISUSED``, after Ctrl-C ``INTERRUPTED``.
+    error is printed. After any other ``OSError`` or a ``HeteroFLError`` it is ``MISUSED``, after Ctrl-C
+    ``INTERRUPTED``. Other exceptions are not caught.
     """
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are not UTF-8

@@ -34,9 +34,10 @@ class Clocks:
         return Version(number, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:
-        """Update the counters after a step of the global model that averaged replies with these plans.
+        """Count a step of the global model; ``plans`` are the plans of the averaged replies.
 
-        Plans of earlier steps are remembered. Raise ``ConfigError`` if neither of two plans contains the other.
+        The counter of the largest of ``plans`` goes up by 1. Raise ``ConfigError`` if, among the plans of this and
+        earlier steps, there are two of which neither contains the other.
         """
         current = set(plans)
         ordered = sorted({*current, *self._moved}, key=lambda plan: plan.parameters, reverse=True)

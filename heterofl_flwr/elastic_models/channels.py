@@ -20,9 +20,9 @@ Places = NDArray[np.int64]
 
 
 class Positions:
-    """Union-find structure on positions, the numbers that identify entries of axes.
+    """Union-find structure on positions: a position is a number that identifies one index along one axis of a tensor.
 
-    Position 0 is always kept, and so is every position that is united with it.
+    Position 0, and every position that is united with it, is in every slice of the model.
     """
 
     def __init__(self) -> None:

@@ -36,11 +36,11 @@ class RunState:
     dealt
         The number of partitions of the data; 0 unless all clients report the same number.
     nodes
-        A round number by node name: for a node that left, the first round in which it was away; for a present node
-        with a registered name, 0.
+        By node name, the first round in which the node was away, or 0 if it is present. Present nodes without a
+        registered name are left out.
     releases
-        Counts of the noisy models and moments published so far, by noise and clip. Releases before a resume, and in
-        earlier runs of the same strategy, are included.
+        Counts of the noisy models and moments published so far, by kind, noise, clip and source. Releases before a
+        resume, and in earlier runs of the same strategy, are included.
     setup
         Mix, seed and stages of the run as text; a resumed run must have the same.
     callbacks

@@ -34,8 +34,8 @@ class _Flight:
 
     ``sent`` is the simulated time of sending, and ``down`` the message's size in bytes. ``takes`` is the simulated
     seconds from sending to the reply; it is 0 until the client has trained. If the device is unavailable, ``reply`` is
-    an error reply from the beginning. Otherwise, ``pull_messages`` sets ``reply`` after the client has trained, and
-    ``send_and_receive`` leaves it None.
+    an error reply from the beginning. Otherwise ``reply`` is None at first. For a message that ``push_messages`` sent,
+    ``pull_messages`` sets it after the client has trained; for a message of ``send_and_receive`` it stays None.
     """
 
     turn: Turn

@@ -149,12 +149,12 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 
 
 def group_runs(folders: Sequence[RunFolder]) -> Rows:
-    """Return the runs, grouped by settings, then by seed.
+    """Return the runs as ``{key: {seed: run}}``; raise ``ConfigError`` if two runs have equal settings and seed.
 
-    The key of a group is a text with the settings that differ between runs. Settings other than the mix are left out if
-    they have the default for the group's data set, split, model and fidelity. If this leaves nothing, the text has all
-    differing settings. If no setting differs, it is the first run's title, or ``all``. If methods differ, the key
-    begins with the method.
+    The key is a text. It lists the settings that differ between runs, except those other than the mix that have the
+    default for the run's data set, split, model and fidelity. If all would be left out, all differing settings are
+    listed. If no setting differs, the key is the first run's title, or ``all``. If methods differ, the method comes
+    first.
     """
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]

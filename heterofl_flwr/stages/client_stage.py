@@ -39,11 +39,11 @@ class Outgoing:
     Attributes
     ----------
     tensors
-        The trained parameters by name, or their encoding by a stage.
+        The trained parameters by name; a stage may replace them by the encoding that ``form`` names.
     form, scales
         Name of the encoding, such as ``int8``, and its step sizes.
     labels
-        The classes of the client's data. Only the classifier rows of these classes are averaged; None for all rows.
+        The classes of the client's data; None for all. Of the classifier, only the rows of these classes are averaged.
     num_examples, metrics
         The client's number of examples, and its metrics.
     fields

@@ -65,7 +65,7 @@ class FedDyn(StatefulStage):
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Update the drift, and return the mean plus the drift."""
+        """Update the drift, and add it to the mean; entries that no client held keep the old value."""
         previous = float(self.tensors.get("learning-rate", 0.0))
         shrinkage = context.learning_rate / previous if previous else 1.0
         self.tensors["learning-rate"] = torch.tensor(context.learning_rate, dtype=torch.float64)

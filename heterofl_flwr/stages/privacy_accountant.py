@@ -44,9 +44,9 @@ class Privacy:
     delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = 1e-5
     """delta for which epsilon is computed; set it below 1 / (number of clients)"""
     moments_clip: _OnGrid = 10.0
-    """upper bound on the L2 norm of a client's moments for static batch norm: one vector with the means and second
-    moments of all layers. Longer vectors are clipped. The standard deviation of the noise on the sum of the clients'
-    vectors is the setting noise times this bound
+    """upper bound on the L2 norm of the vector of a client's moments for static batch norm (the means and second
+    moments of all layers); longer vectors are clipped. The sum of the clients' vectors gets noise whose standard
+    deviation is this bound times the option ``noise``
     """
 
     def __post_init__(self) -> None:
@@ -86,7 +86,10 @@ class Ledger(Protocol):
 
 
 class Spent:
-    """Privacy accountant of a strategy. It counts the releases of the strategy's runs, and of runs that it resumed."""
+    """Privacy accountant of a strategy.
+
+    It counts the releases of all the strategy's runs. For a resumed run, these include the releases before the resume.
+    """
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -122,7 +125,7 @@ class Spent:
             self._ledger.write_releases(self.releases)
 
     def epsilon(self, further: int = 0) -> float:
-        """Return epsilon of all releases so far together with ``further`` more releases with this run's noise."""
+        """Return epsilon of all releases so far and of ``further`` more releases at the current noise."""
         by_noise = Counter({self._privacy.noise: further})
         for entry in self.releases:
             by_noise[entry.noise] += entry.number

@@ -26,11 +26,12 @@ class Update:
     plan
         The entries of the global model that the tensors contain.
     tensors
-        The client's parameters by name, or what a stage has replaced them by: their changes, or an encoding (``form``).
+        The client's parameters by name. A stage may replace them by their changes, or by the encoding that ``form``
+        names.
     rate
         The client's rate in this round.
     labels
-        The client's classes. Only the classifier rows of these classes are averaged; None for all rows.
+        The client's classes; None for all. Of the classifier, only the rows of these classes are averaged.
     weight
         The client's weight in the mean. A client without examples has weight 0: its update is checked, but not
         averaged.

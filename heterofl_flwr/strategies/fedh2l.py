@@ -167,7 +167,7 @@ class FedH2L(FederationStrategy):
         return list(opened.sent)
 
     def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
-        """Store a reply's records for ``function``; in a training round, with the metrics of both exchanges."""
+        """Store a reply's records for ``function``; in a training round, add the metrics of the publishing reply."""
         super()._keep_metrics(node_id, reply, function, argument)
         if function is not None and isinstance(self.current, Round):
             records = self.round_messages.records[node_id]

@@ -54,14 +54,14 @@ def as_flower_error() -> Iterator[None]:
 
 
 class RoundHooks(Strategy):
-    """Base class of strategies: Flower's two hooks of training, and the state of a run.
+    """Base class of strategies: ``configure_train``, ``aggregate_train`` and the state of a run.
 
     Attributes
     ----------
     federation, options
         The federation and its options.
     chain
-        The stages around the mean, with their state.
+        The stages that run before and after the averaging of replies, with their state.
     moments
         Batch norm moments of the latest evaluation, by rate.
     log

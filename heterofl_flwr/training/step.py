@@ -175,8 +175,8 @@ class ParameterSGD(SGD):
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
         """Reset the optimiser in place, to train from the current values of the parameters with a new learning rate.
 
-        ``quadratic`` replaces the previous penalty. The new penalty must have the same strength and as many centers and
-        directions. It must be None if there was no penalty.
+        ``quadratic`` replaces the previous penalty. It must have the previous one's strength, number of centers and
+        number of directions, and must be None if and only if there was no previous penalty.
         """
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:

@@ -93,7 +93,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of the job's folder. It depends only on settings that can change results."""
+        """Name of the job's folder. It depends only on the number of clients and settings that can change results."""
         flat, changes = to_flat(self.settings), self.changes
         always = {key: flat[key] for key in (*IN_NAME, "model.name", "num-rounds")}
         identity = {**always, **changes, "engine.clients": self.clients}
