@@ -1,5 +1,6 @@
 """Claims of the paper as differences between jobs, and tests of each claim by the runs."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -163,9 +164,10 @@ runs with the same seed, in points of accuracy or of perplexity: their mean, and
 by the t distribution. A claim *holds* where the whole interval is above 0, and *does not hold* where all of it is
 below. Where 0 is in the interval, there is *no difference seen*; with fewer than three seeds there are *too few seeds*
 to tell. Final: after the last round, which is not a choice. Best: in the round whose global metric is best on the test
-set, which is what the paper prints. *Could have seen* is the power of the comparison of final rounds: a true difference
-of so many points would be seen in 80 of 100 such comparisons, with these seeds and their spread; a smaller one may well
-be missed. Paper: the same difference of printed numbers.
+set, which is what the paper prints; runs that evaluate a level's own model only in other rounds have no best value of
+it. *Could have seen* is the power of the comparison of final rounds: a true difference of so many points would be seen
+in 80 of 100 such comparisons, with these seeds and their spread; a smaller one may well be missed. Paper: the same
+difference of printed numbers.
 """
 HEADER = (
     *("data", "compared", "seeds", "final", "by final rounds", "could have seen"),
@@ -184,7 +186,8 @@ def claims_page(found: Mapping[Key, Reached], printed: Printed, command: str) ->
 
 
 def _count(verdicts: Sequence[str]) -> str:
-    return ", ".join(f"{verdict}: {number}" for verdict, number in Counter(verdicts).most_common()) or "not run"
+    numbers = Counter(verdict for verdict in verdicts if verdict != NOTHING)
+    return ", ".join(f"{verdict}: {number}" for verdict, number in numbers.most_common()) or "not run"
 
 
 def _rows(claim: Claim, found: Mapping[Key, Reached], printed: Printed) -> Iterator[tuple[str, ...]]:
@@ -215,7 +218,7 @@ def _rows(claim: Claim, found: Mapping[Key, Reached], printed: Printed) -> Itera
                 ", ".join(map(str, sorted(seeds))),
                 *(show_difference(final), _verdict(final)),
                 NOTHING if final.detectable is None else f"{final.detectable:.2f}",
-                *(show_difference(best), _verdict(best)),
+                *((NOTHING, NOTHING) if math.isnan(best.mean) else (show_difference(best), _verdict(best))),
                 _printed(terms, printed, sign),
             )
 

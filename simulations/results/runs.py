@@ -91,7 +91,7 @@ class Score(NamedTuple):
     """A metric after the final evaluation, and in the round with the best global metric."""
 
     final: float
-    best: float
+    best: float  # NaN for a level that was not evaluated in the best round
     best_round: int
 
 
@@ -219,8 +219,7 @@ class Run:
             return None
         compared = {number: own for number, own in self.compared.items() if level or name in own}
         last, best = max(values), chosen_round(compared, name)
-        best = best if best in values else last
-        return Score(values[last], values[best], best)
+        return Score(values[last], values.get(best, math.nan), best)
 
     @property
     def parameters(self) -> float | None:

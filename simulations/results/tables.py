@@ -89,11 +89,13 @@ def count_verdicts(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> list[
         by_key = by_job(cell for cell in cells if group in ("", cell.group))
         run = {key: found[key].best for key in by_key if key in found}
         verdicts = {key: {cell.verdict(best) for cell in by_key[key]} for key, best in run.items()}
-        numbers = Counter(
-            next(verdict for verdict in (TOO_FEW, DIFFERS, AGREES) if verdict in own) for own in verdicts.values()
-        )
-        widths = [high - low for best in run.values() for low, high in filter(None, [best.prediction])]
-        wide = sum(width > WIDE for width in widths)
+        single = {
+            key: next(verdict for verdict in (TOO_FEW, DIFFERS, AGREES) if verdict in own)
+            for key, own in verdicts.items()
+        }
+        numbers = Counter(single.values())
+        agreeing = [run[key].prediction for key, verdict in single.items() if verdict == AGREES]
+        wide = sum(high - low > WIDE for low, high in filter(None, agreeing))
         note = f" ({wide} by an interval wider than {WIDE:g} points)" if wide else ""
         lines.append(
             f"{group and f'{group}: '}{len(run)} of {len(by_key)} printed results have a run: {numbers[AGREES]} "

@@ -152,6 +152,13 @@ def test_a_levels_accuracy_can_be_the_mean_of_its_last_evaluations(make_run, tmp
     assert cells == [["75.00"], ["50.00"], []]  # fewer than five evaluations have no such mean
 
 
+def test_a_level_that_was_not_evaluated_in_the_best_round_has_no_best_value(make_run):
+    run = make_run("mix", points((1, 0.9), (2, 0.8)), num_rounds=2, mix="a1-e1", assignment="fix")
+    _set_levels(run, {"e": 0.7})
+    final, best, best_round = read_run(run.path).score("global-accuracy/e")
+    assert (final, math.isnan(best), best_round) == (0.7, True, 1)
+
+
 def _set_levels(folder, accuracies, number=-1, **more):
     """Write what each level's own model reached, and more, into a round's record, by default the last one's."""
     path = folder.path / "history.jsonl"

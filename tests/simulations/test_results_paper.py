@@ -1,5 +1,7 @@
 """The paper's jobs, printed numbers, claims and figures, and what runs say of them."""
 
+import json
+
 import pytest
 
 from heterofl_flwr.settings.validate import from_flat
@@ -7,6 +9,7 @@ from simulations.results.claims import CLAIMS, claims_page
 from simulations.results.configurations import configurations, published
 from simulations.results.paper import Job, by_job, departures, differences, job_of, read_cells
 from simulations.results.runs import read_run, read_runs
+from simulations.results.tables import count_verdicts
 
 
 def test_a_job_is_read_from_settings():
@@ -89,3 +92,25 @@ def test_a_claim_holds_only_where_the_whole_interval_does(page, dynamic, fix, ve
     (row,) = found["Dynamic is better than Fix"]
     assert row.split(" | ")[1] == "b-e (dynamic) against b-e (fix)"
     assert row.split(" | ")[4] == verdict
+
+
+def test_a_level_is_compared_by_best_rounds_only_if_it_was_evaluated_in_them(make_run, tmp_path):
+    for seed, value in enumerate(HIGH):
+        evaluated = {100: {"global-accuracy": 0.995}, 200: {"global-accuracy": value}}
+        make_run(f"alone-{seed}", evaluated, seed=seed)
+        history = make_run(f"mix-{seed}", evaluated, seed=seed, mix="b1-e1").path / "history.jsonl"
+        *earlier, last = history.read_text(encoding="utf-8").splitlines()
+        last = json.dumps({**json.loads(last), "evaluate_by_level": {"e": {"global-accuracy": LOW[0]}}})
+        history.write_text("\n".join([*earlier, last, ""]), encoding="utf-8")
+    title = "Each level gains by taking part, compared with all clients at that level"
+    lines = claims_page(reached_in(tmp_path / "runs"), {}, "").splitlines()
+    assert f"| {title} | does not hold: 1 | not run |" in lines
+    (row,) = (line for line in lines if "accuracy of e" in line)
+    assert row.split(" | ")[3:] == ["-0.60 [-0.85, -0.35]", "does not hold", "0.33", "-", "-", "- |"]
+
+
+def test_an_interval_is_noted_as_wide_only_where_a_number_agrees(make_run, tmp_path, printed):
+    for seed, value in enumerate((0.2, 0.3, 0.4)):
+        make_run(str(seed), {200: {"global-accuracy": value}}, seed=seed)
+    first, *_ = count_verdicts(read_cells(printed), reached_in(tmp_path / "runs"))
+    assert first.endswith("have a run: 0 agree, 1 differ, 0 have too few seeds to tell")
