@@ -36,6 +36,19 @@ def holds_model(build: Build, rate: float, state: State) -> bool:
     return exchanged_parameters(model).keys() <= untied(model, state).keys()
 
 
+def check_shapes(build: Build, rate: float, state: State) -> None:
+    """Raise ``ConfigError`` if a parameter in ``state`` has another shape than in the model of ``rate``."""
+    model = new_model(build, rate)
+    tensors, expected = untied(model, state), exchanged_parameters(model)
+    common = tensors.keys() & expected.keys()
+    if wrong := name_misfits(*({name: named[name] for name in common} for named in (tensors, expected))):
+        raise ConfigError(
+            f"the run begins with parameters of other shapes than those of build({rate:g}), the global model of costs "
+            f"({wrong}): give Costs the run's build and mix, with the global rate of Slicing as in "
+            f"Mix.parse('b1-c1').with_global_rate('a'), and start no initial_arrays of another model"
+        )
+
+
 def save_models(
     folder: RunFolder,
     build: Build,
@@ -66,7 +79,7 @@ def save_models(
     levels : Mapping[float, State]
         By rate, values of parameters that replace the global model's values.
     record : RoundRecord | None
-        Record of the latest evaluation. Its metrics are written into the JSON files.
+        Record of the final round, if it was evaluated. Its metrics are written into the JSON files.
     """
     largest = max(rates)
     models = {rate: new_model(build, rate) for rate in rates}
@@ -156,7 +169,8 @@ def load_model(folder: RunFolder | str | Path, name: str, build: Build) -> nn.Mo
     if batch_norms(model):
         raise ConfigError(
             f"model {name} of {folder.path} has batch norm that was not measured: let the run evaluate each level's "
-            f'model in its last round (evaluate.levels=last, or Evaluation(levels="last"))'
+            f'model in its last round (evaluate.levels=last, or Evaluation(levels="last")), or, if it was ended '
+            f"early, go on with it for a round"
         )
     return without_statistics(model).eval()
 

@@ -1,6 +1,5 @@
 """``Recorder``, the callback that writes a run to disk."""
 
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
@@ -8,10 +7,10 @@ from time import monotonic
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Interval, is_interval
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
-from heterofl_flwr.federation.round_record import RoundRecord, State
+from heterofl_flwr.federation.round_record import State
 from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.models import holds_model, save_models
+from heterofl_flwr.runs.models import check_shapes, holds_model, save_models
 from heterofl_flwr.transport.arrays import moments_by_rate
 
 
@@ -29,7 +28,8 @@ class Recorder(RoundCallback):
         Rounds between checkpoints, or seconds such as ``"30s"``. The final round always has a checkpoint.
     costs : Costs | None
         Measures the costs of the models. Without it, no final models are written, and the report shows no savings.
-        If clients keep layers, no final models are written either, because the server has no whole model.
+        If clients keep layers, no final models are written either, because the server has no whole model. If the final
+        round is not evaluated, the models have neither metrics nor batch norm moments.
     """
 
     def __init__(self, folder: RunFolder | str | Path, every: Interval = 1, *, costs: Costs | None = None) -> None:
@@ -38,8 +38,6 @@ class Recorder(RoundCallback):
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self._every, self._costs = every, costs
         self._progress: Progress | None = None
-        self._moments: State = {}
-        self._evaluated: RoundRecord | None = None
         self._saved_rounds, self._saved_at = (0, 0), monotonic()  # rounds of the newest two checkpoints; time of saving
 
     @property
@@ -52,7 +50,12 @@ class Recorder(RoundCallback):
         self._progress = progress
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Prepare the folder for rounds from ``first_round`` on, and write the models' costs."""
+        """Prepare the folder for rounds from ``first_round`` on, and write the models' costs.
+
+        Raise ``ConfigError`` if ``costs`` has another global model than the run.
+        """
+        if self._costs:
+            check_shapes(self._costs.build, self._costs.mix.global_rate, state)
         if not self.folder.started:
             self.folder.start({})
         self.folder.hold()
@@ -77,17 +80,12 @@ class Recorder(RoundCallback):
                 f"so the run goes on with the next one, not with round {first_round}"
             )
         self.folder.rewind(checkpoint.server_round)
-        self._moments = checkpoint.moments
-        for record in self.folder.history():
-            self._note_evaluation(record)
 
     def on_round_end(self, progress: Progress) -> bool:
         """Write the round's record, and a checkpoint if one is due."""
         self.folder.append(progress.record)
         self.folder.drop_models()
         record, self._progress = progress.record, progress
-        if self._note_evaluation(record):
-            self._moments = progress.moments
         if self._costs and self._costs.add(tuple(record.rates.values())):
             self.folder.write_costs(self._costs.model())
         if isinstance(self._every, int):
@@ -103,16 +101,18 @@ class Recorder(RoundCallback):
         if self._progress and self._progress.server_round != self._saved_rounds[1]:
             self._save(self._progress)
         if self._costs and self._progress and holds_model(self._costs.build, self._costs.mix.global_rate, state):
-            rates, progress, record = self._costs.mix.all_rates, self._progress, self._evaluated
+            rates, progress, record = self._costs.mix.all_rates, self._progress, self.folder.history()[-1]
+            # Moments of an earlier round are of other parameters, whose channels may have had another order.
+            evaluated = record if record.evaluate or record.evaluate_by_level else None
             save_models(
                 self.folder,
                 self._costs.build,
                 rates,
                 state,
-                moments=moments_by_rate(self._moments),
-                slices={rate: progress.evaluated_slice(record.server_round, rate) for rate in rates} if record else {},
+                moments=moments_by_rate(progress.moments) if evaluated else {},
+                slices={rate: progress.evaluated_slice(record.server_round, rate) for rate in rates},
                 levels={rate: progress.level_tensors(rate) for rate in rates},
-                record=record,
+                record=evaluated,
             )
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))
         self.folder.unlock()
@@ -121,11 +121,6 @@ class Recorder(RoundCallback):
         """Unlock the folder."""
         self.folder.unlock()
 
-    def _note_evaluation(self, record: RoundRecord) -> bool:
-        if evaluated := bool(record.evaluate or record.evaluate_by_level):
-            self._evaluated = record
-        return evaluated
-
     def _save(self, progress: Progress) -> None:
-        self.folder.save_checkpoint(replace(progress, moments=self._moments))
+        self.folder.save_checkpoint(progress)
         self._saved_rounds, self._saved_at = (self._saved_rounds[1], progress.record.server_round), monotonic()

@@ -1,13 +1,13 @@
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core import Mix
 from heterofl_flwr.federation.callbacks import RoundCallback, RunState
-from heterofl_flwr.report import Recorder, RunFolder
+from heterofl_flwr.report import Costs, Recorder, RunFolder
 from heterofl_flwr.runs import checkpoint as module
 from heterofl_flwr.runs.checkpoint import load_checkpoint, save_checkpoint
 from heterofl_flwr.runs.models import load_model, model_facts
@@ -74,18 +74,25 @@ def test_other_intervals_are_errors(folder, every):
         Recorder(folder, every=every)
 
 
-def test_moments_outlive_rounds_without_evaluation(folder, fake):
-    recorder = Recorder(folder)
-    recorder.on_start(1, 3, fake.state(0))
-    recorder.on_round_end(fake.progress(1, 3, evaluate={"loss": 0.5}))
-    kept = folder.load_checkpoint().moments
-    again = Recorder(folder)
-    again.on_start(2, 3, fake.state(1))
-    again.on_round_end(replace(fake.progress(2, 3, evaluate={}, evaluate_by_level={}), moments={}))
-    found = folder.load_checkpoint()
-    assert found.server_round == 2
-    assert kept
-    assert all(torch.equal(found.moments[name], value) for name, value in kept.items())
+def test_models_of_a_round_that_is_not_evaluated_have_no_metrics_or_moments(folder, fake, costs, build):
+    """Those of an earlier round were written, whose channels another order could have: 34 % in place of 95 %."""
+    stop = RoundCallback()
+    stop.on_round_end = lambda progress: progress.server_round == 7
+    fake.run([Recorder(folder, costs=costs), stop], 1, LAST)
+    facts = model_facts(folder)
+    assert {(own["server_round"], *own["metrics"]) for own in facts.values()} == {(None,)}
+    with pytest.raises(ConfigError, match=r"not measured: .* if it was ended early, go on with it for a round"):
+        load_model(folder, "a", build)
+    fake.run([Recorder(folder, costs=costs)], 8, 8)
+    assert {own["server_round"] for own in model_facts(folder).values()} == {8}
+
+
+def test_costs_of_another_global_model_end_a_run_before_it_begins(folder, fake, build):
+    """They ended it when all rounds were done, and left no models."""
+    recorder = Recorder(folder, costs=Costs(build, Mix.parse("b1-c1"), torch.zeros(1, 1, 8, 8)))
+    with pytest.raises(ConfigError, match=r"other shapes than those of build\(0\.5\), .*with_global_rate"):
+        recorder.on_start(1, 2, fake.state(0))
+    assert not folder.path.exists()
 
 
 def test_each_level_has_its_final_model_and_moments(whole, fake, build):
