@@ -127,7 +127,8 @@ def test_time_to_a_value_is_that_of_the_first_round_that_has_it(simulated, name,
 
 
 def test_the_lines_say_what_a_run_took_and_saved(simulated):
-    assert "on the simulated devices: 1 h 0 min of training" in "".join(summary_lines(simulated, None))
+    line = "on the simulated devices: 1 h 0 min of training, best global-accuracy after 57 min 0 s; energy"
+    assert line in "".join(summary_lines(simulated, None))
     assert next(summary_lines(RECORDS, COSTS)) == "2.0 s, 2.5 clients and 1.0 s a round; 1 of 5 trainings failed"
     few = replace(RECORDS[1], evaluate_asked=20, evaluate_answers=1)
     assert "never the best" in next(summary_lines([few], None))

@@ -1,5 +1,8 @@
 import json
+import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -176,6 +179,16 @@ def test_a_state_alone_is_enough_and_its_tied_weights_are_copied(tmp_path):
     expected = RunState(server_round=1, state={"a": torch.arange(4.0), "b": torch.arange(2.0)})
     assert_same(load_checkpoint(tmp_path), expected)
     assert torch.equal(tied, torch.arange(4.0))
+
+
+def test_states_of_callbacks_are_read_back_and_not_as_text(tmp_path):
+    """A best of -inf came back as '-inf', and ended the resumed run at the first comparison."""
+    states = {"KeepBest": {"best": -math.inf, "rounds": [1, 2], "name": None}}
+    save_checkpoint(tmp_path, replace(make(1), callbacks=states))
+    assert load_checkpoint(tmp_path).callbacks == states
+    for value in (torch.tensor(0.5), np.float32(0.5), {1}):
+        with pytest.raises(ConfigError, match=r"state\(\) of the callback KeepBest returned .* is not JSON"):
+            save_checkpoint(tmp_path, replace(make(2), callbacks={"KeepBest": {"best": value}}))
 
 
 def test_no_whole_checkpoint_is_an_error(three):
