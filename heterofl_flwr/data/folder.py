@@ -151,7 +151,7 @@ class _Table:
         expected, types = "an image column or columns of numbers", pa.types
         if not names:
             raise self.error("no column beside the label", expected)
-        if _is_example(names):
+        if _is_example(names) or _is_example(self.table.column_names):  # 1,2,0 may be an example with the label 0
             raise self.error("an example in place of names", "the names of the columns in the first line")
         numbers = []
         for name in names:

@@ -96,8 +96,9 @@ def _is_function(name: str) -> bool:
 def _load(name: str, root: str, columns: Columns) -> Dataset:
     if (shared := find((name, root, columns))) is not None:
         return shared
-    if columns.label and (name == "digits" or _is_function(name)):
-        raise DataError(f"{name} has no columns to choose from: found data.label={columns.label!r}, expected ''")
+    if (columns.label or columns.owner) and (name == "digits" or _is_function(name)):
+        found = f"data.label={columns.label!r}" if columns.label else f"{columns.owner!r} as the column of owners"
+        raise DataError(f"{name} has no columns to choose from: found {found}, expected ''")
     if name == "digits":
         return to_dataset(name, _digits(), None)
     if _is_function(name):

@@ -67,7 +67,8 @@ def export_model(
         Axes of the inputs that may have any length, with their names; for a language model, ``{0: "batch", 1:
         "sequence"}``.
     outputs : Sequence[str]
-        Names of the outputs in ONNX. Default: the keys of a dict that the model returns, or else ``logits``.
+        Names of all outputs in ONNX. Default: the keys of a dict of tensors that the model returns, or else ``logits``
+        for the first output.
     moments : Moments | None
         Static batch norm moments, such as ``strategy.moments[rate]``; needed if batch norm has no statistics.
 
@@ -78,11 +79,13 @@ def export_model(
     """
     chosen = formats_named(formats)
     examples = read_inputs(inputs)
+    _check_axes(dynamic, examples)
     copied = copy.deepcopy(model if moments is None else with_static_norm(model, moments))
     copied.cpu().eval().requires_grad_(False)
     _check_statistics(copied)
     returned = _run(type(model).__name__, partial(call, copied), examples, "expected what it is trained on")
-    expected, names = _read_outputs(returned), _name_outputs(returned, outputs)
+    expected = _read_outputs(returned)
+    names = _name_outputs(returned, outputs, len(expected))
     if not all(bool(output.isfinite().all()) for output in expected):
         raise HeteroFLError(
             "the model's own outputs hold NaN or infinities: its training has diverged, or the inputs are not what it "
@@ -146,6 +149,14 @@ def read_inputs(inputs: object) -> Inputs:
         )
     on_cpu: Inputs = tree_map(lambda leaf: leaf.detach().cpu(), arguments)
     return on_cpu
+
+
+def _check_axes(dynamic: Axes, inputs: Inputs) -> None:
+    largest = max(leaf.dim() for leaf in tree_leaves(inputs))
+    if unknown := [axis for axis in dynamic if not 0 <= axis < largest]:
+        raise ConfigError(
+            f"dynamic has the axis {', '.join(map(str, unknown))}, which no input has: expected 0 to {largest - 1}"
+        )
 
 
 def _check_statistics(model: nn.Module) -> None:
@@ -222,8 +233,10 @@ def compare(name: str, run: Run, inputs: Inputs, expected: Sequence[Tensor], tol
             )
 
 
-def _name_outputs(returned: object, names: Sequence[str]) -> Sequence[str]:
+def _name_outputs(returned: object, names: Sequence[str], number: int) -> Sequence[str]:
     if not isinstance(returned, Mapping) or not all(isinstance(value, Tensor) for value in returned.values()):
+        if names and len(names) != number:
+            raise ConfigError(f"outputs is {', '.join(names)}; expected {counted(number, 'name')}, as many as outputs")
         return names or ("logits",)
     keys = [str(key) for key in tree_leaves({key: key for key in returned})]
     if names and sorted(names) != sorted(keys):

@@ -42,6 +42,7 @@ def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines):
         ("5.1,3.5,no\n4.9,3.0,yes\n", None, "found an example in place of names among the columns 5.1, 3.5, no"),
         ("5.1,5.1,1e-3,0\n4.9,3.0,1,1\n", None, "expected the names of the columns in the first line"),
         ("0,0,4,0\n0,1,4,1\n", None, "expected the names of the columns in the first line"),
+        ("1,2,0\n3,5,1\n", None, "found an example in place of names among the columns 1, 2, 0"),
         ("a,label\n1,yes\n", "a,label\n1,0\n", "split test: found 0, which the train split lacks"),
     ],
 )

@@ -93,6 +93,17 @@ def test_other_returns_raise_an_error(users_module, made, message):
         load_dataset("users_data:make")
 
 
+def test_a_column_of_a_function_or_of_the_digits_raises_an_error(users_module):
+    """The owners that a function gave were taken for those of any column (natural-hospital)."""
+    users_module.make = lambda: load_dataset("digits")
+    for name in ("users_data:make", "digits"):
+        with pytest.raises(DataError, match=f"{name} has no columns to choose from: found 'hospital' as the column"):
+            load_dataset(name, owner="hospital")
+        with pytest.raises(DataError, match=r"found data\.label='kind', expected ''"):
+            load_dataset(name, label="kind")
+        assert load_dataset(name, owner="").classes == 10
+
+
 def of_the_hub(images, labels) -> datasets.Dataset:
     features = datasets.Features({"picture": datasets.Image(), "digit": datasets.ClassLabel(names=["a", "b"])})
     pictures = [{"bytes": png(value, size=(2, 2)), "path": None} for value in images]

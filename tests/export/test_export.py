@@ -133,6 +133,22 @@ def test_outputs_of_a_dict_have_its_keys_as_names(outputs, tmp_path):
         export_model(model, inputs, tmp_path / "other", outputs=("logits",), formats=["pt2"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"dynamic": {0: "batch", 2: "width", -1: "x"}},
+            "dynamic has the axis 2, -1, which no input has: expected 0 to 1",
+        ),
+        ({"outputs": ("logits", "more")}, "outputs is logits, more; expected 1 name, as many as outputs"),
+    ],
+)
+def test_axes_and_outputs_that_are_not_there_raise(options, message, tmp_path):
+    """They were ignored."""
+    with pytest.raises(ConfigError, match=message):
+        export_model(*small(), tmp_path / "c", formats=["pt2"], **options)
+
+
 @pytest.mark.parametrize("inputs", [torch.randn(4, 3), (torch.randn(4, 3), torch.randn(4, 1))])
 def test_a_model_may_take_any_number_of_inputs(inputs, tmp_path):
     model = nn.Module()
