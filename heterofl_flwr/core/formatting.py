@@ -11,10 +11,11 @@ NOTHING = "-"
 
 
 def score(name: str, value: float | None) -> str:
-    """Format a metric: accuracies and coverage by ``percent``, others by ``number``, None as ``-``."""
+    """Format a metric: accuracies and coverage up to 1 by ``percent``, others by ``number``, None as ``-``."""
     if value is None:
         return NOTHING
-    return percent(value) if name.endswith(("accuracy", "coverage")) else number(value)
+    # An app's own accuracy may be in percent already.
+    return percent(value) if name.endswith(("accuracy", "coverage")) and not value > 1 else number(value)
 
 
 def percent(value: float | None, digits: int = 1) -> str:

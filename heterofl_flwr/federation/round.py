@@ -240,10 +240,13 @@ class Round:
 
         Raise ``RoundError`` if too few clients gave a usable reply, or if all usable replies report 0 examples.
         """
-        if self._options.sampling.spare and len(self.answers) < self.needed:
-            for node_id in filter(self.silent.__contains__, self.slices):
-                self._note_fault(node_id, Fault(SILENT, "silent"))
         nodes = self._federation.nodes
+        spared = [node_id for node_id in self.slices if node_id in self.silent and node_id not in self._faults]
+        if len(self.answers) < self.needed:
+            for node_id in spared:
+                self._note_fault(node_id, Fault(SILENT, "silent"))
+        else:
+            self.log.spared = tuple(map(nodes.partition, spared))
         self.log.answered = len(self.answers)
         nodes.note_in(self.log)
         nodes.failed |= {node_id for node_id, fault in self._faults.items() if fault.kind == "failed"}

@@ -61,6 +61,9 @@ class RoundRecord:
         Remarks for the log, for example about nodes that are away, silent or late.
     refused
         The partitions of clients whose reply was refused; they are in ``failures`` too.
+    spared
+        With spare clients: the partitions of the clients that had not replied when enough others had. They are not in
+        ``failures``.
     train
         Means of the clients' training metrics, weighted by examples. In asynchronous runs also the mean
         ``staleness`` (``server-staleness`` if clients report a metric of this name).
@@ -109,6 +112,7 @@ class RoundRecord:
     unanswered: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     refused: tuple[int, ...] = ()
+    spared: tuple[int, ...] = ()
     train: dict[str, float] = field(default_factory=dict)
     train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate: dict[str, float] = field(default_factory=dict)

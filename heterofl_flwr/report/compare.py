@@ -19,7 +19,7 @@ from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, marked, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import check_known, deviation, final_values, mean
+from heterofl_flwr.runs.metrics import check_known, deviation, final_values, mean, partial_names
 from heterofl_flwr.runs.scores import headline, scores
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.renamed import current_names
@@ -91,7 +91,7 @@ def compare_metrics(histories: Histories, rows: Rows, metrics: Sequence[str]) ->
     means = [_means(name, name, rows, finals) for name in metrics]
     table = []
     for row, runs in rows.items():
-        partial = {score.name for run in runs.values() for score in scores(histories[run]) if score.partial}
+        partial = set().union(*(partial_names(histories[run]) for run in runs.values()))
         cells: list[str] = []
         for name, by_row in zip(metrics, means, strict=True):
             final, difference = by_row[row]
@@ -190,6 +190,8 @@ def _means(
 ) -> dict[str, tuple[str, str]]:
     """Return two texts for each row: the mean over seeds, and the difference from the first row."""
     means, reference = {}, None
+    if any(finals[run].get(key, 0.0) > 1 for runs in rows.values() for run in runs.values()):
+        metric = ""  # an accuracy in percent already: deviations and differences up to 1 are no fractions either
     for row, runs in rows.items():
         by_seed = {seed: finals[run][key] for seed, run in runs.items() if key in finals[run]}
         values = list(by_seed.values())

@@ -96,7 +96,7 @@ class Monitor(RoundCallback):
         faults = record.evaluate_failures | record.failures
         again = self._not_evaluated if record.evaluate_asked else set()
         self._not_evaluated = (record.evaluate_failures.keys() | self._not_evaluated - again) - record.failures.keys()
-        for partition in (record.rates.keys() | again) - faults.keys():
+        for partition in (record.rates.keys() - {*record.spared} | again) - faults.keys():
             self._failing.pop(partition, None)
         for partition, reason in faults.items():
             since = self._failing.get(partition, {}).get("since", now)
@@ -156,7 +156,8 @@ class Monitor(RoundCallback):
         gauge, counter, record = self._core.GaugeMetricFamily, self._core.CounterMetricFamily, self._record
         sent = Counter(level_name(rate) for rate in record.rates.values())
         answered = Counter(dict.fromkeys(sent, 0))
-        answered.update(level_name(rate) for number, rate in record.rates.items() if number not in record.failures)
+        unanswered = {*record.failures, *record.spared}
+        answered.update(level_name(rate) for number, rate in record.rates.items() if number not in unanswered)
         metrics = {**_headlines("train", record.train, record.train_by_level), **self._evaluated}
         epsilon = {(): record.stages["epsilon"]} if "epsilon" in record.stages else {}
         failing = {client["name"]: 1 for client in self._all_failing()}

@@ -25,6 +25,15 @@ def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
     return values
 
 
+def partial_names(records: Sequence[RoundRecord]) -> set[str]:
+    """Return the names of the metrics in ``final_values`` whose value comes from too few clients."""
+    names: set[str] = set()
+    for record in records:
+        levels = {f"{level}/{name}" for level, metrics in record.evaluate_by_level.items() for name in metrics}
+        names = names - levels - record.evaluate.keys() | {*record.partial, *(levels if record.few_answered else ())}
+    return names
+
+
 def mean(values: Sequence[float]) -> float | None:
     """Return the mean of values, which may be infinite or NaN. Return None if ``values`` is empty."""
     # fmean raises an error for infinities of both signs, and stdev for any value that is not finite.
@@ -43,7 +52,8 @@ def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> No
     """Raise ``ConfigError`` if ``names`` has a metric that no run has."""
     known = {name for values in runs for name in values}
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"no run has a metric {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")
+        expected = f"one of {', '.join(sorted(known))}" if known else "a run with an evaluation"
+        raise ConfigError(f"no run has a metric {', '.join(unknown)}; expected {expected}")
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:

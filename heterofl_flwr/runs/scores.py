@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS, WORST_ACCURACY, is_share
 from heterofl_flwr.federation.round_record import RoundRecord
+from heterofl_flwr.runs.metrics import check_known
 
 SCOPES = ("global", "local", "worst")
 UNKNOWN = "accuracy"  # the kind for a run without any headline metric
@@ -75,6 +76,8 @@ def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
 def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float | None:
     """Return the simulated seconds until a metric first reached a target; None if it never did.
 
+    Raise ``ConfigError`` if no record has the metric.
+
     Parameters
     ----------
     records : Sequence[RoundRecord]
@@ -84,6 +87,7 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
     value : float
         The target: a lower bound or, for a loss or perplexity, an upper bound.
     """
+    check_known([name], [record.evaluate for record in records])
     passed = accumulate(record.simulated_seconds for record in records)
     for record, seconds in zip(records, passed, strict=True):
         metric = record.comparable.get(name, math.nan)

@@ -254,7 +254,9 @@ def test_an_error_is_no_answer_that_is_waited_for():
 
 def test_a_round_with_spare_clients_waits_for_the_replies_that_it_needs():
     found = run(late={0: 3, 2: 3}, fraction_train=0.5, spare=1.0, min_replies=4)
-    assert (found.log.answered, found.log.failures) == (4, {})
+    assert (found.log.answered, found.log.failures, found.log.spared) == (4, {}, ())
+    found = run(late={0: 3, 2: 3}, fraction_train=0.5, spare=1.0)
+    assert (found.log.answered, found.log.failures, sorted(found.log.spared)) == (2, {}, [0, 2])
 
 
 def test_a_round_ends_at_its_deadline_when_enough_never_come():

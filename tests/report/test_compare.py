@@ -132,6 +132,24 @@ def test_final_and_best_are_of_one_statistic(tmp_path):
     assert row[2::2][:2] == ("25.0 % *", "9")
 
 
+def test_accuracies_in_percent_are_compared_in_their_own_unit(tmp_path):
+    folders = [run(tmp_path / f"{mix}-{seed}", mix, seed, 90 + seed / 2) for mix in ("a1", "b1") for seed in (0, 1)]
+    _, (first, second) = compare_runs(folders)
+    assert (first[3], second[-1]) == ("90.25 ± 0.3536", "0")
+
+
+def test_values_of_levels_from_too_few_clients_have_a_star(tmp_path):
+    folder = run(tmp_path / "run", "a1", 0, 0.5)
+    record = make_record(3)
+    record.evaluate_by_level, record.evaluate_asked, record.evaluate_answers = {"a": {"f1": 0.5}}, 5, 1
+    record.evaluate, record.partial = {"f1": 0.25, "server-f1": 0.75}, ("f1",)
+    folder.append(record)
+    histories, rows = {folder: folder.history()}, compare.group_runs([folder])
+    names = ["a/f1", "f1", "server-f1", "b/global-accuracy"]
+    (row,) = compare.compare_metrics(histories, rows, names)[1]
+    assert [cell.endswith(" *") for cell in row[2:10:2]] == [True, True, False, False]
+
+
 def test_runs_that_diverged_are_compared(tmp_path):
     """Their deviation, or the mean of their differences, ended the command."""
     folders = [run(tmp_path / f"{mix}-{seed}", mix, seed, 0.5) for mix in ("a1", "b1") for seed in (0, 1, 2)]

@@ -116,6 +116,16 @@ def test_a_client_that_evaluates_again_is_no_longer_failing(served, fake):
     assert failing(3, evaluate_asked=3) == ["partition 6"]  # has not trained again
 
 
+def test_spare_clients_that_are_not_waited_for_have_not_answered(served, fake):
+    """They counted as clients with a usable reply, and were no longer failing."""
+    served.on_start(1, 9, {})
+    served.on_round_end(fake.progress(1, 9, rates={1: 1.0, 2: 0.5}, failures={2: "busy"}))
+    served.on_round_end(fake.progress(2, 9, rates={1: 1.0, 2: 0.5}, failures={}, spared=(2,)))
+    values = metrics(served.address)
+    assert (values["clients_answered", "a"], values["clients_answered", "b"]) == (1, 0)
+    assert [client["name"] for client in served.health()["failing"]] == ["partition 2"]
+
+
 def test_a_node_that_does_not_answer_the_capability_query_is_failing(served, fake):
     served.on_start(1, 9, {})
     served.on_round_end(fake.progress(1, 9, unanswered=("tablet",)))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.grids.simulated_devices import AWAY
 from heterofl_flwr.report import seconds_to, summary_table
@@ -79,6 +80,11 @@ def test_metrics_of_a_users_own_are_columns_of_the_levels():
     assert [row[-2] for row in rows] == ["0.25", "-"]
 
 
+def test_an_accuracy_that_an_app_gives_in_percent_is_not_multiplied():
+    records = [make(1, [1.0], evaluate={"accuracy": 97.5}, evaluate_by_level={"a": {"accuracy": 97.5}})]
+    assert (score_cells(records)[1][0][2], level_cells(records, None)[1][0][5]) == ("97.5", "97.5")
+
+
 def test_a_row_of_the_closing_table_has_one_statistic():
     record = make(1, [1.0], evaluate={"local-loss": 9.0}, evaluate_medians={"local-loss": 1.0})
     assert score_cells([record])[1] == [("local-loss", "mean", "9", "-", "-"), ("local-loss", "median", "1", "1", "1")]
@@ -124,6 +130,8 @@ def test_time_to_a_value_is_that_of_the_first_round_that_has_it(simulated, name,
     assert seconds_to(simulated, name, choose(found.values())) == 90 * choose(found, key=found.get)
     assert seconds_to(simulated, name, easy) == 90 * min(found)
     assert seconds_to(simulated, name, 1.1 if choose is max else -0.1) is None
+    with pytest.raises(ConfigError, match="no run has a metric accuracy; expected one of coverage, global-accuracy"):
+        seconds_to(simulated, "accuracy", 0.5)
 
 
 def test_the_lines_say_what_a_run_took_and_saved(simulated):
