@@ -97,8 +97,8 @@ def _load(name: str, root: str, columns: Columns) -> Dataset:
     if (shared := find((name, root, columns))) is not None:
         return shared
     if (columns.label or columns.owner) and (name == "digits" or _is_function(name)):
-        found = f"data.label={columns.label!r}" if columns.label else f"{columns.owner!r} as the column of owners"
-        raise DataError(f"{name} has no columns to choose from: found {found}, expected ''")
+        column = f"data.label={columns.label!r}" if columns.label else f"{columns.owner!r} as the column of owners"
+        raise DataError(f"{name} has no columns to choose from: found {column}, expected ''")
     if name == "digits":
         return to_dataset(name, _digits(), None)
     if _is_function(name):
