@@ -31,6 +31,7 @@ from heterofl_flwr.report import Console, RunFolder, write_report
 from heterofl_flwr.runs.class_counts import write_counts
 from heterofl_flwr.runs.folder import new_path
 from heterofl_flwr.runs.origin import device_name
+from heterofl_flwr.settings.auto_values import preset
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.method_name import run_title
 from heterofl_flwr.settings.renamed import from_stored
@@ -130,7 +131,8 @@ def _run(
         _load_report()
         _start_folder(folder, workload, start, strategy, clients)
     if settings.privacy.noise:
-        _say_epsilon(strategy, settings, start, simulated=clients is not None)
+        text = _forecast_epsilon(strategy, settings, start, simulated=clients is not None)
+        (logger.info if as_json else print)(text)
     # With personal models there is no global model that the server could evaluate.
     evaluates = settings.evaluate.central and not workload.personal
     with console.by_time():
@@ -168,6 +170,15 @@ def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> Fed
             raise ConfigError(
                 f"server.strategy=fedh2l exchanges what models say of the classes of examples, and the data set "
                 f"{settings.data.name} is text: choose one with classes"
+            )
+        data, flat = (settings.data.name, settings.data.split), to_flat(settings)
+        usual = {**preset(*data, settings.model.name), "model.name": preset(*data)["model.name"]}
+        # Not in settings/contradictions.py, because finished runs with such settings must stay readable.
+        unread = [f"{key}={flat[key]}" for key in ("model.name", "model.hidden") if flat[key] != usual[key]]
+        if settings.distill.models and unread:
+            raise ConfigError(
+                f"{', '.join(unread)}: with distill.models={flat['distill.models']} clients have these models at their "
+                f"default widths; expected model.name=auto and model.hidden=auto, or distill.models=''"
             )
         return FedH2L(workload.dataset.classes, settings.mix, distill=settings.distill, **options)
     return HeteroFL(
@@ -252,10 +263,10 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     return Start(checkpoint)
 
 
-def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start, *, simulated: bool) -> None:
+def _forecast_epsilon(strategy: FederationStrategy, settings: Settings, start: Start, *, simulated: bool) -> str:
     rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
     final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
-    print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
+    return f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}"
 
 
 def _start_folder(

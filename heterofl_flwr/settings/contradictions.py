@@ -26,7 +26,8 @@ def find_contradictions(settings: Settings, values: Mapping[str, object], defaul
     ``values`` maps dotted keys to the assigned values, and ``defaults`` to the default values. Both may contain
     ``auto``; in ``settings``, ``auto`` is replaced.
     """
-    rules = chain(_model_rules(settings, values), _server_rules(settings), _fedh2l_rules(settings, values, defaults))
+    fedh2l_rules, unused = (rules(settings, values, defaults) for rules in (_fedh2l_rules, _unused))
+    rules = chain(_model_rules(settings, values), _server_rules(settings), fedh2l_rules, unused)
     return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]
 
 
@@ -39,6 +40,8 @@ def _model_rules(settings: Settings, values: Mapping[str, object]) -> Iterable[C
     return (
         *((f"model.{option}", value not in (AUTO, "", "none") and is_known and not model_has(model, option),
            f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
+        ("model.scaler", not settings.model.scaler and is_known and not model_has(model, "scaler"),
+         f"but the model {model} has no such option; expected true"),
         ("model.shrink", levels is not None and model not in BLOCKS,
          f"but model.name is {model}; expected one of {', '.join(BLOCKS)}, or 'width'"),
         ("model.shrink", levels is not None and server.strategy != "heterofl",
@@ -69,8 +72,8 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
 
 
 TRAVELS = (
-    *("assignment", "train.upload", "train.proximal", "server.slice-rule", "server.shared", "server.by-level"),
-    "server.growth",
+    *("assignment", "train.upload", "train.proximal", "train.distill"),
+    *("server.slice-rule", "server.shared", "server.by-level", "server.growth"),
     *("server.stages", "server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
 """Settings about the exchange of parameters. FedH2L exchanges no parameters, so these must have their defaults.
@@ -85,3 +88,24 @@ def _fedh2l_rules(
     for key in TRAVELS if settings.server.strategy == "fedh2l" else ():
         usual = defaults[key]
         yield key, values[key] != usual, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"
+
+
+def _unused(
+    settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]
+) -> Iterable[Contradiction]:
+    """Yield the settings that are not read because another setting has its default."""
+    train, server, fedh2l = settings.train, settings.server, settings.server.strategy == "fedh2l"
+    inner, exits = train.distill != "none", train.exits != "last"
+    for is_used, by, keys in (
+        (fedh2l, "server.strategy=fedh2l", "distill.seed-size distill.seed-batch distill.steps distill.labels"),
+        (fedh2l or inner or exits, "train.distill, train.exits or fedh2l", "distill.temperature distill.weight"),
+        (inner, "train.distill", "distill.label-share"),
+        (exits, "train.exits", "distill.ramp"),
+        (server.robust != "none", "server.robust", "server.robust-trim server.robust-few"),
+        (server.slice_rule == "important", "server.slice-rule=important", "server.rank-every server.rank-margin"),
+        (settings.asynchronous.size, "asynchronous.size", "asynchronous.staleness asynchronous.clocks"),
+        (settings.privacy.noise, "privacy.noise", "privacy.delta privacy.moments-clip"),
+    ):
+        for key in () if is_used else keys.split():
+            why = f"which has no effect without {by}; expected {defaults[key]!r}, or {by} with it"
+            yield key, values[key] != defaults[key], why

@@ -148,7 +148,9 @@ class DistillSettings(DistillOptions):
     """Distillation among peers (FedH2L), and from a model to its exits and inner widths."""
 
     models: value_types.Architectures = ()
-    """architectures of the clients in FedH2L, assigned in turn"""
+    """architectures of the clients in FedH2L, assigned in turn, at their default widths; model.name and model.hidden
+    must be auto then
+    """
     label_share: ShareOrNone = 0.0
     """weight of the labels in the loss of inner widths (train.distill); the
     posterior of the client's model has the remaining weight

@@ -114,11 +114,12 @@ def test_a_json_log_has_progress_and_the_numbers_of_rounds_and_nothing_is_printe
 ):
     monkeypatch.setattr(console, "QUIET_SECONDS", 0.0)
     with caplog.at_level("INFO"):
-        flwr_run(**{"run.dir": str(tmp_path), "run.log": "json"})
+        flwr_run(**{"run.dir": str(tmp_path), "run.log": "json", "privacy.clip": 1.0, "privacy.noise": 1.0})
     lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
     (numbers,) = (line["round"] for line in lines if "round" in line)
     assert numbers == json.loads((tmp_path / "history.jsonl").read_text())
     messages = [line["message"] for line in lines]
+    assert any(message.startswith("epsilon is at most ") for message in messages)
     assert any(message.startswith("round 1/1: 3 of 5 clients trained") for message in messages)
     assert not any("took=" in message for message in messages)
     assert capsys.readouterr().out == ""

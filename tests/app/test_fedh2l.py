@@ -42,7 +42,8 @@ H2L = {
     "run.callbacks": "",
     "evaluate.every": 2,
 }
-STANDALONE = {**H2L, "server.strategy": "heterofl", "server.shared": "", "distill.models": "", "model.hidden": "16,32"}
+STANDALONE = {key: value for key, value in H2L.items() if not key.startswith("distill.")}
+STANDALONE |= {"server.strategy": "heterofl", "server.shared": "", "model.hidden": "16,32"}
 
 
 def run(folder, **settings):
@@ -61,6 +62,15 @@ def test_a_text_has_no_classes_to_learn_from_peers():
     workload.dataset = replace(workload.dataset, train=Split(words, words, reading=Reading(0)))
     with pytest.raises(ConfigError, match=r"server\.strategy=fedh2l exchanges .* data set digits is text"):
         server_app.make_strategy(workload, ())
+
+
+@pytest.mark.parametrize("unread", [{"model.name": "mlp"}, {"model.hidden": "8,16"}])
+def test_the_model_of_the_settings_is_not_replaced_in_silence(unread):
+    settings = {key: H2L[key] for key in ("server.strategy", "distill.models")} | unread
+    ((key, value),) = unread.items()
+    with pytest.raises(ConfigError, match=f"^{key}={value}: with distill.models="):
+        server_app.make_strategy(Workload(from_flat(settings)), ())
+    server_app.make_strategy(Workload(from_flat({**settings, "distill.models": ""})), ())
 
 
 @pytest.mark.usefixtures("identity")

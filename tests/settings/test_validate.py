@@ -153,7 +153,17 @@ def test_an_unknown_key_is_rejected_with_the_nearest():
         ("model.shrink", "depth", {"server.strategy": "fedh2l"}),
         ("model.ensemble", True, {}),
         ("train.exits", "mutual", {"model.shrink": "depth", "train.distill": "all"}),
+        ("model.scaler", False, {"model.name": "mlp"}),
+        ("model.scaler", False, {"model.name": "net:build"}),
         ("distill.models", "cnn,mlp", {}),
+        ("distill.steps", 3, {"train.distill": "all"}),
+        ("distill.weight", 2.0, {}),
+        ("distill.label-share", 0.5, {"server.strategy": "fedh2l"}),
+        ("distill.ramp", 0.3, {"train.distill": "all"}),
+        ("server.robust-trim", 0.1, {}),
+        ("server.rank-every", 9, {"server.slice-rule": "rolling"}),
+        ("asynchronous.staleness", 1.0, {}),
+        ("privacy.delta", 1e-3, {"privacy.clip": 1.0}),
         ("run.resume", True, {}),
     ],
 )
@@ -161,7 +171,8 @@ def test_settings_that_contradict_one_another_are_rejected(key, value, others):
     assert complaint({key: value, **others}).startswith(f"{key}: found {value!r}, ")
 
 
-AVERAGING = {"assignment": "dynamic", "train.upload": "int8", "server.slice-rule": "rolling", "server.shared": "a.*"}
+AVERAGING = {"assignment": "dynamic", "train.upload": "int8", "train.distill": "all"}
+AVERAGING |= {"server.slice-rule": "rolling", "server.shared": "a.*"}
 AVERAGING |= {"server.stages": "adam", "server.robust": "median", "server.aggregator": "product"}
 AVERAGING |= {"server.norm-bound": 2.0}
 

@@ -42,7 +42,10 @@ LEARNS = {
     "standalone": (("mix=a", "split=non-iid-2"), "local-accuracy", 0.9),
     "lg-fedavg": (("mix=a", "split=non-iid-2", "model=cnn", "model.hidden='8,16'"), "local-accuracy", 0.8),
     "fedh2l": (
-        ("mix=a", "split=non-iid-2", "num-rounds=2", "evaluate.every=2", "distill.models=mlp", "distill.seed-batch=50"),
+        (
+            *("mix=a", "split=non-iid-2", "model=auto", "model.hidden=auto", "num-rounds=2", "evaluate.every=2"),
+            *("distill.models=mlp", "distill.seed-batch=50"),
+        ),
         "global-accuracy",
         0.35,
     ),
