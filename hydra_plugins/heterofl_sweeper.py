@@ -57,6 +57,8 @@ class BlockSweeper(Sweeper):
         from heterofl_flwr.app.sweep.job import DIVERGED, DONE, ENDED, check_jobs
         from heterofl_flwr.app.sweep.listing import list_jobs, list_results
 
+        for part in ("dir", "subdir"):  # stores the time of ${now:...}, which each job's configuration copies
+            OmegaConf.select(self._master, f"hydra.sweep.{part}", throw_on_resolution_failure=False)
         jobs, rows = self._build_jobs(self.rows(OverridesParser.create(self._loader), arguments))
         if self._master.dry:
             print(list_jobs(jobs))

@@ -20,7 +20,7 @@ from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.folder import new_path
 from heterofl_flwr.settings.auto_values import CLIENTS
 from heterofl_flwr.settings.renamed import from_stored
-from heterofl_flwr.settings.validate import flatten, from_flat, read_assignments, read_config, to_flat
+from heterofl_flwr.settings.validate import SPECS, flatten, from_flat, read_assignments, read_config, to_flat
 from heterofl_flwr.settings.value_types import Flat
 from heterofl_flwr.transport.compat import get_project_config
 
@@ -83,7 +83,7 @@ def build_request(args: argparse.Namespace) -> Request:
         )
     on_ray = CLUSTER in os.environ or args.gpus or (args.cpus, args.parallel or 1) != (1, 1)
     how = {name: getattr(args, name) for name in HOW} | {"grid": args.grid or ("ray" if on_ray else "local")}
-    now = {**(read_config(args.config) if args.config else {}), **read_assignments(args.set)}
+    now = {**(read_config(args.config) if args.config else {}), **read_assignments(args.set, () if args.app else SPECS)}
     if args.app:
         app = args.app.resolve()
         return read_app(app, now, out=_choose_folder(args, app.name), clients=args.clients or 2, **how)

@@ -24,7 +24,7 @@ GroupType = TypeVar("GroupType", bound=Group)
 
 INCIDENTAL = (
     *("data.root", "sample.min-nodes", "sample.wait", "engine.device", "engine.window", "engine.timeout"),
-    *("run.dir", "run.resume", "run.callbacks", "run.checkpoint-every", "run.metrics-address", "run.log"),
+    *("run.dir", "run.resume", "run.callbacks", "run.checkpoint-every", "run.metric", "run.metrics-address", "run.log"),
 )
 """Settings that change no result."""
 
@@ -110,8 +110,11 @@ def _read_value(text: str) -> object:
     return value
 
 
-def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
-    """Return the settings in texts of the form ``key=value``, with TOML values or plain text."""
+def read_assignments(texts: Sequence[str], settings: Collection[str] = SPECS) -> dict[str, Flat]:
+    """Return the settings in texts of the form ``key=value``, with TOML values or plain text.
+
+    A TOML value that is invalid for its setting, if this is one of ``settings``, is read as plain text.
+    """
     assigned: dict[str, Flat] = {}
     for text in texts:
         key, equals, written = text.partition("=")
@@ -119,7 +122,7 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
         if not equals or not key:
             raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
         value = _read_value(written)
-        is_text = key in SPECS and not accepts(key, value) and accepts(key, written)
+        is_text = key in settings and not accepts(key, value) and accepts(key, written)
         assigned[key] = value if isinstance(value, bool | int | float | str) and not is_text else written
     return assigned
 

@@ -105,6 +105,13 @@ def test_another_app_gets_only_what_is_said(asked):
     assert request.out.name.startswith("sample_app-")
 
 
+def test_settings_of_another_app_have_its_own_types(asked, tmp_path):
+    table = (SAMPLE / "pyproject.toml").read_text()
+    (tmp_path / "pyproject.toml").write_text(f"{table}data.root = 1\n")
+    request, _ = asked("--app", ".", "--set", "data.root=2")
+    assert request.config["data.root"] == 2
+
+
 def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path, capsys):
     first, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
     of_an_older_version = {**first.config, "train.factor": 0.1}

@@ -12,6 +12,8 @@ from filelock import FileLock
 from hydra.core.plugins import Plugins
 
 from heterofl_flwr.app.main import FAILED, main
+from heterofl_flwr.app.request import Request
+from heterofl_flwr.app.sweep import job
 from heterofl_flwr.app.sweep.job import LOCKS
 from heterofl_flwr.runs.folder import RunFolder
 from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, stamps, start
@@ -61,6 +63,17 @@ def test_a_sweep_runs_each_job_once_with_the_files_of_hydra(command, tmp_path):
     assert status == 0
     assert "2 done before\n" in out
     assert before == stamps(tmp_path / "runs" / "jobs")
+
+
+def test_a_folder_named_after_the_time_is_the_same_for_the_plan_and_the_jobs(command, monkeypatch):
+    def run_request(request: Request) -> None:
+        folder = RunFolder(request.out)
+        folder.start(request.config)
+        folder.note(finished="now")
+
+    monkeypatch.setattr(job, "run_request", run_request)
+    status, out, _ = command("mix=d,e", "hydra.sweep.dir=runs/${now:%f}", *SHRUNKEN)
+    assert (status, "\n2 of 2 jobs done; " in out) == (0, True)
 
 
 @pytest.mark.slow
@@ -131,7 +144,10 @@ def test_rows_that_share_groups_are_as_hydra_composes_each(command, tmp_path, mo
         ("experiment=table1,table2", "experiment=table1,table2: expected a list, such as experiment=[table7,table8]"),
         ("engine.clint=2", "engine.clint: no setting has this name; did you mean engine.clients?"),
         pytest.param("data=null", "data=null: a group such as experiment or data is null", marks=pytest.mark.slow),
-        pytest.param("data=imagenet", "data: found 'imagenet', expected one of cifar10, ", marks=pytest.mark.slow),
+        (
+            "data=a/b",
+            "data: found 'a/b', expected one of cifar10, cifar100, digits, femnist, mnist, wikitext2, or data.name",
+        ),
         ("mix=a,zz", "mix: mix 'zz': cannot read 'zz'; write one like"),
         ("run.dir=here", "run.dir: found 'here', but a sweep names and resumes its jobs itself; set folder"),
         ("seed=0,1 hydra.sweep.dir=/no hydra.sweep.subdir=x", "/no/x would hold two jobs, digits-"),

@@ -31,7 +31,7 @@ def test_names_stay_as_they_are():
 SAME = """
 data.root=elsewhere data.name=ylecun/mnist train.lr=0.01 assignment=fix model=cnn mix=e7 folder=elsewhere report=lean
 engine=ray engine.clients=100 engine=ray+engine.cpus=2 engine.device=cpu engine=ray+engine.parallel=3 engine.timeout=60
-engine.window=8 sample.wait=99 sample.min-nodes=10
+engine.window=8 sample.wait=99 sample.min-nodes=10 run.metric=worst-accuracy
 """
 OTHER = """
 seed=1 mix=d split=non-iid-2 num-rounds=3 model=preresnet18 model.norm=gn model.scaler=false method=heterofl-fixed
@@ -172,6 +172,14 @@ def test_the_levels_of_each_mix_are_checked_before_the_first_job(tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     jobs = [job("model.name=failing_model:build", "model.hidden=''", f"mix={mix}") for mix in "ba"]
     with pytest.raises(ConfigError, match=r"failing_model:build fails at rate 0\.5"):
+        check_jobs(jobs)
+
+
+def test_a_stage_that_the_assignment_excludes_is_found_before_the_first_job():
+    jobs = [
+        job(f"assignment={assignment}", "server.stages='feddyn(0.1)'", *SHRUNKEN) for assignment in ("fix", "dynamic")
+    ]
+    with pytest.raises(ConfigError, match="assignment='fix'"):
         check_jobs(jobs)
 
 

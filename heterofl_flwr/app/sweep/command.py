@@ -91,9 +91,11 @@ def _describe_misuse(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: this is no override such as key=value; {str(error).partition(chr(10))[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        plugins = "; the extra sweep-plugins has more" if group.startswith("hydra/") else ""
-        return f"{group}: found {name!r}, expected one of {', '.join(error.options)}{plugins}"
+        path = str(error.missing_cfg_file)
+        group, _, name = path.rpartition("/") if path.startswith("hydra/") else path.partition("/")
+        more = "; the extra sweep-plugins has more" if group.startswith("hydra/") else ""
+        more = f", or {group}.name={name}" if f"{group}.name" in SPECS else more
+        return f"{group}: found {name!r}, expected one of {', '.join(error.options)}{more}"
     if match := re.match("Could not override '([^']+)'", str(error)):
         return "; ".join(unknown_settings([match[1]], [*SPECS, *LAUNCH]))
     lines = re.sub(r"^\w+ raised while resolving interpolation: |\s+full_key: (?s:.*)", "", str(error))

@@ -207,14 +207,12 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise an error if a job's data set or model is unusable. Print the distinct lines that ``check_task`` returns.
 
     To save time, a job is skipped if earlier jobs of its group have all levels of its mix. The jobs of a group differ
-    only in assignment, seed, number of rounds and mix. Jobs with idle clients and jobs without are in different groups.
-    The jobs of a group with idle clients also have the same assignment.
+    only in seed, number of rounds and mix. Jobs with idle clients and jobs without are in different groups.
     """
     checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
     sizes = []
     for job in jobs:
         kind = {**to_flat(job.settings), "mix": bool(job.settings.mix.idle), "seed": 0, "num-rounds": 0}
-        kind["assignment"] = kind["assignment"] if kind["mix"] else ""
         rates = checked[*kind.values(), job.clients]
         if not rates.issuperset(job.settings.mix.all_rates):
             rates.update(job.settings.mix.all_rates)
