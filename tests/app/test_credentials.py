@@ -75,6 +75,13 @@ def test_the_authority_stays_when_the_certificate_is_renewed(folder):
     certificates[0].verify_directly_issued_by(certificates[1])
 
 
+@pytest.mark.parametrize("days", [3650, 10**9])
+def test_no_certificate_outlives_the_authority(folder, days):
+    with pytest.raises(ConfigError, match=rf"--days is {days}, but .*ca\.crt, .* expected up to 3649; "):
+        write_certificates(folder, HOSTS, days)
+    assert write_certificates(folder, HOSTS, 3649)
+
+
 @pytest.mark.parametrize(
     ("encryption", "cause"),
     [(serialization.BestAvailableEncryption(b"word"), "private key is encrypted"), (None, "Unable to load PEM file")],
