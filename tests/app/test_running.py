@@ -50,6 +50,16 @@ def test_the_log_of_a_run_has_a_name_that_is_not_utf8(tmp_path, capsys, monkeypa
     assert "Logging error" not in capsys.readouterr().err
 
 
+def test_the_log_of_another_app_is_not_written_through_a_link(tmp_path):
+    victim, out = tmp_path / "victim", tmp_path / "run"
+    victim.mkdir()
+    out.mkdir()
+    (out / LOG.parent).symlink_to(victim)
+    with pytest.raises(ConfigError, match=r"run has links \(logs\)"):
+        run_request(sample(out))
+    assert list(victim.iterdir()) == []
+
+
 KEEPS = """
 from flwr.serverapp import ServerApp
 from heterofl_flwr import HeteroFL, Slicing
