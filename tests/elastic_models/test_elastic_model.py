@@ -196,6 +196,22 @@ def test_other_slice_functions_keep_coupled_axes_aligned():
     assert plan.sliced(prefix) == elastic(model, inputs).plan(0.5)
 
 
+def test_parts_of_a_split_by_numbers_of_a_layer_are_cut_separately():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sizes, self.first, self.last = [12, 4], nn.Linear(3, 16), nn.Linear(16, 2)
+
+        def forward(self, x):
+            one, two = self.first(x).split(self.sizes, 1)
+            return self.last(torch.cat([one.relu(), two], 1))
+
+    model = Parts()
+    build = elastic(model, torch.zeros(1, 3))
+    assert [build(rate).sizes for rate in (1.0, 0.5, 0.01)] == [[12, 4], [6, 2], [1, 1]]
+    assert torch.equal(build(0.5).first.weight, model.first.weight[[*range(6), 12, 13]])
+
+
 @pytest.mark.parametrize("form", [tuple, dict, UserDict])
 def test_inputs_may_be_several(form):
     class Two(nn.Module):
