@@ -1,6 +1,7 @@
 """Records: one a round, handed over to callbacks in order, and logged as one line in any Flower app."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -160,6 +161,14 @@ def test_metrics_that_a_subclass_adds_are_in_the_record_of_the_round(caplog):
     unchanged = run(spy, num_rounds=1)[0].log
     assert progress.record.train["loss"] == unchanged.train["loss"]
     assert progress.record.evaluate_medians.keys() == unchanged.evaluate_medians.keys() - {"local-accuracy"}
+
+
+def test_a_metric_that_stays_nan_keeps_its_median():
+    record = RoundRecord(server_round=1, seconds=1.0, learning_rate=0.1, rates={})
+    record.evaluate = {"local-loss": math.nan, "local-accuracy": 0.5}
+    record.evaluate_medians = {"local-loss": math.nan, "local-accuracy": 0.5}
+    record.note_changed(record.evaluate, {"local-loss": float("nan"), "local-accuracy": float("nan")})
+    assert list(record.evaluate_medians) == ["local-loss"]
 
 
 def test_the_servers_metrics_do_not_replace_those_of_clients():
