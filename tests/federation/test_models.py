@@ -139,3 +139,12 @@ def test_heads_that_a_client_does_not_train_do_not_count():
     assert change(before, after, "exits.0.head.linear.bias") == [2.0]  # client 1's alone
     assert change(before, after, "exits.1.head.linear.bias") == [1.0]
     assert change(before, after, "exits.0.body.conv.bias") == [1.5]
+
+
+def test_untrained_heads_are_known_inside_another_module_too():
+    exits = with_exits(build_model("cnn", classes=4, hidden=(4, 4), norm="gn"), deepest_only=True)
+    wrapped = shallow(lambda rate: nn.Sequential(exits(rate)), "0.exits.*", None)
+    architecture = HeteroFL(wrapped, "a1-b1").federation.architecture
+    assert not architecture.trains_all
+    assert architecture.untrained(1.0) == {"0.exits.0.head.linear.weight", "0.exits.0.head.linear.bias"}
+    assert architecture.untrained(0.5) == set()
