@@ -93,7 +93,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if wrong := [word for word in words if word.startswith("-") or "=" not in word or "set" not in args]:
         hint = "; a setting is one word, such as train.lr=0.05" if "set" in args else ""
         top.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
-    if words:
+    if words:  # argparse does not say whether a word came before or after an option
+        by_option, by_word = (dict(text.partition("=")[::2] for text in texts) for texts in (args.set, words))
+        if both := [key for key, value in by_word.items() if by_option.get(key, value) != value]:
+            top.error(f"{', '.join(both)}: set by a word and by an option; expected one of the two")
         args.set = [*args.set, *words]
     return args
 

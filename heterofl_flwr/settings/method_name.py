@@ -4,6 +4,8 @@ from types import MappingProxyType
 
 from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.settings.definitions import Settings
+from heterofl_flwr.settings.server_stages import parse_stages
+from heterofl_flwr.stages.scaffold import Scaffold
 
 SLICES = MappingProxyType(
     {
@@ -41,7 +43,7 @@ def method_name(settings: Settings) -> str:
         return INNER_LEVELS[settings.train.distill]
     if settings.model.shrink != "width":
         return EXITS[settings.train.exits]
-    if "scaffold" in server.stages:
+    if any(isinstance(stage, Scaffold) for stage in parse_stages(server.stages, load=False)):
         return "SCAFFOLD"
     if server.weights == "examples" and len(settings.mix.rates) == 1:
         return "FedAvg"

@@ -190,6 +190,13 @@ def test_words_that_are_no_settings_raise(words, capsys):
     assert ("a setting is one word, such as train.lr=0.05" in error) == (words[0] == "run")
 
 
+@pytest.mark.parametrize("words", ["mix=a --mix b", "--set seed=1 num-rounds=2 seed=2"])
+def test_a_setting_by_a_word_and_by_an_option_raises(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", *words.split()])
+    assert ": set by a word and by an option; expected one of the two\n" in capsys.readouterr().err
+
+
 def test_as_a_module_it_does_not_look_into_the_folder(tmp_path):
     for name in ("argparse", "pathlib"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was here')")

@@ -48,6 +48,7 @@ def points(*values):
         ({"server.strategy": "fedh2l", "distill.models": "mlp"}, "FedH2L (variant)"),
         ({"mix": "a"}, "HeteroFL"),
         ({"server.stages": "scaffold", "train.momentum": 0.0}, "SCAFFOLD"),
+        ({"server.stages": "my_scaffold:Stage(2)"}, "HeteroFL"),
     ],
 )
 def test_a_method_is_told_by_its_settings(changes, name):
