@@ -130,7 +130,7 @@ def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
     def score(model: "nn.Module", server_round: int) -> float:
         return workload.evaluate_centrally(model, test, server_round).metrics("global")[f"global-{kind}"]
 
-    text = f"The score is of the run's whole test set. {preparation(workload.dataset)}"
+    text = f"The score is of the run's test set. {preparation(workload.dataset)}"
     return Source(workload.build, inputs, axes, kind, score, text)
 
 

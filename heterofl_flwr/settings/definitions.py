@@ -166,8 +166,9 @@ class EvaluateSettings(Evaluation):
     """Evaluation of the model."""
 
     central: Flag = True
-    """evaluate the global model on the server, on the whole test set of data.name. Where clients have models of their
-    own (server.shared, server.strategy=fedh2l), each client evaluates its model on this set, unless it has a data-path
+    """evaluate the global model on the server, on the test set of data.name (with a natural split, on the part of the
+    clients). Where clients have models of their own (server.shared, server.strategy=fedh2l), each client evaluates its
+    model on this set, unless it has a data-path
     """
     moments_batch_size: Natural = 0
     """batch size for measuring static batch norm moments; 0: train.batch-size as in the paper's code, or 100 with

@@ -129,6 +129,7 @@ class Steps:
         for turn in (*self._busy(), *late):
             current.begin(turn.node_id, turn.sampled)
         for turn in late:
+            current.note_sent(turn.node_id, turn.num_bytes)
             current.refuse(turn.node_id, Fault(SILENT, "silent"))
         return current
 

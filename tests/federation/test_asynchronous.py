@@ -249,6 +249,7 @@ class TestWhoIsLost:
         found = run(Buffered(size=3, concurrency=3), num_rounds=3, start={"timeout": 0.5}, **options)
         assert [set(record.rates) - set(record.failures) for record in found.records] == [{0}] * 3
         assert {reason for record in found.records[1:] for reason in record.failures.values()} == {"no reply in time"}
+        assert len({record.bytes_down / len(record.rates) for record in found.records}) == 1  # the silent received too
 
     def test_where_all_still_train_the_error_says_how_to_give_more_time(self):
         options = {"mix": "a1", "nodes": 2, "grid": partial(Silent, silent={0, 1}), "wrap": None, "min_replies": 1}
