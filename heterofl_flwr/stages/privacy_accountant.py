@@ -46,7 +46,7 @@ class Privacy:
     moments_clip: _OnGrid = 10.0
     """upper bound on the L2 norm of the vector of a client's moments for static batch norm (the means and second
     moments of all layers); longer vectors are clipped. The sum of the clients' vectors gets noise whose standard
-    deviation is this bound times the option ``noise``
+    deviation is this bound times the option noise
     """
 
     def __post_init__(self) -> None:
