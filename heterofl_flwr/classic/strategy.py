@@ -21,7 +21,7 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 from flwr.serverapp import Grid
 
-from heterofl_flwr.classic.client_proxies import Answer, Clients, collect_answers, to_replies
+from heterofl_flwr.classic.client_proxies import Clients, collect_answers, to_replies
 from heterofl_flwr.classic.translation import (
     RESERVED,
     name_arrays,
@@ -169,7 +169,7 @@ class HeteroFL(Strategy):
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the results. Return the new global model and training metrics."""
         current = self._inner.open_round()
-        answers = self._collect(results, failures)
+        answers = collect_answers([*results, *failures])
         arrays, _ = self._inner.aggregate_train(server_round, to_replies(self._sent, answers, failures))
         host_log.info("%s", self.log.line())
         counted = [answers[number] for number in current.answers]
@@ -192,7 +192,7 @@ class HeteroFL(Strategy):
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss and metrics of the clients that evaluated the full model; (None, {}) without answers."""
-        current, answers = self._inner.current, self._collect(results, failures)
+        current, answers = self._inner.current, collect_answers([*results, *failures])
         means = self._inner.aggregate_evaluate(server_round, to_replies(self._sent, answers, failures))
         if means is None or not isinstance(current, EvaluationRound):
             return None, {}
@@ -237,21 +237,6 @@ class HeteroFL(Strategy):
             config = to_scalars(message, task, self._inner.options.averaging.fidelity.moments)
             instructions.append((self._inner.clients.proxies[number], kind(packet, config)))
         return instructions
-
-    def _collect(
-        self,
-        results: Sequence[tuple[ClientProxy, Answer]],
-        failures: Sequence[tuple[ClientProxy, Answer] | BaseException],
-    ) -> dict[int, Answer]:
-        """Return the answers by client; remove clients from the round whose message or result a subclass dropped."""
-        answers, current = collect_answers([*results, *failures]), self._inner.current
-        # An exception does not tell whose it is; with one, a client without an answer may be the client that failed.
-        if current is not None and not any(isinstance(failure, BaseException) for failure in failures):
-            for number in self._sent.keys() - answers.keys():
-                current.leave_out(number, reply_bytes=0)  # whether the message was sent is unknown
-                del self._sent[number]
-            self._inner.round_messages.sent = list(self._sent.values())
-        return answers
 
     def _aggregated(
         self,
