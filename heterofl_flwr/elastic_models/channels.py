@@ -72,20 +72,25 @@ class Channels:
 class Grouping:
     """Assignment of the positions of a trace to channels, and of the channels to groups.
 
-    Channels that occur on exactly the same axes form a group, such as the channels of a residual stream.
+    Channels that occur on exactly the same axes form a group, such as the channels of a residual stream. ``parts`` are
+    axes that only divide groups, such as a piece of a split: they need not be those of a parameter.
     """
 
-    def __init__(self, positions: Positions, axes: Sequence[Row]) -> None:
+    def __init__(self, positions: Positions, axes: Sequence[Row], parts: Sequence[Row] = ()) -> None:
         self._positions = positions
         self._table = np.tile(np.array([-1, 0]), (positions.number, 1))  # by root: group, channel
         self._places: dict[bytes, Places] = {}
         self.sizes: list[int] = []
         # Each axis has a random number. The XOR over all axes of a channel identifies the set of these axes.
-        draws = np.random.default_rng(0).integers(1 << 62, size=len(axes))
+        draws = iter(np.random.default_rng(0).integers(1 << 62, size=len(axes) + len(parts)))
         signs = np.zeros(positions.number, np.int64)
-        for row, draw in zip(axes, draws, strict=True):
-            signs[np.unique(positions.roots(row))] ^= draw
+        for row in axes:
+            signs[np.unique(positions.roots(row))] ^= next(draws)
         signs[0] = 0
+        sliced = signs != 0
+        for row in parts:
+            roots = np.unique(positions.roots(row))
+            signs[roots[sliced[roots]]] ^= next(draws)
         channels = np.flatnonzero(signs)
         sets, group = np.unique(signs[channels], return_inverse=True)
         for number in range(len(sets)):

@@ -200,9 +200,9 @@ class Tracer:
         parameters = [trace.rows(parameter) for parameter in self._skeleton.model.parameters()]
         rows = [row for rows_of in parameters for row in rows_of if row is not None]
         _pin_tables(trace, rows)
-        grouping = Grouping(trace.positions, rows)
-        axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in self._named.items()}
         used = {number: source.row for number, source in self._sources.items() if "row" in vars(source)}
+        grouping = Grouping(trace.positions, rows, list(used.values()))
+        axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in self._named.items()}
         numbers = {number: grouping.places(row) for number, row in used.items()}
 
         def lengths(shape: torch.Size, rows: Rows | None) -> list[int | Places | None]:
