@@ -1,6 +1,7 @@
 """``RoundRecord``: clients, metrics, failures and costs of a round."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -212,7 +213,8 @@ class RoundRecord:
 
     def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
         """Update ``means`` with the ``metrics`` that a subclass of the strategy changed or added."""
-        self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
+        changed = {name: value for name, value in metrics.items() if not _equal(means.get(name), value)}
+        self.note_computed(means, changed)
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
         """Update ``means`` with the numbers in ``computed`` (a user's metrics); return these numbers as floats.
@@ -226,6 +228,11 @@ class RoundRecord:
             self.partial = tuple(dict.fromkeys((*self.partial, *numbers)))
         self.evaluate_medians = {name: median for name, median in self.evaluate_medians.items() if name not in numbers}
         return numbers
+
+
+def _equal(mean: float | None, value: object) -> bool:
+    """Whether two numbers are equal, or both NaN."""
+    return mean == value or (isinstance(value, float) and mean is not None and math.isnan(mean) and math.isnan(value))
 
 
 def _metrics_text(metrics: Mapping[str, float], remarks: Mapping[str, str]) -> str:
