@@ -29,6 +29,7 @@ from heterofl_flwr.federation.architecture import Architecture, State
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
+from heterofl_flwr.nn.exits import Exits, find_untrained
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
 
@@ -136,9 +137,11 @@ class GlobalModel(Architecture):
     def trains_all(self) -> bool:
         """Whether each parameter is averaged over all clients that hold it, as if all of them train it.
 
-        False if the model has an attribute ``untrained``, or if it has frozen parameters and there is privacy noise.
+        False if the model has an attribute ``untrained`` or contains ``Exits``, or if it has frozen parameters and
+        there is privacy noise.
         """
-        return not (hasattr(self.model, "untrained") or self._frozen)
+        has_exits = any(isinstance(layer, Exits) for layer in self.model.modules())
+        return not (has_exits or hasattr(self.model, "untrained") or self._frozen)
 
     @property
     def _frozen(self) -> set[str]:
@@ -153,7 +156,7 @@ class GlobalModel(Architecture):
         """
         if self.trains_all:
             return frozenset()
-        patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
+        patterns = find_untrained(self.build(rate))
         frozen = self._frozen
         return frozenset(name for name in self.plan(rate).axes if name in frozen or is_shared(name, patterns))
 

@@ -94,6 +94,16 @@ class Exits(nn.Module):
         return tuple(name for name, parameter in self.named_parameters() if id(parameter) not in trained)
 
 
+def find_untrained(model: nn.Module) -> tuple[str, ...]:
+    """Return patterns of the parameters that a client has but does not train.
+
+    These are the model's attribute ``untrained``, and those of ``Exits`` inside the model.
+    """
+    inner = {name: layer.untrained for name, layer in model.named_modules() if name and isinstance(layer, Exits)}
+    names = (f"{prefix}.{name}" for prefix, names in inner.items() for name in names)
+    return (*getattr(model, "untrained", ()), *names)
+
+
 def with_exits(build: Build, *, ensemble: bool = False, deepest_only: bool = False) -> Build:
     """Return a function from a width rate to a model with an exit after each stage (``Exits``).
 
