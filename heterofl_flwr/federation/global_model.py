@@ -48,6 +48,7 @@ class GlobalModel(Architecture):
     def __init__(self, build: Build, mix: Mix, options: Options, seed: int = 0) -> None:
         super().__init__(mix, options, seed)
         check_build(build)
+        _warn_of_scalers(build, mix)
         sizes = dict.fromkeys(("plan", "norms", "untrained", "frozen_fingerprint"), CACHED_RATES)
         # Each instance has its own caches: with lru_cache as a decorator, the cache would keep all instances alive.
         for name, size in {**sizes, "_moved_plan": CACHED_ROUNDS}.items():
@@ -197,6 +198,17 @@ class GlobalModel(Architecture):
         names = find_label_rows(self.build, self.mix) if label_rows is None else label_rows
         rows = dict.fromkeys(self._first_names.get(name, name) for name in names)
         return [name for name in rows if is_shared(name, self.shared) and (label_rows or name in exchanged)]
+
+
+def _warn_of_scalers(build: Build, mix: Mix) -> None:
+    """Warn if ``elastic`` made the Scalers of ``build`` for another largest rate than that of the mix."""
+    largest = getattr(build, "global_rate", None) if getattr(build, "scaler", False) is True else None
+    if isinstance(largest, int | float) and largest != mix.global_rate:
+        logger.warning(
+            "elastic made build for models of rate %g or less, and the largest rate of the mix %s is %g: its Scaler "
+            "changes the largest model in training and not in evaluation; expected elastic(..., global_rate=%g)",
+            *(largest, mix, mix.global_rate, mix.global_rate),
+        )
 
 
 def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

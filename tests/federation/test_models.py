@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord
 from safetensors.torch import load_file
 from torch import nn
 
-from heterofl_flwr import HeteroFL, Slicing, shallow
+from heterofl_flwr import HeteroFL, Slicing, elastic, shallow
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix, Plan, width
@@ -139,6 +139,15 @@ def test_heads_that_a_client_does_not_train_do_not_count():
     assert change(before, after, "exits.0.head.linear.bias") == [2.0]  # client 1's alone
     assert change(before, after, "exits.1.head.linear.bias") == [1.0]
     assert change(before, after, "exits.0.body.conv.bias") == [1.5]
+
+
+@pytest.mark.parametrize(("options", "warns"), [({}, True), ({"global_rate": 0.5}, False), ({"scaler": False}, False)])
+def test_scalers_for_another_largest_rate_than_that_of_the_mix_are_warned_of(caplog, options, warns):
+    layers = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    build, inputs = elastic(layers, torch.zeros(1, 3), **options), torch.ones(1, 3)
+    largest = HeteroFL(build, "b1-c1").federation.architecture.model
+    assert torch.equal(largest.train()(inputs), largest.eval()(inputs)) != warns
+    assert ("expected elastic(..., global_rate=0.5)" in caplog.text) == warns
 
 
 def test_untrained_heads_are_known_inside_another_module_too():
