@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import SupportsFloat, TypeVar
 
 import torch
 from torch import Tensor
@@ -162,8 +162,12 @@ class Chain:
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
-        """Return the stages' metrics for a round."""
-        return {key: value for stage in self.stages for key, value in stage.metrics().items()}
+        """Return the stages' metrics for a round as floats; raise ``ConfigError`` if one is no number."""
+        return {
+            key: _to_float(value, f"{stage_name(stage)}.metrics, under {key!r},")
+            for stage in self.stages
+            for key, value in stage.metrics().items()
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Return the stages' tensors for a checkpoint, named ``stage/name``."""
@@ -212,6 +216,13 @@ def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, 
                 f"parameter"
             )
     return tensors
+
+
+def _to_float(value: SupportsFloat, source: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{source} returned {type(value).__name__}; expected a number") from error
 
 
 def _expect(kind: type[Expected], result: object, source: str) -> Expected:

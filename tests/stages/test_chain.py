@@ -9,6 +9,7 @@ from heterofl_flwr import Adam, FedDyn, HeteroFL, Momentum, MovingAverage, Plan,
 from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.core.aggregator import Version
+from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.client_stage import ClientStage, client_stage
 from heterofl_flwr.stages.secure_sum import SecureSum
@@ -219,6 +220,23 @@ class Counts(ServerStage):
 def test_a_stage_keeps_tensors():
     with pytest.raises(ConfigError, match=r"Counts.state, under 'rounds', returned int; expected Tensor"):
         Chain([Counts()]).state()
+
+
+class Measures(ServerStage):
+    def __init__(self, value):
+        self.value = value
+
+    def metrics(self):
+        return {"drift": self.value}
+
+
+def test_a_stage_measures_numbers_which_a_history_can_hold(tmp_path):
+    """A scalar tensor was written as text, and the history of the run could not be read again."""
+    folder = RunFolder(tmp_path)
+    play(stages=[Measures(torch.tensor(0.5))], callbacks=[Recorder(folder)])
+    assert [record.stages for record in folder.history()] == [{"drift": 0.5}]
+    with pytest.raises(ConfigError, match=r"Measures.metrics, under 'drift', returned list; expected a number"):
+        Chain([Measures([0.5])]).metrics()
 
 
 class Adds(ServerStage):
