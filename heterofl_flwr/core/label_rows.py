@@ -117,10 +117,15 @@ class LabelRows:
         Parameters that are missing in the result are averaged in full.
         """
         rows: dict[str, Tensor] = {}
+        if labels is not None and not self.sizes:
+            raise ReplyError(
+                "the reply names labels, and it is not certain which layers of this model have a row for each class: "
+                "name their parameters on the server (averaging=Averaging(label_rows=[...])), or send no labels"
+            )
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
             sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
             if head and not sizes:
-                expected = ", ".join(self.sizes) or "none"
+                expected = ", ".join(self.sizes)
                 raise ReplyError(f"labels names {head!r}; expected layers or parameters of label_rows: {expected}")
             index = self.indices(plan, classes, sizes)
             if index is not None:
@@ -141,12 +146,6 @@ class LabelRows:
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None
-        if not sizes:
-            raise ReplyError(
-                "the reply names labels, but the aggregator has no label_rows, and it is not certain which layer of "
-                "this model has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
-                "labels"
-            )
         if cut := [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
         number = min(sizes.values())

@@ -63,8 +63,9 @@ def test_a_refused_reply_changes_nothing(spoil, arguments, message):
 def test_labels_that_name_no_whole_rows_are_refused():
     state, plan, (reply, *_) = strategies.three_replies()
     aggregator = Aggregation(state)
-    with pytest.raises(ReplyError, match="the reply names labels, but the aggregator has no label_rows"):
-        aggregator.add(plan, reply, labels=[1])
+    for labels in ([1], {"linear": [1]}):
+        with pytest.raises(ReplyError, match=r"the reply names labels, .*averaging=Averaging\(label_rows="):
+            aggregator.add(plan, reply, labels=labels)
     assert all(torch.equal(value, state[name]) for name, value in aggregator.result().items())
     plan = Plan.between(state, {"body": (2, 2), "linear.weight": (3, 2), "linear.bias": (3,)})
     aggregator = Aggregation(state, label_rows=["linear.weight", "linear.bias"])
