@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from statistics import quantiles
 
 from heterofl_flwr.common.errors import Fault, counted, listed
@@ -84,7 +83,7 @@ class EvaluationRound:
         """
         if fault.kind == "silent":
             del self.rates[node_id]
-        self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
+        self._note_failure(node_id, "gave", f"no usable moments: {fault.reason}")
 
     def restrict_rates(self, moments: Collection[float]) -> None:
         """Remove from ``rates`` all rates that are not in ``moments``, and clients without a remaining rate."""
@@ -97,9 +96,12 @@ class EvaluationRound:
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Record why a client's evaluation is not used."""
+        self._note_failure(node_id, "did not evaluate:", fault.reason)
+
+    def _note_failure(self, node_id: int, verb: str, reason: str) -> None:
         nodes = self._federation.nodes
-        nodes.record_failure(node_id, fault.reason, self._log.evaluate_failures, self._log.names)
-        logger.warning("round %d: %s did not evaluate: %s", self._server_round, nodes.name(node_id), fault.reason)
+        nodes.record_failure(node_id, reason, self._log.evaluate_failures, self._log.names)
+        logger.warning("round %d: %s %s %s", self._server_round, nodes.name(node_id), verb, reason)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
         """Remove a client without recording a failure.

@@ -40,6 +40,7 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
         Any model with batch norm layers.
     batches : Iterable[Tensor | tuple | list | Mapping]
         Inputs on the model's device. A batch is a tensor, or a tuple, list or mapping whose first entry is a tensor.
+        Batches without examples are skipped.
     kind : Variant
         With ``paper``, batch means and unbiased batch variances are averaged over batches, as in
         ``BatchNorm2d(momentum=None)``. With ``fixed``, mean and variance are those of all samples together.
@@ -58,13 +59,14 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
             # training mode, or it would use running statistics, which with_static_norm removes.
             module.training = isinstance(module, _InstanceNorm)
         sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
-        for some in _alike(map(first_tensor, batches), together):
+        inputs = (tensor for batch in batches if (tensor := first_tensor(batch)).numel())
+        for some in _alike(inputs, together):
             for total in sums.values():
                 total.batches = len(some)
             model(some[0] if len(some) == 1 else torch.cat(some))
             number += len(some)
     if not number:
-        raise DataError("there are no batches to measure moments on")
+        raise DataError("there are no examples to measure moments on")
     return Moments(kind, {name: sums_of_layer.moments(number) for name, sums_of_layer in sums.items()})
 
 

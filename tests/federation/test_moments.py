@@ -85,7 +85,7 @@ BAD = {
 }
 
 
-def test_moments_that_cannot_be_used_are_left_out_and_named():
+def test_moments_that_cannot_be_used_are_left_out_and_named(caplog):
     """One client for each fault, and two good ones."""
     faults = dict(enumerate(BAD.values()))
 
@@ -103,6 +103,9 @@ def test_moments_that_cannot_be_used_are_left_out_and_named():
     assert sorted(found.log.evaluate_failures) == sorted(faults)
     for partition, (_, named) in faults.items():
         assert re.search(named, found.log.evaluate_failures[partition]), named
+    assert "round 1: partition 0 gave no usable moments: error 2" in caplog.text
+    assert "did not evaluate" not in caplog.text
+    assert found.log.evaluate["coverage"] == 1.0
     assert len(found.result.evaluate_metrics_clientapp) == 1
 
 

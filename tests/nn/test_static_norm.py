@@ -176,19 +176,21 @@ def test_a_layer_that_is_never_reached_keeps_what_it_had():
     assert (with_static_norm(model, moments).aside.running_mean == 7).all()
 
 
-@pytest.mark.parametrize("size", [0, 1])
-def test_a_batch_of_one_value_per_channel_is_refused_by_layer(size):
+def test_a_batch_of_one_value_per_channel_is_refused_by_layer():
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192))
     before = _snapshot(model)
-    with pytest.raises(DataError, match=rf"layer 1 got a batch of shape \({size}, 192\), {size} value"):
-        collect_moments(model, [*_batches(1), torch.zeros(size, 3, 8, 8)])
+    with pytest.raises(DataError, match=r"layer 1 got a batch of shape \(1, 192\), 1 value"):
+        collect_moments(model, [*_batches(1), torch.zeros(1, 3, 8, 8)])
     _assert_same(before, _snapshot(model))
 
 
-@pytest.mark.parametrize("batch", [None, ("labels", torch.zeros(6)), torch.full((6, 3, 8, 8), torch.nan)])
-def test_batches_that_cannot_be_measured_are_refused(batch):
+@pytest.mark.parametrize(
+    "batches",
+    [[], [torch.zeros(0, 3, 8, 8)], [("labels", torch.zeros(6))], [torch.full((6, 3, 8, 8), torch.nan)]],
+)
+def test_batches_that_cannot_be_measured_are_refused(batches):
     with pytest.raises(
         DataError,
-        match=r"no batches|gave a batch of tuple; expected a tensor|moments of features\.norm1 are not finite",
+        match=r"no examples|gave a batch of tuple; expected a tensor|moments of features\.norm1 are not finite",
     ):
-        collect_moments(CNN(3, hidden=(8, 8)), [] if batch is None else [batch])
+        collect_moments(CNN(3, hidden=(8, 8)), batches)
