@@ -57,6 +57,8 @@ class Nodes(Mapping[int, Capability]):
         self.remarks: set[tuple[str, int]] = set()  # (remark, node id) of remarks on replies that were logged
         self.has_new_capacity = False  # True after a reply has changed a client's capacity
         self.failed: set[int] = set()  # nodes that failed in training; they may have been restarted with another level
+        # For each client that reported a capacity in a reply: capacity and rate by the query, capacity if it fails
+        self._replied: dict[int, tuple[float | None, float, float | None]] = {}
         self._trained_before: set[int] = set()  # partitions of clients that trained before the run was resumed
         self._dealt_before = 0  # ``dealt()`` of the run that is resumed
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
@@ -112,6 +114,12 @@ class Nodes(Mapping[int, Capability]):
             for node_id in self._partitions.keys() - self.present:
                 del self._partitions[node_id]
         self._capabilities.update(answers)
+        for node_id in self._replied.keys() & answers.keys():
+            queried, _, kept = self._replied[node_id]
+            if answers[node_id].capacity == queried:  # the node was not restarted with another level
+                self._capabilities[node_id] = replace(answers[node_id], capacity=kept)
+            else:
+                del self._replied[node_id]
         self.unanswered -= answers.keys()
         earlier = {node_id: self.name(node_id) for node_id in answers}
         self.demoted.difference_update(earlier.values())
@@ -187,6 +195,7 @@ class Nodes(Mapping[int, Capability]):
         """Delete the capabilities of clients; the clients are queried again, and no longer count as trained."""
         for node_id in node_ids:
             self._capabilities.pop(node_id, None)
+            self._replied.pop(node_id, None)
             self.trained.discard(node_id)  # the client's state may be lost
 
     def forget_failed(self) -> None:
@@ -211,8 +220,13 @@ class Nodes(Mapping[int, Capability]):
         """Store the results of ``have_trained()``, ``dealt()`` and ``named()`` from the run that is resumed."""
         self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
 
-    def set_capacity(self, node_id: int, capacity: float) -> None:
-        """Store the capacity that a client reported in a reply; the client is no longer ``demoted``."""
+    def set_capacity(self, node_id: int, capacity: float, rate: float) -> None:
+        """Store the capacity that a client of this rate reported in a reply; the client is no longer ``demoted``.
+
+        If the client fails and then answers the query as before, a capacity below its rate by the query still counts.
+        """
+        queried, rate, _ = self._replied.get(node_id, (self._capabilities[node_id].capacity, rate, None))
+        self._replied[node_id] = queried, rate, capacity if capacity < rate else queried
         self._capabilities[node_id] = replace(self._capabilities[node_id], capacity=capacity)
         self.demoted.discard(self.name(node_id))
         self.has_new_capacity = True

@@ -263,7 +263,7 @@ class Round:
             nodes.remarks.update((remark, node_id) for node_id in node_ids)
         state = self._chain.close()
         for node_id, capacity in self._capacities.items():
-            nodes.set_capacity(node_id, capacity)
+            nodes.set_capacity(node_id, capacity, self._federation.levels.largest_rate(self.server_round, node_id))
         self.log.stages = self._chain.metrics()
         if closed := self.log.stages.get("closed-fraction"):
             self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")

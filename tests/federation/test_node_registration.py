@@ -205,6 +205,16 @@ def test_who_comes_back_under_another_name_is_not_away(before):
     assert nodes.changes[-1] == "back: partition 5, away since round 2"
 
 
+def test_who_restarts_with_another_level_has_it_whatever_it_replied_before():
+    nodes = Nodes()
+    nodes.update({1}, {})
+    nodes.register({1: Capability(capacity=1.0)})
+    nodes.set_capacity(1, 0.25, rate=1.0)
+    for queried, expected in ((1.0, 0.25), (0.5, 0.5), (1.0, 1.0)):
+        nodes.register({1: Capability(capacity=queried)})
+        assert nodes[1].capacity == expected
+
+
 def test_who_fails_and_leaves_no_longer_counts_as_trained_when_another_takes_its_place():
     nodes = Nodes()
     nodes.update({1, 2}, {})

@@ -93,6 +93,25 @@ def test_a_reported_capacity_counts_from_the_next_round_on():
     assert rates == [1.0, 0.0625]
 
 
+@pytest.mark.parametrize(
+    ("level", "replied", "expected"),
+    [("a", "e", [1.0, 0.0625, 0.0625]), (None, "e", [1.0, 0.0625, 0.0625]), ("e", "a", [0.0625, 1.0, 0.0625])],
+)
+def test_a_capacity_reported_in_a_reply_outlives_a_failure_if_it_is_smaller(level, replied, expected):
+    nodes = {0: {"level": level} if level else {}, 1: {"level": "a"}}
+
+    def report_then_fail(message, context):
+        server_round = message.content["config"]["server-round"]
+        if server_round == 2:
+            raise RuntimeError("another reason")
+        return add_one(message, context, capacity=replied if server_round == 1 else None)
+
+    app = make_app(odd={0: report_then_fail})
+    grid = run(2, "a1", app=app, num_rounds=3, node_config=nodes.__getitem__).grid
+    rates = [m.content["config"]["rate"] for m in grid.of("train") if grid.partition_of(m) == 0]
+    assert rates == expected
+
+
 @pytest.mark.parametrize(("labels", "gained"), [("sent", [1.0, 1.5, 0.0, 2.0]), ("none", [1.5] * 4)])
 def test_rows_count_for_the_classes_of_a_reply(labels, gained):
     def knows(labels):

@@ -74,7 +74,7 @@ def test_a_client_keeps_its_rate_whatever_it_reports():
     federation = HeteroFL(build, "a1-c1", slicing=Slicing(shared=BODY)).federation
     federation.register({node: Capability(partition=node) for node in (0, 1)})
     assert [federation.levels.rate(1, node) for node in (0, 1)] == [1.0, 0.25]
-    federation.nodes.set_capacity(0, 0.25)
+    federation.nodes.set_capacity(0, 0.25, rate=1.0)
     federation.register({node: Capability(partition=node) for node in (2, 3)})
     assert [federation.levels.rate(2, node) for node in range(4)] == [1.0, 0.25, 1.0, 0.25]
 

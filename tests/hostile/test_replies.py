@@ -41,7 +41,7 @@ def refused(server, change):
     try:
         refused = server.close(list(replies.items()))
     finally:  # what it said of its capacity is forgotten
-        server.strategy.federation.nodes.set_capacity(server.hostile, 1.0)
+        server.strategy.federation.nodes.set_capacity(server.hostile, 1.0, rate=1.0)
     if refused:
         assert all(torch.equal(server.state[name], own) for name, own in server.without.items())
     else:
