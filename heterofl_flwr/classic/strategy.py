@@ -1,6 +1,6 @@
 """``HeteroFL`` for Flower's classic API."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -170,6 +170,7 @@ class HeteroFL(Strategy):
         """Aggregate the results. Return the new global model and training metrics."""
         current = self._inner.open_round()
         answers = collect_answers([*results, *failures])
+        self._leave_out_dropped(answers, failures)
         arrays, _ = self._inner.aggregate_train(server_round, to_replies(self._sent, answers, failures))
         host_log.info("%s", self.log.line())
         counted = [answers[number] for number in current.answers]
@@ -193,6 +194,7 @@ class HeteroFL(Strategy):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss and metrics of the clients that evaluated the full model; (None, {}) without answers."""
         current, answers = self._inner.current, collect_answers([*results, *failures])
+        self._leave_out_dropped(answers, failures)
         means = self._inner.aggregate_evaluate(server_round, to_replies(self._sent, answers, failures))
         if means is None or not isinstance(current, EvaluationRound):
             return None, {}
@@ -237,6 +239,17 @@ class HeteroFL(Strategy):
             config = to_scalars(message, task, self._inner.options.averaging.fidelity.moments)
             instructions.append((self._inner.clients.proxies[number], kind(packet, config)))
         return instructions
+
+    def _leave_out_dropped(self, answers: Collection[int], failures: Sequence[object]) -> None:
+        """Remove clients from the round whose message or result a subclass dropped."""
+        current = self._inner.current
+        # An exception does not tell whose it is; with one, a client without an answer may be the client that failed.
+        if current is None or not answers or any(isinstance(failure, BaseException) for failure in failures):
+            return
+        for number in self._sent.keys() - set(answers):
+            current.leave_out(number, reply_bytes=0)  # whether the message was sent is unknown
+            del self._sent[number]
+        self._inner.round_messages.sent = list(self._sent.values())
 
     def _aggregated(
         self,

@@ -127,6 +127,20 @@ def test_failures_are_listed_by_client_where_flower_names_one():
     assert list(strategy.log.failures.values()) == said
 
 
+def test_who_is_dropped_by_a_subclass_has_not_failed(caplog):
+    strategy, manager, before, instructions = begin(clients(6), "a1")
+    after, _ = strategy.aggregate_fit(1, fit_all(instructions)[:2], [])
+    np.testing.assert_allclose(gain(before, after)[3], 1.5, atol=1e-6)
+    asked = strategy.configure_evaluate(server_round=1, parameters=after, client_manager=manager)
+    assert strategy.aggregate_evaluate(1, evaluate_all(asked)[:2], [])[1]["local-accuracy"]
+    assert not strategy.log.failures
+    assert not strategy.log.evaluate_failures
+    assert "no result" not in caplog.text
+    strategy.configure_fit(server_round=2, parameters=after, client_manager=manager)
+    with pytest.raises(heterofl_flwr.HeteroFLError, match="0 of 6 clients gave a usable reply"):
+        strategy.aggregate_fit(2, [], [])
+
+
 def test_results_of_clients_that_were_not_asked_do_not_count():
     strategy, _, before, instructions = begin(clients(2), "a1")
     results = [*fit_all(instructions), (Fake("77"), fit_res([np.full(3, 1e9, np.float32)]))]
