@@ -240,9 +240,14 @@ def _metrics_text(metrics: Mapping[str, float], remarks: Mapping[str, str]) -> s
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise ``ConfigError`` if ``metrics`` is neither a mapping nor None.
+    """Raise ``ConfigError`` if ``metrics`` is neither None nor a mapping to numbers and lists.
 
     ``whose`` is the name of the function that returned ``metrics``, for the error text.
     """
-    if metrics is not None and not isinstance(metrics, Mapping):
+    if metrics is None:
+        return
+    if not isinstance(metrics, Mapping):
         raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")
+    for name, value in metrics.items():
+        if not isinstance(value, int | float | list):
+            raise ConfigError(f"{whose} returned {shown(value)} as {name}; expected a number, such as float(x)")

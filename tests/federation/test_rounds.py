@@ -231,6 +231,10 @@ def infinite():
         ),
         ({"initial_arrays": infinite()}, r"not usable: hidden\.bias contains NaN or infinity; .* initial_arrays"),
         ({"evaluate_fn": lambda *_: 0.5}, "evaluate_fn returned 0.5; expected a MetricRecord, or None"),
+        (
+            {"evaluate_fn": lambda *_: {"accuracy": torch.tensor(0.5)}},  # it was in no record
+            r"evaluate_fn returned tensor\(0.5000\) as accuracy; expected a number",
+        ),
         ({"initial_arrays": build(1.0).state_dict()}, "initial_arrays is of type OrderedDict; expected an ArrayRecord"),
     ],
 )
