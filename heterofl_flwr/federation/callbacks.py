@@ -101,7 +101,7 @@ class RoundCallback:
         """Run before ``on_start`` if the run is resumed; ``progress.record`` is then empty."""
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Run before the first round; ``first_round`` is above 1 if the run is resumed."""
+        """Run before ``first_round``, which is above 1 if the run is resumed; ``state`` has the global parameters."""
 
     def on_reply(self, what: str, done: int, total: int, failed: int) -> None:
         """Run when messages are sent, and after each reply.
