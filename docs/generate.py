@@ -5,6 +5,7 @@
 """
 
 import csv
+import functools
 import inspect
 import io
 import json
@@ -13,7 +14,6 @@ import pkgutil
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
-from functools import cache
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +23,7 @@ from unittest.mock import patch
 
 from pydantic.fields import FieldInfo
 from sphinx.pycode import ModuleAnalyzer
+from typing_extensions import is_protocol
 
 from heterofl_flwr.app.main import COMMANDS, parser
 from heterofl_flwr.app.settings import read_settings
@@ -163,7 +164,12 @@ def _describe(module: ModuleType, name: str) -> str:
     if not (inspect.isclass(value) or inspect.isroutine(value)):
         return f"### `{name}`\n\n{_plain(_attribute_doc(module, name))}"
     parts = _sections(value)
-    lines = [f"### `{name}`", "", _plain(parts.pop("")), ""]
+    lines = [f"### `{name}`", ""]
+    if inspect.isroutine(value) or (
+        "__init__" in vars(value) and not is_protocol(value)
+    ):
+        lines += [f"`{_call(name, value)}`", ""]
+    lines += [_plain(parts.pop("")), ""]
     lines += [
         f"- `{option}`{_default(field)}: {' '.join((field.description or '').split())}"
         for option, field in getattr(value, "__pydantic_fields__", {}).items()
@@ -217,7 +223,19 @@ def _methods(value: type) -> Iterator[tuple[str, object]]:
             and inspect.isfunction(function)
             and function.__doc__
         ):
-            yield name if isinstance(found, property) else f"{name}()", function
+            bound = functools.partial(function, None)  # without self or cls
+            static = isinstance(found, staticmethod)
+            call = _call(name, function if static else bound)
+            yield name if isinstance(found, property) else call, function
+
+
+def _call(name: str, function: Callable[..., object]) -> str:
+    """Return a call of ``function`` with its parameters and their defaults."""
+    found = inspect.signature(function).parameters.values()
+    untyped = [each.replace(annotation=inspect.Parameter.empty) for each in found]
+    text = f"{name}{inspect.Signature(untyped)}"
+    named = re.sub(r"=<class '[\w.]*?(\w+)'>", r"=\1", text)
+    return re.sub(r"=<.*?>(?=[,)])", "=...", named)  # of a factory or a lambda
 
 
 def _sections(value: object) -> dict[str, str]:
@@ -347,7 +365,7 @@ def levels(data: str, split: str, rounds: str, last: str) -> str:
     return f"{markdown(table.header, reached, '---:')}\n\n{differences}"
 
 
-@cache
+@functools.cache
 def _family(data: str) -> list["Run"]:
     from simulations.results.runs import read_runs
 
