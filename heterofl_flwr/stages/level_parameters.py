@@ -40,7 +40,7 @@ class LevelParameters(StatefulStage):
         # As in the mean of all: by heads and sizes that may not be among this stage's parameters.
         rows = LabelRows(context.state, context.rows, extra_rows=context.extra_rows).by_name(plan, update.labels)
         labels = {name: index.tolist() for name, index in rows.items()}
-        levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels, weight=update.weight)
+        levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels or None, weight=update.weight)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return ``new`` with the largest level's means of the stage's parameters; store the smaller levels' means.
