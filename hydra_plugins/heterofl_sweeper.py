@@ -1,8 +1,9 @@
 """The Hydra sweeper of ``conf/``; Hydra loads plug-ins from folders with the name ``hydra_plugins``.
 
-It is Hydra's basic sweeper with three additions. An experiment may have several blocks, each with all combinations of
-its values. All jobs that have not ended are checked before the first job starts; with ``dry``, jobs are only listed. A
-job that fails does not stop the other jobs.
+It is Hydra's basic sweeper with four additions. An experiment may have several blocks, each with all combinations of
+its values. A setting that has no effect in a job is left out of it, if another job uses the setting. All jobs that have
+not ended are checked before the first job starts; with ``dry``, jobs are only listed. A job that fails does not stop
+the other jobs.
 Every Hydra program in the environment loads this module, so slow imports are inside functions.
 """
 
@@ -59,7 +60,13 @@ class BlockSweeper(Sweeper):
 
         for part in ("dir", "subdir"):  # stores the time of ${now:...}, which each job's configuration copies
             OmegaConf.select(self._master, f"hydra.sweep.{part}", throw_on_resolution_failure=False)
-        jobs, rows = self._build_jobs(self.rows(OverridesParser.create(self._loader), arguments))
+        rows = self.rows(OverridesParser.create(self._loader), arguments)
+        try:
+            jobs, rows = self._build_jobs(rows)
+        except ConfigError:
+            if (shorter := self._without_unused(rows)) == rows:
+                raise
+            jobs, rows = self._build_jobs(shorter)
         if self._master.dry:
             print(list_jobs(jobs))
             return []
@@ -92,6 +99,22 @@ class BlockSweeper(Sweeper):
     def rows(self, parser: OverridesParser, arguments: Iterable[str]) -> list[list[str]]:
         """Return a row for each job: its overrides, such as ``seed=0``."""
         return combine_blocks(parser, self._blocks, self._params, arguments)
+
+    def _without_unused(self, rows: list[list[str]]) -> list[list[str]]:
+        """Return the rows without the overrides that have no effect in their row, but have one in another row.
+
+        With ``privacy.noise=0,1 privacy.delta=1e-6``, the row without noise loses ``privacy.delta``.
+        """
+        from heterofl_flwr.app.sweep.job import flat, unused_in
+
+        pairs = [
+            [(text, text.partition("=")[0] in unused) for text in row]
+            for row, unused in zip(rows, (unused_in(flat(config)) for config in self._compose(rows)), strict=True)
+        ]
+        used = {text.partition("=")[0] for row in pairs for text, is_unused in row if not is_unused}
+        return [
+            [text for text, is_unused in row if not (is_unused and text.partition("=")[0] in used)] for row in pairs
+        ]
 
     def _build_jobs(self, rows: list[list[str]]) -> tuple[list["Job"], list[list[str]]]:
         """Return the jobs and their rows. Of the rows of equal jobs, only the first is returned."""

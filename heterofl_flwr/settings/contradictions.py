@@ -26,7 +26,7 @@ def find_contradictions(settings: Settings, values: Mapping[str, object], defaul
     ``values`` maps dotted keys to the assigned values, and ``defaults`` to the default values. Both may contain
     ``auto``; in ``settings``, ``auto`` is replaced.
     """
-    fedh2l_rules, unused = (rules(settings, values, defaults) for rules in (_fedh2l_rules, _unused))
+    fedh2l_rules, unused = (rules(settings, values, defaults) for rules in (_fedh2l_rules, unused_rules))
     rules = chain(_model_rules(settings, values), _server_rules(settings), fedh2l_rules, unused)
     return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]
 
@@ -90,7 +90,7 @@ def _fedh2l_rules(
         yield key, values[key] != usual, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"
 
 
-def _unused(
+def unused_rules(
     settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]
 ) -> Iterable[Contradiction]:
     """Yield the settings that are not read because another setting has its default."""

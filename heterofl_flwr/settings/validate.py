@@ -14,7 +14,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import expected
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.settings.auto_values import AUTOS, auto_values, resolve_autos
-from heterofl_flwr.settings.contradictions import find_contradictions
+from heterofl_flwr.settings.contradictions import find_contradictions, unused_rules
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group
 from heterofl_flwr.settings.without_torch import Setting
@@ -76,6 +76,14 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
         several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
         raise ConfigError(several + "\n  ".join(faults))
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
+
+
+def unused_settings(mapping: Mapping[str, object]) -> set[str]:
+    """Return the keys of the settings that have no effect, whatever their values, because of another setting."""
+    assigned = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
+    settings, _ = validate(Settings, resolve_autos(assigned), SPECS)
+    rules = unused_rules(settings, assigned, DEFAULTS) if settings is not None else ()
+    return {key for key, _, _ in rules}
 
 
 def to_flat(settings: Settings) -> dict[str, Flat]:

@@ -116,6 +116,20 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, arguments, number):
     assert histories(tmp_path / "runs" / "jobs") == {}
 
 
+def test_a_setting_without_effect_is_left_out_of_a_job_if_another_job_uses_it(command):
+    rules = ("server.robust=none,trimmed", "server.robust-trim=0.1,0.3", "train.mask-fill=-inf", "mix=a1-e1")
+    status, out, err = command("-m", "dry=true", *rules)
+    assert (status, err) == (0, "")
+    rows = out.splitlines()[2:-2]
+    assert [re.findall(r"robust\S*", row) for row in rows] == [
+        [],
+        ["robust=trimmed", "robust-trim=0.1"],
+        ["robust=trimmed", "robust-trim=0.3"],
+    ]
+    status, _, err = command("-m", "dry=true", *rules, "privacy.delta=1e-5,1e-6")  # the first is the default
+    assert (status, err.partition(",")[0]) == (2, "heterofl: privacy.delta: found 1e-06")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",

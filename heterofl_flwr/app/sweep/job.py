@@ -36,6 +36,7 @@ from heterofl_flwr.settings.validate import (
     from_flat,
     read_specs,
     to_flat,
+    unused_settings,
     validate,
 )
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text
@@ -153,10 +154,19 @@ def flat(config: DictConfig) -> dict[str, object]:
     return flatten(cast("dict[str, object]", OmegaConf.to_container(settings, resolve=True)))
 
 
+def unused_in(config: Mapping[str, object]) -> set[str]:
+    """Return the keys of a flat configuration that have no effect, whatever their values, because of another key."""
+    return unused_settings(_with_text(config))
+
+
+def _with_text(config: Mapping[str, object]) -> dict[str, object]:
+    """Return a configuration with -inf, a value of train.mask-fill, as text; Hydra reads it as a number."""
+    return {key: "-inf" if value == -math.inf else value for key, value in config.items()}
+
+
 def build_job(config: Mapping[str, object]) -> Job:
     """Return the job of a flat configuration; raise one ``ConfigError`` that names all faults."""
-    # Hydra reads -inf, a value of train.mask-fill, as a number.
-    config = {key: "-inf" if value == -math.inf else value for key, value in config.items()}
+    config = _with_text(config)
     assigned = {key: value for key, value in config.items() if key not in LAUNCH}
     allow_modules(named_modules(assigned.values()))  # trusted, because the command line names this configuration
     options, faults = validate(LaunchOptions, {key: config.get(key) for key in LAUNCH}, LAUNCH)
