@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -45,6 +45,9 @@ class BlockSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Instantiate the launcher that the configuration names."""
         self._master, self._loader = config, hydra_context.config_loader
+        # Those of __init__ are resolved; here ${...} still stands for a value of each job.
+        blocks = OmegaConf.to_container(config.hydra.sweeper.blocks, resolve=False)
+        self._blocks = cast("Mapping[str, object]", blocks)
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
