@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.rules import Call, aten, operator, stand_in
+from heterofl_flwr.nn.exits import Exits
 
 _VIEWS = ("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "squeeze", "unsqueeze")
 _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
@@ -115,6 +116,12 @@ def gated(x: Tensor, dim: int = -1) -> Tensor:
 def shuffled(x: Tensor, groups: int) -> Tensor:
     """Stand-in for ``channel_shuffle``, made of operators with trace rules."""
     return torch.flatten(x.unflatten(1, (groups, -1)).transpose(1, 2), 1, 2)
+
+
+@stand_in(Exits)
+def all_exits(exits: Exits, x: Tensor) -> Tensor:
+    """Stand-in for ``Exits``: the sum couples the exits, so the logits of each are cut like the output."""
+    return torch.stack(exits.all_logits(x)).sum(0)
 
 
 @operator("embedding", "_embedding_bag", "_embedding_bag_forward_only")

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core import Axis, Plan, prefix, width
 from heterofl_flwr.elastic_models import SCALED, elastic
-from heterofl_flwr.nn import CNN, PreResNet
+from heterofl_flwr.nn import CNN, Exits, PreResNet
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from tests.core import twin
 from tests.elastic_models.families import ARCHITECTURES, FAMILIES, Then, conv, images
@@ -315,3 +315,13 @@ def test_a_model_that_cannot_be_cut_is_a_warning():
     with pytest.warns(UserWarning, match="at rate 0.5 a slice keeps 100% of the parameters. Many") as caught:
         elastic(model, X)
     assert [one.filename for one in caught] == [__file__]
+
+
+def test_the_logits_of_each_exit_keep_all_classes():
+    """Those of the earlier exits were cut, so a shallow client could not answer the last classes."""
+    stages = [nn.Linear(3, 12), nn.Linear(12, 12)]
+    model = Exits(zip(stages, [nn.Linear(12, 5), nn.Linear(12, 5)], strict=True))
+    for build in (elastic(model, X), elastic(nn.Sequential(nn.ReLU(), model), X)):
+        small = build(0.5)
+        assert [tuple(p.shape) for name, p in small.named_parameters() if "head.weight" in name] == [(5, 6), (5, 6)]
+        assert torch.equal(build(1.0).eval()(X.relu()), model.eval()(X.relu()))
