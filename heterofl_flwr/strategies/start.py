@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError, counted
+from heterofl_flwr.common.errors import ConfigError, ShapeError, counted, listed
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, is_true, name_callbacks
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.round_record import check_metrics, host_log
@@ -139,9 +139,14 @@ class FederationStrategy(EvaluationHooks):
 
     def _load(self, state: RunState) -> None:
         try:
-            self.federation.architecture.check_state(state.state)
+            exchanged = self.federation.architecture.check_state(state.state)
         except ShapeError as error:
             raise ConfigError(f"resume is of another model: {error}; expected the build of its run") from error
+        if extra := sorted(state.state.keys() - exchanged.keys()):
+            raise ConfigError(
+                f"resume is of another model: the clients of this build do not exchange {listed(extra)}; expected the "
+                f"build of its run"
+            )
         self.federation.load(state)
         for name, callback in name_callbacks(self.callbacks).items():
             if name in state.callbacks:

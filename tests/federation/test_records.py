@@ -214,6 +214,12 @@ def test_callbacks_go_on_with_their_state(tmp_path):
     assert list(found.result.train_metrics_clientapp) == [3]
 
 
+def _without_bias(rate):
+    model = build(rate)
+    model.hidden.bias = None
+    return model
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -221,6 +227,7 @@ def test_callbacks_go_on_with_their_state(tmp_path):
         ({"seed": 4}, "seed was 0 and is 4"),
         ({"stages": [Momentum()]}, "stages was none and is Momentum"),
         ({"build": lambda rate: build(rate / 2)}, r"another model: parameter hidden.weight .* is \(8, 3\)"),
+        ({"build": _without_bias}, r"another model: the clients of this build do not exchange hidden.bias;"),
     ],
 )
 def test_a_run_with_another_setup_is_not_resumed(changed, named):
