@@ -234,8 +234,9 @@ class Task:
             Metrics to report. Lists are not averaged: ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn``
             receives them.
         capacity : str | float | None
-            Largest level or rate that this node can train from the next round on. None: no change, except that a reply
-            to training reports the rate in the node config if this rate is below the message's rate.
+            Largest level or rate that this node can train from the next round on; the server reads it in replies to
+            training only. None: no change, except that a reply to training reports the rate in the node config if this
+            rate is below the message's rate.
         """
         messages.new_metrics(metrics or {}, num_examples)  # raises before the client's state is saved
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
