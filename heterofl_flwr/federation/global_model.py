@@ -215,7 +215,7 @@ def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tenso
     for name, parameter in frozen.items():
         if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
             raise ConfigError(
-                f"initial_arrays has other values of {name} than build gives it. It is frozen "
+                f"initial_arrays or resume has other values of {name} than build gives it. It is frozen "
                 f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
                 f"return heterofl_flwr.core.exchange_frozen(model)"
             )

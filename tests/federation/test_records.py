@@ -220,6 +220,12 @@ def _without_bias(rate):
     return model
 
 
+def _frozen_since(rate):
+    model = build(rate)
+    model.hidden.weight.requires_grad_(False)
+    return model
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -228,6 +234,7 @@ def _without_bias(rate):
         ({"stages": [Momentum()]}, "stages was none and is Momentum"),
         ({"build": lambda rate: build(rate / 2)}, r"another model: parameter hidden.weight .* is \(8, 3\)"),
         ({"build": _without_bias}, r"another model: the clients of this build do not exchange hidden.bias;"),
+        ({"build": _frozen_since}, r"resume has other values of hidden.weight .* It is frozen"),
     ],
 )
 def test_a_run_with_another_setup_is_not_resumed(changed, named):
