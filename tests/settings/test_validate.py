@@ -161,6 +161,7 @@ def test_an_unknown_key_is_rejected_with_the_nearest():
         ("distill.label-share", 0.5, {"server.strategy": "fedh2l"}),
         ("distill.ramp", 0.3, {"train.distill": "all"}),
         ("server.robust-trim", 0.1, {}),
+        ("server.robust-trim", 0.1, {"server.robust": "median"}),
         ("server.rank-every", 9, {"server.slice-rule": "rolling"}),
         ("asynchronous.staleness", 1.0, {}),
         ("privacy.delta", 1e-3, {"privacy.clip": 1.0}),
