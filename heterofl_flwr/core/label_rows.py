@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError
+from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError, listed
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.slice_plan import Plan
 
@@ -54,6 +54,12 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
     model, smaller = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(model, "label_rows", None)
     if named is not None:
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        if missing := [name for name in named if name not in names]:
+            raise ConfigError(
+                f"label_rows of {type(model).__name__} names {listed(missing)}; expected a tuple of its parameters "
+                f"with one row for each class; the parameters are {listed(names)}"
+            )
         return tuple(named)
     partners = dict(smaller.named_modules())
     unshrunk: dict[str, nn.Linear] = {}

@@ -61,6 +61,8 @@ class GlobalModel(Architecture):
         self._frozen_values = frozen_parameters(self.model)
         self.global_plan = self.plan(mix.global_rate)
         check_patterns("by_level", options.slicing.by_level, self.global_plan.axes)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        check_patterns("untrained, the model's tuple of patterns", find_untrained(self.model), parameters)
         if options.slicing.slice_rule != "prefix":
             self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
         self._first_names = first_names(self.model)

@@ -192,6 +192,17 @@ def test_label_rows_are_named_or_those_of_the_last_linear_layer(build, mix, rows
     assert find_label_rows(build, Mix.parse(mix)) == rows
 
 
+@pytest.mark.parametrize("names", [("0.weight", "0.biass"), "0.weight", ("0.*",)])
+def test_label_rows_that_the_model_lacks_are_refused(names):
+    def build(rate):
+        model = nn.Sequential(nn.Linear(3, 5))
+        model.label_rows = names
+        return model
+
+    with pytest.raises(ConfigError, match=r"Sequential names .*; expected a tuple .* 0\.bias, 0\.weight"):
+        find_label_rows(build, Mix.parse("a1"))
+
+
 @pytest.mark.parametrize("labels", [{2, 1}, np.array([1, 2, 2]), torch.tensor([2, 1]), (1, np.int8(2))])
 def test_labels_may_be_of_any_library(labels):
     assert whole_numbers(labels) == [1, 2]

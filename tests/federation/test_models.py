@@ -157,3 +157,14 @@ def test_untrained_heads_are_known_inside_another_module_too():
     assert not architecture.trains_all
     assert architecture.untrained(1.0) == {"0.exits.0.head.linear.weight", "0.exits.0.head.linear.bias"}
     assert architecture.untrained(0.5) == set()
+
+
+@pytest.mark.parametrize("patterns", ["0.*", ("0",)])
+def test_untrained_without_effect_is_refused(patterns):
+    def build(rate):
+        model = nn.Sequential(nn.Linear(3, 5))
+        model.untrained = patterns
+        return model
+
+    with pytest.raises(ConfigError, match="untrained, the model's tuple of patterns: no parameter matches"):
+        HeteroFL(build, "a1-b1")
