@@ -11,12 +11,14 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
-from heterofl_flwr.common.errors import ShapeError, UnsupportedLayerError
+from heterofl_flwr.common.errors import ShapeError, UnsupportedLayerError, listed
 from heterofl_flwr.core.axes import Axes, Axis, PrefixAxis, axes_between
 from heterofl_flwr.core.exchanged import exchanged_parameters, first_names
 from heterofl_flwr.core.rule_registry import Registry, Rule
 
 _rules = Registry("register")
+
+_IMAGE_NORMS = nn.LayerNorm, nn.RMSNorm  # with a weight of several dimensions, if they normalise whole images
 
 # Older norms and pruning of torch.nn.utils replace ``weight`` by ``weight_g``, ``weight_v`` or ``weight_orig``.
 _REPLACED = re.compile(r"(weight\w*)_(?:g|v|orig)$")
@@ -190,20 +192,30 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
 
 
 def _find_flattened(full_model: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return new axes for the weights of linear layers behind Flatten, with a ``PrefixAxis`` for the columns.
+    """Return new axes for layers behind Flatten or before Unflatten, with a ``PrefixAxis`` for the flattened channels.
 
-    A linear layer counts as behind Flatten if it follows a convolution and has several inputs for each channel.
+    A linear or recurrent layer counts as behind Flatten if it follows a convolution and has several inputs for each
+    channel. A linear layer counts as before Unflatten if a convolution follows it, it has several outputs for each
+    channel, and no layer has as many inputs.
     """
-    layers = [(name, layer) for name, layer in full_model.named_modules() if _has_matrix(layer)]
+    named = full_model.named_modules()
+    layers = [(name, layer) for name, layer in named if _has_matrix(layer) and not isinstance(layer, _IMAGE_NORMS)]
+    inputs = {parameter_axes[1].size for parameter_axes in axes.values() if len(parameter_axes) > 1}
     flattened = {}
-    for (_, before), (start, layer) in pairwise(layers):
-        if isinstance(before, _ConvNd) and isinstance(layer, nn.Linear):
-            several = layer.in_features > before.out_channels and layer.in_features % before.out_channels == 0
-            named = dict(layer.named_parameters(prefix=start)) if several else {}  # several weights with weight norm
-            for name in named.keys() & axes.keys():
-                rows, *columns = axes[name]
-                if columns and columns[0] == Axis(columns[0].size, columns[0].local_size):
-                    flattened[name] = rows, *_prefix_only({name: tuple(columns)})[name]
+    for (name_before, before), (name, layer) in pairwise(layers):
+        if isinstance(before, _ConvNd) and isinstance(layer, nn.Linear | nn.RNNBase | nn.RNNCellBase):
+            length = layer.in_features if isinstance(layer, nn.Linear) else layer.input_size
+            dense_name, dense, number, channels = name, layer, 1, before.out_channels
+        elif isinstance(before, nn.Linear) and isinstance(layer, _ConvNd) and before.out_features not in inputs:
+            length, dense_name, dense, number, channels = before.out_features, name_before, before, 0, layer.in_channels
+        else:
+            continue
+        several = length > channels and length % channels == 0
+        parameters = dict(dense.named_parameters(prefix=dense_name)) if several else {}  # several with weight norm
+        for parameter in parameters.keys() & axes.keys():
+            *start, axis = axes[parameter][: number + 1]
+            if len(start) == number and axis == Axis(length, axis.local_size):
+                flattened[parameter] = (*start, PrefixAxis(length, axis.local_size), *axes[parameter][number + 1 :])
     return flattened
 
 
@@ -279,6 +291,12 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
         ruled = (rule or prefix_of_every_axis)(full_layer, local)
     except ShapeError as error:
         raise ShapeError(f"layer {where} of type {kind}: {error}") from error
+    parameters = dict(full_layer.named_parameters(remove_duplicate=False)) if rule else ruled
+    if unknown := ruled.keys() - parameters.keys():
+        raise ShapeError(
+            f"layer {where} of type {kind}: its rule names {listed(unknown)}; expected names of its parameters: "
+            f"{listed(parameters)}"
+        )
     return {f"{name}.{parameter}" if name else parameter: axes for parameter, axes in ruled.items()}
 
 

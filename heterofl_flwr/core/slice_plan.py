@@ -120,7 +120,7 @@ class Plan:
         """Raise ``ConfigError`` if an axis allows no slice function other than ``prefix``."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
-                f"{listed(dropped)} keep a prefix of their groups, heads or, behind Flatten, channels; another rule "
+                f"{listed(dropped)} keep a prefix of their groups, heads or flattened channels; another rule "
                 f"would keep parts of several groups, heads or channels. Expected slice_rule='prefix', attention "
                 f"that keeps its heads and makes them narrower, or a model made by elastic, which knows the channels"
             )

@@ -202,7 +202,7 @@ def test_a_parametrization_with_a_buffer_of_its_own_raises():
 @pytest.mark.parametrize("name", ["depthwise, three each", "groups of constant size", "attention of fewer heads"])
 def test_groups_and_heads_that_are_dropped_are_the_last_ones(name):
     plan = Plan.of(CASES[name].make(FULL), CASES[name].make(2))
-    with pytest.raises(ConfigError, match=r"weight.* keep a prefix of their groups, heads or, .*elastic"):
+    with pytest.raises(ConfigError, match=r"weight.* keep a prefix of their groups, heads or .*elastic"):
         plan.sliced(SLICE_FUNCTIONS["rolling"])
     assert plan.sliced(prefix) == plan
     Plan.of(CASES[name].make(FULL), CASES[name].make(FULL)).sliced(SLICE_FUNCTIONS["rolling"])
@@ -223,8 +223,29 @@ def test_a_layer_behind_flatten_keeps_a_prefix(of_convolution, of_linear, name):
     full, local = (
         nn.Sequential(of_convolution(nn.Conv2d(1, n, 1)), nn.Flatten(), of_linear(nn.Linear(4 * n, 3))) for n in (4, 2)
     )
-    with pytest.raises(ConfigError, match=rf"^2\.{name} keep a prefix of their groups, heads or, behind Flatten"):
+    with pytest.raises(ConfigError, match=rf"^2\.{name} keep a prefix of their groups, heads or flattened channels"):
         Plan.of(full, local).sliced(SLICE_FUNCTIONS["rolling"])
+
+
+FLATTENED = {
+    "norm of images": (lambda n: [nn.Conv2d(1, n, 1), nn.LayerNorm([n, 2, 2]), nn.Linear(4 * n, 3)], "2.weight"),
+    "recurrent": (lambda n: [nn.Conv2d(1, n, 1), nn.GRU(4 * n, n, 2)], "1.weight_ih_l0"),
+    "recurrent cell": (lambda n: [nn.Conv2d(1, n, 1), nn.LSTMCell(4 * n, n)], "1.weight_ih"),
+    "generator": (lambda n: [nn.Linear(3, 4 * n), nn.ConvTranspose2d(n, 1, 3)], "0.bias, 0.weight"),
+}
+
+
+@pytest.mark.parametrize(("layers", "names"), FLATTENED.values(), ids=FLATTENED)
+def test_layers_beside_flattened_channels_keep_a_prefix(layers, names):
+    plan = Plan.of(nn.ModuleList(layers(4)), nn.ModuleList(layers(2)))
+    with pytest.raises(ConfigError, match=f"^{names} keep a prefix"):
+        plan.sliced(SLICE_FUNCTIONS["rolling"])
+
+
+def test_a_linear_layer_whose_outputs_another_reads_may_move():
+    layers = [[nn.Linear(3, 4 * n), nn.Conv2d(n, n, 3), nn.Linear(4 * n, n)] for n in (4, 2)]
+    full, local = (nn.ModuleList([one, two, nn.Embedding(3, 2), three]) for one, two, three in layers)
+    Plan.of(full, local).sliced(SLICE_FUNCTIONS["rolling"])
 
 
 @pytest.fixture(autouse=True)
@@ -298,6 +319,13 @@ def test_a_rule_that_does_not_fit_the_models_raises(axes, found):
     register(Gain)(lambda full, local: axes)
     reason = rf"parameter body.1.kernel: its rule gives {found}.*, but the model has \(2,\) of \(4,\)"
     with pytest.raises(ShapeError, match=reason):
+        Plan.of(Model(4), Model(2))
+
+
+def test_a_rule_that_names_no_parameter_raises():
+    register(Model)(lambda full, local: {"body.2.weight": (Axis(4, 2), Axis(3, 3))})
+    register(Gain)(_gain_axes)
+    with pytest.raises(ShapeError, match=r"Model: its rule names body\.2\.weight; expected .*body\.1\.kernel"):
         Plan.of(Model(4), Model(2))
 
 
