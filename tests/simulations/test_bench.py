@@ -9,6 +9,7 @@ import torch
 
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.data import load_dataset
+from heterofl_flwr.training.batches import steps_per_epoch
 from heterofl_flwr.training.engines.structure import log_once
 from simulations.bench import __main__ as bench, gpu, pfl, step
 from simulations.bench.measure import Goal
@@ -63,6 +64,13 @@ def test_an_engine_that_trains_by_plain_says_so_beside_its_times(monkeypatch, ca
         monkeypatch.setattr(gpu, name, lambda device: 1.0)
     assert bench.main(["gpu", "--device", "cpu", "--engines", "cohort"]) == 0
     assert "a reason" in capsys.readouterr().err
+
+
+def test_the_steps_of_a_text_are_pieces_of_the_same_rows():
+    """As in WikiText2: else each step of the benchmark would wait for masked words that are drawn on the CPU."""
+    job = next(job for job in gpu.JOBS if job.data == "wikitext2")
+    split = job.split(seed=0, steps=7)
+    assert (len(split), steps_per_epoch(split, job.batch)) == (job.batch, 7)
 
 
 def test_pfl_research_reads_the_images_of_the_data_set(tmp_path):
