@@ -134,6 +134,7 @@ def net(name: str, between: Callable[[Net, torch.Tensor], torch.Tensor]) -> type
 
 Softmax = net("Softmax", lambda self, x: x.softmax(1))
 ReadsBack = net("ReadsBack", lambda self, x: x if x.isfinite().all() else x.nan_to_num())
+Synchronises = net("Synchronises", lambda self, x: torch.cuda.synchronize() or x)
 Rare = net("Rare", lambda self, x: x if torch.rand(()) < 0.999 else 0 * x)
 # The values are those of ``Net``, the gradients are not.
 Backwards = net("Backwards", lambda self, x: x + x.sum(1, keepdim=True) - x.sum(1, keepdim=True).detach())
@@ -217,6 +218,19 @@ def test_why_steps_are_not_replayed_is_logged_once(caplog):
         train_cohort(on_gpu(make_jobs(ReadsBack, (40, 40))), OPTIONS)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("steps of clients with a ReadsBack cannot be replayed, so they are slower: ")
+
+
+@pytest.mark.gpu
+def test_a_recording_that_fails_leaves_torch_as_it_was():
+    """Its allocator returns memory, its generator draws, and others are recorded."""
+    train_cohort(on_gpu(make_jobs(Synchronises, (40, 40))), OPTIONS)
+    torch.cuda.empty_cache()
+    assert torch.rand(3, device="cuda").isfinite().all()
+    cohort = Cohort(on_gpu(make_jobs(small(norm="gn"), (40, 40))), OPTIONS)
+    replays = []
+    cohort._run_steps = lambda together: (Cohort._run_steps(cohort, together), replays.append(cohort._replayed))
+    cohort.train()
+    assert all(replayed._graph for replayed in replays)
 
 
 def spoil(job: TrainingJob, at: int) -> TrainingJob:

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from heterofl_flwr.training.engines.replayed import WARM_UP, Replayed
 from heterofl_flwr.training.options import TrainOptions
@@ -84,16 +85,27 @@ class Recording:
 
 
 @pytest.fixture
-def recorder(monkeypatch):
-    """Return a function that replays another one, whose recording fails with an error."""
+def modes(monkeypatch) -> list[object]:
+    """Return the list of all modes of waiting operations, the current one last; nothing else of CUDA is there."""
+    seen: list[object] = [0]
     for name, fake in (
         ("CUDAGraph", Mock()),
         ("graph", Recording),
+        ("graph_pool_handle", Mock()),
         ("stream", nullcontext),
         ("current_stream", Mock()),
+        ("get_sync_debug_mode", lambda: seen[-1]),
+        ("set_sync_debug_mode", seen.append),
     ):
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", Mock(), raising=False)
+    for name in ("_cuda_clearCublasWorkspaces", "_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, Mock(), raising=False)
+    return seen
+
+
+@pytest.fixture
+def recorder(modes):
+    """Return a function that replays another one, whose recording fails with an error."""
 
     def replay(error: Exception) -> Replayed:
         replayed = Replayed(Mock(side_effect=[()] * WARM_UP + [error, ()]), Mock())
@@ -107,6 +119,38 @@ def recorder(monkeypatch):
 def test_the_obstacle_is_the_error_that_ended_the_recording(recorder):
     error = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing\nmore")
     assert recorder(error).obstacle == "CUDA error: operation not permitted when stream is capturing"
+
+
+@pytest.mark.parametrize(("version", "ends"), [("2.11.0+cu130", 1), ("2.13.0", 0)])
+def test_the_allocator_knows_that_a_recording_has_failed(recorder, monkeypatch, version, ends):
+    """Torch before 2.13 does not tell it, and then no other seat can be made."""
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    recorder(torch.AcceleratorError("CUDA error"))
+    assert [torch._C._cuda_endAllocateToPool.call_count, torch._C._cuda_releasePool.call_count] == [ends] * 2
+
+
+def test_what_waits_for_the_gpu_is_found_before_a_recording(modes):
+    """A recording that fails is not tried."""
+    calls = []
+
+    def wait(number):
+        calls.append(modes[-1])
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation\nmore")
+        return (number,)
+
+    replayed = Replayed(wait, Mock())
+    assert [replayed(number) for number in range(5)] == [(number,) for number in range(5)]
+    assert replayed.obstacle == "called a synchronizing CUDA operation"
+    assert calls == [0, 0, "error", 0, 0, 0]
+    torch.cuda.CUDAGraph.assert_not_called()
+
+
+def test_draws_on_the_cpu_are_found_before_a_recording(modes):
+    replayed = Replayed(lambda: (torch.rand(()),), Mock())
+    assert len({replayed() for _ in range(WARM_UP + 2)}) == WARM_UP + 2
+    assert replayed.obstacle == "it draws random numbers on the CPU"
+    torch.cuda.CUDAGraph.assert_not_called()
 
 
 def test_memory_that_runs_out_in_a_recording_is_no_obstacle(recorder):

@@ -16,7 +16,7 @@ from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.loss import class_mask, mask_logits
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
-from heterofl_flwr.training.device import seeded
+from heterofl_flwr.training.device import Draws, seeded
 from heterofl_flwr.training.engines.joint_models import Joint, Layout, build_layouts, build_verified
 from heterofl_flwr.training.engines.plain import DivergedError, build_result, train_plain
 from heterofl_flwr.training.engines.replayed import Replayed
@@ -54,7 +54,8 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
     device, kind = device_of(jobs[0].model), type(jobs[0].model).__name__
     if len(jobs) >= LEAST.get(device.type, math.inf):
         try:
-            with seeded(0, device):
+            # Draws: a recording that fails can make the current generator of a GPU unusable.
+            with seeded(0, device), Draws(device).current():
                 return Cohort(jobs, options).train()
         except DivergedError:
             raise
