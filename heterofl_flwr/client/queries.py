@@ -39,9 +39,10 @@ def answer_queries(
     build : Callable[[float], nn.Module]
         Function of a rate that returns the model. The server uses the same function.
     data : Callable[[Context], Batches] | None
-        Function of the context that returns batches of training inputs, for static batch norm. A batch is a tensor, or
-        a tuple, list or mapping whose first entry is a tensor. Without ``data``, the node reports no moments. If no
-        node reports moments, batch norm uses the statistics of each batch in evaluations too.
+        Function of the context that returns batches of training inputs, for static batch norm. A batch is the input of
+        the model, or a tuple, list or mapping whose first entry is the input: a tensor, or a tuple, list or mapping of
+        the model's arguments. Without ``data``, the node reports no moments. If no node reports moments, batch norm
+        uses the statistics of each batch in evaluations too.
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
         Function of the context that returns ``build``, for a model that depends on the ``run_config``. Pass either
         ``build`` or ``build_from``.

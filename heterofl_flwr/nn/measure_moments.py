@@ -1,8 +1,9 @@
 """Measurement of moments for static batch norm (section 3.2)."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +13,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.nn.execution import channels_last
+from heterofl_flwr.nn.execution import call, channels_last, tensors_in
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 
-Batches = Iterable[torch.Tensor | tuple[torch.Tensor, ...] | list[torch.Tensor] | Mapping[str, torch.Tensor]]
-"""Batches of a model's inputs. A batch is a tensor, or a tuple, list or mapping whose first entry is a tensor."""
+Batches = Iterable[torch.Tensor | Sequence[object] | Mapping[str, object]]
+"""Batches of a model's inputs; see ``collect_moments``."""
 
 JOINT = ("cuda",)
 """Device types on which a batch norm layer processes several batches in one call; on a CPU, this would copy too much.
@@ -39,8 +40,9 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
     model : nn.Module
         Any model with batch norm layers.
     batches : Iterable[Tensor | tuple | list | Mapping]
-        Inputs on the model's device. A batch is a tensor, or a tuple, list or mapping whose first entry is a tensor.
-        Batches without examples are skipped.
+        Inputs on the model's device. A batch is the input of the model, or a tuple, list or mapping whose first entry
+        is the input: a tensor, or a tuple, list or mapping of the model's arguments. Batches without examples are
+        skipped.
     kind : Variant
         With ``paper``, batch means and unbiased batch variances are averaged over batches, as in
         ``BatchNorm2d(momentum=None)``. With ``fixed``, mean and variance are those of all samples together.
@@ -59,11 +61,11 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
             # training mode, or it would use running statistics, which with_static_norm removes.
             module.training = isinstance(module, _InstanceNorm)
         sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
-        inputs = (tensor for batch in batches if (tensor := first_tensor(batch)).numel())
+        inputs = (each for batch in batches if next(tensors_in(each := first_entry(batch))).numel())
         for some in _alike(inputs, together):
             for total in sums.values():
                 total.batches = len(some)
-            model(some[0] if len(some) == 1 else torch.cat(some))
+            call(model, some[0] if len(some) == 1 else torch.cat(some))
             number += len(some)
     if not number:
         raise DataError("there are no examples to measure moments on")
@@ -86,26 +88,30 @@ def _restored(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def first_tensor(batch: object) -> torch.Tensor:
+def first_entry(batch: object) -> object:
     """Return the model's input: ``batch`` if it is a tensor, or the first entry of a tuple, list or mapping."""
-    tensor = batch
+    entry = batch
     if isinstance(batch, tuple | list | Mapping) and batch:
-        tensor = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    if not isinstance(tensor, torch.Tensor):
-        raise DataError(
-            f"data for static batch norm gave a batch of {type(batch).__name__}; expected a tensor of inputs, or a "
-            f"tuple or a mapping that begins with one"
-        )
-    return tensor
+        entry = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    if isinstance(entry, list):  # a DataLoader's batch of tuples
+        entry = tuple(entry)
+    if isinstance(entry, torch.Tensor | tuple | Mapping) and any(True for _ in tensors_in(entry)):
+        return entry
+    raise DataError(
+        f"data for static batch norm gave a batch of {type(batch).__name__} without inputs; expected a tensor of "
+        f"inputs, or a tuple or a mapping that begins with one, or with a tuple or a mapping of the model's arguments"
+    )
 
 
-def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:
-    some: list[torch.Tensor] = []
-    for batch in batches:
-        if some and (len(some) == most or batch.shape != some[0].shape):
+def _alike(inputs: Iterable[object], most: int) -> Iterator[list[Any]]:
+    """Yield lists of up to ``most`` tensors of equal shape; a tuple or a mapping of arguments is alone in its list."""
+    some: list[object] = []
+    for each in inputs:
+        shapes = {getattr(one, "shape", None) for one in (each, *some[:1])}
+        if some and (len(some) == most or len(shapes) > 1 or None in shapes):
             yield some
             some = []
-        some.append(batch)
+        some.append(each)
     if some:
         yield some
 

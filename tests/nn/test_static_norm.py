@@ -184,6 +184,33 @@ def test_a_batch_of_one_value_per_channel_is_refused_by_layer():
     _assert_same(before, _snapshot(model))
 
 
+class _Pair(nn.Module):
+    """A model of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, signal, person=0.0):
+        return self.norm(signal + person)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        lambda signal, person, target: ((signal, person), target),
+        lambda signal, person, target: [[signal, person], target],  # a DataLoader's
+        lambda signal, person, target: {"inputs": {"person": person, "signal": signal}, "target": target},
+    ],
+)
+def test_a_model_of_several_inputs_is_measured_on_all_of_them(batch):
+    model, data = _Pair(), [(torch.randn(6, 4), torch.randn(6, 4), torch.zeros(6)) for _ in range(3)]
+    expected = collect_moments(model, [signal + person for signal, person, _ in data])
+    measured = collect_moments(model, [batch(*each) for each in data], together=3)
+    assert torch.equal(measured.layers["norm"].first_sum, expected.layers["norm"].first_sum)
+    assert torch.equal(measured.layers["norm"].second_sum, expected.layers["norm"].second_sum)
+
+
 @pytest.mark.parametrize(
     "batches",
     [[], [torch.zeros(0, 3, 8, 8)], [("labels", torch.zeros(6))], [torch.full((6, 3, 8, 8), torch.nan)]],
@@ -191,6 +218,6 @@ def test_a_batch_of_one_value_per_channel_is_refused_by_layer():
 def test_batches_that_cannot_be_measured_are_refused(batches):
     with pytest.raises(
         DataError,
-        match=r"no examples|gave a batch of tuple; expected a tensor|moments of features\.norm1 are not finite",
+        match=r"no examples|gave a batch of tuple without inputs|moments of features\.norm1 are not finite",
     ):
         collect_moments(CNN(3, hidden=(8, 8)), batches)
