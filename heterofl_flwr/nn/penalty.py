@@ -42,13 +42,19 @@ class Quadratic:
     direction: Mapping[str, Tensor] = field(default_factory=dict)
     _moved: dict[tuple[int, str], Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def __call__(self, model: nn.Module) -> Tensor:
-        """Return the penalty on a model's trained parameters.
+    def __call__(self, model: nn.Module) -> Tensor | float:
+        """Return the penalty on a model's trained parameters; 0 if those with a term are frozen.
 
-        Raise ``ConfigError`` if none of them has a quadratic or linear term.
+        Raise ``ConfigError`` if no parameter of the model has a quadratic or linear term.
         """
         terms: list[Tensor] = []
-        for name, parameter in model.named_parameters():
+        parameters = dict(model.named_parameters())
+        if parameters.keys().isdisjoint([*self.center, *self.direction]):
+            raise ConfigError(
+                f"this {type(model).__name__} has none of the parameters that were received: give task.penalty what "
+                f"task.model() returned, not a wrapper of it"
+            )
+        for name, parameter in parameters.items():
             if not parameter.requires_grad:
                 continue
             if self.strength and name in self.center:
@@ -56,12 +62,7 @@ class Quadratic:
                 terms.append(self.strength / 2 * (parameter - center).square().sum())
             if name in self.direction:
                 terms.append((parameter * self._moved_to(parameter, name, self.direction)).sum())
-        if not terms:
-            raise ConfigError(
-                f"this {type(model).__name__} has none of the parameters that were received: give task.penalty what "
-                f"task.model() returned, not a wrapper of it"
-            )
-        return torch.stack(terms).sum()
+        return torch.stack(terms).sum() if terms else 0.0
 
     def _moved_to(self, parameter: Tensor, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
         key = id(tensors), name

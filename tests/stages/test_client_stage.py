@@ -164,5 +164,7 @@ def test_a_penalty_is_that_of_parameters_that_are_trained_and_were_received():
     model.bias.requires_grad_(False)
     center = {name: tensor.detach() + 2 for name, tensor in model.named_parameters()}
     assert Quadratic(0.5, center)(model).item() == pytest.approx(0.25 * 2 * 2**2)  # without the bias
+    model.weight.requires_grad_(False)  # as in an epoch that trains only what stays with the client
+    assert Quadratic(0.5, center)(model) == 0.0
     with pytest.raises(ConfigError, match=r"Sequential has none of the parameters .* not a wrapper of it"):
         Quadratic(0.5, center)(nn.Sequential(model))
