@@ -127,14 +127,17 @@ def learn_from_peers(
     sgd = ParameterSGD(model.parameters(), options)
     generator = torch.Generator().manual_seed(derive(job.seed, "seed-batches"))
     batches = chain.from_iterable(training_batches(job.split, options, generator) for _ in count())
-    initial = 0.0
+    steps, initial = job.limit_steps(distill.steps), 0.0
 
     def gradient(loss: Tensor) -> Tensor:
         parts = torch.autograd.grad(loss, sgd.parameters, allow_unused=True, materialize_grads=True)
         return torch.cat([part.reshape(-1) for part in parts])
 
     with seeded(derive(job.seed, "seed-model"), seeds[0].device):
-        for number in range(job.limit_steps(distill.steps)):
+        if not steps:
+            with torch.no_grad():
+                return float(_seed_loss(model(seeds[0].clone()).float(), seeds[1], peers, distill)[1])
+        for number in range(steps):
             private, _ = compute_loss(model, *next(batches), masking)
             private_gradient = gradient(private)
             shared, distance = _seed_loss(model(seeds[0].clone()).float(), seeds[1], peers, distill)

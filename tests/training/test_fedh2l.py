@@ -95,6 +95,14 @@ def test_seed_steps_are_a_plain_loop(labels):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_without_seed_steps_the_divergence_is_reported_and_nothing_is_trained():
+    model, twin = mlp(), mlp()
+    apart = learn_from_peers(job(model), SEEDS, PEERS, OPTIONS, DistillOptions(steps=0, temperature=2.0))
+    assert apart == pytest.approx(divergence(twin(SEEDS[0]), PEERS, 2.0).item(), rel=1e-5)
+    for found, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_a_model_that_changes_its_inputs_leaves_the_seed_examples():
     model, inputs = nn.Sequential(nn.LeakyReLU(0.5, inplace=True), mlp()), SEEDS[0].clone()
     learn_from_peers(job(model), (inputs, SEEDS[1]), PEERS, OPTIONS, DistillOptions(steps=2))
