@@ -65,7 +65,8 @@ def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None
     if tensors and all(torch.equal(tensor, received()[name]) for name, tensor in tensors.items()):
         warn_once(
             "this client's parameters are those that it received: nothing was trained. Make a new optimizer for each "
-            "task.model(); one of an earlier round trains that round's model"
+            "task.model(); one of an earlier round trains that round's model. With drop_last=True, fewer examples than "
+            "batch_size give no batch: use smaller batches, or reply num_examples=0"
         )
 
 
@@ -78,7 +79,10 @@ def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
         return
     advice = "add task.penalty(model) to the loss of each batch"
     if names := stages.penalising:
-        raise ConfigError(f"{', '.join(names)}: the strategy adds a penalty to the clients' loss, so {advice}")
+        raise ConfigError(
+            f"{', '.join(names)}: the strategy adds a penalty to the clients' loss, so {advice}; a client without a "
+            f"batch (drop_last=True) replies num_examples=0"
+        )
     warn_once(
         f"proximal_mu is {proximal_mu:g}, and the loss has no penalty: {advice}, or set task.penalty_used = True where "
         f"the loop adds it itself"

@@ -27,8 +27,9 @@ CLOCK_SECONDS = 2.0
 """Maximum difference of a client's clock from the server's without a warning; a SuperLink refuses a clock 5 s ahead."""
 
 UNCHANGED = (
-    "sent back the parameters that they were sent, so they trained nothing: see that the optimizer has the parameters "
-    "of task.model(), and that reply gets this model"
+    "sent back the parameters that they were sent, so they trained nothing: see that they have a batch (with "
+    "drop_last=True, fewer examples than batch_size give none), that the optimizer has the parameters of task.model(), "
+    "and that reply gets this model"
 )
 
 logger = logging.getLogger(__name__)
