@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor, stack, zeros
 
@@ -120,6 +120,11 @@ class FedH2L(FederationStrategy):
         """Return the sorted indices of a round's seed batch in the seed set."""
         draw = generator(self.federation.seed, "seed-batch", server_round)
         return sorted(draw.sample(range(self._seeds.seed_size), self._seeds.seed_batch))
+
+    def check_train_config(self, config: ConfigRecord) -> None:
+        """Raise ``ConfigError`` if a user's config for training contains keys that the server sends."""
+        super().check_train_config(config)
+        messages.check_own_keys(config, frozenset({messages.SEED_ROWS, messages.TEMPERATURE}))
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         rows = self.seed_rows(current.server_round)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import DistillOptions, Evaluation, FedH2L, Limits
@@ -113,3 +113,10 @@ def test_a_client_alone_learns_without_peers():
     peers = message.content[messages.POSTERIORS].to_torch_state_dict()[messages.POSTERIORS]
     assert peers.shape == (0, BATCH, CLASSES)
     assert strategy.log.train["peers"] == 0
+
+
+@pytest.mark.parametrize("key", [messages.TEMPERATURE, messages.SEED_ROWS])
+def test_a_train_config_with_what_the_strategy_sends_is_refused(key):
+    strategy = FedH2L(CLASSES, evaluation=Evaluation(every=0))
+    with Watched(app_of(), NODES) as grid, pytest.raises(ConfigError, match=f"the config for clients has {key}"):
+        strategy.start(grid, train_config=ConfigRecord({key: 1.0}))
