@@ -54,6 +54,8 @@ class Instruction:
         Strength of FedProx's penalty; 0 for none.
     work
         Fraction of local steps to run; below 1 only on simulated devices.
+    drops_out
+        Whether the client's simulated device drops out, so that the client saves no state.
     """
 
     config: ConfigRecord
@@ -74,6 +76,7 @@ class Instruction:
     learning_rate: float
     proximal_mu: float
     work: float
+    drops_out: bool
 
     @classmethod
     def of(cls, message: Message) -> "Instruction":
@@ -101,6 +104,7 @@ class Instruction:
             learning_rate=reading.read_optional(config, messages.LEARNING_RATE, float) or 0.0,
             proximal_mu=reading.read_optional(config, messages.PROXIMAL_MU, float) or 0.0,
             work=reading.read_optional(config, messages.WORK, float) or 1.0,
+            drops_out=bool(config.get(messages.DROPS_OUT)),
         )
 
     @property

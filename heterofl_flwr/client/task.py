@@ -266,12 +266,15 @@ class Task:
         return Contents(records, {**config, **labels_config(update.labels)}, update.metrics, update.num_examples)
 
     def keep(self, model: nn.Module) -> None:
-        """Save the personal parameters of ``model`` and the state of stages; ``reply(model, ...)`` saves them too."""
+        """Save the personal parameters of ``model`` and the state of stages; ``reply(model, ...)`` saves them too.
+
+        If the client's simulated device drops out, save nothing.
+        """
         self._issued.check(model, "task.keep")
         parameters, travels = self._issued.parameters_of(model), self.instruction.travels
         personal = {name: sent_tensor(parameter) for name, parameter in parameters.items() if not travels(name)}
         stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.state.items()}
-        if personal or stages:
+        if (personal or stages) and not self.instruction.drops_out:
             save_tensors(self.context, self.instruction, personal | stages)
 
     def _load(self) -> Iterator[tuple[float, nn.Module]]:

@@ -90,10 +90,10 @@ class Levels:
         A client with personal parameters keeps the rate that the first call returned.
         """
         growth = self._options.slicing.growth
-        rate = grown_rate(self._mix, self._find_rate(server_round, node_id), server_round, growth)
+        rate = grown_rate(self._mix, self.assigned_rate(server_round, node_id), server_round, growth)
         return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
 
-    def _find_rate(self, server_round: int, node_id: int) -> float:
+    def assigned_rate(self, server_round: int, node_id: int) -> float:
         """Return a client's rate in a round, before ``Slicing.growth`` is applied to it."""
         node = self._nodes[node_id]
         place = self._nodes.seat(node_id) if node.partition is None else node.partition
@@ -117,7 +117,7 @@ class Levels:
         Under *Fix*, this is its rate without ``Slicing.growth``.
         """
         if self._assignment == "fix":
-            return self._find_rate(server_round, node_id)
+            return self.assigned_rate(server_round, node_id)
         return min(self._nodes[node_id].holds or 1.0, self._mix.rates[0])
 
     def can_train(self, node_id: int) -> bool:
@@ -127,7 +127,7 @@ class Levels:
         below the smallest rate of the mix.
         """
         if self._assignment == "fix":
-            return not self._mix.idle or self._find_rate(0, node_id) > 0  # the rate is the same in each round
+            return not self._mix.idle or self.assigned_rate(0, node_id) > 0  # the rate is the same in each round
         capacity = self._nodes[node_id].holds
         return capacity is None or capacity >= self._mix.rates[-1]
 

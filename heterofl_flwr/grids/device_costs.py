@@ -50,7 +50,7 @@ Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A client and a round, which determine the random draws for the client's device."""
+    """A client and a round, which determine draws for the client's device, and the client's assigned rate."""
 
     seed: int
     server_round: int

@@ -11,6 +11,8 @@ from heterofl_flwr.grids.device_costs import Devices, Turn
 from heterofl_flwr.transport.arrays import content_bytes
 from heterofl_flwr.transport.compat import make_message, set_metadata
 from heterofl_flwr.transport.messages import (
+    ASSIGNED_RATE,
+    DROPS_OUT,
     METRICS,
     NUM_EXAMPLES,
     PARTITION,
@@ -21,7 +23,7 @@ from heterofl_flwr.transport.messages import (
     WORK,
     LocalFault,
 )
-from heterofl_flwr.transport.reading import read_config, read_value
+from heterofl_flwr.transport.reading import read_config, read_optional, read_value
 from heterofl_flwr.transport.relay import Relay
 
 AWAY = f"{SIMULATED}not available"
@@ -32,13 +34,15 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 class _Flight:
     """A message on a simulated device.
 
-    ``sent`` is the simulated time of sending, and ``down`` the message's size in bytes. ``takes`` is the simulated
-    seconds from sending to the reply; it is 0 until the client has trained. If the device is unavailable, ``reply`` is
-    an error reply from the beginning. Otherwise ``reply`` is None at first. For a message that ``push_messages`` sent,
-    ``pull_messages`` sets it after the client has trained; for a message of ``send_and_receive`` it stays None.
+    ``rate`` is the rate at which the client trains, ``sent`` the simulated time of sending, and ``down`` the message's
+    size in bytes. ``takes`` is the simulated seconds from sending to the reply; it is 0 until the client has trained.
+    If the device is unavailable, ``reply`` is an error reply from the beginning. Otherwise ``reply`` is None at first.
+    For a message that ``push_messages`` sent, ``pull_messages`` sets it after the client has trained; for a message of
+    ``send_and_receive`` it stays None.
     """
 
     turn: Turn
+    rate: float
     kind: str
     sent: float
     down: int
@@ -59,7 +63,7 @@ class SimulatedDevices(Relay):
 
     In simulated time, a device is busy until its reply, its dropout or the deadline. A round without ``spare`` clients
     takes the time of its slowest device. In asynchronous runs and with ``spare`` clients, each pull that returns
-    replies advances the simulated time to the first arrival.
+    replies advances the simulated time to the first arrival. A client whose device drops out keeps its earlier state.
 
     Only HeteroFL's messages can be simulated. A ``Windowed`` grid must be inside this proxy (see the example).
 
@@ -165,14 +169,18 @@ class SimulatedDevices(Relay):
     def _start(self, message: Message) -> _Flight:
         """Return a message's ``_Flight``, with an error reply if the device is unavailable.
 
-        If the client runs only a fraction of its steps, write this fraction into the message.
+        If the client runs only a fraction of its steps, write this fraction into the message. If the device drops out,
+        write that too: it saves no state.
         """
         config = read_config(message)
         seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
-        turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
+        rate = read_value(config, RATE, float)
+        turn = Turn(seed, server_round, partition, read_optional(config, ASSIGNED_RATE, float) or rate)
         if (share := self._devices.step_share(turn)) < 1:
             config[WORK] = share
-        flight = _Flight(turn, message.metadata.message_type, self.seconds, content_bytes(message.content))
+        if self._devices.drops_out(turn):
+            config[DROPS_OUT] = True
+        flight = _Flight(turn, rate, message.metadata.message_type, self.seconds, content_bytes(message.content))
         if self._devices.is_away(turn):
             set_metadata(message, message_id=f"away-{next(self._numbers)}")
             flight.reply = Message(LocalFault(AWAY, "unsent"), reply_to=message)
@@ -190,7 +198,7 @@ class SimulatedDevices(Relay):
         fault, done, up = "", 1.0, content_bytes(reply.content)
         if devices.drops_out(turn):
             fault, done, up = DROPPED_OUT, turn.progress, 0
-        work = devices.work(flight.kind, turn.partition, turn.rate, examples) * devices.step_share(turn) * done
+        work = devices.work(flight.kind, turn.partition, flight.rate, examples) * devices.step_share(turn) * done
         seconds, joules = devices.costs(turn, work, flight.down, up)
         if seconds > devices.deadline:
             fault = f"{SIMULATED}later than the deadline of {devices.deadline:g} s"

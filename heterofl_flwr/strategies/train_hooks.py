@@ -251,6 +251,8 @@ class RoundHooks(Strategy):
         config = client_config(self.federation, current.server_round, node_id, rate, self.callbacks)
         if self.options.training.learning_rate is not None:
             config[messages.LEARNING_RATE] = current.log.learning_rate
+        if self.options.slicing.growth:
+            config[messages.ASSIGNED_RATE] = self.federation.levels.assigned_rate(current.server_round, node_id)
         nested = self.federation.architecture.nested_rates(rate)
         return {**config, messages.RATES: nested, **self.chain.instruction}
 

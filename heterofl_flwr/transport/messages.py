@@ -65,12 +65,14 @@ BASE = "frozen-base"
 SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
 WORK = "work"
+DROPS_OUT = "drops-out"
+ASSIGNED_RATE = "assigned-rate"
 RUN_KEY = "run-key"
 OLDEST_CHECKPOINT = "oldest-checkpoint"
 
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
-    | {TRAINED, RUN_KEY, OLDEST_CHECKPOINT, BASE}
+    | {TRAINED, RUN_KEY, OLDEST_CHECKPOINT, BASE, DROPS_OUT, ASSIGNED_RATE}
     | {secure_sum_client.KEY, secure_sum_client.CLIENTS, secure_sum_client.KEYS}
 )
 """Keys of instructions that the server sets; a user's ``train_config`` or ``evaluate_config`` must not have them."""

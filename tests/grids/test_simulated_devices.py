@@ -27,6 +27,7 @@ from tests.federation import test_fedh2l
 from tests.federation.tiny import NEVER, add_one, build, crash, make_app, play
 
 LINKS = {"download": 1000.0, "upload": 500.0, "compute_watts": 5.0, "radio_watts": 2.0}
+FREE = {"download": 1e12, "upload": 1e12}
 PLAIN = DeviceProfile(macs_per_second=1e6, **LINKS)
 WILD = {
     "a": DeviceProfile(macs_per_second=1e6, available=0.6, drop_out=0.4, least_work=0.3, jitter=0.5, **LINKS),
@@ -169,6 +170,32 @@ def test_no_client_can_claim_that_its_fault_is_simulated():
     told, claimed = (found for answer in answers for _, found in outcomes([message], [answer]))
     assert (told.reason, told.kind) == (DROPPED_OUT, "simulated")
     assert (claimed.reason, claimed.kind) == (f"error {fault.code}: {DROPPED_OUT}", "gone")
+
+
+def test_a_client_whose_device_drops_out_keeps_its_earlier_layers():
+    begins = {}
+
+    def train(message, context):
+        task = Task(message, context, build)
+        begins[task.instruction.server_round, task.instruction.partition] = task.model().classifier.bias[0].item()
+        return add_one(message, context)
+
+    profile = DeviceProfile(macs_per_second=1.0, drop_out=0.5, **LINKS)
+    found = run(Devices({"a": profile}, work), make_app(train), num_rounds=4, shared=["hidden.*"])
+    lost = {(record.server_round, partition) for record in found.records for partition in record.failures}
+    assert lost
+    for number, partition in begins:
+        trained = sum((earlier, partition) not in lost for earlier in range(1, number))
+        gained = begins[number, partition] - begins[1, partition]
+        assert gained == pytest.approx((1 + partition) * trained, abs=1e-5)
+
+
+def test_growing_slices_train_on_the_devices_of_their_own_levels():
+    fast, slow = (DeviceProfile(macs_per_second=pace, compute_watts=1.0, **FREE) for pace in (1e6, 1e3))
+    record = run(Devices({"a": fast, "c": slow}, work), mix="a1-c1", nodes=2, growth=1).log
+    assert record.rates == {0: 0.25, 1: 0.25}
+    assert record.joules == pytest.approx(0.25 + 2 * 250, rel=1e-6)
+    assert record.simulated_seconds == pytest.approx(500, rel=1e-6)
 
 
 def test_the_deadline_holds_for_each_exchange_of_fedh2l():
