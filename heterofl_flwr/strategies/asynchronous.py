@@ -167,7 +167,8 @@ class Steps:
         if not bound or sampled.sent is None:
             return None
         steps = self._stage.clocks.staleness(sampled.plan, sampled.sent)[sampled.plan]
-        return Fault(f"{steps} steps stale, expected up to {bound} (asynchronous.bound)") if steps > bound else None
+        reason = f"{steps} steps stale, expected up to {bound} (asynchronous.bound)"
+        return Fault(reason, "rejected") if steps > bound else None
 
     def _send(self, current: Round, slices: Slices, began: float) -> None:
         drawn, clocks = self._draw(current), self._stage.clocks
@@ -182,7 +183,7 @@ class Steps:
         ids = list(self._grid.push_messages(sent)) if sent else []
         for node_id, message, id_ in zip_longest(drawn, sent, ids[: len(drawn)]):
             if not id_:
-                current.refuse(node_id, Fault("the message could not be sent"))
+                current.refuse(node_id, Fault("the message could not be sent", "gone"))
                 continue
             self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
 

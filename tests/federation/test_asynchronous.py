@@ -338,6 +338,15 @@ def test_a_reply_beyond_the_bound_is_dropped_and_counted():
     assert all(0 not in record.rates or 0 in record.failures for record in found.records)
 
 
+def test_a_reply_beyond_the_bound_is_no_failure_of_its_client(caplog):
+    steps = Buffered(size=1, concurrency=3, bound=2, clocks="model")
+    found = run(steps, lambda partition: 20.0 if partition == 0 else 1.0, 50, mix="a1-c3", nodes=4)
+    (dropped,) = [record for record in found.records if record.failures]
+    assert (list(dropped.failures), dropped.refused, dropped.notes) == ([0], (0,), ())
+    assert "could train" not in caplog.text
+    assert len(found.grid.of("query.capability")) == 4  # nobody is asked again
+
+
 def test_slow_levels_keep_their_seats():
     def work(partition):
         return 9.0 if partition < 3 else 1.0  # of nine clients, three have level a
