@@ -45,14 +45,13 @@ class EvaluationRound:
         federation: Federation,
         log: RoundRecord,
         server_round: int,
-        node_ids: Sequence[int],
         sampled: Sequence[int],
         *,
         num_rounds: int,
         silent: Collection[int],
     ) -> None:
         self._federation, self._options, self._log = federation, federation.options, log
-        self._server_round, self._present = server_round, node_ids
+        self._server_round = server_round
         levels = self._options.evaluation.levels_due(server_round, num_rounds)
         rates = {node_id: picked for node_id in sampled if (picked := self._pick_rates(node_id, levels=levels))}
         self._is_global = {node_id: self._has_global_model(client_rates) for node_id, client_rates in rates.items()}
@@ -158,7 +157,7 @@ class EvaluationRound:
         if not sampled:
             return False
         answered = len(self.global_answers())
-        log.evaluate["coverage"] = answered / len(self._present)
+        log.evaluate["coverage"] = answered / len(self._federation.nodes.present)
         counts = [(len(self.answers), len(sampled)), (answered, sum(sampled.values()))]
         log.evaluate_answers, log.evaluate_asked = min(
             (count for count in counts if count[1]), key=lambda count: count[0] / count[1]

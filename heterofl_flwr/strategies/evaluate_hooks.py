@@ -35,10 +35,10 @@ class EvaluationHooks(RoundHooks):
         messages.check_own_keys(config)
         opened, nodes = self.messages_of(server_round), federation.nodes
         before = nodes.notes()
-        node_ids, sampled = NodeRegistration(grid, federation, server_round, opened.budget).sample("evaluate")
+        _, sampled = NodeRegistration(grid, federation, server_round, opened.budget).sample("evaluate")
         nodes.note_in(self.log, before)
         current = EvaluationRound(
-            federation, self.log, server_round, node_ids, sampled, num_rounds=self.num_rounds, silent=opened.silent
+            federation, self.log, server_round, sampled, num_rounds=self.num_rounds, silent=opened.silent
         )
         opened.open(current)
         rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)

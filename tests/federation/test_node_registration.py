@@ -399,6 +399,13 @@ def test_a_silent_node_is_left_out_and_asked_again(caplog):
     assert "smallest" not in caplog.text + found.records[3].line()
 
 
+@pytest.mark.parametrize("names", ["", "xyz"])
+def test_a_silent_node_lowers_the_coverage(names):
+    levels = {"node_config": lambda partition: {"partition-id": partition}, "evaluation": Evaluation()}
+    found = play(None, "a1", 3, 2, grid=silent((0, 1), names=names), **levels)
+    assert [record.evaluate["coverage"] for record in found.records] == [pytest.approx(2 / 3), 1.0]
+
+
 def test_a_resumed_run_with_a_silent_node_is_the_uninterrupted_one():
     lost, options = [(2, 1), (2, 2), (0, 4)], {"fraction_train": 0.7, "node_config": lambda own: {"partition-id": own}}
     whole = play(None, "a1-c1", 4, 4, grid=silent(*lost), **options)
