@@ -38,6 +38,8 @@ class RunState:
     nodes
         By node name, the first round in which the node was away, or 0 if it is present. Present nodes without a
         registered name are left out.
+    seats
+        By registered node name, the number of the node's seat (``Nodes``) and the rate of this seat.
     releases
         Counts of the noisy models and moments published so far, by kind, noise, clip and source. Releases before a
         resume, and in earlier runs of the same strategy, are included.
@@ -55,6 +57,7 @@ class RunState:
     trained: Sequence[int] = ()
     dealt: int = 0
     nodes: Mapping[str, int] = field(default_factory=dict)
+    seats: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     releases: Sequence[Releases] = ()
     setup: Mapping[str, str] = field(default_factory=dict)
     callbacks: Mapping[str, Mapping[str, object]] = field(default_factory=dict)

@@ -87,7 +87,7 @@ class Federation:
                 f"run from its model (initial_arrays)"
             )
         self.reset()
-        self.nodes.load(state.trained, state.dealt, state.nodes)
+        self.nodes.load(state.trained, state.dealt, state.nodes, state.seats)
         self.run_key = self.run_key if state.run_key is None else state.run_key
 
     def register(self, answers: Answers) -> None:

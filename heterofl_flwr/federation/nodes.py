@@ -62,6 +62,7 @@ class Nodes(Mapping[int, Capability]):
         self._trained_before: set[int] = set()  # partitions of clients that trained before the run was resumed
         self._dealt_before = 0  # ``dealt()`` of the run that is resumed
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
+        self._seated_before: dict[str, tuple[int, float]] = {}  # ``seated()`` of it, for nodes that have not come yet
         self.own_rates: dict[int, float] = {}  # rates of clients with personal parameters: always their first rate
 
     def __iter__(self) -> Iterator[int]:
@@ -94,13 +95,22 @@ class Nodes(Mapping[int, Capability]):
             for node_id in self._seats.keys() - present:
                 del self._seats[node_id]
                 self.seat_rates.pop(node_id, None)
-            _number(self._seats, filter(joined.__contains__, self.order) if self._seats else self.order)
+            self._seat_as_before(joined)
+            _number(self._seats, [node_id for node_id in self.order if node_id not in self._seats])
         self._ungreeted = self._ungreeted - gone | came
         self._greet(came - unnamed)
         if self._named_before:
             names_now, before, self._named_before = {*self._names.values()}, self._named_before, {}
             self.away |= {name: since or server_round for name, since in before.items() if name not in names_now}
         return True
+
+    def _seat_as_before(self, joined: Iterable[int]) -> None:
+        """Give nodes the seats and rates that they had in the run that is resumed, unless others have these seats."""
+        taken = {*self._seats.values()}
+        for node_id in joined if self._seated_before else ():
+            seat, rate = self._seated_before.pop(self.registered_name(node_id), (None, 0.0))
+            if seat is not None and seat not in taken:
+                self._seats[node_id], self.seat_rates[node_id] = seat, rate
 
     def register(self, answers: Mapping[int, Capability], faulty: Collection[int] = ()) -> None:
         """Register the answers to the capability query; ``faulty`` nodes gave no usable answer.
@@ -216,9 +226,18 @@ class Nodes(Mapping[int, Capability]):
         """
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 
-    def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
-        """Store the results of ``have_trained()``, ``dealt()`` and ``named()`` from the run that is resumed."""
+    def seated(self) -> dict[str, tuple[int, float]]:
+        """Return the seat of each node with a registered name, and the rate of this seat (0 without such rates)."""
+        named = {node_id: seat for node_id, seat in self._seats.items() if node_id in self._names}
+        seats = {self._names[node_id]: (seat, self.seat_rates.get(node_id, 0.0)) for node_id, seat in named.items()}
+        return {**self._seated_before, **seats}
+
+    def load(
+        self, trained: Iterable[int], dealt: int, named: Mapping[str, int], seated: Mapping[str, tuple[int, float]]
+    ) -> None:
+        """Store the results of the methods of these names (and ``have_trained()``) from the run that is resumed."""
         self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
+        self._seated_before = dict(seated)
 
     def set_capacity(self, node_id: int, capacity: float, rate: float) -> None:
         """Store the capacity that a client of this rate reported in a reply; the client is no longer ``demoted``.

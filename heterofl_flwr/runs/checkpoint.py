@@ -39,6 +39,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "trained": list(state.trained),
         "dealt": state.dealt,
         "nodes": dict(state.nodes),
+        "seats": dict(state.seats),
         "releases": [asdict(entry) for entry in state.releases],
         "setup": dict(state.setup),
         "callbacks": {name: _state_to_json(name, values) for name, values in state.callbacks.items()},
@@ -112,6 +113,7 @@ def _read(path: Path) -> RunState:
         trained=content["trained"],
         dealt=content["dealt"],
         nodes=content["nodes"],
+        seats={name: tuple(seat) for name, seat in content.get("seats", {}).items()},  # older checkpoints have none
         releases=tuple(RELEASES.validate_python(content["releases"])),
         setup=content["setup"],
         callbacks={

@@ -107,6 +107,7 @@ class FederationStrategy(EvaluationHooks):
             trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
             dealt=self.federation.nodes.dealt(),
             nodes=self.federation.nodes.named(),
+            seats=self.federation.nodes.seated(),
             releases=self.spent.releases,
             setup=self.federation.setup,
             record=self.log,

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import MetricRecord
@@ -494,3 +495,31 @@ def test_a_resumed_run_names_nodes_that_left_meanwhile(tmp_path):
     resumed = run(2, 3, grid=partial(tiny.Named, names="ac"), start={"resume": load_checkpoint(tmp_path)})
     assert resumed.log.away == {"b": 3, "d": 1}
     assert (resumed.log.answered, resumed.log.expected) == (2, 4)
+
+
+class FirstComesLate(Watched):
+    """A grid of named nodes, of which the first joins after a round."""
+
+    late = True
+
+    def get_node_ids(self):
+        first, *others = super().get_node_ids()
+        return others if self.late and not self.of("train") else [first, *others]
+
+    def get_nodes(self):
+        names = zip(LocalGrid.get_node_ids(self), "abcd", strict=True)
+        return [SimpleNamespace(node_id=node_id, name=name) for node_id, name in names]
+
+
+def test_a_resumed_run_gives_named_nodes_the_seats_that_they_had(tmp_path, monkeypatch):
+    """Nodes were seated anew by name: they got other levels and partitions, and layers of theirs counted as lost."""
+    app = make_app(capability=lambda message, context: messages.answer(message, {}))
+    run = partial(play, app, "a1-b1-c1", 4, grid=FirstComesLate)
+    whole, half = run(num_rounds=3), run(num_rounds=2)
+    save_checkpoint(tmp_path, half.progress[-1])
+    monkeypatch.setattr(FirstComesLate, "late", False)
+    again = run(num_rounds=3, start={"resume": load_checkpoint(tmp_path)})
+    assert (again.log.rates, again.log.names) == (whole.log.rates, whole.log.names)
+    assert list(whole.log.names.values()) == ["b", "c", "d", "a"]
+    assert tiny.equal(again.state, whole.state)
+    assert again.progress[-1].seats == whole.progress[-1].seats
