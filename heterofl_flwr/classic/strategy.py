@@ -23,13 +23,14 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.classic.client_proxies import Clients, collect_answers, to_replies
 from heterofl_flwr.classic.translation import (
+    PROXIMAL_MU,
     RESERVED,
     name_arrays,
     read_parameters,
     record_parameters,
     to_scalars,
 )
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, check_count
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
@@ -80,7 +81,8 @@ class HeteroFL(Strategy):
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn | None
         As in ``FedAvg``. Default: means weighted by examples.
     num_rounds : int
-        Number of rounds of the run. Needed for the evaluation after the final round if ``evaluation.every`` is above 1.
+        Number of rounds of the run. Needed if ``evaluation.levels`` is ``last`` and, for the evaluation after the final
+        round, if ``evaluation.every`` is above 1.
     **options : Any
         All other arguments of ``heterofl_flwr.HeteroFL``. The names ``fraction_fit``, ``min_fit_clients``,
         ``min_evaluate_clients`` and ``min_available_clients`` of ``FedAvg`` work too.
@@ -112,6 +114,12 @@ class HeteroFL(Strategy):
         unsupported |= {stage_name(stage): stage.client() is not None for stage in inner.stages}
         if lacks := sorted({name for name, is_set in unsupported.items() if is_set} | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
+        check_count("num_rounds", num_rounds, 0)
+        if inner.evaluation.levels == "last" and not num_rounds:
+            raise ConfigError(
+                "evaluation.levels is 'last', and Flower does not tell the strategy which round is the last; expected "
+                "num_rounds=, the number of rounds of the run"
+            )
         self.federation = self._inner.federation
         self._inner.num_rounds = num_rounds
         self._evaluate_fn = evaluate_fn
@@ -156,7 +164,7 @@ class HeteroFL(Strategy):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Return a ``FitIns`` with the client's slice of the model for each sampled client."""
-        config, grid = _config(self._fit_config_fn, server_round), self._grid(client_manager)
+        config, grid = self._config(self._fit_config_fn, server_round), self._grid(client_manager)
         ensure_identity()
         sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_TRAIN, FitIns)
@@ -181,7 +189,7 @@ class HeteroFL(Strategy):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Return an ``EvaluateIns`` with the model for each sampled client."""
-        config, grid = _config(self._evaluate_config_fn, server_round), self._grid(client_manager)
+        config, grid = self._config(self._evaluate_config_fn, server_round), self._grid(client_manager)
         ensure_identity()
         sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_EVALUATE, EvaluateIns)
@@ -217,6 +225,12 @@ class HeteroFL(Strategy):
 
     def _record(self, parameters: Parameters) -> ArrayRecord:
         return name_arrays(self._names, read_parameters(parameters))
+
+    def _config(self, config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
+        config = dict(config_fn(server_round)) if config_fn else {}
+        proximal = {PROXIMAL_MU} if self._inner.options.training.proximal_mu else set()
+        messages.check_own_keys(config, RESERVED | proximal)
+        return ConfigRecord(cast("dict[str, ConfigRecordValues]", config))
 
     def _grid(self, client_manager: ClientManager) -> Grid:
         self._inner.clients.manager = client_manager
@@ -262,9 +276,3 @@ class HeteroFL(Strategy):
         metrics = function([(answer.num_examples, answer.metrics) for answer in answers])
         self.log.note_computed(means, metrics)
         return metrics
-
-
-def _config(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
-    config = dict(config_fn(server_round)) if config_fn else {}
-    messages.check_own_keys(config, RESERVED)
-    return ConfigRecord(cast("dict[str, ConfigRecordValues]", config))

@@ -1,16 +1,19 @@
 """Architectures: the parameters sent to clients, and the slice of each rate (relative model size)."""
 
+import logging
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core.channel_order import ChannelOrder
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.core.slice_rules import NESTED_RULES, SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.federation.options import Options
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -108,6 +111,8 @@ class Architecture:
     def check_state(self, state: Mapping[str, Tensor]) -> State:
         """Check the parameters of a global model, and return those that clients exchange with the server.
 
-        In this class, return an empty dictionary without a check.
+        In this class, return an empty dictionary, with a warning if ``state`` has parameters.
         """
+        if state:
+            logger.warning("initial_arrays has %s, and no client gets them: each has a model of its own", listed(state))
         return {}

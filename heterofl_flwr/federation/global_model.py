@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.common.errors import ConfigError, RoundError
+from heterofl_flwr.common.errors import ConfigError, RoundError, listed
 from heterofl_flwr.core.channel_order import ChannelOrder
 from heterofl_flwr.core.check_reply import value_faults
 from heterofl_flwr.core.exchanged import (
@@ -187,6 +187,13 @@ class GlobalModel(Architecture):
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
         _check_frozen_values(self._frozen_values, tensors)
+        personal = exchanged_parameters(self.model).keys() - self.dtypes.keys() if self.personal else set()
+        if unused := personal & tensors.keys():
+            logger.warning(
+                "initial_arrays has %s, which clients do not get: these parameters stay with them, and begin with the "
+                "values that build gives them",
+                listed(unused),
+            )
         checked = {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
         if fault := next(value_faults(checked), None):
             raise RoundError(

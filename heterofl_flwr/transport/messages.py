@@ -207,7 +207,7 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
     """Raise ``ConfigError`` if a user's config contains reserved keys."""
     if taken := sorted(reserved.intersection(config)):
         raise ConfigError(
-            f"the config for clients has {', '.join(taken)}, but HeteroFL itself sends values by that name; choose "
+            f"the config for clients has {', '.join(taken)}, but the strategy itself sends values by that name; choose "
             f"another name, such as my-{taken[0]}, or leave it out"
         )
 

@@ -8,8 +8,9 @@ from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters
 from flwr.server.client_manager import SimpleClientManager
 
 import heterofl_flwr
-from heterofl_flwr import Sampling
+from heterofl_flwr import Evaluation, Sampling
 from heterofl_flwr.classic import HeteroFL, Task, parameters_of
+from heterofl_flwr.common.errors import ConfigError
 from tests.classic.fakes import Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.grouped import grouped
 from tests.federation.tiny import build, build_normed, node_context
@@ -58,6 +59,22 @@ def test_instructions_share_one_packet_a_level():
     told = {"rate": 0.25, "rates": "0.25", "global-rate": 1.0, "server-round": 3, "seed": 5, "partition": 3}
     more = {"heterofl-schema": 2, "epochs": 6, "lr": 0.1 * 0.1, "task": "train"}
     assert instructions[3][1].config == told | more
+
+
+def test_a_users_config_cannot_replace_fedproxs_weight():
+    options = {"proximal_mu": 0.3, "on_fit_config_fn": lambda number: {"proximal_mu": 0.1}}
+    with pytest.raises(ConfigError, match="has proximal_mu, but the strategy itself sends values by that name"):
+        begin(clients(), "a1", **options)
+    assert begin(clients(), "a1", on_fit_config_fn=options["on_fit_config_fn"])[-1][0][1].config["proximal_mu"] == 0.1
+
+
+def test_levels_that_are_evaluated_last_need_the_number_of_rounds():
+    evaluation = Evaluation(levels="last")
+    with pytest.raises(ConfigError, match=r"evaluation\.levels is 'last', .* expected num_rounds="):
+        HeteroFL(build, "a1-c1", evaluation=evaluation)
+    HeteroFL(build, "a1-c1", evaluation=evaluation, num_rounds=2)
+    with pytest.raises(ConfigError, match="num_rounds is '2'; expected an integer"):
+        HeteroFL(build, "a1-c1", evaluation=evaluation, num_rounds="2")
 
 
 def test_properties_are_asked_once_and_from_all_at_the_same_time():

@@ -106,7 +106,7 @@ def test_a_users_config_cannot_have_keys_of_ours(which, key):
 
 @pytest.mark.parametrize(("key", "option"), [("lr", {"learning_rate": 0.2}), ("proximal-mu", {"proximal_mu": 0.1})])
 def test_a_users_config_cannot_have_what_the_strategy_sends(key, option):
-    with pytest.raises(ConfigError, match=f"has {key}, but HeteroFL itself sends values by that name"):
+    with pytest.raises(ConfigError, match=f"has {key}, but the strategy itself sends values by that name"):
         play(make_app(), start={"train_config": ConfigRecord({key: 1.0})}, **option)
 
 
