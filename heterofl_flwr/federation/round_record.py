@@ -132,6 +132,11 @@ class RoundRecord:
     simulated_seconds: float = 0.0
     joules: float = 0.0
 
+    @classmethod
+    def empty(cls, server_round: int) -> "RoundRecord":
+        """Return the record of a round without clients."""
+        return cls(server_round=server_round, seconds=0.0, learning_rate=0.0, rates={})
+
     @property
     def few_answered(self) -> bool:
         """Whether ``evaluate_answers`` is less than half of ``evaluate_asked``."""

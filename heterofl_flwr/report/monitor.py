@@ -63,7 +63,7 @@ class Monitor(RoundCallback):
         self.close()
         self._num_rounds, self._longest, self._replies = num_rounds, MARGIN, ""
         self._ended, self._ended_at = time.monotonic(), time.time()  # end of the latest round, or start of the run
-        self._record = RoundRecord(server_round=first_round - 1, seconds=0.0, learning_rate=0.0, rates={})
+        self._record = RoundRecord.empty(first_round - 1)
         self._evaluated: Values = {}
         self._bytes, self._faults = Counter(down=0, up=0), Counter(rejected=0, other=0)
         self._failing: dict[int, dict[str, str]] = {}  # by partition, until the client's next usable reply

@@ -116,11 +116,6 @@ class FedH2L(FederationStrategy):
         """Return an upper bound on the bytes of a reply, which may hold posteriors."""
         return super().largest_reply(message) + 8 * math.prod(self._shape)
 
-    def check_train_config(self, config: ConfigRecord) -> None:
-        """Raise ``ConfigError`` if a user's config for training contains keys that the server sends."""
-        super().check_train_config(config)
-        messages.check_own_keys(config, frozenset({messages.SEED_ROWS, messages.TEMPERATURE}))
-
     def seed_rows(self, server_round: int) -> list[int]:
         """Return the sorted indices of a round's seed batch in the seed set."""
         draw = generator(self.federation.seed, "seed-batch", server_round)

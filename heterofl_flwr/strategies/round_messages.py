@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from inspect import GEN_CLOSED, getgeneratorstate, isgenerator
+from inspect import GEN_CREATED, getgeneratorstate, isgenerator
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
@@ -61,12 +61,13 @@ class RoundMessages:
         self.sent, self.records, self._received = [], {}, {}
 
     def restrict(self, sent: Iterable[Message]) -> None:
-        """Remove from the round all clients that have no message in ``sent``."""
-        node_ids = {message.metadata.dst_node_id for message in sent}
-        for message in self.sent:
-            if self.current is not None and message.metadata.dst_node_id not in node_ids:
-                self.current.leave_out(message.metadata.dst_node_id)
-        self.sent = [message for message in self.sent if message.metadata.dst_node_id in node_ids]
+        """Remove from the round all clients that have no message in ``sent``; replace the messages of the others."""
+        actual = {message.metadata.dst_node_id: message for message in sent}
+        node_ids = [message.metadata.dst_node_id for message in self.sent]
+        for node_id in node_ids:
+            if self.current is not None and node_id not in actual:
+                self.current.leave_out(node_id)
+        self.sent = [actual[node_id] for node_id in node_ids if node_id in actual]
 
     def watch(
         self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]
@@ -94,12 +95,12 @@ class RoundMessages:
 
         A client is not refused if its reply arrived without an error, but a subclass of the strategy dropped it. Such a
         client is removed from the round without a failure. Raise ``ConfigError`` if ``replies`` is a generator that has
-        been read already.
+        been read already, also in part.
         """
-        if self._received and isgenerator(replies) and getgeneratorstate(replies) == GEN_CLOSED:
+        if self._received and isgenerator(replies) and getgeneratorstate(replies) != GEN_CREATED:
             raise ConfigError(
-                f"round {self.server_round}: all replies ({len(self._received)}) were read before this strategy got "
-                f"them, and can be read only once: let an overriding method begin with replies = list(replies)"
+                f"round {self.server_round}: replies ({len(self._received)}) were read before this strategy got them, "
+                f"and can be read only once: let an overriding method begin with replies = list(replies)"
             )
         ids = {message.metadata.dst_node_id: message.metadata for message in self.sent}
 

@@ -10,9 +10,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, counted, listed
+from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, is_true, name_callbacks
 from heterofl_flwr.federation.round import Round
-from heterofl_flwr.federation.round_record import check_metrics, host_log
+from heterofl_flwr.federation.round_record import RoundRecord, check_metrics, host_log
 from heterofl_flwr.federation.start_summary import log_summary
 from heterofl_flwr.nn.static_norm import refusing_unmeasured
 from heterofl_flwr.stages.client_stage import State
@@ -143,7 +144,9 @@ class FederationStrategy(EvaluationHooks):
             exchanged = self.federation.architecture.check_state(state.state)
         except ShapeError as error:
             raise ConfigError(f"resume is of another model: {error}; expected the build of its run") from error
-        if extra := sorted(state.state.keys() - exchanged.keys()):
+        model = self.federation.architecture.model
+        unsent = model.state_dict().keys() - exchanged_parameters(model).keys()  # a subclass may have added buffers
+        if extra := sorted(state.state.keys() - exchanged.keys() - unsent):
             raise ConfigError(
                 f"resume is of another model: the clients of this build do not exchange {listed(extra)}; expected the "
                 f"build of its run"
@@ -161,6 +164,7 @@ class FederationStrategy(EvaluationHooks):
                 counted(state.server_round, "round"),
             )
         self.end_round()
+        self.log = RoundRecord.empty(state.server_round)
         self.moments = moments_by_rate(state.moments)
         self._have_moments = bool(self.moments) or None
 
@@ -210,6 +214,7 @@ class _Loop:
         for server_round in range(first_round, num_rounds + 1):
             started = time.monotonic()
             strategy.messages_of(server_round, timed=True)
+            strategy.log = RoundRecord.empty(server_round)  # stays if a subclass opens no round
             self._train(server_round)
             if not quiet:
                 host_log.info("%s", strategy.log.line())
@@ -232,7 +237,7 @@ class _Loop:
     def _start_callbacks(self, first_round: int) -> None:
         strategy, state = self.strategy, self.result.arrays.to_torch_state_dict()
         if first_round > 1:
-            progress = replace(strategy.progress(state), server_round=first_round - 1)
+            progress = strategy.progress(state)
             for callback in strategy.callbacks:
                 callback.on_resume(progress)
         for callback in strategy.callbacks:

@@ -95,7 +95,7 @@ class RoundHooks(Strategy):
         """Begin a new run: forget the registered clients, the records and the state of stages."""
         self.federation.reset()
         self.chain.load({})
-        self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})
+        self.log = RoundRecord.empty(0)
         self.moments = MomentsByRate()
         self._warned_of: set[str] = set()  # arguments named in warnings of ``_keep_metrics``
         self._have_moments: bool | None = None  # None until a query has shown whether clients have moments

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message
 
 from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, RoundCallback, SimulatedDevices
 from heterofl_flwr.common.errors import ConfigError, RoundError
@@ -125,7 +125,13 @@ def slice_bytes():
     return count_bytes(ArrayRecord(dict(build(1.0).named_parameters())))
 
 
-@pytest.mark.parametrize("kind", [SendsFewer, DropsReplies])
+class SendsItsOwn(DropsReplies):
+    def configure_train(self, *args):
+        sent = super().configure_train(*args)
+        return [Message(own.content, own.metadata.dst_node_id, own.metadata.message_type) for own in sent]
+
+
+@pytest.mark.parametrize("kind", [SendsFewer, DropsReplies, SendsItsOwn])
 def test_clients_that_a_subclass_leaves_out_are_no_fault(kind):
     with LocalGrid(make_app(), 5) as grid:
         strategy = kind(build, "a1", evaluation=Evaluation(nodes="all"))
@@ -163,9 +169,16 @@ def test_an_error_that_a_subclass_drops_is_a_failure_nonetheless():
     assert "the disk is full" in strategy.log.failures[1]
 
 
-def test_a_subclass_that_reads_the_replies_first_learns_how():
-    with LocalGrid(make_app(), 3) as grid, pytest.raises(ConfigError, match=r"all replies \(3\) were read"):
-        ReadsAll(build, "a1", evaluation=NEVER).start(grid, num_rounds=1)
+class ReadsOne(HeteroFL):
+    def aggregate_train(self, server_round, replies):
+        assert next(iter(replies)).has_content()
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize(("kind", "number"), [(ReadsAll, 3), (ReadsOne, 1)])
+def test_a_subclass_that_reads_the_replies_first_learns_how(kind, number):
+    with LocalGrid(make_app(), 3) as grid, pytest.raises(ConfigError, match=rf"replies \({number}\) were read before"):
+        kind(build, "a1", evaluation=NEVER).start(grid, num_rounds=1)
 
 
 def test_without_evaluation_training_has_all_of_the_time():

@@ -46,15 +46,6 @@ def posterior(partition):
     return torch.tensor([0.1 * (partition + 1), 0.2, 0.8 - 0.1 * (partition + 1)]).repeat(BATCH, 1)
 
 
-@pytest.mark.parametrize("key", ["seed-rows", "temperature"])
-def test_a_users_config_cannot_have_what_the_strategy_sends(key):
-    with (
-        Watched(app_of(), NODES) as grid,
-        pytest.raises(ConfigError, match=f"has {key}, but the strategy itself sends"),
-    ):
-        FedH2L(CLASSES).start(grid, train_config=ConfigRecord({key: 2.0}))
-
-
 def test_initial_arrays_that_no_client_gets_are_warned_of(caplog):
     with Watched(app_of(), NODES) as grid:
         strategy = FedH2L(CLASSES, distill=DistillOptions(seed_batch=BATCH), evaluation=Evaluation(every=0))

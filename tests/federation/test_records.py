@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Momentum, RoundCallback
 from heterofl_flwr.common.errors import ConfigError
@@ -245,6 +245,55 @@ def test_a_run_with_another_setup_is_not_resumed(changed, named):
     older = RunState(server_round=1, state=resume.state)  # without a setup
     play(**options, start={"resume": older})
     play(**options, start={"resume": resume})
+
+
+class AddsBuffers(HeteroFL):
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        state = {**build_normed(1.0).state_dict(), **arrays.to_torch_state_dict()}
+        return ArrayRecord(state), metrics
+
+
+def test_a_run_whose_subclass_adds_buffers_to_the_model_is_resumed():
+    spy = Spy()
+    strategy = AddsBuffers(build_normed, "a1", evaluation=Evaluation(every=0), callbacks=[spy])
+    with LocalGrid(make_app(build=build_normed), 2) as grid:
+        strategy.start(grid, num_rounds=2)
+        strategy.start(grid, num_rounds=2, resume=spy.progress[0])
+    assert "norm.running_mean" in spy.progress[0].state
+    assert [progress.server_round for progress in spy.progress] == [1, 2, 2]
+
+
+class TrainsInOddRounds(HeteroFL):
+    def configure_train(self, server_round, *args):
+        return super().configure_train(server_round, *args) if server_round % 2 else []
+
+    def aggregate_train(self, server_round, replies):
+        return super().aggregate_train(server_round, replies) if server_round % 2 else (None, None)
+
+
+def test_a_round_in_which_a_subclass_trains_nobody_has_a_record_of_its_own(caplog):
+    spy = Spy()
+    with caplog.at_level("INFO"), LocalGrid(make_app(), 2) as grid:
+        TrainsInOddRounds(build, "a1", callbacks=[spy]).start(grid, num_rounds=3)
+    assert [progress.server_round for progress in spy.progress] == [1, 2, 3]
+    assert [list(progress.record.rates) for progress in spy.progress] == [[0, 1], [], [0, 1]]
+    assert spy.progress[1].record.evaluate == spy.progress[0].record.evaluate
+    assert "round 2: clients=0/0" in caplog.text
+
+
+def test_a_strategy_that_resumes_an_earlier_round_begins_with_an_empty_record():
+    class Resumed(Spy):
+        def on_resume(self, progress):
+            self.calls.append((progress.server_round, progress.record.rates))
+
+    spy = Resumed()
+    strategy = HeteroFL(build, "a1", evaluation=Evaluation(every=0), callbacks=[spy])
+    with LocalGrid(make_app(), 2) as grid:
+        strategy.start(grid, num_rounds=3)
+        del spy.calls[:]
+        strategy.start(grid, num_rounds=3, resume=spy.progress[0])
+    assert spy.calls[:2] == [(1, {}), ("start", 2, 3)]
 
 
 class Schedules(HeteroFL):
