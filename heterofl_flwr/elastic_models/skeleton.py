@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import transformer
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._pytree import tree_map
 
 from heterofl_flwr.common.errors import UnsupportedLayerError, first_line
@@ -103,6 +103,8 @@ class Skeleton:
             if replacement is not None:
                 layer.__dict__["forward"] = partial(replacement, layer)
             layer.register_forward_pre_hook(lambda *arguments, name=name: self._path.append(name))
+            if isinstance(layer, _BatchNorm) and not named_tensors(layer):
+                layer.register_forward_pre_hook(_compare_width)
             layer.register_forward_hook(self._leave)
 
     def _leave(self, *arguments: object) -> None:
@@ -177,6 +179,12 @@ class Skeleton:
             for torch_mode in (Alike(self._originals), *watching):
                 stack.enter_context(torch_mode)
             return call(self.model, inputs)
+
+
+def _compare_width(layer: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+    """Compare the width with that of the input, so that a trace cuts it; no code of the layer reads it."""
+    if inputs:
+        bool(inputs[0].shape[1] == layer.num_features)
 
 
 def _clear_einops() -> None:

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core import Axis, Plan, prefix, width
 from heterofl_flwr.elastic_models import SCALED, elastic
-from heterofl_flwr.nn import CNN, Exits, PreResNet
+from heterofl_flwr.nn import CNN, Exits, PreResNet, collect_moments
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from tests.core import twin
 from tests.elastic_models.families import ARCHITECTURES, FAMILIES, Then, conv, images
@@ -325,3 +325,11 @@ def test_the_logits_of_each_exit_keep_all_classes():
         small = build(0.5)
         assert [tuple(p.shape) for name, p in small.named_parameters() if "head.weight" in name] == [(5, 6), (5, 6)]
         assert torch.equal(build(1.0).eval()(X.relu()), model.eval()(X.relu()))
+
+
+def test_a_batch_norm_without_tensors_is_measured_at_each_width():
+    norm = nn.BatchNorm1d(20, affine=False, track_running_stats=False)
+    build = elastic(nn.Sequential(nn.Linear(3, 20), norm, nn.Linear(20, 2)), X)
+    for rate, channels in ((1.0, 20), (0.5, 10)):
+        moments = collect_moments(build(rate), [X])
+        assert build(rate)[1].num_features == len(moments.layers["1"].first_sum) == channels
