@@ -70,10 +70,11 @@ def _read_folder(folder: Path) -> Any:
 def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
     """Return images by split, labelled with the names of their folders; None if ``folder`` has another layout.
 
-    The layout is ``<split>/[.../]<class>/<image>``, or ``<class>/<image>`` without splits. ``datasets`` does not read
-    this layout correctly. It leaves out folders that are links. If there is only one class, it drops the labels. If a
-    class or a file has the name of a split, it adds the images to this split: images in train/test would become test
-    examples too.
+    The layout is ``<split>/[.../]<class>/[.../]<image>``, or ``<class>/<image>`` without splits. The class is the first
+    folder below the split whose name differs among the images. ``datasets`` does not read this layout correctly. It
+    takes the last folder as the class, and leaves out folders that are links. If there is only one class, it drops the
+    labels. If a class or a file has the name of a split, it adds the images to this split: images in train/test would
+    become test examples too.
     """
     files = [Path(name) for name in sorted(glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]
     parts = {path: path.parts[0].lower() for path in files if path.suffix.lower() in IMAGES}
@@ -82,17 +83,21 @@ def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
         parts = {path: part for path, part in parts.items() if part in PARTS}
     depths = {len(path.parts) for path in parts}
     is_labelled = min(depths, default=0) > 2 if has_splits else depths == {2} and "test" not in parts.values()
-    names = sorted({path.parent.name for path in parts})
+    if not is_labelled:
+        return None
+    levels = range(int(has_splits), min(depths) - 1)
+    level = next((level for level in levels if len({path.parts[level] for path in parts}) > 1), levels[0])
+    names = sorted({path.parts[level] for path in parts})
     # A text beside the folders of several classes, such as README.txt, is no table.
     beside = {path for path in files if path.suffix.lower() == ".txt" and len(path.parts) == 1 < len(names)}
-    if not is_labelled or any(path.suffix.lower() in TABLES for path in files if path not in beside):
+    if any(path.suffix.lower() in TABLES for path in files if path not in beside):
         return None
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     splits: dict[str, dict[str, list[Any]]] = defaultdict(lambda: {"image": [], "label": []})
     for path, part in parts.items():
         columns = splits[part if has_splits else "train"]
         columns["image"].append(str(folder / path))
-        columns["label"].append(names.index(path.parent.name))
+        columns["label"].append(names.index(path.parts[level]))
     return {part: datasets.Dataset.from_dict(columns, features) for part, columns in splits.items()}
 
 

@@ -155,6 +155,16 @@ def test_without_splits_each_image_is_read(tmp_path):
     assert (data.names, data.train.targets.bincount().tolist(), len(data.test)) == (("bus", "dev"), [8, 1], 2)
 
 
+@pytest.mark.parametrize("place", ["{part}/{name}/{number}", "{part}/images/{name}", "{part}/{name}/both"])
+def test_folders_above_or_below_the_classes_are_no_classes(tmp_path, place):
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "cat", "dog")):
+            folder = tmp_path / place.format(part=part, name=name, number=number)
+            write(folder / f"{number}.png", png(number))
+    data = load_dataset(str(tmp_path))
+    assert (data.names, data.train.targets.tolist()) == (("cat", "dog"), [0, 0, 1])
+
+
 def test_an_image_folder_has_its_folders_as_classes(tmp_path):
     data = load_dataset(str(image_folder(tmp_path)))
     assert data.train.inputs.shape == (4, 1, *SIZE)
