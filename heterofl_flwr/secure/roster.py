@@ -41,8 +41,10 @@ class Roster:
         Minimum number of clients in a sum that is unmasked.
     bound
         Upper bound on one client's change of an entry.
+    by_label
+        Whether classifier rows are averaged by label; if False, all rows of all clients count.
     rows
-        Names of the parameters with one row for each class.
+        Names of the parameters with one row for each class; empty if ``by_label`` is False.
     extra_rows
         Whether rows that belong to no class are averaged over all clients that hold them.
     grid
@@ -58,6 +60,7 @@ class Roster:
     server_round: int
     least: int
     bound: float
+    by_label: bool = True
     rows: Sequence[str]
     extra_rows: bool
     grid: Sequence[float]

@@ -134,6 +134,7 @@ class SecureSum(Conversation):
             server_round=context.server_round,
             least=self.holders,
             bound=self.bound,
+            by_label=context.by_label,
             rows=list(context.rows) if context.by_label else [],
             extra_rows=context.extra_rows,
             grid=list(context.grid or ()),
@@ -213,7 +214,8 @@ class SecureSum(Conversation):
     def metrics(self) -> Mapping[str, float]:
         """Return the number of clients in the sum, and the fraction of the model that was not unmasked."""
         facts = {} if self._closed is None else {"closed-fraction": self._closed}
-        return {"summed-clients": float(len(self._round.survivors)), **facts} if self._round else facts
+        summed = 0 if self.skipped or self._round is None else len(self._round.survivors)
+        return {"summed-clients": float(summed), **facts}
 
 
 class MeanOfSum:

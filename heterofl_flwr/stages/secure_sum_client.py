@@ -17,7 +17,7 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.client import ClientRound, Dealt, MaskedRounds, make_keys
 from heterofl_flwr.secure.crypto import Words
 from heterofl_flwr.secure.fixed_point import to_steps
-from heterofl_flwr.secure.overlaps import COUNTS
+from heterofl_flwr.secure.overlaps import COUNTS, whole
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, client_stage
 
@@ -116,18 +116,17 @@ def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: L
     ``COUNTS``. Their entries are 1 in the rows that the client trained, else 0, so that their sum over clients is the
     number of clients that trained the row.
     """
-    rows = [name for name in roster.rows if name in plan.axes]
-    classes = labels if rows else None
-    if isinstance(classes, Mapping):
-        raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
-    trained_rows = LabelRows(steps, rows, extra_rows=roster.extra_rows).indices(Plan({}), classes)
+    axes = whole(roster.slices).axes
+    state = {name: torch.empty(axes[name][0].size) for name in roster.rows if name in axes}
+    rows = LabelRows(state, list(state), extra_rows=roster.extra_rows)
+    trained_rows = rows.by_name(plan, labels if roster.by_label else None)
     parts = []
     for name, shape in plan.shapes.items():
         entries = torch.ones(shape) if name.startswith(COUNTS) else steps[name]
         if entries.shape != shape:
             raise ReplyError(f"the server sent a roster in which {name} is {shape}, expected {tuple(entries.shape)}")
-        if trained_rows is not None and name.removeprefix(COUNTS) in rows:
-            entries = entries * torch.isin(torch.arange(shape[0]), trained_rows).view(-1, *[1] * (len(shape) - 1))
+        if (index := trained_rows.get(name.removeprefix(COUNTS))) is not None:
+            entries = entries * torch.isin(torch.arange(shape[0]), index).view(-1, *[1] * (len(shape) - 1))
         parts.append(entries.reshape(-1).to(torch.int32))
     return torch.cat(parts).numpy().view(np.uint32)
 

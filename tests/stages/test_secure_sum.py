@@ -10,7 +10,9 @@ from flwr.serverapp.exception import AggregationError
 from torch import nn
 
 from heterofl_flwr import Aggregation, HeteroFL, Limits, Momentum, Privacy, RayGrid, classic
+from heterofl_flwr.client.queries import answer_stages
 from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.core import width
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.client import MaskedRounds
@@ -23,7 +25,7 @@ from heterofl_flwr.stages.server_stage import Needs, ServerStage
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import content_bytes, read_tensors
 from heterofl_flwr.transport.size_guard import JSON_GROWTH
-from tests.federation.tiny import Named, Tiny, Watched, equal, make_app, play
+from tests.federation.tiny import Named, Tiny, Watched, adding, equal, make_app, play
 from tests.secure.app import app, classes_of
 
 BOUND, NODES = 0.25, 7  # some changes are longer, and are cut off
@@ -231,6 +233,7 @@ def test_too_few_clients_after_training_leave_the_model_as_it_is(phase):
     found = secure(lost=dict.fromkeys(range(3), phase))
     assert equal(found.state, found.strategy.federation.architecture.initial_state())
     assert "100% of the model stays closed" in found.log.line()
+    assert found.log.stages["summed-clients"] == (0 if phase == "train" else NODES)
 
 
 def grid_with_false_shares():
@@ -323,14 +326,39 @@ def test_a_client_refuses_a_roster_with_another_slice_than_its_own():
         vector_of(roster, roster.slices[0], steps, None)
 
 
-def test_labels_by_head_are_refused_only_where_they_count():
-    values = {"run": 1, "server_round": 1, "least": 2, "bound": 1.0, "extra_rows": False, "grid": ()}
-    plan, steps, labels = Plan.between({"w": (2,)}, {"w": (2,)}), {"w": torch.ones(2)}, {"head": [0]}
-    keys = [(b"1", b"2"), (b"3", b"4")]
-    without, by_label = (Roster.of([plan, plan], keys, rows=rows, **values) for rows in ((), ("w",)))
-    assert vector_of(without, plan, steps, labels).tolist() == [1, 1]
-    with pytest.raises(ConfigError, match="labels by head are not supported"):
-        vector_of(by_label, plan, steps, labels)
+class TwoHeads(nn.Module):
+    """Two classifiers of different sizes on the same features."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.hidden = nn.Linear(3, width(8, rate))
+        self.digits = nn.Linear(width(8, rate), 4)
+        self.months = nn.Linear(width(8, rate), 6)
+
+
+def labelled(labels, build=TwoHeads):
+    """Return an app whose clients add 0.1 and name classes."""
+    app = make_app(adding(lambda partition: 0.01 * (1 + partition), labels, build=build), build=build)
+    app.query("stages")(answer_stages)
+    return app
+
+
+def test_labels_by_head_choose_the_rows_of_a_sum():
+    heads = [f"{head}.{part}" for head in ("digits", "months") for part in ("weight", "bias")]
+    app = labelled(lambda partition: {"digits": [0, 1, 3], "months": [5]} if partition < 4 else {"months": [2, 5]})
+    options = {"build": TwoHeads, "label_rows": heads, "node_config": of_two}
+    plain, found = (play(app, "a1", 7, stages=stages, **options) for stages in ([], [SecureSum(1.0, holders=2)]))
+    assert not found.log.failures
+    for name, tensor in plain.state.items():
+        torch.testing.assert_close(found.state[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_labels_that_name_no_known_rows_are_refused_unless_they_count_for_nothing():
+    app, options = labelled(lambda partition: [0, 1]), {"build": TwoHeads, "stages": [SecureSum(1.0, holders=2)]}
+    with pytest.raises(AggregationError, match="it is not certain which layers of this model have a row for each"):
+        play(app, "a1", 7, node_config=of_two, label_rows=[], **options)
+    found = play(app, "a1", 7, node_config=of_two, label_rows=[], labels="none", **options)
+    assert found.log.failures == {}
 
 
 def test_starts_have_seeds_of_their_own(monkeypatch):
