@@ -162,12 +162,18 @@ class Chain:
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
-        """Return the stages' metrics for a round as floats; raise ``ConfigError`` if one is no number."""
-        return {
-            key: _to_float(value, f"{stage_name(stage)}.metrics, under {key!r},")
-            for stage in self.stages
-            for key, value in stage.metrics().items()
-        }
+        """Return the stages' metrics for a round as floats.
+
+        Raise ``ConfigError`` if a metric is no number, or if two stages have a metric of the same name.
+        """
+        metrics: dict[str, float] = {}
+        for stage in self.stages:
+            for key, value in stage.metrics().items():
+                source = f"{stage_name(stage)}.metrics, under {key!r},"
+                if key in metrics:
+                    raise ConfigError(f"{source} returned a metric of another stage; expected another name")
+                metrics[key] = _to_float(value, source)
+        return metrics
 
     def state(self) -> dict[str, Tensor]:
         """Return the stages' tensors for a checkpoint, named ``stage/name``."""

@@ -237,6 +237,10 @@ def test_a_stage_measures_numbers_which_a_history_can_hold(tmp_path):
     assert [record.stages for record in folder.history()] == [{"drift": 0.5}]
     with pytest.raises(ConfigError, match=r"Measures.metrics, under 'drift', returned list; expected a number"):
         Chain([Measures([0.5])]).metrics()
+    second = Measures(0.5)
+    second.name = "second"
+    with pytest.raises(ConfigError, match=r"second.metrics, under 'drift', returned a metric of another stage"):
+        Chain([Measures(0.5), second]).metrics()
 
 
 class Adds(ServerStage):
