@@ -44,6 +44,9 @@ class Instruction:
         Whether this client has trained in this run before.
     run_key
         Random run id; clients ignore state of other runs. None if clients keep no state.
+    counted_round
+        Latest round whose state of stages counts: in later rounds, the client's reply was lost or rejected. None if the
+        server sent none.
     oldest_checkpoint
         Round of the oldest checkpoint from which the run may be resumed; 0 if the server sent none.
     frozen_base
@@ -71,6 +74,7 @@ class Instruction:
     shared: tuple[str, ...]
     has_trained: bool
     run_key: int | None
+    counted_round: int | None
     oldest_checkpoint: int
     frozen_base: str
     learning_rate: float
@@ -99,6 +103,7 @@ class Instruction:
             shared=reading.read_shared(config),
             has_trained=bool(config.get(messages.TRAINED)),
             run_key=reading.read_optional(config, messages.RUN_KEY, int),
+            counted_round=reading.read_optional(config, messages.COUNTED_ROUND, int),
             oldest_checkpoint=reading.read_optional(config, messages.OLDEST_CHECKPOINT, int) or 0,
             frozen_base=reading.read_optional(config, messages.BASE, str) or "",
             learning_rate=reading.read_optional(config, messages.LEARNING_RATE, float) or 0.0,

@@ -35,15 +35,14 @@ _NOTES = "heterofl-round"
 def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor] | None:
     """Return the tensors that this client saved last in this run; None if it saved none.
 
-    After a resume, tensors from rounds that the run repeats are ignored.
+    After a resume, tensors from rounds that the run repeats are ignored. In training, tensors of rounds after
+    ``Instruction.counted_round`` are ignored too.
     """
     if folder := _folder(context, instruction):
         return _read_file(folder, instruction)
-    start, end = _record_name(instruction, ""), _end(instruction)
-    for name, record in context.state.items():
-        if isinstance(record, ArrayRecord) and name.startswith(start) and int(name.removeprefix(start)) < end:
-            return read_tensors(record, "this client's context")
-    return None
+    name = _find_record(context, instruction)
+    record = context.state.get(name)
+    return read_tensors(record, "this client's context") if isinstance(record, ArrayRecord) else None
 
 
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
@@ -60,7 +59,9 @@ def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[st
     if folder := _folder(context, instruction):
         _write_file(folder, instruction, tensors)
         return
-    for name in [name for name in context.state if name.startswith(_TENSORS)]:
+    # The reply may not count, so the tensors that it began with stay until the next one is saved.
+    counted = "" if instruction.counted_round is None else _find_record(context, instruction)
+    for name in [name for name in context.state if name.startswith(_TENSORS) and name != counted]:
         del context.state[name]
     context.state[_record_name(instruction, instruction.server_round)] = pack_tensors(tensors)
 
@@ -102,13 +103,25 @@ def _record_name(instruction: Instruction, server_round: int | str) -> str:
     return f"{_TENSORS}-{instruction.run_key or 0:016x}-{server_round}"
 
 
+def _find_record(context: Context, instruction: Instruction) -> str:
+    """Return the name of the context record with the state to load; '' if there is none."""
+    start, end = _record_name(instruction, ""), _end(instruction)
+    rounds = [int(name.removeprefix(start)) for name in context.state if name.startswith(start)]
+    latest = max((number for number in rounds if number < end), default=None)
+    return "" if latest is None else _record_name(instruction, latest)
+
+
 def _end(instruction: Instruction) -> int:
     """Return the exclusive upper bound on the rounds whose saved state may be loaded.
 
-    After a resume, there may be saved states of the current round and of later rounds.
+    After a resume, there may be saved states of the current round and of later rounds. With a ``counted_round``, there
+    may be saved states of replies that did not count.
     """
     # In the round's first message, a state of this round is ignored; later messages read it.
-    return instruction.server_round + (instruction.kind not in (MessageType.TRAIN, TRAIN_PUBLISH))
+    if instruction.kind not in (MessageType.TRAIN, TRAIN_PUBLISH):
+        return instruction.server_round + 1
+    counted = instruction.counted_round
+    return instruction.server_round if counted is None else min(instruction.server_round, counted + 1)
 
 
 def _folder(context: Context, instruction: Instruction) -> Path | None:
@@ -135,6 +148,7 @@ def _write_file(folder: Path, instruction: Instruction, tensors: Mapping[str, Te
     # For a resume from the oldest checkpoint, keep the newest of the files of rounds up to ``oldest_checkpoint``.
     write_atomic(folder / CLIENT_STATES.replace("*", f"{instruction.server_round:06d}"), pack(tensors))
     oldest, paths = instruction.oldest_checkpoint, files_by_round(folder, CLIENT_STATES)
-    unneeded = [path for server_round, path in paths.items() if server_round <= oldest]
-    for path in unneeded[:-1]:
-        remove(path)
+    uncounted = [number for number in paths if _end(instruction) <= number < instruction.server_round]
+    unneeded = [number for number in paths if number <= oldest and number not in uncounted]
+    for number in (*uncounted, *unneeded[:-1]):
+        remove(paths[number])

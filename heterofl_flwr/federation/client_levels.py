@@ -87,11 +87,13 @@ class Levels:
     def rate(self, server_round: int, node_id: int) -> float:
         """Return the rate at which a client trains in a round, limited by ``Slicing.growth``.
 
-        A client with personal parameters keeps the rate that the first call returned.
+        A client with personal parameters keeps the rate that the first call returned. A client that stores tensors of
+        stages keeps the rate of its first reply in a mean.
         """
         growth = self._options.slicing.growth
         rate = grown_rate(self._mix, self.assigned_rate(server_round, node_id), server_round, growth)
-        return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
+        own_rates = self._nodes.own_rates
+        return own_rates.setdefault(node_id, rate) if self._architecture.personal else own_rates.get(node_id, rate)
 
     def assigned_rate(self, server_round: int, node_id: int) -> float:
         """Return a client's rate in a round, before ``Slicing.growth`` is applied to it."""

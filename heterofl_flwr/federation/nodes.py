@@ -63,7 +63,9 @@ class Nodes(Mapping[int, Capability]):
         self._dealt_before = 0  # ``dealt()`` of the run that is resumed
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
         self._seated_before: dict[str, tuple[int, float]] = {}  # ``seated()`` of it, for nodes that have not come yet
-        self.own_rates: dict[int, float] = {}  # rates of clients with personal parameters: always their first rate
+        self.own_rates: dict[int, float] = {}  # rates of clients that store parameters or tensors of stages
+        # For each sampled client: the latest round whose reply is in a mean; at first the round before it was sampled
+        self.counted: dict[int, int] = {}
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._capabilities)

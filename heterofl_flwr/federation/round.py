@@ -95,15 +95,15 @@ class Round:
         return min(size, clients) if size else self._options.sampling.number(clients, "train")
 
     def _context(self) -> RoundContext:
-        architecture, privacy, averaging = self._federation.architecture, self._options.privacy, self._options.averaging
+        architecture, privacy = self._federation.architecture, self._options.privacy
         return RoundContext(
             server_round=self.server_round,
             state=self._state,
             rows=architecture.rows,
             untrained=architecture.untrained,
             holders=partial(self._federation.levels.count_holders, self.server_round, self._state),
-            by_label=averaging.labels != "none",
-            extra_rows=averaging.fidelity.extra_rows == "fixed",
+            by_label=not architecture.ignores_labels,
+            extra_rows=self._options.averaging.fidelity.extra_rows == "fixed",
             grid=(privacy.clip, privacy.step) if privacy.noise else None,
             learning_rate=self.log.learning_rate,
             run=self._federation.run_key,
@@ -118,6 +118,7 @@ class Round:
             plan = self._federation.architecture.train_plan(self.server_round, rate, partition)
             sampled = Sampled(rate, level_name(rate), plan)
         self.slices[node_id] = sampled
+        self._federation.nodes.counted.setdefault(node_id, self.server_round - 1)
         self.log.rates[partition] = sampled.rate
         if name := self._federation.nodes.registered_name(node_id):
             self.log.names[partition] = name
@@ -263,6 +264,7 @@ class Round:
                 logger.warning("round %d: %s %s", self.server_round, listed(names), remark)
             nodes.remarks.update((remark, node_id) for node_id in node_ids)
         state = self._chain.close()
+        self._count_replies()
         for node_id, capacity in self._capacities.items():
             nodes.set_capacity(node_id, capacity, self._federation.levels.largest_rate(self.server_round, node_id))
         self.log.stages = self._chain.metrics()
@@ -274,6 +276,13 @@ class Round:
         self.log.train = majority_means(list(self.answers.values()))
         self.log.train_by_level = {level: majority_means(answers) for level, answers in by_level.items()}
         return state
+
+    def _count_replies(self) -> None:
+        """If clients store state, record for which clients the state of this round counts, and their rates."""
+        if self._federation.architecture.clients_keep and not self._chain.skipped:
+            nodes, rates = self._federation.nodes, {node_id: self.slices[node_id].rate for node_id in self.answers}
+            nodes.counted.update(dict.fromkeys(rates, self.server_round))
+            nodes.own_rates = {**rates, **nodes.own_rates}
 
     def _check_replies(self, hints: Iterable[str]) -> None:
         replies, min_replies = self._chain.replies, self._options.sampling.min_replies

@@ -111,9 +111,15 @@ class ClientContext:
     records: NodeRecords | None = None
 
     def stored(self, name: str, like: Tensor) -> Tensor:
-        """Return a tensor of ``state``, or zeros if it is missing or not shaped like ``like``."""
+        """Return a tensor of ``state``, or zeros if it is missing; raise ``ReplyError`` if its shape is another."""
         tensor = self.state.get(name)
-        return torch.zeros_like(like) if tensor is None or tensor.shape != like.shape else tensor
+        if tensor is not None and tensor.shape != like.shape:
+            raise ReplyError(
+                f"a stage stores {name} of shape {tuple(tensor.shape)} on this client, expected {tuple(like.shape)}: a "
+                f"client whose stages store tensors must keep its rate; let it have its earlier level, or begin a new "
+                f"run"
+            )
+        return torch.zeros_like(like) if tensor is None else tensor
 
 
 class ClientStage:

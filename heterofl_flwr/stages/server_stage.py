@@ -186,11 +186,15 @@ class ServerStage:
         return {}
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return this stage's tensors for a checkpoint."""
+        """Return this stage's tensors for a checkpoint.
+
+        A tensor in the shape of a parameter, with the name of the parameter after any prefix and a slash, is permuted
+        with the parameter where channels are sorted (``slice_rule="important"``).
+        """
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the tensors of a checkpoint; an empty mapping begins a new run."""
+        """Restore the tensors of a checkpoint, or permuted ones (see ``state``); an empty mapping begins a new run."""
 
     def metrics(self) -> Mapping[str, float]:
         """Return metrics for the record of a round."""

@@ -68,11 +68,12 @@ WORK = "work"
 DROPS_OUT = "drops-out"
 ASSIGNED_RATE = "assigned-rate"
 RUN_KEY = "run-key"
+COUNTED_ROUND = "counted-round"
 OLDEST_CHECKPOINT = "oldest-checkpoint"
 
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
-    | {TRAINED, RUN_KEY, OLDEST_CHECKPOINT, BASE, DROPS_OUT, ASSIGNED_RATE}
+    | {TRAINED, RUN_KEY, OLDEST_CHECKPOINT, BASE, DROPS_OUT, ASSIGNED_RATE, SCHEMA_KEY, COUNTED_ROUND}
     | {secure_sum_client.KEY, secure_sum_client.CLIENTS, secure_sum_client.KEYS}
 )
 """Keys of instructions that the server sets; a user's ``train_config`` or ``evaluate_config`` must not have them."""
@@ -165,6 +166,8 @@ def client_config(
         config[RUN_KEY] = federation.run_key
         saved = [callback.oldest_checkpoint for callback in callbacks if callback.oldest_checkpoint is not None]
         config[OLDEST_CHECKPOINT] = min(saved, default=server_round - 2)
+        if not architecture.personal:
+            config[COUNTED_ROUND] = federation.nodes.counted.get(node_id, server_round)
     if training.proximal_mu:
         config[PROXIMAL_MU] = float(training.proximal_mu)
     return config

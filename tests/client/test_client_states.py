@@ -25,10 +25,16 @@ def own(tmp_path, identity):
     return tmp_path
 
 
-def instruction(server_round, partition=3, every=1, kind="train"):
+def instruction(server_round, partition=3, every=1, kind="train", **values):
     oldest = ((server_round - 1) // every - 1) * every
     values = config(
-        run_key=SEVEN, partition=partition, server_round=server_round, oldest_checkpoint=oldest, rate=1.0, seed=0
+        run_key=SEVEN,
+        partition=partition,
+        server_round=server_round,
+        oldest_checkpoint=oldest,
+        rate=1.0,
+        seed=0,
+        **values,
     )
     return Instruction.of(Message(RecordDict({"config": values}), 0, kind))
 
@@ -86,6 +92,20 @@ def test_a_context_gives_no_state_of_a_later_round(identity):
     save_tensors(context, instruction(3), {"weight": torch.ones(2)})
     found = [load_tensors(context, instruction(number)) for number in (2, 3, 4)]
     assert [state is None for state in found] == [True, True, False]
+
+
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_state_of_a_reply_that_did_not_count_is_ignored(own, identity, in_folder):
+    context = node_context(**({"states_path": str(own)} if in_folder else {}))
+
+    def state(server_round, counted_round):
+        found = load_tensors(context, instruction(server_round, counted_round=counted_round))
+        return None if found is None else found["weight"].item()
+
+    for number, counted, expected in [(1, 0, None), (3, 0, None), (4, 3, 3), (6, 3, 3), (8, 6, 6)]:
+        assert state(number, counted) == expected
+        save_tensors(context, instruction(number, counted_round=counted), {"weight": torch.tensor(float(number))})
+    assert len(list(own.rglob("*.safetensors")) if in_folder else context.state) == 2
 
 
 def train(message, context, odd=lambda task, model: None):

@@ -98,7 +98,7 @@ def test_as_many_take_part_as_with_fedavg(fraction, least, nodes):
 
 
 @pytest.mark.parametrize("which", ["train_config", "evaluate_config"])
-@pytest.mark.parametrize("key", ["client-stages", "seed", "shared", "upload", "window"])
+@pytest.mark.parametrize("key", ["client-stages", "heterofl-schema", "seed", "shared", "upload", "window"])
 def test_a_users_config_cannot_have_keys_of_ours(which, key):
     with pytest.raises(ConfigError, match=f"has {key}, .* choose another name, such as my-{key}"):
         play(make_app(), start={which: ConfigRecord({"lr": 0.1, key: 1.0})})

@@ -1,7 +1,7 @@
 """Client stages on the client: what a hostile server may send, unknown names, classes that nothing would call."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -119,6 +119,11 @@ def test_a_users_stage_keeps_its_state_where_nothing_was_trained():
     assert not chain.state
     chain.on_update(Outgoing(tensors={}))
     assert list(chain.state) == ["counting-stage/number"]
+
+
+def test_state_of_another_slice_is_refused():
+    with pytest.raises(ReplyError, match=r"stores w of shape \(2,\) on this client, expected \(3,\): .* keep its rate"):
+        replace(context(), state={"w": torch.ones(2)}).stored("w", torch.ones(3))
 
 
 def test_the_sum_of_quadratic_penalties_has_the_sum_of_the_gradients():

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import HeteroFL, Scaffold
+from heterofl_flwr import FedDyn, HeteroFL, Scaffold
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.scaffold import STEP
-from tests.federation.tiny import Watched, play
+from tests.federation.tiny import Watched, make_app as make_tiny_app, play
 from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, rounds_of
 
 
@@ -37,8 +39,25 @@ def mask_of(rate, name, shape):
     return mask
 
 
-def test_it_equals_a_slow_twin_over_full_tensors_with_masks():
-    found = run()
+class Losing(Watched):
+    """A grid that loses the first reply to training in round 2."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        is_hit = messages[0].content["config"]["server-round"] == 2 and messages[0].metadata.message_type == "train"
+        yield from list(super().send_and_receive(messages, timeout=timeout))[int(is_hit) :]
+
+
+@pytest.mark.parametrize("grid", [Watched, Losing])
+def test_it_equals_a_slow_twin_over_full_tensors_with_masks(grid):
+    found = run(grid=grid)
+    drawn_in = [
+        [client for client in drawn if client not in record.failures]
+        for drawn, record in zip(rounds_of(found.grid), found.records, strict=True)
+    ]
+    lost = [client for record in found.records for client in record.failures]
+    assert len(lost) == (grid is Losing)
+    assert set(lost) <= {client for drawn in drawn_in[2:] for client in drawn}
     start = {
         name: own.detach().numpy().copy()
         for name, own in HeteroFL(build, MIX).federation.architecture.initial_state().items()
@@ -46,7 +65,7 @@ def test_it_equals_a_slow_twin_over_full_tensors_with_masks():
     for name, x in start.items():
         c, controls = np.zeros_like(x), [np.zeros_like(x) for _ in range(NODES)]
         masks = [mask_of(rate, name, x.shape) for rate in RATES[MIX]]
-        for drawn in rounds_of(found.grid):
+        for drawn in drawn_in:
             total, changes, holders = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
             for client in drawn:
                 y, minimum, steps = x.copy(), minimum_of(client, 1.0)[name].numpy(), steps_of(client)
@@ -89,3 +108,18 @@ def test_misuse_is_named():
         run(learning_rate=None)
     with pytest.raises(AggregationError, match=r"scaffold: .* add task.penalty\(model\) to the loss"):
         run(app=make_app(steps_of, with_penalty=False))
+
+
+@pytest.mark.parametrize("stage", [Scaffold(), FedDyn()])
+def test_a_client_keeps_the_level_of_its_first_reply(stage):
+    def train(message, context):
+        task = Task(message, context, build)
+        model = task.model()
+        task.penalty(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 1
+        return task.reply(model, num_examples=1, capacity="c")
+
+    found = run(app=make_tiny_app(train, build=build), stages=[stage], num_rounds=2, fraction_train=1.0)
+    assert [found.records[0].rates, found.log.failures] == [found.records[1].rates, {}]
