@@ -21,6 +21,17 @@ def read_count(text: str) -> int:
     return int(text)
 
 
+def read_share(text: str) -> float:
+    """Return a fraction or a whole number, 0 or more; raise ``ArgumentTypeError`` for anything else."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not (0 <= share <= 1 or share.is_integer() and share > 0):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a share such as 0.25, or a whole number")
+    return share
+
+
 def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
     """Return a function that reads positive integers joined by ``separator``, and shows ``example`` in its errors."""
 

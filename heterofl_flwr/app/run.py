@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from heterofl_flwr.app.argument_types import read_count, read_path
+from heterofl_flwr.app.argument_types import read_count, read_path, read_share
 from heterofl_flwr.app.report import show_results
 from heterofl_flwr.app.trust import add_trust
 from heterofl_flwr.common.errors import counted, extra, name_faults, printable
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = "local: this process; ray: processes of Ray, by default with RAY_ADDRESS, --gpus, --cpus or --parallel"
     how.add_argument("--grid", choices=("local", "ray"), help=where)
     how.add_argument(
-        "--gpus", type=float, metavar="SHARE", help="of a GPU for each client, on Ray; by default one; 0: none"
+        "--gpus", type=read_share, metavar="SHARE", help="of a GPU for each client, on Ray; by default one; 0: none"
     )
     how.add_argument("--cpus", type=read_count, metavar="N", help="cores for each client, on Ray; by default 1")
     how.add_argument("--parallel", type=read_count, metavar="N", help="at most this many clients at once, on Ray")

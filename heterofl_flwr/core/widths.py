@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from numbers import Real
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import exact_rate
@@ -21,8 +22,8 @@ def width(size: int, rate: float | Fraction, heads: int = 1) -> int:
         Number of equal parts of the width, such as attention heads. Each part is rounded up, so the result is a
         multiple of ``heads``.
     """
-    if size < 1 or heads < 1 or size % heads:
+    if not (isinstance(size, Real) and isinstance(heads, Real)) or size < 1 or heads < 1 or size % heads:
         raise ConfigError(
-            f"a width of {size} in {heads} heads is not usable: expected a positive multiple of the number of heads"
+            f"a width of {size!r} in {heads!r} heads is not usable: expected a positive multiple of the number of heads"
         )
     return heads * math.ceil(size // heads * exact_rate(rate))

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count, filterfalse
+from typing import NamedTuple
 
 from heterofl_flwr.common.errors import RoundError, counted, listed
 from heterofl_flwr.federation.capability import Capability
@@ -12,6 +13,14 @@ from heterofl_flwr.federation.round_record import RoundRecord
 logger = logging.getLogger(__name__)
 
 NO_CAPABILITY = "no answer to the capability query"
+
+
+class _Restore(NamedTuple):
+    """Capacity that counts again if a client that reported a new one fails, and then answers the query as before."""
+
+    queried: float | None  # capacity in the answer to the query
+    rate: float  # rate that follows from this answer
+    capacity: float | None
 
 
 class Nodes(Mapping[int, Capability]):
@@ -57,8 +66,7 @@ class Nodes(Mapping[int, Capability]):
         self.remarks: set[tuple[str, int]] = set()  # (remark, node id) of remarks on replies that were logged
         self.has_new_capacity = False  # True after a reply has changed a client's capacity
         self.failed: set[int] = set()  # nodes that failed in training; they may have been restarted with another level
-        # For each client that reported a capacity in a reply: capacity and rate by the query, capacity if it fails
-        self._replied: dict[int, tuple[float | None, float, float | None]] = {}
+        self._replied: dict[int, _Restore] = {}  # for each client that reported a capacity in a reply
         self._trained_before: set[int] = set()  # partitions of clients that trained before the run was resumed
         self._dealt_before = 0  # ``dealt()`` of the run that is resumed
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
@@ -127,9 +135,9 @@ class Nodes(Mapping[int, Capability]):
                 del self._partitions[node_id]
         self._capabilities.update(answers)
         for node_id in self._replied.keys() & answers.keys():
-            queried, _, kept = self._replied[node_id]
-            if answers[node_id].capacity == queried:  # the node was not restarted with another level
-                self._capabilities[node_id] = replace(answers[node_id], capacity=kept)
+            restore = self._replied[node_id]
+            if answers[node_id].capacity == restore.queried:  # the node was not restarted with another level
+                self._capabilities[node_id] = replace(answers[node_id], capacity=restore.capacity)
             else:
                 del self._replied[node_id]
         self.unanswered -= answers.keys()
@@ -246,8 +254,9 @@ class Nodes(Mapping[int, Capability]):
 
         If the client fails and then answers the query as before, a capacity below its rate by the query still counts.
         """
-        queried, rate, _ = self._replied.get(node_id, (self._capabilities[node_id].capacity, rate, None))
-        self._replied[node_id] = queried, rate, capacity if capacity < rate else queried
+        queried = self._capabilities[node_id].capacity
+        restore = self._replied.get(node_id, _Restore(queried, rate, queried))
+        self._replied[node_id] = restore._replace(capacity=capacity if capacity < restore.rate else restore.queried)
         self._capabilities[node_id] = replace(self._capabilities[node_id], capacity=capacity)
         self.demoted.discard(self.name(node_id))
         self.has_new_capacity = True

@@ -87,6 +87,8 @@ class Devices:
             raise ConfigError(
                 f"device profiles are {profiles!r}; expected a mapping from levels to DeviceProfile, such as EDGE"
             )
+        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
+            raise ConfigError(f"deadline is {deadline!r}; expected a number of seconds above 0")
         self.work = work
         self.deadline = deadline
         self._profiles = {rate_of(level): profile for level, profile in profiles.items()}

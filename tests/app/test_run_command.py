@@ -173,6 +173,15 @@ def test_a_share_of_a_gpu_is_not_ignored_in_one_process(asked, capsys):
     assert asked("--grid", "local", "--gpus", "1")[0].grid == "local"
 
 
+@pytest.mark.parametrize("share", ["nan", "inf", "-1", "1.5", "half"])
+def test_a_wrong_share_of_a_gpu_is_refused_before_anything_starts(share, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--gpus", share])
+    assert (
+        f"argument --gpus: found {share!r}, expected a share such as 0.25, or a whole number" in capsys.readouterr().err
+    )
+
+
 def test_a_missing_ray_is_said_before_anything_starts(asked, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["run", "--grid", "ray"]) == 2

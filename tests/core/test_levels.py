@@ -165,8 +165,8 @@ def test_a_width_is_the_ceiling_of_the_exact_product(full, rate):
 
 
 def test_widths_that_do_not_divide_in_heads_raise():
-    for full, heads in ((0, 1), (-4, 1), (8, 3), (8, 0), (8, -2), (4, 8)):
-        with pytest.raises(ConfigError, match=f"a width of {full} in {heads} heads is not usable"):
+    for full, heads in ((0, 1), (-4, 1), (8, 3), (8, 0), (8, -2), (4, 8), ("8", 1), (8, "2"), (None, 1)):
+        with pytest.raises(ConfigError, match=f"a width of {full!r} in {heads!r} heads is not usable"):
             width(full, 0.5, heads)
 
 

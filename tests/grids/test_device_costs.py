@@ -81,6 +81,12 @@ def test_profiles_are_a_mapping(profiles):
         Devices(profiles, nothing)
 
 
+@pytest.mark.parametrize("deadline", [0, -1.0, math.nan, "60", None, True])
+def test_a_deadline_is_a_time_above_0(deadline):
+    with pytest.raises(ConfigError, match="deadline is .*; expected a number of seconds above 0"):
+        Devices(EDGE, nothing, deadline=deadline)
+
+
 @pytest.mark.parametrize("rate", [1.0, 0.5, 0.3])
 def test_training_takes_three_forward_passes_of_each_example(rate):
     before = torch.get_rng_state()
