@@ -1,5 +1,6 @@
 """``RunState``, the state of a run between two rounds, and ``RoundCallback``, the base class of callbacks."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import counted
+from heterofl_flwr.common.errors import ConfigError, counted, first_line
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.stages.privacy_accountant import Releases
@@ -142,6 +143,19 @@ def is_true(result: object) -> bool:
     if isinstance(result, Tensor) and result.dtype == torch.bool and result.numel() == 1:
         return bool(result)
     return isinstance(result, bool | np.bool_) and bool(result)
+
+
+def read_state(name: str, callback: RoundCallback) -> dict[str, object]:
+    """Return a callback's state in JSON types; raise ``ConfigError`` if it has other types, or ``state()`` fails."""
+    try:
+        state: dict[str, object] = json.loads(json.dumps(dict(callback.state())))
+    except Exception as error:  # of a user's method
+        raise ConfigError(
+            f"state() of the callback {name} gives nothing to save ({first_line(error)}), so this round has no "
+            f"checkpoint: return a dictionary of numbers, texts, lists and dictionaries, such as float(x) in place of "
+            f"a tensor x"
+        ) from error
+    return state
 
 
 def name_callbacks(callbacks: Sequence[RoundCallback]) -> dict[str, RoundCallback]:

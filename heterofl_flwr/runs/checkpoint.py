@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -42,12 +41,12 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "seats": dict(state.seats),
         "releases": [asdict(entry) for entry in state.releases],
         "setup": dict(state.setup),
-        "callbacks": {name: _state_to_json(name, values) for name, values in state.callbacks.items()},
+        "callbacks": {name: dict(values) for name, values in state.callbacks.items()},
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
     path = folder / f"round-{state.server_round:06d}.json"
     write_atomic(path.with_suffix(".safetensors"), tensors)
-    write_atomic(path, to_json(signed, indent=1).encode())
+    write_atomic(path, json.dumps(signed, indent=1).encode())  # to_json would turn infinities into text
     with suppress(OSError):  # files that cannot be removed now are tried again after the next checkpoint
         for old in list(files_by_round(folder, PATTERN).values())[:-KEPT]:
             old.unlink()
@@ -55,17 +54,6 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         for old in (*folder.glob("round-*.safetensors"), *folder.glob(".*.tmp")):
             if not old.with_suffix(".json").exists():
                 old.unlink()
-
-
-def _state_to_json(name: str, values: Mapping[str, object]) -> str:
-    """Return a callback's state as JSON text; raise ``ConfigError`` if it has other types than those of JSON."""
-    try:
-        return json.dumps(dict(values))  # not to_json, which would change infinities and unknown types to text
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"state() of the callback {name} returned what JSON cannot hold ({error}): return a dictionary of numbers, "
-            f"texts, lists and dictionaries, such as float(x) in place of a tensor x"
-        ) from error
 
 
 def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
@@ -117,7 +105,7 @@ def _read(path: Path) -> RunState:
         releases=tuple(RELEASES.validate_python(content["releases"])),
         setup=content["setup"],
         callbacks={
-            name: json.loads(values) if isinstance(values, str) else values  # older checkpoints have no text
+            name: json.loads(values) if isinstance(values, str) else values  # some older checkpoints have text
             for name, values in content["callbacks"].items()
         },
     )

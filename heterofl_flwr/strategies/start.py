@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, counted, listed
 from heterofl_flwr.core.exchanged import exchanged_parameters
-from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, is_true, name_callbacks
+from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, is_true, name_callbacks, read_state
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.round_record import RoundRecord, check_metrics, host_log
 from heterofl_flwr.federation.start_summary import log_summary
@@ -304,7 +304,7 @@ class _Loop:
             stateful = {name: callback for name, callback in named.items() if type(callback).state is not default}
             rest = {name: callback for name, callback in named.items() if name not in stateful}
             names += [name for name, callback in stateful.items() if is_true(callback.on_round_end(progress))]
-            progress = replace(progress, callbacks={name: callback.state() for name, callback in stateful.items()})
+            progress = replace(progress, callbacks={name: read_state(name, each) for name, each in stateful.items()})
             names += [name for name, callback in rest.items() if is_true(callback.on_round_end(progress))]
         if self.should_stop is not None and is_true(self.should_stop(server_round, self.result)):
             names.append("should_stop")

@@ -214,6 +214,17 @@ def test_callbacks_go_on_with_their_state(tmp_path):
     assert list(found.result.train_metrics_clientapp) == [3]
 
 
+@pytest.mark.parametrize("value", [torch.tensor(0.5), np.float32(0.5), {1}, None])
+def test_a_callback_without_a_usable_state_is_named_in_the_first_round(tmp_path, value):
+    class Best(RoundCallback):
+        def state(self):
+            return {"best": value} if value is not None else {}["best"]
+
+    with pytest.raises(ConfigError, match=r"state\(\) of the callback Best gives nothing to save \(\w+Error: .*\), so"):
+        play(nodes=2, callbacks=[Best(), Recorder(tmp_path, every=2)], num_rounds=2)
+    assert RunFolder(tmp_path).history() == []
+
+
 def _without_bias(rate):
     model = build(rate)
     model.hidden.bias = None

@@ -2,7 +2,6 @@ import json
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -186,9 +185,8 @@ def test_states_of_callbacks_are_read_back_and_not_as_text(tmp_path):
     states = {"KeepBest": {"best": -math.inf, "rounds": [1, 2], "name": None}}
     save_checkpoint(tmp_path, replace(make(1), callbacks=states))
     assert load_checkpoint(tmp_path).callbacks == states
-    for value in (torch.tensor(0.5), np.float32(0.5), {1}):
-        with pytest.raises(ConfigError, match=r"state\(\) of the callback KeepBest returned .* is not JSON"):
-            save_checkpoint(tmp_path, replace(make(2), callbacks={"KeepBest": {"best": value}}))
+    content = json.loads((tmp_path / "round-000001.json").read_text())["content"]
+    assert content["callbacks"] == states
 
 
 def test_no_whole_checkpoint_is_an_error(three):
