@@ -111,8 +111,8 @@ class RoundCallback:
         """Run when messages are sent, and after each reply.
 
         ``done`` of ``total`` clients have replied. ``failed`` of these replies are errors. ``what`` is ``trained``,
-        ``sent moments`` or ``evaluated``. In asynchronous training, run only after each reply that a step
-        uses; ``total`` is then the number of replies in a step.
+        ``sent moments`` or ``evaluated``; ``published`` in the first exchange of ``FedH2L``. In asynchronous training,
+        run only after each reply that a step uses; ``total`` is then the number of replies in a step.
         """
 
     def on_round_end(self, progress: Progress) -> bool:

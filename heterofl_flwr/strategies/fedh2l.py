@@ -157,7 +157,8 @@ class FedH2L(FederationStrategy):
             posteriors[node_id] = tensor
             self.log.bytes_up += size
 
-        for node_id, fault in read_each(sent, grid.send_and_receive(sent, timeout=timeout), read):
+        replies = opened.watch(grid.send_and_receive(sent, timeout=timeout), "published", len(sent), self.callbacks)
+        for node_id, fault in read_each(sent, replies, read):
             if fault is not None:
                 current.refuse(node_id, fault)
         configs = {message.metadata.dst_node_id: reading.read_config(message) for message in sent}

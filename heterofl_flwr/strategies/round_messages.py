@@ -1,8 +1,8 @@
 """Messages of a round and their replies."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from inspect import GEN_CREATED, getgeneratorstate, isgenerator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate, isgenerator
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
@@ -47,6 +47,7 @@ class RoundMessages:
         self.records: dict[int, RecordDict] = {}
         self.current: Round | EvaluationRound | None = None
         self._received: dict[str, int | Fault] = {}  # size of the reply in bytes, or its fault, by message id
+        self._watched: Generator[Message, None, None] | None = None  # replies of the current exchange
 
     @property
     def budget(self) -> Budget:
@@ -73,6 +74,12 @@ class RoundMessages:
         self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]
     ) -> Iterator[Message]:
         """Yield ``replies``; call ``on_reply`` of the callbacks, and record the size or the fault of each reply."""
+        self._received, self._watched = {}, self._watch(replies, what, number, callbacks)
+        return self._watched
+
+    def _watch(
+        self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]
+    ) -> Generator[Message, None, None]:
         done = failed = 0
         # Clients may train on all cores meanwhile; the threads of a sum would then spin while they wait for each other.
         with torch_threads(1):
@@ -93,9 +100,9 @@ class RoundMessages:
     ) -> None:
         """Call ``read`` for each reply; refuse each client whose reply is missing, unusable or an error reply.
 
-        A client is not refused if its reply arrived without an error, but a subclass of the strategy dropped it. Such a
-        client is removed from the round without a failure. Raise ``ConfigError`` if ``replies`` is a generator that has
-        been read already, also in part.
+        A client is not refused if a subclass of the strategy dropped its reply, or ended the round before it read the
+        reply. Such a client is removed from the round without a failure. Raise ``ConfigError`` if ``replies`` is a
+        generator that has been read already, also in part.
         """
         if self._received and isgenerator(replies) and getgeneratorstate(replies) != GEN_CREATED:
             raise ConfigError(
@@ -112,12 +119,15 @@ class RoundMessages:
         for node_id, fault in read_each(self.sent, replies, read_timed):
             if fault is None:
                 continue
-            received = self._received.get(ids[node_id].message_id) if fault.kind == "silent" else None
+            received: int | Fault | None = None
+            if fault.kind == "silent":
+                is_unread = self._watched is not None and getgeneratorstate(self._watched) != GEN_CLOSED
+                received = self._received.get(ids[node_id].message_id, 0 if is_unread else None)
             if isinstance(received, int):
                 current.leave_out(node_id, received)
             else:
                 current.refuse(node_id, received or fault)
-        self.sent = []
+        self.sent, self._watched = [], None
 
 
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:

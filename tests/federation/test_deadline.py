@@ -1,6 +1,7 @@
 """A round's deadline, for which replies it waits, how many it needs, and clients that a subclass leaves out."""
 
 import time
+from itertools import islice
 
 import pytest
 import torch
@@ -148,6 +149,18 @@ def test_clients_that_a_subclass_leaves_out_are_no_fault(kind):
         - strategy.federation.architecture.initial_state()["hidden.bias"]
     )
     torch.testing.assert_close(change, torch.full((8,), 2.0))  # client 0 adds 1 in each round
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_replies_that_a_subclass_does_not_wait_for_are_no_fault(taken):
+    class EndsEarly(HeteroFL):
+        def aggregate_train(self, server_round, replies):
+            return super().aggregate_train(server_round, list(islice(replies, taken)))
+
+    with LocalGrid(make_app(), 3) as grid:
+        strategy = EndsEarly(build, "a1", evaluation=NEVER)
+        strategy.start(grid, num_rounds=1)
+    assert (strategy.log.failures, strategy.log.answered) == ({}, taken)
 
 
 class DropsErrors(HeteroFL):

@@ -5,7 +5,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import DistillOptions, Evaluation, FedH2L, Limits
+from heterofl_flwr import DistillOptions, Evaluation, FedH2L, Limits, RoundCallback
 from heterofl_flwr.client import Task
 from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import ConfigError, RoundError
@@ -92,6 +92,17 @@ def test_a_metrics_function_gets_the_metrics_of_both_exchanges():
 
     _, _, result = play(train_metrics_aggr_fn=first)
     assert result.train_metrics_clientapp[1].keys() == {"loss", "peers", "first"}
+
+
+def test_callbacks_see_the_progress_of_both_exchanges():
+    calls = []
+
+    class Count(RoundCallback):
+        def on_reply(self, what, done, total, failed):
+            calls.append((what, done, total))
+
+    play(callbacks=[Count()])
+    assert calls == [(what, done, NODES) for what in ("published", "trained") for done in range(NODES + 1)]
 
 
 @pytest.mark.parametrize("option", [{"limits": Limits(norm_bound=1.0)}, {"spare": 0.5}, {"upload": "int8"}])
