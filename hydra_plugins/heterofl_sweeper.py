@@ -9,14 +9,13 @@ Every Hydra program in the environment loads this module, so slow imports are in
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
@@ -39,15 +38,12 @@ LONGEST_CAUSE = 300  # characters of a failed job's error in the summary
 class BlockSweeper(Sweeper):
     """Sweeper over the rows of an experiment's blocks (``combine_blocks``); each row is a job."""
 
-    def __init__(self, params: Mapping[str, object], blocks: Mapping[str, object]) -> None:
-        self._params, self._blocks = params, blocks
+    def __init__(self, **options: object) -> None:
+        """Ignore the options: Hydra has resolved ${...} in them. ``sweep`` reads them with the values of each job."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Instantiate the launcher that the configuration names."""
         self._master, self._loader = config, hydra_context.config_loader
-        # Those of __init__ are resolved; here ${...} still stands for a value of each job.
-        blocks = OmegaConf.to_container(config.hydra.sweeper.blocks, resolve=False)
-        self._blocks = cast("Mapping[str, object]", blocks)
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -63,7 +59,8 @@ class BlockSweeper(Sweeper):
 
         for part in ("dir", "subdir"):  # stores the time of ${now:...}, which each job's configuration copies
             OmegaConf.select(self._master, f"hydra.sweep.{part}", throw_on_resolution_failure=False)
-        rows = self.rows(OverridesParser.create(self._loader), arguments)
+        options = cast("dict[str, Any]", OmegaConf.to_container(self._master.hydra.sweeper, resolve=False))
+        rows = combine_blocks(OverridesParser.create(self._loader), options["blocks"], options["params"], arguments)
         try:
             jobs, rows = self._build_jobs(rows)
         except ConfigError:
@@ -98,10 +95,6 @@ class BlockSweeper(Sweeper):
             causes = (f"  {name}: {cause}" for name, cause in failed.items())
             raise RunError("\n".join([f"{len(failed)} of {counted(len(jobs), 'job')} failed:", *causes]))
         return results
-
-    def rows(self, parser: OverridesParser, arguments: Iterable[str]) -> list[list[str]]:
-        """Return a row for each job: its overrides, such as ``seed=0``."""
-        return combine_blocks(parser, self._blocks, self._params, arguments)
 
     def _without_unused(self, rows: list[list[str]]) -> list[list[str]]:
         """Return the rows without the overrides that have no effect in their row, but have one in another row.
@@ -161,7 +154,9 @@ class BlockSweeper(Sweeper):
             # Names of folders may depend on these entries about a row's overrides, which Hydra would set.
             tasks = [override for override in overrides if not override.is_hydra_override()]
             config.hydra.overrides.task = [override.input_line for override in tasks]
-            config.hydra.job.override_dirname = get_overrides_dirname(tasks, **config.hydra.job.config.override_dirname)
+            dirname = config.hydra.job.config.override_dirname
+            lines = sorted(str(each.input_line) for each in tasks if each.key_or_group not in dirname.exclude_keys)
+            config.hydra.job.override_dirname = dirname.item_sep.join(lines).replace("=", dirname.kv_sep)
             yield config
 
 

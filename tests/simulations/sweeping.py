@@ -12,10 +12,10 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 
 from heterofl_flwr import RoundCallback
+from heterofl_flwr.app.sweep.blocks import combine_blocks
 from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.sweep.job import Job, build_job, flat
 
@@ -71,8 +71,8 @@ def planned(*overrides: str) -> dict[str, Job]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
-        sweeper = Plugins.instance()._instantiate(master.hydra.sweeper)
-        rows = sweeper.rows(OverridesParser.create(loader), master.hydra.overrides.task)
+        sweeper, parser = master.hydra.sweeper, OverridesParser.create(loader)
+        rows = combine_blocks(parser, sweeper.blocks, sweeper.params, master.hydra.overrides.task)
     jobs = (job(*(text for text in row if not text.startswith(("experiment=", "debug=")))) for row in rows)
     return {own.name: own for own in jobs}
 

@@ -7,9 +7,9 @@ from types import MappingProxyType
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 
 from heterofl_flwr.app.request import WINDOW
+from heterofl_flwr.app.sweep.blocks import combine_blocks
 from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.sweep.job import LAUNCH
 from heterofl_flwr.common.errors import ConfigError
@@ -123,9 +123,8 @@ MIXED = {"mix": "a-e", "norm": "none", "scaler": False}
 
 
 def rows(blocks, *given, params=MappingProxyType({})):
-    kind = Plugins.instance().class_name_to_class["hydra_plugins.heterofl_sweeper.BlockSweeper"]
-    sweeper = kind(params, {str(number): block for number, block in enumerate(blocks)})
-    return [" ".join(row) for row in sweeper.rows(OverridesParser.create(), given)]
+    named = {str(number): block for number, block in enumerate(blocks)}
+    return [" ".join(row) for row in combine_blocks(OverridesParser.create(), named, params, given)]
 
 
 @pytest.mark.parametrize(

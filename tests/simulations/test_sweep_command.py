@@ -132,9 +132,11 @@ def test_a_setting_without_effect_is_left_out_of_a_job_if_another_job_uses_it(co
 
 def test_an_interpolation_in_an_experiment_has_the_value_of_each_job(command, tmp_path):
     (tmp_path / "experiment").mkdir()
-    text = "# @package hydra.sweeper.blocks.mine\nboth: {mix: e, num-rounds: '2,3', seed: '${num-rounds}'}"
+    blocks = "{mine: {mix: e, num-rounds: '2,3', seed: '${num-rounds}'}}"
+    text = f"# @package hydra.sweeper\nblocks: {blocks}\nparams: {{train.lr: '${{seed}}'}}"
     (tmp_path / "experiment" / "mine.yaml").write_text(text, encoding="utf-8")
     status, out, err = command("--config-dir=.", "experiment=mine", "dry=true")
+    assert re.findall(r"train\.lr=(\S+)", out) == ["2.0", "3.0"]
     assert (status, err) == (0, "")
     assert re.findall(r"-s(\d)-", out) == ["2", "3"]
 
