@@ -1,5 +1,6 @@
 """The client half of SecureSum, and the config keys of its messages."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import repr as shown
@@ -20,6 +21,8 @@ from heterofl_flwr.secure.fixed_point import to_steps
 from heterofl_flwr.secure.overlaps import COUNTS, whole
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, client_stage
+
+logger = logging.getLogger(__name__)
 
 KEY = "secure-sum"
 """Config key of the phase: ``keys``, ``shares``, ``train``, ``reveal`` or ``rows``; also the key of a client's secrets
@@ -99,6 +102,12 @@ class ClientSecureSum(RespondingStage):
             if roster.grid:
                 return vector_of(roster, plan, in_steps(changes, *roster.grid), update.labels)
             generator = torch.Generator().manual_seed(derive(context.seed, KEY))
+            if cut := sum(int((change.abs() > roster.bound).sum()) for change in changes.values()):
+                logger.warning(
+                    "round %s: SecureSum cut the changes of %d of %d entries of this client to bound=%g: raise bound, "
+                    "or train with a lower learning rate or in fewer steps",
+                    *(context.config.get("server-round"), cut, sum(map(torch.numel, changes.values())), roster.bound),
+                )
             steps = to_steps(changes, roster.bound, clients, generator)
             return vector_of(roster, plan, steps, update.labels)
 

@@ -1,5 +1,6 @@
 """SecureSum in whole rounds: the model is that of the same fixed-point changes in clear, whoever is lost and when."""
 
+import re
 from functools import cache, partial
 from typing import ClassVar
 
@@ -311,6 +312,19 @@ def test_a_client_masks_no_round_twice_though_its_server_and_its_context_are_new
 def test_a_mean_change_longer_than_the_norm_bound_is_not_used():
     found = run(stages=[SecureSum(BOUND, holders=2)], limits=Limits(norm_bound=1e-3))
     assert equal(found.state, found.strategy.federation.architecture.initial_state())
+
+
+def test_a_client_logs_how_many_changes_were_cut(caplog):
+    play(app, "a1", 3, stages=[SecureSum(BOUND)])
+    cut = re.findall(
+        r"round 1: SecureSum cut the changes of (\d+) of 68 entries of this client to bound=0.25", caplog.text
+    )
+    assert len(cut) == 3
+    assert "ignores the labels" not in caplog.text
+    caplog.clear()
+    play(app, "a1", 3, stages=[SecureSum(1e3)], label_rows=[])
+    assert "SecureSum cut" not in caplog.text
+    assert "SecureSum ignores the labels of clients" in caplog.text
 
 
 def test_a_node_takes_part_in_sums_of_three_unless_its_config_says_less():
