@@ -45,7 +45,7 @@ class RunState:
         Counts of the noisy models and moments published so far, by kind, noise, clip and source. Releases before a
         resume, and in earlier runs of the same strategy, are included.
     setup
-        Mix, seed and stages of the run as text; a resumed run must have the same.
+        Mix, seed, stages and options of the run as text; a resumed run must have the same mix, seed and stages.
     callbacks
         The states of the callbacks by class name.
     """

@@ -1,9 +1,12 @@
 """A federation: an architecture, the registered clients, and their levels."""
 
+import logging
+import re
 import secrets
 from dataclasses import replace
 
 from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError
+from heterofl_flwr.common.options import is_group, values
 from heterofl_flwr.core.slice_rules import NESTED_RULES, SliceFunction, SliceRule
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.callbacks import RunState
@@ -11,6 +14,11 @@ from heterofl_flwr.federation.capability import Answers, Capability, check_fault
 from heterofl_flwr.federation.client_levels import Levels
 from heterofl_flwr.federation.nodes import Nodes
 from heterofl_flwr.stages.server_stage import stage_name
+
+FIXED = ("mix", "seed", "stages")
+"""Entries of ``Federation.setup`` that a resumed run cannot change."""
+
+logger = logging.getLogger(__name__)
 
 
 class Federation:
@@ -66,26 +74,36 @@ class Federation:
 
     @property
     def setup(self) -> dict[str, str]:
-        """Mix, seed and stages as text. A run can be resumed only with an equal setup."""
+        """Mix, seed, stages and their options as text. A run can be resumed only with equal ``FIXED`` entries."""
         rates = f"{self.mix}, {self.assignment}, global rate {self.mix.global_rate:g}"
         stages = ", ".join(map(stage_name, self.options.stages))
-        return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
+        groups = {name: getattr(self.options, name) for name in ("slicing", "training", "averaging", "privacy")}
+        groups |= {stage_name(stage): stage for stage in self.options.stages if is_group(stage)}
+        options = {
+            f"{name}.{option}": re.sub(" at 0x[0-9a-f]+", "", repr(value))
+            for name, of in groups.items()
+            for option, value in values(of).items()
+        }
+        return {**options, "mix": rates, "seed": str(self.seed), "stages": stages or "none"}
 
     def load(self, state: RunState) -> None:
-        """Resume a run from ``state``; raise ``ConfigError`` if ``state.setup`` differs from ``setup``.
+        """Resume a run from ``state``; raise ``ConfigError`` if ``state.setup`` differs from ``setup`` in ``FIXED``.
 
-        The next round queries the capability of all clients again.
+        Log a warning for other differences. The next round queries the capability of all clients again.
         """
         setup = self.setup
-        if changes := [
-            f"{name} was {value} and is {setup.get(name)}"
+        differences = {
+            name: f"{name} was {value} and is {setup.get(name)}"
             for name, value in state.setup.items()
             if value != setup.get(name)
-        ]:
+        }
+        if changes := [text for name, text in differences.items() if name in FIXED]:
             raise ConfigError(
                 f"resume is of a run with another setup: {'; '.join(changes)}. Resume it with its own, or begin a new "
                 f"run from its model (initial_arrays)"
             )
+        if differences:
+            logger.warning("the resumed run had other options: %s", "; ".join(differences.values()))
         self.reset()
         self.nodes.load(state.trained, state.dealt, state.nodes, state.seats)
         self.run_key = self.run_key if state.run_key is None else state.run_key

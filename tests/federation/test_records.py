@@ -307,6 +307,19 @@ def test_a_strategy_that_resumes_an_earlier_round_begins_with_an_empty_record():
     assert spy.calls[:2] == [(1, {}), ("start", 2, 3)]
 
 
+def test_a_run_resumed_with_other_options_is_a_warning(caplog):
+    options = {"mix": "a1-b1", "nodes": 2, "num_rounds": 2, "stages": [Momentum(server_momentum=0.5)]}
+    resume = play(**{**options, "num_rounds": 1}, learning_rate=abs).progress[-1]
+    play(**options, learning_rate=abs, start={"resume": resume})
+    assert "other options" not in caplog.text
+    changed = {"stages": [Momentum(server_momentum=0.9)], "label_rows": ("classifier.bias",)}
+    play(**{**options, **changed}, learning_rate=abs, start={"resume": resume})
+    assert (
+        "the resumed run had other options: averaging.label_rows was None and is ('classifier.bias',); "
+        "Momentum.server_momentum was 0.5 and is 0.9" in caplog.text
+    )
+
+
 class Schedules(HeteroFL):
     def configure_train(self, server_round, arrays, config, grid):
         return super().configure_train(server_round, arrays, ConfigRecord({**config, "lr": 0.5 / server_round}), grid)
