@@ -83,6 +83,9 @@ class HeteroFL(Strategy):
     num_rounds : int
         Number of rounds of the run. Needed if ``evaluation.levels`` is ``last`` and, for the evaluation after the final
         round, if ``evaluation.every`` is above 1.
+    round_timeout : float
+        Upper bound on the seconds of a round's queries to clients. Flower does not tell a strategy the
+        ``round_timeout`` of its ``ServerConfig``, so give the same number here.
     **options : Any
         All other arguments of ``heterofl_flwr.HeteroFL``. The names ``fraction_fit``, ``min_fit_clients``,
         ``min_evaluate_clients`` and ``min_available_clients`` of ``FedAvg`` work too.
@@ -100,6 +103,7 @@ class HeteroFL(Strategy):
         fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
         evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
         num_rounds: int = 0,
+        round_timeout: float = 3600.0,
         **options: Any,
     ) -> None:
         named = {CLASSIC.get(name, name): value for name, value in options.items() if name not in LACKS}
@@ -121,7 +125,7 @@ class HeteroFL(Strategy):
                 "num_rounds=, the number of rounds of the run"
             )
         self.federation = self._inner.federation
-        self._inner.num_rounds = num_rounds
+        self._inner.num_rounds, self._inner.timeout = num_rounds, round_timeout
         self._evaluate_fn = evaluate_fn
         self._fit_config_fn, self._evaluate_config_fn = on_fit_config_fn, on_evaluate_config_fn
         self._initial_parameters = initial_parameters

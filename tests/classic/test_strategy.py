@@ -45,6 +45,17 @@ def test_initial_parameters_may_be_given_with_buffers_or_without(shared):
         assert all(np.array_equal(*pair) for pair in zip(parameters_to_ndarrays(found), expected, strict=True))
 
 
+def test_a_query_takes_a_share_of_the_rounds_time():
+    class Timed(Fake):
+        def get_properties(self, ins, timeout, group_id):
+            self.timeout = timeout
+            return super().get_properties(ins, timeout, group_id)
+
+    fakes = [Timed("0"), Timed("1")]
+    begin(fakes, round_timeout=8.0)
+    assert all(0 < fake.timeout <= 2.0 for fake in fakes)
+
+
 def test_initial_parameters_of_another_model_are_refused():
     strategy = HeteroFL(build, initial_parameters=ndarrays_to_parameters([np.zeros(1, np.float32)] * 3))
     with pytest.raises(heterofl_flwr.HeteroFLError, match="initial_parameters has 3 arrays; expected 4"):
