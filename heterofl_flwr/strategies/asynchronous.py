@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -33,7 +33,7 @@ class _Turn:
     sampled: Sampled
     since: float
     num_bytes: int
-    sent_at: float = field(default_factory=time.monotonic)
+    sent_at: float
 
 
 class Steps:
@@ -185,7 +185,9 @@ class Steps:
             if not id_:
                 current.refuse(node_id, Fault("the message could not be sent", "gone"))
                 continue
-            self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
+            self._training[id_] = _Turn(
+                node_id, current.slices[node_id], began, content_bytes(message.content), time.monotonic()
+            )
 
     def _draw(self, current: Round) -> list[int]:
         """Sample the clients that begin to train now: at most ``concurrency`` minus ``len(_expected())``.

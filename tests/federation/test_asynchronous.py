@@ -22,11 +22,12 @@ from heterofl_flwr import (
 )
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.strategies import asynchronous, node_registration
+from heterofl_flwr.strategies import asynchronous, node_registration, time_budget
 from heterofl_flwr.transport import exchange
 from tests.core import twin
 from tests.federation import test_sharing
 from tests.federation.tiny import Keep, Named, Watched, add_one, build, crash, equal, make_app, play
+from tests.hostile.superlink import Clock
 
 FAST = DeviceProfile(macs_per_second=1.0, download=1e300, upload=1e300)
 MIX = "a1-b1-c1"
@@ -221,6 +222,20 @@ class Silent(Watched):
         return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
 
 
+class Ticks(Clock):
+    def sleep(self, seconds):
+        super().sleep(max(seconds, 1e-3))  # less may be rounded away, and the time would stand still
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let time pass only while nobody replies, so that the speed of the machine decides nothing."""
+    clock = Ticks()
+    for module in (asynchronous, exchange, node_registration, time_budget):
+        monkeypatch.setattr(module, "time", clock)
+
+
+@pytest.mark.usefixtures("clock")
 class TestWhoIsLost:
     def test_a_client_that_fails_is_replaced_at_once_and_progress_counts_what_is_in_the_step(self):
         counted = []
@@ -304,6 +319,7 @@ class TestWhoIsLost:
         assert 0 not in found.strategy.federation.nodes.trained
 
 
+@pytest.mark.usefixtures("clock")
 def test_the_wait_for_nodes_takes_no_time_of_the_step(monkeypatch):
     class Joining(Watched):
         looks = 0
