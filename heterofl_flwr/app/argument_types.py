@@ -27,7 +27,7 @@ def read_share(text: str) -> float:
         share = float(text)
     except ValueError:
         share = -1.0
-    if not (0 <= share <= 1 or share.is_integer() and share > 0):
+    if not (0 <= share <= 1 or (share.is_integer() and share > 0)):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a share such as 0.25, or a whole number")
     return share
 

@@ -83,7 +83,7 @@ def test_profiles_are_a_mapping(profiles):
 
 @pytest.mark.parametrize("deadline", [0, -1.0, math.nan, "60", None, True])
 def test_a_deadline_is_a_time_above_0(deadline):
-    with pytest.raises(ConfigError, match="deadline is .*; expected a number of seconds above 0"):
+    with pytest.raises(ConfigError, match=r"deadline is .*; expected a number of seconds above 0"):
         Devices(EDGE, nothing, deadline=deadline)
 
 
