@@ -82,12 +82,6 @@ class SecureSum(Conversation):
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Query clients for public keys, then for shares of private keys; return config entries for training."""
         self._round, self._closed, self.skipped, self.fewest_replies = None, None, False, 0
-        if context.server_round == 1 and context.by_label and not context.rows:
-            logger.warning(
-                "SecureSum ignores the labels of clients, because it is not certain which layers of this model have a "
-                "row for each class: name their parameters (averaging=Averaging(label_rows=[...])), or say that all "
-                "rows are averaged (labels='none')"
-            )
         self.excluded = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
         answers = yield {client: {KEY: "keys", RUN: context.run} for client in clients if client not in self._liars}
         keys: dict[int, list[bytes]] = {}
