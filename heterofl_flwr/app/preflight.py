@@ -1,5 +1,7 @@
 """Checks before a run starts."""
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.value_types import AUTO
+from heterofl_flwr.settings.auto_values import with_architecture
 
 
 def check_run(request: Request) -> str:
@@ -68,21 +70,19 @@ def check_task(workload: Workload, clients: int) -> str:
 def _describe_size(workload: Workload, clients: int) -> str:
     settings, mix = workload.settings, workload.mix
     taking_part = sum(fixed_rate(mix, partition, clients) > 0 for partition in range(clients)) if mix.idle else clients
-    number = settings.asynchronous.size or settings.sample.number(taking_part, "train")
+    number = min(settings.asynchronous.size, taking_part) or settings.sample.number(taking_part, "train")
     steps = workload.steps_each(clients)
     each = f", about {counted(round(steps), 'step')} each" if steps else ""
     return f"each round trains {number} of {counted(taking_part, 'client')}{each}"
 
 
 def _check_fit(workload: Workload, name: str, build: Build, rate: float) -> None:
-    example = workload.example()
     try:
-        model, _ = build_and_profile(build, rate, example)
-        if name not in MODELS and workload.dataset.train.reading is None:
-            _check_output(workload, name, model)
+        _try_model(workload, name, build, rate)
     except HeteroFLError:
         raise
     except Exception as error:  # a user's function may raise any error
+        example = workload.example()
         if name not in MODELS:
             raise ConfigError(
                 f"the model {name} fails at rate {rate:g} on an input of {workload.settings.data.name}, "
@@ -90,9 +90,26 @@ def _check_fit(workload: Workload, name: str, build: Build, rate: float) -> None
             ) from error
         raise ConfigError(
             f"the model {name} cannot read the data set {workload.settings.data.name}, whose inputs are "
-            f"{example.dtype} of shape {tuple(example.shape[1:])} ({first_line(error)}): expected another model.name, "
-            f"{'mlp' if example.dim() == 2 else AUTO}, or a function of yours (module:function)"
+            f"{example.dtype} of shape {tuple(example.shape[1:])} ({first_line(error)}): expected model.name to "
+            f"be {' or '.join(filter(None, [', '.join(_find_models(workload, rate)), 'a function of yours']))} "
+            f"(module:function)"
         ) from error
+
+
+def _try_model(workload: Workload, name: str, build: Build, rate: float) -> None:
+    model, _ = build_and_profile(build, rate, workload.example())
+    if workload.dataset.train.reading is None:
+        _check_output(workload, name, model)
+
+
+def _find_models(workload: Workload, rate: float) -> list[str]:
+    """Return the names of this package's models that can read the data set."""
+    names = []
+    for name in MODELS:
+        with suppress(Exception):  # of any kind, as in _check_fit
+            _try_model(workload, name, Workload(with_architecture(workload.settings, name)).build, rate)
+            names.append(name)
+    return names
 
 
 def _check_output(workload: Workload, name: str, model: nn.Module) -> None:

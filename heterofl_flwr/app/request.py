@@ -57,9 +57,9 @@ def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
     """
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]
-        config: UserConfig = flatten(table.get("config", {}))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} has no pyproject.toml that describes a Flower app: {error}") from error
+    config: UserConfig = flatten(table.get("config", {}))
     if unknown := sorted(changes.keys() - config.keys()):
         raise ConfigError(
             f"the app in {folder} has no setting {', '.join(unknown)}; it has {', '.join(config) or 'none'}"

@@ -65,11 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = "local: this process; ray: processes of Ray, by default with RAY_ADDRESS, --gpus, --cpus or --parallel"
     how.add_argument("--grid", choices=("local", "ray"), help=where)
     how.add_argument(
-        "--gpus", type=read_share, metavar="SHARE", help="of a GPU for each client, on Ray; by default one; 0: none"
+        "--gpus",
+        type=read_share,
+        metavar="SHARE",
+        help="of a GPU for each client, on Ray; by default one, or less with --parallel; 0: none",
     )
     how.add_argument("--cpus", type=read_count, metavar="N", help="cores for each client, on Ray; by default 1")
     how.add_argument("--parallel", type=read_count, metavar="N", help="at most this many clients at once, on Ray")
-    how.add_argument("--log", action="store_true", help="show Flower's log instead of a line for each round")
+    how.add_argument("--log", action="store_true", help="show Flower's log too")
 
 
 def run(args: argparse.Namespace) -> int:

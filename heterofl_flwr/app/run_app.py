@@ -15,7 +15,7 @@ from flwr.serverapp import ServerApp
 from heterofl_flwr.app.client_resources import open_grid
 from heterofl_flwr.app.request import Request
 from heterofl_flwr.app.workload import load_workload, shared_data
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, printable
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, printable, without_numbers
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.queued import QueuedGrid
@@ -114,7 +114,8 @@ class Checked(Relay):
             return reply
         reason = reply.error.reason or "no reason given"
         if any(sign in reason for sign in SHORT_OF_MEMORY):
-            fewer = "" if isinstance(self._queued, LocalGrid) else "resume with fewer clients at once (--parallel), or "
+            fewer = "resume with fewer clients at once (--parallel, of a sweep engine.parallel), or "
+            fewer = "" if isinstance(self._queued, LocalGrid) else fewer
             raise OutOfMemoryError(
                 f"a client ran out of memory: {reason}; {fewer}start a run with a smaller model, batch or "
                 f"cohort (engine.cohort)"
@@ -133,13 +134,20 @@ def _describe(error: Exception) -> str:
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings, except warnings about rounds, which the run prints itself."""
+    """Handler that prints warnings. Of those about rounds that differ only in numbers, it prints the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_rounds: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print ``record`` if it is a warning that is not about a round."""
+        """Print ``record`` if it is a warning, and not a repeated one about a round."""
         text = record.getMessage()
-        if record.levelno == logging.WARNING and not text.startswith("round "):
-            print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
+        if record.levelno != logging.WARNING or (cause := without_numbers(text)) in self._of_rounds:
+            return
+        if text.startswith("round "):
+            self._of_rounds.add(cause)
+        print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
 
 @contextmanager

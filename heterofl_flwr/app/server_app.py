@@ -119,7 +119,8 @@ def _run(
         return make_strategy(workload, extra_callbacks)
     # On this package's grids the number of clients is known now. `heterofl run` wraps its grid in a relay.
     clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid | Relay) else None
-    steps = workload.steps_each(clients) if clients else None
+    # FedH2L takes them in two exchanges, so their number says nothing of the speed of one.
+    steps = workload.steps_each(clients) if clients and settings.server.strategy != "fedh2l" else None
     as_json = settings.run.log == "json" and clients is None  # each line of such a log must be JSON
     console = Console(steps=steps, logger=logger if as_json else None)
     callbacks = [*build_callbacks(workload, folder), *extra_callbacks]
@@ -248,7 +249,7 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     # ended a run before ``num_rounds``. If the newest checkpoint is damaged, ``recorded`` is above ``done``.
     recorded = max((record.server_round for record in folder.history()), default=done)
     if about.get("finished") and recorded == done and rounds in (done, about.get("num_rounds")):
-        text = f"the run in {folder.path} is finished: {counted(done, 'round')}; to go on, ask for more (--rounds)"
+        text = f"the run in {folder.path} is finished: {counted(done, 'round')}; to go on, ask for more (num-rounds)"
         return Start(finished=text)
     if done > rounds:
         raise ConfigError(

@@ -193,7 +193,8 @@ class Workload:
         if self.dataset.train.reading is not None:
             return None
         train, parts = self.settings.train, self.partitions(number).train
-        return train.epochs * sum(len(batch_rows(rows, train.batch_size)) for rows in parts) / number
+        shared = self.settings.distill.steps if self.settings.server.strategy == "fedh2l" else 0  # on the seed batch
+        return train.epochs * sum(len(batch_rows(rows, train.batch_size)) for rows in parts) / number + shared
 
     def part(self, partition: int, num_partitions: int) -> NodeData:
         """Return the data of client ``partition`` of ``num_partitions``."""

@@ -30,7 +30,7 @@ class Sampling:
     """
     min_replies: Annotated[MinReplies, "'auto', a whole number of 1 or more, or a share between 0 and 1"] = "auto"
     """lower bound on the usable replies of a round; with fewer, the run fails. A number, a fraction of the clients
-    needed, or auto: half of the clients needed
+    needed, or auto: half of the clients needed, without those whose simulated device was away or failed
     """
     wait: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=True)] = 60.0
     """seconds to wait for enough nodes; after that, the run fails"""

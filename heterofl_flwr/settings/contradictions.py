@@ -72,8 +72,8 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
 
 
 TRAVELS = (
-    *("assignment", "train.upload", "train.proximal", "train.distill"),
-    *("server.slice-rule", "server.shared", "server.by-level", "server.growth"),
+    *("assignment", "global-rate", "train.upload", "train.proximal", "train.distill"),
+    *("server.slice-rule", "server.roll-by", "server.shared", "server.by-level", "server.growth"),
     *("server.stages", "server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
 """Settings about the exchange of parameters. FedH2L exchanges no parameters, so these must have their defaults.
@@ -93,19 +93,22 @@ def _fedh2l_rules(
 def unused_rules(
     settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]
 ) -> Iterable[Contradiction]:
-    """Yield the settings that are not read because another setting has its default."""
+    """Yield the settings that are not read because of another setting."""
     train, server, fedh2l = settings.train, settings.server, settings.server.strategy == "fedh2l"
-    inner, exits = train.distill != "none", train.exits != "last"
+    inner, exits = train.distill not in ("none", "ordered"), train.exits != "last"  # ordered: labels alone
+    teaching = "train.distill=all, sandwich or drawn"
     for is_used, by, keys in (
         (fedh2l, "server.strategy=fedh2l", "distill.seed-size distill.seed-batch distill.steps distill.labels"),
-        (fedh2l or inner or exits, "train.distill, train.exits or fedh2l", "distill.temperature distill.weight"),
-        (inner, "train.distill", "distill.label-share"),
+        (fedh2l or inner or exits, f"{teaching}, train.exits or fedh2l", "distill.temperature distill.weight"),
+        (inner, teaching, "distill.label-share"),
         (exits, "train.exits", "distill.ramp"),
         (server.robust != "none", "server.robust", "server.robust-few"),
         (server.robust == "trimmed", "server.robust=trimmed", "server.robust-trim"),
         (server.slice_rule == "important", "server.slice-rule=important", "server.rank-every server.rank-margin"),
         (settings.asynchronous.size, "asynchronous.size", "asynchronous.staleness asynchronous.clocks"),
         (settings.privacy.noise, "privacy.noise", "privacy.delta privacy.moments-clip"),
+        (settings.evaluate.every, "evaluate.every above 0", "evaluate.metric evaluate.moments-batch-size"),
+        (settings.engine.name != "plain", "engine.name=auto, cohort or seats", "engine.cohort"),
     ):
         for key in () if is_used else keys.split():
             why = f"which has no effect without {by}; expected {defaults[key]!r}, or {by} with it"

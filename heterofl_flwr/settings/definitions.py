@@ -91,6 +91,7 @@ class ModelSettings(Group):
 class TrainSettings(TrainOptions):
     """Training of a client in a round."""
 
+    clip: NotNegative = same(TrainOptions, "clip")
     milestones: value_types.Rounds = same(Training, "milestones")
     lr_decay: Share = same(Training, "lr_decay")
     distill: InnerWidths = "none"
@@ -186,7 +187,7 @@ class EngineSettings(Group):
     seats (clients of any rates side by side on a GPU); auto: plain or cohort, whichever is likely faster
     """
     cohort: Natural = 0
-    """maximum number of clients that train together, of one rate or (seats) of any rates; 0: 5 on a CPU, 50 on a GPU"""
+    """maximum number of clients that train together, of one rate or (seats) of any rates; 0: 5 on a CPU, 50 on CUDA"""
     device: value_types.Text = "auto"
     """cpu, mps, cuda or cuda:1; auto: a GPU if the client has one"""
     precision: Precision = "tf32"
@@ -243,7 +244,7 @@ class Settings(Group):
     num_rounds: Count
     """number of rounds"""
     seed: Natural = 0
-    """random seed of all draws"""
+    """random seed of all draws but the secret ones of privacy.noise and secure-sum"""
     fidelity: Variant = "paper"
     """errors of the authors' code: reproduced, as in the published numbers (paper), or corrected (fixed)"""
     data: DataSettings

@@ -45,7 +45,7 @@ def method_name(settings: Settings) -> str:
         return EXITS[settings.train.exits]
     if any(isinstance(stage, Scaffold) for stage in parse_stages(server.stages, load=False)):
         return "SCAFFOLD"
-    if server.weights == "examples" and len(settings.mix.rates) == 1:
+    if server.weights == "examples" and len(settings.mix.all_rates) == 1:
         return "FedAvg"
     if server.growth:
         return "FedGMR, structured"

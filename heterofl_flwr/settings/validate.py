@@ -58,10 +58,17 @@ DEFAULTS: Mapping[str, Flat] = MappingProxyType({key: spec.default for key, spec
 
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as a flat dictionary with dotted keys."""
+    """Return a nested mapping as a flat dictionary with dotted keys; raise ``ConfigError`` for a key that occurs twice.
+
+    ``{"train.lr": 0.1, "train": {"lr": 0.2}}`` has the key ``train.lr`` twice.
+    """
     flat: dict[str, object] = {}
     for name, value in nested.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        part = flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        for key in flat.keys() & part.keys():
+            group, _, field = key.rpartition(".")
+            raise ConfigError(f"{key!r} is set twice, by this name and as {field!r} in {group!r}; expected the second")
+        flat |= part
     return flat
 
 

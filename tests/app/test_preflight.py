@@ -30,7 +30,10 @@ pytestmark = pytest.mark.usefixtures("machine")
         (["--resume", "file"], "file is no folder of a run"),
         (["lr=1"], "lr: no setting has this name; did you mean train.lr?"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
-        (["--set", "model.name=transformer"], "the model transformer cannot read the data set digits, whose inputs"),
+        (
+            ["model.name=transformer"],
+            "expected model.name to be cnn, mlp, preresnet18, preresnet18-later, preresnet50 or a function of yours (",
+        ),
         (
             ["--set", "run.callbacks=tensorbord"],
             "run.callbacks names 'tensorbord'; expected tensorboard, wandb, mlflow",
@@ -127,6 +130,17 @@ def test_the_size_of_a_round_is_said_before_the_first():
     (steps,) = re.findall(r"^each round trains 2 of 4 clients, about (\d+) steps each$", check_task(workload, 4))
     parts = (workload.part(client, 4).train for client in range(4))
     assert float(steps) == pytest.approx(sum(3 * steps_per_epoch(part, 16) for part in parts) / 4, abs=0.5)
+
+
+def test_a_step_without_waiting_trains_each_client_once():
+    settings = {"asynchronous.size": 50, "asynchronous.concurrency": 60}
+    assert check_task(Workload(from_flat(settings)), 4).startswith("each round trains 4 of 4 clients")
+
+
+def test_the_steps_on_the_seed_batch_of_fedh2l_count():
+    settings = {"server.strategy": "fedh2l", "mix": "a", "train.epochs": 1, "train.batch-size": 16}
+    numbers = {steps: Workload(from_flat({**settings, "distill.steps": steps})).steps_each(4) for steps in (0, 20)}
+    assert numbers[20] == numbers[0] + 20
 
 
 def test_clients_that_take_no_part_are_not_counted():

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr.app.client_resources import cohort_limit, open_grid
 from heterofl_flwr.app.request import Request, read_app
-from heterofl_flwr.app.run_app import LOG, Checked, RunError, run_request
+from heterofl_flwr.app.run_app import LOG, Checked, RunError, Warnings, run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid
@@ -89,6 +89,20 @@ def test_another_app_resumes_with_the_layers_that_its_clients_keep(tmp_path):
     for rounds in (1, 2):
         run_request(read_app(app, {"rounds": rounds}, out=tmp_path / "run", clients=2))
     assert [record.failures for record in RunFolder(tmp_path / "records").history()] == [{}, {}]
+
+
+def test_warnings_about_rounds_are_shown_once_for_each_cause(capsys):
+    handler = Warnings()
+    for level, text in (
+        ("WARNING", "round 1: partition 3 sent nothing"),
+        ("WARNING", "round 2: partition 5 sent nothing"),
+        ("WARNING", "round 2: the sum stays closed"),
+        ("INFO", "round 2: clients=2/2"),
+        *[("WARNING", "the disk is full")] * 2,
+    ):
+        handler.handle(logging.makeLogRecord({"msg": text, "levelno": getattr(logging, level)}))
+    shown = ["round 1: partition 3 sent nothing", "round 2: the sum stays closed", *["the disk is full"] * 2]
+    assert capsys.readouterr().err.splitlines() == [f"warning: {text}" for text in shown]
 
 
 def test_what_an_app_raises_is_how_its_run_ends(tmp_path):

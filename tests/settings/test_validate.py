@@ -15,7 +15,7 @@ from heterofl_flwr.settings.auto_values import OTHER
 from heterofl_flwr.settings.definitions import EngineSettings
 from heterofl_flwr.settings.renamed import from_stored
 from heterofl_flwr.settings.server_stages import parse_stages
-from heterofl_flwr.settings.validate import DEFAULTS, SPECS, accepts, flatten, from_flat, to_flat
+from heterofl_flwr.settings.validate import DEFAULTS, SPECS, accepts, flatten, from_flat, read_config, to_flat
 from heterofl_flwr.settings.value_types import AUTO
 from heterofl_flwr.settings.without_torch import to_toml
 from heterofl_flwr.stages.server_stage import ServerStage
@@ -158,6 +158,8 @@ def test_an_unknown_key_is_rejected_with_the_nearest():
         ("distill.models", "cnn,mlp", {}),
         ("distill.steps", 3, {"train.distill": "all"}),
         ("distill.weight", 2.0, {}),
+        ("distill.weight", 2.0, {"train.distill": "ordered"}),
+        ("distill.label-share", 0.5, {"train.distill": "ordered"}),
         ("distill.label-share", 0.5, {"server.strategy": "fedh2l"}),
         ("distill.ramp", 0.3, {"train.distill": "all"}),
         ("server.robust-trim", 0.1, {}),
@@ -165,6 +167,8 @@ def test_an_unknown_key_is_rejected_with_the_nearest():
         ("server.rank-every", 9, {"server.slice-rule": "rolling"}),
         ("asynchronous.staleness", 1.0, {}),
         ("privacy.delta", 1e-3, {"privacy.clip": 1.0}),
+        ("evaluate.metric", "mine:metric", {"evaluate.every": 0}),
+        ("engine.cohort", 10, {"engine.name": "plain"}),
         ("run.resume", True, {}),
     ],
 )
@@ -172,8 +176,8 @@ def test_settings_that_contradict_one_another_are_rejected(key, value, others):
     assert complaint({key: value, **others}).startswith(f"{key}: found {value!r}, ")
 
 
-AVERAGING = {"assignment": "dynamic", "train.upload": "int8", "train.distill": "all"}
-AVERAGING |= {"server.slice-rule": "rolling", "server.shared": "a.*"}
+AVERAGING = {"assignment": "dynamic", "global-rate": "a", "train.upload": "int8", "train.distill": "all"}
+AVERAGING |= {"server.slice-rule": "rolling", "server.roll-by": 6, "server.shared": "a.*"}
 AVERAGING |= {"server.stages": "adam", "server.robust": "median", "server.aggregator": "product"}
 AVERAGING |= {"server.norm-bound": 2.0}
 
@@ -188,6 +192,13 @@ def test_toml_carries_any_text_and_flower_reads_it_as_we_do():
     values = to_flat(from_flat({"sample.wait": math.inf})) | {"run.dir": 'a "b" \\ é\n\t\u2028'}
     table = tomllib.loads(to_toml(values))
     assert flatten_dict(table) == flatten(table) == values
+
+
+@pytest.mark.parametrize("text", ['train.lr = 0.1\n"train.lr" = 0.2', '"train.lr" = 0.2\n[train]\nlr = 0.1'])
+def test_a_setting_that_a_file_has_twice_is_refused(tmp_path, text):
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'train\.lr' is set twice, by this name and as 'lr' in 'train'"):
+        read_config(tmp_path / "mine.toml")
 
 
 def test_a_run_that_waits_without_a_limit_can_be_resumed():
@@ -215,7 +226,7 @@ GOOD = [
 
 BAD = [
     ("num-rounds", [0, -1, 1.0, True, "1"]),
-    ("train.clip", ["1", True, math.nan, math.inf, 10**400, -1e-9]),
+    ("train.clip", ["1", True, None, math.nan, math.inf, 10**400, -1e-9]),
     ("seed", [-1, None, [1, 2], {"a": 1}, b"x"]),
     ("sample.fraction", [0, 1.0001]),
     ("train.momentum", [1.0, -0.1]),

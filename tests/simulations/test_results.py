@@ -45,6 +45,7 @@ def points(*values):
         (WHOLE, "FedAvg"),
         ({**WHOLE, "server.shared": ""}, "Standalone"),
         ({**WHOLE, "server.shared": "linear.*"}, "LG-FedAvg"),
+        ({**WHOLE, "mix": "e", "global-rate": "a", "server.slice-rule": "rolling"}, "FedRolex"),
         ({"server.strategy": "fedh2l", "distill.models": "mlp"}, "FedH2L (variant)"),
         ({"mix": "a"}, "HeteroFL"),
         ({"server.stages": "scaffold", "train.momentum": 0.0}, "SCAFFOLD"),

@@ -116,6 +116,15 @@ def test_a_folder_with_another_run_raises_and_is_left_alone(tiny):
     assert len(folder.history()) == 3
 
 
+def test_a_run_with_another_number_of_clients_is_another_run(tiny):
+    ran(tiny, 2).note(clients=tiny.clients)
+    assert tiny.stage == "begun"
+    other = job(*SHRUNKEN, "num-rounds=3", "engine.clients=6", path=tiny.path)
+    with pytest.raises(ConfigError, match=r"engine\.clients: found 6, but the run in .* has 20; expected 20"):
+        run_once(other)
+    assert other.stage == "blocked"
+
+
 def test_a_resumed_job_has_the_incidental_settings_of_the_new_command(tiny, request_of):
     """The folder names no code that the sweep does not name."""
     own = {"run.checkpoint_every": 2, "engine.timeout": 5.0, "data.root": "/before", "engine.device": "cuda"}
@@ -180,6 +189,12 @@ def test_a_stage_that_the_assignment_excludes_is_found_before_the_first_job():
         job(f"assignment={assignment}", "server.stages='feddyn(0.1)'", *SHRUNKEN) for assignment in ("fix", "dynamic")
     ]
     with pytest.raises(ConfigError, match="assignment='fix'"):
+        check_jobs(jobs)
+
+
+def test_a_global_model_that_no_client_holds_is_checked_before_the_first_job():
+    jobs = [job("global-rate=a", *SHRUNKEN, f"mix={mix}") for mix in ("a-e", "e")]
+    with pytest.raises(ConfigError, match="no client of the mix e1 has this rate"):
         check_jobs(jobs)
 
 

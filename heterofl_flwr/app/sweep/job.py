@@ -205,27 +205,40 @@ OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
 
 
 def is_done(job: Job) -> bool:
-    """Whether the job's run is finished. Raise ``ConfigError`` if its folder has other settings."""
+    """Whether the job's run is finished. Raise ``ConfigError`` if its folder has other settings or clients."""
     folder = RunFolder(job.path)
     if not folder.started:
         return False
     folder.check(job.config, **{**RESUMED, "resume": True, "may_differ": MAY_DIFFER})
-    return folder.about().get("finished") is not None
+    about = folder.about()
+    if (clients := about.get("clients") or job.clients) != job.clients:
+        raise ConfigError(
+            f"engine.clients: found {job.clients}, but the run in {job.path} has {clients}; expected {clients}, or "
+            f"another folder"
+        )
+    return about.get("finished") is not None
 
 
 def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise an error if a job's data set or model is unusable. Print the distinct lines that ``check_task`` returns.
 
     To save time, a job is skipped if earlier jobs of its group have all levels of its mix. The jobs of a group differ
-    only in seed, number of rounds and mix. Jobs with idle clients and jobs without are in different groups.
+    only in seed, number of rounds and mix. Jobs with idle clients and jobs without are in different groups, and so are
+    jobs with and without clients of the global rate.
     """
     checked: dict[tuple[object, ...], set[float]] = defaultdict(set)
     sizes = []
     for job in jobs:
-        kind = {**to_flat(job.settings), "mix": bool(job.settings.mix.idle), "seed": 0, "num-rounds": 0}
+        mix = job.settings.mix
+        kind = {
+            **to_flat(job.settings),
+            "mix": (mix.idle > 0, mix.global_rate in mix.rates),
+            "seed": 0,
+            "num-rounds": 0,
+        }
         rates = checked[*kind.values(), job.clients]
-        if not rates.issuperset(job.settings.mix.all_rates):
-            rates.update(job.settings.mix.all_rates)
+        if not rates.issuperset(mix.all_rates):
+            rates.update(mix.all_rates)
             sizes.append(check_task(load_workload(job.config), job.clients))
     for size in filter(None, dict.fromkeys(sizes)):
         print(size, flush=True)
