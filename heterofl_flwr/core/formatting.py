@@ -83,6 +83,9 @@ _LATEX = str.maketrans(
         **{letter: rf"\{letter}" for letter in "&%$#_{}"},
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
         "±": r"$\pm$",
     }
 )

@@ -64,6 +64,7 @@ def test_a_line_break_in_a_cell_ends_no_row():
 
 def test_letters_that_command_latex_are_printed():
     assert text.latex("5 % ± a_b & {c}^2 \\") == r"5 \% $\pm$ a\_b \& \{c\}\textasciicircum{}2 \textbackslash{}"
+    assert text.latex("p<q>|r") == r"p\textless{}q\textgreater{}\textbar{}r"  # its default font has ¡, ¿ and — there
 
 
 def test_a_name_in_a_table_does_not_command_the_terminal():
