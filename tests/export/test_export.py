@@ -156,6 +156,12 @@ def test_a_model_may_take_any_number_of_inputs(inputs, tmp_path):
     assert export_model(model, inputs, tmp_path / "sum", formats=["pt2"]).keys() == {"pt2"}
 
 
+def test_inputs_that_a_model_changes_in_place_stay_as_they_are(tmp_path):
+    inputs = torch.linspace(-1, 1, 6).view(2, 3)
+    export_model(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), inputs, tmp_path / "a")
+    assert torch.equal(inputs, torch.linspace(-1, 1, 6).view(2, 3))
+
+
 def test_batch_norm_of_a_new_model_is_not_exported(tmp_path):
     """The statistics do not travel, so a fresh model's were exported: 11 % in place of 76.7 %."""
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
