@@ -68,6 +68,7 @@ class Recorder(RoundCallback):
                 f"resume the run, or choose another folder"
             )
         if self._costs:
+            self._costs.add([rate for record in self.folder.history() for rate in record.rates.values()])
             self.folder.write_costs(self._costs.model())
         self.folder.note(num_rounds=num_rounds, finished=None)
 

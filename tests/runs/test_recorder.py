@@ -97,6 +97,20 @@ def test_costs_of_another_global_model_end_a_run_before_it_begins(folder, fake, 
     assert not folder.path.exists()
 
 
+def test_a_resumed_run_keeps_the_costs_of_rates_outside_its_mix(folder, fake, build):
+    """As of nodes with a smaller capacity, of which none need train again."""
+
+    def resume():
+        return Recorder(folder, costs=Costs(build, Mix.parse("a1-b1"), torch.zeros(1, 1, 8, 8)))
+
+    recorder = resume()
+    recorder.on_start(1, 1, fake.state(0))
+    recorder.on_round_end(fake.progress(1, 1, rates={0: 1.0, 1: 0.25}))
+    recorder.on_end(fake.state(1))
+    resume().on_start(2, 2, fake.state(1))
+    assert [cost.level for cost in folder.costs().levels] == ["a", "b", "c"]
+
+
 def test_each_level_has_its_final_model_and_moments(whole, fake, build):
     info = json.loads((whole.path / "models" / "b.json").read_text())
     state = load_file(whole.path / "models" / "b.safetensors")
