@@ -1,5 +1,6 @@
 """Comparison of several runs as a table and a page."""
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
@@ -9,7 +10,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, counted
 from heterofl_flwr.common.files import to_json, write_text
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.round_record import RoundRecord
@@ -17,7 +18,7 @@ from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, marked, price_text
-from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
+from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix, received_rates
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import check_known, deviation, final_values, mean, partial_names
 from heterofl_flwr.runs.scores import headline, scores
@@ -31,6 +32,8 @@ from heterofl_flwr.settings.validate import (
     to_flat,
     usual_values,
 )
+
+log = logging.getLogger(__name__)
 
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantiles of Student's t distribution with 1 to 10 degrees of freedom; above 10, the last value is used."""
@@ -132,6 +135,9 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     histories = {folder: folder.history() for folder in folders}  # read each file once
     rows = group_runs(list(histories))
     table = compare_metrics(histories, rows, metrics) if metrics else compare_runs(histories, rows)
+    unfinished = [text for folder, records in histories.items() if (text := _unfinished(folder, len(records)))]
+    for text in unfinished:
+        log.warning("%s", text)
     note = (
         "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals. The price is "
         "client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix. A star: "
@@ -140,12 +146,20 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     page = render_page(
         title="Comparison of runs",
         status=", ".join(folder.path.name for folder in folders),
-        lines=[],
+        lines=unfinished,
         figures=[(drawing, to_png(drawing.figure, drawing.title)) for drawing in _draw(histories, rows)],
         tables=[("Runs", table, note, ())],
     )
     write_text(path, page)
     return table
+
+
+def _unfinished(folder: RunFolder, done: int) -> str:
+    """Return a line on a run that is not finished; '' if it is finished, or if nothing has recorded its end."""
+    about = folder.about()
+    if about.get("finished") or "num_rounds" not in about:
+        return ""
+    return f"{folder.path} is not finished: its values are of {done} of {counted(about['num_rounds'], 'round')}"
 
 
 def group_runs(folders: Sequence[RunFolder]) -> Rows:
@@ -159,8 +173,8 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     for folder, values in zip(folders, settings, strict=True):
-        # Folders of earlier versions lack the number; 'heterofl run' waited for all clients.
-        values[CLIENTS] = folder.about().get("clients") or values["sample.min-nodes"]
+        if clients := folder.about().get("clients"):
+            values[CLIENTS] = clients
     keys = dict.fromkeys(key for values in settings for key in values if key not in ("seed", *INCIDENTAL))
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
     methods = list(map(_method, settings))
@@ -197,6 +211,7 @@ def _means(
         values = list(by_seed.values())
         final = formatting.score(metric, mean(values))
         spread = f" ± {formatting.score(metric, deviation(values))}" if len(values) > 1 else ""
+        spread += f" ({len(values)} of {counted(len(runs), 'seed')})" if 0 < len(values) < len(runs) else ""
         means[row] = final + spread, "" if reference is None else paired_difference(metric, reference, by_seed)
         reference = by_seed if reference is None else reference
     return means
@@ -228,13 +243,13 @@ def _draw(histories: Histories, rows: Rows) -> Iterator[Drawing]:
 
 def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> dict[str, Places]:
     """Return the points of a run's curve for each key of ``AXES``, without ``MACs`` if a rate's cost is unknown."""
-    costs, trained = folder.costs(), {rate for record in records for rate in record.rates.values()}
+    costs, rates = folder.costs(), [received_rates(record) for record in records]
     rounds = [record.server_round for record in records]
     spent: dict[str, Iterable[float]] = {"round": rounds, "bytes": accumulate(bytes_sent(records))}
     mix, widths = read_mix(folder.settings())
-    if costs and {*mix.rates, *trained} <= costs.by_rate.keys():
+    if costs and {*mix.rates}.union(*rates) <= costs.by_rate.keys():
         by_rate = {rate: cost.macs for rate, cost in costs.by_rate.items()}
-        spent["MACs"] = accumulate(count_macs(mix, record.rates.values(), by_rate, widths) for record in records)
+        spent["MACs"] = accumulate(count_macs(mix, of_round, by_rate, widths) for of_round in rates)
     return {
         unit: {
             record.server_round: (place, record.evaluate[metric])

@@ -19,7 +19,7 @@ from heterofl_flwr.report.drawing import COLOURS, MOST_NAMES, add_legend, draw_m
 from heterofl_flwr.runs.class_counts import ClassCounts
 from heterofl_flwr.runs.costs import ModelCosts, bytes_sent, full_bytes, savings
 from heterofl_flwr.runs.metrics import points
-from heterofl_flwr.runs.scores import SCOPES, headline_kind, pick_metric
+from heterofl_flwr.runs.scores import SCOPES, USUAL, headline_kind, pick_metric
 
 Points = tuple[Sequence[float], Sequence[float]]
 Curves = Mapping[str, Points]
@@ -94,8 +94,7 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, counts: C
 
 def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
     """Yield a figure for each metric that a user's app adds, up to ``MOST_METRICS`` figures."""
-    usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
-    names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
+    names = dict.fromkeys(name for record in records for name in record.evaluate if name not in USUAL)
     names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
     for number, name in enumerate(list(names)[:MOST_METRICS], 1):
         curves = {

@@ -59,7 +59,7 @@ table{font-size:.72rem}th,td{padding-right:.3rem}}
 <figure><img alt="{{ drawing.title }}" src="data:image/png;base64,{{ png | base64 }}">
 <figcaption>{{ drawing.caption }}</figcaption></figure>
 {% else %}
-<p class="note">No round is recorded yet.</p>
+<p class="note">There is nothing to draw yet.</p>
 {% endfor %}
 </div>
 </section>

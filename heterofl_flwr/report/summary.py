@@ -16,13 +16,12 @@ from heterofl_flwr.common.errors import counted, printable, short
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.mix import Mix
-from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.inner_widths import InnerWidths
 from heterofl_flwr.runs.class_counts import ClassCounts
 from heterofl_flwr.runs.costs import ModelCosts, price, received_rates, savings
 from heterofl_flwr.runs.metrics import points
-from heterofl_flwr.runs.scores import headline, headline_kind, pick_metric, scores, seconds_to
+from heterofl_flwr.runs.scores import USUAL, find_metric, headline, headline_kind, pick_metric, scores, seconds_to
 from heterofl_flwr.stages.privacy_accountant import KINDS
 
 LONGEST = 100  # characters of a failure's reason
@@ -48,7 +47,7 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths) -> str:
     """Return the price of a mix (``runs.costs.price``) as text; '' if it is unknown, or if the mix has one level."""
-    rates = [rate for record in records for rate in record.rates.values()]
+    rates = [rate for record in records for rate in received_rates(record)]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
     by_rate = {rate: (cost.bytes, cost.macs) for rate, cost in costs.by_rate.items()}
@@ -83,21 +82,27 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
         received.update(received_rates(record))
         down.update(record.bytes_by_level)
     few = {record.server_round for record in records if record.few_answered}
-    latest = next((record.evaluate_by_level for record in reversed(records) if record.evaluate_by_level), {})
-    users = (name for metrics in latest.values() for name in metrics if not name.endswith(HEADLINE_KINDS))
-    names = list(dict.fromkeys(users))
+    last = next((record for record in reversed(records) if record.evaluate_by_level), None)
+    latest, evaluated = (last.evaluate_by_level, last.server_round) if last else ({}, 0)
+    added = [
+        name for metrics in latest.values() for name in metrics if name not in (*USUAL, find_metric(metrics, kind))
+    ]
+    names = list(dict.fromkeys(added))
     rows = []
     for rate, level in levels(records, costs).items():
         rounds, values = level_points(records, level, kind)
-        score = marked(formatting.score(kind, values[-1] if values else None), bool(few & set(rounds[-1:])))
+        older = f" (round {rounds[-1]})" if rounds and rounds[-1] < evaluated else ""
+        score = marked(formatting.score(kind, values[-1] if values else None) + older, bool(few & set(rounds[-1:])))
         share = formatting.percent(drawn[rate] / (drawn.total() or 1))
         parameters = macs = formatting.NOTHING
         if cost := by_rate.get(rate):
             parameters, macs = f"{cost.parameters:,}", formatting.count(cost.macs)
-        size = formatting.size(down[level] / (received[rate] or 1)) if level in down else formatting.NOTHING
-        evaluated = latest.get(level, {})
-        added = [formatting.score(name, evaluated.get(name)) for name in names]
-        rows.append([level, f"{rate:g}", parameters, macs, share, score, *added, size])
+        size = formatting.size(down[level] / received[rate]) if received[rate] and level in down else formatting.NOTHING
+        metrics = latest.get(level, {})
+        scores_added = [
+            marked(formatting.score(name, metrics.get(name)), name in metrics and evaluated in few) for name in names
+        ]
+        rows.append([level, f"{rate:g}", parameters, macs, share, score, *scores_added, size])
     return ("level", "rate", "parameters", "MACs", "clients", kind, *names, "bytes down"), rows
 
 
@@ -172,7 +177,8 @@ def summary_lines(
     if metrics := [f"{name} {formatting.number(stages[name])}" for name in stages if name not in accountant]:
         yield f"stages after the last round: {', '.join(metrics)}"
     if accountant:
-        yield f"each client's privacy: epsilon {stages['epsilon']:.3g} at delta {stages['delta']:g}"
+        spent = f"epsilon {stages['epsilon']:.3g} at delta {stages['delta']:g}"
+        yield f"each client's privacy after round {records[-1].server_round}: {spent}"
 
 
 def summary_table(

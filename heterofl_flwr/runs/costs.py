@@ -140,7 +140,7 @@ def savings(
 
     With ``train.distill`` in ``settings``, multiplications include smaller models inside clients' models.
     """
-    rates, (mix, widths) = [rate for record in records for rate in record.rates.values()], read_mix(settings)
+    rates, (mix, widths) = [rate for record in records for rate in received_rates(record)], read_mix(settings)
     inner = () if widths == "none" else mix.rates
     if costs is None or not rates or not {*rates, *inner} <= costs.by_rate.keys():
         return None

@@ -10,6 +10,9 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.runs.metrics import check_known
 
 SCOPES = ("global", "local", "worst")
+USUAL = ("coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS))
+"""Names of this package's own metrics."""
+
 UNKNOWN = "accuracy"  # the kind for a run without any headline metric
 
 

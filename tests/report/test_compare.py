@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 
 from heterofl_flwr.app.main import main
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.grids.simulated_devices import AWAY
 from heterofl_flwr.report import RunFolder, compare
 from heterofl_flwr.report.compare import paired_difference
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts
@@ -73,7 +74,8 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
                 ("FedRolex: data.split=non-iid-2 server.slice-rule=rolling", "1"),
             ],
         ),
-        (({}, {}), {"clients": 10}, [("engine.clients=10", "1"), ("engine.clients=2", "1")]),
+        # A deployment records the number at its end, or never.
+        (({}, {}), {"clients": 10}, [("engine.clients=10", "1"), ("engine.clients=", "1")]),
         # Equal runs are named by their title.
         (({}, {}), {"title": "HeteroFL on digits, a1"}, [("HeteroFL on digits, a1", "2")]),
         # A folder of an earlier version has the old name of a setting, one that is gone, and none that came later.
@@ -82,7 +84,7 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
                 {"server.slice-rule": "prefix", "server.growth": 0},
                 {"server.choose": "prefix", "train.factor": 0.1},
             ),
-            {"clients": 2},  # as sample.min-nodes, for which both waited
+            {},
             [("all", "2")],
         ),
         # A mix of an app may be another thing than levels.
@@ -138,6 +140,35 @@ def test_accuracies_in_percent_are_compared_in_their_own_unit(tmp_path):
     assert (first[3], second[-1]) == ("90.25 ± 0.3536", "0")
 
 
+def test_a_mean_says_that_seeds_lack_its_metric_and_that_runs_are_not_finished(folders, tmp_path, capsys, caplog):
+    for folder, (rounds, finished) in zip(folders, ((9, "now"), (9, None), (9, None)), strict=False):
+        folder.note(num_rounds=rounds, finished=finished)
+    record = make_record(3)
+    record.evaluate, record.evaluate_medians, record.partial = {"f1": 0.5}, {}, ()
+    folders[0].append(record)
+    folders[2].append(record)
+    page, paths = tmp_path / "page.html", [str(folder.path) for folder in folders]
+    assert main(["report", *paths, "--out", str(page), "--metric", "f1", "--metric", "global-accuracy"]) == 0
+    assert [row[3] for row in compare_runs(folders)[1] if row[2] == "f1"] == ["0.5 ± 0 (2 of 3 seeds)", "-"]
+    printed = capsys.readouterr().out
+    assert "0.5 ± 0 (2 of 3 seeds)" in printed
+    assert "60.0 % ± 10.0 %   " in printed
+    lines = [f"{paths[run]} is not finished: its values are of {run + 1} of 9 rounds" for run in (1, 2)]
+    assert caplog.messages == lines
+    assert all(line in page.read_text() for line in lines)
+
+
+def test_runs_without_an_evaluation_have_no_curves(tmp_path):
+    folders = [run(tmp_path / str(seed), "a1", seed, 0.5) for seed in (0, 1)]
+    for folder in folders:
+        folder.rewind(0)
+        record = make_record(1)
+        record.evaluate = {}
+        folder.append(record)
+    compare.write_comparison(folders, tmp_path / "page.html", ())
+    assert "There is nothing to draw yet." in (tmp_path / "page.html").read_text()
+
+
 def test_values_of_levels_from_too_few_clients_have_a_star(tmp_path):
     folder = run(tmp_path / "run", "a1", 0, 0.5)
     record = make_record(3)
@@ -167,7 +198,7 @@ def test_the_price_of_a_mix_is_of_all_seeds(tmp_path):
         folder = RunFolder(tmp_path / str(seed))
         folder.start({"mix": "a1-b1", "seed": seed, "data": {"name": "digits"}})
         record = make_record(1)
-        record.rates = {0: rate}
+        record.rates, record.failures = {0: rate, 1: 0.5}, {1: AWAY}  # which costs nothing
         folder.append(record)
         folder.write_costs(ModelCosts(1.0, (LevelCost("a", 1.0, 1, 4, 2), LevelCost("b", 0.5, 1, 1, 1))))
         folders.append(folder)
@@ -175,6 +206,8 @@ def test_the_price_of_a_mix_is_of_all_seeds(tmp_path):
     # Each seed drew one client, of the larger level and of the smaller one: 3 bytes and 5 multiplications, against
     # those of half a client of the larger and one of the smaller level, twice.
     assert {row[heads.index("price")] for row in rows} == {f"{1 / 1.5:.2f} / {3 / 4:.2f} / {5 / 6:.2f}"}
+    places = [compare._places(folder, folder.history(), "global-accuracy")["MACs"] for folder in folders]
+    assert [of_run[1][0] for of_run in places] == [4, 1]
 
 
 def test_the_same_run_twice_is_refused(folders):

@@ -93,7 +93,7 @@ def test_the_folder_alone_is_enough_and_gives_the_same_page(run, tmp_path):
 def test_a_run_without_rounds_has_a_report(folder, tmp_path):
     folder.start({"seed": 0})
     page = Page(write_report(folder).read_text(encoding="utf-8"))
-    assert "No round is recorded yet." in page.text
+    assert "There is nothing to draw yet." in page.text
     with pytest.raises(ConfigError, match="is no folder of a run"):
         write_report(RunFolder(tmp_path / "none"))
     assert not (tmp_path / "none").exists()

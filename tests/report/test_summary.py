@@ -50,6 +50,10 @@ def test_neither_unavailable_devices_nor_late_spare_clients_count_in_fedavg():
     late = make(1, [1.0] * 3, bytes_down=1200, bytes_up=800, answered=2, expected=3)
     assert [full_bytes(record, COSTS) for record in (away, late)] == [800 + 400, 1200 + 800]
     assert level_cells([away], COSTS)[1][0][-1] == "400 B"
+    alone = make(1, [1.0, 0.5], [1], bytes_by_level={"a": 400, "b": 0})
+    alone.failures = {1: AWAY}
+    assert [row[-1] for row in level_cells([alone], COSTS)[1]] == ["400 B", "-", "-"]
+    assert savings([alone], COSTS).macs_share == 1
 
 
 @pytest.mark.parametrize(
@@ -78,6 +82,18 @@ def test_metrics_of_a_users_own_are_columns_of_the_levels():
     heads, rows = level_cells([first, last, make(3, [1.0])], None)
     assert heads[-2] == "f1"
     assert [row[-2] for row in rows] == ["0.25", "-"]
+    named = make(1, [1.0], evaluate_by_level={"a": {"top-accuracy": 0.5, "local-accuracy": 0.25, "my-loss": 2.0}})
+    assert [cells[5:-1] for cells in (level_cells([named], None)[0], *level_cells([named], None)[1])] == [
+        ("accuracy", "top-accuracy", "my-loss"),
+        ["25.0 %", "50.0 %", "2"],
+    ]
+
+
+def test_a_levels_value_of_an_earlier_round_names_its_round():
+    first = make(1, [1.0, 0.5], evaluate_by_level={"a": {"local-loss": 3.0}, "b": {"local-loss": 4.0}})
+    last = make(2, [1.0], evaluate_by_level={"a": {"local-loss": 2.0, "f1": 0.5}}, evaluate_asked=3, evaluate_answers=1)
+    cells = [row[5:7] for row in level_cells([first, last, make(3, [1.0])], None)[1]]
+    assert cells == [["2 *", "0.5 *"], ["4 (round 1)", "-"]]
 
 
 def test_an_accuracy_that_an_app_gives_in_percent_is_not_multiplied():
@@ -143,7 +159,7 @@ def test_the_lines_say_what_a_run_took_and_saved(simulated):
     metrics = {"epsilon": 1.5, "delta": 1e-5, "training-releases": 2.0, "summed-clients": 4.0, "drift": 0.25}
     stages, privacy = list(summary_lines([replace(RECORDS[1], stages=metrics)], None))[-2:]
     assert stages == "stages after the last round: summed-clients 4, drift 0.25"
-    assert privacy == "each client's privacy: epsilon 1.5 at delta 1e-05"
+    assert privacy == "each client's privacy after round 2: epsilon 1.5 at delta 1e-05"
     own = [replace(RECORDS[1], stages={"epsilon": 0.5})]  # of a user's stage, without the accountant's delta
     assert list(summary_lines(own, None))[-1] == "stages after the last round: epsilon 0.5"
     assert list(summary_lines([], None)) == []
