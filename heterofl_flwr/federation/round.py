@@ -250,6 +250,7 @@ class Round:
         else:
             self.log.spared = tuple(map(nodes.partition, spared))
         self.log.answered = len(self.answers)
+        self.log.unsent = tuple(nodes.partition(node_id) for node_id in self.slices if not self._sent_bytes[node_id])
         nodes.note_in(self.log)
         nodes.failed |= {node_id for node_id, fault in self._faults.items() if fault.kind == "failed"}
         if late := [nodes.name(node_id) for node_id, fault in self._faults.items() if fault.kind == "late"]:

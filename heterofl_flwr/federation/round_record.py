@@ -62,6 +62,9 @@ class RoundRecord:
         Remarks for the log, for example about nodes that are away, silent or late.
     refused
         The partitions of clients whose reply was refused; they are in ``failures`` too.
+    unsent
+        The partitions of clients to which no training message was sent, such as those whose simulated device was
+        unavailable, or that a stage excluded before training; they are in ``failures`` too.
     spared
         With spare clients: the partitions of the clients that had not replied when enough others had. They are not in
         ``failures``.
@@ -113,6 +116,7 @@ class RoundRecord:
     unanswered: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     refused: tuple[int, ...] = ()
+    unsent: tuple[int, ...] = ()
     spared: tuple[int, ...] = ()
     train: dict[str, float] = field(default_factory=dict)
     train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

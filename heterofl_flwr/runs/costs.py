@@ -16,7 +16,6 @@ from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.round_record import RoundRecord
-from heterofl_flwr.grids.simulated_devices import AWAY
 from heterofl_flwr.nn.inner_widths import InnerWidths, mean_passes
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.profile import build_and_profile
@@ -108,15 +107,15 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
 
 
 def received_rates(record: RoundRecord) -> list[float]:
-    """Return the rates of the clients that received a model in a round: all except those with an unavailable device."""
-    return [rate for partition, rate in record.rates.items() if record.failures.get(partition) != AWAY]
+    """Return the rates of the clients that received a model in a round."""
+    return [rate for partition, rate in record.rates.items() if partition not in record.unsent]
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """Return the bytes that a round would send if all its clients trained the global model.
 
-    For a client without a usable reply, only the model that it receives is counted. For a client with an unavailable
-    device, nothing is counted.
+    For a client without a usable reply, only the model that it receives is counted. For a client that received none,
+    nothing is counted.
     """
     # Histories of older versions have no numbers of answers.
     answered = record.answered if record.expected else len(record.rates.keys() - record.failures.keys())

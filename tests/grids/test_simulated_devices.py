@@ -99,6 +99,7 @@ def test_clients_that_are_away_get_no_message(options):
     size = content_bytes(found.grid.of("train")[0].content)
     for record in found.records:
         assert {*record.failures.values()} <= {AWAY}
+        assert {*record.unsent} == record.failures.keys()
         assert (
             record.bytes_down == record.bytes_by_level.get("a", 0) == size * (len(record.rates) - len(record.failures))
         )

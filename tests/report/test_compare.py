@@ -10,7 +10,6 @@ from scipy.special import stdtrit
 
 from heterofl_flwr.app.main import main
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.grids.simulated_devices import AWAY
 from heterofl_flwr.report import RunFolder, compare
 from heterofl_flwr.report.compare import paired_difference
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts
@@ -198,7 +197,7 @@ def test_the_price_of_a_mix_is_of_all_seeds(tmp_path):
         folder = RunFolder(tmp_path / str(seed))
         folder.start({"mix": "a1-b1", "seed": seed, "data": {"name": "digits"}})
         record = make_record(1)
-        record.rates, record.failures = {0: rate, 1: 0.5}, {1: AWAY}  # which costs nothing
+        record.rates, record.unsent = {0: rate, 1: 0.5}, (1,)  # which costs nothing
         folder.append(record)
         folder.write_costs(ModelCosts(1.0, (LevelCost("a", 1.0, 1, 4, 2), LevelCost("b", 0.5, 1, 1, 1))))
         folders.append(folder)

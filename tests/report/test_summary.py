@@ -9,7 +9,6 @@ from rich.console import Console
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.round_record import RoundRecord
-from heterofl_flwr.grids.simulated_devices import AWAY
 from heterofl_flwr.report import seconds_to, summary_table
 from heterofl_flwr.report.summary import failure_cells, level_cells, score_cells, summary_lines
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts, full_bytes, savings
@@ -46,12 +45,12 @@ def test_savings_are_against_the_full_model_on_the_same_clients():
 
 def test_neither_unavailable_devices_nor_late_spare_clients_count_in_fedavg():
     away = make(1, [1.0] * 3, bytes_down=800, bytes_up=400, bytes_by_level={"a": 800})
-    away.failures = {0: AWAY, 1: "lost"}
+    away.failures, away.unsent = {0: "not available", 1: "lost"}, (0,)
     late = make(1, [1.0] * 3, bytes_down=1200, bytes_up=800, answered=2, expected=3)
     assert [full_bytes(record, COSTS) for record in (away, late)] == [800 + 400, 1200 + 800]
     assert level_cells([away], COSTS)[1][0][-1] == "400 B"
     alone = make(1, [1.0, 0.5], [1], bytes_by_level={"a": 400, "b": 0})
-    alone.failures = {1: AWAY}
+    alone.unsent = (1,)
     assert [row[-1] for row in level_cells([alone], COSTS)[1]] == ["400 B", "-", "-"]
     assert savings([alone], COSTS).macs_share == 1
 

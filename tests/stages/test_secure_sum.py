@@ -303,6 +303,7 @@ def test_a_client_masks_no_round_twice_though_its_server_and_its_context_are_new
     again = play(app, "a1", 6, 3, grid=Watched, stages=[SecureSum()], start={"resume": begun.progress[0]}, **nodes)
     second, third = again.records
     assert all("masked a change in round 2" in reason for reason in second.failures.values())
+    assert {*second.unsent} == second.failures.keys()  # so reports count no model for them
     assert len(second.failures) == 6
     assert equal(again.progress[0].state, begun.progress[0].state)
     assert third.stages["summed-clients"] == 6
