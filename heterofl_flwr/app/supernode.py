@@ -1,7 +1,7 @@
 """Start 'flower-supernode' with the remaining arguments, in a process that ends when the SuperNode ends.
 
-In Flower 1.41, a SuperNode that loses its connection can stop working while its process stays alive. With this command
-the process ends too, with exit code 1, so that a service manager restarts it.
+In Flower 1.41 and 1.42, a SuperNode that loses its connection can stop working while its process stays alive. With this
+command the process ends too, with exit code 1, so that a service manager restarts it.
 """
 
 import argparse

@@ -147,6 +147,9 @@ class RunFolder:
         then = before.get("about", {})
         versions = {name: metadata.version(name) for name in ("flwr", "torch")}
         versions = {"heterofl-flwr": __version__, "python": platform.python_version(), **versions}
+        earlier = then.get("versions", {})
+        for name, now in versions.items():
+            versions[name] = ", ".join(dict.fromkeys([*earlier.get(name, now).split(", "), now]))
         facts = {**then, "command": command(), **(about or {}), "versions": versions}
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         for name, now in (("starts", started), ("commits", commit()), ("machines", machine())):

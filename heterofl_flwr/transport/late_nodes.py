@@ -37,9 +37,10 @@ class _Sent:
 class LateNodes(Relay):
     """Proxy for a SuperLink's grid that stops waiting for SuperNodes whose replies come one message late.
 
-    In Flower 1.41, a SuperNode may deliver each reply only when the next message arrives, until it is restarted. After
-    such a late reply, the proxy waits only a limited time for the reply to the latest message, and then returns an
-    error. A late reply to a capability query, if it is no error, is used as the reply to the next capability query.
+    In Flower 1.41 and 1.42, a SuperNode may deliver each reply only when the next message arrives, until it is
+    restarted. After such a late reply, the proxy waits only a limited time for the reply to the latest message, and
+    then returns an error. A late reply to a capability query, if it is no error, is used as the reply to the next
+    capability query.
     """
 
     # If a node's late reply arrives before the next message is sent, the node was only slow. The limit is twice the

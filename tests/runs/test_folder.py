@@ -39,6 +39,14 @@ def test_settings_are_kept(folder):
     assert about["machines"] == [machine()]
 
 
+def test_settings_name_all_versions_that_trained(used, monkeypatch):
+    version = used.about()["versions"]["flwr"]
+    for installed in ("9.8", "9.8", "9.9"):
+        monkeypatch.setattr("heterofl_flwr.runs.folder.metadata.version", lambda name, now=installed: now)
+        used.start(SETTINGS, resume=True)
+    assert used.about()["versions"]["flwr"] == f"{version}, 9.8, 9.9"
+
+
 def test_another_run_is_not_overwritten(used):
     other = {"model": "preresnet18", "optim": {"lr": 0.1, "milestones": [60, 90]}, "rounds": 10, "seed": 1}
     with pytest.raises(ConfigError, match="holds another run") as caught:
