@@ -25,6 +25,8 @@ examples:
   heterofl keys keys --host superlink.example.org --host 10.0.0.5 --node phone --node camera
   heterofl keys keys --host superlink.example.org --days 90     renews the SuperLink's certificate
 """
+DAYS = 365
+"""Default validity of the SuperLink's certificate."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=read_path, help="where to")
     host = "name or address by which the SuperLink is reached; repeatable"
     parser.add_argument("--host", action="append", default=[], metavar="NAME", help=host)
-    parser.add_argument("--days", type=read_count, default=365, help="how long its certificate is valid (%(default)s)")
+    days = f"how long its certificate is valid ({DAYS})"
+    parser.add_argument("--days", type=read_count, help=days)
     parser.add_argument("--node", action="append", default=[], metavar="NAME", help="a node's name; repeatable")
 
 
@@ -43,9 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.host and not args.node:
         raise ConfigError("nothing to write: name the SuperLink (--host NAME), nodes (--node NAME), or both")
+    if args.days and not args.host:
+        raise ConfigError("--days is for the SuperLink's certificate, and keys of nodes have no end: add --host NAME")
     for name in args.node:
         new_paths(args.folder, name)  # raises an error before the SuperLink's key is replaced
-    written = write_certificates(args.folder, args.host, args.days) if args.host else []
+    written = write_certificates(args.folder, args.host, args.days or DAYS) if args.host else []
     pairs = [write_node_key(args.folder, name) for name in dict.fromkeys(args.node)]
     print(*written, *(path for pair in pairs for path in pair), sep="\n")
     if pairs:

@@ -124,6 +124,12 @@ def test_names_of_nodes_and_hosts_are_plain(tmp_path):
             write_certificates(tmp_path / "new", [host], 30)
 
 
+def test_days_without_a_certificate_raise(tmp_path, capsys):
+    assert main(["keys", str(tmp_path), "--node", "phone", "--days", "90"]) == MISUSED
+    assert "--days is for the SuperLink's certificate" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_command_that_cannot_write_every_key_writes_none(tmp_path, capsys):
     assert main(["keys", str(tmp_path), "--host", "localhost", "--node", "phone", "--node", "phone"]) == 0
     command = f"flwr supernode register {tmp_path / 'phone.pub'} CONNECTION --name phone"
