@@ -147,6 +147,11 @@ class RoundRecord:
         return 2 * self.evaluate_answers < self.evaluate_asked
 
     @property
+    def received_rates(self) -> list[float]:
+        """The rates of the clients to which a training message was sent."""
+        return [rate for partition, rate in self.rates.items() if partition not in self.unsent]
+
+    @property
     def comparable(self) -> dict[str, float]:
         """Metrics of ``evaluate`` for comparing rounds, without the metrics in ``partial``.
 
@@ -180,10 +185,10 @@ class RoundRecord:
 
     def line(self) -> str:
         """Return the round's log line: clients by level, bytes sent to each client, bytes received, failures, notes."""
-        levels = []
+        levels, received = [], Counter(self.received_rates)
         for rate, clients in sorted(Counter(self.rates.values()).items(), reverse=True):
             sent = self.bytes_by_level.get(level_name(rate))
-            each = "" if sent is None else f"x{text.size(sent / clients)}"
+            each = "" if sent is None or not received[rate] else f"x{text.size(sent / received[rate])}"
             levels.append(f"{level_name(rate)} {clients}{each}")
         parts = [f"clients={self.answered}/{self.expected}", *levels]
         return "; ".join(

@@ -18,7 +18,7 @@ from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, marked, price_text
-from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix, received_rates
+from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import check_known, deviation, final_values, mean, partial_names
 from heterofl_flwr.runs.scores import headline, scores
@@ -243,7 +243,7 @@ def _draw(histories: Histories, rows: Rows) -> Iterator[Drawing]:
 
 def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> dict[str, Places]:
     """Return the points of a run's curve for each key of ``AXES``, without ``MACs`` if a rate's cost is unknown."""
-    costs, rates = folder.costs(), [received_rates(record) for record in records]
+    costs, rates = folder.costs(), [record.received_rates for record in records]
     rounds = [record.server_round for record in records]
     spent: dict[str, Iterable[float]] = {"round": rounds, "bytes": accumulate(bytes_sent(records))}
     mix, widths = read_mix(folder.settings())

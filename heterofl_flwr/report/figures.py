@@ -37,13 +37,15 @@ ALIKE = 0.02  # curves that differ by less than this fraction of the axis are dr
 TEXTS = {
     "learning-curves": (
         "Learning curves",
-        "The full model on the test set, on each client's own (limited to its classes), and the worst client's.",
+        "The full model (with personal layers, each client's) on the test set, on each client's own (limited to its "
+        "classes), and the worst client's.",
     ),
     "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
     "loss": ("Training loss", "Mean over the round's clients, weighted by examples."),
     "clients": (
         "Accuracies of clients",
-        "Of the full model on each client's own test set; a tenth of the clients is below the first decile.",
+        "Of the full model (with personal layers, each client's) on each client's own test set; a tenth of the clients "
+        "is below the first decile.",
     ),
     "participation": ("Trainings of each client", "How often each client was asked to train, at which level."),
     "classes": ("Classes of each client", "Its training examples by class; where it has none, the figure is blank."),

@@ -19,7 +19,7 @@ from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.inner_widths import InnerWidths
 from heterofl_flwr.runs.class_counts import ClassCounts
-from heterofl_flwr.runs.costs import ModelCosts, price, received_rates, savings
+from heterofl_flwr.runs.costs import ModelCosts, price, savings
 from heterofl_flwr.runs.metrics import points
 from heterofl_flwr.runs.scores import USUAL, find_metric, headline, headline_kind, pick_metric, scores, seconds_to
 from heterofl_flwr.stages.privacy_accountant import KINDS
@@ -47,7 +47,7 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths) -> str:
     """Return the price of a mix (``runs.costs.price``) as text; '' if it is unknown, or if the mix has one level."""
-    rates = [rate for record in records for rate in received_rates(record)]
+    rates = [rate for record in records for rate in record.received_rates]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
     by_rate = {rate: (cost.bytes, cost.macs) for rate, cost in costs.by_rate.items()}
@@ -79,7 +79,7 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
     drawn = Counter(rate for record in records for rate in record.rates.values())
     received, down = Counter[float](), Counter[str]()
     for record in records:
-        received.update(received_rates(record))
+        received.update(record.received_rates)
         down.update(record.bytes_by_level)
     few = {record.server_round for record in records if record.few_answered}
     last = next((record for record in reversed(records) if record.evaluate_by_level), None)

@@ -106,11 +106,6 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
     return [record.bytes_down + record.bytes_up for record in records]
 
 
-def received_rates(record: RoundRecord) -> list[float]:
-    """Return the rates of the clients that received a model in a round."""
-    return [rate for partition, rate in record.rates.items() if partition not in record.unsent]
-
-
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """Return the bytes that a round would send if all its clients trained the global model.
 
@@ -119,7 +114,7 @@ def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """
     # Histories of older versions have no numbers of answers.
     answered = record.answered if record.expected else len(record.rates.keys() - record.failures.keys())
-    return costs.global_model.bytes * (len(received_rates(record)) + answered)
+    return costs.global_model.bytes * (len(record.received_rates) + answered)
 
 
 def read_mix(settings: Mapping[str, object]) -> tuple[Mix, InnerWidths]:
@@ -139,7 +134,7 @@ def savings(
 
     With ``train.distill`` in ``settings``, multiplications include smaller models inside clients' models.
     """
-    rates, (mix, widths) = [rate for record in records for rate in received_rates(record)], read_mix(settings)
+    rates, (mix, widths) = [rate for record in records for rate in record.received_rates], read_mix(settings)
     inner = () if widths == "none" else mix.rates
     if costs is None or not rates or not {*rates, *inner} <= costs.by_rate.keys():
         return None

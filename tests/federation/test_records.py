@@ -87,6 +87,11 @@ def test_a_record_holds_all_that_is_known_of_a_round():
     assert one.rates == {0: 1.0, 1: 1.0, 2: 0.25, 3: 0.25}
     assert list(one.failures) == [3]
     assert f"a 2x{size(one.bytes_by_level['a'] / 2)}, c 2x" in one.line()
+    rates, by_level = {0: 1.0, 1: 1.0, 2: 0.5}, {"a": 100, "b": 0}
+    sent = RoundRecord(
+        server_round=1, seconds=1.0, learning_rate=0.1, rates=rates, unsent=(1, 2), bytes_by_level=by_level
+    )
+    assert "a 2x100 B, b 1; up" in sent.line()
     assert one.train == {"loss": pytest.approx((0 * 1 + 1 * 2 + 2 * 3) / 6)}
     assert one.evaluate == one.evaluate_by_level == {}
     assert set(two.evaluate) == {"coverage", "local-accuracy", "worst-accuracy"}
