@@ -96,6 +96,7 @@ def check(
             assert any(name(partition) in note for note in record.notes), record
         met |= record.rates.keys()
     settings = {**config, "run.dir": str(folder / "replay"), "sample.wait": 1.0, "run.callbacks": ""}
+    settings["sample.min-nodes"] = 1  # here, nodes that did not answer the capability query are not connected
     options = {"run_config": settings, "node_config": lambda number: {"partition-id": number, "num-partitions": nodes}}
     with Replay("heterofl_flwr.app.client_app:app", nodes, **options) as grid:
         grid.history, grid.steps, grid.answering, grid.lost = history, steps, answering, set()
