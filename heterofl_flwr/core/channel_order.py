@@ -92,6 +92,10 @@ class ChannelOrder:
             and 1 < layer.num_groups < layer.num_channels
             and self._channels.get(name, True)  # a group norm without parameters may have channels that move
         }
+        # With weight norm, a layer has several weights, and their names are longer than "<layer>.weight".
+        inputs_first = tuple(
+            f"{name}." for name, layer in model.named_modules() if isinstance(layer, nn.Embedding | _ConvTransposeNd)
+        )
         matrices = {name: axes for name, axes in self._channels.items() if model.get_parameter(name).dim() > 1}
         for group in self._groups:
             inside = {
@@ -101,7 +105,7 @@ class ChannelOrder:
                 if ((channels >= group.start) & (channels < group.stop)).any()
             }
             # The first axis of a weight has the layer's outputs, except in embeddings and transposed convolutions.
-            second = {name for name, _ in inside if isinstance(layers.get(name), nn.Embedding | _ConvTransposeNd)}
+            second = {name for name, _ in inside if name.startswith(inputs_first)}
             sources = {name for name, axis in inside if (axis == 0) != (name in second)}
             targets = {name for name, axis in inside if (axis == 0) == (name in second)}
             if not sources or not targets or len(sources | targets) < 2:

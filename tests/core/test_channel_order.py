@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Plan
@@ -88,10 +89,12 @@ def test_equal_widths_have_nothing_to_order():
     assert order.find(model.state_dict()) is None
 
 
-def test_a_transposed_convolution_has_its_inputs_first():
+@pytest.mark.parametrize("wrap", [nn.Module.train, weight_norm], ids=["plain", "weight norm"])
+def test_a_transposed_convolution_has_its_inputs_first(wrap):
     def build(rate):
         few, many = width(8, rate), width(12, rate)
-        return nn.Sequential(nn.Conv2d(1, few, 1), nn.ReLU(), nn.ConvTranspose2d(few, many, 2), nn.Conv2d(many, 3, 1))
+        middle = wrap(nn.ConvTranspose2d(few, many, 2))
+        return nn.Sequential(nn.Conv2d(1, few, 1), nn.ReLU(), middle, nn.Conv2d(many, 3, 1))
 
     model, images = build(1.0).eval(), torch.randn(2, 1, 4, 4)
     order = ChannelOrder(model, plans_of(build))

@@ -118,7 +118,7 @@ def recorder(modes):
 
 def test_the_obstacle_is_the_error_that_ended_the_recording(recorder):
     error = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing\nmore")
-    assert recorder(error).obstacle == "CUDA error: operation not permitted when stream is capturing"
+    assert recorder(error).obstacle == "AcceleratorError: CUDA error: operation not permitted when stream is capturing"
 
 
 @pytest.mark.parametrize(("version", "ends"), [("2.11.0+cu130", 1), ("2.13.0", 0)])
@@ -141,7 +141,7 @@ def test_what_waits_for_the_gpu_is_found_before_a_recording(modes):
 
     replayed = Replayed(wait, Mock())
     assert [replayed(number) for number in range(5)] == [(number,) for number in range(5)]
-    assert replayed.obstacle == "called a synchronizing CUDA operation"
+    assert replayed.obstacle == "RuntimeError: called a synchronizing CUDA operation"
     assert calls == [0, 0, "error", 0, 0, 0]
     torch.cuda.CUDAGraph.assert_not_called()
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import first_line
 from heterofl_flwr.training.device import random_states
 
 WARM_UP = 3
@@ -86,7 +87,7 @@ class Replayed:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self.obstacle = _first_line(error)
+            self.obstacle = first_line(error)
             return self._function(*inputs)
         if states != random_states(cpu):
             self.obstacle = "it draws random numbers on the CPU"
@@ -114,7 +115,7 @@ class Replayed:
             cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
-            self.obstacle = _first_line(cause)
+            self.obstacle = first_line(cause)
         else:
             self._graph = graph
         finally:
@@ -130,7 +131,3 @@ class Replayed:
             with suppress(RuntimeError):  # the recording has ended without a CUDA error
                 torch._C._cuda_endAllocateToPool(self._stream.device.index, self._pool)
                 torch._C._cuda_releasePool(self._stream.device.index, self._pool)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
