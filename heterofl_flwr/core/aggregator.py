@@ -72,7 +72,7 @@ class Aggregator(Protocol):
 
     In each round, a new aggregator is made from the global state. The aggregator must not change the tensors of this
     state. Set ``by_entry = False`` in a class if an entry of its result depends on other entries of the replies.
-    Strategies with a server optimiser or a moving average of models then reject the class.
+    Strategies with a server optimiser, a moving average of models or slices that move then reject the class.
     """
 
     def add(self, reply: CheckedReply) -> None:

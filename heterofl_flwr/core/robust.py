@@ -15,7 +15,7 @@ from pydantic import Field, Strict
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.options import group
+from heterofl_flwr.common.options import group, specs
 from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.counting_mean import Holders, sum_dtype
 from heterofl_flwr.core.levels import exact_fraction
@@ -43,6 +43,10 @@ class Robust:
     """
     few: Few = "mean"
     """New value of an entry with one or two holders: the holders' plain mean (mean), or the old value (keep)."""
+
+    def __post_init__(self) -> None:
+        if self.mean == "median" and self.trim != specs(type(self))["trim"].default:
+            raise ConfigError(f"trim is {self.trim}, which a median does not use; expected mean='trimmed' with it")
 
     @property
     def fewest(self) -> int:

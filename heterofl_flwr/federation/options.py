@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, InstanceOf, Strict
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, check, group
+from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, check, group, specs
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.exchanged import ALL
@@ -15,7 +15,7 @@ from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.robust import Robust, RobustMean
-from heterofl_flwr.core.slice_rules import SliceRule
+from heterofl_flwr.core.slice_rules import NESTED_RULES, SliceRule
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
@@ -84,8 +84,9 @@ class Slicing:
             raise ConfigError(
                 f"by_level is {list(self.by_level)}, expected slice_rule='prefix' and all parameters shared with it"
             )
-        if self.roll_by > 1 and self.slice_rule != "rolling":
-            raise ConfigError(f"roll_by is {self.roll_by}, expected slice_rule='rolling' with it")
+        for name, rule in {"roll_by": "rolling", "rank_every": "important", "rank_margin": "important"}.items():
+            if (value := getattr(self, name)) != specs(type(self))[name].default and self.slice_rule != rule:
+                raise ConfigError(f"{name} is {value}, expected slice_rule={rule!r} with it")
 
 
 @group
@@ -203,6 +204,13 @@ class Options:
             raise ConfigError(
                 f"min_replies is {least}, expected asynchronous.size, {self.asynchronous.size}, or fewer: a step ends "
                 f"with so many replies"
+            )
+        moves = self.slicing.slice_rule not in NESTED_RULES
+        if moves and not getattr(self.averaging.aggregator, "by_entry", True):
+            raise ConfigError(
+                f"slice_rule is {self.slicing.slice_rule!r}, but an entry of this aggregator's mean depends on other "
+                f"entries of the replies (by_entry = False), and slices that move have not all of these; expected "
+                f"slice_rule='prefix' or aggregator=CountingMean (server.aggregator=counting-mean)"
             )
         if not self.slicing.shared and (self.training.proximal_mu or self.stages):
             raise ConfigError(

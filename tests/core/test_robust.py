@@ -13,9 +13,8 @@ from heterofl_flwr.core import Aggregation, Plan, Robust, RobustMean
 from tests.core import strategies, twin
 
 OPTIONS = st.builds(
-    Robust,
-    mean=st.sampled_from(["trimmed", "median"]),
-    trim=st.sampled_from([0.0, 0.2, 0.45]),
+    lambda mean, few: Robust(**mean, few=few),
+    mean=st.sampled_from([{"mean": "median"}, *({"trim": trim} for trim in (0.0, 0.2, 0.45))]),
     few=st.sampled_from(["mean", "keep"]),
 )
 SPACING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-20, torch.float64: 1e-12}

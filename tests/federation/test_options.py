@@ -15,6 +15,7 @@ from heterofl_flwr import (
     MovingAverage,
     Privacy,
     Robust,
+    Slicing,
     Training,
 )
 from heterofl_flwr.common.errors import ConfigError
@@ -39,6 +40,9 @@ INVALID = [
     (Buffered, {"concurrency": 2}, "concurrency is 2, and size is 0"),  # which would mean rounds of a fraction
     *((Limits, {"partitions": own}, "different names with a number each") for own in ({"a": 1, "b": 1}, "a=1,b")),
     *((Limits, {"partitions": {"a": own}}, "different names with a number each") for own in (-1, "x")),
+    (Robust, {"mean": "median", "trim": 0.1}, "trim is 0.1, which a median does not use; expected mean='trimmed'"),
+    *((Slicing, {own: 9}, f"{own} is 9.*, expected slice_rule='important'") for own in ("rank_every", "rank_margin")),
+    (Slicing, {"roll_by": 9, "slice_rule": "important"}, "roll_by is 9, expected slice_rule='rolling'"),
     (DistillOptions, {"seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
     (Capability, {"capacity": 1.5, "partition": -1}, "1.5 is not usable: .*; partition is -1, expected"),
 ]
@@ -75,6 +79,12 @@ class Other(CountingMean):
     """A mean of one's own."""
 
 
+class Joint(CountingMean):
+    """A mean whose entries depend on one another."""
+
+    by_entry = False
+
+
 CONFLICTS = {
     "growth": (
         {"growth": 2},
@@ -83,6 +93,10 @@ CONFLICTS = {
     "important": (
         {"slice_rule": "important"},
         [({"shared": BODY}, "slice_rule='prefix'"), ({"stages": [FedDyn()]}, "slice_rule='prefix'")],
+    ),
+    "moving": (
+        {"aggregator": Joint},
+        [({"slice_rule": rule}, "but an entry of this aggregator's mean") for rule in ("rolling", "random-level")],
     ),
     "by_level": (
         {"by_level": ["hidden.bias"]},
