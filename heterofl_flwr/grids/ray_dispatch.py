@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Context
 
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, listed
 from heterofl_flwr.grids.call_app import Envelope, failure
 from heterofl_flwr.grids.queued import Group, Runner
 from heterofl_flwr.grids.ray_actors import Actor, ActorOptions, pack, unpack
@@ -209,14 +209,12 @@ class ActorPool(Runner):
             self._ask(idle)
         self._idle.clear()
         if group.deaths < RETRIES:
-            logger.warning("%s Another one is given its messages.", self._describe(group.messages[0], group, death))
+            logger.warning("%s Another one is given its messages.", self._describe(group, death))
             group.deaths += 1
             self._waiting = sorted([group, *self._waiting])
         else:
-            code = ErrorCode.CLIENT_APP_CRASHED
-            self._keep(
-                group, [failure(message, code, self._describe(message, group, death)) for message in group.messages]
-            )
+            code, text = ErrorCode.CLIENT_APP_CRASHED, self._describe(group, death)
+            self._keep(group, [failure(message, code, text) for message in group.messages])
 
     def _ask(self, actor: Actor) -> None:
         self._running[actor.ready.remote()] = actor, None
@@ -231,12 +229,11 @@ class ActorPool(Runner):
         """Return True if at least one message of a group is neither answered nor cancelled."""
         return any(id_ in self._groups for id_ in group.ids)
 
-    def _describe(self, message: Message, group: Group, death: str) -> str:
-        node_id, number = message.metadata.dst_node_id, len(group.messages) - 1
-        partition = self._contexts[node_id].node_config.get("partition-id")
-        among = f" and {number} others" if number else ""
+    def _describe(self, group: Group, death: str) -> str:
+        partitions = {node_id: self._contexts[node_id].node_config.get("partition-id") for node_id in group.nodes}
+        clients = listed(f"node {node_id} (partition {partition})" for node_id, partition in partitions.items())
         before = f" {group.deaths} before it died as well." if group.deaths else ""
-        return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
+        return f"The process that ran {clients} {death}.{before}"
 
     def _describe_end(self, actor: Actor, error: Exception) -> str:
         """Return a text on the death of an actor, with the last lines of its stderr."""

@@ -63,8 +63,13 @@ def _bilinear_flops(x: Sequence[int], weight: Sequence[int], *_: object, **__: o
     return 2 * math.prod(x[:-1]) * math.prod(weight)
 
 
-def _vector_flops(matrix: Sequence[int], *_: object, **__: object) -> int:
-    return 2 * math.prod(matrix)
+def _vector_flops(factor: Sequence[int], *_: object, **__: object) -> int:
+    """Return the number of operations (FLOPs) of a product of ``factor``, a matrix or a vector, with a vector."""
+    return 2 * math.prod(factor)
+
+
+def _addmv_flops(_: Sequence[int], matrix: Sequence[int], *__: object, **___: object) -> int:
+    return _vector_flops(matrix)
 
 
 def _grouped_flops(x: Sequence[int], matrices: Sequence[int], *_: object, **__: object) -> int:
@@ -76,6 +81,9 @@ COUNTED = {
     torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
     torch.ops.aten._trilinear: _bilinear_flops,
     torch.ops.aten.mv: _vector_flops,
+    torch.ops.aten.dot: _vector_flops,
+    torch.ops.aten.vdot: _vector_flops,
+    torch.ops.aten.addmv: _addmv_flops,
     torch.ops.aten._grouped_mm: _grouped_flops,
 }
 """Functions that return the FLOPs of a call, by operator. Torch's counter lacks these operators."""

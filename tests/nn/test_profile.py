@@ -59,7 +59,8 @@ class _Vector(nn.Module):
         self.weight = nn.Parameter(torch.ones(4, 3))
 
     def forward(self, x):
-        return self.weight.mv(x[0])
+        (x,) = x
+        return self.weight.mv(x).addmv(self.weight, x) + self.weight[0].dot(x) * self.weight[0].vdot(x)
 
 
 class _Experts(nn.Module):
@@ -83,7 +84,7 @@ PRODUCTS = [
     (_Words(), WORDS, 2 * (LSTM + 16 * 11)),
     (_Words(bidirectional=True), WORDS[:1], BOTH_WAYS + 32 * 11),
     (nn.Bilinear(3, 4, 5), (torch.zeros(2, 3), torch.zeros(2, 4)), 2 * 3 * 4 * 5),
-    (_Vector(), UserDict(x=torch.zeros(1, 3)), 4 * 3),
+    (_Vector(), UserDict(x=torch.zeros(1, 3)), 2 * 4 * 3 + 2 * 3),
     (_Experts(), torch.zeros(5, 8, dtype=torch.bfloat16), 5 * 8 * 16),
 ]
 
