@@ -106,6 +106,9 @@ class HeteroFL(Strategy):
         round_timeout: float = 3600.0,
         **options: Any,
     ) -> None:
+        if twice := [name for name, flower_name in CLASSIC.items() if {name, flower_name} <= options.keys()]:
+            names = ", ".join(f"{name} and {CLASSIC[name]}" for name in twice)
+            raise ConfigError(f"found {names}, which are two names of one argument: leave one of the two out")
         named = {CLASSIC.get(name, name): value for name, value in options.items() if name not in LACKS}
         self._inner = _Strategy(build, mix, **named)
         inner = self._inner.options

@@ -114,9 +114,9 @@ class NodeRegistration:
         missing = f"; away: {listed(away)}" if away else ""
         return (
             f"{counted(number, 'node')} connected after {sampling.wait:g} s, expected at least {sampling.available}"
-            f"{missing}: start more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config "
-            f"'num-supernodes=20'), wait longer (Sampling(wait=...) or sample.wait), or ask for fewer "
-            f"(min_available_nodes, sample.min-nodes, or min_available_clients in the classic API)"
+            f"{missing}: start more of them (flower-supernode; start_client for start_server), simulate more (flwr run "
+            f". --federation-config 'num-supernodes=20'), wait longer (Sampling(wait=...) or sample.wait), or ask for "
+            f"fewer (min_available_nodes, sample.min-nodes, or min_available_clients in the classic API)"
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
@@ -200,5 +200,5 @@ class NodeRegistration:
         names = listed(map(self._nodes.name, self._nodes.unanswered))
         raise RoundError(
             f"{usable} of {queried} answered the capability query, expected at least {least}; no answer of "
-            f"{names}: see the logs of these SuperNodes, restart them, or give them more time ({self._more})"
+            f"{names}: see the logs of these nodes, restart them, or give them more time ({self._more})"
         )

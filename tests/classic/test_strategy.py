@@ -72,6 +72,11 @@ def test_instructions_share_one_packet_a_level():
     assert instructions[3][1].config == told | more
 
 
+def test_two_names_of_one_argument_are_refused():
+    with pytest.raises(ConfigError, match="found fraction_fit and fraction_train, which are two names of one argument"):
+        HeteroFL(build, fraction_fit=0.5, fraction_train=1.0)
+
+
 def test_a_users_config_cannot_replace_fedproxs_weight():
     options = {"proximal_mu": 0.3, "on_fit_config_fn": lambda number: {"proximal_mu": 0.1}}
     with pytest.raises(ConfigError, match="has proximal_mu, but the strategy itself sends values by that name"):

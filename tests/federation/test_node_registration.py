@@ -94,7 +94,7 @@ class Changing(tiny.Named):
 
 def test_too_few_named_nodes_are_an_error_that_names_who_is_away_also_after_a_resume():
     start = r" connected after 0\.1 s, expected at least 2; away: "
-    advice = ": start more SuperNodes"
+    advice = r": start more of them \(flower-supernode; start_client for start_server\)"
     with pytest.raises(RoundError, match=rf"^1 node{start}y \(since round 2\), z \(since round 2\){advice}"):
         play(None, "a1", 3, 3, grid=partial(Changing, names="xyz", counts=(3, 1)), wait=0.1)
     half = play(None, "a1", 3, 1, grid=partial(tiny.Named, names="xyz"))
