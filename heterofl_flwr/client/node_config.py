@@ -60,9 +60,8 @@ def _read_partition(node: UserConfig) -> dict[str, int]:
 def new_capacity(capacity: str | float | None, context: Context, instruction: Instruction) -> dict[str, object]:
     """Return the entry in which a reply reports the client's capacity (largest rate); {} if there is none to report.
 
-    If ``capacity`` is not None, every reply reports ``capacity``. Otherwise, only replies to training instructions
-    report a capacity: the rate in the node config, if this rate is below the instruction's rate. That is the case if
-    the node has been restarted with a smaller rate.
+    If ``capacity`` is None, replies to training instructions report the rate in the node config, if this rate is below
+    the instruction's rate. That is the case if the node has been restarted with a smaller rate.
     """
     if capacity is not None:
         return {messages.CAPACITY: rate_of(capacity)}

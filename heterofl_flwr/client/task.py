@@ -234,9 +234,8 @@ class Task:
             Metrics to report. Lists are not averaged: ``train_metrics_aggr_fn`` or ``evaluate_metrics_aggr_fn``
             receives them.
         capacity : str | float | None
-            Largest level or rate that this node can train from the next round on; the server reads it in replies to
-            training only. None: no change, except that a reply to training reports the rate in the node config if this
-            rate is below the message's rate.
+            Largest level or rate that this node can train from the next round on, in a reply to training. None: no
+            change, except that the reply reports the rate in the node config if this rate is below the message's rate.
         """
         messages.new_metrics(metrics or {}, num_examples)  # raises before the client's state is saved
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
@@ -254,8 +253,8 @@ class Task:
         self._check_open()
         update = Outgoing(tensors={}, labels=read_classes(labels), num_examples=num_examples, metrics=metrics)
         records, config = dict[str, ArrayRecord](), new_capacity(capacity, self.context, self.instruction)
-        if self.instruction.is_evaluation and model is not None:
-            raise ConfigError("a reply to an evaluation carries no parameters: leave out the model")
+        if self.instruction.is_evaluation and not (model is None and capacity is None):
+            raise ConfigError("a reply to an evaluation carries no parameters and no capacity: leave them out")
         if self.instruction.is_training or model is not None:
             update = self._trained(model, update)
             records = pack_trained(update.tensors, update.scales, update.form)

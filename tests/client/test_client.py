@@ -243,8 +243,10 @@ class TestReply:
         with pytest.raises(ConfigError, match="this OrderedDict is not the model of this task"):
             task_of(instruction()).reply(build(1.0).state_dict(), num_examples=1)
         task = task_of(instruction(kind="evaluate"))
-        with pytest.raises(ConfigError, match="an evaluation carries no parameters"):
+        with pytest.raises(ConfigError, match="an evaluation carries no parameters and no capacity"):
             task.reply(task.model(), num_examples=1)
+        with pytest.raises(ConfigError, match="an evaluation carries no parameters and no capacity"):
+            task.reply(num_examples=1, capacity="c")
 
     def test_a_task_is_answered_once(self):
         task = task_of(instruction())
