@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, counted, first_line
-from heterofl_flwr.core.slice_rules import SliceFunction, prefix
+from heterofl_flwr.core.slice_rules import SliceFunction, SliceRule, prefix
 from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.stages.privacy_accountant import Releases
 
@@ -48,6 +48,8 @@ class RunState:
         Mix, seed, stages and options of the run as text; a resumed run must have the same mix, seed and stages.
     callbacks
         The states of the callbacks by class name.
+    evaluated_rule
+        The slice rule of the models that clients evaluate; None if it is unknown, as in older checkpoints.
     """
 
     server_round: int
@@ -62,6 +64,7 @@ class RunState:
     releases: Sequence[Releases] = ()
     setup: Mapping[str, str] = field(default_factory=dict)
     callbacks: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    evaluated_rule: SliceRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

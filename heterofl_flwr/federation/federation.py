@@ -71,6 +71,7 @@ class Federation:
         self.nodes = Nodes(self.options.limits.partitions.values())
         self.levels = Levels(self.architecture, self.nodes)
         self.run_key = secrets.randbits(63)
+        self._evaluated_before: SliceRule | None = None  # evaluated_rule of the run that is resumed
 
     @property
     def setup(self) -> dict[str, str]:
@@ -107,6 +108,7 @@ class Federation:
         self.reset()
         self.nodes.load(state.trained, state.dealt, state.nodes, state.seats)
         self.run_key = self.run_key if state.run_key is None else state.run_key
+        self._evaluated_before = state.evaluated_rule
 
     def register(self, answers: Answers) -> None:
         """Register new clients by their answers to the capability query.
@@ -141,8 +143,10 @@ class Federation:
         """Slice rule of the models that clients evaluate.
 
         It is the slice rule of training if that rule moves slices and every client evaluates the global model.
-        Otherwise it is ``prefix``.
+        Otherwise it is ``prefix``. Before a resumed run has queried clients, it is the rule of the earlier run.
         """
+        if self._evaluated_before is not None and not self.nodes:
+            return self._evaluated_before
         capacities = [node.holds for node in self.nodes.values()]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
         rule = self.options.slicing.slice_rule

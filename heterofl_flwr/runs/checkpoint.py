@@ -42,6 +42,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "releases": [asdict(entry) for entry in state.releases],
         "setup": dict(state.setup),
         "callbacks": {name: dict(values) for name, values in state.callbacks.items()},
+        "evaluated_rule": state.evaluated_rule,
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
     path = folder / f"round-{state.server_round:06d}.json"
@@ -108,4 +109,5 @@ def _read(path: Path) -> RunState:
             name: json.loads(values) if isinstance(values, str) else values  # some older checkpoints have text
             for name, values in content["callbacks"].items()
         },
+        evaluated_rule=content.get("evaluated_rule"),
     )

@@ -111,6 +111,7 @@ class FederationStrategy(EvaluationHooks):
             seats=self.federation.nodes.seated(),
             releases=self.spent.releases,
             setup=self.federation.setup,
+            evaluated_rule=self.federation.evaluated_rule,
             record=self.log,
             evaluated=self.chain.evaluated(state),
             num_rounds=self.num_rounds,

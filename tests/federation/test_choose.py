@@ -11,9 +11,10 @@ from heterofl_flwr.client import Task
 from heterofl_flwr.client.load_model import load_parameters
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix, width
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.nn import build_model, collect_moments
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.report import Costs, Recorder, load_model
+from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
 from tests.federation.tiny import build_normed, equal, inputs, make_app, play, twin
 
 RULES = ("rolling", "random-level", "random-client")
@@ -86,19 +87,27 @@ def test_a_level_is_evaluated_on_its_slice_and_moments():
     assert {rate: list(own.layers) for rate, own in found.strategy.moments.items()} == {1.0: ["norm"], 0.25: ["norm"]}
 
 
-def test_a_runs_model_of_a_level_is_the_slice_that_was_evaluated(tmp_path):
-    seen = []
+@pytest.mark.parametrize("config", [{}, {"level": "c"}], ids=["no capacity", "a capacity"])
+def test_a_runs_model_of_a_level_is_the_slice_that_was_evaluated_also_after_a_resume_without_rounds(tmp_path, config):
+    seen = {}
 
     def evaluate(message, context):
         task = Task(message, context, build_normed)
-        seen[:] = [copy.deepcopy(model).state_dict() for _, model in task.models()]
+        seen.update((rate, copy.deepcopy(model).state_dict()) for rate, model in task.models())
         return task.reply(num_examples=1, metrics={"loss": 1.0})
 
-    recorder = Recorder(tmp_path, costs=Costs(build_normed, Mix.parse("a1-c1"), inputs(0)))
-    options = {"build": build_normed, "slice_rule": "rolling", "evaluation": Evaluation(levels=True)}
-    play(make_app(build=build_normed, evaluate=evaluate), "a1-c1", 3, 4, callbacks=[recorder], **options)
-    for name, expected in zip("ac", seen, strict=True):
-        assert equal(load_model(tmp_path, name, build_normed).state_dict(), expected)
+    def run(**start):
+        recorder = Recorder(tmp_path, costs=Costs(build_normed, Mix.parse("a1-c1"), inputs(0)))
+        options = {"build": build_normed, "slice_rule": "rolling", "evaluation": Evaluation(levels=True)}
+        options |= {"callbacks": [recorder], "start": start, "node_config": lambda partition: config}
+        play(make_app(build=build_normed, evaluate=evaluate), "a1-c1", 3, 4, **options)
+
+    run()
+    for resumed in (False, True):
+        if resumed:
+            run(resume=RunFolder(tmp_path).load_checkpoint())
+        for rate, expected in seen.items():
+            assert equal(load_model(tmp_path, level_name(rate), build_normed).state_dict(), expected)
 
 
 class Waves(nn.Module):
