@@ -58,7 +58,9 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of inputs and targets for one epoch, with the examples in random order."""
     device, augment = split.targets.device, AUGMENTS[options.augment]
-    batches = batch_rows(torch.randperm(len(split), generator=generator).to(device), options.batch_size)
+    on_gpu = device.type == "cuda"  # a copy from pinned memory does not wait for the GPU
+    order = torch.randperm(len(split), generator=generator, pin_memory=on_gpu).to(device, non_blocking=on_gpu)
+    batches = batch_rows(order, options.batch_size)
     for rows, sizes in _joined(batches, 1 if split.reading else AT_ONCE // options.batch_size):
         if split.reading:
             yield from read_tokens(split.inputs[rows], split.reading, generator)
