@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from heterofl_flwr.common.errors import ConfigError, ShapeError, listed
 from heterofl_flwr.core.axes import Axes, CoupledAxis, PrefixAxis, axes_between
 from heterofl_flwr.core.exchanged import ALL, check_patterns, is_shared
-from heterofl_flwr.core.layer_rules import find_module_axes
+from heterofl_flwr.core.module_axes import find_module_axes
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 
 Heads = Mapping[str, tuple[int, int]]
