@@ -209,7 +209,7 @@ class Options:
         if moves and not getattr(self.averaging.aggregator, "by_entry", True):
             raise ConfigError(
                 f"slice_rule is {self.slicing.slice_rule!r}, but an entry of this aggregator's mean depends on other "
-                f"entries of the replies (by_entry = False), and slices that move have not all of these; expected "
+                f"entries of the replies (by_entry = False), which slices that move may lack; expected "
                 f"slice_rule='prefix' or aggregator=CountingMean (server.aggregator=counting-mean)"
             )
         if not self.slicing.shared and (self.training.proximal_mu or self.stages):

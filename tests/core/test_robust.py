@@ -71,6 +71,11 @@ def test_robust_means_by_hand(options, replies, expected):
     assert combined(*replies, **options)[: len(expected)] == pytest.approx(expected)
 
 
+def test_a_median_has_no_fraction_to_drop():
+    with pytest.raises(ConfigError, match="trim is 0.1, which a median does not use; expected mean='trimmed' with it"):
+        Robust(mean="median", trim=0.1)
+
+
 def test_each_client_counts_once():
     state = {"w": torch.zeros(2)}
     aggregator = aggregation_of(state)

@@ -40,7 +40,6 @@ INVALID = [
     (Buffered, {"concurrency": 2}, "concurrency is 2, and size is 0"),  # which would mean rounds of a fraction
     *((Limits, {"partitions": own}, "different names with a number each") for own in ({"a": 1, "b": 1}, "a=1,b")),
     *((Limits, {"partitions": {"a": own}}, "different names with a number each") for own in (-1, "x")),
-    (Robust, {"mean": "median", "trim": 0.1}, "trim is 0.1, which a median does not use; expected mean='trimmed'"),
     *((Slicing, {own: 9}, f"{own} is 9.*, expected slice_rule='important'") for own in ("rank_every", "rank_margin")),
     (Slicing, {"roll_by": 9, "slice_rule": "important"}, "roll_by is 9, expected slice_rule='rolling'"),
     (DistillOptions, {"seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
