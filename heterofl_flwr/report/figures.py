@@ -98,13 +98,15 @@ def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -
     """Yield a figure for each metric that a user's app adds, up to ``MOST_METRICS`` figures."""
     names = dict.fromkeys(name for record in records for name in record.evaluate if name not in USUAL)
     names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
+    caption = "A metric of this app; of clients' metrics, their mean."
+    caption += f" The first {MOST_METRICS} of {len(names)} metrics." if len(names) > MOST_METRICS else ""
     for number, name in enumerate(list(names)[:MOST_METRICS], 1):
         curves = {
             "evaluation": points(rounds, [record.evaluate.get(name) for record in records]),
             "training": points(rounds, [record.train.get(name) for record in records]),
         }
         if figure := draw_curves(curves, name):
-            yield Drawing(f"metric-{number}", name, "A metric of this app; of clients' metrics, their mean.", figure)
+            yield Drawing(f"metric-{number}", name, caption, figure)
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:

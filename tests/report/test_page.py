@@ -121,6 +121,17 @@ def test_metrics_with_names_of_the_app_have_curves(records):
     assert list(trained.get_ydata()) == [number / 10 for number in range(len(records))]
 
 
+def test_captions_say_how_many_metrics_of_the_app_have_no_figure(record):
+    drawn = [
+        {drawing.caption for drawing in draw_run([replace(record(1), train=values)], None, ClassCounts())}
+        for values in ({f"f{number}": 1.0 for number in range(size)} for size in (12, 13))
+    ]
+    assert [any("The first 12 of 13 metrics." in caption for caption in captions) for captions in drawn] == [
+        False,
+        True,
+    ]
+
+
 def test_bytes_lie_below_those_of_fedavg(records, costs):
     sent, full = figures(records, costs)["bytes"].axes[0].lines
     assert full.get_label() == "full-size FedAvg"
