@@ -19,6 +19,9 @@ SliceRule = Literal["prefix", "important", "rolling", "random-level", "random-cl
 NESTED_RULES: tuple[SliceRule, ...] = ("prefix", "important")
 """Rules whose slices are all prefixes, so that smaller slices lie inside larger ones."""
 
+CLIENT_RULES: tuple[SliceRule, ...] = ("random-client",)
+"""Rules whose slices differ between clients of one rate, so that each client needs a message of its own."""
+
 
 def prefix(length: int, number: int) -> None:
     """Return None, which stands for the first ``number`` entries: HeteroFL's slices (section 3.1)."""
@@ -43,7 +46,7 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
         return prefix
     if rule == "rolling":
         return lambda length, number: sorted((server_round - 1 + place) % length for place in range(number))
-    owner = str(rate) if rule == "random-level" else partition
+    owner = partition if rule in CLIENT_RULES else str(rate)
     # Axes of equal lengths get equal draws.
     return lambda length, number: sorted(
         generator(seed, "slice", server_round, owner, length, number).sample(range(length), number)

@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 from dataclasses import replace
+from typing import get_args
 
 from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError
 from heterofl_flwr.common.options import is_group, values
@@ -47,11 +48,11 @@ class Federation:
                 f"in the mix {self.mix} some clients take no part, always the same ones: expected assignment='fix' and "
                 f"everything shared"
             )
-        if self.mix.global_rate > self.mix.rates[0] and slice_rule in NESTED_RULES:
+        moving = [rule for rule in get_args(SliceRule) if rule not in NESTED_RULES]
+        if self.mix.global_rate > self.mix.rates[0] and slice_rule not in moving:
             raise ConfigError(
                 f"the global model has rate {self.mix.global_rate:g}, and no client of the mix {self.mix} has this "
-                f"rate: with slice_rule={slice_rule!r} nobody trains the rest; expected rolling, random-level or "
-                f"random-client"
+                f"rate: with slice_rule={slice_rule!r} nobody trains the rest; expected one of {', '.join(moving)}"
             )
         stages = self.options.stages
         stays = [f"the state of {stage_name(stage)} stays" for stage in stages if stage.keeps_client_state]

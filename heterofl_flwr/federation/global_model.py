@@ -24,7 +24,7 @@ from heterofl_flwr.core.label_rows import find_label_rows
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.slice_plan import Plan, shared_part
-from heterofl_flwr.core.slice_rules import NESTED_RULES
+from heterofl_flwr.core.slice_rules import CLIENT_RULES, NESTED_RULES
 from heterofl_flwr.federation.architecture import Architecture, State
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.nn.buffers import find_channel_tables
@@ -126,7 +126,7 @@ class GlobalModel(Architecture):
         rule = self.options.slicing.slice_rule
         if rule in NESTED_RULES:
             return self.plan(rate)
-        return self._moved_plan(server_round, rate, partition if rule == "random-client" else 0)
+        return self._moved_plan(server_round, rate, partition if rule in CLIENT_RULES else 0)
 
     def _moved_plan(self, server_round: int, rate: float, partition: int) -> Plan:
         function = self.slice_function(self.options.slicing.slice_rule, server_round, rate, partition)

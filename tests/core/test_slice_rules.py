@@ -1,8 +1,19 @@
 """Slice rules: which entries of an axis a client keeps in a round."""
 
+from typing import get_args
+
 import pytest
 
-from heterofl_flwr.core.slice_rules import make_slice_function, window_number
+from heterofl_flwr.core.slice_rules import CLIENT_RULES, NESTED_RULES, SliceRule, make_slice_function, window_number
+
+VARIES = {
+    "prefix": set(),
+    "important": set(),
+    "rolling": {"server_round"},
+    "random-level": {"seed", "server_round", "rate"},
+    "random-client": {"seed", "server_round", "partition"},
+}
+"""Arguments on which the slice of each rule depends."""
 
 
 def kept(rule, full, number, **told):
@@ -22,11 +33,10 @@ def test_a_window_may_move_on_by_more():
     assert windows == [[0, 1], [3, 4], [6, 7], [1, 2]]
 
 
-@pytest.mark.parametrize(
-    ("rule", "varies"),
-    [("random-level", {"seed", "server_round", "rate"}), ("random-client", {"seed", "server_round", "partition"})],
-)
-def test_what_a_draw_depends_on(rule, varies):
+@pytest.mark.parametrize("rule", get_args(SliceRule))
+def test_what_a_slice_depends_on(rule):
     other = {"seed": 1, "server_round": 2, "rate": 0.25, "partition": 1}
     changed = {name for name, value in other.items() if kept(rule, 64, 16) != kept(rule, 64, 16, **{name: value})}
-    assert changed == varies
+    assert changed == VARIES[rule]
+    assert (rule in NESTED_RULES) == (not changed)
+    assert (rule in CLIENT_RULES) == ("partition" in changed)

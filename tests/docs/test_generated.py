@@ -5,10 +5,12 @@ import re
 import sys
 from collections import Counter
 from importlib import import_module
+from typing import get_args
 
 import pytest
 
 from heterofl_flwr import Buffered, Limits, Privacy, Sampling
+from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.settings.without_torch import FILE
 from heterofl_flwr.stages import secure_sum_client
 from heterofl_flwr.transport import messages
@@ -80,6 +82,11 @@ def test_reference_has_every_public_name(part):
     said = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("api-*.md"))
     names = [name for name in import_module(f"heterofl_flwr{part}").__all__ if name != "__version__"]
     assert [name for name in names if f"\n### `{name}`\n" not in said] == []
+
+
+def test_slicing_page_has_every_rule():
+    page = (DOCS / "explain" / "slicing.md").read_text(encoding="utf-8")
+    assert [rule for rule in get_args(SliceRule) if f"\n| `{rule}`" not in page] == []
 
 
 def test_message_page_has_every_key():

@@ -1,6 +1,8 @@
 """Slices that are no prefixes: the mean of what came back, in both APIs, and the settings that lead there."""
 
 import copy
+from itertools import product
+from typing import get_args
 
 import pytest
 import torch
@@ -12,12 +14,11 @@ from heterofl_flwr.client.load_model import load_parameters
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix, width
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.slice_rules import SliceRule, make_slice_function
 from heterofl_flwr.nn import build_model, collect_moments
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
 from tests.federation.tiny import build_normed, equal, inputs, make_app, play, twin
-
-RULES = ("rolling", "random-level", "random-client")
 
 
 def run(rule, num_rounds=1, mix="a1-b1-c1", **options):
@@ -60,6 +61,15 @@ def test_slices_change_from_round_to_round(rule, slices):
     place = federation.nodes.partition(small[0])
     plans = [federation.architecture.train_plan(server_round, 0.25, place) for server_round in (1, 2)]
     assert plans[0] != plans[1]
+
+
+@pytest.mark.parametrize("rule", get_args(SliceRule))
+def test_the_slice_of_a_client_is_that_of_its_rule_round_and_partition(rule):
+    strategy = HeteroFL(build_normed, "a1-c1", slicing=Slicing(slice_rule=rule), seed=3)
+    architecture = strategy.federation.architecture
+    for server_round, partition in product((1, 2, 5), range(4)):
+        function = make_slice_function(rule, seed=3, server_round=server_round, rate=0.25, partition=partition)
+        assert architecture.train_plan(server_round, 0.25, partition) == architecture.plan(0.25).sliced(function)
 
 
 def test_a_level_is_evaluated_on_its_slice_and_moments():

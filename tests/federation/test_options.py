@@ -66,7 +66,7 @@ STRATEGY = [
     *(
         (
             {"mix": "b1-c1", "global_rate": 1.0, "slice_rule": own},
-            f"with slice_rule='{own}' nobody trains the rest; exp",
+            f"with slice_rule='{own}' nobody trains the rest; expected one of rolling, random-level, random-client",
         )
         for own in ("prefix", "important")
     ),

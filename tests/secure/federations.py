@@ -2,13 +2,14 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from hypothesis import strategies as st
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.slice_rules import make_slice_function
+from heterofl_flwr.core.slice_rules import SliceRule, make_slice_function
 from heterofl_flwr.secure.client import ClientRound, MaskedRounds, make_keys
 from heterofl_flwr.secure.fixed_point import largest_steps
 from heterofl_flwr.secure.overlaps import COUNTS
@@ -203,7 +204,7 @@ def _closed(federation, members, survivors):
 def federations(draw, most=9):
     """Draw a federation: slices by any rule or by several, changes up to the bound, classes, who is lost and when."""
     clients = draw(st.integers(3, most))
-    rule = draw(st.sampled_from(["prefix", "rolling", "random-level", "random-client"]))
+    rule = draw(st.sampled_from(get_args(SliceRule)))
     server_round = draw(st.integers(1, 20))
     widths = draw(st.lists(st.sampled_from([1, 2, 4, 8]), min_size=clients, max_size=clients))
     plans = [plan_of(width, rule, server_round, number) for number, width in enumerate(widths)]
