@@ -13,6 +13,9 @@ SCOPES = ("global", "local", "worst")
 USUAL = ("coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS))
 """Names of this package's own metrics."""
 
+LOWER_IS_BETTER = ("loss", "perplexity", "error")
+"""Suffixes of metrics whose best value is the smallest."""
+
 UNKNOWN = "accuracy"  # the kind for a run without any headline metric
 
 
@@ -40,8 +43,8 @@ class Score(NamedTuple):
 
 
 def mode_of(name: str) -> str:
-    """Return ``min`` for a loss or perplexity, ``max`` for any other metric."""
-    return "min" if name.endswith(("loss", "perplexity")) else "max"
+    """Return ``min`` for a metric of ``LOWER_IS_BETTER``, ``max`` for any other metric."""
+    return "min" if name.endswith(LOWER_IS_BETTER) else "max"
 
 
 def is_better(value: float, than: float | None, mode: str) -> bool:
@@ -88,7 +91,7 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
     name : str
         Name of the metric, such as ``global-accuracy``.
     value : float
-        The target: a lower bound or, for a loss or perplexity, an upper bound.
+        The target: a lower bound or, for a loss, perplexity or error, an upper bound.
     """
     check_known([name], [record.evaluate for record in records])
     passed = accumulate(record.simulated_seconds for record in records)

@@ -45,6 +45,16 @@ def test_the_headline_is_perplexity_else_accuracy_else_loss(record, evaluate, ki
     assert headline([one]) == name
 
 
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [("global-loss", 0.1), ("perplexity", 0.1), ("calibration-error", 0.1), ("global-accuracy", 0.3), ("f1", 0.3)],
+)
+def test_the_best_value_is_the_smallest_of_errors_and_the_largest_of_other_metrics(record, name, best):
+    records = [replace(record(number), evaluate={name: value}) for number, value in enumerate((0.2, 0.1, 0.3), 1)]
+    (score,) = scores(records)
+    assert score.best == best
+
+
 def test_the_best_loss_is_that_of_the_median_client(record):
     values = [(0.5, 3.0, -1e30), (0.7, 2.0, 9.0), (0.6, 2.5, 1.0)]
     records = [
