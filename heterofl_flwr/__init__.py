@@ -47,10 +47,12 @@ if TYPE_CHECKING:
     from heterofl_flwr.stages.moving_average import MovingAverage as MovingAverage
     from heterofl_flwr.stages.privacy_accountant import Privacy as Privacy
     from heterofl_flwr.stages.scaffold import Scaffold as Scaffold
+    from heterofl_flwr.stages.secure_sum import SecureSum as SecureSum
     from heterofl_flwr.stages.server_optimizer import (
         Adagrad as Adagrad,
         Adam as Adam,
         Momentum as Momentum,
+        Nesterov as Nesterov,
         Yogi as Yogi,
     )
     from heterofl_flwr.stages.server_stage import (
@@ -96,7 +98,8 @@ _HOMES = {
         "stages.moving_average": "MovingAverage",
         "stages.privacy_accountant": "Privacy",
         "stages.scaffold": "Scaffold",
-        "stages.server_optimizer": "Adagrad Adam Momentum Yogi",
+        "stages.secure_sum": "SecureSum",
+        "stages.server_optimizer": "Adagrad Adam Momentum Nesterov Yogi",
         "stages.server_stage": "Needs RoundContext ServerStage StatefulStage Update",
         "strategies.fedh2l": "FedH2L",
         "strategies.heterofl": "HeteroFL",

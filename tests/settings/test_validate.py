@@ -8,13 +8,14 @@ from typing import get_args
 import pytest
 from hypothesis import given, strategies as st
 
+import heterofl_flwr
 from heterofl_flwr import Adagrad, Mix, Momentum, Yogi
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json
 from heterofl_flwr.settings.auto_values import OTHER
 from heterofl_flwr.settings.definitions import EngineSettings
 from heterofl_flwr.settings.renamed import from_stored
-from heterofl_flwr.settings.server_stages import parse_stages
+from heterofl_flwr.settings.server_stages import STAGES, parse_stages
 from heterofl_flwr.settings.validate import DEFAULTS, SPECS, accepts, flatten, from_flat, read_config, to_flat
 from heterofl_flwr.settings.value_types import AUTO
 from heterofl_flwr.settings.without_torch import to_toml
@@ -94,6 +95,11 @@ def test_one_text_names_the_servers_stages(text, stages):
     assert from_flat(to_flat(settings)) == settings
 
 
+def test_each_stage_with_a_name_is_explained_and_public():
+    assert [name for name in STAGES if name not in SPECS["server.stages"].help] == []
+    assert {kind.__name__ for kind in STAGES.values()} <= set(heterofl_flwr.__all__)
+
+
 class Delayed(ServerStage):
     def __init__(self, rounds):
         self.rounds = range(rounds)
@@ -114,7 +120,7 @@ def test_a_users_own_stage_is_named_by_its_module_and_imported_only_when_it_is_m
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("sgd", "'sgd' is no stage; expected some of momentum, adam, yogi, "),
+        ("sgd", "'sgd' is no stage; expected some of momentum, "),
         ("adam(lr=0.1)", "'lr=0.1' is no argument; expected eta, beta_1, beta_2, tau, each once"),
         ("adam(eta=fast)", "eta is 'fast'; expected a number"),
     ],
