@@ -26,7 +26,10 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
         "supernode": supernode,
     }
 )
-"""Module of each subcommand. Its docstring is the subcommand's description; its ``add_arguments`` is optional."""
+"""Module of each subcommand, with ``SUMMARY``, ``EXAMPLES`` and ``run``; its docstring is the description in the help.
+
+A module without ``add_arguments`` parses its arguments itself, also ``--help``.
+"""
 
 FAILED = 1
 """Exit code of a command that began its work and failed."""
@@ -86,8 +89,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     The arguments of ``sweep`` and ``supernode`` are parsed later, by Hydra and Flower.
     """
-    if arguments and arguments[0] in ("sweep", "supernode"):  # the rest, also --help, is Hydra's or Flower's
-        return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    if command and not hasattr(command, "add_arguments"):  # the rest, also --help, is Hydra's or Flower's
+        return argparse.Namespace(run=command.run, arguments=arguments[1:])
     top = parser()
     args, words = top.parse_known_args(arguments)
     if wrong := [word for word in words if word.startswith("-") or "=" not in word or "set" not in args]:

@@ -24,6 +24,9 @@ _KIND = re.compile(
     r"|natural(-(?P<owner>\w[\w.-]*))?"
 )
 
+KINDS = "'iid', 'non-iid-2' (classes a client), 'dirichlet-0.3', 'natural' or 'natural-<column of owners>'"
+"""Examples of all kinds of splits, for errors and for the description of ``data.split``."""
+
 Deal = tuple[tuple[int, ...], ...]
 """For each client, the sorted classes of its shards; a class that the client drew twice occurs twice."""
 
@@ -94,10 +97,7 @@ def check_kind(kind: str) -> re.Match[str]:
     """Parse a kind of split, such as ``non-iid-2``; raise ``ConfigError`` if it is invalid."""
     match = _KIND.fullmatch(kind)
     if match is None or float(match["alpha"] or 1) == 0:
-        raise ConfigError(
-            f"split is {kind!r}; expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0>, natural or "
-            "natural-<column of owners>"
-        )
+        raise ConfigError(f"split is {kind!r}; expected {KINDS}")
     return match
 
 

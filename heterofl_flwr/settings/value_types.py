@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Pl
 
 from heterofl_flwr.common.options import KEYS, Count, check
 from heterofl_flwr.core.mix import Mix
-from heterofl_flwr.data.splits import check_kind
+from heterofl_flwr.data.splits import KINDS, check_kind
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.settings.server_stages import parse_stages
 
@@ -70,7 +70,7 @@ MixText = Annotated[
 SplitName = Annotated[
     str,
     check(check_kind),
-    "'iid', 'non-iid-2' (classes a client), 'dirichlet-0.3', 'natural' or 'natural-<column of owners>'",
+    KINDS,
 ]
 Shrink = Annotated[
     str,
