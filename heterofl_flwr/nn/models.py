@@ -156,8 +156,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "preresnet50": partial(BottleneckPreResNet, blocks=(3, 4, 6, 3)),
     "transformer": Transformer,
 }
-"""Functions that make models, by name; each takes ``rate=`` and other options. ``cnn``, ``preresnet18`` and
-``transformer`` are the paper's models; ``mlp`` and ``lenet`` are the models of the baselines that the paper quotes.
+"""Functions that make models, by name. ``cnn``, ``preresnet18`` and ``transformer`` are the paper's models; ``mlp`` and
+``lenet`` are the models of the baselines that the paper quotes.
+
+Each takes ``rate=``. A run also passes those of these options that the signature has: ``hidden``, ``norm``, ``scaler``,
+``encoder_init`` and ``global_rate`` from the settings, ``channels``, ``inputs``, ``classes`` and ``vocabulary`` from
+the data.
 """
 
 
