@@ -96,13 +96,15 @@ def run(args: argparse.Namespace) -> int:
         )
     for name in args.level or models:
         model, facts = load_model(folder, name, source.build), models[name]
+        server_round = facts["server_round"] or 0
         sizes = export_model(model, source.inputs, out / name, formats=formats, dynamic=source.axes)
         print(f"{out / name}: written; the files compute what the model does", flush=True)
-        score = formatting.score(source.kind, source.score(model, facts["server_round"] or 0))
+        score = formatting.score(source.kind, source.score(model, server_round))
         shown = [f"{facts['rate']:g}", f"{facts['parameters']:,}", score]
         rows.append([name, *shown, *map(formatting.size, sizes.values())])
         table = formatting.render(heads, rows[-1:], "markdown")
-        page = f"# Model {name} of the run in `{run_name}`\n\n{table}\n\n{source.text}\n"
+        after = f", after round {server_round}" if server_round else ""  # the run may go on after an export
+        page = f"# Model {name} of the run in `{run_name}`{after}\n\n{table}\n\n{source.text}\n"
         write_text(out / name / PAGE, page)
     print(f"\n{formatting.render(heads, rows, 'table')}")
     return 0

@@ -104,6 +104,10 @@ def test_a_model_and_inputs_of_ones_own_are_named_on_the_command_line(run, tmp_p
 def test_the_page_says_how_to_prepare_inputs(run):
     assert main(["export", str(run), "--level", "c", *QUICK]) == 0
     page = (run / "exports" / "c" / "README.md").read_text()
+    assert (
+        page.splitlines()[0]
+        == f"# Model c of the run in `mine`, after round {RunFolder(run).history()[-1].server_round}"
+    )
     assert page.endswith("Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.\n")
     # Raw digits, prepared as the page says, are what the run evaluated.
     mean, deviation = (float(re.search(rf"{word} ([\d.]+\d)", page)[1]) for word in ("its mean", "its deviation"))
