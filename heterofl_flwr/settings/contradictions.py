@@ -46,6 +46,8 @@ def _model_rules(settings: Settings, values: Mapping[str, object]) -> Iterable[C
          f"but model.name is {model}; expected one of {', '.join(BLOCKS)}, or 'width'"),
         ("model.shrink", levels is not None and server.strategy != "heterofl",
          f"but server.strategy is {server.strategy}; expected 'width'"),
+        ("server.slice-rule", levels == {} and server.slice_rule != "prefix",
+         "but with model.shrink=depth smaller models have all channels of their stages; expected 'prefix'"),
         ("model.ensemble", settings.model.ensemble and not has_exits, _NO_EXITS),
         ("train.exits", train.exits != "last" and not has_exits, _NO_EXITS),
         ("train.exits", train.exits != "last" and train.distill != "none",

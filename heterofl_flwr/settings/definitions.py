@@ -196,7 +196,7 @@ class EngineSettings(Group):
     """
     window: Natural = 0
     """maximum number of unanswered messages, to bound the server's memory; 0: no limit. By default, 'heterofl run' and
-    'heterofl sweep' use 64
+    'heterofl sweep' use 64. Without effect with sample.spare or asynchronous.size
     """
     timeout: Positive = 3600.0
     """seconds that clients have in a round, including evaluation; later replies are ignored"""
