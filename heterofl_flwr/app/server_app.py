@@ -145,7 +145,8 @@ def _run(
             resume=start.state,
         )
     if folder is not None:
-        folder.note(clients=strategy.federation.nodes.dealt() or None)
+        if number := strategy.federation.nodes.dealt():  # 0 if a resumed run had no round left
+            folder.note(clients=number)
         logger.info("Report: %s", write_report(folder).resolve())
         if clients is None and not as_json:  # 'heterofl run' prints the tables itself
             show_results(folder.path)

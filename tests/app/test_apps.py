@@ -125,6 +125,15 @@ def test_a_json_log_has_progress_and_the_numbers_of_rounds_and_nothing_is_printe
     assert capsys.readouterr().out == ""
 
 
+def test_a_run_that_died_after_its_final_round_keeps_its_number_of_clients(tmp_path):
+    settings = {"clients": 2, "num_rounds": 1, "run__dir": str(tmp_path)}
+    run(**settings)
+    RunFolder(tmp_path).note(finished=None)
+    run(**settings, run__resume=True)
+    about = RunFolder(tmp_path).about()
+    assert (about["clients"], about["finished"] is None) == (2, False)
+
+
 def test_a_resume_that_cannot_go_on_changes_nothing(tmp_path, caplog):
     settings = {"clients": 2, "run__dir": str(tmp_path)}
     run(**settings, num_rounds=2)
