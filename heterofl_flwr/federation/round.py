@@ -205,6 +205,7 @@ class Round:
         """
         if fault.kind == "unsent":
             self.note_sent(node_id, -self._sent_bytes[node_id])
+            del self._sent_bytes[node_id]
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
             if fault.kind == "silent" and self._options.sampling.spare:  # close() finds out if too few replied
@@ -250,7 +251,7 @@ class Round:
         else:
             self.log.spared = tuple(map(nodes.partition, spared))
         self.log.answered = len(self.answers)
-        self.log.unsent = tuple(nodes.partition(node_id) for node_id in self.slices if not self._sent_bytes[node_id])
+        self.log.unsent = tuple(nodes.partition(node_id) for node_id in self.slices if node_id not in self._sent_bytes)
         nodes.note_in(self.log)
         nodes.failed |= {node_id for node_id, fault in self._faults.items() if fault.kind == "failed"}
         if late := [nodes.name(node_id) for node_id, fault in self._faults.items() if fault.kind == "late"]:

@@ -92,6 +92,7 @@ def test_standalone_sends_no_parameter_and_a_smaller_client_begins_with_its_slic
     assert state == {}
     assert strategy.log.bytes_down == strategy.log.bytes_up == 0
     assert all(not message.content["arrays"] for message in grid.of("train"))
+    assert len(strategy.log.received_rates) == NODES  # a message without parameters is sent too
     assert all(len(own) == 4 for own in kept.values())
     whole = initial_state(build, 1.0, 0)
     torch.testing.assert_close(kept[3]["hidden.weight"], whole["hidden.weight"][:2] + 4)
