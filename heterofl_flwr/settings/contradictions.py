@@ -74,8 +74,8 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
 
 
 TRAVELS = (
-    *("assignment", "global-rate", "train.upload", "train.proximal", "train.distill"),
-    *("server.slice-rule", "server.roll-by", "server.shared", "server.by-level", "server.growth"),
+    *("assignment", "train.upload", "train.proximal", "train.distill"),
+    *("server.slice-rule", "server.shared", "server.by-level", "server.growth"),
     *("server.stages", "server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
 """Settings about the exchange of parameters. FedH2L exchanges no parameters, so these must have their defaults.
@@ -104,6 +104,8 @@ def unused_rules(
         (fedh2l or inner or exits, f"{teaching}, train.exits or fedh2l", "distill.temperature distill.weight"),
         (inner, teaching, "distill.label-share"),
         (exits, "train.exits", "distill.ramp"),
+        (not fedh2l, "server.strategy=heterofl", "global-rate"),
+        (server.slice_rule == "rolling", "server.slice-rule=rolling", "server.roll-by"),
         (server.robust != "none", "server.robust", "server.robust-few"),
         (server.robust == "trimmed", "server.robust=trimmed", "server.robust-trim"),
         (server.slice_rule == "important", "server.slice-rule=important", "server.rank-every server.rank-margin"),

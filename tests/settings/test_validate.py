@@ -169,6 +169,8 @@ def test_an_unknown_key_is_rejected_with_the_nearest():
         ("distill.label-share", 0.5, {"train.distill": "ordered"}),
         ("distill.label-share", 0.5, {"server.strategy": "fedh2l"}),
         ("distill.ramp", 0.3, {"train.distill": "all"}),
+        ("global-rate", "a", {"server.strategy": "fedh2l"}),
+        ("server.roll-by", 6, {}),
         ("server.robust-trim", 0.1, {}),
         ("server.robust-trim", 0.1, {"server.robust": "median"}),
         ("server.rank-every", 9, {"server.slice-rule": "rolling"}),
@@ -183,8 +185,8 @@ def test_settings_that_contradict_one_another_are_rejected(key, value, others):
     assert complaint({key: value, **others}).startswith(f"{key}: found {value!r}, ")
 
 
-AVERAGING = {"assignment": "dynamic", "global-rate": "a", "train.upload": "int8", "train.distill": "all"}
-AVERAGING |= {"server.slice-rule": "rolling", "server.roll-by": 6, "server.shared": "a.*"}
+AVERAGING = {"assignment": "dynamic", "train.upload": "int8", "train.distill": "all"}
+AVERAGING |= {"server.slice-rule": "rolling", "server.shared": "a.*"}
 AVERAGING |= {"server.stages": "adam", "server.robust": "median", "server.aggregator": "product"}
 AVERAGING |= {"server.norm-bound": 2.0}
 

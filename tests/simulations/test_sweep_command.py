@@ -126,6 +126,11 @@ def test_a_setting_without_effect_is_left_out_of_a_job_if_another_job_uses_it(co
         ["robust=trimmed", "robust-trim=0.1"],
         ["robust=trimmed", "robust-trim=0.3"],
     ]
+    status, out, err = command(
+        "-m", "dry=true", "method=heterofl,fedrolex,fedh2l", "server.roll-by=1,2", "global-rate=a"
+    )
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()[2:-2]) == 4  # two of FedRolex
     status, _, err = command("-m", "dry=true", *rules, "privacy.delta=1e-5,1e-6")  # the first is the default
     assert (status, err.partition(",")[0]) == (2, "heterofl: privacy.delta: found 1e-06")
 
