@@ -114,11 +114,10 @@ class Checked(Relay):
             return reply
         reason = reply.error.reason or "no reason given"
         if any(sign in reason for sign in SHORT_OF_MEMORY):
-            fewer = "resume with fewer clients at once (--parallel, of a sweep engine.parallel), or "
-            fewer = "" if isinstance(self._queued, LocalGrid) else fewer
+            fewer = "resume with fewer clients at once (--parallel; in a sweep, engine.parallel), or "
             raise OutOfMemoryError(
-                f"a client ran out of memory: {reason}; {fewer}start a run with a smaller model, batch or "
-                f"cohort (engine.cohort)"
+                f"a client ran out of memory: {reason}; {'' if isinstance(self._queued, LocalGrid) else fewer}start a "
+                f"run with a smaller model, batch or cohort (engine.cohort)"
             )
         # A strategy can do without answers to queries, and without evaluation if the app has no function for it.
         if not call[1].startswith(MessageType.QUERY) and NO_FUNCTION.format("evaluate") not in reason:

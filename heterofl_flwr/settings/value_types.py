@@ -67,11 +67,7 @@ MixText = Annotated[
     PlainSerializer(str, return_type=str),
     "a mix such as 'a1-b1-c1-d1-e1', 'a1-e9' or '1.0x1-0.3x9'",
 ]
-SplitName = Annotated[
-    str,
-    check(check_kind),
-    KINDS,
-]
+SplitName = Annotated[str, check(check_kind), KINDS]
 Shrink = Annotated[
     str,
     check(lambda text: [read_levels(text)]),  # the function's error says what is wrong

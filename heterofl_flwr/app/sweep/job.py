@@ -230,12 +230,8 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     sizes = []
     for job in jobs:
         mix = job.settings.mix
-        kind = {
-            **to_flat(job.settings),
-            "mix": (mix.idle > 0, mix.global_rate in mix.rates),
-            "seed": 0,
-            "num-rounds": 0,
-        }
+        kind: dict[str, object] = {**to_flat(job.settings), "seed": 0, "num-rounds": 0}
+        kind["mix"] = mix.idle > 0, mix.global_rate in mix.rates
         rates = checked[*kind.values(), job.clients]
         if not rates.issuperset(mix.all_rates):
             rates.update(mix.all_rates)
