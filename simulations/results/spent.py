@@ -46,15 +46,17 @@ def bytes_sent(run: Run) -> list[int]:
     if settings.server.strategy == "fedh2l":
         seed_set = settings.distill.seed_size * (values_of(settings) + 1)
     for record in run.records:
-        sent.append(record.bytes_down + record.bytes_up + seed_set * len(record.rates.keys() - known))
-        known |= record.rates.keys()
+        took_part = record.rates.keys() - record.unsent
+        sent.append(record.bytes_down + record.bytes_up + seed_set * len(took_part - known))
+        known |= took_part
     return list(accumulate(sent))
 
 
 def multiplications(run: Run) -> list[float]:
     """Return the cumulative multiply-accumulate operations of all clients' training after each round.
 
-    All clients are assumed to have equally many examples, which is nearly true. Evaluation does not count. Values are
+    All clients are assumed to have equally many examples, which is nearly true. Neither evaluation nor clients that
+    were sent no message count. Values are
     NaN if the folder has no costs of models, as with FedH2L, or if the data set is not available.
     """
     settings, costs = run.settings, run.costs.by_rate if run.costs else {}
@@ -68,7 +70,7 @@ def multiplications(run: Run) -> list[float]:
         return unknown
     macs = {rate: PASSES * settings.train.epochs * train / run.clients * cost.macs for rate, cost in costs.items()}
     widths = settings.train.distill
-    return list(accumulate(count_macs(settings.mix, one.rates.values(), macs, widths) for one in run.records))
+    return list(accumulate(count_macs(settings.mix, one.received_rates, macs, widths) for one in run.records))
 
 
 @lru_cache(maxsize=8)

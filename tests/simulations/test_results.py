@@ -180,6 +180,15 @@ def test_training_multiplies_three_forward_passes_an_example_of_each_asked_clien
     assert multiplications(run) == pytest.approx([3 * images * MACS, 6 * images * MACS])
 
 
+def test_clients_that_were_sent_nothing_multiply_nothing(make_run):
+    run = make_run("run", num_rounds=2, clients=10, **WHOLE)
+    path = run.path / "history.jsonl"
+    first, second = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in (first, {**second, "unsent": [0, 3]})), encoding="utf-8")
+    before, after = multiplications(read_run(run.path))
+    assert (after - before) / before == pytest.approx(0.8)
+
+
 def test_the_seed_set_has_the_number_of_examples_that_tables_know():
     assert EXAMPLES["simulations.fedh2l_data:digits_seeds"] == len(digits_seeds().train)
 
