@@ -25,6 +25,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
 
 
+def to_double(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on its device or, from Apple's MPS, which has no float64, on the CPU."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
     """Return the positional and keyword arguments that ``call`` passes for ``inputs``."""
     if isinstance(inputs, Mapping):

@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.nn.execution import call, channels_last, tensors_in
+from heterofl_flwr.nn.execution import call, channels_last, tensors_in, to_double
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 
 Batches = Iterable[torch.Tensor | Sequence[object] | Mapping[str, object]]
@@ -178,15 +178,14 @@ class _Sums:
         half = x.dtype in (torch.float16, torch.bfloat16)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         statistics = torch.var_mean(x.float(), axes)[::-1] if half else moments
-        place = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
         shape = (-1, self.layer.num_features)
         both = (tensor for tensor in statistics if tensor is not None)
-        mean, variance = (tensor.to(place).double().view(shape) for tensor in both)  # (batches, channels)
+        mean, variance = (to_double(tensor).view(shape) for tensor in both)  # (batches, channels)
         if self.kind == "paper":
             weight, second = 1, variance
         else:
             weight = x.numel() // mean.numel()
             second = variance * ((weight - 1) / weight) + mean**2
         self.count += weight * len(mean)
-        self.first_sum = self.first_sum.to(place) + mean.sum(0) * weight
-        self.second_sum = self.second_sum.to(place) + second.sum(0) * weight
+        self.first_sum = self.first_sum.to(mean.device) + mean.sum(0) * weight
+        self.second_sum = self.second_sum.to(mean.device) + second.sum(0) * weight

@@ -10,7 +10,7 @@ from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, group
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.nn.execution import evaluating
+from heterofl_flwr.nn.execution import evaluating, to_double
 from heterofl_flwr.nn.loss import masked_cross_entropy
 from heterofl_flwr.training.batches import training_batches
 from heterofl_flwr.training.device import seeded
@@ -29,9 +29,10 @@ def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
     for part in (private, shared):
         if part.dot(gradient) < 0:
             # Normalised and in double precision, because the two gradients may be nearly parallel.
-            unit, exact = (part.double() / part.double().norm())[None], gradient.double()  # (1, parameters)
+            along, exact = to_double(part), to_double(gradient)
+            unit = (along / along.norm())[None]  # (1, parameters)
             nearest: Tensor = exact - (unit @ exact) / (unit @ unit.T)[0] @ unit
-            return nearest.to(gradient.dtype)
+            return nearest.to(gradient)
     return gradient
 
 

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.core.randomness import derive
@@ -149,6 +150,33 @@ def test_the_step_is_the_nearest_that_opposes_neither(seed):
     assert weights.max() > 0
     expected = private + shared + weights @ rows
     torch.testing.assert_close(join_gradients(private, shared), expected, rtol=1e-5, atol=1e-6)
+
+
+class OnMPS(TorchFunctionMode):
+    """Pretend that all tensors are on Apple's MPS, which has no float64, until they are copied to the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.on_cpu = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        on_mps = all(args[0] is not tensor for tensor in self.on_cpu)
+        if function == Tensor.device.__get__ and on_mps:
+            return torch.device("mps")
+        if function is Tensor.double and on_mps:
+            raise TypeError("MPS has no float64")
+        result = function(*args, **(kwargs or {}))
+        if function is Tensor.cpu:
+            self.on_cpu.append(result)
+        return result
+
+
+def test_gradients_are_joined_on_a_device_without_float64():
+    private, shared = torch.tensor([1.0, 0.0]), torch.tensor([-3.0, 1.0])
+    expected = join_gradients(private, shared)
+    with OnMPS():
+        joined = join_gradients(private.clone(), shared.clone())
+    torch.testing.assert_close(joined, expected)
 
 
 @given(vectors, vectors)
