@@ -64,6 +64,9 @@ MOST_CURVES = 18
 CLIENTS = "engine.clients"
 """Key of the number of clients. It is a setting of sweeps, but not of runs."""
 
+DATA = "data.name"
+"""Key of a setting that all runs of this package's app have, and probably no other app's."""
+
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
 
@@ -166,25 +169,26 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
     """Return the runs as ``{key: {seed: run}}``; raise ``ConfigError`` if two runs have equal settings and seed.
 
     The key is a text. It lists the settings that differ between runs, except those other than the mix that have the
-    default for the run's data set, split, model and fidelity. If all would be left out, all differing settings are
-    listed. If no setting differs, the key is the first run's title, or ``all``. If methods differ, the method comes
-    first.
+    default for the run's data set, split, model and fidelity; runs of other apps have no defaults. If all would be left
+    out, the differing settings that all runs have are listed. If there are none, the key is the first run's title, or
+    ``all``. If methods differ, the method comes first.
     """
-    defaults = to_flat(from_flat({}))
-    settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
+    settings = [_complete(current_names(flatten(folder.settings()))) for folder in folders]
     for folder, values in zip(folders, settings, strict=True):
         if clients := folder.about().get("clients"):
             values[CLIENTS] = clients
     keys = dict.fromkeys(key for values in settings for key in values if key not in ("seed", *INCIDENTAL))
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
+    common = [key for key in differing if key == CLIENTS or all(key in values for values in settings)]
     methods = list(map(_method, settings))
     several = len(set(methods)) > 1
     rows: Rows = {}
     title = str(folders[0].about().get("title") or "all")
     for folder, method, values in zip(folders, methods, settings, strict=True):
-        usual = usual_values(values)
-        unusual = [key for key in differing if key == "mix" or values.get(key) != usual.get(key)]
-        row = " ".join(f"{key}={values.get(key, '')}" for key in unusual or differing) or title
+        usual = usual_values(values) if DATA in values else {}
+        usual.pop("mix", None)
+        unusual = [key for key in differing if values.get(key) != usual.get(key)]
+        row = " ".join(f"{key}={values.get(key, '')}" for key in unusual or common) or title
         row, seed = f"{method}: {row}" if several else row, values.get("seed")
         if seed in rows.setdefault(row, {}):
             raise ConfigError(f"{rows[row][seed].path} and {folder.path} have equal settings and seed: leave one out")
@@ -192,10 +196,20 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
     return rows
 
 
+def _complete(values: dict[str, object]) -> dict[str, object]:
+    """Return a run's settings with defaults for those that are missing, as in folders of earlier versions.
+
+    The settings of another app are returned unchanged.
+    """
+    return {**to_flat(from_flat({})), **values} if DATA in values else values
+
+
 def _method(values: Mapping[str, object]) -> str:
+    if DATA not in values:
+        return "another app"
     try:
         return method_name(from_flat({key: value for key, value in values.items() if key in SPECS}))
-    except ConfigError:  # the settings of another app or version
+    except ConfigError:  # the settings of another version
         return "unknown method"
 
 

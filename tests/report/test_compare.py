@@ -99,6 +99,23 @@ def test_rows_name_the_method_and_what_is_no_default(tmp_path, settings, notes, 
     assert [row[:2] for row in compare_runs(folders)[1]] == rows
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ([{"lr": 0.1, "seed": 1}], ["another app: lr=0.1", "HeteroFL: mix=a1"]),
+        ([{"mix": "a1", "lr": 0.1}, {"mix": "a1"}], ["another app: lr=0.1", "another app: all", "HeteroFL: all"]),
+    ],
+)
+def test_runs_of_another_app_have_no_settings_but_their_own(tmp_path, settings, rows):
+    folders = []
+    for number, own in enumerate(settings):
+        folders.append(RunFolder(tmp_path / str(number)))
+        folders[-1].start(own)
+        folders[-1].append(make_record(1))
+    folders.append(run(tmp_path / "ours", "a1", seed=0, accuracy=0.5))
+    assert list(compare.group_runs(folders)) == rows
+
+
 def test_curves_are_means_over_seeds_and_as_many_as_can_be_told_apart(folders, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(compare, "draw_curves", lambda curves, *_, **__: drawn.append(curves))
