@@ -88,7 +88,7 @@ def test_a_block_that_changes_the_shape_is_named():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 2))
     with pytest.raises(ShapeError, match=r"without 3 \(it returns \(2, 5\), not \(2, 2\)\): only a block"):
         shallow(model, "*", X)
-    with pytest.raises(ShapeError, match=r"without 2 \(RuntimeError: mat1 .*\): only a block"):
+    with pytest.raises(ShapeError, match=r"without 2 \(RuntimeError: .*mat1 .*\): only a block"):
         shallow(model, "[0-2]", X)
     assert len(shallow(model, "[0-1]", X)(0.5)) == 3
 
