@@ -161,6 +161,14 @@ class Looks(Net):
         return x
 
 
+class Replaces(Looks):
+    """Puts a new tensor in place of a buffer."""
+
+    def between(self, x):
+        self.seen = self.seen + len(x)
+        return x
+
+
 class OwnBuffer(Net):
     """No client has the constant of another."""
 
@@ -187,6 +195,7 @@ class OwnFreeze(Net):
         (Backwards, "together, gradients have other values"),
         (Tied, "layers share parameters"),
         (Looks, "training changes the buffer seen"),
+        (Replaces, "training changes the buffer seen"),
         (Rare, "its forward pass draws random numbers or changes attributes of the model"),
         (Counts, "its forward pass draws random numbers or changes attributes of the model"),
         (OwnBuffer, "the clients' models differ"),

@@ -3,6 +3,7 @@
 import logging
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from heterofl_flwr.training.inplace_distillation import nested_loss
 from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
 from tests.federation.tiny import equal
 from tests.training.conftest import OPTIONS, Counts, assert_as_plain, exact, make_jobs, small, state, train_seated
-from tests.training.test_cohort import ReadsBack, on_gpu, spoil
+from tests.training.test_cohort import Net, ReadsBack, Replaces, Tied, on_gpu, spoil
 from tests.training.test_engines import METHODS
 
 CPU = torch.device("cpu")
@@ -96,6 +97,15 @@ def test_a_seat_is_used_again_for_the_same_kind_and_options_alone(made):
     assert len(made) == 5
 
 
+def test_tied_layers_have_a_seat_of_their_own(made):
+    """Their class and their shapes may be those of layers that are not tied."""
+    hall = Hall(CPU, 9)
+    for tied in (True, False):
+        ours, twins = (make_jobs(partial(Ties, tied), (11,)) for _ in range(2))
+        assert_as_plain(ours, train_seated(ours, OPTIONS, hall=hall), OPTIONS, twins, 0.0)
+    assert len(made) == 2
+
+
 def test_a_reply_taken_before_the_seat_is_used_again_does_not_change(made):
     hall = Hall(CPU, 1)
     first, second = make_jobs(drops, (12, 12))
@@ -108,6 +118,24 @@ def test_a_reply_taken_before_the_seat_is_used_again_does_not_change(made):
     assert equal(read_tensors(reply), before)
     assert equal(state(first.model), buffers)
     assert not equal(state(second.model), buffers)
+
+
+class Ties(Tied):
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        if not tied:
+            self.third.weight = nn.Parameter(self.second.weight.detach().clone())
+
+
+class Closes(Net):
+    """Holds a function that refers to the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = lambda x: self.second(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self.first(x).flatten(1))
 
 
 class Uncopyable(nn.Module):
@@ -133,6 +161,12 @@ def pulled(job: TrainingJob) -> TrainingJob:
     ("build", "change", "reason"),
     [
         (Counts, lambda job: job, "its forward pass changes attributes of the model"),
+        (Replaces, lambda job: job, "its forward pass changes attributes of the model"),
+        (
+            Closes,
+            lambda job: job,
+            "a copy of it differs, for example because one of its functions refers to the original",
+        ),
         (Uncopyable, lambda job: job, "TypeError: cannot pickle 'generator' object"),
         (hooked, lambda job: job, "a hook watches layer (the model itself)"),
         (small(norm="gn"), pulled, "a stage adds a function to its loss"),

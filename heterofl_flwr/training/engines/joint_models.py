@@ -157,10 +157,11 @@ def _probe(logits: Tensor) -> Tensor:
 
 
 def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    # Not passed to functional_call, which would undo that a forward pass replaces a buffer.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     before = describe(model), random_states(inputs.device)
     # With tie_weights, torch would not restore the parameters of a layer that has two names.
-    logits: Tensor = functional_call(model, {**values, **buffers}, (inputs,), tie_weights=False)
+    logits: Tensor = functional_call(model, values, (inputs,), tie_weights=False)
     changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffers[name], buffer)]
     if changed:
         raise IncompatibleError(f"training changes the buffer {changed[0]}")

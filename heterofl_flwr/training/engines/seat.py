@@ -4,12 +4,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice
+from operator import is_not
 
 import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import HeteroFLError
-from heterofl_flwr.core.exchanged import copy_exchanged, shares_parameters
+from heterofl_flwr.core.exchanged import copy_exchanged, first_names, shares_parameters
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.nn.execution import device_of, named_tensors, num_parameters, to_channels_last
 from heterofl_flwr.training.batches import count_steps, training_epochs
@@ -39,7 +40,7 @@ def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
     # A recorded step reads shared frozen parameters at their present addresses.
     bases = [p.data_ptr() for p in model.parameters() if not p.requires_grad] if shares_parameters(model) else []
     loss = job.joint_loss, job.classes is None, form and (form.strength, len(form.centers), len(form.directions))
-    return describe((model, bases, loss, replace(options, learning_rate=1.0), precision))
+    return describe((model, first_names(model), bases, loss, replace(options, learning_rate=1.0), precision))
 
 
 class Seat:
@@ -57,9 +58,14 @@ class Seat:
         self._await_others()
         with self.at_work():
             self._model = copy_exchanged(job.model)
+            if describe(self._model) != describe(job.model):
+                raise UnfitError(
+                    "a copy of it differs, for example because one of its functions refers to the original"
+                )
             if num_parameters(self._model) in CHANNELS_LAST:
                 to_channels_last(self._model)
             self._description, self._is_tried = describe(self._model), False
+            self._tensors = list(named_tensors(self._model).values())
             self._sgd = ParameterSGD(self._model.parameters(), options, job.quadratic)
             if self._stream:
                 dtype = torch.float32 if self._sgd.fused else torch.float64  # the fused kernel takes only float32
@@ -126,8 +132,11 @@ class Seat:
         because replayed steps run no Python code.
         """
         with self.at_work():
-            if not (self._stream and self._is_tried) and describe(self._model) != self._description:
-                raise UnfitError("its forward pass changes attributes of the model")
+            if not (self._stream and self._is_tried):
+                # A recorded step would always read the tensor that was replaced.
+                is_new = any(map(is_not, named_tensors(self._model).values(), self._tensors))
+                if is_new or describe(self._model) != self._description:
+                    raise UnfitError("its forward pass changes attributes of the model")
             self._is_tried = True
             results = torch.stack(list(losses)), self._correct.clone()
             for mine, theirs in self._pairs(job):
