@@ -100,14 +100,16 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
 def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
     models: list[nn.Module] = []
     previous: Mapping[str, Array] = {}
+    rate = math.nan
     for task in tasks:
         # Not content.array_records, whose reference cycle keeps the message in memory until the garbage collector runs.
         record = task.message.content.get(messages.ARRAYS)
         arrays: Mapping[str, Array] = record if isinstance(record, ArrayRecord) else {}
         is_same = arrays.keys() == previous.keys() and all(arrays[name] is previous[name] for name in arrays)
-        is_copy = models and is_same and not task.workload.personal
+        # Models of two rates may have equal slices and different scalers.
+        is_copy = is_same and task.rate == rate and not task.workload.personal
         models.append(task.load_model(models[-1] if is_copy else None))
-        previous = arrays
+        previous, rate = arrays, task.rate
     return models
 
 
