@@ -18,7 +18,7 @@ from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.align import align
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.penalty import Penalty
-from heterofl_flwr.nn.static_norm import with_static_norm
+from heterofl_flwr.nn.static_norm import set_static_norm
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.transport import messages, reading
 
@@ -106,15 +106,12 @@ class AppTask(Task):
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return the personal ``model`` itself if it has no batch norm, otherwise a copy in evaluation mode.
-
-        Batch norm in the copy uses moments measured on the batches of ``trained_batches``.
-        """
+        """Let batch norm in the personal ``model`` use moments of ``trained_batches``, in place; return the model."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
         moments = collect_moments(model, self.trained_batches(), kind, together=self.workload.moments_together)
-        return with_static_norm(model, moments)
+        return set_static_norm(model, moments)
 
     def trained_batches(self) -> Iterable[Tensor]:
         """Return batches of the personal model's training inputs. With FedH2L, they include the shared examples."""

@@ -17,7 +17,7 @@ from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.nn.static_norm import with_static_norm, without_statistics
+from heterofl_flwr.nn.static_norm import remove_statistics, set_static_norm
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import read_tensors, unpack_moments
 
@@ -55,7 +55,7 @@ def load_models(
             )
         load_parameters(model, state if is_largest else _slice(instruction, build, rate, state, level_tensors))
         if instruction.is_evaluation:
-            model = for_evaluation(model, None if moments is None else unpack_moments(moments, rate))
+            for_evaluation(model, None if moments is None else unpack_moments(moments, rate))
         yield rate, model
         del model  # keep no reference, so that the caller can free it
 
@@ -75,13 +75,12 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
-    """Return ``model``, or a copy, in evaluation mode.
+    """Put a model into evaluation mode, in place; return the model.
 
     Batch norm uses ``moments``. If ``moments`` is None, batch norm uses the statistics of each batch.
     """
-    if moments is None:
-        return without_statistics(model).eval()
-    return with_static_norm(model, moments)
+    # In a copy, a function that refers to the model would still compute with the layers of the original.
+    return remove_statistics(model).eval() if moments is None else set_static_norm(model, moments)
 
 
 def sent_tensor(parameter: Tensor) -> Tensor:

@@ -23,33 +23,29 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     A batch norm layer with the count 0 in ``moments`` stays as it was. Instance norm layers lose their running
     statistics.
     """
-    static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
-    layers = batch_norms(static)
+    return set_static_norm(copy_exchanged(model), moments)
+
+
+def set_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
+    """Do in place what ``with_static_norm`` does to a copy; return the model."""
+    remove_statistics(model, _InstanceNorm).eval()
+    layers = batch_norms(model)
     check_layers(moments, {name: layer.num_features for name, layer in layers.items()})
     for name, layer in layers.items():
         if moments.layers[name].count:
-            place = next(chain(layer.parameters(), static.parameters(), [torch.zeros(())]))
+            place = next(chain(layer.parameters(), model.parameters(), [torch.zeros(())]))
             mean, variance = moments.statistics(name)
             layer.track_running_stats = True
             layer.running_mean = mean.to(place)
             layer.running_var = variance.to(place)
             layer.num_batches_tracked = torch.tensor(moments.layers[name].count, device=place.device)
-    return static
+    return model
 
 
-def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:
-    """Return the model without running statistics in norm layers of type ``kind``.
-
-    The result is a copy if there are such statistics, and ``model`` itself otherwise.
-    """
-
-    def tracking_layers(module: nn.Module) -> list[_NormBase]:
-        layers = [layer for layer in module.modules() if isinstance(layer, kind)]
-        return [layer for layer in layers if layer.running_mean is not None]
-
-    if tracking_layers(model):
-        model = copy_exchanged(model)
-        for layer in tracking_layers(model):
+def remove_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:
+    """Remove the running statistics of norm layers of type ``kind`` in place; return the model."""
+    for layer in model.modules():
+        if isinstance(layer, kind) and layer.running_mean is not None:
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     return model

@@ -23,7 +23,7 @@ from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.nn.static_norm import with_static_norm, without_statistics
+from heterofl_flwr.nn.static_norm import remove_statistics, set_static_norm
 from heterofl_flwr.runs.folder import RunFolder
 
 
@@ -165,14 +165,14 @@ def load_model(folder: RunFolder | str | Path, name: str, build: Build) -> nn.Mo
     renew_spectral_norms(model)
     moments = folder.models / f"{name}.moments.safetensors"
     if moments.exists():
-        return with_static_norm(model, Moments.from_tensors(_load_tensors(moments)))
+        return set_static_norm(model, Moments.from_tensors(_load_tensors(moments)))
     if batch_norms(model):
         raise ConfigError(
             f"model {name} of {folder.path} has batch norm that was not measured: let the run evaluate each level's "
             f'model in its last round (evaluate.levels=last, or Evaluation(levels="last")), or, if it was ended '
             f"early, go on with it for a round"
         )
-    return without_statistics(model).eval()
+    return remove_statistics(model).eval()
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -59,6 +59,15 @@ def trained(task, partition=2):
     return model
 
 
+class Closes(nn.Module):
+    """A model that calls its layers by a function that refers to the model itself."""
+
+    def __init__(self, rate: float = 1.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
+        self.forward = lambda x: self.layers(x)
+
+
 @pytest.mark.parametrize(("program", "lines"), [("/bin/flwr-clientapp", 1), ("/bin/flwr-simulation", 0)])
 def test_a_nodes_log_has_the_level_of_each_message(monkeypatch, caplog, program, lines):
     monkeypatch.setattr("sys.argv", [program])
@@ -87,6 +96,13 @@ class TestSubmodel:
         model = task_of(instruction(kind="evaluate", build=build_normed), build_normed).model()
         hidden = model.norm(model.hidden(inputs(3)))
         torch.testing.assert_close(hidden.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("measured", [True, False])
+    def test_a_function_that_refers_to_the_model_is_evaluated_too(self, measured):
+        """In a copy of the model, it would use the original's layers, which are in training mode."""
+        moments = {1.0: collect_moments(Closes(), [inputs(0)])} if measured else None
+        model = task_of(instruction(kind="evaluate", build=Closes, moments=moments), Closes).model()
+        assert torch.equal(model(inputs(3)), model.layers(inputs(3)))
 
     @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
     def test_a_model_to_evaluate_does_not_spoil_those_to_train(self, mode):
