@@ -3,7 +3,8 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError, first_line
+from heterofl_flwr.common.errors import ConfigError, ShapeError, first_line, listed
 from heterofl_flwr.core.levels import exact_rate, level_name, rate_of
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.core.widths import width
@@ -96,12 +97,13 @@ def shallow(
     """
     rates_by_level = _parse_levels((levels or {}).items())
     width_rates = [width_rate for width_rate, _ in rates_by_level.values()]
+    own_layers: AbstractContextManager[None] = nullcontext()
     if isinstance(model, nn.Module):
         if any(width_rate != 1 for width_rate in width_rates):
             raise ConfigError(
                 "a single model has one width: where levels differ in width, give elastic(model, example)"
             )
-        model = partial(_copied, copy.deepcopy(model))
+        own_layers, model = _refusing_layers_of(model), partial(_copied, copy.deepcopy(model))
     with kept_random_state():
         full_model = model(max(width_rates, default=1.0))
     if not find_stacks(full_model, blocks):
@@ -111,7 +113,8 @@ def shallow(
         )
     if example_inputs is None:
         return Shallow(model, blocks, rates_by_level, {})
-    idle, counted = _check_depths(full_model, blocks, example_inputs)
+    with own_layers:
+        idle, counted = _check_depths(full_model, blocks, example_inputs)
     if counted:
         warnings.warn(
             f"the role of blocks changes with the depth: the code counts the blocks of {', '.join(sorted(counted))}, "
@@ -160,6 +163,24 @@ def _parse_levels(pairs: Iterable[tuple[str | float, tuple[Any, Any]]]) -> dict[
 
 def _copied(model: nn.Module, rate: float) -> nn.Module:
     return copy.deepcopy(model)
+
+
+@contextmanager
+def _refusing_layers_of(model: nn.Module) -> Iterator[None]:
+    """Context manager: raise ``ConfigError`` if backward passes of the model's copy reach the model's parameters."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    model.zero_grad()
+    try:
+        yield
+        used = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+    if used:
+        raise ConfigError(
+            f"a copy of {type(model).__name__} uses {listed(used)} of the model given: a function or hook in it refers "
+            f"to the model. Write a method instead, or give a function from a rate to the model"
+        )
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:

@@ -195,3 +195,14 @@ def test_a_model_that_returns_no_tensor_raises():
 
     with pytest.raises(ConfigError, match="Silent returned no tensor"):
         shallow(Silent(*stack()), "1.*", X)
+
+
+def test_a_model_whose_copies_would_use_its_own_layers_is_refused():
+    """A shallower model would not train its first layer."""
+    model = stack()
+    model.register_forward_pre_hook(lambda _, inputs: model[0](*inputs) @ torch.ones(6, 3))
+    model[2].bias.grad = gradient = torch.ones(2)
+    with pytest.raises(ConfigError, match=r"a copy of Sequential uses 0\.bias, 0\.weight of the model given"):
+        shallow(model, "1.*", X)
+    assert model[2].bias.grad is gradient
+    assert model[0].weight.grad is None
