@@ -121,11 +121,12 @@ class SecureSum(Conversation):
                 f"round {context.server_round}: {counted(len(clients), 'client')} sent keys for SecureSum, expected at "
                 f"least {self.holders} (holders): let more take part"
             )
-        sum_ = len(clients) * context.grid[0] / context.grid[1] if context.grid else 0
-        if sum_ > LARGEST_SUM:
+        factor = len(clients) * context.grid[0] / context.grid[1] / LARGEST_SUM if context.grid else 0
+        if factor > 1:
             raise RoundError(
                 f"round {context.server_round}: the sum of the changes of {len(clients)} clients does not fit into 32 "
-                f"bits on the grid of the noise; expected {sum_ / LARGEST_SUM:.3g} times the noise, or fewer clients"
+                f"bits on the grid of the noise; expected {math.ceil(100 * factor) / 100:g} times the noise, or fewer "
+                f"clients"
             )
         return Roster.of(
             [trained_plan(client, context) for client in clients],
@@ -194,6 +195,9 @@ class SecureSum(Conversation):
 
     def _use(self, current: ServerRound, context: RoundContext) -> None:
         sums, closed = current.sums(), current.closed()
+        if not any((count > 0).any() for _, count in sums.values()):
+            self._skip("too few shares came, or too few clients hold each entry", context)
+            return
         step = 1.0 if current.roster.grid else self.bound / largest_steps(len(current.members))
         if context.norm_bound:
             means = (total.double() / count.double().clamp(min=1) * (count > 0) for total, count in sums.values())

@@ -17,7 +17,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.client import ClientRound, Dealt, MaskedRounds, make_keys
 from heterofl_flwr.secure.crypto import Words
-from heterofl_flwr.secure.fixed_point import to_steps
+from heterofl_flwr.secure.fixed_point import check_finite, to_steps
 from heterofl_flwr.secure.overlaps import COUNTS, whole
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, client_stage
@@ -99,6 +99,7 @@ class ClientSecureSum(RespondingStage):
         def fill(roster: Roster, plan: Plan, clients: int) -> Words:
             received, trained = context.received(), update.tensors
             changes = {name: tensor.double() - received[name] for name, tensor in trained.items() if name in plan.axes}
+            check_finite(changes)
             if roster.grid:
                 return vector_of(roster, plan, in_steps(changes, *roster.grid), update.labels)
             generator = torch.Generator().manual_seed(derive(context.seed, KEY))

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.secure import crypto
-from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps
+from heterofl_flwr.secure.fixed_point import LARGEST_SUM, check_finite, largest_steps, to_steps
 
 
 @given(st.binary(min_size=32, max_size=32), st.integers(1, 12), st.data())
@@ -91,4 +91,4 @@ def test_steps_are_right_on_average_and_never_overflow(clients):
 
 def test_a_change_that_is_no_number_is_named():
     with pytest.raises(ReplyError, match="parameter w changed to NaN or infinity"):
-        to_steps({"w": torch.tensor([float("nan")])}, 1.0, 3, torch.Generator())
+        check_finite({"w": torch.tensor([float("nan")])})
