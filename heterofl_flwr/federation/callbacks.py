@@ -34,6 +34,9 @@ class RunState:
         Random id of the run; clients discard state of other runs.
     trained
         The partitions of the clients that have trained; empty if clients store nothing between rounds.
+    counted
+        By partition, the latest round whose mean has a reply of the client; empty likewise. Clients drop the state of
+        stages from later rounds.
     dealt
         The number of partitions of the data; 0 unless all clients report the same number.
     nodes
@@ -58,6 +61,7 @@ class RunState:
     moments: State = field(default_factory=dict)
     run_key: int | None = None
     trained: Sequence[int] = ()
+    counted: Mapping[int, int] = field(default_factory=dict)
     dealt: int = 0
     nodes: Mapping[str, int] = field(default_factory=dict)
     seats: Mapping[str, tuple[int, float]] = field(default_factory=dict)

@@ -108,6 +108,7 @@ class Federation:
             logger.warning("the resumed run had other options: %s", "; ".join(differences.values()))
         self.reset()
         self.nodes.load(state.trained, state.dealt, state.nodes, state.seats)
+        self.nodes.counted = dict(state.counted)
         self.run_key = self.run_key if state.run_key is None else state.run_key
         self._evaluated_before = state.evaluated_rule
 

@@ -72,7 +72,8 @@ class Nodes(Mapping[int, Capability]):
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
         self._seated_before: dict[str, tuple[int, float]] = {}  # ``seated()`` of it, for nodes that have not come yet
         self.own_rates: dict[int, float] = {}  # rates of clients that store parameters or tensors of stages
-        # For each sampled client: the latest round whose reply is in a mean; at first the round before it was sampled
+        # By partition of a sampled client: the latest round whose reply is in a mean; at first the round before it was
+        # sampled. A client's state is stored by partition, so this holds for a client that comes back as another node.
         self.counted: dict[int, int] = {}
 
     def __iter__(self) -> Iterator[int]:

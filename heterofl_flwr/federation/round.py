@@ -118,7 +118,7 @@ class Round:
             plan = self._federation.architecture.train_plan(self.server_round, rate, partition)
             sampled = Sampled(rate, level_name(rate), plan)
         self.slices[node_id] = sampled
-        self._federation.nodes.counted.setdefault(node_id, self.server_round - 1)
+        self._federation.nodes.counted.setdefault(partition, self.server_round - 1)
         self.log.rates[partition] = sampled.rate
         if name := self._federation.nodes.registered_name(node_id):
             self.log.names[partition] = name
@@ -283,7 +283,7 @@ class Round:
         """If clients store state, record for which clients the state of this round counts, and their rates."""
         if self._federation.architecture.clients_keep and not self._chain.skipped:
             nodes, rates = self._federation.nodes, {node_id: self.slices[node_id].rate for node_id in self.answers}
-            nodes.counted.update(dict.fromkeys(rates, self.server_round))
+            nodes.counted.update(dict.fromkeys(map(nodes.partition, rates), self.server_round))
             nodes.own_rates = {**rates, **nodes.own_rates}
 
     def _check_replies(self, hints: Iterable[str]) -> None:

@@ -36,6 +36,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "tensors": sha256(tensors).hexdigest(),
         "run_key": state.run_key,
         "trained": list(state.trained),
+        "counted": list(state.counted.items()),
         "dealt": state.dealt,
         "nodes": dict(state.nodes),
         "seats": dict(state.seats),
@@ -100,6 +101,7 @@ def _read(path: Path) -> RunState:
         server_round=content["server_round"],
         run_key=content["run_key"],
         trained=content["trained"],
+        counted=dict(content.get("counted", ())),
         dealt=content["dealt"],
         nodes=content["nodes"],
         seats={name: tuple(seat) for name, seat in content.get("seats", {}).items()},  # older checkpoints have none

@@ -99,6 +99,7 @@ class FederationStrategy(EvaluationHooks):
             moments=moment_tensors(self.moments),
             run_key=self.federation.run_key,
             trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
+            counted=dict(self.federation.nodes.counted) if self.federation.architecture.clients_keep else {},
             dealt=self.federation.nodes.dealt(),
             nodes=self.federation.nodes.named(),
             seats=self.federation.nodes.seated(),

@@ -167,7 +167,7 @@ def client_config(
         saved = [callback.oldest_checkpoint for callback in callbacks if callback.oldest_checkpoint is not None]
         config[OLDEST_CHECKPOINT] = min(saved, default=server_round - 2)
         if not architecture.personal:
-            config[COUNTED_ROUND] = federation.nodes.counted.get(node_id, server_round)
+            config[COUNTED_ROUND] = federation.nodes.counted.get(federation.nodes.partition(node_id), server_round)
     if training.proximal_mu:
         config[PROXIMAL_MU] = float(training.proximal_mu)
     return config

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import FedDyn, HeteroFL, Scaffold
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.scaffold import STEP
-from tests.federation.tiny import Watched, make_app as make_tiny_app, play
+from tests.federation.tiny import Watched, equal, make_app as make_tiny_app, play
 from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, rounds_of
 
 
@@ -80,6 +82,30 @@ def test_it_equals_a_slow_twin_over_full_tensors_with_masks(grid):
             c = c + changes / np.maximum(sum(masks), 1)
         np.testing.assert_allclose(found.state[name].numpy(), x, rtol=0, atol=1e-9)
         np.testing.assert_allclose(found.strategy.chain.state()[f"Scaffold/{name}"].numpy(), c, rtol=0, atol=1e-9)
+
+
+class Returning(Losing):
+    """A grid on which the node whose reply is lost comes back under another id."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        lost = {own.metadata.dst_node_id for own in messages} - {own.metadata.src_node_id for own in replies}
+        for node_id in lost:
+            self._node_configs[node_id + 1] = config = self._node_configs.pop(node_id)
+            self._contexts[node_id + 1] = Context(self.run.run_id, node_id + 1, dict(config), RecordDict(), {})
+        return replies
+
+
+def test_a_reply_that_was_lost_before_its_node_came_back_or_the_run_was_resumed_does_not_count(tmp_path):
+    def states(name):
+        return {"node_config": lambda _: {"states-path": str(tmp_path / name)}}
+
+    whole = run(grid=Losing, **states("whole")).state
+    assert equal(run(grid=Returning, **states("returned")).state, whole)
+    folder = RunFolder(tmp_path / "broken")
+    run(num_rounds=2, grid=Losing, callbacks=[Recorder(folder)], **states("broken"))
+    assert equal(run(start={"resume": folder.load_checkpoint()}, **states("broken")).state, whole)
 
 
 def test_bytes_of_the_control_variates_are_counted():
