@@ -170,8 +170,6 @@ class Round:
         self.log.bytes_up += reply.num_bytes
         if reply.num_examples and self._is_unchanged(sampled, reply):
             self._remarks[UNCHANGED].append(node_id)
-        if reply.num_examples:
-            nodes.trained.add(node_id)
         if capacity is not None and capacity != nodes[node_id].capacity:
             logger.info("%s says that it can hold rate %g now", nodes.name(node_id), capacity)
             self._capacities[node_id] = capacity
@@ -280,9 +278,14 @@ class Round:
         return state
 
     def _count_replies(self) -> None:
-        """If clients store state, record for which clients the state of this round counts, and their rates."""
-        if self._federation.architecture.clients_keep and not self._chain.skipped:
-            nodes, rates = self._federation.nodes, {node_id: self.slices[node_id].rate for node_id in self.answers}
+        """If clients store state, record who has trained, for which clients this round's state counts, and their rates.
+
+        If a stage skips the round, its replies count for personal parameters alone.
+        """
+        architecture, nodes = self._federation.architecture, self._federation.nodes
+        if architecture.clients_keep and (architecture.personal or not self._chain.skipped):
+            nodes.trained.update(node_id for node_id, (number, _) in self.answers.items() if number)
+            rates = {node_id: self.slices[node_id].rate for node_id in self.answers}
             nodes.counted.update(dict.fromkeys(map(nodes.partition, rates), self.server_round))
             nodes.own_rates = {**rates, **nodes.own_rates}
 

@@ -92,8 +92,7 @@ class ClientContext:
     state
         Tensors that the stage stores on this client between tasks. Assign to its keys in ``on_update``.
     round_state
-        Bytes that stages store only in the node's memory, such as secrets of one round; None if the client's Flower
-        context is unknown.
+        Bytes that stages store only in the node's memory, such as secrets of one round.
     node_config
         Config of the node, which the server cannot set.
     records
@@ -106,7 +105,7 @@ class ClientContext:
     total_step: float = 0.0
     broadcast: Mapping[str, Tensor] = field(default_factory=dict)
     state: State = field(default_factory=dict)
-    round_state: dict[str, bytes] | None = None
+    round_state: dict[str, bytes] = field(default_factory=dict)
     node_config: Fields = field(default_factory=dict)
     records: NodeRecords | None = None
 

@@ -62,7 +62,7 @@ class ClientSecureSum(RespondingStage):
         a change in this round or in a later one (before the run was resumed), return no keys, but the number of the
         last round in which the client masked a change.
         """
-        notes, phase = _notes(context), context.config.get(KEY)
+        notes, phase = context.round_state, context.config.get(KEY)
         if phase == "keys":
             run, server_round = context.config.get(RUN), context.config.get("server-round")
             if type(run) is not int or type(server_round) is not int:
@@ -112,7 +112,7 @@ class ClientSecureSum(RespondingStage):
             steps = to_steps(changes, roster.bound, clients, generator)
             return vector_of(roster, plan, steps, update.labels)
 
-        notes = _notes(context)
+        notes = context.round_state
         members, keys = list_of(int, context.config, CLIENTS), dealt_of(context.config, KEYS)
         (vector, seeds, digests), notes[KEY] = _client(notes).mask(members, keys, fill, _rounds(context))
         fields = {**update.fields, SEEDS: seeds.sealed, HASHES: seeds.hashes, DIGESTS: digests}
@@ -141,15 +141,6 @@ def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: L
     return torch.cat(parts).numpy().view(np.uint32)
 
 
-def _notes(context: ClientContext) -> dict[str, bytes]:
-    if context.round_state is None:
-        raise ConfigError(
-            "SecureSum keeps keys between the messages of a round: call answer_queries(app, ...) in the ClientApp, or "
-            "reply(..., context=context)"
-        )
-    return context.round_state
-
-
 def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientRound:
     if KEY not in notes:
         raise ReplyError("this node has no keys of this round: it was restarted meanwhile, or has revealed its shares")
@@ -157,7 +148,7 @@ def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientR
 
 
 def _rounds(context: ClientContext) -> MaskedRounds:
-    return MaskedRounds(_notes(context), context.records)
+    return MaskedRounds(context.round_state, context.records)
 
 
 def dealt_of(fields: Fields, key: str) -> Dealt:

@@ -4,12 +4,14 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import HeteroFL
+from heterofl_flwr import HeteroFL, SecureSum
 from heterofl_flwr.stages.feddyn import FedDyn
 from tests.federation.tiny import Watched, equal, play
 from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, rounds_of
+from tests.stages.test_secure_sum import Lossy, of_two
 
 ALPHA, STEPS = 0.3, 3
 
@@ -70,6 +72,22 @@ def test_a_run_that_goes_on_has_the_same_model():
         options = {"grid": lambda *_, **__: nullcontext(grid), "learning_rate": falling}
         rest = run(start={"resume": run(num_rounds=4, **options).progress[3]}, **options)
     assert equal(rest.state, run(learning_rate=falling).state)
+
+
+@pytest.mark.parametrize("phase", ["train", "reveal"])
+def test_after_a_secure_sum_that_stays_closed_clients_go_on_as_if_the_round_had_not_been(phase):
+    class Closed(Lossy):
+        lost = dict.fromkeys(range(3), phase)
+
+        def _loses(self, message):
+            return message.content["config"]["server-round"] == 1 and super()._loses(message)
+
+    options = {"build": build, "min_replies": 1, "node_config": of_two}
+    found = play(app, "a1", NODES, 3, grid=Closed, stages=[SecureSum(100.0, holders=2), FedDyn(ALPHA)], **options)
+    assert [record.stages["summed-clients"] for record in found.records] == [0, NODES, NODES]
+    expected = play(app, "a1", NODES, 2, stages=[FedDyn(ALPHA)], **options)
+    for name, own in found.state.items():
+        torch.testing.assert_close(own, expected.state[name], atol=1e-5, rtol=0)
 
 
 def test_clients_that_lost_what_they_kept_over_a_break_do_not_begin_anew():
