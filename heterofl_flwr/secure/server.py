@@ -153,10 +153,10 @@ class ServerRound:
     def closed(self) -> dict[str, Tensor]:
         """Return a boolean tensor for each parameter: True for entries that are still masked.
 
-        Classifier rows that no client trained are False.
+        Entries that no member holds, and classifier rows that no client trained, are False.
         """
-        opened = as_state(self._opened, self._union)
-        closed = {name: ~tensor for name, tensor in opened.items() if not name.startswith(COUNTS)}
+        masked = ~self._opened & (self.roster.count(self._union, self.members) > 0)
+        closed = {name: tensor for name, tensor in as_state(masked, self._union).items() if not name.startswith(COUNTS)}
         for name in self._row_names:
             closed[name] &= self._expand(name, self._counts(name)) != 0
         return closed

@@ -209,6 +209,11 @@ def test_clients_whose_keys_or_reply_have_another_form_are_left_out(faults, phas
     assert equal(found.state, in_clear(plain_run(), dict.fromkeys(faults, phase)))
 
 
+def test_entries_that_no_client_holds_are_not_said_to_stay_closed():
+    found = run(stages=[SecureSum(8.0, holders=2)], mix="b1-c1", slice_rule="rolling", global_rate="a", labels="none")
+    assert found.log.stages["closed-fraction"] == 0
+
+
 class Partly(Tiny):
     """Its smaller models hold a layer that they do not train."""
 
