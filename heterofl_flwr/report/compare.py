@@ -173,7 +173,9 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
     out, the differing settings that all runs have are listed. If there are none, the key is the first run's title, or
     ``all``. If methods differ, the method comes first.
     """
-    settings = [_complete(current_names(flatten(folder.settings()))) for folder in folders]
+    stored = [current_names(flatten(folder.settings())) for folder in folders]
+    defaults = to_flat(from_flat({}))  # folders of earlier versions lack settings
+    settings = [{**defaults, **values} if DATA in values else values for values in stored]
     for folder, values in zip(folders, settings, strict=True):
         if clients := folder.about().get("clients"):
             values[CLIENTS] = clients
@@ -194,14 +196,6 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
             raise ConfigError(f"{rows[row][seed].path} and {folder.path} have equal settings and seed: leave one out")
         rows[row][seed] = folder
     return rows
-
-
-def _complete(values: dict[str, object]) -> dict[str, object]:
-    """Return a run's settings with defaults for those that are missing, as in folders of earlier versions.
-
-    The settings of another app are returned unchanged.
-    """
-    return {**to_flat(from_flat({})), **values} if DATA in values else values
 
 
 def _method(values: Mapping[str, object]) -> str:

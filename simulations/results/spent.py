@@ -56,8 +56,8 @@ def multiplications(run: Run) -> list[float]:
     """Return the cumulative multiply-accumulate operations of all clients' training after each round.
 
     All clients are assumed to have equally many examples, which is nearly true. Neither evaluation nor clients that
-    were sent no message count. Values are
-    NaN if the folder has no costs of models, as with FedH2L, or if the data set is not available.
+    were sent no message count. Values are NaN if the folder has no costs of models, as with FedH2L, or if the data set
+    is not available.
     """
     settings, costs = run.settings, run.costs.by_rate if run.costs else {}
     rates = {rate for record in run.records for rate in record.rates.values()}
