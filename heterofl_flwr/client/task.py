@@ -28,14 +28,13 @@ from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.client.state import STAGES, load_tensors, save_notes, save_tensors
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.named_tensors import entries_under
-from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
-from heterofl_flwr.training.engines.structure import describe
+from heterofl_flwr.training.engines.structure import copy_alike
 from heterofl_flwr.training.inplace_distillation import Criterion, distilled_loss
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import pack_trained
@@ -133,8 +132,8 @@ class Task:
             model is faster than loading the parameters, but seeds no generators.
         """
         self._check_open()
-        model = None if like is None else copy_exchanged(like)
-        if model is None or describe(model) != describe(like):  # a function in the copy may refer to the original
+        model = None if like is None else copy_alike(like)
+        if model is None:
             model = next(self._load())[1]
         self._issued.add(model)
         return model
