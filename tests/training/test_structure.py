@@ -1,5 +1,6 @@
 """Descriptions of models: equal for those that compute alike, different for any others."""
 
+import copy
 import random
 import threading
 from functools import partial
@@ -91,3 +92,13 @@ def test_what_cannot_be_compared_equals_itself_alone(make):
     value = make()
     assert describe(calling([value])) == describe(calling([value]))
     assert describe(calling([value])) != describe(calling([make()]))
+
+
+def test_equal_sets_are_alike_in_any_order_and_in_copies():
+    # These numbers collide in a set, so that their order is that of insertion.
+    ascending, descending = set(range(0, 64, 8)), set(range(56, -1, -8))
+    assert list(ascending) != list(descending)
+    assert describe(ascending) == describe(descending)
+    assert describe(ascending) != describe({*ascending, 1})
+    layers = {nn.Linear(2, 2)}
+    assert describe(layers) == describe(copy.deepcopy(layers))

@@ -141,6 +141,13 @@ def _(value: Iterable[object]) -> tuple[Hashable, Iterable[object]]:
     return type(value), value
 
 
+@_take_apart.register(set)
+def _(value: set[object]) -> tuple[Hashable, Iterable[object]]:
+    # Equal sets, as a set and its copy, can have their elements in different orders.
+    by_value = frozenset((type(one), one) for one in value if type(one).__eq__ is not object.__eq__)
+    return (type(value), by_value), [one for one in value if type(one).__eq__ is object.__eq__]
+
+
 @_take_apart.register
 def _(value: partial) -> tuple[Hashable, Iterable[object]]:  # type: ignore[type-arg]
     return partial, (value.func, value.args, value.keywords)
