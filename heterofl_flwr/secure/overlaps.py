@@ -83,7 +83,7 @@ def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) ->
 
 def _reduce(axis: Axis, classes: Classes) -> Axis:
     groups = tuple(np.unique(classes[sorted(positions(axis))]).tolist())
-    return Axis(int(classes.max()) + 1, len(groups), 1, groups)
+    return Axis(int(classes.max(initial=-1)) + 1, len(groups), 1, groups)
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:

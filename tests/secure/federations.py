@@ -22,6 +22,7 @@ SHAPES = {
     "hidden.bias": (WIDTH,),
     "last.weight": (CLASSES, WIDTH),
     "last.bias": (CLASSES,),
+    "no_entries": (0, WIDTH),
 }
 ROWS = ("last.weight", "last.bias")
 PHASES = ("keys", "shares", "train", "reveal")
