@@ -1,6 +1,6 @@
 """``Plan``: the entries of each parameter that a client holds. ``Region``: these entries in a tensor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -130,6 +130,10 @@ class Plan:
                 f"{listed(uneven)} have more entries of some channels than of others (where a part of each head is "
                 f"rotated, say), so other channels would give a slice of another shape: expected slice_rule='prefix'"
             )
+
+    def without(self, names: Collection[str]) -> "Plan":
+        """Return the plan without the parameters ``names``."""
+        return Plan({name: axes for name, axes in self.axes.items() if name not in names})
 
     def contains(self, plan: "Plan") -> bool:
         """Return True if this plan holds every entry that ``plan`` holds."""

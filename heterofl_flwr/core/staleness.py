@@ -1,7 +1,7 @@
 """Staleness of clients' changes in asynchronous training, and a mean that reduces the weights of stale changes."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from itertools import pairwise, starmap
 
@@ -40,12 +40,7 @@ class Clocks:
         earlier steps, there are two of which neither contains the other.
         """
         current = set(plans)
-        ordered = sorted({*current, *self._moved}, key=lambda plan: plan.parameters, reverse=True)
-        if not all(starmap(_contains, pairwise(ordered))):
-            raise ConfigError(
-                "asynchronous: two levels hold different parts of the model, and neither contains the other; expected "
-                "each level to hold a part of the next larger one's slice"
-            )
+        ordered = largest_first({*current, *self._moved})
         largest = next((plan for plan in ordered if plan in current), None)
         self._moved = {plan: self._moved.get(plan, 0) + (plan is largest) for plan in ordered}
 
@@ -64,6 +59,17 @@ class Clocks:
                 total += number
                 staleness[region] = total
         return staleness
+
+
+def largest_first(plans: Collection[Plan]) -> list[Plan]:
+    """Return the plans, each of which contains the next; raise ``ConfigError`` if two do not contain each other."""
+    ordered = sorted(plans, key=lambda plan: plan.parameters, reverse=True)
+    if not all(starmap(_contains, pairwise(ordered))):
+        raise ConfigError(
+            "asynchronous: two levels train different parts of the model, and neither contains the other; expected "
+            "each level to train a part of what the next larger one trains, or clocks='model'"
+        )
+    return ordered
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,7 @@
 """Asynchronous training: options, choice of the replies in a step, and server stage."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Natural, NotNegative, group
-from heterofl_flwr.core.staleness import Clocks, StaleMean
+from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.core.staleness import Clocks, StaleMean, largest_first
 from heterofl_flwr.stages.server_stage import ServerStage
 
 
@@ -41,13 +42,15 @@ class Buffered:
                 raise ConfigError(f"{name} is {value}, and size is 0 (synchronous rounds); expected a size above 0")
 
 
-def check_quota(options: Buffered, levels: int) -> None:
-    """Raise ``ConfigError`` if a step of ``size`` replies is too small for ``quota`` replies from each level."""
-    if (needed := options.quota * levels) > options.size:
+def check_levels(options: Buffered, trained: Sequence[Plan]) -> None:
+    """Raise ``ConfigError`` if the options do not fit the levels; ``trained`` has, for each, what its clients train."""
+    if (needed := options.quota * len(trained)) > options.size:
         raise ConfigError(
-            f"asynchronous: quota is {options.quota}, which for {levels} levels is {needed} replies of a step; "
+            f"asynchronous: quota is {options.quota}, which for {len(trained)} levels is {needed} replies of a step; "
             f"expected size, {options.size}, or fewer"
         )
+    if options.clocks == "regions":
+        largest_first(set(trained))
 
 
 class Seats:

@@ -8,8 +8,7 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 
 def trained_plan(update: Update, context: RoundContext) -> Plan:
     """Return a client's plan without the parameters that it does not train."""
-    untrained = context.untrained(update.rate)
-    return Plan({name: axes for name, axes in update.plan.axes.items() if name not in untrained})
+    return update.plan.without(context.untrained(update.rate))
 
 
 class Untrained(ServerStage):

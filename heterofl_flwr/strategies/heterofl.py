@@ -10,7 +10,7 @@ from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.options import Averaging, Evaluation, Options, Slicing, Training
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.stages.asynchronous import Buffered, check_quota
+from heterofl_flwr.stages.asynchronous import Buffered, check_levels
 from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
@@ -130,6 +130,8 @@ class HeteroFL(FederationStrategy):
             asynchronous=asynchronous,
         )
         whole_mix = Mix.parse(mix).with_global_rate(options.slicing.global_rate)
-        check_quota(asynchronous, len(whole_mix.rates))
-        federation = Federation(GlobalModel(build, whole_mix, options, seed))
+        model = GlobalModel(build, whole_mix, options, seed)
+        if asynchronous.size:
+            check_levels(asynchronous, [model.plan(rate).without(model.untrained(rate)) for rate in whole_mix.rates])
+        federation = Federation(model)
         super().__init__(federation, train_metrics_aggr_fn, evaluate_metrics_aggr_fn, callbacks)

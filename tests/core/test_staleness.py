@@ -144,7 +144,7 @@ def test_slices_of_which_none_is_inside_the_other_are_refused():
     clocks = Clocks()
     clocks.step([tall])
     for steps, own in ((Clocks(), [tall, wide]), (clocks, [wide])):  # in one step, or one after the other
-        with pytest.raises(ConfigError, match="two levels hold different parts"):
+        with pytest.raises(ConfigError, match="two levels train different parts"):
             steps.step(own)
 
 

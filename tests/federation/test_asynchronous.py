@@ -22,6 +22,8 @@ from heterofl_flwr import (
 )
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.nn import build_model, shallow
+from heterofl_flwr.nn.exits import with_exits
 from heterofl_flwr.strategies import asynchronous, node_registration, time_budget
 from heterofl_flwr.transport import exchange
 from tests.core import twin
@@ -402,3 +404,11 @@ class Saves(HeteroFL):
 def test_a_hook_that_would_not_be_called_is_named():
     with LocalGrid(make_app(), 3) as grid, pytest.raises(ConfigError, match="Saves overrides aggregate_train, which"):
         Saves(build, "a1", asynchronous=Buffered(size=2, concurrency=3)).start(grid)
+
+
+def test_levels_that_train_parts_beside_each_other_need_one_clock():
+    exits = with_exits(build_model("cnn", classes=4, hidden=(4, 4), norm="gn"), deepest_only=True)
+    depths = shallow(exits, "exits.*", None)
+    with pytest.raises(ConfigError, match=r"train different parts of the model, .* or clocks='model'"):
+        HeteroFL(depths, "a1-b1", asynchronous=Buffered(size=2, concurrency=2))
+    HeteroFL(depths, "a1-b1", asynchronous=Buffered(size=2, concurrency=2, clocks="model"))
