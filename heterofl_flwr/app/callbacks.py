@@ -1,5 +1,6 @@
 """Evaluation on the server, and the callbacks of a run."""
 
+import logging
 from collections.abc import Sequence
 from inspect import signature
 from typing import cast
@@ -14,11 +15,14 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.nn.build import new_model
+from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.report import Costs, MLflow, Monitor, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.runs.class_counts import count_pairs, write_counts
 from heterofl_flwr.settings.validate import to_flat
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.transport.arrays import read_tensors
+
+logger = logging.getLogger(__name__)
 
 PROJECT = "heterofl-flwr"
 
@@ -29,16 +33,24 @@ NAMES = ("tensorboard", "wandb", "mlflow")
 def evaluate_global(
     strategy: FederationStrategy, workload: Workload, folder: RunFolder | None, server_round: int, arrays: ArrayRecord
 ) -> MetricRecord | None:
-    """Return the global model's metrics on the test set; None in round 0.
+    """Return the global model's metrics on the test set; None in round 0, or if no client measured its batch norm.
 
     The confusion matrix is written into ``folder``, unless ``folder`` is None or the data are text.
     """
     if not server_round:
         return None
     rate = workload.mix.global_rate
-    model = new_model(workload.build, rate)
+    model, moments = new_model(workload.build, rate), strategy.moments.get(rate)
+    if moments is None and batch_norms(model):
+        logger.warning(
+            "round %d: the server does not evaluate the global model, because no client that can hold rate %g measured "
+            "the moments of its batch norm",
+            server_round,
+            rate,
+        )
+        return None
     load_parameters(model, read_tensors(arrays, "the server"))
-    model = for_evaluation(model, strategy.moments.get(rate)).to(workload.device)
+    model = for_evaluation(model, moments).to(workload.device)
     test = workload.whole_test(strategy.federation.nodes.dealt())
     predicted: list[Tensor] = []
     with model.register_forward_hook(lambda module, inputs, outputs: predicted.append(outputs.argmax(1))):

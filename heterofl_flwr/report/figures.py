@@ -38,7 +38,7 @@ TEXTS = {
     "learning-curves": (
         "Learning curves",
         "The full model (with personal layers, each client's) on the test set, on each client's own (limited to its "
-        "classes), and the worst client's.",
+        "classes, unless train.mask-fill is none), and the worst client's.",
     ),
     "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
     "loss": ("Training loss", "Mean over the round's clients, weighted by examples."),

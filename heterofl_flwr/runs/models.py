@@ -169,8 +169,8 @@ def load_model(folder: RunFolder | str | Path, name: str, build: Build) -> nn.Mo
     if batch_norms(model):
         raise ConfigError(
             f"model {name} of {folder.path} has batch norm that was not measured: let the run evaluate each level's "
-            f'model in its last round (evaluate.levels=last, or Evaluation(levels="last")), or, if it was ended '
-            f"early, go on with it for a round"
+            f'model in its last round (evaluate.levels=last, or Evaluation(levels="last")) by a client that can hold '
+            f"it, or, if it was ended early, go on with it for a round"
         )
     return remove_statistics(model).eval()
 

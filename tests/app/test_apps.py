@@ -255,6 +255,15 @@ def test_the_server_can_leave_the_test_set_alone():
     assert without["global-accuracy"] == pytest.approx(with_server["global-accuracy"])
 
 
+def test_a_global_model_whose_batch_norm_nobody_measured_is_not_evaluated(caplog):
+    small = {"mix": "a1-c1", "server__largest_level": "c", "num_rounds": 1}
+    assert run(**small)[-1].record.evaluate == {"coverage": 0.0}
+    assert (
+        "round 1: the server does not evaluate the global model, because no client that can hold rate 1" in caplog.text
+    )
+    assert "global-accuracy" in run(**small, model__norm="gn")[-1].record.evaluate
+
+
 def mean_of_logits(model, inputs, targets):
     assert len(inputs) == len(targets)
     return {"mean-logit": model(inputs).mean()}
