@@ -106,6 +106,11 @@ def test_the_metric_is_the_last_one_of_the_evaluation(tiny):
     assert read_score(other).final == 0.9
 
 
+def test_what_a_diverged_run_measured_before_is_no_result_for_a_search(tiny):
+    ran(tiny, 2).note(diverged=True)
+    assert (tiny.stage, run_once(tiny), read_score(tiny)) == ("diverged", False, None)
+
+
 def test_a_folder_with_another_run_raises_and_is_left_alone(tiny):
     folder = ran(tiny, 3, finished=True, num_rounds=9, seed=4)
     assert tiny.stage == "blocked"

@@ -38,8 +38,8 @@ CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path
 def run_job(config: DictConfig) -> float | None:
     """Run a job, unless it has ended; return the final value of the job's metric, for optimising sweepers.
 
-    Return None if another process runs the job, or if the job has not measured the metric. Raise ``RunError`` if the
-    job fails.
+    Return None if another process runs the job, if it diverged before, or if it has not measured the metric. Raise
+    ``RunError`` if the job fails.
     """
     hydra_config = HydraConfig.get()
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
@@ -60,7 +60,7 @@ def run_job(config: DictConfig) -> float | None:
         logger.error("failed: %s", cause)
         raise RunError(cause) from error
     score = read_score(job)
-    if score is None and (metric := job.settings.run.metric):
+    if score is None and job.stage != DIVERGED and (metric := job.settings.run.metric):
         logger.warning("run.metric: found %r, but no evaluation of this job has this metric", metric)
     return score.final if score else None
 

@@ -263,7 +263,12 @@ def run_once(job: Job) -> bool:
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the score of ``run.metric`` or, if that is empty, of the headline metric; None if it was not measured."""
+    """Return the score of ``run.metric`` or, if that is empty, of the headline metric.
+
+    Return None if it was not measured, or if the run diverged.
+    """
+    if job.stage == DIVERGED:
+        return None
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)
