@@ -18,6 +18,14 @@ def score(name: str, value: float | None) -> str:
     return percent(value) if name.endswith(("accuracy", "coverage")) and not value > 1 else number(value)
 
 
+def score_name(name: str, values: Iterable[float | None]) -> str:
+    """Return the name with which ``score`` formats all ``values`` of a metric alike: '' if one of them is above 1.
+
+    An accuracy is then in percent already, so a value such as 0.5 or 1 is no fraction either.
+    """
+    return "" if any(value is not None and value > 1 for value in values) else name
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """Format a fraction in percent; None and NaN become ``-``."""
     return NOTHING if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"

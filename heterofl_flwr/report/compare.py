@@ -76,7 +76,9 @@ def compare_runs(histories: Histories, rows: Rows) -> Cells:
     scored = {folder: {score.label: score for score in scores(history)} for folder, history in histories.items()}
     names = {label: score.name for by_label in scored.values() for label, score in by_label.items()}
     finals = {folder: {label: score.final for label, score in by_label.items()} for folder, by_label in scored.items()}
-    for label, metric in names.items():
+    for label, name in names.items():
+        every = [by_label[label] for by_label in scored.values() if label in by_label]
+        metric = formatting.score_name(name, (value for score in every for value in (score.final, score.best)))
         means = _means(metric, label, rows, finals)
         for row, runs in rows.items():
             own = [scored[run][label] for run in runs.values() if label in scored[run]]
@@ -94,7 +96,8 @@ def compare_metrics(histories: Histories, rows: Rows, metrics: Sequence[str]) ->
     """
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
-    means = [_means(name, name, rows, finals) for name in metrics]
+    shown = [formatting.score_name(name, (values.get(name) for values in finals.values())) for name in metrics]
+    means = [_means(metric, name, rows, finals) for metric, name in zip(shown, metrics, strict=True)]
     table = []
     for row, runs in rows.items():
         partial = set().union(*(partial_names(histories[run]) for run in runs.values()))
@@ -212,8 +215,6 @@ def _means(
 ) -> dict[str, tuple[str, str]]:
     """Return two texts for each row: the mean over seeds, and the difference from the first row."""
     means, reference = {}, None
-    if any(finals[run].get(key, 0.0) > 1 for runs in rows.values() for run in runs.values()):
-        metric = ""  # an accuracy in percent already: deviations and differences up to 1 are no fractions either
     for row, runs in rows.items():
         by_seed = {seed: finals[run][key] for seed, run in runs.items() if key in finals[run]}
         values = list(by_seed.values())

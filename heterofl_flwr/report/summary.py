@@ -87,12 +87,18 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
     added = [
         name for metrics in latest.values() for name in metrics if name not in (*USUAL, find_metric(metrics, kind))
     ]
-    names = list(dict.fromkeys(added))
+    names = {
+        name: formatting.score_name(name, (metrics.get(name) for metrics in latest.values()))
+        for name in dict.fromkeys(added)
+    }
+    curves = {level: level_points(records, level, kind) for level in levels(records, costs).values()}
+    kind_name = formatting.score_name(kind, chain.from_iterable(values for _, values in curves.values()))
     rows = []
     for rate, level in levels(records, costs).items():
-        rounds, values = level_points(records, level, kind)
+        rounds, values = curves[level]
         older = f" (round {rounds[-1]})" if rounds and rounds[-1] < evaluated else ""
-        score = marked(formatting.score(kind, values[-1] if values else None) + older, bool(few & set(rounds[-1:])))
+        final = formatting.score(kind_name, values[-1] if values else None)
+        score = marked(final + older, bool(few & set(rounds[-1:])))
         share = formatting.percent(drawn[rate] / (drawn.total() or 1))
         parameters = macs = formatting.NOTHING
         if cost := by_rate.get(rate):
@@ -100,7 +106,8 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
         size = formatting.size(down[level] / received[rate]) if received[rate] and level in down else formatting.NOTHING
         metrics = latest.get(level, {})
         scores_added = [
-            marked(formatting.score(name, metrics.get(name)), name in metrics and evaluated in few) for name in names
+            marked(formatting.score(shown, metrics.get(name)), name in metrics and evaluated in few)
+            for name, shown in names.items()
         ]
         rows.append([level, f"{rate:g}", parameters, macs, share, score, *scores_added, size])
     return ("level", "rate", "parameters", "MACs", "clients", kind, *names, "bytes down"), rows
@@ -117,11 +124,12 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
     for score in scores(records):
         older = f" (round {score.final_round})" if score.final_round < evaluated else ""
         name = score.name if score.client is None else f"{score.name} (client {score.client})"
+        metric = formatting.score_name(score.name, [*score.finals.values(), score.best])
         for statistic, final in score.finals.items():
             best, best_round = (score.best, score.best_round) if statistic == score.statistic else (None, None)
-            shown = marked(formatting.score(score.name, final) + older, score.partial)
+            shown = marked(formatting.score(metric, final) + older, score.partial)
             number = formatting.NOTHING if best_round is None else str(best_round)
-            rows.append((name, statistic, shown, formatting.score(score.name, best), number))
+            rows.append((name, statistic, shown, formatting.score(metric, best), number))
     return ("metric", "of clients", "final", "best", "round"), rows
 
 

@@ -154,6 +154,9 @@ def test_accuracies_in_percent_are_compared_in_their_own_unit(tmp_path):
     folders = [run(tmp_path / f"{mix}-{seed}", mix, seed, 90 + seed / 2) for mix in ("a1", "b1") for seed in (0, 1)]
     _, (first, second) = compare_runs(folders)
     assert (first[3], second[-1]) == ("90.25 ± 0.3536", "0")
+    chance = run(tmp_path / "chance", "c1", 0, 1)  # of a hundred classes
+    (row,) = (row for row in compare_runs([*folders, chance])[1] if row[0] == "mix=c1")
+    assert row[3:5] == ("1", "1")
 
 
 def test_a_mean_says_that_seeds_lack_its_metric_and_that_runs_are_not_finished(folders, tmp_path, capsys, caplog):

@@ -100,6 +100,14 @@ def test_an_accuracy_that_an_app_gives_in_percent_is_not_multiplied():
     assert (score_cells(records)[1][0][2], level_cells(records, None)[1][0][5]) == ("97.5", "97.5")
 
 
+def test_one_percent_beside_larger_accuracies_in_percent_is_not_all():
+    levels = {"a": {"accuracy": 60.0, "top-accuracy": 80.0}, "b": {"accuracy": 1.0, "top-accuracy": 0.5}}
+    records = [make(1, [1.0, 0.5], evaluate={"accuracy": 60.0}, evaluate_by_level=levels)]
+    records.append(make(2, [1.0, 0.5], evaluate={"accuracy": 1.0}))
+    assert [row[5:7] for row in level_cells(records, None)[1]] == [["60", "80"], ["1", "0.5"]]
+    assert score_cells(records)[1][0][2:4] == ("1", "60")
+
+
 def test_a_row_of_the_closing_table_has_one_statistic():
     record = make(1, [1.0], evaluate={"local-loss": 9.0}, evaluate_medians={"local-loss": 1.0})
     assert score_cells([record])[1] == [("local-loss", "mean", "9", "-", "-"), ("local-loss", "median", "1", "1", "1")]
