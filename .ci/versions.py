@@ -64,6 +64,8 @@ def filled(page: str, cells: Sequence[Mapping[str, Any]]) -> str:
 
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the table, with the machine."""
+    from heterofl_flwr.runs.origin import short_commit
+
     flowers = [".".join(map(str, own)) for own in sorted({place(cell)[2] for cell in cells})]
     rows: dict[tuple[object, ...], dict[str, Mapping[str, Any]]] = {}
     for cell in cells:
@@ -75,7 +77,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
     for row in rows.values():
         last = max(row.values(), key=lambda cell: cell["date"])
         counts = [describe(row[own]) if own in row else "not run" for own in flowers]
-        commits = ", ".join(dict.fromkeys(cell["commit"][:7] for cell in row.values()))
+        commits = ", ".join(dict.fromkeys(short_commit(cell["commit"]) for cell in row.values()))
         own = [last["python"], last["torch"].partition("+")[0], *counts, last["date"], commits]
         lines.append(f"| {' | '.join(own)} |")
     machines = ", ".join(sorted({cell["machine"] for cell in cells}))

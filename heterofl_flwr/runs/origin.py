@@ -48,6 +48,11 @@ def commit_of(checkout: Path, package: str) -> str | None:
     return head + (CHANGED if _ask(*git, "status", "--porcelain", "--", package) else "")
 
 
+def short_commit(commit: str) -> str:
+    """Return the first seven characters of a commit, with the suffix ``CHANGED`` if ``commit`` has it."""
+    return commit[:7] + (CHANGED if commit.endswith(CHANGED) else "")
+
+
 @cache
 def machine() -> str:
     """Return this machine's processor, number of cores and GPUs as text."""

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-from heterofl_flwr.runs.origin import commit, machine
+from heterofl_flwr.runs.origin import commit, machine, short_commit
 from heterofl_flwr.training.device import give_back_gaps
 
 Result = TypeVar("Result")
@@ -50,7 +50,7 @@ def in_turns(calls: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str
 def describe_machine() -> str:
     """Return a line with processor, cores, versions and commit."""
     versions = f"Python {platform.python_version()}, torch {version('torch')}, flwr {version('flwr')}"
-    return f"{machine()}; {versions}; commit {commit()[:7]}"
+    return f"{machine()}; {versions}; commit {short_commit(commit())}"
 
 
 def peak_of(call: Callable[[], object]) -> int:

@@ -14,9 +14,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from heterofl_flwr.app.argument_types import read_count
+from heterofl_flwr.app.trust import add_trust, check_trust
 from heterofl_flwr.common.errors import ConfigError, counted
 from heterofl_flwr.common.files import remove, write_atomic
 from heterofl_flwr.core.formatting import render
+from heterofl_flwr.runs.origin import short_commit
 from heterofl_flwr.settings.method_name import method_name
 from simulations.program import chosen, parser_of, status_of
 from simulations.results import figures, tables
@@ -28,7 +30,7 @@ from simulations.results.formats import Table, to_latex, to_markdown
 from simulations.results.levels import AGAINST, costs_table, levels_table
 from simulations.results.paper import FILES, VARIABLE, Cell, Key, Printed, by_job, paper_folder, read_cells
 from simulations.results.runs import file_name, portable, read_runs
-from simulations.results.spent import axes_of
+from simulations.results.spent import EXAMPLES, axes_of
 from simulations.svg import to_svg
 
 HEADER = """# Results
@@ -101,7 +103,7 @@ def write(
     places, jobs = found.places, published(found.places)
     words = [portable(str(path)) for path in options.runs] + ["--curves"] * options.curves
     words += [f"--target {target:g}" for target in options.target] + [f"--last {options.last}"] * (options.last > 1)
-    words += [f"--against '{options.against}'"] * (options.against != AGAINST)
+    words += [f"--against '{options.against}'"] * (options.against != AGAINST) + ["--trust"] * options.trust
     command = f"python -m {PROGRAM} {' '.join(words)} --out FOLDER"  # the folder itself changes nothing
     files = {"runs.csv": tables.runs_csv(places, printed)}
     files |= {"curves.csv": tables.curves_csv(places)} if options.curves else {}
@@ -146,7 +148,7 @@ def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:
     if jobs:
         lines += tables.count_verdicts(found.cells, jobs) if found.cells else [NO_PAPER]
     lines.append(f"Made on: {'; '.join(dict.fromkeys(run.machine for run in runs))}")
-    commits = sorted({own[:7] for run in runs for own in run.commit.split(" + ")})
+    commits = sorted({short_commit(own) for run in runs for own in run.commit.split(" + ")})
     return "".join(f"- {line}\n" for line in [*lines, f"With commits: {', '.join(commits)}"])
 
 
@@ -205,11 +207,15 @@ def _results(words: Sequence[str]) -> int:
     parser.add_argument("--against", default=AGAINST, metavar="METHOD", help=less)
     where = f"folder with {', '.join(FILES)}; default: that of {VARIABLE}, else ../shared/paper if it is there"
     parser.add_argument("--paper", type=Path, metavar="FOLDER", help=where)
+    add_trust(parser)
     options = parser.parse_args(words)
     if options.out is None and (options.target or options.curves):
         raise ConfigError("--target and --curves have no effect without --out: name a folder for the tables")
     found = read(options.runs, paper_folder(options.paper))
-    methods = {method_name(run.settings) for own in found.places.values() for one in own for run in one.runs}
+    runs = [run for own in found.places.values() for one in own for run in one.runs]
+    for run in runs:  # tables have the multiplications, for which data sets may be loaded
+        check_trust({"data.name": run.settings.data.name}, run.path, trusted=options.trust, named=EXAMPLES)
+    methods = {method_name(run.settings) for run in runs}
     chosen("method", [options.against], sorted({*methods, AGAINST}))
     printed = by_job(found.cells)
     made = {place: list(_tables(own, printed, options)) for place, own in found.places.items()}

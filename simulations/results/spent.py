@@ -29,6 +29,7 @@ EXAMPLES: Mapping[str, int] = {
     "cifar10": 50_000,
     "wikitext2": 100 * math.ceil(20_886 / PIECE),
     "simulations.small_mnist:load": small_mnist.TRAIN,
+    f"{small_mnist.__name__}:load": small_mnist.TRAIN,
     **{f"{fedh2l_data.__name__}:{name}_seeds": number for name, number in fedh2l_data.SEEDS.items()},
 }
 """Number of training examples (or pieces) by data set; data sets not listed here are loaded and counted."""

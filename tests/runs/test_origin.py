@@ -40,7 +40,8 @@ def git(folder: Path, *words: str) -> str:
 def test_a_checkout_has_its_commit_marked_where_changed(checkout, changed, suffix):
     if changed:
         (checkout / changed).write_text("x = 2\n", encoding="utf-8")
-    assert origin.commit_of(checkout, "package") == git(checkout, "rev-parse", "HEAD") + suffix
+    commit, head = origin.commit_of(checkout, "package"), git(checkout, "rev-parse", "HEAD")
+    assert (commit, origin.short_commit(commit)) == (head + suffix, head[:7] + suffix)
 
 
 def test_a_package_outside_of_a_checkout_has_no_commit(checkout, monkeypatch):

@@ -3,12 +3,15 @@
 import json
 import math
 import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from heterofl_flwr.common.files import write_atomic
+from heterofl_flwr.common.user_code import VARIABLE
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.validate import from_flat
 from simulations.fedh2l_data import digits_seeds
@@ -18,6 +21,7 @@ from simulations.results.levels import levels_table
 from simulations.results.runs import Score, read_run, read_runs
 from simulations.results.spent import EXAMPLES, bytes_sent, curve, multiplications, spent_until
 from simulations.results.statistics import PERCENT, Summary, summarise
+from tests.simulations.conftest import COMMIT
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
 ROOT = Path(__file__).parents[2]
@@ -218,7 +222,7 @@ def test_the_command_writes_tables_values_and_figures(make_run, printed, tmp_pat
         evaluated = {100: {"global-accuracy": accuracy}, 200: {"global-accuracy": accuracy - 0.001}}
         make_run(f"e{seed}", evaluated, seed=seed)
     make_run("figure", mix="a1-e9", assignment="fix")
-    make_run("elsewhere", data__split="non-iid-2")
+    make_run("elsewhere", data__split="non-iid-2", commit=f"{COMMIT}-dirty")
     make_run("again", {200: {"global-accuracy": 0.98}}, mix="b1").note(starts=["2020-01-01"])
     make_run("later", {200: {"global-accuracy": 0.99}}, mix="b1")
     out = tmp_path / "out"
@@ -234,9 +238,22 @@ def test_the_command_writes_tables_values_and_figures(make_run, printed, tmp_pat
     # Deviation 0.1; half the interval is 4.3027 * 0.1 / sqrt(3) = 0.2484.
     assert "| 98.50 ± 0.10 [98.25, 98.75] | 98.60 ± 0.10 [98.35, 98.85] |" in text
     assert "| again | a later run has its settings and seed |" in text
+    assert "- With commits: 0123456, 0123456-dirty\n" in text
     labels = re.findall(r"\\label\{(.*)\}", (out / "tables.tex").read_text(encoding="utf-8"))
     assert {"tab:reached-mnist-iid", "tab:reached-mnist-noniid"} <= set(labels)
     assert len(labels) == len(set(labels))
+
+
+def test_data_sets_that_folders_name_as_functions_are_loaded_only_with_trust(make_run, tmp_path, monkeypatch, capsys):
+    made, calls = make_run(data__name="mydata:load", num_rounds=1), []
+    monkeypatch.setenv(VARIABLE, '["", []]')  # which --trust changes
+    monkeypatch.setitem(sys.modules, "mydata", types.SimpleNamespace(load=lambda: calls.append("called")))
+    assert (command.main([str(tmp_path / "runs")]), calls) == (2, [])
+    assert f"the settings of {made.path} name code (data.name=mydata:load)" in capsys.readouterr().err
+    assert (command.main([str(tmp_path / "runs"), "--trust"]), calls) == (0, ["called"])
+    made.path.rename(tmp_path / "other")
+    make_run(data__name="heterofl_flwr.experiments.small_mnist:load", num_rounds=1)
+    assert command.main([str(tmp_path / "runs")]) == 0
 
 
 @pytest.mark.slow
