@@ -183,7 +183,8 @@ class Trace:
     def use(self, length: object, row: Row | None) -> None:
         """Record that the code uses a number as the length of an axis.
 
-        The axis may shrink if the number is an exact ``Length``. Otherwise the axis is never sliced.
+        The axis may shrink if the number is an exact ``Length``. Otherwise the axis is never sliced, nor are the axes
+        from which the number was computed.
         """
         if isinstance(length, Length) and any(source.trace is not self for source in length.sources + length.divisors):
             raise UnsupportedLayerError(
@@ -193,7 +194,8 @@ class Trace:
         if is_length(length):
             self.tie(row, self._variable(length))
         else:
-            self.pin(row, why=f"the code says the length {length!r}")
+            sources = length.rows if isinstance(length, Length) else []
+            self.pin(row, *sources, why=f"the code says the length {length!r}")
 
     def compare(self, length: Length, operand: float) -> None:
         """Ensure that a comparison of a length with a number or another length has the same result at every rate.

@@ -38,6 +38,7 @@ EXACT = {
     "a NumPy index": around(lambda self, x: x * x[:, np.int64(-1)][:, None]),
     "a NumPy number selects": around(lambda self, x: x * x.select(1, np.int64(-1))[:, None]),
     "more chunks than channels": around(lambda self, x: torch.cat(x.chunk(99, 1)[::-1], 1)),
+    "a part of a computed length": around(lambda self, x: x * x[:, : x.shape[1] - 2].sum(1, keepdim=True)),
     "a NumPy number of chunks": around(lambda self, x: torch.cat(x.chunk(np.int64(2), 1)[::-1], 1)),
     "a NumPy number in a shape": around(lambda self, x: x.view(-1, np.int64(2), np.int64(4)).flatten(1)),
     "channels numbered": nn.Sequential(Then(numbered, one=nn.Linear(3, 6), two=nn.Linear(3, 4)), nn.Linear(10, 2)),
