@@ -96,8 +96,8 @@ def check_slice(
         difference = str(error) if is_ours else first_line(error)
         raise UnsupportedLayerError(
             f"at rate {rate:g} {skeleton.place} does something else than in the full model: {difference}. Its "
-            f"code, or code that runs before it, depends on a width in a way that cannot be followed. Keep these "
-            f"layers whole (fixed=...), or take the width from a tensor's shape"
+            f"code, or code that runs before it, depends on a width in a way that cannot be followed. Keep the "
+            f"layers whose channels it reads whole (fixed=...), or take the width from a tensor's shape"
         ) from None
 
 

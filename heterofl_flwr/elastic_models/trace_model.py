@@ -254,11 +254,15 @@ def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
 
 def _names_fixed(model: nn.Module, fixed: Sequence[str]) -> Iterator[str]:
     tensors = named_tensors(model)
-    names = [name for name in (*dict(model.named_modules()), *tensors) if name]
+    layers = [name for name, layer in model.named_modules() if name and named_tensors(layer)]
+    names = [*layers, *tensors]
     for pattern in fixed:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
-            raise ConfigError(f"fixed: no layer or parameter matches {pattern!r}; there are {', '.join(names[:8])} ...")
+            raise ConfigError(
+                f"fixed: no parameter, and no layer with parameters, matches {pattern!r}; there are "
+                f"{', '.join(names[:8])} ..."
+            )
         yield from (
             name for name in tensors if any(name == match or name.startswith(f"{match}.") for match in matching)
         )

@@ -67,8 +67,9 @@ def test_layers_that_are_named_stay_whole():
     assert elastic(model, X)(0.5)[1].weight.shape == (3, 4)
     assert elastic(model, X, fixed=["1"])(0.5)[1].weight.shape == (6, 8)
     assert elastic(model, X, fixed=["0.bias"])(0.5)[1].weight.shape == (3, 8)
-    with pytest.raises(ConfigError, match=r"fixed: no layer or parameter matches 'head\*'; there are 0, 1, 2"):
-        elastic(model, X, fixed=["head*"])
+    for pattern, other in (("head*", model), ("2", nn.Sequential(model[0], model[1], nn.ReLU()))):
+        with pytest.raises(ConfigError, match=rf"layer with parameters, matches '{pattern[:4]}.*'; there are 0, 1"):
+            elastic(other, X, fixed=[pattern])
 
 
 def test_modes_and_frozen_parameters_stay():
