@@ -60,8 +60,8 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
         The data set to split.
     kind : str
         ``iid``. ``non-iid-<n>``: at most n classes for each client. ``dirichlet-<alpha>``: Dirichlet distribution
-        with the concentration alpha. ``natural``: the i-th client has the examples of the i-th owner.
-        ``natural-<column>``: the same, with the owners in ``<column>``.
+        with the concentration alpha. ``natural`` or ``natural-<column>``: the i-th client has the examples of the i-th
+        owner; ``load_dataset(owner=...)`` has read the owners from a column.
     clients : int
         Number of clients.
     seed : int

@@ -191,8 +191,16 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
     HeteroFLError
         If ``torch.export`` cannot trace the model, or cannot make the axes in ``axes`` dynamic.
     """
-    # Zeros, because a program stores its example inputs, and these must not contain data.
-    example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)
+
+    def zeros(leaf: Tensor) -> Tensor:
+        # Zeros, because a program stores its example inputs, and these must not contain data. Two or more, because
+        # torch.export fixes lengths of 1.
+        lengths = [
+            (max(2, length) if axis else 2) if axis in axes else length for axis, length in enumerate(leaf.shape)
+        ]
+        return leaf.new_zeros(lengths)
+
+    example: Inputs = tree_map(zeros, inputs)
     args, named = ((), example) if isinstance(example, dict) else (example, {})
     dynamic = ShapesCollection()  # by tensor, because torch wants the shapes of *args and **kwargs in another structure
     for leaf in tree_leaves(example):

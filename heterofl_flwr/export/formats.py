@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, extra
@@ -22,6 +23,7 @@ from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.core.exchanged import first_names
 from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.static_norm import remove_statistics
 
 Axes = Mapping[int, str]
 """Axes of the inputs that may have any length, with their names."""
@@ -61,7 +63,8 @@ def open_state(traced: Traced, path: Path) -> Run:
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     """Copy a model, load an exported ``model.safetensors`` into the copy, and return the copy in evaluation mode.
 
-    A batch norm layer without statistics gets the statistics in the file.
+    A batch norm layer without statistics gets the statistics in the file. An instance norm layer whose statistics are
+    not in the file loses them.
 
     Parameters
     ----------
@@ -79,6 +82,9 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
             layer.track_running_stats = True
             for buffer in ("running_mean", "running_var", "num_batches_tracked"):
                 setattr(layer, buffer, torch.zeros_like(state[f"{name}.{buffer}"], device=device))
+    for name, layer in loaded.named_modules():
+        if isinstance(layer, _InstanceNorm) and f"{name}.running_mean" not in state:
+            remove_statistics(layer)
     tied = {name: state[alias] for name, alias in first_names(loaded).items() if name not in state and alias in state}
     try:
         loaded.load_state_dict({**state, **tied})

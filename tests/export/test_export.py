@@ -156,6 +156,13 @@ def test_a_model_may_take_any_number_of_inputs(inputs, tmp_path):
     assert export_model(model, inputs, tmp_path / "sum", formats=["pt2"]).keys() == {"pt2"}
 
 
+def test_an_example_of_one_word_leaves_the_length_free(tmp_path):
+    model, words = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 7)), torch.tensor([[1], [2]])
+    export_model(model, words, tmp_path / "a", dynamic={0: "batch", 1: "sequence"})
+    longer = torch.arange(6).view(1, 6)
+    assert in_onnxruntime(tmp_path / "a" / "model.onnx", longer).allclose(model(longer), atol=1e-5)
+
+
 def test_inputs_that_a_model_changes_in_place_stay_as_they_are(tmp_path):
     inputs = torch.linspace(-1, 1, 6).view(2, 3)
     export_model(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), inputs, tmp_path / "a")
@@ -307,6 +314,15 @@ def test_tied_weights_are_written_once(tmp_path):
         loaded = load_state(again, path)
         assert loaded[1].weight is loaded[0].weight
         assert torch.equal(loaded(inputs), model(inputs))
+
+
+def test_instance_norm_without_statistics_in_the_file_loses_its_own(tmp_path):
+    """with_static_norm removes them, so a model of the run's own code could not load the file."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True))
+    inputs = images(1)
+    export_model(model, inputs, tmp_path / "a", formats=["safetensors"], moments=collect_moments(model, [inputs]))
+    loaded = load_state(model, tmp_path / "a" / "model.safetensors")
+    assert torch.equal(compute(loaded, inputs), compute(model.train(), inputs))
 
 
 def test_tensors_of_another_model_raise(tmp_path):
