@@ -26,7 +26,7 @@ TABLES = (".csv", ".tsv", ".txt", ".parquet", ".json", ".jsonl", ".arrow")
 INDEXES = ("Unnamed: ", "__index_level_")
 """Name prefixes of the columns in which pandas stores row numbers."""
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Dataset:
@@ -87,17 +87,17 @@ def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
         return None
     levels = range(int(has_splits), min(depths) - 1)
     level = next((level for level in levels if len({path.parts[level] for path in parts}) > 1), levels[0])
-    names = sorted({path.parts[level] for path in parts})
+    names = {path.parts[level] for path in parts}
     # A text beside the folders of several classes, such as README.txt, is no table.
     beside = {path for path in files if path.suffix.lower() == ".txt" and len(path.parts) == 1 < len(names)}
     if any(path.suffix.lower() in TABLES for path in files if path not in beside):
         return None
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     splits: dict[str, dict[str, list[Any]]] = defaultdict(lambda: {"image": [], "label": []})
     for path, part in parts.items():
         columns = splits[part if has_splits else "train"]
         columns["image"].append(str(folder / path))
-        columns["label"].append(names.index(path.parts[level]))
+        columns["label"].append(path.parts[level])
     return {part: datasets.Dataset.from_dict(columns, features) for part, columns in splits.items()}
 
 
@@ -204,7 +204,11 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
         label = names[-1]
     else:
         columns_found = f"{len(stated)} class columns ({', '.join(stated)})" if stated else "no class column"
-        raise table.error(columns_found, "a column label, one named by data.label, or a single one of type ClassLabel")
+        raise table.error(
+            columns_found,
+            "a column label, one named by data.label, a single one of type ClassLabel, or a folder whose images all "
+            "lie in folders of classes",
+        )
     labels, classes = table.values(label, "label"), tuple(stated[label]) if label in stated else None
     if images:
         table.column(images[0])

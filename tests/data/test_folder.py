@@ -146,7 +146,7 @@ def test_classes_may_have_the_names_of_splits(tmp_path, train, more):
 def test_without_splits_each_image_is_read(tmp_path):
     """Those outside ``dev`` and without ``test`` in their names were left out."""
     for number in range(10):
-        write(tmp_path / "bus" / f"{'test_' * (number % 2)}{number}.png", png(number))
+        write(tmp_path / "bus" / f"{'test_' * (number % 2)}{number}.{'png' if number else 'jfif'}", png(number))
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "bus").symlink_to(tmp_path / "bus")
     write(tmp_path / "links" / "dev" / "0.png", png(0))
@@ -163,6 +163,19 @@ def test_folders_above_or_below_the_classes_are_no_classes(tmp_path, place):
             write(folder / f"{number}.png", png(number))
     data = load_dataset(str(tmp_path))
     assert (data.names, data.train.targets.tolist()) == (("cat", "dog"), [0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("test/bird/0.png", "split test: found bird, which the train split lacks; expected its classes cat, dog"),
+        ("train/preview.png", "or a folder whose images all lie in folders of classes"),
+    ],
+)
+def test_images_of_no_class_of_the_train_split_raise_an_error(image, message, tmp_path):
+    write(image_folder(tmp_path) / image, png(1))
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(tmp_path))
 
 
 def test_an_image_folder_has_its_folders_as_classes(tmp_path):
