@@ -9,7 +9,7 @@ from reprlib import repr as shown
 from typing import cast
 
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
@@ -86,7 +86,7 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     if any(task.options != options for task in tasks):  # a user's own strategy may send such messages
         raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
     try:
-        models = _load_models(tasks)
+        models = [task.load_model() for task in tasks]
         jobs = [task.training_job(model) for task, model in zip(tasks, models, strict=True)]
         with workload.arithmetic(training=True):
             results = train_together(jobs, options, engine=workload.settings.engine.name)
@@ -95,22 +95,6 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     for task, result in zip(tasks, results, strict=True):
         task.note_steps(result.steps)
     return list(zip(models, results, strict=True))
-
-
-def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
-    models: list[nn.Module] = []
-    previous: Mapping[str, Array] = {}
-    rate = math.nan
-    for task in tasks:
-        # Not content.array_records, whose reference cycle keeps the message in memory until the garbage collector runs.
-        record = task.message.content.get(messages.ARRAYS)
-        arrays: Mapping[str, Array] = record if isinstance(record, ArrayRecord) else {}
-        is_same = arrays.keys() == previous.keys() and all(arrays[name] is previous[name] for name in arrays)
-        # Models of two rates may have equal slices and different scalers.
-        is_copy = is_same and task.rate == rate and not task.workload.personal
-        models.append(task.load_model(models[-1] if is_copy else None))
-        previous, rate = arrays, task.rate
-    return models
 
 
 @app.evaluate()

@@ -68,9 +68,9 @@ class AppTask(Task):
         """Return pairs (rate, new model) for the rates in the message."""
         return [(rate, model.to(self.workload.device)) for rate, model in super().models()]
 
-    def load_model(self, like: nn.Module | None = None) -> nn.Module:
-        """Return ``Task.model(like)`` on the workload's device."""
-        return self.model(like).to(self.workload.device)
+    def load_model(self) -> nn.Module:
+        """Return ``Task.model()`` on the workload's device."""
+        return self.model().to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the job of training ``model`` on this client's data.

@@ -34,7 +34,6 @@ from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
-from heterofl_flwr.training.engines.structure import copy_alike
 from heterofl_flwr.training.inplace_distillation import Criterion, distilled_loss
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import pack_trained
@@ -119,22 +118,14 @@ class Task:
         """Config of the message, with the server's ``train_config`` or ``evaluate_config``."""
         return self.instruction.config
 
-    def model(self, like: nn.Module | None = None) -> nn.Module:
+    def model(self) -> nn.Module:
         """Return a new model at the message's rate, with the received parameters and the client's personal parameters.
 
         In an evaluation, batch norm uses the static moments in the message. If the message has none, batch norm uses
         the statistics of each batch.
-
-        Parameters
-        ----------
-        like : nn.Module | None
-            Model of another task, not trained yet. It must have the parameters that this task would load. Copying this
-            model is faster than loading the parameters, but seeds no generators.
         """
         self._check_open()
-        model = None if like is None else copy_alike(like)
-        if model is None:
-            model = next(self._load())[1]
+        _, model = next(self._load())
         self._issued.add(model)
         return model
 

@@ -10,7 +10,6 @@ from heterofl_flwr.app import client_app
 from heterofl_flwr.app.node import AppTask
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.data import Split
-from heterofl_flwr.nn.layers import Scaler
 from heterofl_flwr.settings.validate import DEFAULTS, from_flat
 from heterofl_flwr.training import EvaluateResult
 from heterofl_flwr.training.engines.cohort import Cohort
@@ -118,29 +117,6 @@ def test_other_learning_rates_are_no_cohort():
     messages[1].content[wire.CONFIG][wire.LEARNING_RATE] = 0.2
     with pytest.raises(HeteroFLError, match="differ in learning rate"):
         client_app.app.train_cohort(messages, contexts)
-
-
-class Closes(nn.Module):
-    """A model with a function that refers to the model itself."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.layer, self.scaler = nn.Linear(64, 10), Scaler(rate)
-        self.function = lambda x: self.scaler(self.layer(x.flatten(1)))
-
-
-@pytest.mark.usefixtures("identity")
-@pytest.mark.parametrize("name", ["cnn", f"{__name__}:Closes"])
-def test_clients_with_equal_slices_have_models_of_their_own(name):
-    """And each model has the scaler of its level; widths of two small levels may be rounded to the same numbers."""
-    settings = {"model.name": name, "model.hidden": "8,8" if name == "cnn" else "auto", "mix": "a1-d1-e1"}
-    (first, context), (second, _) = (asked(rate, **settings) for rate in (0.125, 0.0625))
-    second.content[wire.ARRAYS] = first.content[wire.ARRAYS]
-    models = client_app._load_models([AppTask(message, context) for message in (first, first, second)])
-    scalers = [next(layer for layer in model.modules() if isinstance(layer, Scaler)) for model in models]
-    assert [scaler.rate for scaler in scalers] == [0.125, 0.125, 0.0625]
-    if name != "cnn":
-        assert [model.function.__closure__[0].cell_contents is model for model in models] == [True] * 3
 
 
 @pytest.mark.usefixtures("identity")

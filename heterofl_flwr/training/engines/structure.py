@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.core.exchanged import copy_exchanged
-
 logger = logging.getLogger(__name__)
 
 _INTERNAL = vars(nn.Module()).keys()
@@ -68,12 +66,6 @@ def describe(value: object) -> Hashable:
     Models with equal descriptions compute the same results for equal parameters and buffers.
     """
     return _describe(value, {})
-
-
-def copy_alike(model: nn.Module) -> nn.Module | None:
-    """Return a copy (``copy_exchanged``), or None if it differs, as when a function in it refers to the original."""
-    copied = copy_exchanged(model)
-    return copied if describe(copied) == describe(model) else None
 
 
 def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
