@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.nn import PreResNet
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.training import DivergedError, TrainingJob
+from heterofl_flwr.training.engines import joint_models
 from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.structure import log_once
@@ -91,12 +93,48 @@ def test_clients_with_an_odd_last_batch_rejoin_the_others(steps):
     assert steps == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
 
 
-def test_a_verification_copies_two_models(monkeypatch):
+@pytest.fixture
+def copies(monkeypatch):
+    """Return the copies that verifications make; no joint model is free before."""
+    seen, double = [], nn.Module.double
+    monkeypatch.setattr(nn.Module, "double", lambda model: seen.append(model) or double(model))
+    monkeypatch.setattr(joint_models, "_FREE", {})
+    return seen
+
+
+def test_a_verification_copies_two_models(copies):
     """Copies of all would fill a GPU's memory, and plain would train instead."""
-    copies, double = [], nn.Module.double
-    monkeypatch.setattr(nn.Module, "double", lambda model: copies.append(model) or double(model))
     Cohort(make_jobs(small(norm="gn"), (10,) * 4), OPTIONS).train()
     assert len(copies) == 2
+
+
+class Scaled(nn.Module):
+    """Multiplies by a buffer and by a number."""
+
+    def __init__(self, buffer: float = 1.0, number: float = 1.0) -> None:
+        super().__init__()
+        self.last, self.number = nn.Linear(192, 5), number
+        self.register_buffer("factor", torch.tensor(buffer))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x.flatten(1)) * self.factor * self.number
+
+
+def test_equal_models_are_verified_once_in_a_process(copies):
+    numbers = []
+    for values in ((1.0, 1.0), (1.0, 1.0), (0.5, 1.0), (1.0, 0.5), (0.5, 1.0)):
+        clients, twins = (make_jobs(lambda values=values: Scaled(*values), (20, 20)) for _ in range(2))
+        assert_as_plain(clients, together(clients, OPTIONS), OPTIONS, twins, tolerance=1e-5)
+        numbers.append(len(copies))
+    assert numbers == [2, 2, 4, 6, 6]
+
+
+def test_threads_have_joint_models_of_their_own():
+    ours, twins = ([make_jobs(exact(Scaled), (40, 40)) for _ in range(12)] for _ in range(2))
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda clients: together(clients, OPTIONS), ours))
+    for clients, own, plain in zip(ours, results, twins, strict=True):
+        assert_as_plain(clients, own, OPTIONS, plain)
 
 
 @pytest.mark.gpu

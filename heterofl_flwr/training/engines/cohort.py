@@ -17,7 +17,7 @@ from heterofl_flwr.nn.loss import class_mask, mask_logits
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
 from heterofl_flwr.training.device import Draws, seeded
-from heterofl_flwr.training.engines.joint_models import Joint, Layout, build_layouts, build_verified
+from heterofl_flwr.training.engines.joint_models import Joint, Layout, build_layouts, take_verified
 from heterofl_flwr.training.engines.plain import DivergedError, build_result, train_plain
 from heterofl_flwr.training.engines.replayed import Replayed
 from heterofl_flwr.training.engines.structure import find_hook, log_once
@@ -41,7 +41,7 @@ It returns their losses and their numbers of correct predictions, two tensors of
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients together. Their results equal those of the engine ``plain``, up to rounding.
 
-    The joint model is first verified on one batch. On a GPU, steps are replayed as a CUDA graph. The engine ``plain``
+    A new joint model is first verified on one batch. On a GPU, steps are replayed as a CUDA graph. The engine ``plain``
     trains the clients if they are fewer than ``LEAST``, or if training together raises an error other than
     ``DivergedError``. A failed verification raises such an error, and so does a model with active dropout, running
     statistics, hooks, or parameters shared with other models.
@@ -142,6 +142,8 @@ class Cohort:
                 self._run_steps(together)
         finally:
             self._replayed = None  # breaks a reference cycle, which would keep a GPU's memory for a while
+        for joint in self._joints.values():
+            joint.give_back()
         return [self._finish(number) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
@@ -189,7 +191,7 @@ class Cohort:
         number, clients = len(together), [self._clients[client] for client in together]
         if number not in self._joints:
             models, inputs = [client.job.model for client in clients], [client.pending[0][0] for client in clients]
-            self._joints[number] = build_verified(models, self._layouts, values, inputs)
+            self._joints[number] = take_verified(models, self._layouts, values, inputs)
         self._joints[number].place(values)
         return self._joints[number]
 

@@ -1,7 +1,7 @@
 """Joint models: one wide model computes the models of several clients at once."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,8 +69,8 @@ def _forms(model: nn.Module) -> list[tuple[object, ...]]:
 class Joint:
     """Wide model of several clients. ``place`` sets their parameters."""
 
-    def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
-        self.layouts, self._clients, self._twin = layouts, clients, wide_twin(model, clients)
+    def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int, kind: Hashable = None) -> None:
+        self.layouts, self._kind, self._clients, self._twin = layouts, kind, clients, wide_twin(model, clients)
         parameters = dict(self._twin.named_parameters())
         if parameters.keys() != {layout.name for layout in layouts}:
             raise IncompatibleError("layers share parameters")  # their wide copies would not share them
@@ -95,6 +95,13 @@ class Joint:
         for parameter in self._parameters:
             parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
 
+    def give_back(self) -> None:
+        """Keep the joint model for other clients with such models (``take_verified``)."""
+        self.release()
+        if len(_FREE) == MOST_FREE:
+            _FREE.clear()
+        _FREE[self._kind] = self
+
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
         """Run the backward pass; return the gradient of each trained parameter, of shape (clients, entries).
 
@@ -110,20 +117,31 @@ class Joint:
         ]
 
 
-def build_verified(
+_FREE: dict[Hashable, Joint] = {}
+"""Joint models that were given back, by kind. A kind describes the models, their number and their inputs."""
+
+MOST_FREE = 64
+"""Largest number of joint models in ``_FREE``. They have no parameters there, so they need little memory."""
+
+
+def take_verified(
     models: Sequence[nn.Module], layouts: Sequence[Layout], values: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Joint:
-    """Return the joint model of clients, after comparing its results with those of the first and last client's model.
+    """Return the joint model of clients: one that was given back, or a new one.
 
-    ``inputs`` has one batch for each client, all of the same shape. Raise ``IncompatibleError`` if a layer has no wide
-    twin or shares parameters, if logits or gradients differ, or if a model changes a buffer or an attribute, or draws
-    random numbers.
+    The results of a new one are first compared with those of the first and last client's model. ``inputs`` has one
+    batch for each client, all of the same shape. Raise ``IncompatibleError`` if a layer has no wide twin or shares
+    parameters, if logits or gradients differ, or if a model changes a buffer or an attribute, or draws random numbers.
     """
+    form = len(models), inputs[0].shape, inputs[0].dtype
+    kind = describe((models[0], models[-1], *models[0].buffers(), *form))
+    if (joint := _FREE.pop(kind, None)) is not None:  # in use, it is not in ``_FREE``: another thread makes its own
+        return joint
     # In float32, rounding can move a value across the kink of a ReLU and change gradients by percents.
     exact = {client: copy.deepcopy(models[client]).double() for client in {0, len(models) - 1}}
     exact_inputs = [batch.double() if batch.is_floating_point() else batch for batch in inputs]
     _verify(Joint(exact[0], layouts, len(models)), exact, [rows.double() for rows in values], exact_inputs)
-    return Joint(models[0], layouts, len(models))
+    return Joint(models[0], layouts, len(models), kind)
 
 
 def _verify(joint: Joint, models: Mapping[int, nn.Module], values: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
