@@ -25,6 +25,7 @@ from heterofl_flwr.runs.scores import headline, scores
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.renamed import current_names
 from heterofl_flwr.settings.validate import (
+    DEFAULTS,
     INCIDENTAL,
     SPECS,
     flatten,
@@ -227,12 +228,18 @@ def _means(
 
 
 def _costs(runs: Mapping[object, RunFolder], histories: Histories) -> tuple[str, str]:
-    """Return two texts: the mean of the bytes that the runs sent, and the price of the mix (``price_text``)."""
+    """Return two texts: the mean of the bytes that the runs sent, and the price of the mix (``price_text``).
+
+    The price is '' if clients keep layers, because the costs of models have no bytes of the other layers alone.
+    """
     folders = list(runs.values())
-    mix, widths = read_mix(folders[0].settings())
+    settings = folders[0].settings()
+    mix, widths = read_mix(settings)
     sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)
     records = [record for folder in folders for record in histories[folder]]
-    return formatting.size(sent), price_text(mix, records, folders[0].costs(), widths)
+    keeps_layers = flatten(settings).get("server.shared", DEFAULTS["server.shared"]) != DEFAULTS["server.shared"]
+    price = "" if keeps_layers else price_text(mix, records, folders[0].costs(), widths)
+    return formatting.size(sent), price
 
 
 def _draw(histories: Histories, rows: Rows) -> Iterator[Drawing]:

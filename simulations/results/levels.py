@@ -8,6 +8,7 @@ from itertools import chain, product
 from statistics import fmean
 
 from heterofl_flwr.core import formatting
+from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.report.summary import price_text
 from heterofl_flwr.runs.costs import LevelCost
@@ -95,6 +96,9 @@ class Trained:
 
     @property
     def price(self) -> str:
+        """Price of the mix as text; '' if it is unknown, also if clients keep layers, which are not sent."""
+        if self.runs[0].settings.server.shared != ALL:
+            return ""
         run = next((run for run in self.runs if run.costs), self.runs[0])
         records = [record for run in self.runs for record in run.records]
         return price_text(run.settings.mix, records, run.costs, run.settings.train.distill)

@@ -227,6 +227,11 @@ def test_the_price_of_a_mix_is_of_all_seeds(tmp_path):
     assert {row[heads.index("price")] for row in rows} == {f"{1 / 1.5:.2f} / {3 / 4:.2f} / {5 / 6:.2f}"}
     places = [compare._places(folder, folder.history(), "global-accuracy")["MACs"] for folder in folders]
     assert [of_run[1][0] for of_run in places] == [4, 1]
+    kept = RunFolder(tmp_path / "kept")
+    kept.start({"mix": "a1-b1", "data": {"name": "digits"}, "server": {"shared": "linear.*"}})
+    kept.append(folders[0].history()[0])
+    kept.write_costs(folders[0].costs())
+    assert {row[heads.index("price")] for row in compare_runs([kept])[1]} == {""}
 
 
 def test_the_same_run_twice_is_refused(folders):

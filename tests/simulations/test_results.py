@@ -125,6 +125,13 @@ def test_levels_stand_beside_themselves_alone_paired_by_seed(make_run, tmp_path)
     }
 
 
+def test_a_mix_whose_clients_keep_layers_has_no_price(make_run, tmp_path):
+    run = make_run("kept", points((2, 0.9)), num_rounds=2, mix="a1-e1", assignment="fix", server__shared="linear.*")
+    _set_levels(run, {"a": 0.5})
+    (found,) = configurations(runs_in(tmp_path)).values()
+    assert [row[-1] for row in levels_table(found, "global-accuracy").rows] == [""]
+
+
 @pytest.mark.parametrize(
     ("mix", "alone", "clients", "baseline"),
     [
