@@ -236,8 +236,9 @@ def compare(name: str, run: Run, inputs: Inputs, expected: Sequence[Tensor], tol
             distance = (output.double() - reference.double()).abs().max().item()
             raise HeteroFLError(
                 f"the {name} file says something else than the model: its outputs are up to {distance:.3g} off, "
-                f"expected up to {tolerance:g} times the largest output, {largest:.3g}. Nothing was written; please "
-                f"report the model and the versions of torch and onnx"
+                f"expected up to {tolerance:g} times the largest output, {largest:.3g}. Nothing was written. "
+                f"Expected a model whose outputs are the same each time: with F.dropout, give training=self.training. "
+                f"If they are, please report the model and the versions of torch and onnx"
             )
 
 

@@ -272,6 +272,7 @@ FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
     ("model", "inputs", "message"),
     [
         (nn.InstanceNorm2d(1, track_running_stats=True), images(1), "norms have no statistics in 1 layer"),
+        (Then(lambda self, x: nn.functional.dropout(x)), torch.ones(9, 9), "the same each time: with F.dropout, give"),
         (Then(lambda self, x: x / 0), torch.ones(2, 3), "hold NaN or infinities"),
         (Then(lambda self, x: x * 2 if x.sum() > 0 else x), torch.ones(2, 3), "cannot make a program of Then"),
         (Then(lambda self, x: (x, range(3))), torch.ones(2, 3), "returns tensors alone .*config.use_cache = False"),
