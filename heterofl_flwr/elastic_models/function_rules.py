@@ -170,7 +170,7 @@ def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
         trace.sliced.append(row)
 
 
-@function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
+@function(Tensor.chunk, torch.chunk, Tensor.unsafe_chunk, torch.unsafe_chunk, Tensor.tensor_split, torch.tensor_split)
 def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
     """Trace rule of ``chunk`` and ``tensor_split``: equal chunks are sliced alike, unequal chunks never."""
     if isinstance(chunks, SupportsIndex) and not isinstance(chunks, Tensor):
@@ -181,7 +181,20 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
     return run()
 
 
-@function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
+def split_along(axis: int, trace: Trace, run: Run, input: Tensor, *places: object, **named: object) -> object:
+    """Trace rule of ``hsplit``, ``vsplit`` and ``dsplit``: that of ``tensor_split`` along ``axis``."""
+    sections = (*places, *named.values())
+    return chunk(trace, run, input, sections[0] if len(sections) == 1 else sections, dim=min(axis, input.dim() - 1))
+
+
+function(Tensor.vsplit, torch.vsplit)(partial(split_along, 0))
+function(Tensor.hsplit, torch.hsplit)(partial(split_along, 1))
+function(Tensor.dsplit, torch.dsplit)(partial(split_along, 2))
+
+
+@function(Tensor.split, torch.split, torch.functional.split, Tensor.unsafe_split, torch.unsafe_split)
+@function(Tensor.split_with_sizes, torch.split_with_sizes)
+@function(Tensor.unsafe_split_with_sizes, torch.unsafe_split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
     """Trace rule of ``split``: record the size of each piece as the length of its part of axis ``dim``."""
     # The parameter of sizes has another name in each of these functions.
