@@ -105,13 +105,19 @@ def _summed(field: str) -> Callable[[Run], Sequence[float]]:
     return lambda run: list(accumulate(getattr(record, field) for record in run.records))
 
 
+def _simulated(field: str) -> Callable[[Run], Sequence[float]]:
+    """Return ``_summed`` of a field about simulated devices, with NaN for runs without such devices."""
+    sums = _summed(field)
+    return lambda run: sums(run) if run.settings.devices.profile else [math.nan] * len(run.records)
+
+
 AXES: Mapping[str, Axis] = {
     "rounds": Axis(lambda run: [record.server_round for record in run.records], formatting.number, "round"),
     "bytes": Axis(bytes_sent, formatting.size, "bytes sent and received for training, all clients"),
     "multiplications": Axis(multiplications, formatting.count, "multiplications of training, all clients"),
     "seconds": Axis(_summed("seconds"), formatting.duration, "seconds on the machine that ran it, evaluation included"),
-    "simulated-seconds": Axis(_summed("simulated_seconds"), formatting.duration, "seconds on the simulated devices"),
-    "joules": Axis(_summed("joules"), formatting.energy, "energy of the simulated devices, an estimate"),
+    "simulated-seconds": Axis(_simulated("simulated_seconds"), formatting.duration, "seconds on the simulated devices"),
+    "joules": Axis(_simulated("joules"), formatting.energy, "energy of the simulated devices, an estimate"),
 }
 
 

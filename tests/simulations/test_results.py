@@ -21,6 +21,7 @@ from simulations.results.levels import levels_table
 from simulations.results.runs import Score, read_run, read_runs
 from simulations.results.spent import EXAMPLES, bytes_sent, curve, multiplications, spent_until
 from simulations.results.statistics import PERCENT, Summary, summarise
+from simulations.results.tables import spent_table, target_table
 from tests.simulations.conftest import COMMIT
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
@@ -179,6 +180,15 @@ def _set_levels(folder, accuracies, number=-1, **more):
     levels = {level: {"global-accuracy": own} for level, own in accuracies.items()}
     lines[number] = json.dumps({**json.loads(lines[number]), "evaluate_by_level": levels, **more})
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_a_run_without_simulated_devices_has_no_simulated_costs_beside_one_with_them(make_run, tmp_path):
+    make_run("plain", points((1, 0.9)), num_rounds=1)
+    edge = make_run("edge", points((1, 0.9)), num_rounds=1, devices__profile="edge")
+    _set_levels(edge, {}, simulated_seconds=2.0, joules=3.0)
+    (found,) = configurations(runs_in(tmp_path)).values()
+    for table in (spent_table(found), target_table(found, "global-accuracy", 0.5)):
+        assert sorted(row[-2:] for row in table.rows) == [("-", "-"), ("2.0 s", "3 J")]
 
 
 @pytest.mark.parametrize(("asked", "dealt"), [(10, 100), (3, 5), (11, 100)])
