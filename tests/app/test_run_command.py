@@ -105,11 +105,13 @@ def test_another_app_gets_only_what_is_said(asked):
     assert request.out.name.startswith("sample_app-")
 
 
-def test_settings_of_another_app_have_its_own_types(asked, tmp_path):
+def test_settings_of_another_app_have_its_own_types(asked, tmp_path, capsys):
     table = (SAMPLE / "pyproject.toml").read_text()
-    (tmp_path / "pyproject.toml").write_text(f"{table}data.root = 1\n")
-    request, _ = asked("--app", ".", "--set", "data.root=2")
-    assert request.config["data.root"] == 2
+    (tmp_path / "pyproject.toml").write_text(f"{table}data.root = 1\nshuffle = true\n")
+    request, _ = asked("--app", ".", "--set", "data.root=2", "shuffle=false")
+    assert (request.config["data.root"], request.config["shuffle"]) == (2, False)
+    assert main(["run", "--app", ".", "--set", "shuffle=False"]) == 2
+    assert "shuffle: found 'False'; expected true or false, as in the app in" in capsys.readouterr().err
 
 
 def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path, capsys):
