@@ -180,9 +180,9 @@ class _Table:
 def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | Texts:
     """Return the inputs, labels and owners of a split.
 
-    Without ``columns.label``, the label is the column ``label``, or else the only ``ClassLabel`` column, or else the
-    last column of a table without images. A split becomes ``Texts`` if ``columns.text`` is set, or if it has a column
-    ``text`` but no label and no images.
+    Without ``columns.label``, the label is the column ``label``, or else the only ``ClassLabel`` column, or else, in a
+    table without images, a column such as ``Label``, or else the last column. A split becomes ``Texts`` if
+    ``columns.text`` is set, or if it has a column ``text`` but no label and no images.
     """
     table, features = _Table(split, place), split.features
     if columns.owner == "":
@@ -193,7 +193,8 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
         raise table.error(f"{len(images)} image columns ({', '.join(images)})", "one")
     names = [name for name in features if name != columns.owner]
     stated = {name: feature.names for name in names if isinstance(feature := features[name], datasets.ClassLabel)}
-    is_text = "label" not in names and getattr(features.get("text"), "dtype", "") in ("string", "large_string")
+    labels = [name for name in names if name.strip().lower() == "label"]
+    is_text = not labels and getattr(features.get("text"), "dtype", "") in ("string", "large_string")
     if columns.text or (is_text and not (images or stated or columns.label)):
         return Texts(table.column(columns.text or "text").cast(pa.string()).to_pylist(), place, owners)
     if columns.label or "label" in features:  # the column of labels may be that of the owners
@@ -201,7 +202,7 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
     elif len(stated) == 1:
         label = next(iter(stated))
     elif not stated and not images and len(names) > 1:
-        label = names[-1]
+        label = [*labels, names[-1]][0]
     else:
         columns_found = f"{len(stated)} class columns ({', '.join(stated)})" if stated else "no class column"
         raise table.error(
@@ -209,12 +210,12 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
             "a column label, one named by data.label, a single one of type ClassLabel, or a folder whose images all "
             "lie in folders of classes",
         )
-    labels, classes = table.values(label, "label"), tuple(stated[label]) if label in stated else None
+    values, classes = table.values(label, "label"), tuple(stated[label]) if label in stated else None
     if images:
         table.column(images[0])
-        return Raw(_read_images(split, images[0], f"{place}, column {images[0]}"), labels, classes, place, (), owners)
+        return Raw(_read_images(split, images[0], f"{place}, column {images[0]}"), values, classes, place, (), owners)
     inputs = tuple(name for name in names if name != label)
-    return Raw(table.numbers(inputs), labels, classes, place, inputs, owners)
+    return Raw(table.numbers(inputs), values, classes, place, inputs, owners)
 
 
 def _is_image(feature: object) -> bool:

@@ -15,6 +15,7 @@ from tests.data.files import SIZE, image_folder, image_table, png, write, write_
     [
         "a,b,label\n1,5,0\n3,5,1\n",
         "label,a,b\n0,1,5\n1,3,5\n",
+        "a, Label, b\n1,0,5\n3,1,5\n",
         "a,b,kind\n1,5,no\n3,5,yes\n",
         "0,1,2\n1,5,0\n3,5,1\n",
         "a,b,label\n1700000001,5,0\n1700000003,5,1\n",  # two float64 values of one float32
