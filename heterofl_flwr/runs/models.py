@@ -168,9 +168,9 @@ def load_model(folder: RunFolder | str | Path, name: str, build: Build) -> nn.Mo
         return set_static_norm(model, Moments.from_tensors(_load_tensors(moments)))
     if batch_norms(model):
         raise ConfigError(
-            f"model {name} of {folder.path} has batch norm that was not measured: let the run evaluate each level's "
-            f'model in its last round (evaluate.levels=last, or Evaluation(levels="last")) by a client that can hold '
-            f"it, or, if it was ended early, go on with it for a round"
+            f"model {name} of {folder.path} has batch norm that was not measured: start a run that evaluates each "
+            f'level\'s model in its last round (evaluate.levels=last, or Evaluation(levels="last")) by a client that '
+            f"can hold it, or, if this run was ended early, go on with it for a round"
         )
     return remove_statistics(model).eval()
 
