@@ -45,8 +45,9 @@ as its ends. Where each client has a model of its own (Standalone, LG-FedAvg, Fe
 theirs on the whole test set.
 
 Bytes are those of the training messages, measured on them, both ways; the seed set of FedH2L is charged once to each
-client that takes part. Multiplications are those of all clients' training, where all have equally many examples; a
-backward pass counts as two forward passes. Seconds are those of the machine that ran it, evaluation included.
+client that takes part. Multiplications are those of all clients' training, where all have equally many examples and
+run all of their steps; a backward pass counts as two forward passes. Seconds are those of the machine that ran it,
+evaluation included.
 """
 PAPER_HEADER = """
 The paper prints the best round of one run. Best of: among so many evaluations of a run ours is the best; the authors

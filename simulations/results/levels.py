@@ -236,7 +236,8 @@ def costs_table(configurations: Sequence[Configuration]) -> Table:
     )
     header = ("level", "parameters", "multiplications", "bytes", "such as in")
     note = (
-        "Multiplications: of a forward pass of one example. Bytes: of the parameters in one message, headers included."
+        "Multiplications: of a forward pass of one example. Bytes: of all parameters in one message, headers included; "
+        "clients that keep layers send fewer."
     )
     return Table("tab:costs", "Each level's model", header, rows, note)
 
