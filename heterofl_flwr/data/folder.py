@@ -88,9 +88,10 @@ def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
     levels = range(int(has_splits), min(depths) - 1)
     level = next((level for level in levels if len({path.parts[level] for path in parts}) > 1), levels[0])
     names = {path.parts[level] for path in parts}
-    # A text beside the folders of several classes, such as README.txt, is no table.
-    beside = {path for path in files if path.suffix.lower() == ".txt" and len(path.parts) == 1 < len(names)}
-    if any(path.suffix.lower() in TABLES for path in files if path not in beside):
+    # A text beside an image, or in a folder of several classes, such as README.txt, is no table.
+    folders = {path.parent for path in parts}
+    tables = [path for path in files if path.suffix.lower() in TABLES]
+    if any(path.suffix.lower() != ".txt" or (len(names) == 1 and path.parent not in folders) for path in tables):
         return None
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     splits: dict[str, dict[str, list[Any]]] = defaultdict(lambda: {"image": [], "label": []})
