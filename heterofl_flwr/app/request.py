@@ -66,8 +66,8 @@ def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
         )
     # False with a capital is a text, which is true.
     if texts := [key for key, value in changes.items() if isinstance(config[key], bool) and isinstance(value, str)]:
-        found = ", ".join(f"{key}: found {changes[key]!r}" for key in texts)
-        raise ConfigError(f"{found}; expected true or false, as in the app in {folder}")
+        faults = ", ".join(f"{key}: found {changes[key]!r}" for key in texts)
+        raise ConfigError(f"{faults}; expected true or false, as in the app in {folder}")
     parts = table["components"]
     return Request(
         config={**config, **changes}, app=folder, server=parts["serverapp"], client=parts["clientapp"], **how

@@ -136,8 +136,8 @@ def _(value: Iterable[object]) -> tuple[Hashable, Iterable[object]]:
 @_take_apart.register(set)
 def _(value: set[object]) -> tuple[Hashable, Iterable[object]]:
     # Equal sets, as a set and its copy, can have their elements in different orders.
-    by_value = frozenset((type(one), one) for one in value if type(one).__eq__ is not object.__eq__)
-    return (type(value), by_value), [one for one in value if type(one).__eq__ is object.__eq__]
+    by_value = frozenset((type(item), item) for item in value if type(item).__eq__ is not object.__eq__)
+    return (type(value), by_value), [item for item in value if type(item).__eq__ is object.__eq__]
 
 
 @_take_apart.register
