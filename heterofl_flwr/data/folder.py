@@ -22,7 +22,8 @@ from heterofl_flwr.data.known import Columns, Source
 from heterofl_flwr.data.text import Texts, to_text
 
 PARTS = ("train", "test")
-TABLES = (".csv", ".tsv", ".txt", ".parquet", ".json", ".jsonl", ".arrow")
+COLUMNAR = (".csv", ".tsv", ".parquet", ".arrow")
+TABLES = (*COLUMNAR, ".txt", ".json", ".jsonl")
 INDEXES = ("Unnamed: ", "__index_level_")
 """Name prefixes of the columns in which pandas stores row numbers."""
 
@@ -53,7 +54,7 @@ def _read_folder(folder: Path) -> Any:
     datasets.disable_progress_bars()
     try:
         with TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # leave no copy of the data in the user's cache
-            return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
+            splits = datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
     except Exception as error:  # missing files, damaged files and several configurations all raise different errors
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         text = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
@@ -65,6 +66,14 @@ def _read_folder(folder: Path) -> Any:
         ) from error
     finally:
         datasets.enable_progress_bars()
+    # Of several kinds of files, ``datasets`` reads that with the most files, such as two licences and not one table.
+    kind = next(iter(splits.values())).info.builder_name
+    unread = [name for name in glob("**", root_dir=folder, recursive=True) if name.lower().endswith(COLUMNAR)]
+    if unread and kind in ("text", "json"):
+        raise DataError(
+            f"{folder}: found {kind} files beside {min(unread)}; expected files of one kind: move the others elsewhere"
+        )
+    return splits
 
 
 def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:

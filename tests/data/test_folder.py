@@ -73,6 +73,17 @@ def test_tables_may_lie_in_folders(tmp_path, place):
     assert load_dataset(str(tmp_path)).train.targets.tolist() == [0, 1]
 
 
+def test_a_table_beside_more_texts_is_an_error(tmp_path):
+    """The texts alone were read, for a language model."""
+    write(tmp_path / "data.csv", "a,label\n" + "1,0\n" * 9)
+    write(tmp_path / "LICENSE.txt", "free " * 400)
+    assert load_dataset(str(tmp_path)).columns == ("a",)
+    shutil.copytree(tmp_path, tmp_path / "more")
+    write(tmp_path / "more" / "README.txt", "words " * 400)
+    with pytest.raises(DataError, match=r"found text files beside data\.csv; expected files of one kind"):
+        load_dataset(str(tmp_path / "more"))
+
+
 @pytest.mark.parametrize("features", [True, False])
 def test_parquet_laid_out_like_the_hub_is_read_below_root(tmp_path, features, monkeypatch):
     folder = tmp_path / "user" / "set" / "plain"
