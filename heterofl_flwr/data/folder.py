@@ -100,6 +100,8 @@ def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
     # A text beside an image, or in a folder of several classes, such as README.txt, is no table.
     folders = {path.parent for path in parts}
     tables = [path for path in files if path.suffix.lower() in TABLES]
+    if has_splits:  # a table outside of them matters only if it says what the images are
+        tables = [path for path in tables if len(path.parts) > 1 or path.stem.lower() == "metadata"]
     if any(path.suffix.lower() != ".txt" or (len(names) == 1 and path.parent not in folders) for path in tables):
         return None
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})

@@ -143,7 +143,13 @@ def test_a_relative_folder_comes_after_short_names_only(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("train", "more"),
-    [("train", "val/val/0.png"), ("train", "train/Thumbs.db"), ("train", "README.txt"), ("Train", ".x")],
+    [
+        ("train", "val/val/0.png"),
+        ("train", "train/Thumbs.db"),
+        ("train", "README.txt"),
+        ("train", "sources.csv"),
+        ("Train", ".x"),
+    ],
 )
 def test_classes_may_have_the_names_of_splits(tmp_path, train, more):
     """Of images in train/test, none is a test example, whatever else the folder holds."""
