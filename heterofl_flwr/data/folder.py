@@ -220,7 +220,7 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
         raise table.error(
             columns_found,
             "a column label, one named by data.label, a single one of type ClassLabel, or a folder whose images all "
-            "lie in folders of classes",
+            "lie in folders of classes (train and test are splits)",
         )
     values, classes = table.values(label, "label"), tuple(stated[label]) if label in stated else None
     if images:
