@@ -18,6 +18,7 @@ from heterofl_flwr.training.engines import joint_models
 from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.structure import log_once
+from heterofl_flwr.training.engines.wide_layers import IncompatibleError
 from tests.federation.tiny import equal
 from tests.training.conftest import OPTIONS, SIZES, Counts, assert_as_plain, exact, make_jobs, small, state
 
@@ -127,6 +128,17 @@ def test_equal_models_are_verified_once_in_a_process(copies):
         assert_as_plain(clients, together(clients, OPTIONS), OPTIONS, twins, tolerance=1e-5)
         numbers.append(len(copies))
     assert numbers == [2, 2, 4, 6, 6]
+
+
+def test_a_model_that_ties_parameters_has_no_joint_model_of_one_that_does_not(copies):
+    def tied():
+        model = Net()
+        model.third.weight = model.second.weight
+        return model
+
+    together(make_jobs(Net, (20, 20)), OPTIONS)
+    with pytest.raises(IncompatibleError, match="layers share parameters"):
+        together(make_jobs(tied, (20, 20)), OPTIONS)
 
 
 def test_threads_have_joint_models_of_their_own():

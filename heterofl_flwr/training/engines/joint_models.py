@@ -134,7 +134,7 @@ def take_verified(
     parameters, if logits or gradients differ, or if a model changes a buffer or an attribute, or draws random numbers.
     """
     form = len(models), inputs[0].shape, inputs[0].dtype
-    kind = describe((models[0], models[-1], *models[0].buffers(), *form))
+    kind = describe((models[0], models[-1], *models[0].buffers(), *layouts, *form))
     if (joint := _FREE.pop(kind, None)) is not None:  # in use, it is not in ``_FREE``: another thread makes its own
         return joint
     # In float32, rounding can move a value across the kink of a ReLU and change gradients by percents.
