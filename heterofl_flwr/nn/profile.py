@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,8 +101,9 @@ def profile(model: nn.Module, example_input: object) -> Profile:
     for norm in batch_norms(probe).values():
         # Without running statistics, batch norm refuses one example whose image has shrunk to one pixel.
         if norm.running_mean is None:
-            norm.running_mean = torch.zeros(norm.num_features, device=device)
-            norm.running_var = torch.ones(norm.num_features, device=device)
+            place = next(chain(norm.parameters(), probe.parameters(), [torch.zeros(())]))
+            norm.running_mean = torch.zeros(norm.num_features).to(place)
+            norm.running_var = torch.ones(norm.num_features).to(place)
     # The counter does not know cuDNN's recurrent layers. Without cuDNN, these layers are matrix products.
     with plain_attention(), torch.backends.cudnn.flags(enabled=False), _flop_counter() as counter:
         inputs = arguments(example_input)

@@ -108,9 +108,10 @@ def test_a_build_that_draws_leaves_no_trace():
     assert states() == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("tracks", [True, False])
-def test_a_norm_on_an_image_of_one_pixel_is_profiled_with_and_without_statistics(tracks):
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, track_running_stats=tracks), nn.ReLU())
-    found = profile(model, torch.zeros(1, 3, 1, 1))
+def test_a_norm_on_an_image_of_one_pixel_is_profiled_with_and_without_statistics(tracks, dtype):
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, track_running_stats=tracks), nn.ReLU()).to(dtype)
+    found = profile(model, torch.zeros(1, 3, 1, 1, dtype=dtype))
     assert (found.parameters, found.macs) == (3 * 8 + 8 + 8 + 8, 3 * 8)
     assert (model[1].running_mean is not None) is tracks
