@@ -1,6 +1,8 @@
 """``HeteroFL`` for Flower's classic API."""
 
 from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any, NoReturn, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -84,8 +86,9 @@ class HeteroFL(Strategy):
         Number of rounds of the run. Needed if ``evaluation.levels`` is ``last`` and, for the evaluation after the final
         round, if ``evaluation.every`` is above 1.
     round_timeout : float
-        Upper bound on the seconds of a round's queries to clients. Flower does not tell a strategy the
-        ``round_timeout`` of its ``ServerConfig``, so give the same number here.
+        Upper bound on the seconds that a client may take to answer the queries of a round; up to 16 clients are queried
+        at once. Flower does not tell a strategy the ``round_timeout`` of its ``ServerConfig``, so give the same number
+        here.
     **options : Any
         All other arguments of ``heterofl_flwr.HeteroFL``. The names ``fraction_fit``, ``min_fit_clients``,
         ``min_evaluate_clients`` and ``min_available_clients`` of ``FedAvg`` work too.
@@ -109,6 +112,9 @@ class HeteroFL(Strategy):
         if twice := [name for name, flower_name in CLASSIC.items() if {name, flower_name} <= options.keys()]:
             names = ", ".join(f"{name} and {CLASSIC[name]}" for name in twice)
             raise ConfigError(f"found {names}, which are two names of one argument: leave one of the two out")
+        for name in options.keys() - CLASSIC.keys() - signature(heterofl.HeteroFL).parameters.keys():
+            if near := get_close_matches(name, signature(HeteroFL).parameters, n=1, cutoff=0.75):
+                raise TypeError(f"HeteroFL has no argument {name}: did you mean {near[0]}?")
         named = {CLASSIC.get(name, name): value for name, value in options.items() if name not in LACKS}
         self._inner = _Strategy(build, mix, **named)
         inner = self._inner.options

@@ -84,6 +84,22 @@ def test_a_users_config_cannot_replace_fedproxs_weight():
     assert begin(clients(), "a1", on_fit_config_fn=options["on_fit_config_fn"])[-1][0][1].config["proximal_mu"] == 0.1
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("num_round", r"did you mean num_rounds\?"),
+        ("initial_paramaters", r"did you mean initial_parameters\?"),
+        ("on_fit_config", r"did you mean on_fit_config_fn\?"),
+        ("fit_metrics_aggr_fn", r"did you mean fit_metrics_aggregation_fn\?"),
+        ("fraction_fits", "use fraction_train"),
+        ("accept_failures", r"use sampling=Sampling\(min_replies=...\)"),
+    ],
+)
+def test_an_unknown_argument_raises_an_error_with_the_one_of_this_api(name, remedy):
+    with pytest.raises(TypeError, match=f"HeteroFL has no argument {name}: {remedy}"):
+        HeteroFL(build, **{name: 1})
+
+
 def test_levels_that_are_evaluated_last_need_the_number_of_rounds():
     evaluation = Evaluation(levels="last")
     with pytest.raises(ConfigError, match=r"evaluation\.levels is 'last', .* expected num_rounds="):
