@@ -80,10 +80,11 @@ def shallow(
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. ``shallow`` runs the model
         on this input at every depth, and raises ``ShapeError`` if a shallower model fails. It warns if the model's code
-        counts the blocks of a stack or takes blocks from the end, and if a shallower model has parameters that it does
-        not train. The server averages an untrained parameter, such as a norm in a separate list, only over clients that
-        train it. A parameter with at least one trained row counts as trained, for example a table with a row for each
-        block. ``None`` skips the checks.
+        counts the blocks of a stack or takes blocks from the end (not where it does so with a copy, such as
+        ``list(blocks)``), and if a shallower model has parameters that it does not train. The server averages an
+        untrained parameter, such as a norm in a separate list, only over clients that train it. A parameter with at
+        least one trained row counts as trained, for example a table with a row for each block. ``None`` skips the
+        checks.
     levels : Mapping[str | float, tuple[float, float]] | None
         Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. Default: the width rate is
         1, and the depth rate is the level's rate.

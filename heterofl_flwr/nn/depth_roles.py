@@ -24,7 +24,8 @@ class Watch:
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
         """Return a subclass of ``container`` that detects code which needs the container's length.
 
-        A negative index adds ``name`` to ``counted``. ``len`` raises ``CountedError`` until the name is in ``counted``.
+        A negative index or step adds ``name`` to ``counted``. ``len`` raises ``CountedError`` until the name is in
+        ``counted``.
         """
 
         def length(stack: Any) -> int:
@@ -33,8 +34,8 @@ class Watch:
             return len(stack._modules)
 
         def item(stack: Any, index: Any) -> object:
-            ends = (index.start, index.stop) if isinstance(index, slice) else (index,)
-            if any(isinstance(end, int) and end < 0 for end in ends):
+            numbers = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)
+            if any(isinstance(number, int) and number < 0 for number in numbers):
                 self.counted.add(name)
             self._inside = True
             try:

@@ -169,8 +169,9 @@ class Blocks(nn.Module):
         lambda model, x: model.blocks[-1](nn.Sequential(*model.blocks)(x)),
         lambda model, x: sum(b(x) * (n == len(model.blocks) // 2) for n, b in enumerate(model.blocks)),
         lambda model, x: sum(b(x) for b in model.blocks) / len(model.blocks),
+        lambda model, x: nn.Sequential(*model.blocks[::-1])(x),
     ],
-    ids=["last", "middle", "mean"],
+    ids=["last", "middle", "mean", "backwards"],
 )
 def test_a_role_that_changes_with_the_depth_is_a_warning(forward):
     with warnings.catch_warnings(record=True) as caught:
