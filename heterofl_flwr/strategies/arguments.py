@@ -36,9 +36,11 @@ REMEDIES: Mapping[str, str] = {
     "initial_parameters": "use start(initial_arrays=...)",
     "on_fit_config_fn": "use start(train_config=...)",
     "on_evaluate_config_fn": "use start(evaluate_config=...)",
-    **{name: f"use start({name}=...)" for name in ("evaluate_fn", "num_rounds", "initial_arrays")},
+    **{name: f"use start({name}=...)" for name in ("evaluate_fn", "num_rounds", "initial_arrays", "train_config")},
+    **{name: f"use start({name}=...)" for name in ("evaluate_config", "should_stop", "resume")},
 }
-"""Arguments of Flower's strategies that ``HeteroFL`` lacks, each with a remedy for the error message."""
+"""Arguments of Flower's strategies and of ``start`` that ``HeteroFL`` lacks, each with a remedy for the error message.
+"""
 
 
 def explain_unknown(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:

@@ -91,6 +91,7 @@ def test_a_users_config_cannot_replace_fedproxs_weight():
         ("initial_paramaters", r"did you mean initial_parameters\?"),
         ("on_fit_config", r"did you mean on_fit_config_fn\?"),
         ("fit_metrics_aggr_fn", r"did you mean fit_metrics_aggregation_fn\?"),
+        ("norm_bound", r"use limits=Limits\(norm_bound=...\)"),
         ("fraction_fits", "use fraction_train"),
         ("accept_failures", r"use sampling=Sampling\(min_replies=...\)"),
     ],

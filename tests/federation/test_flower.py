@@ -117,6 +117,8 @@ def test_a_users_config_cannot_have_what_the_strategy_sends(key, option):
         ("proximal_mu", r"use training=Training\(proximal_mu=...\)"),
         ("fractoin_train", r"did you mean fraction_train\?"),
         ("learning_rat", r"use training=Training\(learning_rate=...\)"),
+        ("train_config", r"use start\(train_config=...\)"),
+        ("resume", r"use start\(resume=...\)"),
         ("zebra", "it has build, mix, fraction_train"),
     ],
 )
