@@ -24,6 +24,11 @@ def test_numbers_have_few_digits_and_a_unit(write, cases):
     assert {value: write(value) for value in cases} == cases
 
 
+@pytest.mark.parametrize(("values", "shown"), [((1.0, 0.5, None), "100.0 %"), ((1.0, 60.0, None), "1")])
+def test_an_accuracy_beside_one_above_1_is_in_percent_already(values, shown):
+    assert text.score(text.score_name("accuracy", values), values[0]) == shown
+
+
 def test_scores_are_in_percent_or_four_digits():
     assert [text.score("global-accuracy", value) for value in (0.7125, NAN, None)] == ["71.2 %", "-", "-"]
     assert [text.score("loss", value) for value in (123.456, 9999.6, 1234567.0)] == ["123.5", "10,000", "1,234,567"]

@@ -88,6 +88,11 @@ def test_plans_of_growing_rates_are_nested(full, heads, rates):
         assert inner.contains(outer) == (inner == outer)
 
 
+def test_a_plan_without_some_parameters_has_the_others_unchanged():
+    plan = Plan.between({"w": (4, 4), "b": (4,)}, {"w": (2, 4), "b": (2,)})
+    assert plan.without({"b", "unknown"}) == Plan.between({"w": (4, 4)}, {"w": (2, 4)})
+
+
 @pytest.mark.parametrize("slice_function", [prefix, twin.rolling(1)])
 def test_gradients_go_through_the_parts_of_a_state_back_to_it(slice_function):
     state = {"w": torch.ones(4, 4, requires_grad=True)}
