@@ -83,7 +83,7 @@ def test_models_of_a_round_that_is_not_evaluated_have_no_metrics_or_moments(fold
     fake.run([Recorder(folder, costs=costs), stop], 1, LAST)
     facts = model_facts(folder)
     assert {(own["server_round"], *own["metrics"]) for own in facts.values()} == {(None,)}
-    with pytest.raises(ConfigError, match=r"not measured: .* if it was ended early, go on with it for a round"):
+    with pytest.raises(ConfigError, match=r"not measured: .* if this run was ended early, go on with it for a round"):
         load_model(folder, "a", build)
     fake.run([Recorder(folder, costs=costs)], 8, 8)
     assert {own["server_round"] for own in model_facts(folder).values()} == {8}
