@@ -40,9 +40,10 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
         authority_key, authority = _read_authority(ca_key, ca_certificate)
     ends = authority.not_valid_after_utc
     if days > (most := (ends - datetime.now(UTC)).days):
+        remedy = "" if new else f"; for a new authority, remove it and {ca_key.name} (all nodes then need its ca.crt)"
         raise ConfigError(
-            f"--days is {days}, but {ca_certificate}, without which no certificate is valid, ends on {ends:%Y-%m-%d}: "
-            f"expected up to {most}; for a new authority, remove it and {ca_key.name} (all nodes then need its ca.crt)"
+            f"--days is {days}, but {ca_certificate}, without which no certificate is valid, "
+            f"{'would end' if new else 'ends'} on {ends:%Y-%m-%d}: expected up to {most}{remedy}"
         )
     key = generate_private_key(_CURVE)
     certificate = _sign_server(key, hosts, days, authority, authority_key)

@@ -140,7 +140,7 @@ def test_a_resume_that_cannot_go_on_changes_nothing(tmp_path, caplog):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with caplog.at_level("INFO", "heterofl_flwr"):
         assert run(**settings, num_rounds=2, run__resume=True) == []
-    assert "is finished: 2 rounds; to go on, ask for more" in caplog.text
+    assert "is finished: 2 rounds; to go on, set num-rounds above 2" in caplog.text
     for asked, cause in (
         ({"num_rounds": 1}, "has done 2 rounds, and num-rounds is 1: ask for 2 or more"),
         ({"num_rounds": 3, "train__lr": 0.5}, "had other settings: train.lr was 0.05 and is 0.5"),

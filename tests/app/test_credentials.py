@@ -82,6 +82,12 @@ def test_no_certificate_outlives_the_authority(folder, days):
     assert write_certificates(folder, HOSTS, 3649)
 
 
+def test_a_new_authority_is_not_to_be_removed(tmp_path):
+    with pytest.raises(ConfigError, match=r"ca\.crt, .* would end on .*: expected up to 3649$"):
+        write_certificates(tmp_path, HOSTS, 4000)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("encryption", "cause"),
     [(serialization.BestAvailableEncryption(b"word"), "private key is encrypted"), (None, "Unable to load PEM file")],
