@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     if not models:
         raise ConfigError(
             f"the run in {folder.path} has no models: a run writes its models at its end (heterofl run --resume "
-            f"{shlex.quote(str(folder.path))}), and none if clients have personal parameters (server.shared)"
+            f"{shlex.quote(str(folder.path))}), and none if clients have models of their own "
+            f"(server.shared, server.strategy=fedh2l)"
         )
     for name in args.level or models:
         model, facts = load_model(folder, name, source.build), models[name]
