@@ -9,7 +9,7 @@ from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn.execution import channels_last, device_of, evaluating
-from heterofl_flwr.nn.loss import Fill, masked_cross_entropy, perplexity
+from heterofl_flwr.nn.loss import Fill, flatten_positions, masked_cross_entropy, perplexity
 from heterofl_flwr.training.batches import batch_rows, explained_single, read_tokens
 from heterofl_flwr.training.options import EvaluateResult
 from heterofl_flwr.training.step import Masking
@@ -75,7 +75,8 @@ def evaluate_each(
         batches = (piece for rows in groups for piece in read_tokens(rows, reading, generator))
     with explained_single(), evaluating(model), channels_last(model), torch.inference_mode():
         for inputs, targets in batches:
-            outputs = model(inputs.clone()).float()  # a model may change its inputs in place
+            output = model(inputs.clone()).float()  # a model may change its inputs in place
+            (outputs,), targets = flatten_positions([output], targets)
             sizes.append(targets.numel())
             for number, masking in enumerate(maskings):
                 logits = masking(outputs)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.nn.exits import Exits
 from heterofl_flwr.nn.inner_widths import Nested
-from heterofl_flwr.nn.loss import Fill, class_mask, mask_logits, masked_cross_entropy
+from heterofl_flwr.nn.loss import Fill, class_mask, flatten_positions, mask_logits, masked_cross_entropy
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.options import JointLoss, TrainOptions
 
@@ -48,7 +48,8 @@ def compute_loss(
     With ``joint_loss``, the model has several outputs; the last output gives the predictions.
     """
     outputs = [model(inputs)] if joint_loss is None else cast("Exits | Nested", model).all_logits(inputs)
-    logits = [masking(output.float()) for output in outputs]
+    outputs, targets = flatten_positions([output.float() for output in outputs], targets)
+    logits = list(map(masking, outputs))
     loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)
     return loss, logits[-1].detach().argmax(1) == targets
 

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from heterofl_flwr.common.errors import ConfigError, DataError
-from heterofl_flwr.nn.loss import mask_logits, masked_cross_entropy, perplexity
+from heterofl_flwr.nn.loss import flatten_positions, mask_logits, masked_cross_entropy, perplexity
 
 
 @pytest.mark.parametrize(("fill", "value"), [("zero", 0.0), ("-inf", -math.inf)])
@@ -63,3 +63,15 @@ def test_targets_out_of_range_raise(shape, target):
 def test_perplexity_is_the_mean_over_chunks_or_over_tokens():
     assert perplexity([1.0, 3.0], [30, 10]) == pytest.approx((math.e + math.e**3) / 2)
     assert perplexity([1.0, 3.0], [30, 10], "fixed") == pytest.approx(math.exp(1.5))
+
+
+def test_classes_that_lie_last_in_memory_are_flattened_without_a_copy():
+    logits, targets = torch.randn(2, 5, 4).transpose(1, 2), torch.randint(4, (2, 5))  # (batch, classes, sequence)
+    (flat,), flat_targets = flatten_positions([logits], targets)
+    assert flat.data_ptr() == logits.data_ptr()
+    assert (flat.shape, flat_targets.shape) == ((10, 4), (10,))
+    torch.testing.assert_close(F.cross_entropy(flat, flat_targets), F.cross_entropy(logits, targets))
+    images, labels = torch.randn(2, 4, 3, 3), torch.randint(4, (2, 3, 3))
+    assert flatten_positions([images], labels)[0][0] is images
+    assert flatten_positions([logits, images.flatten(2)], targets)[0][0] is logits  # all outputs or none
+    assert flatten_positions([torch.randn(3, 4)], torch.arange(3))[1].shape == (3,)

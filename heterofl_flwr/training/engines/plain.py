@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from heterofl_flwr.nn.execution import channels_last, num_parameters
 from heterofl_flwr.training.batches import training_epochs
 from heterofl_flwr.training.device import give_back_gaps, seeded
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
+from heterofl_flwr.training.present_loss import PresentLoss
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 STEPS_BETWEEN_GAPS = 50
@@ -38,6 +40,8 @@ def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
     device, model = job.split.targets.device, job.model.train()
     masking = Masking(job.classes, options.mask_fill)
+    present = None if job.joint_loss else PresentLoss.find(model, job.classes, options.mask_fill)
+    compute = present or partial(compute_loss, model, masking=masking, joint_loss=job.joint_loss)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     epochs: list[Tensor] = []  # for each epoch, the losses of its steps
     sizes: list[int] = []
@@ -47,7 +51,7 @@ def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
         for batches in training_epochs(job, options):
             losses = []
             for inputs, targets in batches:
-                loss, hits = compute_loss(model, inputs, targets, masking, job.joint_loss)
+                loss, hits = compute(inputs, targets)
                 sgd.minimise(loss + job.penalty() if job.penalty else loss)
                 correct.add_(hits.sum())
                 losses.append(loss.detach())
