@@ -3,7 +3,6 @@
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -133,12 +132,6 @@ class Transformer(nn.Module):
         """Return logits (batch, vocabulary, sequence) for token numbers (batch, sequence)."""
         logits: torch.Tensor = self.decoder(self.encoder(self.embedding(tokens)))
         return logits.transpose(1, 2)
-
-    def class_logits(self, tokens: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Return logits (batch, sequence, classes) of the words with the numbers ``classes`` alone."""
-        hidden = self.decoder[:-1](self.encoder(self.embedding(tokens)))
-        last = cast("nn.Linear", self.decoder[-1])
-        return F.linear(hidden, last.weight.index_select(0, classes), last.bias.index_select(0, classes))
 
 
 class _Embedding(nn.Module):

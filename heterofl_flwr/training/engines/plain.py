@@ -1,6 +1,6 @@
 """The engine ``plain``: clients train one after the other, reproducibly bit for bit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -13,8 +13,11 @@ from heterofl_flwr.nn.execution import channels_last, num_parameters
 from heterofl_flwr.training.batches import training_epochs
 from heterofl_flwr.training.device import give_back_gaps, seeded
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
-from heterofl_flwr.training.present_loss import PresentLoss
+from heterofl_flwr.training.own_words import OwnWords
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
+
+Compute = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Function of a batch's inputs and targets that returns its mean loss, and True for each correct prediction."""
 
 STEPS_BETWEEN_GAPS = 50
 """Number of steps between two calls of ``give_back_gaps``, which returns free memory to the system."""
@@ -38,10 +41,15 @@ def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 
 
 def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
-    device, model = job.split.targets.device, job.model.train()
+    if own := OwnWords.find(job, options):
+        with own.narrowed():
+            return _run_steps(own.job, options, own.compute)
     masking = Masking(job.classes, options.mask_fill)
-    present = None if job.joint_loss else PresentLoss.find(model, job.classes, options.mask_fill)
-    compute = present or partial(compute_loss, model, masking=masking, joint_loss=job.joint_loss)
+    return _run_steps(job, options, partial(compute_loss, job.model, masking=masking, joint_loss=job.joint_loss))
+
+
+def _run_steps(job: TrainingJob, options: TrainOptions, compute: Compute) -> TrainResult:
+    device, model = job.split.targets.device, job.model.train()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     epochs: list[Tensor] = []  # for each epoch, the losses of its steps
     sizes: list[int] = []
