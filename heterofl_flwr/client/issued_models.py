@@ -1,13 +1,14 @@
 """``IssuedModels``: the models that a task has returned, to check the trained model that a user passes back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from heterofl_flwr.client.outgoing import warn_once
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.nn.buffers import copy_unsent, find_changed
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.inner_widths import InnerWidth
@@ -20,10 +21,12 @@ class IssuedModels:
     def __init__(self) -> None:
         self._inner = WeakKeyDictionary[nn.Module, list[InnerWidth] | None]()
         self._names: tuple[str, ...] = ()
+        self._unsent = WeakKeyDictionary[nn.Module, Mapping[str, Tensor]]()
 
     def add(self, model: nn.Module) -> None:
         """Register a new model and the names of its exchanged parameters. Call this before a user can freeze them."""
         self._names = tuple(exchanged_parameters(model))
+        self._unsent[model] = copy_unsent(model)
         self._inner[model] = None
 
     def check(self, model: object, call: str) -> nn.Module:
@@ -40,7 +43,7 @@ class IssuedModels:
         """Return, by name, the parameters of a trained model whose names ``add`` registered.
 
         Some of them may be personal: the client does not send them. Raise ``ConfigError`` if the model has lost one of
-        these parameters.
+        these parameters. Warn of tensors that training has changed and that are not sent.
         """
         parameters = dict(model.named_parameters())
         if missing := sorted(set(self._names) - parameters.keys()):
@@ -53,6 +56,12 @@ class IssuedModels:
             warn_once(
                 f"parameters are trained here and not sent, because build returns no such parameters, or returns them "
                 f"with requires_grad=False: {', '.join(unsent[:3])}"
+            )
+        if changed := find_changed(model, self._unsent[model]):
+            warn_once(
+                f"training changes {listed(changed)}, which clients do not send, so each task begins with the values "
+                f"that build gives them: make a buffer a torch.nn.Parameter; if it is a frozen parameter "
+                f"(requires_grad=False), let build return heterofl_flwr.core.exchange_frozen(model)"
             )
         return {name: parameters[name] for name in self._names}
 

@@ -14,7 +14,7 @@ _EXCLUDED = "not_exchanged"
 _WITH_FROZEN = "exchanges_frozen"
 
 SAMPLES = 256
-"""Minimum number of entries that a fingerprint samples from a parameter. A smaller parameter is used in full."""
+"""Minimum number of entries that ``sample`` returns. A smaller parameter is used in full."""
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
@@ -83,10 +83,15 @@ def fingerprint(model: nn.Module) -> str:
     # bfloat16, so that models in bfloat16 and in float32 have the same digest
     digest, frozen = hashlib.sha256(), frozen_parameters(model)
     for name, parameter in frozen.items():
-        values = parameter.detach().flatten()
-        sample = values[:: max(1, len(values) // SAMPLES)].to("cpu", torch.bfloat16)
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
+        entries = sample(parameter).to("cpu", torch.bfloat16)
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + entries.view(torch.int16).numpy().tobytes())
     return digest.hexdigest() if frozen else ""
+
+
+def sample(parameter: Tensor) -> Tensor:
+    """Return ``SAMPLES`` entries or more of a parameter, at equal distances; all entries of a smaller parameter."""
+    values = parameter.detach().flatten()
+    return values[:: max(1, len(values) // SAMPLES)]
 
 
 def exchanged_dtype(parameter: Tensor) -> torch.dtype:

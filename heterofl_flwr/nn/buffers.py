@@ -1,5 +1,7 @@
 """Functions on the buffers of models. Clients and server do not exchange buffers."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -7,6 +9,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from heterofl_flwr.core.exchanged import frozen_parameters, sample
 from heterofl_flwr.nn.execution import evaluating
 
 _STEPS = 15  # number of power iterations; torch's parametrization starts with 15 too
@@ -59,11 +62,7 @@ def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
     spectral norm are left out.
     """
     shapes = {name: buffer.shape for name, buffer in local.named_buffers()}
-    renewed: set[int] = set()
-    for layer in full_model.modules():
-        if isinstance(layer, _NormBase | _SpectralNorm):
-            renewed.update(map(id, layer.buffers()))
-        renewed.update(id(getattr(layer, f"{hook.name}_{end}")) for hook in _older_norms(layer) for end in "uv")
+    renewed = _find_renewed(full_model)
 
     def tells_apart(buffer: Tensor, shape: torch.Size) -> bool:
         return any(
@@ -76,3 +75,33 @@ def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
         for name, buffer in full_model.named_buffers()
         if name in shapes and id(buffer) not in renewed and tells_apart(buffer, shapes[name])
     ]
+
+
+def _find_renewed(model: nn.Module) -> set[int]:
+    """Return the ids of the buffers that clients compute anew: statistics of norm layers, vectors of spectral norm."""
+    renewed: set[int] = set()
+    for layer in model.modules():
+        if isinstance(layer, _NormBase | _SpectralNorm):
+            renewed.update(map(id, layer.buffers()))
+        renewed.update(id(getattr(layer, f"{hook.name}_{end}")) for hook in _older_norms(layer) for end in "uv")
+    return renewed
+
+
+def copy_unsent(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the tensors in a model's ``state_dict`` that are not exchanged; of frozen parameters, samples.
+
+    Statistics of norm layers and vectors of spectral norm are left out.
+    """
+    passing = {
+        id(layer._buffers[name]) for layer in model.modules() for name in layer._non_persistent_buffers_set
+    } | _find_renewed(model)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if id(buffer) not in passing}
+    frozen = {name: sample(parameter) for name, parameter in frozen_parameters(model).items()}
+    return {name: tensor.detach().clone() for name, tensor in {**buffers, **frozen}.items()}
+
+
+def find_changed(model: nn.Module, before: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that have changed since ``copy_unsent`` returned ``before``."""
+    samples = {name: sample(parameter) for name, parameter in model.named_parameters() if name in before}
+    after = {**samples, **dict(model.named_buffers())}
+    return [name for name in before.keys() & after.keys() if not torch.equal(before[name].to(after[name]), after[name])]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from weakref import WeakSet
 
@@ -20,8 +21,8 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     """Return a copy of the model, in evaluation mode, whose batch norm layers have the statistics in ``moments``.
 
-    A batch norm layer with the count 0 in ``moments`` stays as it was. Instance norm layers lose their running
-    statistics.
+    A batch norm layer with the count 0 in ``moments`` stays as it was; with the statistics of a new layer, it raises
+    ``ConfigError`` if it is run in evaluation mode. Instance norm layers lose their running statistics.
     """
     return set_static_norm(copy_exchanged(model), moments)
 
@@ -39,7 +40,19 @@ def set_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
             layer.running_mean = mean.to(place)
             layer.running_var = variance.to(place)
             layer.num_batches_tracked = torch.tensor(moments.layers[name].count, device=place.device)
+        elif layer.running_mean is not None:
+            layer.register_forward_pre_hook(partial(_refuse_unreached, name))
     return model
+
+
+def _refuse_unreached(name: str, layer: _NormBase, inputs: object) -> None:
+    """Forward pre-hook of a layer without moments. A layer in training mode, or with statistics, needs none."""
+    if not layer.training and layer.running_mean is not None and not is_measured(layer):
+        raise ConfigError(
+            f"batch norm layer {name} has no moments, because no batch reached it when they were measured: let the "
+            f"model's forward run it on the batches of answer_queries(data=...) or collect_moments, or normalise each "
+            f"batch by its own statistics (Evaluation(static_norm=False))"
+        )
 
 
 def remove_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:

@@ -330,6 +330,31 @@ class TestReply:
         task.reply(model, num_examples=1)
         assert "hidden.weight, hidden.bias" in caplog.text
 
+    def test_what_training_changes_and_no_client_sends_is_warned_of(self, caplog):
+        def tracking(rate):
+            model = build(rate)
+            model.hidden.requires_grad_(False)
+            model.register_buffer("center", torch.zeros(3))
+            model.register_buffer("mask", torch.ones(3))
+            model.register_buffer("cache", torch.zeros(3), persistent=False)
+            model.norm = nn.BatchNorm1d(4, affine=False)
+            return model
+
+        warn_once.cache_clear()
+        state = {name: tensor for name, tensor in state_of(1.0).items() if name.startswith("classifier")}
+        for changes in (False, True):
+            task = task_of(instruction(state=state), tracking)
+            model = task.model().double()  # another type is no change
+            model.cache += 1
+            model.norm(torch.randn(4, 4, dtype=torch.float64))
+            with torch.no_grad():
+                model.classifier.bias += 1
+                if changes:
+                    model.center += 1
+                    model.hidden.bias.data = model.hidden.bias * 2
+            task.reply(model, num_examples=1)
+            assert ("training changes center, hidden.bias, which clients do not send" in caplog.text) == changes
+
     def test_no_labels_and_no_classes_are_not_the_same(self):
         assert "labels" not in task_of(instruction(kind="evaluate")).reply(num_examples=1).content["config"]
         assert task_of(instruction(kind="evaluate")).reply(num_examples=1, labels=[]).content["config"]["labels"] == []

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from torch import nn
 
 from heterofl_flwr.core.exchanged import (
@@ -12,6 +13,7 @@ from heterofl_flwr.core.exchanged import (
     exclude_parameters,
     fingerprint,
     frozen_parameters,
+    sample,
     shares_parameters,
 )
 
@@ -65,6 +67,12 @@ def test_a_fingerprint_is_of_what_is_never_exchanged_alone():
     assert fingerprint(model) == found
     model[0].weight.data[-1, -1] += 1
     assert fingerprint(model) != found
+
+
+def test_a_sample_has_entries_at_equal_distances():
+    assert sample(torch.arange(6.0).view(2, 3)).tolist() == [0, 1, 2, 3, 4, 5]
+    assert sample(torch.arange(1000.0)).tolist() == [*range(0, 1000, 3)]
+    assert sample(torch.tensor(2.0)).tolist() == [2]
 
 
 @pytest.mark.parametrize("wrap", [copy.deepcopy, lambda model: nn.ModuleDict({"one": model})])

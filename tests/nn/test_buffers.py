@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
 from heterofl_flwr.client.load_model import load_parameters
-from heterofl_flwr.nn.buffers import find_channel_tables
+from heterofl_flwr.nn.buffers import copy_unsent, find_changed, find_channel_tables
 
 FORMS = pytest.mark.parametrize("form", [spectral_norm, parametrizations.spectral_norm], ids=["older", "newer"])
 
@@ -60,3 +60,23 @@ def test_tables_by_channel_are_told_from_other_buffers():
     assert find_channel_tables(build(8), build(2)) == ["4.waves"]
     assert find_channel_tables(build(8), build(8)) == []
     assert find_channel_tables(build(8), nn.Sequential(nn.Linear(3, 2))) == []
+
+
+@FORMS
+def test_unsent_tensors_are_buffers_and_frozen_parameters_without_statistics(form):
+    model = nn.Sequential(form(nn.Linear(3, 4)), nn.BatchNorm1d(4), nn.Linear(4, 600))
+    model[2].weight.requires_grad_(False)
+    model.register_buffer("steps", torch.zeros((), dtype=torch.long))
+    model.register_buffer("cache", torch.zeros(2), persistent=False)
+    before = copy_unsent(model)
+    assert before.keys() == {"2.weight", "steps"}
+    assert 256 <= len(before["2.weight"]) < 600
+    model.train()(torch.randn(5, 3))
+    model.cache += 1
+    assert find_changed(model.half(), before) == []
+    model.steps += 1
+    assert find_changed(model, before) == ["steps"]
+    nn.init.zeros_(model[2].weight)
+    assert sorted(find_changed(model, before)) == ["2.weight", "steps"]
+    del model.steps
+    assert find_changed(model, before) == ["2.weight"]

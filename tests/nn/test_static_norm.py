@@ -1,11 +1,12 @@
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from heterofl_flwr.common.errors import DataError
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.nn.measure_moments import _alike, batch_norms, collect_moments
 from heterofl_flwr.nn.models import CNN
 from heterofl_flwr.nn.moments import check_possible
@@ -174,6 +175,19 @@ def test_a_layer_that_is_never_reached_keeps_what_it_had():
     moments = collect_moments(model, _batches())
     assert moments.layers["aside"].count == 0
     assert (with_static_norm(model, moments).aside.running_mean == 7).all()
+
+
+def test_a_layer_that_no_batch_reached_is_not_run_with_the_statistics_of_a_new_model():
+    generator = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model.add_module("generator", generator)
+    model.forward = lambda x: model[1](model[0](x))
+    static = with_static_norm(model, collect_moments(model, _batches()))
+    static = pickle.loads(pickle.dumps(static.generator))
+    with pytest.raises(ConfigError, match=r"batch norm layer generator\.1 has no moments, because no batch reached it"):
+        static(torch.randn(4, 2))
+    static.train()(torch.randn(4, 2))
+    static.eval()(torch.randn(4, 2))  # training has measured statistics
 
 
 def test_a_batch_of_one_value_per_channel_is_refused_by_layer():
