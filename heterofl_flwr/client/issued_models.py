@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from heterofl_flwr.client.outgoing import warn_once
 from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core.exchanged import exchanged_parameters
-from heterofl_flwr.nn.buffers import copy_unsent, find_changed
+from heterofl_flwr.nn.buffers import copy_unsent, count_batches, find_changed, find_frozen_norms
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.inner_widths import InnerWidth
@@ -22,11 +22,12 @@ class IssuedModels:
         self._inner = WeakKeyDictionary[nn.Module, list[InnerWidth] | None]()
         self._names: tuple[str, ...] = ()
         self._unsent = WeakKeyDictionary[nn.Module, Mapping[str, Tensor]]()
+        self._batches = WeakKeyDictionary[nn.Module, Mapping[str, int]]()
 
     def add(self, model: nn.Module) -> None:
         """Register a new model and the names of its exchanged parameters. Call this before a user can freeze them."""
         self._names = tuple(exchanged_parameters(model))
-        self._unsent[model] = copy_unsent(model)
+        self._unsent[model], self._batches[model] = copy_unsent(model), count_batches(model)
         self._inner[model] = None
 
     def check(self, model: object, call: str) -> nn.Module:
@@ -43,7 +44,7 @@ class IssuedModels:
         """Return, by name, the parameters of a trained model whose names ``add`` registered.
 
         Some of them may be personal: the client does not send them. Raise ``ConfigError`` if the model has lost one of
-        these parameters. Warn of tensors that training has changed and that are not sent.
+        these parameters. Warn of tensors that training has changed and that are not sent, and of frozen batch norms.
         """
         parameters = dict(model.named_parameters())
         if missing := sorted(set(self._names) - parameters.keys()):
@@ -62,6 +63,12 @@ class IssuedModels:
                 f"training changes {listed(changed)}, which clients do not send, so each task begins with the values "
                 f"that build gives them: make a buffer a torch.nn.Parameter; if it is a frozen parameter "
                 f"(requires_grad=False), let build return heterofl_flwr.core.exchange_frozen(model)"
+            )
+        if frozen := find_frozen_norms(model, self._batches[model]):
+            warn_once(
+                f"training runs batch norm ({listed(frozen)}) in evaluation mode, by the statistics that build gives "
+                f"it, but evaluations use the statistics of the clients' data: call model.train() before training, or "
+                f"let build use torchvision.ops.FrozenBatchNorm2d, which evaluations do not change"
             )
         return {name: parameters[name] for name in self._names}
 

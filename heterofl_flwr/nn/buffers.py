@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -105,3 +105,21 @@ def find_changed(model: nn.Module, before: Mapping[str, Tensor]) -> list[str]:
     samples = {name: sample(parameter) for name, parameter in model.named_parameters() if name in before}
     after = {**samples, **dict(model.named_buffers())}
     return [name for name in before.keys() & after.keys() if not torch.equal(before[name].to(after[name]), after[name])]
+
+
+def count_batches(model: nn.Module) -> dict[str, int]:
+    """Return the number of batches in the running statistics of each batch norm layer, by the layer's name."""
+    return {
+        name: int(layer.num_batches_tracked)
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None
+    }
+
+
+def find_frozen_norms(model: nn.Module, before: Mapping[str, int]) -> list[str]:
+    """Return the names of batch norm layers in evaluation mode that have got no batch since ``count_batches``.
+
+    ``before`` is the result of ``count_batches``.
+    """
+    after = count_batches(model)
+    return [name for name in before if after.get(name) == before[name] and not model.get_submodule(name).training]

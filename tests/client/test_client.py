@@ -355,6 +355,20 @@ class TestReply:
             task.reply(model, num_examples=1)
             assert ("training changes center, hidden.bias, which clients do not send" in caplog.text) == changes
 
+    def test_batch_norm_that_training_runs_in_evaluation_mode_is_warned_of(self, caplog):
+        def normed(rate):
+            return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+        warn_once.cache_clear()
+        for frozen in (False, True):
+            task = task_of(instruction(state=state_of(1.0, normed)), normed)
+            model = task.model()
+            model[1].train(not frozen)
+            model(inputs(0)).square().sum().backward()
+            torch.optim.SGD(model.parameters(), 0.01).step()
+            task.reply(model.eval(), num_examples=1)  # after a validation, say
+            assert ("batch norm (1) in evaluation mode" in caplog.text) == frozen
+
     def test_no_labels_and_no_classes_are_not_the_same(self):
         assert "labels" not in task_of(instruction(kind="evaluate")).reply(num_examples=1).content["config"]
         assert task_of(instruction(kind="evaluate")).reply(num_examples=1, labels=[]).content["config"]["labels"] == []

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
 from heterofl_flwr.client.load_model import load_parameters
-from heterofl_flwr.nn.buffers import copy_unsent, find_changed, find_channel_tables
+from heterofl_flwr.nn.buffers import copy_unsent, count_batches, find_changed, find_channel_tables, find_frozen_norms
 
 FORMS = pytest.mark.parametrize("form", [spectral_norm, parametrizations.spectral_norm], ids=["older", "newer"])
 
@@ -80,3 +80,13 @@ def test_unsent_tensors_are_buffers_and_frozen_parameters_without_statistics(for
     assert sorted(find_changed(model, before)) == ["2.weight", "steps"]
     del model.steps
     assert find_changed(model, before) == ["2.weight"]
+
+
+def test_frozen_norms_are_those_in_evaluation_mode_that_got_no_batch():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False))
+    before = count_batches(model)
+    assert before == {"0": 0, "1": 0}
+    assert find_frozen_norms(model, before) == []
+    model[1].eval()
+    model(torch.randn(3, 2))
+    assert find_frozen_norms(model.eval(), before) == ["1"]
