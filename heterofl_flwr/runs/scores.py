@@ -13,7 +13,7 @@ SCOPES = ("global", "local", "worst")
 USUAL = ("coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS))
 """Names of this package's own metrics."""
 
-LOWER_IS_BETTER = ("loss", "perplexity", "error")
+LOWER_IS_BETTER = ("loss", "perplexity", "error", "mse", "mae", "mape", "nll")
 """Suffixes of metrics whose best value is the smallest."""
 
 UNKNOWN = "accuracy"  # the kind for a run without any headline metric
@@ -91,7 +91,7 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
     name : str
         Name of the metric, such as ``global-accuracy``.
     value : float
-        The target: a lower bound or, for a loss, perplexity or error, an upper bound.
+        The target: a lower bound or, for a metric of ``LOWER_IS_BETTER``, an upper bound.
     """
     check_known([name], [record.evaluate for record in records])
     passed = accumulate(record.simulated_seconds for record in records)

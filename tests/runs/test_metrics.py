@@ -47,7 +47,10 @@ def test_the_headline_is_perplexity_else_accuracy_else_loss(record, evaluate, ki
 
 @pytest.mark.parametrize(
     ("name", "best"),
-    [("global-loss", 0.1), ("perplexity", 0.1), ("calibration-error", 0.1), ("global-accuracy", 0.3), ("f1", 0.3)],
+    [
+        *(("global-loss", 0.1), ("perplexity", 0.1), ("calibration-error", 0.1), ("global-accuracy", 0.3), ("f1", 0.3)),
+        *(("rmse", 0.1), ("val-mae", 0.1), ("mape", 0.1), ("test-nll", 0.1)),
+    ],
 )
 def test_the_best_value_is_the_smallest_of_errors_and_the_largest_of_other_metrics(record, name, best):
     records = [replace(record(number), evaluate={name: value}) for number, value in enumerate((0.2, 0.1, 0.3), 1)]
