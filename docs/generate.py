@@ -321,8 +321,7 @@ HEADLINE = {
 
 def _headline_rows() -> Iterator[tuple[str, ...]]:
     """Yield the rows of runs on IID data that are jobs of Tables 7 and 8."""
-    from simulations.results.formats import show_spread
-    from simulations.results.statistics import summarise
+    from simulations.results.statistics import show_spread, summarise
 
     with (TABLES / "runs.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "iid"]
@@ -408,7 +407,7 @@ def family_cifar10() -> bytes:
 
 def alone() -> str:
     """Return CIFAR-10's levels, less these levels alone, as a table."""
-    from simulations.results.formats import show_difference
+    from simulations.results.statistics import show_difference
 
     rows = [
         (

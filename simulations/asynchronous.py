@@ -12,39 +12,28 @@ import argparse
 import itertools
 import math
 import sys
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from flwr.app import ArrayRecord
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from heterofl_flwr import (
-    Buffered,
-    DeviceProfile,
-    Devices,
-    Evaluation,
-    HeteroFL,
-    LocalGrid,
-    Sampling,
-    SimulatedDevices,
-    Training,
-)
+from heterofl_flwr import Buffered, Devices, Evaluation, HeteroFL, LocalGrid, Sampling, SimulatedDevices, Training
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.grids.device_costs import EDGE, TrainingCost
-from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.grids.device_costs import EDGE, DeviceProfile, TrainingCost
 from heterofl_flwr.report.drawing import COLOURS, SIZE, SMALL, series, style_axes
 from simulations.bench.measure import describe_machine
-from simulations.program import parser_of, run_cells, status_of, without_logs
-from simulations.results.formats import show_difference
-from simulations.results.statistics import summarise
+from simulations.program import parser_of, quietly, run_cells, start, text_beside
+from simulations.results.statistics import show_difference, summarise
 from simulations.robust import accuracy
 from simulations.svg import to_svg
 
@@ -134,7 +123,7 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
     """
     config = {**SETTINGS, "data.name": study.data, "data.split": cell.split, "seed": cell.seed}
     workload, (spare, steps) = load_workload(config), study.methods[cell.method]
-    learning_rate = workload.settings.train.learning_rate
+    train = workload.settings.train
     strategy = HeteroFL(
         workload.build,
         workload.mix,
@@ -142,15 +131,13 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
         fraction_train=STEPS.concurrency / CLIENTS,
         fraction_evaluate=0.0,
         min_available_nodes=CLIENTS,
-        training=Training(learning_rate=learning_rate),
+        training=Training(learning_rate=train.learning_rate),
         sampling=Sampling(spare=spare),
         asynchronous=steps,
         evaluation=Evaluation(every=2 * EVERY if steps.size else EVERY),
     )
     found: list[dict[str, float]] = []
-    devices = Devices(
-        PACES[cell.pace], TrainingCost(workload.build, workload.example(), epochs=workload.settings.train.epochs)
-    )
+    devices = Devices(PACES[cell.pace], TrainingCost(workload.build, workload.example(), epochs=train.epochs))
     with LocalGrid(client_app.app, CLIENTS, run_config=config, cohort=workload.cohort) as inner:
         grid = SimulatedDevices(inner, devices)
 
@@ -165,10 +152,9 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
 
 def level_accuracies(workload: Workload, strategy: HeteroFL, state: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the accuracy of each level's model on test images."""
-    train, test, plan = workload.dataset.train, workload.dataset.test, strategy.federation.architecture.plan
-    test = replace(test, inputs=test.inputs[::2], targets=test.targets[::2])
-    train = replace(train, inputs=train.inputs[:MEASURED], targets=train.targets[:MEASURED])
-    less = replace(workload.dataset, train=train, test=test)
+    data, plan = workload.dataset, strategy.federation.architecture.plan
+    train = data.train.select(torch.arange(len(data.train))[:MEASURED])
+    less = replace(data, train=train, test=data.test.select(torch.arange(0, len(data.test), 2)))
     return {
         level_name(rate): accuracy(workload.build(rate), plan(rate).extract(state), less) for rate in workload.mix.rates
     }
@@ -178,6 +164,7 @@ Curve = Sequence[Mapping[str, float]]
 """The evaluations of a run."""
 
 Curves = Mapping[Cell, Curve]
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -194,10 +181,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def smoothed(curve: Curve) -> list[float]:
+def smoothed(curve: Curve) -> Array:
     """Return the moving mean over ``SMOOTHED`` evaluations of the levels' mean accuracy, in percent."""
     accuracies = [100 * sum(own[level] for level in LEVELS) / len(LEVELS) for own in curve]
-    return [sum(accuracies[last - SMOOTHED : last]) / SMOOTHED for last in range(SMOOTHED, len(accuracies) + 1)]
+    return np.convolve(accuracies, np.ones(SMOOTHED), "valid") / SMOOTHED
 
 
 def seconds_to(curve: Curve, accuracy: float) -> float:
@@ -206,13 +193,10 @@ def seconds_to(curve: Curve, accuracy: float) -> float:
     return next((at for at, own in zip(times, smoothed(curve), strict=True) if own >= accuracy), math.inf)
 
 
-def at_time(curve: Curve, seconds: float) -> dict[str, float]:
-    """Return the accuracies in percent at a simulated time, by linear interpolation between evaluations."""
+def at_time(curve: Curve, seconds: float) -> Array:
+    """Return each level's accuracy in percent at a simulated time, by linear interpolation between evaluations."""
     times = [own["simulated"] for own in curve]
-    after = min(max(bisect_left(times, seconds), 1), len(times) - 1)
-    share = (seconds - times[after - 1]) / (times[after] - times[after - 1])
-    pairs = {level: (curve[after - 1][level], curve[after][level]) for level in LEVELS}
-    return {level: 100 * (one + share * (two - one)) for level, (one, two) in pairs.items()}
+    return 100 * np.array([np.interp(seconds, times, [own[level] for own in curve]) for level in LEVELS])
 
 
 def page(found: Curves, study: Study) -> str:
@@ -223,36 +207,24 @@ def page(found: Curves, study: Study) -> str:
         seeds = sorted({own.seed for own in found if (own.split, own.pace) == (split, pace)})
         curves = {way: [found[Cell(split, pace, seed, way)] for seed in seeds] for way in study.methods}
         ends = [min(own[-1]["simulated"] for own in each) for each in zip(*curves.values(), strict=True)]
-        levels = {way: list(map(at_time, own, ends)) for way, own in curves.items()}
-        means = {way: [sum(one.values()) / len(LEVELS) for one in own] for way, own in levels.items()}
+        levels = {way: np.array(list(map(at_time, own, ends))) for way, own in curves.items()}  # (seeds, levels)
+        means = {way: own.mean(1) for way, own in levels.items()}
         for way, own in curves.items():
-            times = [
-                seconds_to(curve, smoothed(waits)[-1]) / waits[-1]["simulated"]
-                for curve, waits in zip(own, curves[first], strict=True)
-            ]
-            reached = [f"{one:.2f}" if math.isfinite(one) else "never" for one in times]
-            changes = [one - two for one, two in zip(means[way], means[first], strict=True)]
-            change = "" if way == first else show_difference(summarise(changes), 1)
-            each = [f"{sum(one[level] for one in levels[way]) / len(seeds):.0f}" for level in LEVELS]
-            mean = f"{sum(means[way]) / len(seeds):.1f}"
-            rows.append([f"{split}, {pace}", way, ", ".join(reached), mean, change, *each])
+            pairs = zip(own, curves[first], strict=True)
+            times = [seconds_to(curve, smoothed(waits)[-1]) / waits[-1]["simulated"] for curve, waits in pairs]
+            reached = ", ".join(f"{one:.2f}" if math.isfinite(one) else "never" for one in times)
+            change = "" if way == first else show_difference(summarise(list(means[way] - means[first])), 1)
+            each = (f"{accuracy:.0f}" for accuracy in levels[way].mean(0))
+            rows.append([f"{split}, {pace}", way, reached, f"{means[way].mean():.1f}", change, *each])
         for one, two in gains:
-            gains[one, two] += [own - other for own, other in zip(means[one], means[two], strict=True)]
+            gains[one, two] += list(means[one] - means[two])
     header = ["clients and devices", "method", "time to accuracy", "mean", f"less {first}", *LEVELS]
     lines = [
         f"* {one} less {two}: {show_difference(summarise(own), 1)} points, {len(own)} pairs"
         for (one, two), own in gains.items()
     ]
-    return "\n".join([HEADER, render(header, rows, "markdown"), "", *lines, ""])
-
-
-HEADER = f"""# Rounds that wait, and steps that do not
-
-"time to accuracy": simulated time until the mean of the levels' accuracies is what the first method has at its end, as
-a share of the time that this takes, for each seed; accuracies here are means of {SMOOTHED} evaluations. "mean": of the
-levels' accuracies, in per cent, when the fastest method has ended; a to e: of each level's own model then. Differences
-are paired by seed, with 95 % intervals.
-"""
+    text = text_beside(__file__, "asynchronous.md").format(smoothed=SMOOTHED)
+    return "\n".join([text, render(header, rows, "markdown"), "", *lines, ""])
 
 
 def draw(found: Curves, study: Study) -> Figure:
@@ -265,8 +237,8 @@ def draw(found: Curves, study: Study) -> Figure:
             curves = [curve for own, curve in found.items() if (own.split, own.pace, own.method) == (split, pace, way)]
             colour, dash = series(number)
             ends = max(own[0]["simulated"] for own in curves), min(own[-1]["simulated"] for own in curves)
-            times = [ends[0] + part * (ends[1] - ends[0]) / 50 for part in range(51)]
-            means = [sum(sum(at_time(own, at).values()) for own in curves) / len(curves) / len(LEVELS) for at in times]
+            times = np.linspace(*ends, 51)
+            means = [np.mean([at_time(own, at) for own in curves]) for at in times]
             axes.plot(times, means, color=colour, linestyle=dash, label=way)
         style_axes(axes, "simulated seconds", "mean accuracy, %")
         axes.set_title(f"{split}, devices {pace}", fontsize=SMALL, color=COLOURS["ink"])
@@ -280,8 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
     study = next(iter(STUDIES))
     parser.add_argument("--study", choices=list(STUDIES), default=study, help="default: %(default)s")
-    with without_logs(), torch_threads(1):
-        return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
+    with quietly():
+        return start(parser, run, arguments)
 
 
 if __name__ == "__main__":

@@ -27,27 +27,22 @@ from statistics import fmean
 import torch
 from torch import Tensor, cosine_similarity
 
-from heterofl_flwr import LocalGrid
+from heterofl_flwr import Aggregation, LocalGrid, Plan, RoundContext, ServerStage, Update
 from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.trust import add_trust, check_trust
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.client.state import NODE_STATES
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import write_atomic
-from heterofl_flwr.core import Aggregation, Plan
 from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.core.levels import level_name, rate_of
-from heterofl_flwr.data import Split
-from heterofl_flwr.nn.execution import torch_threads
-from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.renamed import from_stored
 from heterofl_flwr.settings.validate import DEFAULTS, to_flat
-from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
-from simulations.program import parser_of, status_of, without_logs
-from simulations.results.formats import to_csv
+from simulations.program import parser_of, quietly, start
+from simulations.results.tables import to_csv
 from simulations.robust import accuracy
 
-PROGRAM = "simulations.disagreement"
 COLUMNS = ("layer", "larger", "smaller", "cosine", "halves", "norm_ratio", "gain")
 USUAL = (
     *("server.strategy", "server.slice-rule", "server.shared", "server.by-level", "server.weights"),
@@ -156,7 +151,8 @@ def compare(context: RoundContext, updates: Updates) -> Values:
 def exchange(context: RoundContext, updates: Updates, workload: Workload) -> Values:
     """Return the gains, as means over random halves."""
     whole, gains = workload.dataset, defaultdict[tuple[str, str, str], list[float]](list)
-    data = replace(whole, train=_first(whole.train, MEASURED), test=_first(whole.test, TESTED))
+    train = whole.train.select(torch.arange(len(whole.train))[:MEASURED])
+    data = replace(whole, train=train, test=whole.test.select(torch.arange(len(whole.test))[:TESTED]))
     for draw in halves(updates, EXCHANGES):
         means = {level: [mean(context, half) for half in parts] for level, parts in draw.items()}
         # As many clients as in a half of one level.
@@ -172,10 +168,6 @@ def exchange(context: RoundContext, updates: Updates, workload: Workload) -> Val
                     after = accuracy(model, {**entries, **part.extract(means[larger][k])}, data)
                     gains[layer, larger, level].append(100 * (after - before))
     return {key: {"gain": fmean(differences)} for key, differences in gains.items()}
-
-
-def _first(split: Split, number: int) -> Split:
-    return split.select(torch.arange(min(number, len(split))))
 
 
 def table(files: Iterable[Path]) -> str:
@@ -220,13 +212,13 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = parser_of(PROGRAM, __doc__)
+    parser = parser_of("simulations.disagreement", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run with a checkpoint")
     out = Path("runs", "disagreement.csv")
     parser.add_argument("--out", type=Path, default=out, metavar="FILE", help="default: %(default)s")
     add_trust(parser)
-    with without_logs(), torch_threads(1):
-        return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
+    with quietly():
+        return start(parser, run, arguments)
 
 
 if __name__ == "__main__":

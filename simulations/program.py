@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from heterofl_flwr import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.app.main import status_of as status_of
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import append_line
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from heterofl_flwr.nn.execution import torch_threads
 
 
 def cores() -> int:
@@ -35,6 +34,17 @@ def formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, width=100)
 
 
+def text_beside(module: str, name: str) -> str:
+    """Return the text of a file beside a module (its ``__file__``), such as the template of a page."""
+    return Path(module).with_name(name).read_text("utf-8")
+
+
+def sections_beside(module: str, name: str) -> dict[str, str]:
+    """Return the text below each heading (``## ...``) of a file beside a module; the text above them has the key ''."""
+    head, *sections = text_beside(module, name).split("\n## ")
+    return {"": head, **{title: text.strip() for title, _, text in (own.partition("\n") for own in sections)}}
+
+
 def chosen(what: str, names: Collection[str], known: Sequence[str]) -> list[str]:
     """Return the names in ``names`` in the order of ``known``; all of ``known`` if ``names`` is empty.
 
@@ -47,18 +57,34 @@ def chosen(what: str, names: Collection[str], known: Sequence[str]) -> list[str]
     return [name for name in known if not names or name in names]
 
 
+def start(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None], arguments: Sequence[str] | None
+) -> int:
+    """Run a program with the arguments, or else those of the process; return its exit code (see ``status_of``)."""
+    return status_of(parser.prog.removeprefix("python -m "), lambda: run(parser.parse_args(arguments)))
+
+
 @contextmanager
-def without_logs() -> Iterator[None]:
-    """Within this context, log nothing; each rejected reply would be a warning."""
+def quietly() -> Iterator[None]:
+    """Within this context, log nothing, as each rejected reply would be a warning, and let torch use one thread."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with torch_threads(1):
+            yield
     finally:
         logging.disable(before)
 
 
-Cell = TypeVar("Cell", bound="DataclassInstance")
+class Records(list[RoundRecord], RoundCallback):
+    """Callback that stores the records of all rounds."""
+
+    def on_round_end(self, progress: Progress) -> bool:
+        self.append(progress.record)
+        return False
+
+
+Cell = TypeVar("Cell", bound=Any)  # a dataclass
 Line = dict[str, Any]
 
 

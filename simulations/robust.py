@@ -10,7 +10,7 @@ import argparse
 import itertools
 import statistics
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,15 +29,12 @@ from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split, load_dataset
-from heterofl_flwr.federation.callbacks import Progress, RoundCallback
 from heterofl_flwr.nn import collect_moments, with_static_norm
-from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
-from simulations.program import parser_of, run_cells, status_of, without_logs
+from simulations.program import Records, parser_of, quietly, run_cells, start
 
-PROGRAM = "simulations.robust"
 CLIENTS, ROWS, SEEDS = 10, 2000, (0, 1, 2)
 MIXES = ("a1", "a1-b1-c1-d1-e1", "a1-e9")
 
@@ -128,31 +125,18 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     config = cell.config()
     workload = load_workload(config)
     prepare(workload, cell)
-    refusals = Refusals()
-    strategy = server_app.make_strategy(workload, (refusals,))
+    records = Records()
+    strategy = server_app.make_strategy(workload, (records,))
+    plan = strategy.federation.architecture.plan
     with LocalGrid(HostileApp(cell), CLIENTS, run_config=config, cohort=CLIENTS) as grid:
         state = strategy.start(grid, num_rounds=workload.settings.num_rounds).arrays.to_torch_state_dict()
     found = {
-        end: accuracy(
-            workload.build(rate), strategy.federation.architecture.plan(rate).extract(state), workload.dataset
-        )
+        end: accuracy(workload.build(rate), plan(rate).extract(state), workload.dataset)
         for end, rate in (("largest", workload.mix.rates[0]), ("smallest", workload.mix.rates[-1]))
     }
-    refused = refusals.counted
-    honest = sum(number for partition, number in refused.items() if partition >= cell.attackers)
-    return {**found, "refused": sum(refused.values()), "honest_refused": honest}
-
-
-class Refusals(RoundCallback):
-    """Callback that counts refused replies by partition."""
-
-    def __init__(self) -> None:
-        self.counted: Counter[int] = Counter()
-
-    def on_round_end(self, progress: Progress) -> bool:
-        """Count the refused replies of a round."""
-        self.counted.update(progress.record.refused)
-        return False
+    refused = [partition for record in records for partition in record.refused]
+    honest = sum(partition >= cell.attackers for partition in refused)
+    return {**found, "refused": len(refused), "honest_refused": honest}
 
 
 def prepare(workload: Workload, cell: Cell) -> None:
@@ -228,12 +212,12 @@ Accuracy in per cent: mean (least..most) of the seeds.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = parser_of(PROGRAM, __doc__)
+    parser = parser_of("simulations.robust", __doc__)
     parser.add_argument("--data", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="default: %(default)s")
     out = Path("runs", "robust")
     parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
-    with without_logs(), torch_threads(1):
-        return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
+    with quietly():
+        return start(parser, run, arguments)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ import sys
 
 from simulations.bench import aggregate, gpu, pfl, round, scale, step
 from simulations.bench.measure import describe_machine, print_verdict
-from simulations.program import formatter, parser_of, status_of
+from simulations.program import formatter, parser_of, start
 
 MODULES = (aggregate, step, gpu, round, pfl, scale)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
-PROGRAM = "simulations.bench"
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all benchmarks."""
-    top = parser_of(PROGRAM, __doc__)
+    top = parser_of("simulations.bench", __doc__)
     commands = top.add_subparsers(title="benchmarks", dest="benchmark", metavar="NAME", required=True)
     for name, module in BENCHMARKS.items():
         text = module.__doc__ or ""
@@ -33,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return status_of(PROGRAM, lambda: run(parser().parse_args(arguments)))
+    return start(parser(), run, arguments)
 
 
 if __name__ == "__main__":

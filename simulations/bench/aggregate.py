@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     for name in PAPER:
         for labelled in (False, True):
             case = make_case(name, labelled=labelled)
-            check_equal(average(case), average_plainly(case))
+            torch.testing.assert_close(average(case), average_plainly(case), rtol=1e-6, atol=1e-6)
             calls = {"ours": partial(average, case), "reference": partial(average_plainly, case)}
             seconds = in_turns({side: partial(time_call, call) for side, call in calls.items()}, options.rounds)
             ours, reference = (statistics.median(seconds[side]) * 1e3 for side in calls)
@@ -117,9 +117,3 @@ def average_plainly(case: Case) -> State:
 def positions(axis: Axis) -> Tensor:
     """Return the positions that an axis keeps."""
     return torch.arange(axis.size).view(axis.parts, -1)[:, : axis.part[1]].reshape(-1)
-
-
-def check_equal(mine: State, theirs: State) -> None:
-    """Raise ``AssertionError`` if two results differ by more than rounding."""
-    for name, tensor in mine.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-6, msg=partial("{}: {}".format, name))

@@ -12,9 +12,9 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import get_args
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.data import Reading, Split
+from heterofl_flwr.grids.device_costs import PASSES
 from heterofl_flwr.nn import PAPER, build_model, profile
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, resolve_device, train_together
@@ -33,9 +34,6 @@ from simulations.bench.measure import Goal, in_turns
 
 TOGETHER = 10
 """Number of clients that train together."""
-
-PASSES = 3
-"""Cost of a step in forward passes: the backward pass counts as two, because it has twice the matrix products."""
 
 TRAFFIC = {"parameter": 8, "output": 4}
 """Number of reads and writes of an entry in a step: of a parameter by SGD and both passes, of an output by passes."""
@@ -50,12 +48,12 @@ class Work:
     levels: str
     steps: int
     batch: int = 10
-    options: Mapping[str, object] = field(default_factory=dict)
+    hidden: tuple[int, ...] = ()  # widths of a CNN; without them, the paper's model of the data
 
     @property
     def build(self) -> Build:
         """Function of a rate that returns the model."""
-        return build_model("cnn", channels=3, **self.options) if self.options else PAPER[self.data].build()
+        return build_model("cnn", channels=3, hidden=self.hidden) if self.hidden else PAPER[self.data].build()
 
     def split(self, seed: int, steps: int) -> Split:
         """Return random examples for a number of steps."""
@@ -74,7 +72,7 @@ JOBS = (
     Work("CIFAR-10 a-b-c-d-e", "cifar10", "abcde", 100_000),
     Work("MNIST a", "mnist", "a", 60_000),
     Work("WikiText-2 a", "wikitext2", "a", 65_000, batch=1),
-    Work("race of 1,000 clients", "cifar10", "a", 37_500, options={"hidden": (32, 32, 64, 64)}),
+    Work("race of 1,000 clients", "cifar10", "a", 37_500, hidden=(32, 32, 64, 64)),
 )
 """Jobs of the paper with ten clients in a round, and ``conf/experiment/race.yaml`` with 50."""
 
@@ -87,16 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements, after one that is thrown away")
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement")
     parser.add_argument("--width", type=float, default=1.0, help="factor of the models' widths, for a try on a CPU")
-    parser.add_argument("--tuned", action="store_true", help="let cuDNN try its algorithms (cudnn.benchmark)")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
     device = resolve_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    cudnn = torch.backends.cudnn
     with arithmetic(options.precision, device), ExitStack() as stack:
-        stack.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
-        cudnn.benchmark = options.tuned
         log_reasons(stack)
         flops, copied = matrix_rate(device), copy_rate(device)
         print(
@@ -128,24 +122,22 @@ def log_reasons(stack: ExitStack) -> None:
 
 def measure(job: Work, device: torch.device, options: argparse.Namespace) -> dict[str, float]:
     """Return the median seconds of a step of ten clients by engine; only ``seats`` trains several levels at once."""
-    training = TrainOptions(learning_rate=0.01, epochs=1, batch_size=job.batch)
+    steps, training = options.steps, TrainOptions(learning_rate=0.01, epochs=1, batch_size=job.batch)
 
     def train(engine: str) -> float:
         clients = [
-            [new_client(job, rate, seed, options.steps, device) for seed in range(TOGETHER // len(job.levels))]
+            [
+                TrainingJob(model=job.build(rate).to(device), split=job.split(seed, steps).to(device), seed=seed)
+                for seed in range(TOGETHER // len(job.levels))
+            ]
             for rate in (options.width * LEVELS[level] for level in job.levels)
         ]
         groups = [list(chain.from_iterable(clients))] if engine == "seats" else clients
         seconds = [timed(partial(train_together, group, training, engine=engine), device) for group in groups]
-        return math.fsum(seconds) / float(options.steps)
+        return math.fsum(seconds) / float(steps)
 
     times = in_turns({engine: partial(train, engine) for engine in options.engines}, options.rounds)
     return {engine: statistics.median(seconds) for engine, seconds in times.items()}
-
-
-def new_client(job: Work, rate: float, seed: int, steps: int, device: torch.device) -> TrainingJob:
-    """Return a client on the device, with random examples for a number of steps."""
-    return TrainingJob(model=job.build(rate).to(device), split=job.split(seed, steps).to(device), seed=seed)
 
 
 def limit(job: Work, width: float, flops: float, copied: float) -> float:

@@ -9,6 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.data import Dataset, Split
 from heterofl_flwr.runs.origin import commit, machine, short_commit
 from heterofl_flwr.training.device import give_back_gaps
 
@@ -67,3 +72,11 @@ def read_bytes(key: str) -> int:
     """Return a size from the status of this process on Linux."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def pixels_of(data: Dataset, split: Split) -> Tensor:
+    """Return the images of a split as bytes, of shape (number, channels, height, width)."""
+    if data.normal is None:
+        raise ConfigError(f"{data.name} is not normalised; expected a mean and a deviation")
+    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (data.normal.mean, data.normal.deviation))
+    return ((split.inputs * deviation + mean) * 255).round().clamp(0, 255).byte()

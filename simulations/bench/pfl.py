@@ -26,7 +26,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import width
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.runs.folder import RunFolder
-from simulations.bench.measure import Goal, in_turns
+from simulations.bench.measure import Goal, in_turns, pixels_of
 from simulations.program import cores
 
 SCRIPT, CONFIG = "benchmarks/image_classification/pytorch/train.py", "image_classification/configs/baseline.yaml"
@@ -72,12 +72,9 @@ def run(options: argparse.Namespace) -> list[Goal]:
 def write_images(root: str, folder: Path) -> None:
     """Write CIFAR-10 as two files of bytes, as pfl-research's download does."""
     data = load_dataset("cifar10", root or None)
-    if data.normal is None:
-        raise ConfigError("cifar10 is not normalised; expected a mean and a deviation")
-    mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (data.normal.mean, data.normal.deviation))
     for part, split in (("train", data.train), ("test", data.test)):
-        images = ((split.inputs * deviation + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-        pairs = (images.contiguous().numpy(), split.targets.reshape(-1, 1).numpy())
+        images = pixels_of(data, split).permute(0, 2, 3, 1).contiguous()
+        pairs = (images.numpy(), split.targets.reshape(-1, 1).numpy())
         (folder / f"cifar10_{part}.p").write_bytes(pickle.dumps(pairs))
 
 

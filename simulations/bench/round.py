@@ -14,34 +14,149 @@ in memory before the time starts. The overhead of a round is measured with ten c
 import argparse
 import itertools
 import logging
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid
 
+from heterofl_flwr import HeteroFLError, LocalGrid, Mix, Windowed
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.client_resources import cohort_limit
-from heterofl_flwr.app.request import CLIENT_APP, Request
+from heterofl_flwr.app.callbacks import evaluate_global
+from heterofl_flwr.app.client_resources import cohort_limit, open_grid
+from heterofl_flwr.app.main import parse
+from heterofl_flwr.app.request import CLIENT_APP, Request, build_request
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core import LEVELS
-from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.queued import QueuedGrid
+from heterofl_flwr.federation.capability import Capability
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.global_model import GlobalModel
+from heterofl_flwr.federation.options import Options
+from heterofl_flwr.federation.sampling import Participation
+from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.training import TrainResult, train_together
 from simulations.bench.measure import Goal
-from simulations.bench.ours import Ours, build_our_request, open_ours
-from simulations.program import cores
-from simulations.reference.authors import Authors
-from simulations.reference.rounds import MIX, Experiment, Parts, median, members
+from simulations.program import Records, cores
+from simulations.reference.authors import MIX, Authors, Experiment, Parts
 from simulations.results.paper import CLIENTS_A_ROUND
+
+APP = "simulations.bench.round:app"
+READY = "query.ready"
+
+app = client_app.app
+
+
+@app.query("ready")
+def read_data(message: Message, context: Context) -> Message:
+    """Read a client's data into memory, before measurements begin."""
+    data = load_workload(context.run_config).part(0, int(context.node_config["num-partitions"]))
+    sizes = {"train": len(data.train), "test": len(data.test)}
+    return Message(RecordDict({READY: ConfigRecord({"process": os.getpid(), **sizes})}), reply_to=message)
+
+
+def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> list[float]:
+    """Return the rates of the clients that this package draws to train in a round under *Fix*."""
+    options = Options(sampling=Participation(fraction_train=CLIENTS_A_ROUND / clients))
+    federation = Federation(GlobalModel(PAPER["mnist"].build(), Mix.parse(mix), options, seed))
+    federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
+    drawn = federation.levels.sample(server_round, range(clients), "train")
+    return [federation.levels.rate(server_round, partition) for partition in drawn]
+
+
+def is_balanced(rates: Iterable[float]) -> bool:
+    """Whether ``rates`` has equally many clients of each level in ``MIX``."""
+    counts = Counter(rates)
+    return len(counts) == len(Mix.parse(MIX).rates) and len(set(counts.values())) == 1
+
+
+def build_our_request(experiment: Experiment, folder: Path, *words: str) -> Request:
+    """Return the request of ``heterofl run`` for an experiment, with a run folder and more words of the command."""
+    settings = {"data.root": experiment.root, "data.split": experiment.split, "mix": experiment.mix}
+    settings |= {"sample.fraction": str(experiment.fraction), "engine.device": "cpu", "assignment": "fix"}
+    line = ["run", "--data", "mnist", "--clients", str(experiment.clients), "--out", str(folder)]
+    return build_request(parse([*line, *(f"{key}={value}" for key, value in settings.items()), *words]))
+
+
+class TimedGrid(Windowed):
+    """Grid proxy that adds up the time of exchanges, including aggregation, by message type."""
+
+    seconds: defaultdict[str, float]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Yield the replies."""
+        start = time.perf_counter()
+        sent = list(messages)
+        yield from super().send_and_receive(sent, timeout=timeout)
+        self.seconds[sent[0].metadata.message_type] += time.perf_counter() - start
+
+
+class Ours:
+    """Rounds of this package, with the same evaluation as the authors' code: static batch norm, global and local.
+
+    The server does not evaluate: the clients' test parts together are the whole test set, and each client evaluates its
+    part with and without its mask in one pass.
+    """
+
+    name = "heterofl-flwr"
+
+    def __init__(self, request: Request, grid: Grid) -> None:
+        self.config, self.workload = request.config, load_workload(request.config)
+        same = {"evaluate.every": 1, "evaluate.levels": False, "evaluate.central": False}
+        self._strategy = make_strategy(load_workload({**request.config, **same}), ())
+        self._grid = TimedGrid(grid, self.workload.settings.engine.window)
+
+    def play(self) -> Parts:
+        """Run the first round, from the initial model."""
+        seconds = self._grid.seconds = defaultdict(float)
+        self._arrays = self._strategy.start(self._grid, num_rounds=1).arrays
+        record = self._strategy.log
+        if record.failures or not is_balanced(record.rates.values()):
+            raise HeteroFLError(f"expected two good clients of each level: {record.rates}, failed: {record.failures}")
+        moments, test, found = seconds["query.moments"], seconds["evaluate"], record.evaluate
+        # Slicing, sending and averaging count as training.
+        rest = record.seconds - moments - test
+        return Parts(rest, moments, test, found["global-accuracy"], found["local-accuracy"])
+
+    def time_default_evaluation(self, *, levels: bool) -> float:
+        """Return the seconds of the default evaluation of the latest model; with ``levels``, of all levels' models."""
+        strategy = make_strategy(load_workload({**self.config, "evaluate.levels": levels}), ())
+        arrays, due = self._arrays, self.workload.settings.evaluate.every
+        start = time.perf_counter()
+        messages = strategy.configure_evaluate(due, arrays, ConfigRecord(), self._grid)
+        strategy.aggregate_evaluate(due, self._grid.send_and_receive(messages))
+        evaluate_global(strategy, self.workload, None, due, arrays)
+        return time.perf_counter() - start
+
+
+@contextmanager
+def open_ours(experiment: Experiment) -> Iterator[Ours]:
+    """Start the actors, and let each of them read its data."""
+    start = time.perf_counter()
+    seed = next(seed for seed in itertools.count() if is_balanced(members(experiment.clients, seed)))
+    with tempfile.TemporaryDirectory() as folder:
+        request = build_our_request(experiment, Path(folder), "--grid", "ray", "--seed", str(seed))
+        with open_grid(replace(request, client=APP)) as grid:
+            ready: set[object] = set()
+            while len(ready) < cores():  # the first actors answer before the others have started
+                replies = grid.send_and_receive([Message(RecordDict(), node, READY) for node in grid.get_node_ids()])
+                if failed := [reply.error.reason for reply in replies if reply.has_error()]:
+                    raise DataError(f"clients cannot read their data: {failed[0]}")
+                ready |= {reply.content.config_records[READY]["process"] for reply in replies}
+            print(f"our seed {seed}; our actors start and read their data in {time.perf_counter() - start:.1f} s")
+            yield Ours(request, grid)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +165,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=100, help="clients, of which ten train")
     parser.add_argument("--rounds", type=int, default=1, help="measurements of both sides, taking turns")
     parser.add_argument("--overhead", type=int, default=5, metavar="N", help="rounds of level e; 0 leaves them out")
-    parser.add_argument("--ray", action="store_true", help="measure the overhead on RayGrid as well")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
@@ -58,12 +172,10 @@ def run(options: argparse.Namespace) -> list[Goal]:
     experiment = Experiment(options.root, options.clients)
     with ExitStack() as stack:
         ours = stack.enter_context(open_ours(experiment))
-        theirs = options.authors and stack.enter_context(
-            Authors(options.authors, experiment.data, experiment.control(), cores())
-        )
+        theirs = options.authors and stack.enter_context(Authors(options.authors, experiment))
         goals = compare(ours, theirs, experiment, options.rounds)
     if options.overhead:
-        goals += measure_overhead(experiment, options.overhead, ray=options.ray)
+        goals += measure_overhead(experiment, options.overhead)
     return goals
 
 
@@ -79,7 +191,8 @@ def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds:
             found[side.name].append(side.play())
         evaluations.append(ours.time_default_evaluation(levels=False))
         last.append(ours.time_default_evaluation(levels=True))
-    medians = {name: median(parts) for name, parts in found.items()}
+    columns = {name: zip(*map(astuple, parts), strict=True) for name, parts in found.items()}
+    medians = {name: Parts(*map(statistics.median, own)) for name, own in columns.items()}
     print(f"\n{'seconds':<14}" + "".join(f"{name:>18}" for name in medians))
     for part in ("train", "moments", "test", "whole", "accuracy", "local_accuracy"):
         print(f"{part.replace('_', ' '):<14}" + "".join(f"{getattr(own, part):>18.4g}" for own in medians.values()))
@@ -108,59 +221,43 @@ def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds:
     return [Goal(f"{name}, in times the authors' speed", ratio, least=least) for name, ratio, least in ratios]
 
 
-def measure_overhead(experiment: Experiment, rounds: int, *, ray: bool) -> list[Goal]:
+def measure_overhead(experiment: Experiment, rounds: int) -> list[Goal]:
     """Print the overhead of a round of ten clients of level e, 1 - (training / round).
 
-    The time of a round is that from sampling clients to the new global model, on a ``LocalGrid`` or on a ``RayGrid``
-    with one actor. The time of training is that of ``train_together`` on the ``LocalGrid``. The mix has one client of
-    level a, which never trains.
+    The time of a round is that from sampling clients to the new global model, on a ``LocalGrid``. The time of training
+    is that of ``train_together``. The mix has one client of level a, which never trains.
     """
     mix = f"a1-e{experiment.clients - 1}"
     drawn = partial(members, experiment.clients, mix=mix)
     seed = next(  # the first seed with which only clients of level e train
         seed
         for seed in itertools.count()
-        if all(set(drawn(seed, server_round=own + 1).values()) == {LEVELS["e"]} for own in range(rounds + 1))
+        if all(set(drawn(seed, server_round=number)) == {LEVELS["e"]} for number in range(1, rounds + 2))
     )
-    options = ("--seed", str(seed), "--rounds", str(rounds + 1))
-    settings: dict[str, object] = {"mix": mix, "assignment": "fix", "evaluate.every": 0}
-    grids: dict[str, Callable[..., QueuedGrid]] = {"LocalGrid": LocalGrid}
-    if ray:
-        grids["RayGrid"] = partial(RayGrid, at_once=1)
+    options = ("--grid", "local", "--seed", str(seed), "--rounds", str(rounds + 1), "evaluate.every=0")
     print(f"\na round of ten clients of level e, in one process; median of {rounds}:")
     with tempfile.TemporaryDirectory() as folder:
-        request = build_our_request(experiment, Path(folder, "run"), "--grid", "local", *options, settings=settings)
-        found = {name: time_rounds(request, make, rounds) for name, make in grids.items()}
-    whole, training = found["LocalGrid"]
+        request = build_our_request(replace(experiment, mix=mix), Path(folder, "run"), *options)
+        whole, training = time_rounds(request, rounds)
     share = 1 - training / whole
-    for name, (seconds, _) in found.items():
-        print(f"{name:<14}{seconds:>7.2f} s")
-    print(f"training alone{training:>7.2f} s: overhead {share:.1%}")
-    goals = [Goal("overhead as a share of a round", share, most=0.1)]
-    if ray:
-        goals.append(Goal("a round on RayGrid, in times that on LocalGrid", found["RayGrid"][0] / whole, most=1.3))
-    return goals
+    print(f"{'LocalGrid':<14}{whole:>7.2f} s\ntraining alone{training:>7.2f} s: overhead {share:.1%}")
+    return [Goal("overhead as a share of a round", share, most=0.1)]
 
 
-def time_rounds(request: Request, make: Callable[..., QueuedGrid], rounds: int) -> tuple[float, float]:
+def time_rounds(request: Request, rounds: int) -> tuple[float, float]:
     """Return the median seconds of a round, after one to warm up, and the seconds of training in this process."""
-    strategy = make_strategy(load_workload(request.config), ())
-    arrays = ArrayRecord(strategy.federation.architecture.initial_state())
-    times, training = [], 0.0
+    records, training = Records(), defaultdict[int, float](float)  # seconds by number of rounds before
+    strategy = make_strategy(load_workload(request.config), (records,))
 
     def timed(*arguments: Any, **options: Any) -> list[TrainResult]:
-        nonlocal training
         start = time.perf_counter()
         results = train_together(*arguments, **options)
-        training += time.perf_counter() - start
+        training[len(records)] += time.perf_counter() - start
         return results
 
-    grid = make(CLIENT_APP, request.clients, cohort=cohort_limit(request), run_config=request.config)
+    grid = LocalGrid(CLIENT_APP, request.clients, cohort=cohort_limit(request), run_config=request.config)
     with grid, torch_threads(1), mock.patch.object(client_app, "train_together", timed):
-        for server_round in range(1, rounds + 2):
-            start, training = time.perf_counter(), 0.0
-            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-            strategy.aggregate_train(server_round, grid.send_and_receive(messages))
-            times.append((time.perf_counter() - start, training))
-    whole, alone = (statistics.median(own) for own in zip(*times[1:], strict=True))
+        strategy.start(grid, num_rounds=rounds + 1)
+    pairs = [(record.seconds, training[number]) for number, record in enumerate(records)]
+    whole, alone = (statistics.median(own) for own in zip(*pairs[1:], strict=True))
     return whole, alone

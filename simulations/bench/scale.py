@@ -18,19 +18,18 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Slicing, Windowed
 from heterofl_flwr.client.queries import answer_capability
-from heterofl_flwr.federation.callbacks import Progress, RoundCallback
-from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
 from simulations.bench.measure import Goal, peak_of
+from simulations.program import Records
 
 APP = "simulations.bench.scale:app"
 MIX = "a1-b1-c1-d1-e1"
@@ -45,14 +44,6 @@ class Measured(NamedTuple):
     later: float  # mean seconds of the other rounds
     peak: int  # peak memory of the server in bytes
     window: int  # bytes of unanswered messages
-
-
-class Records(list[RoundRecord], RoundCallback):
-    """Callback that stores the records of all rounds."""
-
-    def on_round_end(self, progress: Progress) -> bool:
-        self.append(progress.record)
-        return False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,21 +93,16 @@ def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, window: int) -> Me
     results: list[Result] = []
     records: Records = strategy.callbacks[0]  # type: ignore[assignment]
     records.clear()
-
-    def play() -> None:
-        results.append(strategy.start(grid, num_rounds=ROUNDS))
-
-    peak = peak_of(play)
+    peak = peak_of(lambda: results.append(strategy.start(grid, num_rounds=ROUNDS)))
     for record in records:
         if len(record.rates) != size or record.failures:
             failed = f"{len(record.failures)} of {len(record.rates)} clients failed"
             raise HeteroFLError(f"{failed}, expected {size} good ones")
-    check_same(results[0].arrays, strategy)
+    arrays = dict(results[0].arrays.to_torch_state_dict())  # unchanged slices have the model as their mean
+    torch.testing.assert_close(arrays, dict(strategy.federation.architecture.initial_state()), rtol=1e-4, atol=1e-6)
     first, *later = (record.seconds for record in records)
-    bytes_by_rate = {
-        rate: 4 * strategy.federation.architecture.plan(rate).parameters for rate in strategy.federation.mix.rates
-    }
-    sent = [[bytes_by_rate[rate] for rate in record.rates.values()] for record in records]
+    plan = strategy.federation.architecture.plan
+    sent = [[4 * plan(rate).parameters for rate in record.rates.values()] for record in records]
     most = max(most_in_a_row(sizes, window) for sizes in sent)
     return Measured(first, statistics.mean(later), peak, most)
 
@@ -124,12 +110,6 @@ def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, window: int) -> Me
 def most_in_a_row(sizes: Sequence[int], number: int) -> int:
     """Return the largest sum of ``number`` consecutive sizes."""
     return max(sum(sizes[first : first + number]) for first in range(max(len(sizes) - number, 0) + 1))
-
-
-def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
-    """Raise ``AssertionError`` if the mean of unchanged slices differs from the model by more than rounding."""
-    for name, expected in strategy.federation.architecture.initial_state().items():
-        torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
 def report(found: dict[int, list[Measured]], model: int) -> list[Goal]:
@@ -156,9 +136,7 @@ def report(found: dict[int, list[Measured]], model: int) -> list[Goal]:
 app = ClientApp()
 
 
-@app.query("capability")
-def capability_query(message: Message, context: Context) -> Message:
-    return answer_capability(message, context)
+app.query("capability")(answer_capability)
 
 
 @app.train()

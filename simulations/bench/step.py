@@ -1,6 +1,6 @@
 """Time of a client's training step at each level, with this package's engines and with a plain loop.
 
-The plain loop is that of ``plain_loop``: single pictures, a mask built in each step, ``torch.optim.SGD``, loss and
+The plain loop is ``train_plainly``: single pictures, a mask built in each step, ``torch.optim.SGD``, loss and
 accuracy read after each step. Each side has a separate process with the same number of threads; engines keep freed
 memory, as in a run. Before the measurements, all sides train from equal parameters on equal batches and must agree.
 """
@@ -16,15 +16,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms  # type: ignore[import-untyped, unused-ignore]
 
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn import PAPER
+from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, keep_freed_memory, resolve_device, train_together
-from simulations.bench import plain_loop
 from simulations.bench.measure import Goal, in_turns
 
 TOLERANCE = 1e-4
@@ -34,6 +38,63 @@ CLASSES = 7
 
 PLAIN_LOOP = "plain loop"
 """Name of the reference; the other sides are engines of this package."""
+
+NORMALISE = transforms.Normalize((0.1307,), (0.3081,))
+"""Normalisation of MNIST's pixels."""
+
+TRANSFORM = transforms.Compose([transforms.ToTensor(), NORMALISE])
+"""Conversion of a picture to a normalised tensor."""
+
+Example = Mapping[str, Tensor]
+
+
+class Pictures(Dataset[Example]):
+    """Data set of grey pictures, bytes of shape (number, 1, height, width), and their labels."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self._images, self._labels = pixels.squeeze(1).numpy(), labels.numpy()
+
+    def __getitem__(self, index: int) -> Example:
+        picture = Image.fromarray(self._images[index])
+        return {"img": TRANSFORM(picture), "label": torch.tensor(self._labels[index])}
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+
+def train_plainly(
+    model: nn.Module, data: Dataset[Example], options: TrainOptions, order: Sequence[int] | None = None
+) -> None:
+    """Train a model in place as the HeteroFL authors' code does.
+
+    In each epoch, pictures are opened, converted to tensors and normalised one at a time. Batches are lists of tensors
+    that are stacked. The mask of classes is built in each step. Loss and accuracy are read after each step.
+    The pictures are shuffled unless ``order`` is set.
+    """
+    batches = DataLoader(data, options.batch_size, shuffle=order is None, sampler=order, collate_fn=_collate)
+    device, read = device_of(model), list[tuple[float, float]]()
+    model.train(True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), options.learning_rate, options.momentum, weight_decay=options.weight_decay
+    )
+    for _ in range(options.epochs):
+        for lists in batches:
+            batch = {key: torch.stack(values).to(device) for key, values in lists.items()}
+            optimizer.zero_grad()
+            logits = model(batch["img"])
+            mask = torch.zeros(logits.shape[1], device=device)
+            mask[torch.arange(CLASSES)] = 1
+            logits = logits.masked_fill(mask == 0, 0)
+            loss = F.cross_entropy(logits, batch["label"])
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), options.clip or 0.0)
+            optimizer.step()
+            right = (logits.topk(1, 1).indices == batch["label"].view(-1, 1)).float().mean()
+            read.append((loss.item(), right.item()))
+
+
+def _collate(examples: Sequence[Example]) -> Mapping[str, list[Tensor]]:
+    return {key: [example[key] for example in examples] for key in examples[0]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +119,14 @@ class Case:
             generator = torch.Generator().manual_seed(seed)
             pixels = torch.randint(256, (number, *paper.shape), dtype=torch.uint8, generator=generator)
             labels = torch.randint(CLASSES, (number,), generator=generator)
-            model, split = paper.build()(self.rate).to(self.device), Split(plain_loop.to_inputs(pixels), labels)
+            model, split = paper.build()(self.rate).to(self.device), Split(NORMALISE(pixels / 255), labels)
             jobs.append(TrainingJob(model=model, split=split, seed=seed, classes=torch.arange(CLASSES)))
-            pictures.append(plain_loop.Pictures(pixels, labels))
+            pictures.append(Pictures(pixels, labels))
         start = time.perf_counter()
         if side == PLAIN_LOOP:
             draw = torch.Generator().manual_seed(derive(self.seed, "batches"))
             order = torch.randperm(number, generator=draw).tolist() if ordered else None
-            plain_loop.train(jobs[0].model, pictures[0], range(CLASSES), options, order)
+            train_plainly(jobs[0].model, pictures[0], options, order)
         else:
             train_together(jobs, options, engine=side)
         return [job.model for job in jobs], time.perf_counter() - start

@@ -11,29 +11,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import duration
 from heterofl_flwr.runs.origin import UNKNOWN, command, commit, commit_of, machine
-from simulations.program import cores, parser_of, status_of
-from simulations.reference.authors import Authors
-from simulations.reference.rounds import Experiment, Parts
-from simulations.results.authors import write_authors
+from simulations.program import cores, parser_of, start
+from simulations.reference.authors import Authors, Experiment, Parts
 from simulations.results.paper import CLIENTS_A_ROUND, departures, job_of, name_of
-from simulations.results.runs import Run, portable, read_run
+from simulations.results.runs import AUTHORS, AUTHORS_SCORES, Run, portable, read_run
+from simulations.results.tables import to_csv
 
-PROGRAM = "simulations.reference"
+COLUMNS = ("round", *AUTHORS_SCORES, "seconds", "seed", "commit", "authors", "machine", "command")
 NORMS = {"sbn": "bn"}
 """The authors' names of norms, by this package's names. Norms with the same name in both are left out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = parser_of(PROGRAM, __doc__)
+    parser = parser_of("simulations.reference", __doc__)
     parser.add_argument("authors", type=Path, metavar="AUTHORS", help="a checkout of the authors' repository")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of ours")
     parser.add_argument("--rounds", type=int, metavar="N", help="at most so many rounds; default: all of the run")
     parser.add_argument("--root", default="", metavar="DIR", help="MNIST, laid out as on the hub; else HETEROFL_DATA")
     parser.add_argument("--work", type=Path, default=Path("runs/reference"), metavar="DIR", help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    return status_of(PROGRAM, lambda: run_reference(options))
+    return start(parser, run_reference, arguments)
 
 
 def run_reference(options: argparse.Namespace) -> None:
@@ -53,7 +52,7 @@ def run_reference(options: argparse.Namespace) -> None:
     with authors as side:
         for history in play(side, number, run.settings.evaluate.every):
             tested = list(rows(history))
-            write_authors(run.path, [{**row, **origin} for row in tested])
+            write_atomic(run.path / AUTHORS, to_csv(COLUMNS, [{**row, **origin} for row in tested]).encode())
             for row in tested[-1:]:
                 line = "round {round:g}: global {global:.2%}, local {local:.2%}, after ".format(**row)
                 print(line + duration(row["seconds"]), flush=True)
@@ -75,10 +74,10 @@ def authors_of(run: Run, options: argparse.Namespace) -> Authors:
     """Return ``Authors`` with the settings of a run."""
     settings, job = run.settings, job_of(run.settings)
     clients = round(CLIENTS_A_ROUND / settings.sample.fraction_train)
-    experiment = Experiment(options.root, clients, str(settings.mix), settings.data.split)
     variant = f"{NORMS.get(job.norm, job.norm)}_{job.scaler:d}_{job.masked:d}"
-    control, state = experiment.control(job.assignment, variant), options.work / f"{name_of(run)}.pt"
-    return Authors(options.authors, experiment.data, control, cores(), balanced=False, seed=run.seed, state=state)
+    what = (str(settings.mix), settings.data.split, job.assignment, variant)
+    experiment, state = Experiment(options.root, clients, *what), options.work / f"{name_of(run)}.pt"
+    return Authors(options.authors, experiment, balanced=False, seed=run.seed, state=state)
 
 
 def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:

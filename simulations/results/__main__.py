@@ -20,44 +20,18 @@ from heterofl_flwr.common.files import remove, write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.runs.origin import short_commit
 from heterofl_flwr.settings.method_name import method_name
-from simulations.program import chosen, parser_of, status_of
+from simulations.program import chosen, parser_of, status_of, text_beside
 from simulations.results import figures, tables
-from simulations.results.authors import authors_table
 from simulations.results.claims import claims_page
 from simulations.results.collect import collect
 from simulations.results.configurations import Configuration, Places, Reached, configurations, metrics_of, published
-from simulations.results.formats import Table, to_latex, to_markdown
 from simulations.results.levels import AGAINST, costs_table, levels_table
 from simulations.results.paper import FILES, VARIABLE, Cell, Key, Printed, by_job, paper_folder, read_cells
-from simulations.results.runs import file_name, portable, read_runs
+from simulations.results.runs import Run, file_name, portable, read_runs
 from simulations.results.spent import EXAMPLES, axes_of
+from simulations.results.tables import Table, authors_table, to_latex, to_markdown
 from simulations.svg import to_svg
 
-HEADER = """# Results
-
-`{command}` writes this.
-
-Final: after the last round. Best: in the round whose global metric is best on the test set; local accuracy and that of
-the worst client are that round's too. Evaluations in which fewer than half of the clients asked took part are left out.
-Accuracies in percent, means over clients. Over several seeds: mean ± standard deviation, and from three seeds on the
-95 % interval of the mean by the t distribution, which is the bar or band in figures; with two seeds it has both values
-as its ends. Where each client has a model of its own (Standalone, LG-FedAvg, FedH2L), global accuracy is the mean of
-theirs on the whole test set.
-
-Bytes are those of the training messages, measured on them, both ways; the seed set of FedH2L is charged once to each
-client that takes part. Multiplications are those of all clients' training, where all have equally many examples and
-run all of their steps; a backward pass counts as two forward passes. Seconds are those of the machine that ran it,
-evaluation included.
-"""
-PAPER_HEADER = """
-The paper prints the best round of one run. Best of: among so many evaluations of a run ours is the best; the authors
-evaluate every round, so theirs is the best of ten times as many, which favours theirs. One run, 95 %: the prediction
-interval, in which the best round of one more run of ours lies in 95 of 100 cases. A printed number agrees if it lies
-there, and differs if not; with fewer than three seeds nobody can tell. With three, the interval reaches five standard
-deviations to each side, so that a number agrees says only that these runs do not contradict it. Difference: best less
-paper. Some jobs are printed in two tables, and count once in the first line below; Tables 1 to 3 of the paper are rows
-of its Tables 7 to 9.
-"""
 NO_PAPER = (
     "The paper's numbers are not at hand, so nothing is compared: name their folder with --paper or HETEROFL_PAPER."
 )
@@ -70,23 +44,29 @@ class Found:
     """The configurations in some folders, and the numbers that the paper prints."""
 
     places: Places
+    runs: Sequence[Run]  # of all configurations
     left_out: Sequence[tuple[str, str]]  # names of folders whose runs are not used, with the reason
     cells: Sequence[Cell]  # empty without the paper's numbers
+
+    @property
+    def printed(self) -> Printed:
+        """Printed numbers by job and metric."""
+        return by_job(self.cells)
 
 
 def read(paths: Sequence[Path], paper: Path | None) -> Found:
     """Return the configurations in some folders, the folders whose runs are not used, and the paper's numbers."""
     runs, unreadable = read_runs(paths)
     places = configurations(runs)
-    counted = {run.path for own in places.values() for one in own for run in one.runs}
+    used = [run for own in places.values() for one in own for run in one.runs]
     unfinished = "unfinished, {0.rounds} of {0.settings.num_rounds} rounds"
     why = {True: "a later run has its settings and seed", False: unfinished}
-    left_out = [(run.path.name, why[run.finished].format(run)) for run in runs if run.path not in counted]
+    left_out = [(run.path.name, why[run.finished].format(run)) for run in runs if run not in used]
     left_out += [("unreadable", portable(line)) for line in unreadable]
     if not places:
         said = "; ".join(": ".join(line) for line in left_out) or "there is none at all"
         raise ConfigError(f"no finished run in {', '.join(map(str, paths))}: {said}")
-    return Found(places, left_out, read_cells(paper) if paper else ())
+    return Found(places, used, left_out, read_cells(paper) if paper else ())
 
 
 def show(made: Mapping[tuple[str, str], Sequence[Table]]) -> str:
@@ -97,19 +77,18 @@ def show(made: Mapping[tuple[str, str], Sequence[Table]]) -> str:
     return "\n\n".join(parts)
 
 
-def write(
-    found: Found, printed: Printed, made: Mapping[tuple[str, str], Sequence[Table]], options: argparse.Namespace
-) -> str:
+def write(found: Found, made: Mapping[tuple[str, str], Sequence[Table]], options: argparse.Namespace) -> str:
     """Write tables, values, claims and figures; return a line with the number of files."""
     places, jobs = found.places, published(found.places)
     words = [portable(str(path)) for path in options.runs] + ["--curves"] * options.curves
     words += [f"--target {target:g}" for target in options.target] + [f"--last {options.last}"] * (options.last > 1)
     words += [f"--against '{options.against}'"] * (options.against != AGAINST) + ["--trust"] * options.trust
     command = f"python -m {PROGRAM} {' '.join(words)} --out FOLDER"  # the folder itself changes nothing
-    files = {"runs.csv": tables.runs_csv(places, printed)}
+    header = "\n".join(text_beside(__file__, name) for name in ("tables.md", *(["paper.md"] if jobs else [])))
+    files = {"runs.csv": tables.runs_csv(places, found.printed)}
     files |= {"curves.csv": tables.curves_csv(places)} if options.curves else {}
     drawn: dict[str, Figure] = {}
-    parts = [HEADER.format(command=command) + (PAPER_HEADER if jobs else ""), _status(found, jobs)]
+    parts = [header.format(command=command), _status(found, jobs)]
     latex = []
     for place, own in places.items():
         filled = [table for table in made[place] if table.rows]
@@ -118,7 +97,7 @@ def write(
         latex += [_of_place(table, place) for table in filled]
         drawn |= curves
     if jobs:
-        files["claims.md"] = claims_page(jobs, printed, command)
+        files["claims.md"] = claims_page(jobs, found.printed, command)
         beside = [table for table in (authors_table(jobs),) if table.rows]
         parts += [*map(to_markdown, beside), *_paper_figures(jobs, drawn)]
         latex += beside
@@ -144,12 +123,11 @@ def _of_place(table: Table, place: tuple[str, str]) -> Table:
 
 def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:
     """Return lines on the runs: how many are used, how many of the paper's jobs they repeat, machines and commits."""
-    runs = [run for own in found.places.values() for one in own for run in one.runs]
-    lines = [f"Runs that count: {len(runs)}; left out: {len(found.left_out)}"]
+    lines = [f"Runs that count: {len(found.runs)}; left out: {len(found.left_out)}"]
     if jobs:
         lines += tables.count_verdicts(found.cells, jobs) if found.cells else [NO_PAPER]
-    lines.append(f"Made on: {'; '.join(dict.fromkeys(run.machine for run in runs))}")
-    commits = sorted({short_commit(own) for run in runs for own in run.commit.split(" + ")})
+    lines.append(f"Made on: {'; '.join(dict.fromkeys(run.machine for run in found.runs))}")
+    commits = sorted({short_commit(own) for run in found.runs for own in run.commit.split(" + ")})
     return "".join(f"- {line}\n" for line in [*lines, f"With commits: {', '.join(commits)}"])
 
 
@@ -213,20 +191,18 @@ def _results(words: Sequence[str]) -> int:
     if options.out is None and (options.target or options.curves):
         raise ConfigError("--target and --curves have no effect without --out: name a folder for the tables")
     found = read(options.runs, paper_folder(options.paper))
-    runs = [run for own in found.places.values() for one in own for run in one.runs]
-    for run in runs:  # tables have the multiplications, for which data sets may be loaded
+    for run in found.runs:  # tables have the multiplications, for which data sets may be loaded
         check_trust({"data.name": run.settings.data.name}, run.path, trusted=options.trust, named=EXAMPLES)
-    methods = {method_name(run.settings) for run in runs}
+    methods = {method_name(run.settings) for run in found.runs}
     chosen("method", [options.against], sorted({*methods, AGAINST}))
-    printed = by_job(found.cells)
-    made = {place: list(_tables(own, printed, options)) for place, own in found.places.items()}
+    made = {place: list(_tables(own, found.printed, options)) for place, own in found.places.items()}
     print(show(made))
     for name, why in found.left_out:
         print(f"left out: {name}: {why}", file=sys.stderr)
     if options.out:
         if not found.cells and published(found.places):
             print(NO_PAPER, file=sys.stderr)
-        print(write(found, printed, made, options), file=sys.stderr)
+        print(write(found, made, options), file=sys.stderr)
     return 0
 
 

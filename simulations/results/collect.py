@@ -6,9 +6,9 @@ from pathlib import Path
 
 from heterofl_flwr.common.errors import ConfigError, counted
 from heterofl_flwr.common.files import to_json, write_atomic
-from simulations.results import authors
+from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
 from simulations.results.paper import name_of
-from simulations.results.runs import Run, file_name, one_line, portable, read_run, run_folders
+from simulations.results.runs import AUTHORS, Run, file_name, one_line, portable, read_run, run_folders
 
 SETTINGS = "settings.json"
 HISTORY = "history.jsonl"
@@ -36,7 +36,7 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
     if not run.complete and "unfinished" not in allowed:
         done = f"it has done {run.rounds} of {counted(run.settings.num_rounds, 'round')}"
         raise ConfigError(f"unfinished: {done}; resume it, or copy it as it is with --unfinished")
-    if run.dirty and "dirty" not in allowed:
+    if (CHANGED in run.commit or run.commit == UNKNOWN) and "dirty" not in allowed:
         raise ConfigError(
             f"its code is of no commit ({run.commit}), so no one can run it again; commit before a run, "
             f"or copy it with --dirty"
@@ -49,8 +49,8 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
     # interrupted, no folder has the settings of one run and the history of another.
     (target / SETTINGS).unlink(missing_ok=True)
     # The authors' results: those in the run's folder, else those of the stored run that is replaced.
-    if (folder / authors.FILE).exists():
-        write_atomic(target / authors.FILE, (folder / authors.FILE).read_bytes())
+    if (folder / AUTHORS).exists():
+        write_atomic(target / AUTHORS, (folder / AUTHORS).read_bytes())
     write_atomic(target / HISTORY, "".join(f"{to_json(record.to_json())}\n" for record in run.records).encode())
     write_atomic(target / SETTINGS, _settings(run))
     return target

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from types import MappingProxyType
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -21,23 +20,22 @@ from simulations.results.runs import short_mix
 from simulations.results.spent import AXES, Point, curve
 from simulations.results.statistics import Summary
 
-INTERPOLATION: Mapping[int, tuple[str, str, str]] = MappingProxyType(
-    {
-        2: ("cifar10", "iid", "global-accuracy"),
-        3: ("mnist", "iid", "global-accuracy"),
-        4: ("wikitext2", "iid", "global-perplexity"),
-        5: ("mnist", "noniid", "local-accuracy"),
-        6: ("cifar10", "noniid", "local-accuracy"),
-        7: ("mnist", "noniid", "global-accuracy"),
-        8: ("cifar10", "noniid", "global-accuracy"),
-    }
-)
+INTERPOLATION: Mapping[int, tuple[str, str, str]] = {
+    2: ("cifar10", "iid", "global-accuracy"),
+    3: ("mnist", "iid", "global-accuracy"),
+    4: ("wikitext2", "iid", "global-perplexity"),
+    5: ("mnist", "noniid", "local-accuracy"),
+    6: ("cifar10", "noniid", "local-accuracy"),
+    7: ("mnist", "noniid", "global-accuracy"),
+    8: ("cifar10", "noniid", "global-accuracy"),
+}
 """Data, split and metric by figure. A panel's mixes have the same larger level; each curve has one smaller level."""
 
 IMAGES = (("iid", "global-accuracy"), ("noniid", "local-accuracy"), ("noniid", "global-accuracy"))
-LEARNING: Mapping[int, tuple[str, Sequence[tuple[str, str]]]] = MappingProxyType(
-    {9: ("mnist", IMAGES), 10: ("cifar10", IMAGES), 11: ("wikitext2", (("iid", "global-perplexity"),))}
-)
+LEARNING: Mapping[int, tuple[str, Sequence[tuple[str, str]]]] = {
+    **{9: ("mnist", IMAGES), 10: ("cifar10", IMAGES)},
+    11: ("wikitext2", (("iid", "global-perplexity"),)),
+}
 """Data by figure, with split and metric of each pair of panels (Fix and Dynamic)."""
 
 ENDS = (("final", "o", "-"), ("best", "d", ":"))  # with the mark and the line of each

@@ -4,32 +4,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, product
+from itertools import chain
 from statistics import fmean
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.levels import level_name, rate_of
+from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.report.summary import price_text
 from heterofl_flwr.runs.costs import LevelCost
 from heterofl_flwr.settings.method_name import method_name
 from simulations.results.configurations import Configuration, identify, possible, shown
-from simulations.results.formats import Table, show_difference, show_spread
 from simulations.results.runs import FREE, Run, able_to_hold, short_mix
 from simulations.results.spent import Point
-from simulations.results.statistics import FEWEST, Summary, summarise
+from simulations.results.statistics import FEWEST, Summary, show_difference, show_spread, summarise
+from simulations.results.tables import NOTES, Table
 
 EQUAL_PARTICIPATION, EQUAL_WORK = BASELINES = "equal participation", "equal work"
 AGAINST = "HeteroFL"
-NOTE = (
-    "In {metric} on all clients' test data, {when}: mean ± standard deviation over seeds. Less: differences of equal "
-    "seeds, their mean with its "
-    "95 % interval, or each of them where there are fewer than three. Alone: only the clients that can hold the level "
-    "train it. Equal participation: each as often as in the mix, so fewer in a round. Equal work: as many in a round "
-    "as in the mix; of the smallest level both are one. Trainings: how often a client trained the level in all rounds. "
-    "Price: client-rounds, bytes and multiplications, as fractions of one federation for each level at equal "
-    "participation. Of several runs those count that share most settings with the mix."
-)
 ByLevel = Mapping[str, Mapping[int, float]]
 """Values by level, then by seed."""
 
@@ -47,17 +39,13 @@ class Trained:
         return self.configuration.runs
 
     @property
-    def rates(self) -> Sequence[float]:
-        return self.runs[0].settings.mix.rates
-
-    @property
-    def mix(self) -> str:
-        return short_mix(self.runs[0].settings.mix)
+    def mix(self) -> Mix:
+        return self.runs[0].settings.mix
 
     @property
     def label(self) -> str:
         """Label of the configuration without its mix."""
-        return self.configuration.label.replace(f" {self.mix}", "", 1)
+        return self.configuration.label.replace(f" {short_mix(self.mix)}", "", 1)
 
     @cached_property
     def settings(self) -> Mapping[str, object]:
@@ -87,7 +75,8 @@ class Trained:
     @property
     def trainings(self) -> ByLevel:
         """Number of trainings of clients at each level in all rounds, by seed."""
-        return {level_name(rate): {run.seed: run.trainings[rate] for run in self.runs} for rate in self.rates}
+        rates = {run.seed: list(chain(*(record.rates.values() for record in run.records))) for run in self.runs}
+        return {level_name(rate): {seed: own.count(rate) for seed, own in rates.items()} for rate in self.mix.rates}
 
     @property
     def costs(self) -> Mapping[str, LevelCost]:
@@ -105,12 +94,11 @@ class Trained:
 
     def able(self, rate: float = 0.0) -> float:
         """Return the number of participating clients that can hold a model of this rate."""
-        mix = self.runs[0].settings.mix
-        return self.runs[0].clients * able_to_hold(mix, rate) / (sum(mix.counts) + mix.idle)
+        return self.runs[0].clients * able_to_hold(self.mix, rate) / len(self.mix.parts)
 
     def baselines(self, single: "Trained") -> Iterator[str]:
         """Yield which of ``BASELINES`` the single-level configuration ``single`` is for this mix: one, both or none."""
-        able = self.able(single.rates[0])
+        able = self.able(single.mix.rates[0])
         if math.isclose(single.able(), able):
             share = self.work * able / self.able()
             if 0.9 * share <= single.work < share + 1:  # a fraction of a client is rounded up
@@ -123,28 +111,28 @@ class Trained:
 
         Only configurations with the same model and number of rounds, and with results for a common seed, are compared.
         """
-        by_differences: dict[int, Trained] = {}
+        differences: dict[Trained, int] = {}
         for other in others:
             if self.levels[level].keys() & other.levels.get(level, {}).keys():
                 keys = [key for key, value in self.settings.items() if value != other.settings.get(key)]
                 if not any(key.startswith(("num-rounds", "model.")) for key in keys):
-                    by_differences.setdefault(len(keys), other)
-        return by_differences[min(by_differences)] if by_differences else None
+                    differences[other] = len(keys)
+        return min(differences, key=differences.__getitem__, default=None)
 
     def less(self, others: Mapping[str, "Trained"]) -> ByLevel:
         """Return, by level and seed, the results of this configuration minus those of ``others``.
 
         ``others`` has the configuration to compare with for each level.
         """
-        both = {level: self.levels[level].keys() & other.levels[level].keys() for level, other in others.items()}
+        pairs = {level: (self.levels[level], other.levels[level]) for level, other in others.items()}
         return {
-            level: {seed: self.levels[level][seed] - others[level].levels[level][seed] for seed in sorted(seeds)}
-            for level, seeds in both.items()
+            level: {seed: mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())}
+            for level, (mine, theirs) in pairs.items()
         }
 
 
-Baselines = Mapping[tuple[str, str], Trained]
-"""Single-level configurations, by name in ``BASELINES`` and by level."""
+Baselines = Mapping[str, Mapping[str, Trained]]
+"""Single-level configurations, by name in ``BASELINES``, then by level."""
 
 Row = tuple[str, ByLevel, Callable[[Sequence[float]], str], str]
 """Name, values, function that formats the values of a level as text, and price."""
@@ -155,11 +143,11 @@ def levels_table(configurations: Sequence[Configuration], metric: str, last: int
 
     Differences are from the levels alone, and from the method ``against``.
     """
-    groups: dict[tuple[str, ...], tuple[list[Trained], Baselines]] = {}
+    groups: dict[tuple[object, ...], tuple[list[Trained], Baselines]] = {}
     for mixed, alone in _mixes(configurations, metric, last):
-        names = ("/".join((*key, one.configuration.label)) for key, one in alone.items())
-        groups.setdefault((mixed.mix, *names), ([], alone))[0].append(mixed)
-    rows = [(mix, *row) for (mix, *_), group in groups.items() for row in _rows(*group, against)]
+        singles = (tuple(own.items()) for own in alone.values())
+        groups.setdefault((short_mix(mixed.mix), *singles), ([], alone))[0].append(mixed)
+    rows = [(str(mix), *row) for (mix, *_), group in groups.items() for row in _rows(*group, against)]
     levels = sorted({level for _, _, values, *_ in rows for level in values}, key=rate_of, reverse=True)
     cells = []
     for mix, name, values, write, price in rows:
@@ -167,37 +155,35 @@ def levels_table(configurations: Sequence[Configuration], metric: str, last: int
         texts = (write(list(values[level].values())) if level in values else "" for level in levels)
         cells.append((mix, name, " / ".join(seeds if len(set(seeds)) > 1 else seeds[:1]), *texts, price))
     when = "after the last round" if last == 1 else f"as the mean of the last {last} evaluations"
-    note = NOTE.format(metric=metric.replace("-", " "), when=when)
+    note = NOTES["Each level's own model"].format(metric=metric.replace("-", " "), when=when)
     return Table("tab:levels", "Each level's own model", ("mix", "", "seeds", *levels, "price"), tuple(cells), note)
 
 
 def _mixes(configurations: Sequence[Configuration], metric: str, last: int) -> Iterator[tuple[Trained, Baselines]]:
     """Yield each mix with results of levels, and its baselines."""
     trained = [Trained(one, metric, last) for one in configurations]
-    singles = [one for one in trained if len(one.rates) == 1]
-    yield from ((one, _alone(one, singles)) for one in trained if len(one.rates) > 1 and one.levels)
+    singles = [one for one in trained if len(one.mix.rates) == 1]
+    yield from ((one, _alone(one, singles)) for one in trained if len(one.mix.rates) > 1 and one.levels)
 
 
 def _alone(mixed: Trained, singles: Sequence[Trained]) -> Baselines:
     """Return the baselines of a mix."""
-    named: dict[str, list[Trained]] = {name: [] for name in BASELINES}
-    for single in singles:
-        for name in mixed.baselines(single):
-            named[name].append(single)
-    pairs = product(named, mixed.levels)
-    return {(name, level): nearest for name, level in pairs if (nearest := mixed.nearest(named[name], level))}
+    named = {name: [single for single in singles if name in mixed.baselines(single)] for name in BASELINES}
+    return {
+        name: {level: nearest for level in mixed.levels if (nearest := mixed.nearest(others, level))}
+        for name, others in named.items()
+    }
 
 
 def _rows(group: Sequence[Trained], alone: Baselines, against: str) -> Iterator[Row]:
     """Yield the rows of mixes with equal baselines."""
     write = lambda values: show_spread(summarise(values, possible(group[0].metric)))  # noqa: E731
     yield from ((one.label, one.levels, write, one.price) for one in group)
-    by_name = {name: {level: one for (own, level), one in alone.items() if own == name} for name in BASELINES}
-    most = sorted(by_name, key=lambda name: -len(by_name[name]))
+    most = sorted(alone, key=lambda name: -len(alone[name]))
     by_name = {
         name: singles
-        for name, singles in by_name.items()
-        if not any(singles.items() <= by_name[other].items() for other in most[: most.index(name)]) and singles
+        for name, singles in alone.items()
+        if not any(singles.items() <= alone[other].items() for other in most[: most.index(name)]) and singles
     }
     for name, singles in by_name.items():
         yield f"alone, {name}", {level: one.levels[level] for level, one in singles.items()}, write, ""
@@ -235,11 +221,7 @@ def costs_table(configurations: Sequence[Configuration]) -> Table:
         for cost in costs
     )
     header = ("level", "parameters", "multiplications", "bytes", "such as in")
-    note = (
-        "Multiplications: of a forward pass of one example. Bytes: of all parameters in one message, headers included; "
-        "clients that keep layers send fewer."
-    )
-    return Table("tab:costs", "Each level's model", header, rows, note)
+    return Table("tab:costs", "Each level's model", header, rows, NOTES["Each level's model"])
 
 
 def less_alone(
@@ -247,8 +229,8 @@ def less_alone(
 ) -> Iterator[tuple[str, dict[str, Summary]]]:
     """Yield the label of each mix and, by level, its results minus those of the ``baseline`` with only this level."""
     for mixed, alone in _mixes(configurations, metric, last):
-        others = {level: one for (name, level), one in alone.items() if name == baseline}
-        yield mixed.label, {level: summarise(list(by_seed.values())) for level, by_seed in mixed.less(others).items()}
+        differences = mixed.less(alone[baseline])
+        yield mixed.label, {level: summarise(list(by_seed.values())) for level, by_seed in differences.items()}
 
 
 def level_curve(configuration: Configuration, metric: str, last: int = 1) -> list[Point]:

@@ -1,6 +1,5 @@
 """The paper's jobs and printed numbers: the job of a run, its departures from the paper, and verdicts on numbers."""
 
-import csv
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.validate import from_flat, to_flat
 from heterofl_flwr.settings.value_types import Flat
-from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, short_mix
+from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, rows_of, short_mix
 from simulations.results.statistics import Summary
 
 DATA = ("mnist", "cifar10", "wikitext2")
@@ -54,6 +53,10 @@ class Job:
         norm = () if self.norm == usual_norm(self.data) else (f"norm {self.norm}",)
         return (*norm, *(() if self.scaler else ("no Scaler",)), *(() if self.masked else ("no mask",)))
 
+    def repeats_global(self, metric: str) -> bool:
+        """Whether a metric is the global one on parts of the test set, because each client has all classes."""
+        return self.split == "iid" and metric.startswith("local")
+
     def __str__(self) -> str:
         """Return the mix, with the assignment of its levels and the variant."""
         words = [*((self.assignment,) if "-" in self.mix else ()), *self.variant]
@@ -67,15 +70,10 @@ def usual_norm(data: str) -> str:
 
 def job_of(settings: Settings) -> Job:
     """Return the job that settings describe, published or not."""
-    return Job(
-        data=short_name(settings.data.name),
-        split=SPLITS.get(settings.data.split, settings.data.split),
-        mix=short_mix(settings.mix),
-        assignment=settings.assignment,
-        norm=settings.model.norm,
-        scaler=settings.model.scaler,
-        masked=settings.train.mask_fill != "none",
-    )
+    data, split, model = short_name(settings.data.name), settings.data.split, settings.model
+    masked = settings.train.mask_fill != "none"
+    mix = short_mix(settings.mix)
+    return Job(data, SPLITS.get(split, split), mix, settings.assignment, model.norm, model.scaler, masked)
 
 
 def differences(settings: Settings) -> tuple[str, ...]:
@@ -121,13 +119,8 @@ def name_of(run: Run) -> str:
     changes = [file_name(own.replace(INSTEAD, " not ")) for own in departures(run) if INSTEAD in own]
     if len("_".join(changes)) > LONGEST:
         changes = [f"changed-{crc32(' '.join(changes).encode()):08x}"]
-    words = (
-        job.split,
-        job.mix,
-        "" if method == "HeteroFL" else method.removesuffix(" (variant)").lower(),
-        job.assignment,
-        *job.variant,
-    )
+    other = "" if method == "HeteroFL" else method.removesuffix(" (variant)").lower()
+    words = (job.split, job.mix, other, job.assignment, *job.variant)
     return "_".join([*map(file_name, filter(None, words)), *changes, f"seed-{run.seed}"])
 
 
@@ -189,12 +182,6 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; name the folder that has {', '.join(FILES)}")
     readers = zip(FILES, (_main, _ablation, _ablation), strict=True)
     return tuple(cell for name, read in readers for row in rows_of(folder / name) for cell in read(row))
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, each as values by column."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _main(row: Mapping[str, str]) -> Iterator[Cell]:

@@ -1,23 +1,21 @@
 """Reading run folders: settings, history, origin and scores of runs."""
 
+import csv
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from heterofl_flwr import Mix, RoundRecord
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core.levels import LEVELS, level_name
-from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.data.known import short_name
-from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder
-from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
+from heterofl_flwr.runs.origin import UNKNOWN
 from heterofl_flwr.runs.scores import is_better, mode_of
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.renamed import from_stored
@@ -30,24 +28,21 @@ SPLITS = MappingProxyType({"iid": "iid", "non-iid-2": "noniid"})
 """Name of a split in the tables, by its setting; other splits have the setting as their name."""
 
 FREE = (
-    "data.name",  # a data set has several names
-    "data.root",
-    "engine.",
-    "evaluate.central",
-    "evaluate.every",
-    "evaluate.levels",
-    "evaluate.metric",
+    *("data.name", "data.root"),  # a data set has several names
+    *("engine.", "run.", "seed", "sample.min-nodes", "sample.min-replies", "sample.wait"),
+    *("evaluate.central", "evaluate.every", "evaluate.levels", "evaluate.metric"),
     "evaluate.nodes",  # no effect on virtual clients, which report no capacity and so evaluate the full model
-    "run.",
-    "sample.min-nodes",
-    "sample.min-replies",
-    "sample.wait",
-    "seed",
 )
 """Settings, or prefixes of settings, in which a run of a published job may differ from the paper."""
 
 OF_LEVEL = "/"
 """Separator between a metric and the level whose model was evaluated, as in ``global-accuracy/e``."""
+
+AUTHORS = "authors.csv"
+"""File in a run's folder with what the authors' code reached on its job, as ``simulations.reference`` writes it."""
+
+AUTHORS_SCORES = MappingProxyType({"global": "global-accuracy", "local": "local-accuracy"})
+"""Metrics in this file by column."""
 
 PLACES = ("data.root", "run.dir", "run.resume")
 """Settings in which a collected copy differs from its run."""
@@ -80,7 +75,7 @@ def short_mix(mix: Mix) -> str:
 
 def able_to_hold(mix: Mix, rate: float) -> int:
     """Return the number of a mix's parts whose clients can hold a model of this rate."""
-    return sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
+    return sum(part >= rate for part in mix.parts if part)
 
 
 Scores = Mapping[int, Mapping[str, float]]
@@ -169,34 +164,19 @@ class Run:
     def machine(self) -> str:
         return " + ".join(dict.fromkeys(self.about.get("machines") or [UNKNOWN]))
 
-    @property
-    def dirty(self) -> bool:
-        """Whether the code differs from its commit, or the commit is unknown."""
-        return CHANGED in self.commit or self.commit == UNKNOWN
-
-    @property
-    def seconds(self) -> float:
-        return sum(record.seconds for record in self.records)
-
-    @property
-    def failures(self) -> int:
-        return sum(len(record.failures) for record in self.records)
-
-    @cached_property
-    def trainings(self) -> Mapping[float, int]:
-        """Number of trainings of clients in all rounds, by rate."""
-        return Counter(chain.from_iterable(record.rates.values() for record in self.records))
-
-    @cached_property
-    def compared(self) -> Scores:
-        """Metrics from which the best round is chosen, by round, without those of too few clients."""
-        return {record.server_round: record.comparable for record in self.records}
-
     @cached_property
     def scores(self) -> Scores:
         """Mean metrics over clients by round, without those of too few clients."""
         return {
             record.server_round: {name: record.evaluate[name] for name in record.comparable} for record in self.records
+        }
+
+    @property
+    def authors(self) -> Scores:
+        """Results of the authors' code on the same job by round; empty if it was not run."""
+        rows = rows_of(self.path / AUTHORS) if (self.path / AUTHORS).exists() else []
+        return {
+            int(row["round"]): {name: float(row[column]) for column, name in AUTHORS_SCORES.items()} for row in rows
         }
 
     @property
@@ -217,7 +197,8 @@ class Run:
         values = {number: own[name] for number, own in (by_level if level else self.scores).items() if name in own}
         if not values:
             return None
-        compared = {number: own for number, own in self.compared.items() if level or name in own}
+        comparable = {record.server_round: record.comparable for record in self.records}
+        compared = {number: own for number, own in comparable.items() if level or name in own}
         last, best = max(values), chosen_round(compared, name)
         return Score(values[last], values.get(best, math.nan), best)
 
@@ -227,6 +208,12 @@ class Run:
         known = {rate: float(cost.parameters) for rate, cost in self.costs.by_rate.items()} if self.costs else {}
         mix = self.settings.mix
         return mix.mean(known) if set(mix.rates) <= set(known) else None
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, each as values by column."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_run(path: Path) -> Run:

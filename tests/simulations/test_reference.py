@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from simulations.reference import __main__ as reference
-from simulations.results.authors import COLUMNS, FILE, authors_table, read_authors, write_authors
 from simulations.results.collect import collect
 from simulations.results.configurations import configurations, published
-from simulations.results.runs import read_run
+from simulations.results.runs import AUTHORS, read_run
+from simulations.results.tables import authors_table, to_csv
 from tests.simulations.tiny_data import write_tiny
 
 OURS = {10: (0.5, 0.9), 20: (0.7, 0.8), 30: (0.6, 0.95)}
@@ -21,14 +21,15 @@ def named(points):
 
 
 def row(number: int, scores: tuple[float, float]) -> dict[str, object]:
-    return {**dict.fromkeys(COLUMNS, "x"), "round": number, "global": scores[0], "local": scores[1]}
+    return {**dict.fromkeys(reference.COLUMNS, "x"), "round": number, "global": scores[0], "local": scores[1]}
 
 
 @pytest.fixture
 def run(make_run):
     """Return the folder of a run whose job the authors' code did as well."""
     folder = make_run(evaluated=named(OURS), data__split="non-iid-2").path
-    write_authors(folder, [row(number, scores) for number, scores in THEIRS.items()])
+    rows = [row(number, scores) for number, scores in THEIRS.items()]
+    (folder / AUTHORS).write_text(to_csv(reference.COLUMNS, rows), encoding="utf-8")
     return folder
 
 
@@ -46,10 +47,10 @@ def test_both_are_the_best_of_rounds_that_both_tested(run):
 
 def test_scores_of_the_authors_stay_with_a_job(run, make_run, tmp_path):
     ((_, copy),) = collect([run], tmp_path / "results")
-    assert read_authors(copy) == named(THEIRS)
+    assert read_run(copy).authors == named(THEIRS)
     other = make_run("other", named(OURS), data__split="non-iid-2").path
     ((_, copy),) = collect([other], tmp_path / "results", ["replace"])
-    assert read_authors(copy) == named(THEIRS)
+    assert read_run(copy).authors == named(THEIRS)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_scores_of_the_authors_stay_with_a_job(run, make_run, tmp_path):
 )
 def test_it_is_the_same_job_in_their_words(make_run, tmp_path, monkeypatch, settings, control):
     made = {}
-    monkeypatch.setattr(reference, "Authors", lambda *given, **own: made.update(own, control=given[2]))
+    monkeypatch.setattr(reference, "Authors", lambda *given, **own: made.update(own, control=given[1].control))
     run = read_run(make_run(seed=3, **settings).path)
     reference.authors_of(run, reference.argparse.Namespace(authors=tmp_path, root="", work=tmp_path))
     assert made["control"] == control
@@ -83,10 +84,10 @@ def test_their_code_is_run_and_goes_on(checkout, make_run, tmp_path, capsys):
     run = make_run(seed=1, evaluate__every=1).path
     words = [str(checkout), str(run), "--root", str(tmp_path / "hub"), "--work", str(tmp_path / "work")]
     assert reference.main([*words, "--rounds", "1"]) == 0
-    first = read_authors(run)
+    first = read_run(run).authors
     assert reference.main([*words, "--rounds", "2"]) == 0
     assert [line[:8] for line in capsys.readouterr().out.splitlines()] == ["round 1:", "round 2:"]
-    assert list(read_authors(run)) == [1, 2]
-    assert read_authors(run)[1] == first[1]
-    with (run / FILE).open(encoding="utf-8") as file:
+    assert list(read_run(run).authors) == [1, 2]
+    assert read_run(run).authors[1] == first[1]
+    with (run / AUTHORS).open(encoding="utf-8") as file:
         assert {line["seed"] for line in csv.DictReader(file)} == {"1"}

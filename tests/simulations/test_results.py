@@ -287,9 +287,9 @@ def test_the_kept_tables_claims_and_figures_are_what_the_command_makes_of_the_ke
 
 
 def test_an_interval_needs_three_values_a_deviation_two():
-    assert summarise([3.0]) == Summary(1, 3.0)
+    assert summarise([3.0]) == Summary(1, 3.0, (3.0, 3.0))
     two, three = summarise([1.0, 3.0]), summarise([1.0, 2.0, 3.0])
-    assert (two.number, two.mean, two.half_width) == (2, 2.0, None)
+    assert (two.number, two.mean, two.interval) == (2, 2.0, None)
     assert two.deviation == pytest.approx(math.sqrt(2))
     # Deviation 1; the quantile of t with 2 degrees of freedom is 4.3027.
     assert three.deviation == pytest.approx(1.0)

@@ -69,7 +69,7 @@ def page(make_run, tmp_path, printed):
                 make_run(f"{number}-{seed}", evaluated, seed=seed, num_rounds=200, **settings)
         text = claims_page(reached_in(tmp_path / "runs"), by_job(read_cells(printed)), "the command")
         sections = {part.partition("\n")[0]: part.splitlines() for part in text.split("## ")}
-        found = {claim.title: [row for row in sections[claim.title] if row[:7] == "| mnist"] for claim in CLAIMS}
+        found = {title: [row for row in sections[title] if row[:7] == "| mnist"] for title in CLAIMS}
         return found | {"Summary": sections["Summary"]}
 
     return write
