@@ -17,7 +17,7 @@ from heterofl_flwr.core.slice_rules import SliceRule, make_slice_function
 from heterofl_flwr.nn.depth import Rates
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report.drawing import COLOURS
-from simulations.examples.light_and_dark import label, write_picture
+from simulations.svg import label, write_picture
 
 WIDTH, BLOCKS, RANK = 16, 4, 8
 RATES = (1.0, 0.5, 0.25)
@@ -97,14 +97,10 @@ def _count(plans: Sequence[Plan], name: str) -> Picture:
 
 def _side_by_side(matrices: Sequence[Picture]) -> Picture:
     """Return one matrix with the given ones in two columns, with gaps between them."""
-    room = 1
-    height, width = (max(one.shape[axis] for one in matrices) for axis in (0, 1))
-    rows = -(-len(matrices) // 2)
-    whole = np.full((rows * (height + room) - room, 2 * width + room), np.nan)
-    for number, one in enumerate(matrices):
-        top, left = number // 2 * (height + room), number % 2 * (width + room)
-        whole[top : top + one.shape[0], left : left + one.shape[1]] = one
-    return whole
+    height, width = (1 + max(one.shape[axis] for one in matrices) for axis in (0, 1))
+    gaps = [((0, height - one.shape[0]), (0, width - one.shape[1])) for one in matrices]
+    padded = [np.pad(one, gap, constant_values=np.nan) for one, gap in zip(matrices, gaps, strict=True)]
+    return np.block([padded[number : number + 2] for number in range(0, len(padded), 2)])[:-1, :-1]
 
 
 def _draw(place: Place, counts: Picture, title: str, below: str) -> None:

@@ -11,19 +11,29 @@ from heterofl_flwr.core import LEVELS, Plan
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report.drawing import COLOURS
-from simulations.examples.light_and_dark import add_bar, label, write_picture
+from simulations.svg import add_bar, label, write_picture
 
 WEIGHT = "features.conv4.weight"
 _SLICE = ListedColormap(["#7d92e600", "#7d92e6"])
 _PALE, _DEEP = "#dfe6fb", "#2b43ab"
 
 
-def draw() -> Figure:
-    """Draw a weight of the paper's MNIST model: the slice of each level, and the number of holders of each entry."""
+def plans() -> dict[str, Plan]:
+    """Return the plan of ``WEIGHT`` at each level."""
     build = PAPER["mnist"].build()
     full = new_model(build, 1.0)
-    plans = {level: Plan.of(full, new_model(build, rate)) for level, rate in LEVELS.items()}
-    kept = {level: (plan.axes[WEIGHT][0].local_size, plan.axes[WEIGHT][1].local_size) for level, plan in plans.items()}
+    whole = {level: Plan.of(full, new_model(build, rate)) for level, rate in LEVELS.items()}
+    return {level: Plan({WEIGHT: plan.axes[WEIGHT]}) for level, plan in whole.items()}
+
+
+def shades(number: int) -> ListedColormap:
+    """Return so many colours, from pale to dark."""
+    return ListedColormap(LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, number)))
+
+
+def draw() -> Figure:
+    """Draw a weight of the paper's MNIST model: the slice of each level, and the number of holders of each entry."""
+    kept = {level: tuple(axis.local_size for axis in plan.axes[WEIGHT][:2]) for level, plan in plans().items()}
     rows, columns = kept["a"]
     figure = Figure(figsize=(6.0, 3.4), layout="constrained")  # not wider, so that the text is legible on a phone
     halves = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
@@ -38,8 +48,7 @@ def draw() -> Figure:
         label(place, f"{level}: 1 client", f"{height} x {width}")
         counts += held
     place = figure.add_subplot(halves[0, 1])
-    colours = LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, len(kept)))
-    image = place.imshow(counts, ListedColormap(colours), interpolation="nearest", aspect="auto")
+    image = place.imshow(counts, shades(len(kept)), interpolation="nearest", aspect="auto")
     image.set_clim(0.5, len(kept) + 0.5)
     add_bar(figure, image, ax=place, ticks=range(1, len(kept) + 1), fraction=0.05, pad=0.03)
     for holders, (height, width) in enumerate(kept.values(), 1):

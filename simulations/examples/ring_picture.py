@@ -4,32 +4,24 @@ import sys
 
 import numpy as np
 from matplotlib.axes import Axes as Place
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from heterofl_flwr.core import LEVELS, Plan
-from heterofl_flwr.nn import PAPER
-from heterofl_flwr.nn.build import new_model
+from heterofl_flwr.core import Plan
 from heterofl_flwr.report.drawing import COLOURS
 from heterofl_flwr.secure.overlaps import as_state, count_holders, whole
-from simulations.examples.light_and_dark import add_bar, label, write_picture
+from simulations.examples.plan_picture import WEIGHT, plans, shades
+from simulations.svg import add_bar, label, write_picture
 
-WEIGHT = "features.conv4.weight"
 EACH, LEAST = 2, 3  # clients of each level; fewest clients of a ring
-SHOWN = "ace"
-_PALE, _DEEP, _CLOSED = "#dfe6fb", "#2b43ab", "#d9822b"
+SHOWN, _CLOSED = "ace", "#d9822b"
 
 
 def draw() -> Figure:
     """Draw the rings of a weight for ten clients, and the number of peers in the masks of three of the clients."""
-    build = PAPER["mnist"].build()
-    full = new_model(build, 1.0)
-    slices = [Plan({WEIGHT: Plan.of(full, new_model(build, rate)).axes[WEIGHT]}) for rate in LEVELS.values()]
-    clients = [EACH] * len(slices)
-    colours = ListedColormap(
-        LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, EACH * len(slices)))
-    )
+    levels = plans()
+    slices, clients, colours = list(levels.values()), [EACH] * len(levels), shades(EACH * len(levels))
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     grid = figure.add_gridspec(1, 4, width_ratios=(1.5, 1, 1, 1))
     rings = _counts(whole(slices), slices, clients)
@@ -37,15 +29,13 @@ def draw() -> Figure:
     place = figure.add_subplot(grid[0, 0])
     image = place.imshow(rings, colours, interpolation="nearest", aspect="auto", vmin=0.5, vmax=rings.max() + 0.5)
     place.imshow(closed, ListedColormap([_CLOSED]), interpolation="nearest", aspect="auto")
-    _label(
-        place, "rings: how many clients hold each entry", f"orange: under {LEAST}, so nobody unmasks it", rings.shape
-    )
-    for level in SHOWN:
-        own = slices[list(LEVELS).index(level)]
-        inside = _counts(own, slices, clients)
+    below = f"orange: under {LEAST}, so nobody unmasks it"
+    _label(place, "rings: how many clients hold each entry", below, rings.shape)
+    for number, level in enumerate(SHOWN, 1):
+        inside = _counts(levels[level], slices, clients)
         masks = np.full(rings.shape, np.nan)
         masks[: inside.shape[0], : inside.shape[1]] = inside - 1
-        place = figure.add_subplot(grid[0, 1 + SHOWN.index(level)])
+        place = figure.add_subplot(grid[0, number])
         place.imshow(masks, colours, interpolation="nearest", aspect="auto", vmin=0.5, vmax=rings.max() + 0.5)
         _label(place, f"a client of level {level}", f"sends {inside.shape[0]} x {inside.shape[1]}", rings.shape)
     add_bar(figure, image, ax=figure.axes, ticks=range(1, EACH * len(slices) + 1), fraction=0.03, pad=0.01)
