@@ -24,61 +24,9 @@ from simulations.model_zoo import models
 from simulations.model_zoo.check import MOST_DIFFERENT, RATES
 from simulations.model_zoo.models import DOUBLE, Finding
 from simulations.model_zoo.sources import SOURCES, version_of
-from simulations.program import chosen, parser_of, status_of
+from simulations.program import chosen, parser_of, start, text_beside
 
 VERDICTS = ("exact", "unproven", "refused", "wrong", "not built")
-_PAGE = """# Models that work, and models that fail
-
-Which models work for federated learning with clients of unequal size. Checked were those of torchvision, timm
-and transformers that a rule picks, with random weights, sliced by `elastic`; [models.csv](models.csv) lists every one.
-A command writes this page and the list; do not edit them:
-
-```bash
-python -m simulations.model_zoo --out results/zoo
-```
-
-{counts}
-
-- *exact*: `elastic` slices the model, and all of the following holds.
-- *unproven*: all holds but the last, because no rule says what a slice should compute.
-- *refused*: `elastic` raises an error that says why, before any training.
-- *wrong*: `elastic` accepts the model, and then something does not hold.
-- *not built*: the rule makes no model that runs by itself, or only larger ones. These were not checked.
-
-## What fails
-
-*Large* is an exact model whose slice of rate 0.5 keeps over six tenths because of its code. All other such slices have
-about a quarter of the parameters, and more where inputs, outputs or embeddings have a large part: the last column of
-`models.csv`.
-
-{failing}
-
-Not built:
-
-{missing}
-## What was checked
-
-These hold of an exact model at the rates {rates}:
-
-1. The slice is built, and trains. What it sends is averaged, and the mean is loaded again.
-2. Its weights are exactly those that its `Plan` names. At rate 1, weights and output are the model's own, bit for bit.
-3. Nothing of the model given is changed.
-4. The slice computes what the full model computes without all that the slice lacks. For this, the full model runs
-   beside it with zeros there, and with a mask beside every tensor that says which entries the slice has. An operation
-   that counts entries (a mean, a norm, a softmax, a width in the temperature of attention) counts those of the mask.
-
-The largest difference in 4, as a part of the difference that two inputs make, is {exact:.0e} in double precision. In
-single precision it may be {single:.0e}. Single precision is used for models that have more than {many} million
-parameters (except EfficientNets and VGGs, in which little of the input arrives at small rates) or that do not run in
-double precision. `elastic` itself took {seconds:.0f} seconds for the slowest model.
-
-The rules:
-
-{rules}
-This command alone needs timm and transformers: `pip install timm transformers`.
-
-Made with seed {seed} on: {made}.
-"""
 
 
 def page(findings: Sequence[Finding], sources: Sequence[str], seed: int) -> str:
@@ -89,7 +37,7 @@ def page(findings: Sequence[Finding], sources: Sequence[str], seed: int) -> str:
     for source in sources:
         families = {one.family for one in exact if one.source == source}
         rows.append([source, *(str(counts[source, verdict]) for verdict in VERDICTS), str(len(families))])
-    return _PAGE.format(
+    return text_beside(__file__, "page.md").format(
         counts=markdown(["package", *VERDICTS, "families of exact ones"], rows),
         failing=_failing(findings),
         missing="".join(f"- {source}: {names}\n" for source in sources if (names := _missing(findings, source))),
@@ -151,11 +99,8 @@ def line(finding: Finding) -> str:
     return f"{finding.name:<20} {finding.verdict}: {number:,} parameters, {finding.half:.1%} at 0.5; {measured}"
 
 
-PROGRAM = "simulations.model_zoo"
-
-
 def main(arguments: list[str] | None = None) -> int:
-    own = parser_of(PROGRAM, __doc__)
+    own = parser_of("simulations.model_zoo", __doc__)
     own.add_argument("names", nargs="*", help="models to check, as package:model; without any, all of them")
     own.add_argument("--source", action="append", choices=SOURCES, help="a package to take; without any, all of them")
     out = "write the page and the list to this folder; give no names, for whole ones"
@@ -163,8 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     findings = "where to keep what was found, and to read what is there already (%(default)s)"
     own.add_argument("--findings", type=Path, default=Path("runs/zoo/findings.jsonl"), help=findings)
     own.add_argument("--seed", type=int, default=0, help="of the weights and the images (%(default)s)")
-    options = own.parse_args(arguments)
-    return status_of(PROGRAM, lambda: run(options))
+    return start(own, run, arguments)
 
 
 def run(options: argparse.Namespace) -> int:
