@@ -17,29 +17,21 @@ def load(context: Context) -> tuple[Examples, Examples]:
     config, node = context.run_config, context.node_config
     column = str(config["image-column"])
     if "data-path" in node:
-        return _load_folder(str(node["data-path"]), column)
-    partition, partitions = int(node["partition-id"]), int(node["num-partitions"])
-    return _load_partition(str(config["dataset"]), column, partition, partitions)
+        return _load(str(node["data-path"]), column)
+    return _load(str(config["dataset"]), column, int(node["partition-id"]), int(node["num-partitions"]))
 
 
 @cache
-def _load_folder(path: str, column: str) -> tuple[Examples, Examples]:
-    return _split(load_from_disk(path), column)
-
-
-@cache
-def _load_partition(name: str, column: str, partition: int, partitions: int) -> tuple[Examples, Examples]:
-    return _split(_federated(name, partitions).load_partition(partition), column)
+def _load(source: str, column: str, partition: int = 0, partitions: int = 0) -> tuple[Examples, Examples]:
+    """Return the examples of a folder, or of a partition of a dataset."""
+    dataset = _federated(source, partitions).load_partition(partition) if partitions else load_from_disk(source)
+    parts = dataset.train_test_split(test_size=0.2, seed=42)
+    return _examples(parts["train"], column), _examples(parts["test"], column)
 
 
 @cache
 def _federated(name: str, partitions: int) -> FederatedDataset:
     return FederatedDataset(dataset=name, partitioners={"train": IidPartitioner(partitions)})
-
-
-def _split(dataset: Dataset, column: str) -> tuple[Examples, Examples]:
-    parts = dataset.train_test_split(test_size=0.2, seed=42)
-    return _examples(parts["train"], column), _examples(parts["test"], column)
 
 
 def _examples(part: Dataset, column: str) -> Examples:
