@@ -14,11 +14,11 @@ from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.settings.without_torch import FILE
 from heterofl_flwr.stages import secure_sum_client
 from heterofl_flwr.transport import messages
+from simulations.examples import pictures
 from simulations.model_zoo.__main__ import VERDICTS
 from simulations.model_zoo.sources import SOURCES
 from tests.docs.pages import DOCS, ROOT, name_of
 
-PICTURES = {"plans": "plan_picture", "parts": "part_picture", "rings": "ring_picture"}
 PARTS = "adapters classic client core data elastic_models common.errors export grids nn report training"
 PUBLIC = ["", *(f".{part}" for part in PARTS.split())]
 GENERATED = [
@@ -119,13 +119,11 @@ def test_models_page_counts_and_names_what_is_listed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PICTURES)
-def test_picture_is_that_of_the_plans(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", [name, str(tmp_path / "new.svg")])
-    program = f"simulations.examples.{PICTURES[name]}"
-    assert import_module(program).main() == 0
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_picture_is_that_of_the_plans(name, tmp_path):
+    assert pictures.main([name, str(tmp_path / "new.svg")]) == 0
     picture = DOCS / "figures" / f"{name}.svg"
     new, old = (path.read_text(encoding="utf-8") for path in (tmp_path / "new.svg", picture))
     if _CREATOR.findall(new) != _CREATOR.findall(old):
         pytest.skip("another version of matplotlib drew the picture")
-    assert new == old, f"draw it anew: python -m {program} {picture.relative_to(ROOT)}"
+    assert new == old, f"draw it anew: python -m {pictures.__name__} {name} {picture.relative_to(ROOT)}"
