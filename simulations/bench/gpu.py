@@ -99,9 +99,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
         columns = [f"{side} {unit}" for side in ("limit", *options.engines) for unit in ("ms", "s")]
         print(f"\nms of a step, s of the job\n{'job':<21}" + "".join(f"{column:>11}" for column in columns))
         ratios = []
-        for job in JOBS:
-            if options.jobs and not any(word in job.name for word in options.jobs):
-                continue
+        for job in (job for job in JOBS if not options.jobs or any(word in job.name for word in options.jobs)):
             steps = [limit(job, options.width, flops, copied), *measure(job, device, options).values()]
             ratios.append(min(steps[1:]) / steps[0])
             cells = [cell for step in steps for cell in (step * 1e3, step * job.steps)]
@@ -124,14 +122,12 @@ def measure(job: Work, device: torch.device, options: argparse.Namespace) -> dic
     """Return the median seconds of a step of ten clients by engine; only ``seats`` trains several levels at once."""
     steps, training = options.steps, TrainOptions(learning_rate=0.01, epochs=1, batch_size=job.batch)
 
+    def client(level: str, seed: int) -> TrainingJob:
+        model = job.build(options.width * LEVELS[level])
+        return TrainingJob(model=model.to(device), split=job.split(seed, steps).to(device), seed=seed)
+
     def train(engine: str) -> float:
-        clients = [
-            [
-                TrainingJob(model=job.build(rate).to(device), split=job.split(seed, steps).to(device), seed=seed)
-                for seed in range(TOGETHER // len(job.levels))
-            ]
-            for rate in (options.width * LEVELS[level] for level in job.levels)
-        ]
+        clients = [[client(level, seed) for seed in range(TOGETHER // len(job.levels))] for level in job.levels]
         groups = [list(chain.from_iterable(clients))] if engine == "seats" else clients
         seconds = [timed(partial(train_together, group, training, engine=engine), device) for group in groups]
         return math.fsum(seconds) / float(steps)

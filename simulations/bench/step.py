@@ -27,8 +27,7 @@ from heterofl_flwr.core import LEVELS
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.nn.execution import device_of
-from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, keep_freed_memory, resolve_device, train_together
+from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, keep_freed_memory, train_together
 from simulations.bench.measure import Goal, in_turns
 
 TOLERANCE = 1e-4
@@ -72,17 +71,17 @@ def train_plainly(
     The pictures are shuffled unless ``order`` is set.
     """
     batches = DataLoader(data, options.batch_size, shuffle=order is None, sampler=order, collate_fn=_collate)
-    device, read = device_of(model), list[tuple[float, float]]()
+    read: list[tuple[float, float]] = []
     model.train(True)
     optimizer = torch.optim.SGD(
         model.parameters(), options.learning_rate, options.momentum, weight_decay=options.weight_decay
     )
     for _ in range(options.epochs):
         for lists in batches:
-            batch = {key: torch.stack(values).to(device) for key, values in lists.items()}
+            batch = {key: torch.stack(values) for key, values in lists.items()}
             optimizer.zero_grad()
             logits = model(batch["img"])
-            mask = torch.zeros(logits.shape[1], device=device)
+            mask = torch.zeros(logits.shape[1])
             mask[torch.arange(CLASSES)] = 1
             logits = logits.masked_fill(mask == 0, 0)
             loss = F.cross_entropy(logits, batch["label"])
@@ -105,7 +104,6 @@ class Case:
     steps: int  # number of batches of ten; a client trains on each once
     together: int  # number of clients in a cohort
     seed: int = 0  # seed of parameters, pictures and order
-    device: str = "cpu"
 
     def train(self, side: str, *, ordered: bool = False) -> tuple[list[nn.Module], float]:
         """Train a client or a cohort on one side; return the models and the seconds.
@@ -119,7 +117,7 @@ class Case:
             generator = torch.Generator().manual_seed(seed)
             pixels = torch.randint(256, (number, *paper.shape), dtype=torch.uint8, generator=generator)
             labels = torch.randint(CLASSES, (number,), generator=generator)
-            model, split = paper.build()(self.rate).to(self.device), Split(NORMALISE(pixels / 255), labels)
+            model, split = paper.build()(self.rate), Split(NORMALISE(pixels / 255), labels)
             jobs.append(TrainingJob(model=model, split=split, seed=seed, classes=torch.arange(CLASSES)))
             pictures.append(Pictures(pixels, labels))
         start = time.perf_counter()
@@ -135,7 +133,6 @@ class Case:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["plain", "cohort"], help="what to measure")
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS), help="of the models")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch, for both sides")
     parser.add_argument("--cohort", type=int, default=5, metavar="K", help="clients that engine cohort trains together")
     parser.add_argument("--rounds", type=int, default=5, help="measurements, after one that is thrown away")
@@ -145,11 +142,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> list[Goal]:
     sides = [PLAIN_LOOP, *options.engines]
     print(
-        f"batches of ten MNIST images; {options.device}; {options.threads} threads; seed 0; median of {options.rounds} "
+        f"batches of ten MNIST images; cpu; {options.threads} threads; seed 0; median of {options.rounds} "
         f"alternating measurements of {options.steps} steps; cohorts of {options.cohort}\n"
     )
-    device = str(resolve_device(options.device))
-    cases = {level: Case(LEVELS[level], options.steps, options.cohort, device=device) for level in options.levels}
+    cases = {level: Case(LEVELS[level], options.steps, options.cohort) for level in options.levels}
     for case in cases.values():
         check_equal(case, options.engines)
     print(f"{'level':<5}" + "".join(f"{side + ' ms':>14}{'ratio':>7}" for side in sides))

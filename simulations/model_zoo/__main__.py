@@ -113,9 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     sources = options.source or list(SOURCES)
-    keys = chosen(
-        "model", options.names, [f"{source}:{name}" for source in sources for name in SOURCES[source].names()]
-    )
+    known = [f"{source}:{name}" for source in sources for name in SOURCES[source].names()]
+    keys = chosen("model", options.names, known)
     kept = models.read(options.findings)
     made = f"{time.strftime('%Y-%m-%d')}, {describe_machine()}"
     torch.set_num_threads(1)  # so that runs can be repeated and compared
