@@ -25,7 +25,6 @@ from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.depth import Rates
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report.drawing import COLOURS, SMALL
-from heterofl_flwr.secure.overlaps import as_state, count_holders, whole
 from simulations.program import parser_of, start
 from simulations.svg import to_svg
 
@@ -71,21 +70,20 @@ def shades(number: int) -> ListedColormap:
 
 def draw_plans() -> Figure:
     """Draw a weight of the paper's MNIST model: the slice of each level, and the number of holders of each entry."""
-    kept = {level: tuple(axis.local_size for axis in plan.axes[WEIGHT][:2]) for level, plan in level_plans().items()}
+    plans = level_plans()
+    kept = {level: _kept(plan) for level, plan in plans.items()}
     rows, columns = kept["a"]
     figure = Figure(figsize=(6.0, 3.4), layout="constrained")  # not wider, so that the text is legible on a phone
     halves = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
     grid = halves[0, 0].subgridspec(2, 3)
-    counts = np.zeros((rows, columns), dtype=np.int64)
     for number, (level, (height, width)) in enumerate(kept.items()):
         place = figure.add_subplot(grid[divmod(number, 3)])
-        held = np.zeros_like(counts)
-        held[:height, :width] = 1
+        held = _count([plans[level]], WEIGHT)
         place.imshow(held, _SLICE, aspect="auto", interpolation="nearest", vmin=0, vmax=1)
         place.set_box_aspect(1)
         label(place, f"{level}: 1 client", f"{height} x {width}")
-        counts += held
     place = figure.add_subplot(halves[0, 1])
+    counts = _count(list(plans.values()), WEIGHT)
     image = place.imshow(counts, shades(len(kept)), interpolation="nearest", aspect="auto")
     image.set_clim(0.5, len(kept) + 0.5)
     add_bar(figure, image, ax=place, ticks=range(1, len(kept) + 1), fraction=0.05, pad=0.03)
@@ -103,11 +101,11 @@ def draw_plans() -> Figure:
 
 def draw_rings() -> Figure:
     """Draw the rings of a weight for ten clients, and the number of peers in the masks of three of the clients."""
-    levels = level_plans()
-    slices, clients, colours = list(levels.values()), [EACH] * len(levels), shades(EACH * len(levels))
+    plans = level_plans()
+    colours = shades(EACH * len(plans))
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     grid = figure.add_gridspec(1, 4, width_ratios=(1.5, 1, 1, 1))
-    rings = _count_holders(whole(slices), slices, clients)
+    rings = EACH * _count(list(plans.values()), WEIGHT)
     closed = np.ma.masked_where(rings >= LEAST, np.ones_like(rings))
     place = figure.add_subplot(grid[0, 0])
     image = place.imshow(rings, colours, interpolation="nearest", aspect="auto", vmin=0.5, vmax=rings.max() + 0.5)
@@ -115,21 +113,21 @@ def draw_rings() -> Figure:
     below = f"orange: under {LEAST}, so nobody unmasks it"
     _label_whole(place, "rings: how many clients hold each entry", below, rings.shape)
     for number, level in enumerate(SHOWN, 1):
-        inside = _count_holders(levels[level], slices, clients)
-        masks = np.full(rings.shape, np.nan)
-        masks[: inside.shape[0], : inside.shape[1]] = inside - 1
+        height, width = _kept(plans[level])
+        masks = np.where(_count([plans[level]], WEIGHT) > 0, rings - 1, np.nan)
         place = figure.add_subplot(grid[0, number])
         place.imshow(masks, colours, interpolation="nearest", aspect="auto", vmin=0.5, vmax=rings.max() + 0.5)
-        _label_whole(place, f"a client of level {level}", f"sends {inside.shape[0]} x {inside.shape[1]}", rings.shape)
-    add_bar(figure, image, ax=figure.axes, ticks=range(1, EACH * len(slices) + 1), fraction=0.03, pad=0.01)
+        _label_whole(place, f"a client of level {level}", f"sends {height} x {width}", rings.shape)
+    add_bar(figure, image, ax=figure.axes, ticks=range(1, EACH * len(plans) + 1), fraction=0.03, pad=0.01)
     title = f"{WEIGHT}, {EACH} clients of each level: the rings, and with how many others a client masks each entry"
     figure.suptitle(title, fontsize=11, color=COLOURS["ink"])
     return figure
 
 
-def _count_holders(own: Plan, slices: list[Plan], clients: list[int]) -> NDArray[np.int32]:
-    """Return the number of holders of each entry of a slice, by row and column; kernels are never sliced."""
-    return as_state(count_holders(own, slices, clients), own)[WEIGHT][:, :, 0, 0].numpy()
+def _kept(plan: Plan) -> tuple[int, int]:
+    """Return the number of rows and of columns of ``WEIGHT`` that a slice keeps."""
+    rows, columns, *_ = plan.axes[WEIGHT]
+    return rows.local_size, columns.local_size
 
 
 def _label_whole(place: Place, title: str, below: str, shape: tuple[int, ...]) -> None:
@@ -202,12 +200,12 @@ def _find(plan: Plan, name: str) -> str:
 
 
 def _count(plans: Sequence[Plan], name: str) -> Picture:
-    """Return the number of plans that hold each entry of a parameter."""
+    """Return the number of plans that hold each entry of a parameter, by row and column; kernels are never sliced."""
     counts = np.zeros([axis.size for axis in plans[0].axes[name]])
     for plan in plans:
         if name in plan.axes:  # a model of fewer blocks lacks it
             counts[np.ix_(*(sorted(positions(axis)) for axis in plan.axes[name]))] += 1
-    return counts
+    return counts.reshape(*counts.shape[:2], -1)[:, :, 0]
 
 
 def _side_by_side(matrices: Sequence[Picture]) -> Picture:
