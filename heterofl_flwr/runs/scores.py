@@ -91,7 +91,7 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
     name : str
         Name of the metric, such as ``global-accuracy``.
     value : float
-        The target: a lower bound or, for a metric of ``LOWER_IS_BETTER``, an upper bound.
+        The target: a lower bound or, for a metric whose lowest value is the best, an upper bound.
     """
     check_known([name], [record.evaluate for record in records])
     passed = accumulate(record.simulated_seconds for record in records)
