@@ -85,12 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements, after one that is thrown away")
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement")
     parser.add_argument("--width", type=float, default=1.0, help="factor of the models' widths, for a try on a CPU")
+    parser.add_argument("--tuned", action="store_true", help="let cuDNN try its algorithms (cudnn.benchmark)")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
     device = resolve_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    cudnn = torch.backends.cudnn
     with arithmetic(options.precision, device), ExitStack() as stack:
+        stack.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+        cudnn.benchmark = options.tuned
         log_reasons(stack)
         flops, copied = matrix_rate(device), copy_rate(device)
         print(
