@@ -212,7 +212,10 @@ def test_the_run_completes_though_its_server_and_a_node_die(ended):
     assert resumed == "finished:completed"
     assert [record.server_round for record in ended.first_round] == [1]
     history = ended.run.history()
-    assert [record.rates for record in history] == [dict(enumerate(LEVELS.values()))] * ROUNDS
+    assert len(history) == ROUNDS
+    for record in history:  # on a slow machine Flower ends a node's first task before its process has started
+        rates = dict(zip(NAMES, LEVELS.values(), strict=True))
+        assert list(record.rates.values()) == [rates[name] for name in NAMES if name not in record.unanswered]
     *whole, last = [record.failures for record in history]
     assert whole == [{}]
     # On a slow machine Flower notices the end of a node before the deadline.
@@ -222,7 +225,7 @@ def test_the_run_completes_though_its_server_and_a_node_die(ended):
 
 def test_the_model_is_that_of_a_run_whose_server_was_not_killed(ended, tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "name", NAMES.__getitem__)  # the server has a table of their levels
-    config = {**ended.config, "run.dir": str(tmp_path / "whole")}
+    config = {**ended.config, "run.dir": str(tmp_path / "whole"), "sample.min-nodes": 1, "sample.wait": 1.0}
     levels = [{"level": level} for level in LEVELS]
     client = "heterofl_flwr.app.client_app:app"
     with replay.Replay(client, len(LEVELS), run_config=config, node_config=levels.__getitem__) as grid:
