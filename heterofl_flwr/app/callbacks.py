@@ -53,9 +53,10 @@ def evaluate_global(
     model = for_evaluation(model, moments).to(workload.device)
     test = workload.whole_test(strategy.federation.nodes.dealt())
     predicted: list[Tensor] = []
-    with model.register_forward_hook(lambda module, inputs, outputs: predicted.append(outputs.argmax(1))):
-        result = workload.evaluate_centrally(model, test, server_round)
-    if folder is not None and predicted and test.reading is None:
+    if folder is not None and test.reading is None:
+        model.register_forward_hook(lambda module, inputs, outputs: predicted.append(outputs.argmax(1)))
+    result = workload.evaluate_centrally(model, test, server_round)
+    if folder is not None and predicted:
         number = len(names := workload.dataset.class_names)
         confusion = count_pairs(test.targets, torch.cat(predicted), (number, number))
         write_counts(folder, names=names, confusion=confusion, server_round=server_round)

@@ -18,10 +18,10 @@ from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import answer_capability, answer_moments, answer_stages
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
 from heterofl_flwr.training.evaluate import evaluate_each
 from heterofl_flwr.training.fedh2l import learn_from_peers, posteriors
-from heterofl_flwr.training.step import Masking
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import read_tensors
 
@@ -143,8 +143,8 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
     For the metrics ``local-*``, the logits of classes outside ``classes`` are masked (``train.mask-fill``).
     """
     workload, split = task.workload, task.data.test
-    maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
-    kind = workload.settings.fidelity
+    kind, own = workload.settings.fidelity, torch.tensor(classes)
+    maskings: list[tuple[Tensor | None, Fill]] = [(None, "none"), (own, workload.settings.train.mask_fill)]
     plain, masked = evaluate_each(model, split, maskings, seed=task.seed, perplexity_kind=kind)
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
     if math.isinf(masked.loss):  # train.mask-fill=-inf, and a target outside the client's classes

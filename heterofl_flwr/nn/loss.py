@@ -1,6 +1,7 @@
 """Masked cross entropy (section 4 of the paper) and perplexity."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -69,10 +70,17 @@ def masked_cross_entropy(
     With the fill ``-inf``, a target that is not in ``classes`` makes the loss infinite.
     """
     masked = mask_logits(logits, classes, fill)
-    try:
+    with explained_targets(logits.shape[1]):
         return F.cross_entropy(masked, targets)
-    except IndexError as error:  # a CUDA device reports invalid targets later, with another error
-        raise DataError(f"targets do not fit {logits.shape[1]} classes: {error}") from error
+
+
+@contextmanager
+def explained_targets(classes: int) -> Iterator[None]:
+    """Within this context, raise ``DataError`` if a target is no class. A CUDA device has another error, later."""
+    try:
+        yield
+    except IndexError as error:
+        raise DataError(f"targets do not fit {classes} classes: {error}") from error
 
 
 def perplexity(losses: Sequence[float], counts: Sequence[int], kind: Variant = "paper") -> float:

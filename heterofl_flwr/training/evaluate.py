@@ -7,12 +7,17 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data.dataset import Split
+from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.nn.execution import channels_last, device_of, evaluating
-from heterofl_flwr.nn.loss import Fill, flatten_positions, masked_cross_entropy, perplexity
+from heterofl_flwr.nn.loss import Fill, class_mask, flatten_positions, masked_cross_entropy, perplexity
+from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.present_classes import MANY, PresentClasses, predict
 from heterofl_flwr.training.batches import batch_rows, explained_single, read_tokens
 from heterofl_flwr.training.options import EvaluateResult
 from heterofl_flwr.training.step import Masking
+
+LOGITS = 2**22
+"""Number of logits of a text that a CPU computes at once."""
 
 
 def evaluate(
@@ -47,45 +52,89 @@ def evaluate(
     perplexity_kind : Variant
         Variant of the perplexity of a text; see ``heterofl_flwr.nn.perplexity``.
     """
-    maskings = [Masking(classes, fill)]
+    maskings = [(classes, fill)]
     return evaluate_each(model, split, maskings, batch_size=batch_size, seed=seed, perplexity_kind=perplexity_kind)[0]
 
 
 def evaluate_each(
     model: nn.Module,
     split: Split,
-    maskings: Sequence[Masking],
+    maskings: Sequence[tuple[Sequence[int] | Tensor | None, Fill]],
     *,
     batch_size: int = 100,
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> list[EvaluateResult]:
-    """Return the result of ``evaluate`` for each of ``maskings``, from one pass over the data."""
+    """Return the result of ``evaluate`` for each pair (classes, fill), from one pass over the data."""
     if not len(split):
         return [EvaluateResult(0, 0.0, 0) for _ in maskings]
     device, reading = device_of(model), split.reading
     split, generator = split.to(device), torch.Generator().manual_seed(derive(seed, "hidden"))
-    losses: list[list[Tensor]] = [[] for _ in maskings]
-    correct = torch.zeros(len(maskings), dtype=torch.int64, device=device)
-    sizes: list[int] = []
+    every, sizes = [_Scores(classes, fill) for classes, fill in maskings], list[int]()
     cuts = [len(rows) for rows in batch_rows(torch.arange(len(split)), batch_size)]
     batches: Iterable[tuple[Tensor, Tensor]] = zip(split.inputs.split(cuts), split.targets.split(cuts), strict=True)
     if reading is not None:
         groups = split.inputs.split(batch_size)
         batches = (piece for rows in groups for piece in read_tokens(rows, reading, generator))
+    rows_at_once = _count_rows(model, reading) or max(cuts)
     with explained_single(), evaluating(model), channels_last(model), torch.inference_mode():
-        for inputs, targets in batches:
-            output = model(inputs.clone()).float()  # a model may change its inputs in place
-            (outputs,), targets = flatten_positions([output], targets)
-            sizes.append(targets.numel())
-            for number, masking in enumerate(maskings):
-                logits = masking(outputs)
-                losses[number].append(masked_cross_entropy(logits, targets))
-                correct[number] += (logits.argmax(1) == targets).sum()
+        for batch in batches:
+            sizes.append(batch[1].numel())
+            for scores in every:
+                scores.begin_batch()
+            for inputs, targets in zip(*(tensor.split(rows_at_once) for tensor in batch), strict=True):
+                output = model(inputs.clone()).float()  # a model may change its inputs in place
+                (logits,), classes = flatten_positions([output], targets)
+                for scores in every:
+                    scores.add(logits, classes, share=targets.numel() / sizes[-1])
     examples, results = sum(sizes), []
-    for batches_losses, hits in zip(losses, correct.tolist(), strict=True):
-        values = torch.stack(batches_losses).tolist()
+    for scores in every:
+        values, hits = torch.stack(scores.losses).tolist(), int(torch.stack(scores.correct).sum())
         loss = sum(value * size for value, size in zip(values, sizes, strict=True)) / examples
         text = None if reading is None else perplexity(values, sizes, perplexity_kind)
         results.append(EvaluateResult(examples, loss, hits, text))
     return results
+
+
+def _count_rows(model: nn.Module, reading: Reading | None) -> int | None:
+    """Return the number of rows of a text for one forward pass on a CPU; None for whole batches.
+
+    With the logits of few rows, a CPU works in its cache. Batch norm may depend on the rows of a batch.
+    """
+    if reading is None or device_of(model).type != "cpu" or batch_norms(model):
+        return None
+    return max(LOGITS // (reading.hides_as * reading.length), 1)
+
+
+class _Scores:
+    """Losses of batches and numbers of correct predictions, with the logits of absent classes replaced."""
+
+    def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill) -> None:
+        self.losses: list[Tensor] = []
+        self.correct: list[Tensor] = []
+        self._classes, self._fill, self._masking = classes, fill, Masking(classes, fill)
+        self._few: PresentClasses | None = None
+
+    def begin_batch(self) -> None:
+        self.losses.append(torch.zeros(()))
+
+    def add(self, logits: Tensor, targets: Tensor, share: float) -> None:
+        """Add the given share of a batch."""
+        if not self.correct:
+            self._few = self._find_few(logits)
+        if self._few is not None:
+            own = logits.index_select(1, self._few.classes)
+            loss, predicted = self._few.loss(own, self._few.columns(targets)), self._few.predict(own)
+        else:
+            masked = self._masking(logits)
+            loss, (_, predicted) = masked_cross_entropy(masked, targets), predict(masked)
+        self.losses[-1] = self.losses[-1].to(loss.device) + share * loss
+        self.correct.append((predicted == targets).sum())
+
+    def _find_few(self, logits: Tensor) -> PresentClasses | None:
+        """Return the present classes if they are less than half of many classes, and the others are masked."""
+        number = logits.shape[1]
+        if self._classes is None or logits.dim() > 2 or number < MANY or self._fill not in ("zero", "-inf"):
+            return None
+        present = class_mask(self._classes, number).to(logits.device)
+        return PresentClasses(present, self._fill) if 0 < 2 * present.sum() < number else None

@@ -1,6 +1,5 @@
 """Training of the paper's Transformer in a client's own words alone."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,10 +7,10 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from heterofl_flwr.data.dataset import Reading
-from heterofl_flwr.nn.loss import class_mask
+from heterofl_flwr.nn.loss import class_mask, flatten_positions
+from heterofl_flwr.nn.present_classes import PresentClasses
 from heterofl_flwr.nn.transformer import Transformer
 from heterofl_flwr.training.batches import count_steps
 from heterofl_flwr.training.engines.structure import find_hook
@@ -31,21 +30,14 @@ class OwnWords:
     """
 
     def __init__(self, job: TrainingJob, options: TrainOptions, model: Transformer, present: Tensor) -> None:
-        self._options, self._words = options, present.nonzero().flatten()  # in ascending order
-        vocabulary, words, decoder = len(present), len(self._words), cast("nn.Linear", model.decoder[-1])
-        tokens = torch.cat([self._words, self._words.new_tensor([vocabulary])])  # [MASK] is the last token
+        self._options, self._present = options, PresentClasses(present, options.mask_fill)
+        words, decoder = self._present.classes, cast("nn.Linear", model.decoder[-1])
+        tokens = torch.cat([words, words.new_tensor([len(present)])])  # [MASK] is the last token
         parameters = model.embedding.token.weight, decoder.weight, decoder.bias
-        self._rows = list(zip(parameters, (tokens, self._words, self._words), strict=True))
-        numbers = torch.empty(vocabulary + 1, dtype=torch.int64, device=present.device)
-        numbers[tokens] = torch.arange(words + 1, device=present.device)
-        text = numbers[job.split.inputs]
-        reading = replace(cast("Reading", job.split.reading), hides_as=words)
-        split = replace(job.split, inputs=text, targets=text, reading=reading)
-        self.job = replace(job, split=split)
-        # Masked words have the logit 0 or -inf. One column stands for all of them: log(n) has the weight of n zeros.
-        fill = math.log(vocabulary - words) if options.mask_fill == "zero" else -math.inf
-        self._absent = torch.tensor([[fill]], device=present.device)
-        self._first_absent = present.int().argmin()
+        self._rows = list(zip(parameters, (tokens, words, words), strict=True))
+        text = self._present.columns(job.split.inputs)
+        reading = replace(cast("Reading", job.split.reading), hides_as=len(words))
+        self.job = replace(job, split=replace(job.split, inputs=text, targets=text, reading=reading))
 
     @classmethod
     def find(cls, job: TrainingJob, options: TrainOptions) -> Self | None:
@@ -65,18 +57,9 @@ class OwnWords:
 
     def compute(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss of a batch of own words, and a boolean tensor, True for correct predictions."""
-        logits = self.job.model(inputs).float().transpose(1, 2).flatten(0, 1)  # (positions, own words)
-        every = torch.cat([logits, self._absent.expand(len(logits), 1)], 1)
-        targets = targets.flatten()
-        return F.cross_entropy(every, targets), self._are_first(logits.detach(), targets)
-
-    def _are_first(self, logits: Tensor, targets: Tensor) -> Tensor:
-        value, predicted = logits.max(1)
-        if self._options.mask_fill == "-inf":
-            return predicted == targets
-        # Masked words have the logit 0. Among equal logits, argmax takes the first word.
-        wins = (value > 0) | ((value == 0) & (self._words[predicted] < self._first_absent))
-        return wins & (predicted == targets)
+        (logits,), targets = flatten_positions([self.job.model(inputs).float()], targets)  # (positions, own words)
+        is_correct = self._present.predict(logits.detach()) == self._present.classes[targets]
+        return self._present.loss(logits, targets), is_correct
 
     @contextmanager
     def narrowed(self) -> Iterator[None]:

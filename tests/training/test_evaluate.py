@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import pytest
@@ -8,13 +9,13 @@ from torch.nn import functional as F
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Reading, Split
-from heterofl_flwr.nn import Transformer
+from heterofl_flwr.nn import Transformer, mask_logits
 from heterofl_flwr.nn.transformer import TransformerShape
 from heterofl_flwr.training import EvaluateResult, evaluate, train
 from heterofl_flwr.training.evaluate import evaluate_each
-from heterofl_flwr.training.step import Masking
 from tests.training.conftest import OPTIONS, images
 
+evaluate_module = importlib.import_module("heterofl_flwr.training.evaluate")
 LOGITS = torch.tensor([[3.0, 1.0, 2.0], [0.5, 1.0, 2.0], [-1.0, -2.0, -3.0]])
 
 
@@ -85,7 +86,7 @@ def test_both_equals_two_evaluations_bit_for_bit(build, split, classes, fill, ba
     passes = []
     model = build(norm="sbn")
     model.register_forward_hook(lambda *_: passes.append(1))
-    plain, masked = evaluate_each(model, split, [Masking(None, "none"), Masking(classes, fill)], batch_size=batch_size)
+    plain, masked = evaluate_each(model, split, [(None, "none"), (classes, fill)], batch_size=batch_size)
     assert len(passes) == -(-23 // batch_size)
     assert plain == evaluate(model, split, batch_size=batch_size)
     assert masked == evaluate(model, split, classes=classes, fill=fill, batch_size=batch_size)
@@ -95,13 +96,18 @@ def test_both_equals_two_evaluations_bit_for_bit(build, split, classes, fill, ba
 WORDS = 11
 
 
+@pytest.mark.parametrize("logits_at_once", [1, 2**22])
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
-def test_perplexity_equals_the_slow_twin(kind):
+def test_perplexity_equals_the_slow_twin(kind, logits_at_once, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "LOGITS", logits_at_once)
     torch.manual_seed(0)
     model = Transformer(WORDS, TransformerShape(embedding=8, heads=2, hidden=8, layers=1, sequence=8, dropout=0.0))
     rows = torch.randint(WORDS, (3, 21))
     text = Split(rows, rows, reading=Reading(hides_as=WORDS, share=0.3, length=8))
-    found = evaluate(model, text, seed=4, perplexity_kind=kind, batch_size=2)
+    sizes = []
+    with model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]))):
+        found = evaluate(model, text, seed=4, perplexity_kind=kind, batch_size=2)
+    assert max(sizes) == (1 if logits_at_once == 1 else 2)
     generator = torch.Generator().manual_seed(derive(4, "hidden"))
     losses, counts, correct = [], [], 0
     model.eval()
@@ -120,3 +126,48 @@ def test_perplexity_equals_the_slow_twin(kind):
     assert found.perplexity == pytest.approx(expected, rel=1e-5)
     assert (found.examples, found.correct) == (63, correct)
     assert found.loss == pytest.approx(mean, rel=1e-5)
+
+
+class Tags(nn.Module):
+    """A tagger of tokens, with batch norm that normalises by batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(WORDS + 1, WORDS), nn.BatchNorm1d(WORDS, track_running_stats=False)
+
+    def forward(self, tokens):
+        return self.norm(self.embedding(tokens).transpose(1, 2))
+
+
+def test_a_text_is_evaluated_in_whole_batches_where_a_model_normalises_by_batch(monkeypatch):
+    torch.manual_seed(0)
+    model, rows = Tags(), torch.randint(WORDS, (4, 16))
+    text = Split(rows, rows, reading=Reading(hides_as=WORDS, length=8))
+    expected = evaluate(model, text)
+    monkeypatch.setattr(evaluate_module, "LOGITS", 1)
+    assert evaluate(model, text) == expected
+
+
+MANY = 700
+
+
+@pytest.mark.parametrize("fill", ["zero", "-inf", "none"])
+@pytest.mark.parametrize("number", [0, 1, 300, 400, 699, 700])
+def test_few_of_many_classes_equal_masked_logits(fill, number):
+    torch.manual_seed(number)
+    classes, logits = torch.randperm(MANY)[:number], torch.randn(40, MANY) - 1
+    pool = classes if number and fill == "-inf" else torch.arange(MANY)  # with -inf, others have an infinite loss
+    targets = pool[torch.randint(len(pool), (40,))]
+    masked = mask_logits(logits, classes, fill)
+    targets[::2] = masked[::2].argmax(1)
+    result = evaluate(nn.Identity(), Split(logits, targets), classes=classes, fill=fill)
+    if number or fill != "-inf":
+        assert result.loss == pytest.approx(F.cross_entropy(masked, targets).item(), rel=1e-5)
+    assert result.correct == int((masked.argmax(1) == targets).sum())
+
+
+@pytest.mark.parametrize("target", [-1, -100, MANY])
+def test_targets_that_are_no_classes_are_an_error_with_many_classes(target):
+    targets = torch.tensor([0, target])
+    with pytest.raises(DataError, match=f"targets do not fit {MANY} classes"):
+        evaluate(nn.Identity(), Split(torch.zeros(2, MANY), targets), classes=[0, 1])
