@@ -1,13 +1,13 @@
 """Evaluation of a model on examples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data.dataset import Reading, Split
+from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn.execution import channels_last, device_of, evaluating
 from heterofl_flwr.nn.loss import Fill, class_mask, flatten_positions, masked_cross_entropy, perplexity
 from heterofl_flwr.nn.measure_moments import batch_norms
@@ -68,17 +68,10 @@ def evaluate_each(
     """Return the result of ``evaluate`` for each pair (classes, fill), from one pass over the data."""
     if not len(split):
         return [EvaluateResult(0, 0.0, 0) for _ in maskings]
-    device, reading = device_of(model), split.reading
-    split, generator = split.to(device), torch.Generator().manual_seed(derive(seed, "hidden"))
+    split, rows_at_once = split.to(device_of(model)), _count_rows(model, split)
     every, sizes = [_Scores(classes, fill) for classes, fill in maskings], list[int]()
-    cuts = [len(rows) for rows in batch_rows(torch.arange(len(split)), batch_size)]
-    batches: Iterable[tuple[Tensor, Tensor]] = zip(split.inputs.split(cuts), split.targets.split(cuts), strict=True)
-    if reading is not None:
-        groups = split.inputs.split(batch_size)
-        batches = (piece for rows in groups for piece in read_tokens(rows, reading, generator))
-    rows_at_once = _count_rows(model, reading) or max(cuts)
     with explained_single(), evaluating(model), channels_last(model), torch.inference_mode():
-        for batch in batches:
+        for batch in _batches(split, batch_size, seed):
             sizes.append(batch[1].numel())
             for scores in every:
                 scores.begin_batch()
@@ -91,19 +84,32 @@ def evaluate_each(
     for scores in every:
         values, hits = torch.stack(scores.losses).tolist(), int(torch.stack(scores.correct).sum())
         loss = sum(value * size for value, size in zip(values, sizes, strict=True)) / examples
-        text = None if reading is None else perplexity(values, sizes, perplexity_kind)
+        text = None if split.reading is None else perplexity(values, sizes, perplexity_kind)
         results.append(EvaluateResult(examples, loss, hits, text))
     return results
 
 
-def _count_rows(model: nn.Module, reading: Reading | None) -> int | None:
-    """Return the number of rows of a text for one forward pass on a CPU; None for whole batches.
+def _count_rows(model: nn.Module, split: Split) -> int:
+    """Return the maximum number of rows for one forward pass.
 
-    With the logits of few rows, a CPU works in its cache. Batch norm may depend on the rows of a batch.
+    For the logits of few rows of a text, a CPU's cache is large enough. Batch norm may depend on all rows of a batch.
     """
+    reading = split.reading
     if reading is None or device_of(model).type != "cpu" or batch_norms(model):
-        return None
-    return max(LOGITS // (reading.hides_as * reading.length), 1)
+        return len(split)
+    words = max(reading.hides_as, 1)  # of a text that ``load_dataset`` returns
+    return max(LOGITS // (words * reading.length), 1)
+
+
+def _batches(split: Split, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and targets of batches; for a text, of pieces of ``batch_size`` rows."""
+    if split.reading is None:
+        sizes = [len(rows) for rows in batch_rows(torch.arange(len(split)), batch_size)]
+        yield from zip(split.inputs.split(sizes), split.targets.split(sizes), strict=True)
+        return
+    generator = torch.Generator().manual_seed(derive(seed, "hidden"))
+    for rows in split.inputs.split(batch_size):
+        yield from read_tokens(rows, split.reading, generator)
 
 
 class _Scores:
