@@ -17,6 +17,7 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
+from heterofl_flwr.report.run_lengths import length_remarks
 from heterofl_flwr.report.summary import Cells, marked, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
 from heterofl_flwr.runs.folder import RunFolder
@@ -120,13 +121,13 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
     centre, spread = mean(differences), deviation(differences)
     if centre is None:
         return formatting.NOTHING
-    unit = " points" if formatting.score(metric, 0.0).endswith("%") else ""
-    if spread is None or len(differences) < LEAST_SEEDS:
-        return f"{_signed(metric, centre)}{unit}"
+    unit, text = " points" if formatting.score(metric, 0.0).endswith("%") else "", _signed(metric, centre)
+    if text == formatting.NOTHING or spread is None or len(differences) < LEAST_SEEDS:
+        return text if text == formatting.NOTHING else f"{text}{unit}"
     quantile = QUANTILES[min(len(differences) - 1, len(QUANTILES)) - 1]
     half = quantile * spread / len(differences) ** 0.5
     low, high = (_signed(metric, centre + side * half) for side in (-1, 1))
-    return f"{_signed(metric, centre)} [{low}, {high}]{unit}"
+    return f"{text} [{low}, {high}]{unit}"
 
 
 def _signed(metric: str, value: float) -> str:
@@ -142,8 +143,8 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     histories = {folder: folder.history() for folder in folders}  # read each file once
     rows = group_runs(list(histories))
     table = compare_metrics(histories, rows, metrics) if metrics else compare_runs(histories, rows)
-    unfinished = [text for folder, records in histories.items() if (text := _unfinished(folder, len(records)))]
-    for text in unfinished:
+    lines = length_remarks(histories, rows)
+    for text in lines:
         log.warning("%s", text)
     note = (
         "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals. The price is "
@@ -153,20 +154,12 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     page = render_page(
         title="Comparison of runs",
         status=", ".join(folder.path.name for folder in folders),
-        lines=unfinished,
+        lines=lines,
         figures=[(drawing, to_png(drawing.figure, drawing.title)) for drawing in _draw(histories, rows)],
         tables=[("Runs", table, note, ())],
     )
     write_text(path, page)
     return table
-
-
-def _unfinished(folder: RunFolder, done: int) -> str:
-    """Return a line on a run that is not finished; '' if it is finished, or if nothing has recorded its end."""
-    about = folder.about()
-    if about.get("finished") or "num_rounds" not in about:
-        return ""
-    return f"{folder.path} is not finished: its values are of {done} of {counted(about['num_rounds'], 'round')}"
 
 
 def group_runs(folders: Sequence[RunFolder]) -> Rows:
@@ -197,7 +190,8 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
         row = " ".join(f"{key}={values.get(key, '')}" for key in unusual or common) or title
         row, seed = f"{method}: {row}" if several else row, values.get("seed")
         if seed in rows.setdefault(row, {}):
-            raise ConfigError(f"{rows[row][seed].path} and {folder.path} have equal settings and seed: leave one out")
+            remedy = "leave one out" if "seed" in values else "give RunFolder.start a seed for each run"
+            raise ConfigError(f"{rows[row][seed].path} and {folder.path} have equal settings and seed: {remedy}")
         rows[row][seed] = folder
     return rows
 

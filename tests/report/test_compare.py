@@ -54,6 +54,7 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
     assert len(heads) == len(rows[0])
     assert paired_difference("loss", {0: 1.0, 1: 2.0}, {1: 1.5}) == "-0.5"
     assert paired_difference("local-accuracy", {0: 0.5}, {0: 0.75}) == "+25.0 points"
+    assert paired_difference("local-accuracy", dict.fromkeys(range(3), math.nan), dict.fromkeys(range(3), 0.5)) == "-"
 
 
 @pytest.mark.parametrize(
@@ -173,8 +174,26 @@ def test_a_mean_says_that_seeds_lack_its_metric_and_that_runs_are_not_finished(f
     assert "0.5 ± 0 (2 of 3 seeds)" in printed
     assert "60.0 % ± 10.0 %   " in printed
     lines = [f"{paths[run]} is not finished: its values are of {run + 1} of 9 rounds" for run in (1, 2)]
+    lines.append("runs ended in different rounds (mix=a1: 3, mix=e1: 2): their values are not of one round")
     assert caplog.messages == lines
     assert all(line in page.read_text() for line in lines)
+
+
+def test_runs_that_ended_in_different_rounds_are_named(folders, tmp_path, caplog):
+    """Rows of a user's app have no number of rounds, so nothing else said that two rounds are compared with three."""
+    folders[1].append(make_record(3))
+    first, other = "mix=a1: 2-3", "mix=e1: 2"
+    compare.write_comparison(folders, tmp_path / "page.html", ())
+    line = f"runs ended in different rounds ({first}, {other}): their values are not of one round"
+    assert caplog.messages == [line]
+    assert line in (tmp_path / "page.html").read_text()
+    caplog.clear()
+    compare.write_comparison([folders[0], *folders[2:]], tmp_path / "page.html", ())
+    assert not caplog.messages
+    longer = run(tmp_path / "longer", "a1", 0, 0.5, **{"num-rounds": 3})
+    longer.append(make_record(3))
+    compare.write_comparison([folders[0], longer], tmp_path / "page.html", ())  # its row's name says so
+    assert not caplog.messages
 
 
 def test_runs_without_an_evaluation_have_no_curves(tmp_path):
@@ -237,6 +256,15 @@ def test_the_price_of_a_mix_is_of_all_seeds(tmp_path):
 def test_the_same_run_twice_is_refused(folders):
     with pytest.raises(ConfigError, match="equal settings and seed"):
         compare_runs([folders[0], RunFolder(folders[0].path)])
+
+
+def test_equal_runs_without_a_seed_need_one(tmp_path):
+    """Those of a user's app that names no seed; to leave one out was no help."""
+    folders = [RunFolder(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        folder.start({"lr": 0.1})
+    with pytest.raises(ConfigError, match=r"equal settings and seed: give RunFolder\.start a seed"):
+        compare_runs(folders)
 
 
 def test_a_folder_named_before_a_pattern_that_has_it_is_the_baseline(folders, tmp_path, capsys):

@@ -1,0 +1,38 @@
+"""Remarks on compared runs that are not finished, or that ended in different rounds."""
+
+from collections.abc import Mapping, Sequence
+
+from heterofl_flwr.common.errors import counted, listed
+from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.round_record import RoundRecord
+from heterofl_flwr.runs.folder import RunFolder
+
+NUMBER = "num-rounds="
+"""Part of a row's name that says how many rounds its runs have; folders of other apps need not have this setting."""
+
+
+def length_remarks(
+    histories: Mapping[RunFolder, Sequence[RoundRecord]], rows: Mapping[str, Mapping[object, RunFolder]]
+) -> list[str]:
+    """Return a line on each run that is not finished, and one if the other runs did not end in the same round.
+
+    If names of rows say how many rounds their runs have, only the runs of one row are expected to end in one round.
+    """
+    remarks = {folder: text for folder, records in histories.items() if (text := _unfinished(folder, len(records)))}
+    ends: dict[str, list[int]] = {}
+    for row, runs in rows.items():
+        finished = [histories[run] for run in runs.values() if run not in remarks and histories[run]]
+        ends[row] = sorted({records[-1].server_round for records in finished})
+    if any(NUMBER in row for row in rows) or len(set().union(*ends.values())) < 2:
+        ends = {row: numbers for row, numbers in ends.items() if len(numbers) > 1}
+    named = [f"{row}: {formatting.numbers(numbers)}" for row, numbers in ends.items() if numbers]
+    several = [f"runs ended in different rounds ({listed(named)}): their values are not of one round"] if named else []
+    return [*remarks.values(), *several]
+
+
+def _unfinished(folder: RunFolder, done: int) -> str:
+    """Return a line on a run that is not finished; '' if it is finished, or if nothing has recorded its end."""
+    about = folder.about()
+    if about.get("finished") or "num_rounds" not in about:
+        return ""
+    return f"{folder.path} is not finished: its values are of {done} of {counted(about['num_rounds'], 'round')}"
