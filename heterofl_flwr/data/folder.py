@@ -24,6 +24,9 @@ from heterofl_flwr.data.text import Texts, to_text
 PARTS = ("train", "test")
 COLUMNAR = (".csv", ".tsv", ".parquet", ".arrow")
 TABLES = (*COLUMNAR, ".txt", ".json", ".jsonl")
+SEPARATORS = ";\t|"
+"""Separators that some CSV files have in place of commas."""
+
 INDEXES = ("Unnamed: ", "__index_level_")
 """Name prefixes of the columns in which pandas stores row numbers."""
 
@@ -143,6 +146,11 @@ class _Table:
         self.table, self.place = split.with_format("arrow")[:], place
         if not self.table.num_rows:
             raise DataError(f"{place}: there are no examples")
+        names = self.table.column_names
+        if wrong := [sign for sign in SEPARATORS if len(names) == 1 and sign in names[0]]:
+            raise DataError(
+                f"{place}: found one column, {names[0]!r}; expected columns separated by commas, not by {wrong[0]!r}"
+            )
 
     def column(self, name: str) -> pa.ChunkedArray:
         if name not in self.table.column_names:
@@ -164,8 +172,9 @@ class _Table:
             )
         return values
 
-    def numbers(self, names: Sequence[str]) -> torch.Tensor:
-        expected, types = "an image column or columns of numbers", pa.types
+    def numbers(self, names: Sequence[str], label: str) -> torch.Tensor:
+        types, beside = pa.types, f"beside the label, {label} (data.label names another)"
+        expected = f"an image column, or columns of numbers {beside}"
         if not names:
             raise self.error("no column beside the label", expected)
         if _is_example(names) or _is_example(self.table.column_names):  # 1,2,0 may be an example with the label 0
@@ -227,7 +236,7 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
         table.column(images[0])
         return Raw(_read_images(split, images[0], f"{place}, column {images[0]}"), values, classes, place, (), owners)
     inputs = tuple(name for name in names if name != label)
-    return Raw(table.numbers(inputs), values, classes, place, inputs, owners)
+    return Raw(table.numbers(inputs, label), values, classes, place, inputs, owners)
 
 
 def _is_image(feature: object) -> bool:

@@ -103,6 +103,8 @@ def _load(name: str, root: str, columns: Columns) -> Dataset:
         return to_dataset(name, _digits(), None)
     if _is_function(name):
         return _from_function(name)
+    if short_name(name) not in SOURCES and (file := Path(name).expanduser()).is_file():
+        raise DataError(f"{name} is a file; expected the name of its folder, {file.absolute().parent}")
     source = SOURCES.get(short_name(name), Source(name))
     if "/" not in source.path and not (root and (Path(root) / source.path).is_dir()):
         near = get_close_matches(name, SOURCES, n=1)

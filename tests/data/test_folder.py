@@ -45,6 +45,8 @@ def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines):
         ("0,0,4,0\n0,1,4,1\n", None, "expected the names of the columns in the first line"),
         ("1,2,0\n3,5,1\n", None, "found an example in place of names among the columns 1, 2, 0"),
         ("a,label\n1,yes\n", "a,label\n1,0\n", "split test: found 0, which the train split lacks"),
+        ("a,kind,b\n1,no,2\n3,yes,4\n", None, r"columns of numbers beside the label, b \(data\.label names another\)"),
+        ("a;label\n1;0\n2;1\n", None, "found one column, 'a;label'; expected columns separated by commas, not by ';'"),
     ],
 )
 def test_csv_that_does_not_fit_raises_an_error(tmp_path, train, test, message):
@@ -116,6 +118,15 @@ def test_two_class_columns_without_label_raise_an_error(tmp_path):
         load_dataset(str(tmp_path))
     with pytest.raises(DataError, match=r"found no column finer among the columns image, fine, coarse; expected it"):
         load_dataset(str(tmp_path), label="finer")
+
+
+def test_a_file_in_place_of_its_folder_is_said_to_be_one(tmp_path, monkeypatch):
+    """A relative path such as table/train.csv was looked up on the hub."""
+    file = write(tmp_path / "table" / "train.csv", "a,label\n1,0\n")
+    monkeypatch.chdir(tmp_path)
+    for name in (str(file), "table/train.csv"):
+        with pytest.raises(DataError, match=rf"{name} is a file; expected the name of its folder, {file.parent}$"):
+            load_dataset(name)
 
 
 def test_a_missing_folder_is_named_without_asking_the_hub(tmp_path):
