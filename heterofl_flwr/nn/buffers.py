@@ -1,7 +1,9 @@
 """Functions on the buffers of models. Clients and server do not exchange buffers."""
 
+import random
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -10,7 +12,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from heterofl_flwr.core.exchanged import frozen_parameters, sample
+from heterofl_flwr.core.randomness import derive, kept_random_state
 from heterofl_flwr.nn.execution import evaluating
+from heterofl_flwr.nn.models import Build
 
 _STEPS = 15  # number of power iterations; torch's parametrization starts with 15 too
 
@@ -85,6 +89,30 @@ def _find_renewed(model: nn.Module) -> set[int]:
             renewed.update(map(id, layer.buffers()))
         renewed.update(id(getattr(layer, f"{hook.name}_{end}")) for hook in _older_norms(layer) for end in "uv")
     return renewed
+
+
+def find_random_buffers(model: nn.Module, build: Build, rate: float) -> list[str]:
+    """Return the names of buffers that have other values in another model of ``build``, such as random projections.
+
+    ``model`` is a result of ``build(rate)``. Statistics of norm layers and vectors of spectral norm are left out.
+    """
+    renewed = _find_renewed(model)
+    buffers = {
+        name: buffer for name, buffer in model.named_buffers() if id(buffer) not in renewed and not buffer.is_meta
+    }
+    if not buffers:
+        return []
+    with kept_random_state(derive(0, "buffers")):
+        random.random(), np.random.random()  # noqa: NPY002 - so that these generators give other numbers too
+        others = dict(build(rate).named_buffers())
+    return [name for name, buffer in buffers.items() if name in others and not _are_equal(buffer, others[name])]
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal; NaN equals NaN."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def copy_unsent(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,10 @@
 """Frozen parameters stay out of messages, and nodes that build others are refused."""
 
+import math
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -62,3 +65,25 @@ def test_initial_arrays_with_other_frozen_values_are_refused():
     assert set(federation.architecture.check_state(state)) == {"1.weight", "1.bias"}
     with pytest.raises(ConfigError, match=r"other values of 0.weight than build gives it"):
         federation.architecture.check_state({**state, "0.weight": 2 * state["0.weight"]})
+
+
+@pytest.mark.parametrize(
+    ("draw", "warns"),
+    [
+        (lambda: torch.randn(3, 3), True),
+        (lambda: torch.from_numpy(np.random.default_rng().normal(size=(3, 3))).float(), True),
+        (lambda: torch.tensor([random.random(), math.nan, 0.0]).diag(), True),
+        (lambda: torch.tensor([1.0, math.nan, -math.inf]).diag(), False),
+    ],
+)
+def test_random_buffers_are_warned_of(caplog, draw, warns):
+    """They are not sent: the mean was of models that computed with other projections, and nothing said so."""
+
+    def build(rate):
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4))
+        model.register_buffer("projection", draw())
+        return model
+
+    HeteroFL(build, "a1")
+    warnings = [line for line in caplog.messages if "build gives the buffers projection other values in each" in line]
+    assert len(warnings) == warns
