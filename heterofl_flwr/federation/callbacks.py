@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as shown
 
 import numpy as np
 import torch
@@ -138,6 +139,18 @@ class RoundCallback:
 
     def load(self, state: Mapping[str, object]) -> None:
         """Restore the state that ``state()`` returned; called before ``on_resume``."""
+
+
+def check_callbacks(callbacks: object) -> tuple[RoundCallback, ...]:
+    """Return a strategy's callbacks; raise ``ConfigError`` if they are no ``RoundCallback`` objects in a list."""
+    expected = "expected a list of objects of subclasses of RoundCallback, such as [KeepBest()]"
+    if not isinstance(callbacks, Iterable):
+        raise ConfigError(f"callbacks is {shown(callbacks)}; {expected}")
+    found = tuple(callbacks)
+    for callback in found:
+        if not isinstance(callback, RoundCallback):
+            raise ConfigError(f"callbacks has {shown(callback)}; {expected}")
+    return found
 
 
 def progress_text(what: str, done: int, total: int, failed: int) -> str:

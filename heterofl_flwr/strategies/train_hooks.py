@@ -14,7 +14,7 @@ from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
 from heterofl_flwr.common.errors import ConfigError, Fault, RoundError
-from heterofl_flwr.federation.callbacks import RoundCallback
+from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
@@ -81,7 +81,7 @@ class RoundHooks(Strategy):
     ) -> None:
         self.federation, self.options = federation, federation.options
         self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
-        self.callbacks, self._schedule = tuple(callbacks), self.options.training.schedule
+        self.callbacks, self._schedule = check_callbacks(callbacks), self.options.training.schedule
         self.spent = Spent(self.options.privacy)  # for all runs of this strategy: a release cannot be undone
         buffered = self.options.asynchronous
         self.asynchronous = Asynchronous(buffered) if buffered.size else None

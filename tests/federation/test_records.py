@@ -144,6 +144,15 @@ def test_should_stop_gets_the_round_and_the_result_and_ends_the_run(value, round
     assert equal(spy.last, result.arrays.to_torch_state_dict())
 
 
+@pytest.mark.parametrize(
+    ("callbacks", "found"), [([Spy], "has <class"), ([print], "has <built-in function print>"), (Spy(), "is <")]
+)
+def test_what_is_no_callback_is_named_before_the_run(callbacks, found):
+    """The first round ended with an AttributeError or a TypeError of this package's code."""
+    with pytest.raises(ConfigError, match=rf"callbacks {found}.*; expected a list of objects of subclasses of Round"):
+        HeteroFL(build, "a1", callbacks=callbacks)
+
+
 class Adds(HeteroFL):
     def aggregate_train(self, server_round, replies):
         arrays, metrics = super().aggregate_train(server_round, replies)
