@@ -35,4 +35,5 @@ def _unfinished(folder: RunFolder, done: int) -> str:
     about = folder.about()
     if about.get("finished") or "num_rounds" not in about:
         return ""
-    return f"{folder.path} is not finished: its values are of {done} of {counted(about['num_rounds'], 'round')}"
+    state = "diverged" if about.get("diverged") else "is not finished"  # noted by a sweep
+    return f"{folder.path} {state}: its values are of {done} of {counted(about['num_rounds'], 'round')}"

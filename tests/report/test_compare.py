@@ -194,6 +194,9 @@ def test_runs_that_ended_in_different_rounds_are_named(folders, tmp_path, caplog
     longer.append(make_record(3))
     compare.write_comparison([folders[0], longer], tmp_path / "page.html", ())  # its row's name says so
     assert not caplog.messages
+    longer.note(num_rounds=9, finished=None, diverged=True)  # as a sweep does
+    compare.write_comparison([folders[0], longer], tmp_path / "page.html", ())
+    assert caplog.messages == [f"{longer.path} diverged: its values are of 3 of 9 rounds"]
 
 
 def test_runs_without_an_evaluation_have_no_curves(tmp_path):
