@@ -8,8 +8,9 @@ from reprlib import repr as shown
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from heterofl_flwr.common.errors import ConfigError, check_count
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError, check_count, listed
 from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.core.slice_rules import prefix
@@ -178,6 +179,10 @@ def elastic(
     check_count("multiple_of", multiple_of, 1)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is {shown(model)}; expected a module, such as Net() of a class Net")
+    if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
+        raise UnsupportedLayerError(
+            f"parameters {listed(lazy)} have no shape yet: run one batch through the model first"
+        )
     if isinstance(example_inputs, Mapping):
         example_inputs = dict(example_inputs)  # the result of a tokenizer is a mapping and no dict
     traced = trace_model(model, example_inputs, fixed, outputs)

@@ -194,3 +194,9 @@ def test_models_that_cannot_be_copied_or_followed_are_refused(kind):
         model.numbers = iter(number for number in range(3))
     with pytest.raises(UnsupportedLayerError, match=r"cannot be copied|compiled by"):
         elastic(model, X)
+
+
+def test_layers_without_shapes_are_named():
+    """The error was torch's, of a method of a tensor."""
+    with pytest.raises(UnsupportedLayerError, match=r"parameters 0\.bias, 0\.weight have no shape yet: run one batch"):
+        elastic(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), torch.zeros(1, 3))
