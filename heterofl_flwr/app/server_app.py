@@ -250,9 +250,9 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     # ended a run before ``num_rounds``. If the newest checkpoint is damaged, ``recorded`` is above ``done``.
     recorded = max((record.server_round for record in folder.history()), default=done)
     if about.get("finished") and recorded == done and rounds in (done, about.get("num_rounds")):
-        asked = about.get("num_rounds", done)  # above ``done`` if a callback ended the run
-        text = f"the run in {folder.path} is finished: {counted(done, 'round')}; to go on, set num-rounds above {asked}"
-        return Start(finished=text)
+        planned = about.get("num_rounds", done)  # above ``done`` if a callback ended the run
+        rest = f"finished: {counted(done, 'round')}; to go on, set num-rounds above {planned}"
+        return Start(finished=f"the run in {folder.path} is {rest}")
     if done > rounds:
         raise ConfigError(
             f"the run in {folder.path} has done {counted(done, 'round')}, and num-rounds is {rounds}: ask for {done} "

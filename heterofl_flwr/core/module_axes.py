@@ -31,8 +31,8 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
     for name, layer in full_model.named_modules(remove_duplicate=False):
         # A container's rule takes precedence over the rules of its children. A layer without parameters of its own may
         # be parametrized: its tensors are then in its child ``parametrizations``.
-        held = dict(layer.named_parameters(recurse=False)) or dict(layer.named_parameters())
-        ruled = held and all(f"{name}.{parameter}" in axes for parameter in held)
+        parameters = dict(layer.named_parameters(recurse=False)) or dict(layer.named_parameters())
+        ruled = parameters and all(f"{name}.{parameter}" in axes for parameter in parameters)
         if name in layers and not ruled:
             axes = _find_layer_axes(name, layer, layers[name]) | axes
     for name, shape in shapes.items():
@@ -83,7 +83,7 @@ def _has_matrix(layer: nn.Module) -> bool:
     Tensors in ``layer.parametrizations`` count as parameters of the layer, not of the ``ParametrizationList``.
     """
     parts = [] if isinstance(layer, ParametrizationList) else [layer, *getattr(layer, "parametrizations", {}).values()]
-    return any(own.dim() > 1 for part in parts for own in part.parameters(recurse=False))
+    return any(parameter.dim() > 1 for part in parts for parameter in part.parameters(recurse=False))
 
 
 def _check_last_layer(full_model: nn.Module, local: nn.Module) -> None:

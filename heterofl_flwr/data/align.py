@@ -138,10 +138,10 @@ def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
     If neither the node nor the run has a vocabulary, tokens keep their numbers.
     """
     if bool(dataset.names) != bool(terms.names):
-        named, other = (dataset, terms) if dataset.names else (terms, dataset)
+        named, unnamed = (dataset, terms) if dataset.names else (terms, dataset)
         raise DataError(
-            f"{named.name} names the words of its tokens, and {other.name} does not; expected both or neither: set "
-            f"Dataset.names for {other.name}"
+            f"{named.name} names the words of its tokens, and {unnamed.name} does not; expected both or neither: set "
+            f"Dataset.names for {unnamed.name}"
         )
     numbers = {name: number for number, name in enumerate(terms.names)}
     lookup = torch.tensor([numbers.get(name, 0) for name in dataset.names] or list(range(dataset.classes)))

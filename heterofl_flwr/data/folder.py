@@ -135,7 +135,7 @@ def _is_example(names: Sequence[str]) -> bool:
     A name such as ``5.1.1`` is a number too: if the first line has ``5.1`` twice, pandas gives the second column this
     name.
     """
-    is_count = all(map(str.isdigit, names)) and all(int(left) < int(right) for left, right in pairwise(names))
+    is_count = all(map(str.isdigit, names)) and all(int(name) < int(next_name) for name, next_name in pairwise(names))
     return not is_count and all(fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?[\d.]*", name, IGNORECASE) for name in names)
 
 

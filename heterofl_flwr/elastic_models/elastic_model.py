@@ -94,8 +94,8 @@ class Elastic:
 
     def _check(self, model: nn.Module, part: Slice, rate: float, steps: Sequence[Step] | None) -> None:
         skeleton = Skeleton(model, self.traced.says_tracing)
-        found = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
-        for layers, text in zip(found, (_LITERAL, _FACTORS), strict=True):
+        suspects = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
+        for layers, text in zip(suspects, (_LITERAL, _FACTORS), strict=True):
             if layers:
                 warnings.warn(text.format(", ".join(sorted(layers))), stacklevel=4)
 

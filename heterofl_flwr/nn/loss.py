@@ -56,9 +56,9 @@ def flatten_positions(
     They are views if the classes of a position are adjacent in memory, as in a Transformer's logits. Their softmax is
     twice as fast. Otherwise, return all tensors unchanged: ``outputs`` with classes in dimension 1, and ``targets``.
     """
-    last = [logits.movedim(1, -1) for logits in outputs]
-    if targets.dim() > 1 and all(logits.is_contiguous() for logits in last):
-        return [logits.flatten(0, -2) for logits in last], targets.flatten()
+    by_position = [logits.movedim(1, -1) for logits in outputs]
+    if targets.dim() > 1 and all(logits.is_contiguous() for logits in by_position):
+        return [logits.flatten(0, -2) for logits in by_position], targets.flatten()
     return list(outputs), targets
 
 

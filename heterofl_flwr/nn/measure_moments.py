@@ -107,7 +107,7 @@ def _alike(inputs: Iterable[object], most: int) -> Iterator[list[Any]]:
     """Yield lists of up to ``most`` tensors of equal shape; a tuple or a mapping of arguments is alone in its list."""
     some: list[object] = []
     for each in inputs:
-        shapes = {getattr(one, "shape", None) for one in (each, *some[:1])}
+        shapes = {getattr(entry, "shape", None) for entry in (each, *some[:1])}
         if some and (len(some) == most or len(shapes) > 1 or None in shapes):
             yield some
             some = []

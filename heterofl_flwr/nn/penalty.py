@@ -126,7 +126,7 @@ class Penalty:
         The first quadratic with a strength other than 0 is merged with all quadratics that have centers for the same
         parameters, and with all quadratics of strength 0. The remaining quadratics become terms.
         """
-        quadratics = [own for own in quadratics if (own.strength and own.center) or own.direction]
+        quadratics = [term for term in quadratics if (term.strength and term.center) or term.direction]
         names = next((quadratic.center.keys() for quadratic in quadratics if quadratic.strength), None)
         alike = [quadratic for quadratic in quadratics if not quadratic.strength or quadratic.center.keys() == names]
         separate = [quadratic for quadratic in quadratics if quadratic not in alike]

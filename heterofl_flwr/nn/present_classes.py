@@ -33,8 +33,8 @@ class PresentClasses:
         self._columns[self.classes] = torch.arange(len(self.classes), device=present.device)
         # Absent classes have the logit 0 or -inf. The first column stands for one of them, which can be a target. The
         # second column stands for all others: log(n) has the weight of n zeros.
-        others = number - len(self.classes) - 1
-        absent = [0.0, math.log(others) if others else -math.inf] if fill == "zero" else [-math.inf] * 2
+        rest = number - len(self.classes) - 1
+        absent = [0.0, math.log(rest) if rest else -math.inf] if fill == "zero" else [-math.inf] * 2
         self._absent = torch.tensor([absent], device=present.device)
 
     def columns(self, classes: Tensor) -> Tensor:

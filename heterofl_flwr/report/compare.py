@@ -83,10 +83,10 @@ def compare_runs(histories: Histories, rows: Rows) -> Cells:
         metric = formatting.score_name(name, (value for score in every for value in (score.final, score.best)))
         means = _means(metric, label, rows, finals)
         for row, runs in rows.items():
-            own = [scored[run][label] for run in runs.values() if label in scored[run]]
-            best = formatting.score(metric, mean([score.best for score in own if score.best is not None]))
+            of_row = [scored[run][label] for run in runs.values() if label in scored[run]]
+            best = formatting.score(metric, mean([score.best for score in of_row if score.best is not None]))
             final, difference = means[row]
-            final = marked(final, any(score.partial for score in own))
+            final = marked(final, any(score.partial for score in of_row))
             table.append((row, str(len(runs)), label, final, best, *costs[row], difference))
     return HEADS, table
 

@@ -31,8 +31,8 @@ INCIDENTAL = (
 
 def fields_of(group: Any) -> Mapping[str, FieldInfo]:
     """Return the fields of a group class by name; empty for any other value."""
-    found = getattr(group, "__pydantic_fields__", {}) if isinstance(group, type) else {}
-    return {name: field for name, field in found.items() if not field.exclude}
+    fields = getattr(group, "__pydantic_fields__", {}) if isinstance(group, type) else {}
+    return {name: field for name, field in fields.items() if not field.exclude}
 
 
 def read_specs(group: Any, prefix: str = "") -> dict[str, Setting]:

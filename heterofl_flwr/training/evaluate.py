@@ -129,8 +129,8 @@ class _Scores:
         if not self.correct:
             self._few = self._find_few(logits)
         if self._few is not None:
-            own = logits.index_select(1, self._few.classes)
-            loss, predicted = self._few.loss(own, self._few.columns(targets)), self._few.predict(own)
+            logits = logits.index_select(1, self._few.classes)
+            loss, predicted = self._few.loss(logits, self._few.columns(targets)), self._few.predict(logits)
         else:
             masked = self._masking(logits)
             loss, (_, predicted) = masked_cross_entropy(masked, targets), predict(masked)

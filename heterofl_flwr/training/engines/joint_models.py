@@ -43,8 +43,8 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
 
     Raise ``IncompatibleError`` if the results of ``_forms`` or the values of buffers differ between models.
     """
-    model, *others = models
-    for local in others:
+    model, *rest = models
+    for local in rest:
         if _forms(local) != _forms(model) or not all(map(torch.equal, model.buffers(), local.buffers())):
             raise IncompatibleError("the clients' models differ in their parameters or buffers")
     fit = bears_channels_last(model)  # on a CPU, wide convolutions are faster channels last

@@ -41,9 +41,9 @@ def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 
 
 def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
-    if own := OwnWords.find(job, options):
-        with own.narrowed():
-            return _run_steps(own.job, options, own.compute)
+    if words := OwnWords.find(job, options):
+        with words.narrowed():
+            return _run_steps(words.job, options, words.compute)
     masking = Masking(job.classes, options.mask_fill)
     return _run_steps(job, options, partial(compute_loss, job.model, masking=masking, joint_loss=job.joint_loss))
 
