@@ -1,6 +1,7 @@
 """``IssuedModels``: the models that a task has returned, to check the trained model that a user passes back."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -15,24 +16,29 @@ from heterofl_flwr.nn.inner_widths import InnerWidth
 from heterofl_flwr.nn.models import Build
 
 
+class _Issued(NamedTuple):
+    """State of a model when the task returned it, and the smaller models inside it, which are built on first use."""
+
+    unsent: Mapping[str, Tensor]  # tensors that clients do not send
+    batches: Mapping[str, int]  # numbers of batches that batch norms have seen
+    inner: list[InnerWidth]
+
+
 class IssuedModels:
     """Registry of the models that a task has returned."""
 
     def __init__(self) -> None:
-        self._inner = WeakKeyDictionary[nn.Module, list[InnerWidth] | None]()
+        self._issued = WeakKeyDictionary[nn.Module, _Issued]()
         self._names: tuple[str, ...] = ()
-        self._unsent = WeakKeyDictionary[nn.Module, Mapping[str, Tensor]]()
-        self._batches = WeakKeyDictionary[nn.Module, Mapping[str, int]]()
 
     def add(self, model: nn.Module) -> None:
         """Register a new model and the names of its exchanged parameters. Call this before a user can freeze them."""
         self._names = tuple(exchanged_parameters(model))
-        self._unsent[model], self._batches[model] = copy_unsent(model), count_batches(model)
-        self._inner[model] = None
+        self._issued[model] = _Issued(copy_unsent(model), count_batches(model), [])
 
     def check(self, model: object, call: str) -> nn.Module:
         """Return a model that the task has returned; raise ``ConfigError`` for any other object."""
-        if not isinstance(model, nn.Module) or model not in self._inner:
+        if not isinstance(model, nn.Module) or model not in self._issued:
             raise ConfigError(
                 f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned, "
                 f"not a copy, a new model, another task's model, or a model wrapped by DataParallel, torch.compile or "
@@ -58,13 +64,13 @@ class IssuedModels:
                 f"parameters are trained here and not sent, because build returns no such parameters, or returns them "
                 f"with requires_grad=False: {', '.join(unsent[:3])}"
             )
-        if changed := find_changed(model, self._unsent[model]):
+        if changed := find_changed(model, self._issued[model].unsent):
             warn_once(
                 f"training changes {listed(changed)}, which clients do not send, so each task begins with the values "
                 f"that build gives them: make a buffer a torch.nn.Parameter; if it is a frozen parameter "
                 f"(requires_grad=False), let build return heterofl_flwr.core.exchange_frozen(model)"
             )
-        if frozen := find_frozen_norms(model, self._batches[model]):
+        if frozen := find_frozen_norms(model, self._issued[model].batches):
             warn_once(
                 f"training runs batch norm ({listed(frozen)}) in evaluation mode, by the statistics that build gives "
                 f"it, but evaluations use the statistics of the clients' data: call model.train() before training, or "
@@ -74,9 +80,8 @@ class IssuedModels:
 
     def inner_widths(self, model: nn.Module, build: Build, rates: Iterable[float]) -> Sequence[InnerWidth]:
         """Return the smaller models inside ``model``, one for each of ``rates``, the smallest first."""
-        widths = self._inner[model]
-        if widths is None:
+        inner = self._issued[model].inner
+        if not inner:
             device = device_of(model)
-            widths = [InnerWidth(model, new_model(build, rate).to(device)) for rate in sorted(rates)]
-            self._inner[model] = widths
-        return widths
+            inner += [InnerWidth(model, new_model(build, rate).to(device)) for rate in sorted(rates)]
+        return inner
