@@ -3,9 +3,10 @@
 import json
 import logging
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 from safetensors.torch import load
@@ -24,6 +25,7 @@ FORMAT = 2
 PATTERN = "round-*.json"
 RELEASES = TypeAdapter(list[Releases])
 _PARTS = ("state", "moments", "stages")
+_FACTS = [field.name for field in fields(RunState) if field.name not in _PARTS]
 
 
 def save_checkpoint(folder: Path, state: RunState) -> None:
@@ -32,23 +34,15 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
     tensors = pack({f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()})
     content = {
         "format": FORMAT,
-        "server_round": state.server_round,
         "tensors": sha256(tensors).hexdigest(),
-        "run_key": state.run_key,
-        "trained": list(state.trained),
-        "counted": list(state.counted.items()),
-        "dealt": state.dealt,
-        "nodes": dict(state.nodes),
-        "seats": dict(state.seats),
+        **{name: getattr(state, name) for name in _FACTS},
+        "counted": list(state.counted.items()),  # in JSON, the partitions would become text
         "releases": [asdict(entry) for entry in state.releases],
-        "setup": dict(state.setup),
-        "callbacks": {name: dict(values) for name, values in state.callbacks.items()},
-        "evaluated_rule": state.evaluated_rule,
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
     path = folder / f"round-{state.server_round:06d}.json"
     write_atomic(path.with_suffix(".safetensors"), tensors)
-    write_atomic(path, json.dumps(signed, indent=1).encode())  # to_json would turn infinities into text
+    write_atomic(path, json.dumps(signed, indent=1, default=dict).encode())  # to_json would turn infinities into text
     with suppress(OSError):  # files that cannot be removed now are tried again after the next checkpoint
         for old in list(files_by_round(folder, PATTERN).values())[:-KEPT]:
             old.unlink()
@@ -96,20 +90,13 @@ def _read(path: Path) -> RunState:
     for key, value in load(data).items():
         part, _, name = key.partition("/")
         parts[part][name] = value
-    return RunState(
-        **parts,
-        server_round=content["server_round"],
-        run_key=content["run_key"],
-        trained=content["trained"],
-        counted=dict(content.get("counted", ())),
-        dealt=content["dealt"],
-        nodes=content["nodes"],
-        seats={name: tuple(seat) for name, seat in content.get("seats", {}).items()},  # older checkpoints have none
-        releases=tuple(RELEASES.validate_python(content["releases"])),
-        setup=content["setup"],
-        callbacks={
-            name: json.loads(values) if isinstance(values, str) else values  # some older checkpoints have text
-            for name, values in content["callbacks"].items()
-        },
-        evaluated_rule=content.get("evaluated_rule"),
-    )
+    # Older checkpoints lack some facts.
+    facts: dict[str, Any] = {**parts, **{name: content[name] for name in _FACTS if name in content}}
+    facts["counted"] = dict(content.get("counted", ()))
+    facts["seats"] = {name: tuple(seat) for name, seat in content.get("seats", {}).items()}
+    facts["releases"] = tuple(RELEASES.validate_python(content["releases"]))
+    facts["callbacks"] = {
+        name: json.loads(values) if isinstance(values, str) else values  # some older checkpoints have text
+        for name, values in content["callbacks"].items()
+    }
+    return RunState(**facts)
