@@ -5,7 +5,6 @@ An adapter adds ``scaling * B @ A`` to a layer's weight. The mean of the product
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,18 +18,10 @@ FACTOR_A = re.compile(r"(^|\.)lora_(embedding_)?A\.")
 """Pattern that finds the factor A of an adapter in a parameter name of peft."""
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """Parameter names of an adapter's factors A and B."""
-
-    a: str
-    b: str
-
-
-def find_adapters(names: Iterable[str]) -> list[Adapter]:
-    """Return the adapters whose factors A and B are both in ``names``."""
+def find_adapters(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the names of the factors A and B of each adapter that has both in ``names``."""
     factors_b = {name: FACTOR_A.sub(r"\1lora_\2B.", name) for name in names}
-    return [Adapter(name, b) for name, b in factors_b.items() if b != name and b in factors_b]
+    return [(name, b) for name, b in factors_b.items() if b != name and b in factors_b]
 
 
 class ProductMean(CountingMean):
@@ -52,8 +43,8 @@ class ProductMean(CountingMean):
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__(state)
         # For each adapter and client: B times the weight of each row, A, and the weights.
-        self._factors: dict[Adapter, list[tuple[Tensor, Tensor, Tensor]]]
-        self._factors = {adapter: [] for adapter in find_adapters(state)}
+        self._factors: dict[tuple[str, str], list[tuple[Tensor, Tensor, Tensor]]]
+        self._factors = {names: [] for names in find_adapters(state)}
         if not self._factors:
             raise ConfigError(
                 f"{type(self).__name__} averages LoRA adapters, and none is shared: found {len(state)} "
@@ -66,16 +57,16 @@ class ProductMean(CountingMean):
         """Add a client's reply."""
         plan, weight = reply.plan, reply.weight
         if plan not in self._other_plans:
-            adapted = {name for adapter in self._factors for name in (adapter.a, adapter.b)}
+            adapted = {name for names in self._factors for name in names}
             self._other_plans[plan] = Plan({name: axes for name, axes in plan.axes.items() if name not in adapted})
         self._add_to_sums(reply, {name: reply.tensors[name] for name in self._other_plans[plan].axes})
         self._holders.add(plan, reply.rows, weight)
-        for adapter, factors in self._factors.items():
-            if adapter.a in plan.axes:
-                b, a = (_matrix(reply.tensors[name].to(self._state[name].device)) for name in (adapter.b, adapter.a))
+        for (name_a, name_b), factors in self._factors.items():
+            if name_a in plan.axes:
+                a, b = (_matrix(reply.tensors[name].to(self._state[name].device)) for name in (name_a, name_b))
                 weights = b.new_full((len(b),), weight)  # (outputs,)
-                if adapter.b in reply.rows:
-                    rows = reply.rows[adapter.b].to(weights.device)
+                if name_b in reply.rows:
+                    rows = reply.rows[name_b].to(weights.device)
                     weights = torch.zeros_like(weights).index_fill_(0, rows, weight)
                 factors.append((b * weights.unsqueeze(1), a, weights))
 
@@ -83,7 +74,7 @@ class ProductMean(CountingMean):
     def result(self) -> dict[str, Tensor]:
         """Return the new global state; call this once."""
         new = super().result()
-        for adapter, factors in self._factors.items():
+        for (name_a, name_b), factors in self._factors.items():
             if not any(weights.any() for *_, weights in factors):
                 continue
             total = torch.stack([weights for *_, weights in factors]).sum(0)  # (outputs,)
@@ -91,9 +82,9 @@ class ProductMean(CountingMean):
             a_all = torch.cat([a for _, a, _ in factors])
             # Outputs that no client holds keep the old product. If the clients' products have fewer directions than the
             # rank, directions of the old A fill the rest, with zeros in B.
-            a, b = (_matrix(self._state[name]) for name in (adapter.a, adapter.b))
+            a, b = (_matrix(self._state[name]) for name in (name_a, name_b))
             b_all, a_all = torch.cat([b_all, b * (total == 0).unsqueeze(1)], 1), torch.cat([a_all, a])
-            for name, tensor in zip((adapter.b, adapter.a), truncated(b_all, a_all, len(a)), strict=True):
+            for name, tensor in zip((name_b, name_a), truncated(b_all, a_all, len(a)), strict=True):
                 new[name] = tensor.to(self._state[name].dtype).reshape(self._state[name].shape)
         self._factors.clear()
         return new

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
-from typing import cast
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -14,7 +13,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from heterofl_flwr.app.node import AppTask, release_models
-from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.client.node_config import partition_of
 from heterofl_flwr.client.queries import answer_capability, answer_moments, answer_stages
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.core.levels import level_name
@@ -127,7 +126,7 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
     model = task.with_own_moments(task.load_model())
     metrics = _evaluate(task, model, task.data.classes)
     if workload.settings.evaluate.central and not task.has_own_data:
-        clients = cast("int", read_capability(task.context)[messages.NUM_PARTITIONS])
+        _, clients = partition_of(task.context)
         test, kind = workload.whole_test(clients), workload.settings.fidelity
         metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
     by_level = {f"{name}/{task.rate}": value for name, value in metrics.items()}
@@ -143,8 +142,8 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
     For the metrics ``local-*``, the logits of classes outside ``classes`` are masked (``train.mask-fill``).
     """
     workload, split = task.workload, task.data.test
-    kind, own = workload.settings.fidelity, torch.tensor(classes)
-    maskings: list[tuple[Tensor | None, Fill]] = [(None, "none"), (own, workload.settings.train.mask_fill)]
+    kind, present = workload.settings.fidelity, torch.tensor(classes)
+    maskings: list[tuple[Tensor | None, Fill]] = [(None, "none"), (present, workload.settings.train.mask_fill)]
     plain, masked = evaluate_each(model, split, maskings, seed=task.seed, perplexity_kind=kind)
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
     if math.isinf(masked.loss):  # train.mask-fill=-inf, and a target outside the client's classes

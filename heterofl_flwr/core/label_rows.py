@@ -122,36 +122,29 @@ class LabelRows:
 
         Parameters that are missing in the result are averaged in full.
         """
-        rows: dict[str, Tensor] = {}
-        if labels is not None and not self.sizes:
+        if labels is None:
+            return {}
+        if not self.sizes:
             raise ReplyError(
                 "the reply names labels, and it is not certain which layers of this model have a row for each class: "
                 "name their parameters on the server (averaging=Averaging(label_rows=[...])), or send no labels"
             )
+        rows: dict[str, Tensor] = {}
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
             sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
             if head and not sizes:
                 expected = ", ".join(self.sizes)
                 raise ReplyError(f"labels names {head!r}; expected layers or parameters of label_rows: {expected}")
-            index = self.indices(plan, classes, sizes)
-            if index is not None:
-                rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
+            index = self._indices(plan, classes, sizes)
+            rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
         return rows
 
-    def indices(
-        self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
-    ) -> Tensor | None:
-        """Return the indices of the rows to average.
+    def _indices(self, plan: Plan, labels: Sequence[int], sizes: Mapping[str, int]) -> Tensor:
+        """Return the indices of the rows to average. ``sizes`` has the number of rows of each parameter of a head.
 
         These are the rows of the classes in ``labels``. With ``extra_rows``, they also include the rows that belong to
         no class: all rows after the last row of the shortest parameter.
-
-        If ``labels`` is None, return None, which stands for all rows. ``sizes`` maps each parameter to its number of
-        rows; by default, it has all parameters of ``label_rows``.
         """
-        sizes = self.sizes if sizes is None else sizes
-        if labels is None:
-            return None
         if cut := [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
         number = min(sizes.values())

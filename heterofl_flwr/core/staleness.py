@@ -72,11 +72,6 @@ def largest_first(plans: Collection[Plan]) -> list[Plan]:
     return ordered
 
 
-@lru_cache(maxsize=4096)
-def _contains(outer: Plan, inner: Plan) -> bool:
-    return outer.contains(inner)
-
-
 class StaleMean(CountingMean):
     """Weighted mean change of each entry over the clients that hold it; stale changes have smaller weights.
 
@@ -136,4 +131,5 @@ class StaleMean(CountingMean):
         return new
 
 
+_contains = lru_cache(maxsize=4096)(Plan.contains)
 _within = lru_cache(maxsize=4096)(within)

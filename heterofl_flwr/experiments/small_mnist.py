@@ -15,14 +15,15 @@ def load() -> Dataset:
     """Return 10,000 images for training and 5,000 for tests, all from MNIST's training set."""
     mnist = load_dataset("mnist").train
     drawn = _drawn(mnist)
-    return _dataset("small-mnist", _part(mnist, drawn[:TRAIN]), _part(mnist, drawn[TRAIN : TRAIN + HELD_OUT]))
+    train, test = (_part(mnist, rows) for rows in drawn[: TRAIN + HELD_OUT].split([TRAIN, HELD_OUT]))
+    return Dataset("small-mnist", train, test, classes=10)
 
 
 def with_test_images() -> Dataset:
     """Return the training images of ``load``, and MNIST's test set for tests."""
     mnist = load_dataset("mnist")
     train = _part(mnist.train, _drawn(mnist.train)[:TRAIN])
-    return _dataset("small-mnist-tested", train, _part(mnist.test, torch.arange(len(mnist.test))))
+    return Dataset("small-mnist-tested", train, _part(mnist.test, torch.arange(len(mnist.test))), classes=10)
 
 
 def _drawn(split: Split) -> torch.Tensor:
@@ -31,7 +32,3 @@ def _drawn(split: Split) -> torch.Tensor:
 
 def _part(split: Split, rows: torch.Tensor) -> Split:
     return Split(F.avg_pool2d(split.inputs[rows], 2), split.targets[rows])
-
-
-def _dataset(name: str, train: Split, test: Split) -> Dataset:
-    return Dataset(name, train, test, classes=10)

@@ -79,21 +79,17 @@ class MaskedRounds:
             rounds.append(int(record))
         return int(max(rounds))
 
-    def check(self, run: int, server_round: int) -> None:
-        """Raise ``ReplyError`` if this client masked a change in this round or a later round of the run."""
+    def note(self, run: int, server_round: int) -> None:
+        """Record that this client masks a change in this round; call this before the masked change is sent.
+
+        Raise ``ReplyError`` if this client masked a change in this round or a later round of the run.
+        """
         if server_round <= (masked_round := self.last(run)):
             raise ReplyError(
                 f"the server asks for a masked change in round {server_round}, but the last one was in round "
                 f"{masked_round} of this run; expected a later round: from two sums of the same round, the server "
                 f"could compute this client's change; nodes that share a states-path need a partition-id each"
             )
-
-    def note(self, run: int, server_round: int) -> None:
-        """Call ``check``, then record that this client masks a change in this round.
-
-        Call ``note`` before the masked change is sent.
-        """
-        self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
         self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()
         if self._records is not None:

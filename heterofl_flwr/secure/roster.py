@@ -82,10 +82,20 @@ class Roster:
         """Return the roster as JSON."""
         return json.dumps({attribute.name: getattr(self, attribute.name) for attribute in fields(self)}).encode()
 
-    @classmethod
-    def from_bytes(cls, text: object) -> "Roster":
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def from_bytes(text: object) -> "Roster":
         """Parse a roster; raise ``ReplyError`` if it is invalid. The last result is cached."""
-        return _parse(text)
+        try:
+            roster = Roster(**json.loads(text))  # type: ignore[arg-type]  # the server may have sent no text
+            keys = [bytes.fromhex(key) for _, *pair in roster.clients for key in pair]
+            fits = {len(key) for key in keys} == {KEY_BYTES} and len(set(keys)) == len(keys) and roster.least > 1
+            fits &= {number for number, *_ in roster.clients} <= set(range(len(roster.slices)))
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ReplyError(f"the server sent a roster that cannot be read: {error}") from error
+        if not fits:
+            raise ReplyError("the server sent a roster with equal keys, sums of a single client, or unknown slices")
+        return roster
 
     @cached_property
     def digest(self) -> bytes:
@@ -181,20 +191,6 @@ class Roster:
     def view(self, members: Collection[int]) -> bytes:
         """Return a hash of the roster and of ``members``. Mask keys are derived from this hash."""
         return digest(self.digest, repr(sorted(members)).encode())
-
-
-@lru_cache(maxsize=1)
-def _parse(text: object) -> Roster:
-    try:
-        roster = Roster(**json.loads(text))  # type: ignore[arg-type]  # the server may have sent no text
-        keys = [bytes.fromhex(key) for _, *pair in roster.clients for key in pair]
-        fits = {len(key) for key in keys} == {KEY_BYTES} and len(set(keys)) == len(keys) and roster.least > 1
-        fits &= {number for number, *_ in roster.clients} <= set(range(len(roster.slices)))
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise ReplyError(f"the server sent a roster that cannot be read: {error}") from error
-    if not fits:
-        raise ReplyError("the server sent a roster with equal keys, sums of a single client, or unknown slices")
-    return roster
 
 
 def _write(axis: Axis) -> tuple[int, int | list[int]]:
