@@ -11,19 +11,7 @@ from simulations.bench import aggregate, gpu, pfl, round, scale, step
 from simulations.bench.measure import describe_machine, print_verdict
 from simulations.program import formatter, parser_of, start
 
-MODULES = (aggregate, step, gpu, round, pfl, scale)
-BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all benchmarks."""
-    top = parser_of("simulations.bench", __doc__)
-    commands = top.add_subparsers(title="benchmarks", dest="benchmark", metavar="NAME", required=True)
-    for name, module in BENCHMARKS.items():
-        text = module.__doc__ or ""
-        own = commands.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=formatter)
-        module.add_arguments(own)
-    return top
+BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in (aggregate, step, gpu, round, pfl, scale)}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,7 +20,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return start(parser(), run, arguments)
+    parser = parser_of("simulations.bench", __doc__)
+    commands = parser.add_subparsers(title="benchmarks", dest="benchmark", metavar="NAME", required=True)
+    for name, module in BENCHMARKS.items():
+        text = module.__doc__ or ""
+        own = commands.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=formatter)
+        module.add_arguments(own)
+    return start(parser, run, arguments)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heterofl_flwr.core import LEVELS, Aggregation, Axis, Plan
 from heterofl_flwr.nn import PAPER
-from simulations.bench.measure import Goal, in_turns, peak_of
+from simulations.bench.measure import Goal, in_turns, peak_of, print_row
 
 State = Mapping[str, Tensor]
 
@@ -32,13 +32,13 @@ class Case:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measurements, after one that is thrown away")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch, for both sides")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
-    torch.set_num_threads(options.threads)
-    print(f"ten replies, two of each level; {options.threads} threads; median of {options.rounds} alternating runs\n")
-    print(f"{'model':<12}{'rows':<10}{'ours ms':>9}{'reference ms':>14}{'ratio':>8}{'memory (10 / 1000 replies)':>29}")
+    torch.set_num_threads(1)
+    print(f"ten replies, two of each level; one thread; median of {options.rounds} alternating runs")
+    print("models: memory of 10 and of 1000 replies, in sizes of the model\n")
+    print_row("model, rows", ("ours, ms", "reference, ms", "ratio", "models, 10", "models, 1000"))
     ratios, memories = [], []
     for name in PAPER:
         for labelled in (False, True):
@@ -50,9 +50,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
             ratio = statistics.median(b / a for a, b in zip(*seconds.values(), strict=True))
             size = sum(tensor.numel() * tensor.element_size() for tensor in case.state.values())
             memory = [peak_of(partial(average, case, times)) / size for times in (1, 100)]
-            shown = " / ".join(f"{value:.2f}" for value in memory) + " models"
-            rows = "of labels" if labelled else "all"
-            print(f"{name:<12}{rows:<10}{ours:>9.1f}{reference:>14.1f}{ratio:>8.1f}{shown:>29}")
+            print_row(f"{name}, {'of labels' if labelled else 'all'}", (ours, reference, ratio, *memory))
             memories += memory
             ratios += [] if labelled else [ratio]
     return [

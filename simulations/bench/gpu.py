@@ -30,7 +30,7 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, resolve_device, train_together
 from heterofl_flwr.training.device import Precision, arithmetic
 from heterofl_flwr.training.engines import structure
-from simulations.bench.measure import Goal, in_turns
+from simulations.bench.measure import Goal, in_turns, print_row
 
 TOGETHER = 10
 """Number of clients that train together."""
@@ -85,32 +85,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements, after one that is thrown away")
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement")
     parser.add_argument("--width", type=float, default=1.0, help="factor of the models' widths, for a try on a CPU")
-    parser.add_argument("--tuned", action="store_true", help="let cuDNN try its algorithms (cudnn.benchmark)")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
     device = resolve_device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    cudnn = torch.backends.cudnn
     with arithmetic(options.precision, device), ExitStack() as stack:
-        stack.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
-        cudnn.benchmark = options.tuned
         log_reasons(stack)
         flops, copied = matrix_rate(device), copy_rate(device)
-        print(
-            f"{name}: matrix products {flops / 1e12:.3g} TFLOP/s, copies {copied / 1e9:.3g} GB/s; {options.precision}"
-        )
-        columns = [f"{side} {unit}" for side in ("limit", *options.engines) for unit in ("ms", "s")]
-        print(f"\nms of a step, s of the job\n{'job':<21}" + "".join(f"{column:>11}" for column in columns))
+        print(f"{device}, {options.precision}: products {flops / 1e12:.3g} TFLOP/s, copies {copied / 1e9:.3g} GB/s\n")
+        print("ms of a step, s of the job")
+        sides = ("limit", *options.engines)
+        print_row("job", (f"{side} {unit}" for side in sides for unit in ("ms", "s")), width=11)
         ratios = []
         for job in (job for job in JOBS if not options.jobs or any(word in job.name for word in options.jobs)):
             steps = [limit(job, options.width, flops, copied), *measure(job, device, options).values()]
             ratios.append(min(steps[1:]) / steps[0])
-            cells = [cell for step in steps for cell in (step * 1e3, step * job.steps)]
-            print(f"{job.name:<21}" + "".join(f"{cell:>11.4g}" for cell in cells), flush=True)
-    return [
-        Goal("the slowest job with its fastest engine, in times its limit", max(ratios, default=math.nan), most=2.5)
-    ]
+            print_row(job.name, (time for step in steps for time in (step * 1e3, step * job.steps)), width=11)
+    slowest = max(ratios, default=math.nan)
+    return [Goal("the slowest job with its fastest engine, in times its limit", slowest, most=2.5)]
 
 
 def log_reasons(stack: ExitStack) -> None:
@@ -152,8 +144,7 @@ def limit(job: Work, width: float, flops: float, copied: float) -> float:
         cost = profile(model, example[:1])
         operations += 2 * PASSES * cost.macs * job.batch
         moved += 4 * (TRAFFIC["parameter"] * cost.parameters + TRAFFIC["output"] * count_outputs(model, example))
-    share = TOGETHER // len(job.levels)
-    return share * max(operations / flops, moved / copied)
+    return TOGETHER // len(job.levels) * max(operations / flops, moved / copied)
 
 
 def count_outputs(model: nn.Module, example: Tensor) -> int:

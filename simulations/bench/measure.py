@@ -1,9 +1,10 @@
-"""Functions for all benchmarks: description of the machine, alternating measurements, memory of a call, and goals."""
+"""Functions for all benchmarks: alternating measurements, memory of a call, rows of a table, and goals."""
 
 import gc
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +51,17 @@ def in_turns(calls: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str
     """Run calls alternately, so that noise affects all of them; return the results without the first turn."""
     turns = [{name: call() for name, call in calls.items()} for _ in range(rounds + 1)]
     return {name: [turn[name] for turn in turns[1:]] for name in calls}
+
+
+def medians(rows: Iterable[Iterable[float]]) -> Iterator[float]:
+    """Return the median of each column."""
+    return map(statistics.median, zip(*rows, strict=True))
+
+
+def print_row(name: str | int, cells: Iterable[float | str], width: int = 16) -> None:
+    """Print a row of a table, with columns of this width; numbers have four significant digits."""
+    texts = (cell if isinstance(cell, str) else f"{cell:.4g}" for cell in cells)
+    print(f"{name:<22}" + "".join(f"{text:>{width}}" for text in texts), flush=True)
 
 
 def describe_machine() -> str:

@@ -15,14 +15,12 @@ import argparse
 import itertools
 import logging
 import os
-import statistics
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,7 +28,7 @@ from unittest import mock
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
-from heterofl_flwr import HeteroFLError, LocalGrid, Mix, Windowed
+from heterofl_flwr import HeteroFL, HeteroFLError, LocalGrid, Windowed
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.callbacks import evaluate_global
 from heterofl_flwr.app.client_resources import cohort_limit, open_grid
@@ -41,14 +39,11 @@ from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.federation.capability import Capability
-from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.global_model import GlobalModel
-from heterofl_flwr.federation.options import Options
-from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.training import TrainResult, train_together
-from simulations.bench.measure import Goal
+from simulations.bench.measure import Goal, medians, print_row
 from simulations.program import Records, cores
 from simulations.reference.authors import MIX, Authors, Experiment, Parts
 from simulations.results.paper import CLIENTS_A_ROUND
@@ -67,19 +62,18 @@ def read_data(message: Message, context: Context) -> Message:
     return Message(RecordDict({READY: ConfigRecord({"process": os.getpid(), **sizes})}), reply_to=message)
 
 
-def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> list[float]:
+def drawn_rates(experiment: Experiment, seed: int, server_round: int = 1) -> list[float]:
     """Return the rates of the clients that this package draws to train in a round under *Fix*."""
-    options = Options(sampling=Participation(fraction_train=CLIENTS_A_ROUND / clients))
-    federation = Federation(GlobalModel(PAPER["mnist"].build(), Mix.parse(mix), options, seed))
-    federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
-    drawn = federation.levels.sample(server_round, range(clients), "train")
-    return [federation.levels.rate(server_round, partition) for partition in drawn]
+    strategy = HeteroFL(PAPER["mnist"].build(), experiment.mix, seed=seed, fraction_train=experiment.fraction)
+    clients, levels = range(experiment.clients), strategy.federation.levels
+    strategy.federation.register({own: Capability(partition=own, num_partitions=len(clients)) for own in clients})
+    return [levels.rate(server_round, partition) for partition in levels.sample(server_round, clients, "train")]
 
 
 def is_balanced(rates: Iterable[float]) -> bool:
-    """Whether ``rates`` has equally many clients of each level in ``MIX``."""
+    """Whether ``rates`` has equally many clients of each level."""
     counts = Counter(rates)
-    return len(counts) == len(Mix.parse(MIX).rates) and len(set(counts.values())) == 1
+    return counts.keys() == {*LEVELS.values()} and len(set(counts.values())) == 1
 
 
 def build_our_request(experiment: Experiment, folder: Path, *words: str) -> Request:
@@ -145,7 +139,7 @@ class Ours:
 def open_ours(experiment: Experiment) -> Iterator[Ours]:
     """Start the actors, and let each of them read its data."""
     start = time.perf_counter()
-    seed = next(seed for seed in itertools.count() if is_balanced(members(experiment.clients, seed)))
+    seed = next(seed for seed in itertools.count() if is_balanced(drawn_rates(experiment, seed)))
     with tempfile.TemporaryDirectory() as folder:
         request = build_our_request(experiment, Path(folder), "--grid", "ray", "--seed", str(seed))
         with open_grid(replace(request, client=APP)) as grid:
@@ -180,41 +174,42 @@ def run(options: argparse.Namespace) -> list[Goal]:
 
 
 def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds: int) -> list[Goal]:
-    """Measure both sides alternately; print the times of a round's parts, and of whole runs computed from them."""
+    """Measure both sides alternately, and print the times of a round's parts."""
     about = f"MNIST, {experiment.clients} clients, {CLIENTS_A_ROUND} train: {MIX}, fix; {cores()} cores; in turns"
-    print(f"{about}; median of {rounds} rounds", flush=True)
+    print(f"{about}; median of {rounds} rounds\n", flush=True)
     sides: list[Ours | Authors] = [ours, *([authors] if authors else [])]
     found: dict[str, list[Parts]] = {side.name: [] for side in sides}
-    evaluations, last = [], []
+    evaluations = []
     for _ in range(rounds):
         for side in sides:
             found[side.name].append(side.play())
-        evaluations.append(ours.time_default_evaluation(levels=False))
-        last.append(ours.time_default_evaluation(levels=True))
-    columns = {name: zip(*map(astuple, parts), strict=True) for name, parts in found.items()}
-    medians = {name: Parts(*map(statistics.median, own)) for name, own in columns.items()}
-    print(f"\n{'seconds':<14}" + "".join(f"{name:>18}" for name in medians))
-    for part in ("train", "moments", "test", "whole", "accuracy", "local_accuracy"):
-        print(f"{part.replace('_', ' '):<14}" + "".join(f"{getattr(own, part):>18.4g}" for own in medians.values()))
-    number, every = ours.workload.settings.num_rounds, ours.workload.settings.evaluate.every
-    usual, final = statistics.median(evaluations), statistics.median(last)
-    mine, *others = medians.values()
-    whole = number * mine.train + (number // every - 1) * usual + final
-    print(
-        f"\n{number} rounds, computed from these parts and our default evaluation, which took {usual:.2f} s, and "
-        f"{final:.2f} s with each level's model, as after the last round:\n"
-        f"{f'ours, evaluating every {every} rounds':<45}{whole / 60:>7.1f} min"
-    )
-    if not others:
+        evaluations.append([ours.time_default_evaluation(levels=levels) for levels in (False, True)])
+    parts = {name: Parts(*medians(own)) for name, own in found.items()}
+    print_row("seconds", parts, width=20)
+    for name in ("train", "moments", "test", "whole", "accuracy", "local_accuracy"):
+        print_row(name.replace("_", " "), (getattr(own, name) for own in parts.values()), width=20)
+    usual, last = medians(evaluations)
+    return compare_runs(ours.workload.settings, usual, last, *parts.values())
+
+
+def compare_runs(settings: Settings, usual: float, last: float, ours: Parts, theirs: Parts | None = None) -> list[Goal]:
+    """Print the times of whole runs, computed from the parts of a round.
+
+    ``usual`` and ``last`` are the seconds of our default evaluation, without and with each level's model.
+    """
+    number, every = settings.num_rounds, settings.evaluate.every
+    whole = number * ours.train + (number // every - 1) * usual + last
+    print(f"\nminutes of {number} rounds, computed from these parts; ours have the default evaluation every {every}")
+    print(f"rounds, which took {usual:.2f} s, and after the last round, with each level's model, {last:.2f} s\n")
+    print_row("ours", [whole / 60])
+    if not theirs:
         return []
-    (theirs,) = others
     always, rarely = number * theirs.whole, number * theirs.train + number // every * theirs.evaluation
-    for when, seconds in (("round", always), (f"{every} rounds", rarely)):
-        what = f"the authors' code, evaluating every {when}"
-        print(f"{what:<45}{seconds / 60:>7.1f} min{seconds / whole:>7.2f} times as long")
+    print_row("theirs, every round", [always / 60])
+    print_row("theirs, as rarely", [rarely / 60])
     ratios = (
-        ("training", theirs.train / mine.train, 1.8),
-        ("a round", theirs.whole / mine.whole, 2.0),
+        ("training", theirs.train / ours.train, 1.8),
+        ("a round", theirs.whole / ours.whole, 2.0),
         (f"{number} rounds", always / whole, 4.8),
         ("with evaluations as rare", rarely / whole, 2.0),
     )
@@ -225,22 +220,18 @@ def measure_overhead(experiment: Experiment, rounds: int) -> list[Goal]:
     """Print the overhead of a round of ten clients of level e, 1 - (training / round).
 
     The time of a round is that from sampling clients to the new global model, on a ``LocalGrid``. The time of training
-    is that of ``train_together``. The mix has one client of level a, which never trains.
+    is that of ``train_together``. The mix has one client of level a, which never trains, because of the seed.
     """
-    mix = f"a1-e{experiment.clients - 1}"
-    drawn = partial(members, experiment.clients, mix=mix)
-    seed = next(  # the first seed with which only clients of level e train
-        seed
-        for seed in itertools.count()
-        if all(set(drawn(seed, server_round=number)) == {LEVELS["e"]} for number in range(1, rounds + 2))
-    )
+    experiment, seed = replace(experiment, mix=f"a1-e{experiment.clients - 1}"), 0
+    while any(LEVELS["a"] in drawn_rates(experiment, seed, number) for number in range(1, rounds + 2)):
+        seed += 1
     options = ("--grid", "local", "--seed", str(seed), "--rounds", str(rounds + 1), "evaluate.every=0")
     print(f"\na round of ten clients of level e, in one process; median of {rounds}:")
     with tempfile.TemporaryDirectory() as folder:
-        request = build_our_request(replace(experiment, mix=mix), Path(folder, "run"), *options)
+        request = build_our_request(experiment, Path(folder, "run"), *options)
         whole, training = time_rounds(request, rounds)
     share = 1 - training / whole
-    print(f"{'LocalGrid':<14}{whole:>7.2f} s\ntraining alone{training:>7.2f} s: overhead {share:.1%}")
+    print(f"LocalGrid {whole:.2f} s, training alone {training:.2f} s: overhead {share:.1%}")
     return [Goal("overhead as a share of a round", share, most=0.1)]
 
 
@@ -258,6 +249,5 @@ def time_rounds(request: Request, rounds: int) -> tuple[float, float]:
     grid = LocalGrid(CLIENT_APP, request.clients, cohort=cohort_limit(request), run_config=request.config)
     with grid, torch_threads(1), mock.patch.object(client_app, "train_together", timed):
         strategy.start(grid, num_rounds=rounds + 1)
-    pairs = [(record.seconds, training[number]) for number, record in enumerate(records)]
-    whole, alone = (statistics.median(own) for own in zip(*pairs[1:], strict=True))
+    whole, alone = medians((record.seconds, training[number]) for number, record in enumerate(records) if number)
     return whole, alone

@@ -28,7 +28,7 @@ from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
-from simulations.bench.measure import Goal, peak_of
+from simulations.bench.measure import Goal, medians, peak_of, print_row
 from simulations.program import Records
 
 APP = "simulations.bench.scale:app"
@@ -63,10 +63,8 @@ def run(options: argparse.Namespace) -> list[Goal]:
     options.sizes.sort()  # the goals compare the largest with the smallest
     strategies = {size: make_strategy(options, size) for size in options.sizes}
     model = sum(4 * value.numel() for value in strategies[options.sizes[0]].federation.architecture.model.parameters())
-    print(
-        f"{options.nodes} clients, {options.actors} actors; a window of {options.window} messages; mix {MIX}, dynamic; "
-        f"seed 0; median of {options.rounds} runs; a model is {model / 1e6:.1f} MB\n"
-    )
+    print(f"{options.nodes} clients, {options.actors} actors; mix {MIX}, dynamic; seed 0")
+    print(f"a window of {options.window} messages; median of {options.rounds} runs; a model is {model / 1e6:.1f} MB\n")
     found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
     many, nodes = options.actors, options.nodes
     with RayGrid(APP, nodes, at_once=many) if many else LocalGrid(APP, nodes) as grid:
@@ -113,19 +111,14 @@ def most_in_a_row(sizes: Sequence[int], number: int) -> int:
 
 
 def report(found: dict[int, list[Measured]], model: int) -> list[Goal]:
-    print(
-        f"{'clients':>7}{'first round':>14}{'later rounds':>14}{'ms each':>10}{'memory':>16}{'window':>16}"
-        f"{'memory less window':>20}"
-    )
+    """Print the table of measurements in medians, with memory in sizes of the model; return the goals."""
+    print_row("clients", ("first round, s", "later round, s", "ms a client", "memory", "window", "memory less it"))
     milliseconds, rests = [], []
     for size, runs in found.items():
-        own = Measured(*(statistics.median(values) for values in zip(*runs, strict=True)))
-        milliseconds.append(own.later * 1e3 / size)
+        first, later, peak, window = medians(runs)
+        milliseconds.append(later * 1e3 / size)
         rests.append(statistics.median(run.peak - run.window for run in runs) / model)
-        print(
-            f"{size:>7}{own.first:>12.2f} s{own.later:>12.2f} s{milliseconds[-1]:>10.2f}{own.peak / model:>9.2f} models"
-            f"{own.window / model:>9.2f} models{rests[-1]:>13.2f} models"
-        )
+        print_row(size, (first, later, milliseconds[-1], peak / model, window / model, rests[-1]))
     largest = "a client's time in the largest rounds, in times that in the smallest"
     return [
         Goal("memory beside the window in models, most", max(rests), most=3),
@@ -134,8 +127,6 @@ def report(found: dict[int, list[Measured]], model: int) -> list[Goal]:
 
 
 app = ClientApp()
-
-
 app.query("capability")(answer_capability)
 
 

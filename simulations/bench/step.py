@@ -1,8 +1,8 @@
 """Time of a client's training step at each level, with this package's engines and with a plain loop.
 
 The plain loop is ``train_plainly``: single pictures, a mask built in each step, ``torch.optim.SGD``, loss and
-accuracy read after each step. Each side has a separate process with the same number of threads; engines keep freed
-memory, as in a run. Before the measurements, all sides train from equal parameters on equal batches and must agree.
+accuracy read after each step. Each side has a process of its own with one thread; engines keep freed memory, as in a
+run. Before the measurements, all sides train from equal parameters on equal batches and must agree.
 """
 
 import argparse
@@ -14,6 +14,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
+from operator import truediv
 
 import torch
 from PIL import Image
@@ -28,7 +30,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, keep_freed_memory, train_together
-from simulations.bench.measure import Goal, in_turns
+from simulations.bench.measure import Goal, in_turns, print_row
 
 TOLERANCE = 1e-4
 CHECKED_STEPS = 5
@@ -133,7 +135,6 @@ class Case:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["plain", "cohort"], help="what to measure")
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS), help="of the models")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch, for both sides")
     parser.add_argument("--cohort", type=int, default=5, metavar="K", help="clients that engine cohort trains together")
     parser.add_argument("--rounds", type=int, default=5, help="measurements, after one that is thrown away")
     parser.add_argument("--steps", type=int, default=60, help="steps of each measurement")
@@ -141,25 +142,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> list[Goal]:
     sides = [PLAIN_LOOP, *options.engines]
-    print(
-        f"batches of ten MNIST images; cpu; {options.threads} threads; seed 0; median of {options.rounds} "
-        f"alternating measurements of {options.steps} steps; cohorts of {options.cohort}\n"
-    )
+    print(f"batches of ten MNIST images; cpu, one thread; seed 0; cohorts of {options.cohort}")
+    print(f"median of {options.rounds} alternating measurements of {options.steps} steps\n")
     cases = {level: Case(LEVELS[level], options.steps, options.cohort) for level in options.levels}
     for case in cases.values():
         check_equal(case, options.engines)
-    print(f"{'level':<5}" + "".join(f"{side + ' ms':>14}{'ratio':>7}" for side in sides))
+    print_row("level", chain.from_iterable((f"{side}, ms", "ratio") for side in sides))
     best = {}
     with ExitStack() as stack:
         # Spawned, because a fork of a process that has used torch may hang.
-        spawn, threads = multiprocessing.get_context("spawn"), (options.threads,)
+        spawn = multiprocessing.get_context("spawn")
         workers = {
-            side: stack.enter_context(ProcessPoolExecutor(1, spawn, torch.set_num_threads, threads)) for side in sides
+            side: stack.enter_context(ProcessPoolExecutor(1, spawn, torch.set_num_threads, (1,))) for side in sides
         }
         for level, case in cases.items():
             measured = measure(workers, case, options.rounds)
             best[level] = max(measured[engine][1] for engine in options.engines)
-            print(f"{level:<5}" + "".join(f"{step:>14.2f}{ratio:>7.2f}" for step, ratio in measured.values()))
+            print_row(level, chain.from_iterable(measured.values()))
     return [
         Goal(f"level {level} with the fastest engine, in times the plain loop's speed", best[level], least=least)
         for level, least in (("a", 1.3), ("e", 2.0))
@@ -170,11 +169,8 @@ def run(options: argparse.Namespace) -> list[Goal]:
 def measure(workers: Mapping[str, Executor], case: Case, rounds: int) -> dict[str, tuple[float, float]]:
     """Return the milliseconds of a step on each side, and its speed relative to the plain loop."""
     times = in_turns({side: partial(_wait, worker, side, case) for side, worker in workers.items()}, rounds)
-    ratios = {
-        side: [theirs / mine for theirs, mine in zip(times[PLAIN_LOOP], own, strict=True)]
-        for side, own in times.items()
-    }
-    return {side: (statistics.median(own), statistics.median(ratios[side])) for side, own in times.items()}
+    speeds = {side: map(truediv, times[PLAIN_LOOP], own) for side, own in times.items()}
+    return {side: (statistics.median(own), statistics.median(speeds[side])) for side, own in times.items()}
 
 
 def _wait(worker: Executor, side: str, case: Case) -> float:

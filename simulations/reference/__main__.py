@@ -47,9 +47,8 @@ def run_reference(options: argparse.Namespace) -> None:
         "machine": f"{machine()}, {cores()} used",
         "command": portable(command()),
     }
-    authors = authors_of(run, options)
     options.work.mkdir(parents=True, exist_ok=True)
-    with authors as side:
+    with authors_of(run, options) as side:
         for history in play(side, number, run.settings.evaluate.every):
             tested = list(rows(history))
             write_atomic(run.path / AUTHORS, to_csv(COLUMNS, [{**row, **origin} for row in tested]).encode())

@@ -11,12 +11,12 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
-from heterofl_flwr.data import Dataset, load_dataset
+from heterofl_flwr.data import load_dataset
 from simulations.bench.measure import pixels_of
 from simulations.program import cores
 from simulations.results.paper import CLIENTS_A_ROUND
@@ -26,8 +26,7 @@ PATIENCE = 10.0  # seconds to wait until their process ends by itself
 MIX = "a1-b1-c1-d1-e1"
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """Seconds of the parts of a round, and its accuracies; 0 for parts that were not run."""
 
     train: float
@@ -57,10 +56,6 @@ class Experiment:
     split: str = "iid"
     assignment: str = "fix"
     variant: str = "bn_1_1"  # norm, Scaler and mask in the authors' notation
-
-    def data(self) -> Dataset:
-        """Return the data set."""
-        return load_dataset("mnist", self.root or None)
 
     @property
     def fraction(self) -> float:
@@ -99,9 +94,8 @@ class Authors:
         if not (self._source / "train_classifier_fed.py").exists():
             lacks = f"{self._source} holds no train_classifier_fed.py"
             raise ConfigError(f"{lacks}; expected a checkout of the authors' repository")
-        resumed = str(state.resolve()) if state else None
-        self._order = {"control": experiment.control, "threads": cores(), "balanced": balanced}
-        self._order |= {"seed": seed, "state": resumed}
+        self._order = {"control": experiment.control, "threads": cores(), "balanced": balanced, "seed": seed}
+        self._order["state"] = str(state.resolve()) if state else None
 
     def __enter__(self) -> Self:
         """Start the process in a temporary folder."""
@@ -159,7 +153,7 @@ class Authors:
 
     def _write_data(self, path: Path) -> None:
         """Write the images as bytes, and the labels."""
-        data, arrays = self._experiment.data(), {}
+        data, arrays = load_dataset("mnist", self._experiment.root or None), {}
         for part, split in (("train", data.train), ("test", data.test)):
             arrays[f"{part}_images"] = pixels_of(data, split).squeeze(1).numpy()
             arrays[f"{part}_labels"] = split.targets.numpy()

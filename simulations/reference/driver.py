@@ -90,20 +90,18 @@ class Experiment:
         if self.seed is not None:
             torch.manual_seed(self.seed)
         data, labels = self.splits
-        number, train = len(self.history) + 1, self.dataset["train"]
+        theirs, number, train = self.theirs, len(self.history) + 1, self.dataset["train"]
         self.logger.safe(True)
         times = [perf_counter()]
-        self.theirs.train(
-            train, data["train"], labels, self.federation, self.model, self.optimizer, self.logger, number
-        )
+        theirs.train(train, data["train"], labels, self.federation, self.model, self.optimizer, self.logger, number)
         times.append(perf_counter())
         if self.seed is not None and not self.is_balanced(self.users):
             raise RuntimeError(f"clients {self.users} trained, which are not equally many of each level")
         done: dict[str, float] = {"train": times[1] - times[0]}
         if evaluate:
-            tested = self.theirs.stats(train, self.model)
+            tested = theirs.stats(train, self.model)
             times.append(perf_counter())
-            self.theirs.test(self.dataset["test"], data["test"], labels, tested, self.logger, number)
+            theirs.test(self.dataset["test"], data["test"], labels, tested, self.logger, number)
             times.append(perf_counter())
             done |= {"moments": times[2] - times[1], "test": times[3] - times[2]}
             done |= {"accuracy": self.logger.mean["test/Global-Accuracy"] / 100}
