@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from heterofl_flwr.core import LEVELS, Plan
 from heterofl_flwr.core.axes import positions
 from heterofl_flwr.core.slice_rules import SliceRule, make_slice_function
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.depth import Rates
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report.drawing import COLOURS, SMALL
@@ -37,14 +36,14 @@ ROUND = 6
 _PALE, _MIDDLE, _DEEP, _CLOSED = "#dfe6fb", "#7d92e6", "#2b43ab", "#d9822b"
 _SLICE = ListedColormap(["#7d92e600", _MIDDLE])
 Picture = NDArray[np.float64]
+Titled = tuple[Figure, str]
 
 
 def label(place: Place, title: str, below: str) -> None:
     """Write a title and a note below into axes, and remove their ticks."""
     place.set_title(title, fontsize=9.5, color=COLOURS["ink"])
     place.set_xlabel(below, fontsize=SMALL, color=COLOURS["muted"])
-    place.set_xticks([])
-    place.set_yticks([])
+    place.set(xticks=[], yticks=[])
     place.spines[:].set_color(COLOURS["grid"])
 
 
@@ -57,18 +56,16 @@ def add_bar(figure: Figure, image: AxesImage, **options: Any) -> None:
 
 def level_plans() -> dict[str, Plan]:
     """Return the plan of ``WEIGHT`` at each level."""
-    build = PAPER["mnist"].build()
-    full = new_model(build, 1.0)
-    whole = {level: Plan.of(full, new_model(build, rate)) for level, rate in LEVELS.items()}
-    return {level: Plan({WEIGHT: plan.axes[WEIGHT]}) for level, plan in whole.items()}
+    plans = zip(LEVELS, _plans(PAPER["mnist"].build(), LEVELS.values()), strict=True)
+    return {level: Plan({WEIGHT: plan.axes[WEIGHT]}) for level, plan in plans}
 
 
 def shades(number: int) -> ListedColormap:
-    """Return so many colours, from pale to dark."""
+    """Return a number of colours, from pale to dark."""
     return ListedColormap(LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, number)))
 
 
-def draw_plans() -> Figure:
+def draw_plans() -> Titled:
     """Draw a weight of the paper's MNIST model: the slice of each level, and the number of holders of each entry."""
     plans = level_plans()
     kept = {level: _kept(plan) for level, plan in plans.items()}
@@ -94,47 +91,34 @@ def draw_plans() -> Figure:
         place.text(*at, str(holders), ha="right", va="bottom", fontsize=8, color=colour)
     place.set_box_aspect(1)
     label(place, "the global model", "how many clients hold each entry")
-    title = f"{WEIGHT}: {rows} x {columns}, cut by the plans of {len(kept)} clients"
-    figure.suptitle(title, fontsize=11, color=COLOURS["ink"])
-    return figure
+    return figure, f"{WEIGHT}: {rows} x {columns}, cut by the plans of {len(kept)} clients"
 
 
-def draw_rings() -> Figure:
+def draw_rings() -> Titled:
     """Draw the rings of a weight for ten clients, and the number of peers in the masks of three of the clients."""
     plans = level_plans()
     colours = shades(EACH * len(plans))
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-    grid = figure.add_gridspec(1, 4, width_ratios=(1.5, 1, 1, 1))
+    place, *others = figure.subplots(1, 1 + len(SHOWN), width_ratios=(1.5, 1, 1, 1))
     rings = EACH * _count(list(plans.values()), WEIGHT)
     closed = np.ma.masked_where(rings >= LEAST, np.ones_like(rings))
-    place = figure.add_subplot(grid[0, 0])
     image = place.imshow(rings, colours, interpolation="nearest", aspect="auto", vmin=0.5, vmax=rings.max() + 0.5)
     place.imshow(closed, ListedColormap([_CLOSED]), interpolation="nearest", aspect="auto")
-    below = f"orange: under {LEAST}, so nobody unmasks it"
-    _label_whole(place, "rings: how many clients hold each entry", below, rings.shape)
-    for number, level in enumerate(SHOWN, 1):
+    label(place, "rings: how many clients hold each entry", f"orange: under {LEAST}, so nobody unmasks it")
+    for place, level in zip(others, SHOWN, strict=True):
         height, width = _kept(plans[level])
         masks = np.where(_count([plans[level]], WEIGHT) > 0, rings - 1, np.nan)
-        place = figure.add_subplot(grid[0, number])
         place.imshow(masks, colours, interpolation="nearest", aspect="auto", vmin=0.5, vmax=rings.max() + 0.5)
-        _label_whole(place, f"a client of level {level}", f"sends {height} x {width}", rings.shape)
+        label(place, f"a client of level {level}", f"sends {height} x {width}")
     add_bar(figure, image, ax=figure.axes, ticks=range(1, EACH * len(plans) + 1), fraction=0.03, pad=0.01)
-    title = f"{WEIGHT}, {EACH} clients of each level: the rings, and with how many others a client masks each entry"
-    figure.suptitle(title, fontsize=11, color=COLOURS["ink"])
-    return figure
+    what = "the rings, and with how many others a client masks each entry"
+    return figure, f"{WEIGHT}, {EACH} clients of each level: {what}"
 
 
 def _kept(plan: Plan) -> tuple[int, int]:
     """Return the number of rows and of columns of ``WEIGHT`` that a slice keeps."""
     rows, columns, *_ = plan.axes[WEIGHT]
     return rows.local_size, columns.local_size
-
-
-def _label_whole(place: Place, title: str, below: str, shape: tuple[int, ...]) -> None:
-    """Write a title and a note below, and scale the axes to the shape of the whole weight."""
-    place.set_xlim(-0.5, shape[1] - 0.5)
-    place.set_ylim(shape[0] - 0.5, -0.5)
-    label(place, title, below)
 
 
 class Stack(nn.Module):
@@ -151,11 +135,10 @@ class Stack(nn.Module):
         x = self.first(x)
         for block in self.blocks:
             x = x + torch.relu(block(x))
-        out: Tensor = self.last(x)
-        return out
+        return self.last(x)  # type: ignore[no-any-return]
 
 
-def draw_parts() -> Figure:
+def draw_parts() -> Titled:
     """Draw how many of three clients hold each entry, for each kind of slicing."""
     from peft import LoraConfig, get_peft_model  # here, because it takes seconds to load
 
@@ -183,15 +166,13 @@ def draw_parts() -> Figure:
             for number, (plan, rate) in enumerate(zip(_plans(elastic(Stack(), example)), RATES, strict=True))
         ]
         _draw(place, _count(plans, names[0]), rule, f"one block in round {ROUND}")
-    title = "Three clients of rates 1, 0.5 and 0.25: how many hold each entry (1, 2 or 3, from pale to dark)"
-    figure.suptitle(title, fontsize=11, color=COLOURS["ink"])
-    return figure
+    return figure, "Three clients of rates 1, 0.5 and 0.25: how many hold each entry (1, 2 or 3, from pale to dark)"
 
 
-def _plans(build: Build) -> list[Plan]:
+def _plans(build: Build, rates: Iterable[float] = RATES) -> list[Plan]:
     with torch.random.fork_rng(devices=[]):
         full = build(1.0)
-        return [Plan.of(full, build(rate)) for rate in RATES]
+        return [Plan.of(full, build(rate)) for rate in rates]
 
 
 def _find(plan: Plan, name: str) -> str:
@@ -234,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write(options: argparse.Namespace) -> None:
     """Write a picture."""
-    options.file.write_bytes(to_svg(PICTURES[options.picture](), "heterofl-flwr", modes=True))
+    figure, title = PICTURES[options.picture]()
+    figure.suptitle(title, fontsize=11, color=COLOURS["ink"])
+    options.file.write_bytes(to_svg(figure, "heterofl-flwr", modes=True))
 
 
 if __name__ == "__main__":

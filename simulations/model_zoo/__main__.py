@@ -9,6 +9,7 @@ not work.
 import argparse
 import json
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ def _failing(findings: Sequence[Finding]) -> str:
     for one in findings:
         why = one.large or one.unproven or one.reason
         if why and one.verdict != "not built":
-            rows.append([one.source, f"`{one.name}`", "large" if one.large else one.verdict, _cell(why)])
+            short = textwrap.shorten(why.replace("|", "/"), 204, placeholder=" ...")
+            rows.append([one.source, f"`{one.name}`", "large" if one.large else one.verdict, short])
     return markdown(["package", "model", "verdict", "layer and reason"], rows)
 
 
@@ -73,12 +75,6 @@ def listed(findings: Sequence[Finding]) -> str:
         percent = f"{100 * one.half:.0f}" if one.verdict in ("exact", "unproven") else ""
         rows.append([one.source, one.name, one.family, one.verdict, percent])
     return render(["package", "model", "family", "verdict", "percent at rate 0.5"], rows, "csv") + "\n"
-
-
-def _cell(text: str, most: int = 200) -> str:
-    """Return the beginning of a text, on one line, for a table cell."""
-    text = " ".join(text.replace("|", "/").split())
-    return text if len(text) <= most else f"{text[:most].rpartition(' ')[0]} ..."
 
 
 def _made(findings: Sequence[Finding]) -> str:
@@ -103,10 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     own = parser_of("simulations.model_zoo", __doc__)
     own.add_argument("names", nargs="*", help="models to check, as package:model; without any, all of them")
     own.add_argument("--source", action="append", choices=SOURCES, help="a package to take; without any, all of them")
-    out = "write the page and the list to this folder; give no names, for whole ones"
-    own.add_argument("--out", type=Path, help=out)
-    findings = "where to keep what was found, and to read what is there already (%(default)s)"
-    own.add_argument("--findings", type=Path, default=Path("runs/zoo/findings.jsonl"), help=findings)
+    own.add_argument("--out", type=Path, help="write the page and the list of all models there; give no names then")
+    kept = "file of findings; models with one are not checked again (%(default)s)"
+    own.add_argument("--findings", type=Path, default="runs/zoo/findings.jsonl", help=kept)
     own.add_argument("--seed", type=int, default=0, help="of the weights and the images (%(default)s)")
     return start(own, run, arguments)
 

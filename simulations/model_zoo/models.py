@@ -100,8 +100,7 @@ def find(key: str, made: str, seed: int) -> Finding:
         else:
             note = f"multiple_of={multiple_of}" if multiple_of > 1 else ""
             return Finding(**facts, verdict="unproven" if found.unproven else "exact", reason=note, **asdict(found))
-    number = num_parameters(model)
-    return Finding(**facts, verdict=verdict, reason=reason, parameters={1.0: number})
+    return Finding(**facts, verdict=verdict, reason=reason, parameters={1.0: num_parameters(model)})
 
 
 def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:

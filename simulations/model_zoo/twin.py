@@ -7,6 +7,7 @@ width from a shape or a layer gets the slice's width. Nothing comes from the tra
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from operator import is_
 from typing import Any
 from unittest import mock
@@ -170,7 +171,5 @@ class Counting(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _lengths(self, tensor: Tensor) -> torch.Size:
-        def one(axis: int, length: int) -> KeptLength:
-            return KeptLength.of(length, lambda: self._length(tensor, axis))
-
-        return torch.Size([one(axis, length) for axis, length in enumerate(tensor.shape)])
+        sizes = enumerate(tensor.shape)
+        return torch.Size([KeptLength.of(size, partial(self._length, tensor, axis)) for axis, size in sizes])
