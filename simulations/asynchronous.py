@@ -56,17 +56,15 @@ SETTINGS: Mapping[str, float | str] = {
 """Settings of all runs."""
 
 
-def _reliable(profile: DeviceProfile) -> DeviceProfile:
-    """Return a profile whose device is always available, so that devices differ only in speed."""
-    return replace(profile, available=1.0, drop_out=0.0, least_work=1.0)
-
+RELIABLE = {level: replace(own, available=1.0, drop_out=0.0, least_work=1.0) for level, own in EDGE.items()}
+"""Profiles of devices that are always available, so that they differ only in speed."""
 
 PACES: Mapping[str, Mapping[str, DeviceProfile]] = {
     # Devices of large models are faster: training at level a takes about 3.5 times as long as at level d.
-    "by level": {level: _reliable(profile) for level, profile in EDGE.items()},
+    "by level": RELIABLE,
     # All devices are telephones, whose speed varies by a factor of about e in each training: level a takes 90 times as
     # long as level e.
-    "alike": dict.fromkeys(EDGE, replace(_reliable(EDGE["c"]), jitter=1.0)),
+    "alike": dict.fromkeys(EDGE, replace(RELIABLE["c"], jitter=1.0)),
 }
 """Profile of each level's devices, by the relation of speed and level."""
 
@@ -152,12 +150,10 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
 
 def level_accuracies(workload: Workload, strategy: HeteroFL, state: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the accuracy of each level's model on test images."""
-    data, plan = workload.dataset, strategy.federation.architecture.plan
-    train = data.train.select(torch.arange(len(data.train))[:MEASURED])
-    less = replace(data, train=train, test=data.test.select(torch.arange(0, len(data.test), 2)))
-    return {
-        level_name(rate): accuracy(workload.build(rate), plan(rate).extract(state), less) for rate in workload.mix.rates
-    }
+    data, plan, rates = workload.dataset, strategy.federation.architecture.plan, workload.mix.rates
+    inputs, test = data.train.inputs[:MEASURED], data.test.select(torch.arange(0, len(data.test), 2))
+    models = {level_name(rate): (workload.build(rate), plan(rate).extract(state)) for rate in rates}
+    return {level: accuracy(*model, inputs, test) for level, model in models.items()}
 
 
 Curve = Sequence[Mapping[str, float]]
@@ -205,24 +201,22 @@ def page(found: Curves, study: Study) -> str:
     gains: dict[tuple[str, str], list[float]] = {pair: [] for pair in study.compared}
     for split, pace in dict.fromkeys((own.split, own.pace) for own in found):
         seeds = sorted({own.seed for own in found if (own.split, own.pace) == (split, pace)})
-        curves = {way: [found[Cell(split, pace, seed, way)] for seed in seeds] for way in study.methods}
+        curves = {method: [found[Cell(split, pace, seed, method)] for seed in seeds] for method in study.methods}
         ends = [min(own[-1]["simulated"] for own in each) for each in zip(*curves.values(), strict=True)]
-        levels = {way: np.array(list(map(at_time, own, ends))) for way, own in curves.items()}  # (seeds, levels)
-        means = {way: own.mean(1) for way, own in levels.items()}
-        for way, own in curves.items():
+        levels = {method: np.array(list(map(at_time, own, ends))) for method, own in curves.items()}  # (seeds, levels)
+        means = {method: own.mean(1) for method, own in levels.items()}
+        for method, own in curves.items():
             pairs = zip(own, curves[first], strict=True)
-            times = [seconds_to(curve, smoothed(waits)[-1]) / waits[-1]["simulated"] for curve, waits in pairs]
+            times = [seconds_to(curve, smoothed(base)[-1]) / base[-1]["simulated"] for curve, base in pairs]
             reached = ", ".join(f"{one:.2f}" if math.isfinite(one) else "never" for one in times)
-            change = "" if way == first else show_difference(summarise(list(means[way] - means[first])), 1)
-            each = (f"{accuracy:.0f}" for accuracy in levels[way].mean(0))
-            rows.append([f"{split}, {pace}", way, reached, f"{means[way].mean():.1f}", change, *each])
+            change = "" if method == first else show_difference(summarise(list(means[method] - means[first])), 1)
+            each = (f"{accuracy:.0f}" for accuracy in levels[method].mean(0))
+            rows.append([f"{split}, {pace}", method, reached, f"{means[method].mean():.1f}", change, *each])
         for one, two in gains:
             gains[one, two] += list(means[one] - means[two])
     header = ["clients and devices", "method", "time to accuracy", "mean", f"less {first}", *LEVELS]
-    lines = [
-        f"* {one} less {two}: {show_difference(summarise(own), 1)} points, {len(own)} pairs"
-        for (one, two), own in gains.items()
-    ]
+    gained = {" less ".join(pair): summarise(own) for pair, own in gains.items()}
+    lines = [f"* {pair}: {show_difference(own, 1)} points, {own.number} pairs" for pair, own in gained.items()]
     text = text_beside(__file__, "asynchronous.md").format(smoothed=SMOOTHED)
     return "\n".join([text, render(header, rows, "markdown"), "", *lines, ""])
 
@@ -233,13 +227,13 @@ def draw(found: Curves, study: Study) -> Figure:
     figure = Figure(figsize=(2 * SIZE[0], 2 * SIZE[1]), layout="constrained")
     panels = figure.subplots(len(SPLITS), len(PACES), squeeze=False).flat
     for axes, (split, pace) in zip(panels, places, strict=False):
-        for number, way in enumerate(study.methods):
-            curves = [curve for own, curve in found.items() if (own.split, own.pace, own.method) == (split, pace, way)]
+        for number, method in enumerate(study.methods):
+            curves = [found[own] for own in found if (own.split, own.pace, own.method) == (split, pace, method)]
             colour, dash = series(number)
             ends = max(own[0]["simulated"] for own in curves), min(own[-1]["simulated"] for own in curves)
             times = np.linspace(*ends, 51)
             means = [np.mean([at_time(own, at) for own in curves]) for at in times]
-            axes.plot(times, means, color=colour, linestyle=dash, label=way)
+            axes.plot(times, means, color=colour, linestyle=dash, label=method)
         style_axes(axes, "simulated seconds", "mean accuracy, %")
         axes.set_title(f"{split}, devices {pace}", fontsize=SMALL, color=COLOURS["ink"])
     figure.axes[1].legend(fontsize=SMALL, frameon=False, labelcolor=COLOURS["ink"])
@@ -248,10 +242,8 @@ def draw(found: Curves, study: Study) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of(PROGRAM, __doc__)
-    out = Path("runs", "asynchronous")
-    parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
-    study = next(iter(STUDIES))
-    parser.add_argument("--study", choices=list(STUDIES), default=study, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default="runs/asynchronous", metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--study", choices=STUDIES, default="methods", help="default: %(default)s")
     with quietly():
         return start(parser, run, arguments)
 

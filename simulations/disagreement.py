@@ -13,14 +13,12 @@ levels, are of the entries that both hold:
 """
 
 import argparse
-import csv
 import shutil
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from pathlib import Path
 from statistics import fmean
 
@@ -40,6 +38,7 @@ from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.renamed import from_stored
 from heterofl_flwr.settings.validate import DEFAULTS, to_flat
 from simulations.program import parser_of, quietly, start
+from simulations.results.runs import rows_of
 from simulations.results.tables import to_csv
 from simulations.robust import accuracy
 
@@ -114,27 +113,26 @@ def halves(updates: Updates, draws: int) -> Iterator[dict[str, list[list[Update]
     """Yield the updates of two random halves of each level's clients, several times."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(draws):
-        orders = {
-            level: torch.randperm(len(replies), generator=generator).tolist() for level, replies in updates.items()
-        }
-        yield {level: [[updates[level][i] for i in order[k::2]] for k in (0, 1)] for level, order in orders.items()}
+        orders = (torch.randperm(len(replies), generator=generator).tolist() for replies in updates.values())
+        pairs = zip(updates.items(), orders, strict=True)
+        yield {level: [[replies[i] for i in order[k::2]] for k in (0, 1)] for (level, replies), order in pairs}
+
+
+def mean_halves(context: RoundContext, halves: Mapping[str, Sequence[Sequence[Update]]]) -> dict[str, list[State]]:
+    """Return the mean of each half."""
+    return {level: [mean(context, half) for half in both] for level, both in halves.items()}
 
 
 def compare(context: RoundContext, updates: Updates) -> Values:
     """Return the cosines, as means over random halves, and the ratios of norms."""
 
     def change(part: Plan, *states: State) -> Tensor:  # (states, entries)
-        parts = [
-            torch.cat([tensor.flatten() for tensor in part.extract(state).values()])
-            for state in (context.state, *states)
-        ]
-        return torch.stack(parts[1:]) - parts[0]
+        parts = (part.extract(state).values() for state in (context.state, *states))
+        before, *after = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in parts)
+        return torch.stack(after) - before
 
     means, values = {level: mean(context, replies) for level, replies in updates.items()}, Values()
-    draws = [
-        {level: [mean(context, half) for half in parts] for level, parts in draw.items()}
-        for draw in halves(updates, DRAWS)
-    ]
+    draws = [mean_halves(context, draw) for draw in halves(updates, DRAWS)]
     for larger, smaller in combinations(updates, 2):
         for layer, part in layers(updates[smaller][0].plan).items():
             norms = change(part, means[larger], means[smaller]).norm(dim=1)
@@ -150,22 +148,19 @@ def compare(context: RoundContext, updates: Updates) -> Values:
 
 def exchange(context: RoundContext, updates: Updates, workload: Workload) -> Values:
     """Return the gains, as means over random halves."""
-    whole, gains = workload.dataset, defaultdict[tuple[str, str, str], list[float]](list)
-    train = whole.train.select(torch.arange(len(whole.train))[:MEASURED])
-    data = replace(whole, train=train, test=whole.test.select(torch.arange(len(whole.test))[:TESTED]))
+    data, gains = workload.dataset, defaultdict[tuple[str, str, str], list[float]](list)
+    images = data.train.inputs[:MEASURED], data.test.select(torch.arange(len(data.test))[:TESTED])
     for draw in halves(updates, EXCHANGES):
-        means = {level: [mean(context, half) for half in parts] for level, parts in draw.items()}
         # As many clients as in a half of one level.
-        means[MIX] = [
-            mean(context, (update for parts in draw.values() for update in parts[k][:: len(draw)])) for k in (0, 1)
-        ]
+        draw[MIX] = [[update for both in draw.values() for update in both[k][:: len(draw)]] for k in (0, 1)]
+        means = mean_halves(context, draw)
         for (number, level), k in product(enumerate(updates), (0, 1)):
             plan, model = updates[level][0].plan, workload.build(rate_of(level))
             entries = plan.extract(means[level][k])
             for layer, part in layers(plan).items():
-                before = accuracy(model, {**entries, **part.extract(means[level][1 - k])}, data)
+                before = accuracy(model, {**entries, **part.extract(means[level][1 - k])}, *images)
                 for larger in (*list(updates)[:number], MIX):
-                    after = accuracy(model, {**entries, **part.extract(means[larger][k])}, data)
+                    after = accuracy(model, {**entries, **part.extract(means[larger][k])}, *images)
                     gains[layer, larger, level].append(100 * (after - before))
     return {key: {"gain": fmean(differences)} for key, differences in gains.items()}
 
@@ -173,7 +168,7 @@ def exchange(context: RoundContext, updates: Updates, workload: Workload) -> Val
 def table(files: Iterable[Path]) -> str:
     """Return the table of these files, with means: of two levels ``cosine (halves)``, of the mix ``gain``."""
     values: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in (row for path in files for row in csv.DictReader(path.read_text("utf-8").splitlines())):
+    for row in chain.from_iterable(map(rows_of, files)):
         for name in filter(row.get, COLUMNS[3:]):
             values[row["layer"], row["larger"], row["smaller"]][name].append(float(row[name]))
     pairs = sorted(dict.fromkeys(key[1:] for key in values), key=lambda pair: MIX in pair)
@@ -214,8 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = parser_of("simulations.disagreement", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run with a checkpoint")
-    out = Path("runs", "disagreement.csv")
-    parser.add_argument("--out", type=Path, default=out, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default="runs/disagreement.csv", metavar="CSV", help="default: %(default)s")
     add_trust(parser)
     with quietly():
         return start(parser, run, arguments)

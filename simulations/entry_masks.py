@@ -100,8 +100,6 @@ class MaskedMean(ServerStage):
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Divide the mean change by the share of the clients whose masks have the entry."""
-        shares = self._shares.result()
-        return {
-            name: torch.where(shares[name] > 0, old + (new[name] - old) / shares[name], old)
-            for name, old in context.state.items()
-        }
+        shares, held = self._shares.result(), context.state
+        means = {name: old + (new[name] - old) / shares[name] for name, old in held.items()}
+        return {name: torch.where(shares[name] > 0, mean, held[name]) for name, mean in means.items()}

@@ -32,20 +32,16 @@ def _seeds(name: str) -> Dataset:
 def turned_digits() -> Dataset:
     """Return the digits divided among six owners, rotated by 0, 15, ... 75 degrees, for the split ``natural``."""
     whole = load_dataset("digits")
-    train, test = (_turned(split) for split in (whole.train, whole.test))
-    owners = _owners(whole.train), _owners(whole.test)
+    owners = torch.arange(len(whole.train)) % DOMAINS, torch.arange(len(whole.test)) % DOMAINS
+    train, test = map(_turned, (whole.train, whole.test), owners)
     return replace(whole, name="turned-digits", train=train, test=test, owners=owners)
 
 
-def _owners(split: Split) -> torch.Tensor:
-    return torch.arange(len(split)) % DOMAINS
-
-
-def _turned(split: Split) -> Split:
+def _turned(split: Split, owners: torch.Tensor) -> Split:
     # Imported here, because tables need the sizes of these data sets alone.
     from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
 
-    inputs, owners = split.inputs.clone(), _owners(split)
+    inputs = split.inputs.clone()
     fill = [0.0] * inputs.shape[1] if split.black is None else split.black.tolist()
     for owner in range(DOMAINS):
         own = owners == owner

@@ -66,7 +66,7 @@ def start(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Within this context, log nothing, as each rejected reply would be a warning, and let torch use one thread."""
+    """Context manager: nothing is logged (each rejected reply would be a warning), and torch uses one thread."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -28,12 +28,12 @@ from heterofl_flwr.client import Instruction
 from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data import Dataset, Split, load_dataset
+from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
-from simulations.program import Records, parser_of, quietly, run_cells, start
+from simulations.program import Records, parser_of, quietly, run_cells, start, text_beside
 
 CLIENTS, ROWS, SEEDS = 10, 2000, (0, 1, 2)
 MIXES = ("a1", "a1-b1-c1-d1-e1", "a1-e9")
@@ -125,13 +125,13 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     config = cell.config()
     workload = load_workload(config)
     prepare(workload, cell)
-    records = Records()
+    records, data = Records(), workload.dataset
     strategy = server_app.make_strategy(workload, (records,))
     plan = strategy.federation.architecture.plan
     with LocalGrid(HostileApp(cell), CLIENTS, run_config=config, cohort=CLIENTS) as grid:
         state = strategy.start(grid, num_rounds=workload.settings.num_rounds).arrays.to_torch_state_dict()
     found = {
-        end: accuracy(workload.build(rate), plan(rate).extract(state), workload.dataset)
+        end: accuracy(workload.build(rate), plan(rate).extract(state), data.train.inputs, data.test)
         for end, rate in (("largest", workload.mix.rates[0]), ("smallest", workload.mix.rates[-1]))
     }
     refused = [partition for record in records for partition in record.refused]
@@ -157,11 +157,11 @@ def _small(split: Split) -> Split:
     return replace(split, inputs=inputs, targets=split.targets[:ROWS])
 
 
-def accuracy(model: nn.Module, state: Mapping[str, Tensor], data: Dataset) -> float:
-    """Return a model's accuracy on the test set, with batch norm moments of the training set."""
+def accuracy(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, test: Split) -> float:
+    """Return a model's accuracy on ``test``, with batch norm moments of ``inputs``."""
     model.load_state_dict(state)
-    moments = collect_moments(model, data.train.inputs.split(100), kind="fixed")
-    return evaluate(with_static_norm(model, moments), data.test, seed=0).metrics("global")["global-accuracy"]
+    moments = collect_moments(model, inputs.split(100), kind="fixed")
+    return evaluate(with_static_norm(model, moments), test, seed=0).metrics("global")["global-accuracy"]
 
 
 def cells(data: Sequence[str]) -> Iterator[Cell]:
@@ -183,7 +183,7 @@ def page(found: Mapping[Cell, Mapping[str, float]]) -> str:
     """Return the page with all tables."""
     seconds = sum(own["seconds"] for own in found.values())
     about = f"{describe_machine()}. {len(found)} runs, {seconds:.0f} seconds in all."
-    parts = [f"{HEADER}\n    {command()}\n\n{about}\n"]
+    parts = [text_beside(__file__, "robust.md").format(command=command(), about=about)]
     for data, mix in dict.fromkeys((cell.data, cell.mix) for cell in found):
         for end in ("largest", "smallest")[: 1 + ("-" in mix)]:
             own = {cell: one[end] for cell, one in found.items() if (cell.data, cell.mix) == (data, mix)}
@@ -205,17 +205,10 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.1f} ({min(values):.0f}..{max(values):.0f})"
 
 
-HEADER = """# Hostile clients, and how replies are combined
-
-Accuracy in per cent: mean (least..most) of the seeds.
-"""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("simulations.robust", __doc__)
     parser.add_argument("--data", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="default: %(default)s")
-    out = Path("runs", "robust")
-    parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default="runs/robust", metavar="FOLDER", help="default: %(default)s")
     with quietly():
         return start(parser, run, arguments)
 

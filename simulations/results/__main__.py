@@ -32,9 +32,7 @@ from simulations.results.spent import EXAMPLES, axes_of
 from simulations.results.tables import Table, authors_table, to_latex, to_markdown
 from simulations.svg import to_svg
 
-NO_PAPER = (
-    "The paper's numbers are not at hand, so nothing is compared: name their folder with --paper or HETEROFL_PAPER."
-)
+NO_PAPER = "Without the paper's numbers, nothing is compared: name their folder with --paper or HETEROFL_PAPER."
 PROGRAM = "simulations.results"
 RUNS = "a run's folder, or one that holds some"
 
@@ -47,11 +45,7 @@ class Found:
     runs: Sequence[Run]  # of all configurations
     left_out: Sequence[tuple[str, str]]  # names of folders whose runs are not used, with the reason
     cells: Sequence[Cell]  # empty without the paper's numbers
-
-    @property
-    def printed(self) -> Printed:
-        """Printed numbers by job and metric."""
-        return by_job(self.cells)
+    printed: Printed  # the same by job and metric
 
 
 def read(paths: Sequence[Path], paper: Path | None) -> Found:
@@ -66,7 +60,8 @@ def read(paths: Sequence[Path], paper: Path | None) -> Found:
     if not places:
         said = "; ".join(": ".join(line) for line in left_out) or "there is none at all"
         raise ConfigError(f"no finished run in {', '.join(map(str, paths))}: {said}")
-    return Found(places, used, left_out, read_cells(paper) if paper else ())
+    cells = read_cells(paper) if paper else ()
+    return Found(places, used, left_out, cells, by_job(cells))
 
 
 def show(made: Mapping[tuple[str, str], Sequence[Table]]) -> str:

@@ -103,10 +103,7 @@ CLAIMS = {
 }
 """Claims by the title of their section in ``claims.md``, which says where the paper makes them."""
 
-HEADER = (
-    *("data", "compared", "seeds", "final", "by final rounds", "could have seen"),
-    *("best", "by best rounds", "paper"),
-)
+HEADER = ("data", "compared", "seeds", "final", "by final rounds", "could have seen", "best", "by best rounds", "paper")
 
 
 def claims_page(found: Mapping[Key, Reached], printed: Printed, command: str) -> str:

@@ -141,11 +141,9 @@ def _reach(configuration: Configuration, metric: str) -> Reached | None:
 
 def published(places: Places) -> dict[Key, Reached]:
     """Return the results of the paper's jobs, including those of each level's model."""
-    found = [
-        (one.configuration.job, one) for own in places.values() for one in (*reached(own), *reached_by_levels(own))
-    ]
-    found.sort(key=lambda pair: max(run.started for run, _ in pair[1].runs))  # the latest result of a job counts
-    by_key = {(job, own.metric): own for job, own in found if job}
+    found = [one for own in places.values() for one in (*reached(own), *reached_by_levels(own))]
+    found.sort(key=lambda one: max(run.started for run, _ in one.runs))  # the latest result of a job counts
+    by_key = {(job, one.metric): one for one in found if (job := one.configuration.job)}
     return dict(sorted(by_key.items(), key=lambda item: (item[0][0].split, item[0][1], str(item[0][0]))))
 
 

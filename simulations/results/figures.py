@@ -74,11 +74,10 @@ def panels() -> Iterator[Panel]:
     """Yield all panels of Figures 2 to 11."""
     largest, *smaller = LEVELS
     for number, (data, split, metric) in INTERPOLATION.items():
+        norm = usual_norm(data)
         for large, *smalls in (list(LEVELS)[place:] for place in range(len(smaller))):
             mixes = {f"{large}-{small}": _tenths(large, small) for small in smalls}
-            jobs = {
-                label: [Job(data, split, mix, "fix", usual_norm(data)) for mix in own] for label, own in mixes.items()
-            }
+            jobs = {label: [Job(data, split, mix, "fix", norm) for mix in own] for label, own in mixes.items()}
             yield Panel(f"{number}{large}", metric, jobs)
     for number, (data, rows) in LEARNING.items():
         kinds = product(rows, ("fix", "dynamic"))

@@ -124,11 +124,11 @@ class Trained:
 
         ``others`` has the configuration to compare with for each level.
         """
-        pairs = {level: (self.levels[level], other.levels[level]) for level, other in others.items()}
-        return {
-            level: {seed: mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())}
-            for level, (mine, theirs) in pairs.items()
-        }
+        return {level: _less(self.levels[level], other.levels[level]) for level, other in others.items()}
+
+
+def _less(mine: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
+    return {seed: mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())}
 
 
 Baselines = Mapping[str, Mapping[str, Trained]]
@@ -163,16 +163,14 @@ def _mixes(configurations: Sequence[Configuration], metric: str, last: int) -> I
     """Yield each mix with results of levels, and its baselines."""
     trained = [Trained(one, metric, last) for one in configurations]
     singles = [one for one in trained if len(one.mix.rates) == 1]
-    yield from ((one, _alone(one, singles)) for one in trained if len(one.mix.rates) > 1 and one.levels)
+    for mixed in (one for one in trained if len(one.mix.rates) > 1 and one.levels):
+        named = {name: [single for single in singles if name in mixed.baselines(single)] for name in BASELINES}
+        yield mixed, {name: _nearest(mixed, others) for name, others in named.items()}
 
 
-def _alone(mixed: Trained, singles: Sequence[Trained]) -> Baselines:
-    """Return the baselines of a mix."""
-    named = {name: [single for single in singles if name in mixed.baselines(single)] for name in BASELINES}
-    return {
-        name: {level: nearest for level in mixed.levels if (nearest := mixed.nearest(others, level))}
-        for name, others in named.items()
-    }
+def _nearest(one: Trained, others: Sequence[Trained]) -> dict[str, Trained]:
+    """Return, by level, the configuration in ``others`` to compare with."""
+    return {level: other for level in one.levels if (other := one.nearest(others, level))}
 
 
 def _rows(group: Sequence[Trained], alone: Baselines, against: str) -> Iterator[Row]:
@@ -196,8 +194,7 @@ def _rows(group: Sequence[Trained], alone: Baselines, against: str) -> Iterator[
             yield f"{one.label}, less {name}", one.less(singles), _differences, ""
     references = [one for one in group if method_name(one.runs[0].settings) == against]
     for one in (one for one in group if one not in references):
-        nearest = {level: other for level in one.levels if (other := one.nearest(references, level))}
-        if nearest:
+        if nearest := _nearest(one, references):
             yield f"{one.label}, less {against}", one.less(nearest), _differences, ""
 
 

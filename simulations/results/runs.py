@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from heterofl_flwr import Mix, RoundRecord
@@ -24,7 +23,7 @@ from heterofl_flwr.settings.value_types import Flat
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-SPLITS = MappingProxyType({"iid": "iid", "non-iid-2": "noniid"})
+SPLITS: Mapping[str, str] = {"iid": "iid", "non-iid-2": "noniid"}
 """Name of a split in the tables, by its setting; other splits have the setting as their name."""
 
 FREE = (
@@ -41,7 +40,7 @@ OF_LEVEL = "/"
 AUTHORS = "authors.csv"
 """File in a run's folder with what the authors' code reached on its job, as ``simulations.reference`` writes it."""
 
-AUTHORS_SCORES = MappingProxyType({"global": "global-accuracy", "local": "local-accuracy"})
+AUTHORS_SCORES: Mapping[str, str] = {"global": "global-accuracy", "local": "local-accuracy"}
 """Metrics in this file by column."""
 
 PLACES = ("data.root", "run.dir", "run.resume")
@@ -174,10 +173,9 @@ class Run:
     @property
     def authors(self) -> Scores:
         """Results of the authors' code on the same job by round; empty if it was not run."""
-        rows = rows_of(self.path / AUTHORS) if (self.path / AUTHORS).exists() else []
-        return {
-            int(row["round"]): {name: float(row[column]) for column, name in AUTHORS_SCORES.items()} for row in rows
-        }
+        path, names = self.path / AUTHORS, AUTHORS_SCORES.items()
+        rows = rows_of(path) if path.exists() else []
+        return {int(row["round"]): {name: float(row[column]) for column, name in names} for row in rows}
 
     @property
     def of_levels(self) -> Mapping[int, Mapping[str, Mapping[str, float]]]:

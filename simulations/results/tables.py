@@ -141,13 +141,10 @@ def count_verdicts(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> list[
 
 def authors_table(found: Mapping[Key, Reached]) -> Table:
     """Return the table that compares our runs with the authors' code, for jobs that their code has run."""
-    return Table(
-        "tab:authors",
-        "MNIST, beside the authors' code",
-        ("job", "metric", "seeds", "rounds", "ours", "the authors' code", "difference"),
-        tuple(row for own in found.values() for row in _beside_authors(own)),
-        NOTES["MNIST, beside the authors' code"],
-    )
+    title = "MNIST, beside the authors' code"
+    header = ("job", "metric", "seeds", "rounds", "ours", "the authors' code", "difference")
+    rows = tuple(row for own in found.values() for row in _beside_authors(own))
+    return Table("tab:authors", title, header, rows, NOTES[title])
 
 
 def _beside_authors(own: Reached) -> Iterator[tuple[str, ...]]:
