@@ -8,4 +8,4 @@ if not sys.flags.safe_path:  # the current folder is first in sys.path, and may 
 from heterofl_flwr.app.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

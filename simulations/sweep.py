@@ -5,4 +5,4 @@ import sys
 from heterofl_flwr.app.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(["sweep", *sys.argv[1:]]))
+    raise SystemExit(main(["sweep", *sys.argv[1:]]))

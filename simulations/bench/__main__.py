@@ -5,7 +5,6 @@ Machines are noisy: close other programs, and compare ratios, not times.
 """
 
 import argparse
-import sys
 
 from simulations.bench import aggregate, gpu, pfl, round, scale, step
 from simulations.bench.measure import describe_machine, print_verdict
@@ -30,4 +29,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

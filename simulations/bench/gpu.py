@@ -85,11 +85,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements, after one that is thrown away")
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement")
     parser.add_argument("--width", type=float, default=1.0, help="factor of the models' widths, for a try on a CPU")
+    parser.add_argument("--tuned", action="store_true", help="let cuDNN try its algorithms (cudnn.benchmark)")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
     device = resolve_device(options.device)
-    with arithmetic(options.precision, device), ExitStack() as stack:
+    with ExitStack() as stack:
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=options.tuned))
+        stack.enter_context(arithmetic(options.precision, device))
         log_reasons(stack)
         flops, copied = matrix_rate(device), copy_rate(device)
         print(f"{device}, {options.precision}: products {flops / 1e12:.3g} TFLOP/s, copies {copied / 1e9:.3g} GB/s\n")

@@ -1,7 +1,6 @@
 """Draw a picture of the pages: ``python -m simulations.examples.pictures plans docs/figures/plans.svg``."""
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,4 +220,4 @@ def write(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -8,7 +8,6 @@ not work.
 
 import argparse
 import json
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -132,4 +131,4 @@ def run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

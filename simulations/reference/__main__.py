@@ -6,7 +6,6 @@ are called as their programs call them. The accuracies are written into the run'
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -105,4 +104,4 @@ def rows(history: Sequence[Parts]) -> Iterator[Mapping[str, float]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
