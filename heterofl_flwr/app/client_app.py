@@ -102,6 +102,7 @@ def evaluate_message(message: Message, context: Context) -> Message:
 
     If clients have personal parameters, evaluate this client's own model instead.
     """
+    keep_freed_memory()  # the ServerApp may have changed this in the same process
     task = AppTask(message, context)
     examples = len(task.data.test)
     measure = _evaluate_personal_model if task.workload.personal else _evaluate_sent_models

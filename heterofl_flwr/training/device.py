@@ -153,7 +153,7 @@ def keep_freed_memory() -> bool:
 
     Return False if the C library cannot do so. By default, glibc returns many large blocks to the system, and each
     training step allocates them again. With the paper's largest CNN, this takes a tenth of a step's time. This
-    package's ClientApp calls the function before clients train.
+    package's ClientApp calls the function before clients train or evaluate, and its ServerApp before it evaluates.
     """
     return _set_malloc_thresholds(1 << 30)
 
