@@ -122,8 +122,10 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
     if centre is None:
         return formatting.NOTHING
     unit, text = " points" if formatting.score(metric, 0.0).endswith("%") else "", _signed(metric, centre)
-    if text == formatting.NOTHING or spread is None or len(differences) < LEAST_SEEDS:
-        return text if text == formatting.NOTHING else f"{text}{unit}"
+    if text == formatting.NOTHING:  # of NaN
+        return text
+    if spread is None or len(differences) < LEAST_SEEDS:
+        return f"{text}{unit}"
     quantile = QUANTILES[min(len(differences) - 1, len(QUANTILES)) - 1]
     half = quantile * spread / len(differences) ** 0.5
     low, high = (_signed(metric, centre + side * half) for side in (-1, 1))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.nn.execution import channels_last, device_of, evaluating
+from heterofl_flwr.nn.execution import channels_last, device_of, evaluating, to_double
 from heterofl_flwr.nn.loss import Fill, class_mask, flatten_positions, masked_cross_entropy, perplexity
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.present_classes import MANY, PresentClasses, predict
@@ -68,24 +68,24 @@ def evaluate_each(
     """Return the result of ``evaluate`` for each pair (classes, fill), from one pass over the data."""
     if not len(split):
         return [EvaluateResult(0, 0.0, 0) for _ in maskings]
-    split, rows_at_once = split.to(device_of(model)), _count_rows(model, split)
-    every, sizes = [_Scores(classes, fill) for classes, fill in maskings], list[int]()
+    split, every = split.to(device_of(model)), [_Scores(classes, fill) for classes, fill in maskings]
+    numbers, sizes = list[int](), list[int]()
     with explained_single(), evaluating(model), channels_last(model), torch.inference_mode():
-        for batch in _batches(split, batch_size, seed):
-            sizes.append(batch[1].numel())
+        for number, inputs, targets in _pieces(split, batch_size, seed, _count_rows(model, split)):
+            output = model(inputs.clone()).float()  # a model may change its inputs in place
+            (logits,), classes = flatten_positions([output], targets)
             for scores in every:
-                scores.begin_batch()
-            for inputs, targets in zip(*(tensor.split(rows_at_once) for tensor in batch), strict=True):
-                output = model(inputs.clone()).float()  # a model may change its inputs in place
-                (logits,), classes = flatten_positions([output], targets)
-                for scores in every:
-                    scores.add(logits, classes, share=targets.numel() / sizes[-1])
-    examples, results = sum(sizes), []
+                scores.add(logits, classes)
+            numbers.append(number)
+            sizes.append(targets.numel())
+    batches, weights = torch.tensor(numbers), torch.tensor(sizes, dtype=torch.float64)
+    counts = _sum_by(batches, weights)
+    results = []
     for scores in every:
-        values, hits = torch.stack(scores.losses).tolist(), int(torch.stack(scores.correct).sum())
-        loss = sum(value * size for value, size in zip(values, sizes, strict=True)) / examples
-        text = None if split.reading is None else perplexity(values, sizes, perplexity_kind)
-        results.append(EvaluateResult(examples, loss, hits, text))
+        values = _sum_by(batches, to_double(torch.stack(scores.losses)).cpu() * weights) / counts
+        loss = sum((values * counts).tolist()) / sum(sizes)
+        text = None if split.reading is None else perplexity(values.tolist(), counts.tolist(), perplexity_kind)
+        results.append(EvaluateResult(sum(sizes), loss, int(torch.stack(scores.correct).sum()), text))
     return results
 
 
@@ -101,6 +101,18 @@ def _count_rows(model: nn.Module, split: Split) -> int:
     return max(LOGITS // (words * reading.length), 1)
 
 
+def _sum_by(groups: Tensor, values: Tensor) -> Tensor:
+    """Return the sum of the values of each group; groups are numbered from 0."""
+    return torch.zeros(int(groups.max()) + 1, dtype=values.dtype).index_add_(0, groups, values)
+
+
+def _pieces(split: Split, batch_size: int, seed: int, most: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the number of the batch, inputs and targets of pieces of batches, each of at most ``most`` rows."""
+    for number, (inputs, targets) in enumerate(_batches(split, batch_size, seed)):
+        for piece, wanted in zip(inputs.split(most), targets.split(most), strict=True):
+            yield number, piece, wanted
+
+
 def _batches(split: Split, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs and targets of batches; for a text, of pieces of ``batch_size`` rows."""
     if split.reading is None:
@@ -113,7 +125,7 @@ def _batches(split: Split, batch_size: int, seed: int) -> Iterator[tuple[Tensor,
 
 
 class _Scores:
-    """Losses of batches and numbers of correct predictions, with the logits of absent classes replaced."""
+    """Mean losses and numbers of correct predictions of pieces, with the logits of absent classes replaced."""
 
     def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill) -> None:
         self.losses: list[Tensor] = []
@@ -121,11 +133,7 @@ class _Scores:
         self._classes, self._fill, self._masking = classes, fill, Masking(classes, fill)
         self._few: PresentClasses | None = None
 
-    def begin_batch(self) -> None:
-        self.losses.append(torch.zeros(()))
-
-    def add(self, logits: Tensor, targets: Tensor, share: float) -> None:
-        """Add the given share of a batch."""
+    def add(self, logits: Tensor, targets: Tensor) -> None:
         if not self.correct:
             self._few = self._find_few(logits)
         if self._few is not None:
@@ -134,7 +142,7 @@ class _Scores:
         else:
             masked = self._masking(logits)
             loss, (_, predicted) = masked_cross_entropy(masked, targets), predict(masked)
-        self.losses[-1] = self.losses[-1].to(loss.device) + share * loss
+        self.losses.append(loss)
         self.correct.append((predicted == targets).sum())
 
     def _find_few(self, logits: Tensor) -> PresentClasses | None:
