@@ -128,9 +128,7 @@ class Workload:
             # Inner widths are shallower models here, and each has its own exit.
             only_deepest = train.exits == "last" and train.distill == "none"
             build = with_exits(build, ensemble=model.ensemble, deepest_only=only_deepest)
-        within: dict[str | float, Rates] = {
-            rate: blocks for rate, blocks in levels.items() if rate <= self.mix.global_rate
-        }
+        within: dict[str | float, Rates] = {rate: pair for rate, pair in levels.items() if rate <= self.mix.global_rate}
         return shallow(build, BLOCKS[model.name], None, levels=within)
 
     @cached_property

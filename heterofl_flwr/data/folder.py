@@ -173,8 +173,8 @@ class _Table:
         return values
 
     def numbers(self, names: Sequence[str], label: str) -> torch.Tensor:
-        types, beside = pa.types, f"beside the label, {label} (data.label names another)"
-        expected = f"an image column, or columns of numbers {beside}"
+        types = pa.types
+        expected = f"an image column, or columns of numbers beside the label, {label} (data.label names another)"
         if not names:
             raise self.error("no column beside the label", expected)
         if _is_example(names) or _is_example(self.table.column_names):  # 1,2,0 may be an example with the label 0

@@ -132,7 +132,7 @@ def find_changed(model: nn.Module, before: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the tensors that have changed since ``copy_unsent`` returned ``before``."""
     samples = {name: sample(parameter) for name, parameter in model.named_parameters() if name in before}
     after = {**samples, **dict(model.named_buffers())}
-    return [name for name in before.keys() & after.keys() if not torch.equal(before[name].to(after[name]), after[name])]
+    return [name for name in before.keys() & after.keys() if not _are_equal(before[name].to(after[name]), after[name])]
 
 
 def count_batches(model: nn.Module) -> dict[str, int]:

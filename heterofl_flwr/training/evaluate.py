@@ -9,12 +9,11 @@ from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn.execution import channels_last, device_of, evaluating, to_double
-from heterofl_flwr.nn.loss import Fill, class_mask, flatten_positions, masked_cross_entropy, perplexity
+from heterofl_flwr.nn.loss import Fill, class_mask, flatten_positions, mask_logits, masked_cross_entropy, perplexity
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.present_classes import MANY, PresentClasses, predict
 from heterofl_flwr.training.batches import batch_rows, explained_single, read_tokens
 from heterofl_flwr.training.options import EvaluateResult
-from heterofl_flwr.training.step import Masking
 
 LOGITS = 2**22
 """Number of logits of a text that a CPU computes at once."""
@@ -130,25 +129,27 @@ class _Scores:
     def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill) -> None:
         self.losses: list[Tensor] = []
         self.correct: list[Tensor] = []
-        self._classes, self._fill, self._masking = classes, fill, Masking(classes, fill)
+        self._classes, self._fill = classes, fill
+        self._present: Tensor | None = None
         self._few: PresentClasses | None = None
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
-        if not self.correct:
-            self._few = self._find_few(logits)
+        if not self.correct and self._classes is not None:
+            self._present = class_mask(self._classes, logits.shape[1]).to(logits.device)
+            self._few = _find_few(self._present, self._fill, logits)
         if self._few is not None:
             logits = logits.index_select(1, self._few.classes)
             loss, predicted = self._few.loss(logits, self._few.columns(targets)), self._few.predict(logits)
         else:
-            masked = self._masking(logits)
+            masked = mask_logits(logits, self._present, self._fill)
             loss, (_, predicted) = masked_cross_entropy(masked, targets), predict(masked)
         self.losses.append(loss)
         self.correct.append((predicted == targets).sum())
 
-    def _find_few(self, logits: Tensor) -> PresentClasses | None:
-        """Return the present classes if they are less than half of many classes, and the others are masked."""
-        number = logits.shape[1]
-        if self._classes is None or logits.dim() > 2 or number < MANY or self._fill not in ("zero", "-inf"):
-            return None
-        present = class_mask(self._classes, number).to(logits.device)
-        return PresentClasses(present, self._fill) if 0 < 2 * present.sum() < number else None
+
+def _find_few(present: Tensor, fill: Fill, logits: Tensor) -> PresentClasses | None:
+    """Return the present classes if they are less than half of many classes, and the others are masked."""
+    number = len(present)
+    if logits.dim() > 2 or number < MANY or fill not in ("zero", "-inf"):
+        return None
+    return PresentClasses(present, fill) if 0 < 2 * present.sum() < number else None

@@ -67,9 +67,10 @@ def test_unsent_tensors_are_buffers_and_frozen_parameters_without_statistics(for
     model = nn.Sequential(form(nn.Linear(3, 4)), nn.BatchNorm1d(4), nn.Linear(4, 600))
     model[2].weight.requires_grad_(False)
     model.register_buffer("steps", torch.zeros((), dtype=torch.long))
+    model.register_buffer("gap", torch.tensor([1.0, torch.nan]))  # equals itself
     model.register_buffer("cache", torch.zeros(2), persistent=False)
     before = copy_unsent(model)
-    assert before.keys() == {"2.weight", "steps"}
+    assert before.keys() == {"2.weight", "steps", "gap"}
     assert 256 <= len(before["2.weight"]) < 600
     model.train()(torch.randn(5, 3))
     model.cache += 1
