@@ -33,6 +33,7 @@ from heterofl_flwr.classic.translation import (
     to_scalars,
 )
 from heterofl_flwr.common.errors import ConfigError, check_count
+from heterofl_flwr.common.user_code import check_takes
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
@@ -128,6 +129,7 @@ class HeteroFL(Strategy):
         if lacks := sorted({name for name, is_set in unsupported.items() if is_set} | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
         check_count("num_rounds", num_rounds, 0)
+        check_takes("evaluate_fn", evaluate_fn, "server_round", "parameters", "config")
         if inner.evaluation.levels == "last" and not num_rounds:
             raise ConfigError(
                 "evaluation.levels is 'last', and Flower does not tell the strategy which round is the last; expected "

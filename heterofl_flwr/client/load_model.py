@@ -84,7 +84,7 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
 
 
 def sent_tensor(parameter: Tensor) -> Tensor:
-    """Return a CPU copy of a parameter, in float32 if the parameter is in bfloat16."""
+    """Return a CPU copy of a parameter, in float32 or wider."""
     return torch.empty(parameter.shape, dtype=exchanged_dtype(parameter)).copy_(parameter.detach())
 
 

@@ -95,9 +95,9 @@ def sample(parameter: Tensor) -> Tensor:
 
 
 def exchanged_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype in which a parameter is exchanged: float32 for bfloat16, otherwise the parameter's dtype."""
-    # numpy lacks bfloat16
-    return torch.float32 if parameter.dtype == torch.bfloat16 else parameter.dtype
+    """Return the dtype in which a parameter is exchanged, and the server computes: float32 or wider."""
+    # Sums and moments of stages would lose small changes in float16, and numpy lacks bfloat16.
+    return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def copy_exchanged(model: nn.Module) -> nn.Module:

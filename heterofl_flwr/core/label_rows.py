@@ -175,6 +175,6 @@ def class_numbers(
     numbers = numbers.long()  # a narrow dtype cannot represent a large number of classes
     wrong = numbers[(numbers < 0) | (numbers >= classes)]
     if wrong.numel():
-        raise unusable(f"labels {wrong[:5].tolist()} are out of range: {expected}")
+        raise unusable(f"labels {wrong[:5].tolist()} are out of range (an ignore_index is no class): {expected}")
     distinct: Tensor = torch.unique(numbers)
     return distinct

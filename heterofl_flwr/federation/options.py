@@ -135,7 +135,9 @@ class Averaging:
     label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
     """parameters with one row for each class; None: the parameters that find_label_rows finds in the classifier"""
     fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
-    """errors of the authors' code, each kept (paper) or corrected (fixed)"""
+    """errors of the authors' code, each kept (paper) or corrected (fixed). The strategy uses only extra_rows and
+    moments
+    """
     robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
     """trimmed mean or median, which a hostile minority cannot move far. Not allowed with weights='examples' or noise"""
     aggregator: Annotated[OpenAggregator, "a function from a state to an Aggregator"] = CountingMean

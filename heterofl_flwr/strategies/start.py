@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, counted, listed
+from heterofl_flwr.common.user_code import check_takes
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.federation.callbacks import Progress, RunState, name_callbacks
 from heterofl_flwr.federation.round import Round
@@ -66,6 +67,8 @@ class FederationStrategy(EvaluationHooks):
             ``num_rounds``.
         """
         check_arguments(num_rounds, initial_arrays, resume)
+        check_takes("evaluate_fn", evaluate_fn, "server_round", "arrays")
+        check_takes("should_stop", should_stop, "server_round", "result")
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self.check_train_config(configs[0])
         messages.check_own_keys(configs[1])

@@ -14,6 +14,7 @@ from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
 from heterofl_flwr.common.errors import ConfigError, Fault, RoundError
+from heterofl_flwr.common.user_code import check_takes
 from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
@@ -79,6 +80,8 @@ class RoundHooks(Strategy):
         evaluate_metrics_aggr_fn: MetricsFn | None,
         callbacks: Sequence[RoundCallback],
     ) -> None:
+        check_takes("train_metrics_aggr_fn", train_metrics_aggr_fn, "records", "weighting_key")
+        check_takes("evaluate_metrics_aggr_fn", evaluate_metrics_aggr_fn, "records", "weighting_key")
         self.federation, self.options = federation, federation.options
         self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         self.callbacks, self._schedule = check_callbacks(callbacks), self.options.training.schedule

@@ -181,7 +181,8 @@ def answer(message: Message, config: Mapping[str, object], records: Mapping[str,
 def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int) -> MetricRecord:
     """Return a record of metrics and the number of examples.
 
-    Raise ``ConfigError`` for metrics other than numbers or lists of numbers.
+    Raise ``ConfigError`` for metrics other than numbers or lists of numbers, and for another number of examples among
+    them.
     """
     metrics = MetricRecord()
     for key, value in values.items():
@@ -192,7 +193,13 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ConfigError(f"metrics[{key!r}] is {shown(value)}; expected a number, or a list of numbers") from None
         metrics[key] = number
-    metrics[NUM_EXAMPLES] = count_examples(num_examples)
+    number = count_examples(num_examples)
+    if (reported := metrics.get(NUM_EXAMPLES, number)) != number:
+        raise ConfigError(
+            f"metrics[{NUM_EXAMPLES!r}] is {reported}, and num_examples is {number}: name the metric otherwise, or "
+            f"leave it out"
+        )
+    metrics[NUM_EXAMPLES] = number
     return metrics
 
 

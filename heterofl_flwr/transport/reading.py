@@ -133,7 +133,10 @@ def unpack_trained(
     """
     expected = UPLOAD_RECORDS[form]
     if set(records) != set(expected):
-        raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {' and '.join(expected)} alone")
+        raise ReplyError(
+            f"{sender} sent records {shown(list(records))}, expected {' and '.join(expected)} alone: report further "
+            f"numbers as metrics, which may be lists"
+        )
     tensors = {}
     for name in expected:
         record, sizes = records[name], {name: plan.parameters}

@@ -30,6 +30,11 @@ def begin(fakes, mix="a1-c1", server_round=1, **options):
     return strategy, manager, parameters, instructions
 
 
+def test_an_evaluate_fn_of_the_message_api_is_an_error():
+    with pytest.raises(ConfigError, match=r"is called as evaluate_fn\(server_round, parameters, config\), which fails"):
+        HeteroFL(build, evaluate_fn=lambda server_round, arrays: None)
+
+
 def gain(before, after):
     return [new - old for old, new in zip(parameters_to_ndarrays(before), parameters_to_ndarrays(after), strict=True)]
 

@@ -206,6 +206,12 @@ class TestReply:
                 num_examples=3, metrics={"accuracy": np.float32(0.5), "loss": value}
             )
 
+    def test_a_metric_may_repeat_the_number_of_examples_and_not_contradict_it(self):
+        values = {"num-examples": 3.0}
+        assert task_of(instruction(kind="evaluate")).reply(num_examples=3, metrics=values).content["metrics"] == values
+        with pytest.raises(ConfigError, match=re.escape("metrics['num-examples'] is 3.0, and num_examples is 4: ")):
+            task_of(instruction(kind="evaluate")).reply(num_examples=4, metrics=values)
+
     @pytest.mark.parametrize(
         ("swapped", "text"),
         [

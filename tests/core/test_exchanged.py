@@ -9,6 +9,7 @@ from torch import nn
 from heterofl_flwr.core.exchanged import (
     copy_exchanged,
     exchange_frozen,
+    exchanged_dtype,
     exchanged_parameters,
     exclude_parameters,
     fingerprint,
@@ -39,6 +40,12 @@ def test_frozen_and_excluded_parameters_are_not_exchanged():
     assert list(exchanged_parameters(excluding(1.0))) == ["0.bias", "1.weight", "1.bias"]
     assert list(exchanged_parameters(freezing(1.0))) == ["1.weight", "1.bias"]
     assert list(frozen_parameters(freezing(1.0))) == ["0.weight", "0.bias"]
+
+
+def test_parameters_are_exchanged_in_float32_or_wider():
+    for narrow in (torch.float16, torch.bfloat16, torch.float32):
+        assert exchanged_dtype(torch.zeros(1, dtype=narrow)) == torch.float32
+    assert exchanged_dtype(torch.zeros(1, dtype=torch.float64)) == torch.float64
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, copy.deepcopy, nn.Sequential])

@@ -72,6 +72,18 @@ def test_lists_that_no_function_gets_are_warned_of_once(caplog):
     assert caplog.text.count("lists as metrics (['hits']), which are left out: only a function in train_metrics") == 1
 
 
+@pytest.mark.parametrize("name", ["train_metrics_aggr_fn", "evaluate_metrics_aggr_fn", "evaluate_fn", "should_stop"])
+def test_a_function_of_other_arguments_is_an_error_before_training(name):
+    """As those of the classic API: ``evaluate_fn(server_round, parameters, config)``, ``weighted_average(metrics)``."""
+    where, called = "start" if name in ("evaluate_fn", "should_stop") else "options", []
+    app = make_app(lambda *_: called.append(1))
+    for function in (lambda metrics: None, lambda server_round, parameters, config: None):
+        options = {name: function}
+        with pytest.raises(ConfigError, match=rf"{name} is called as {name}\(\w+, \w+\), which fails: "):
+            play(app, start=options) if where == "start" else play(app, **options)
+    assert not called
+
+
 def test_metrics_functions_may_return_nothing():
     options = {"train_metrics_aggr_fn": lambda *_: None, "evaluate_metrics_aggr_fn": lambda *_: None}
     (theirs, *_), (ours, *_) = both(**options)

@@ -1,6 +1,7 @@
 """What travels: the slice and little else; replies in fewer bits; models that are themselves in fewer bits."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -60,17 +61,17 @@ def test_a_reply_in_double_precision_is_not_too_large_for_a_superlink():
 SHARED = {"shared": ["hidden.*", "norm.*"]}
 
 
-def in_bfloat16(rate: float) -> nn.Module:
-    """Return a model in bfloat16, but for one layer; numpy does not know this type."""
-    model = Tiny(rate, norm=True).bfloat16()
+def narrow(dtype: torch.dtype, rate: float) -> nn.Module:
+    """Return a model in ``dtype``, but for one layer; numpy does not know bfloat16."""
+    model = Tiny(rate, norm=True).to(dtype)
     model.hidden.float()
-    model.hidden.register_forward_hook(lambda layer, args, output: output.bfloat16())
+    model.hidden.register_forward_hook(lambda layer, args, output: output.to(dtype))
     return model
 
 
-def set_all(message, context):
+def set_all(build, message, context):
     """Train: set every parameter to a number that bfloat16 holds, another for each partition."""
-    partition, task = context.node_config["partition-id"], Task(message, context, in_bfloat16)
+    partition, task = context.node_config["partition-id"], Task(message, context, build)
     model = task.model()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -81,10 +82,12 @@ def set_all(message, context):
     return answer
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", [{"upload": "float32"}, {"upload": "int8"}, SHARED], ids=str)
-def test_bfloat16_is_exchanged_in_float32(options):
-    app, options = make_app(set_all, build=in_bfloat16), {"evaluation": Evaluation(levels=True), **options}
-    found = play(app, "a1-c1", 4, 2, build=in_bfloat16, **options)
+def test_narrow_types_are_exchanged_in_float32(options, dtype):
+    build = partial(narrow, dtype)
+    app, options = make_app(partial(set_all, build), build=build), {"evaluation": Evaluation(levels=True), **options}
+    found = play(app, "a1-c1", 4, 2, build=build, **options)
     assert found.log.failures == found.log.evaluate_failures == {}
     assert {tensor.dtype for tensor in found.state.values()} == {torch.float32}
     # Partitions 0 and 1 hold the whole, which 2 and 3 train a quarter of.
