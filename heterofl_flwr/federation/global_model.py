@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.common.errors import ConfigError, RoundError, listed
+from heterofl_flwr.common.errors import ConfigError, RoundError, ShapeError, listed
 from heterofl_flwr.core.channel_order import ChannelOrder
 from heterofl_flwr.core.check_reply import value_faults
 from heterofl_flwr.core.exchanged import (
@@ -73,6 +73,7 @@ class GlobalModel(Architecture):
         if options.slicing.slice_rule != "prefix":
             self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
         self._first_names = first_names(self.model)
+        self._state_names = {*self._first_names, *self.model.state_dict()}
         self._check_tied("shared", self.shared)
         self._check_tied("by_level", options.slicing.by_level)
         self.dtypes = {name: exchanged_dtype(self.model.get_parameter(name)) for name in self.global_plan.axes}
@@ -193,6 +194,11 @@ class GlobalModel(Architecture):
         # A ``state_dict`` lists a tied parameter under each of its names. The last entry counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
+        if extra := sorted(state.keys() - self._state_names):
+            raise ShapeError(
+                f"the global state has {listed(extra)}, which the model of build lacks: leave these out of "
+                f"initial_arrays and of what aggregate_train returns, or let build return a model that has them"
+            )
         _check_frozen_values(self._frozen_values, tensors)
         personal = exchanged_parameters(self.model).keys() - self.dtypes.keys() if self.personal else set()
         if unused := personal & tensors.keys():

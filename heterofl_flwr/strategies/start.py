@@ -142,9 +142,8 @@ class FederationStrategy(EvaluationHooks):
             exchanged = self.federation.architecture.check_state(state.state)
         except ShapeError as error:
             raise ConfigError(f"resume is of another model: {error}; expected the build of its run") from error
-        model = self.federation.architecture.model
-        unsent = model.state_dict().keys() - exchanged_parameters(model).keys()  # a subclass may have added buffers
-        if extra := sorted(state.state.keys() - exchanged.keys() - unsent):
+        personal = exchanged_parameters(self.federation.architecture.model).keys() - exchanged.keys()
+        if extra := sorted(personal.intersection(state.state)):
             raise ConfigError(
                 f"resume is of another model: the clients of this build do not exchange {listed(extra)}; expected the "
                 f"build of its run"

@@ -258,7 +258,7 @@ def _frozen_since(rate):
         ({"seed": 4}, "seed was 0 and is 4"),
         ({"stages": [Momentum()]}, "stages was none and is Momentum"),
         ({"build": lambda rate: build(rate / 2)}, r"another model: parameter hidden.weight .* is \(8, 3\)"),
-        ({"build": _without_bias}, r"another model: the clients of this build do not exchange hidden.bias;"),
+        ({"build": _without_bias}, r"another model: the global state has hidden.bias, which the model of build lacks"),
         ({"build": _frozen_since}, r"resume has other values of hidden.weight .* It is frozen"),
     ],
 )

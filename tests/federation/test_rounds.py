@@ -19,7 +19,7 @@ from heterofl_flwr import (
     elastic,
 )
 from heterofl_flwr.client import Task
-from heterofl_flwr.common.errors import ConfigError, RoundError
+from heterofl_flwr.common.errors import ConfigError, RoundError, ShapeError
 from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.stages.server_stage import ServerStage
@@ -299,6 +299,15 @@ def test_a_build_for_which_the_seed_means_nothing_is_warned_of(caplog):
     for number, constant in enumerate((cache(build), elastic(build(1.0), torch.zeros(2, 3))), 1):
         play(make_app(build=constant), nodes=2, build=constant)
         assert caplog.text.count("seed=0 does not draw the first model") == number
+
+
+def test_initial_arrays_of_a_model_with_more_layers_are_refused():
+    """As ``load_state_dict`` does; buffers may be there."""
+    state = build_normed(1.0).state_dict()
+    assert not play(build=build_normed, start={"initial_arrays": ArrayRecord(state)}).log.failures
+    more = ArrayRecord({**state, "layer4.weight": torch.zeros(2)})
+    with pytest.raises(ShapeError, match=r"has layer4\.weight, which the model of build lacks: leave these out"):
+        play(build=build_normed, start={"initial_arrays": more})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
