@@ -17,7 +17,7 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
-from heterofl_flwr.report.run_lengths import length_remarks
+from heterofl_flwr.report.remarks import length_remarks, mask_remarks
 from heterofl_flwr.report.summary import Cells, marked, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
 from heterofl_flwr.runs.folder import RunFolder
@@ -145,7 +145,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     histories = {folder: folder.history() for folder in folders}  # read each file once
     rows = group_runs(list(histories))
     table = compare_metrics(histories, rows, metrics) if metrics else compare_runs(histories, rows)
-    lines = length_remarks(histories, rows)
+    lines = length_remarks(histories, rows) + mask_remarks(folders, metrics or [row[2] for row in table[1]])
     for text in lines:
         log.warning("%s", text)
     note = (
@@ -168,9 +168,9 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
     """Return the runs as ``{key: {seed: run}}``; raise ``ConfigError`` if two runs have equal settings and seed.
 
     The key is a text. It lists the settings that differ between runs, except those other than the mix that have the
-    default for the run's data set, split, model and fidelity; runs of other apps have no defaults. If all would be left
-    out, the differing settings that all runs have are listed. If there are none, the key is the first run's title, or
-    ``all``. If methods differ, the method comes first.
+    default for the run's data set, split, model and fidelity; runs of other apps have no defaults. If methods differ,
+    the method comes first, alone if no setting is listed. If all runs have one method, and no setting would be listed,
+    the differing settings that all runs have are. If there are none, the key is the first run's title, or ``all``.
     """
     stored = [current_names(flatten(folder.settings())) for folder in folders]
     defaults = to_flat(from_flat({}))  # folders of earlier versions lack settings
@@ -189,8 +189,8 @@ def group_runs(folders: Sequence[RunFolder]) -> Rows:
         usual = usual_values(values) if DATA in values else {}
         usual.pop("mix", None)
         unusual = [key for key in differing if values.get(key) != usual.get(key)]
-        row = " ".join(f"{key}={values.get(key, '')}" for key in unusual or common) or title
-        row, seed = f"{method}: {row}" if several else row, values.get("seed")
+        row = " ".join(f"{key}={values.get(key, '')}" for key in unusual or (() if several else common))
+        row, seed = ": ".join(filter(None, (method, row))) if several else row or title, values.get("seed")
         if seed in rows.setdefault(row, {}):
             remedy = "leave one out" if "seed" in values else "give RunFolder.start a seed for each run"
             raise ConfigError(f"{rows[row][seed].path} and {folder.path} have equal settings and seed: {remedy}")

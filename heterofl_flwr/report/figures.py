@@ -37,8 +37,8 @@ ALIKE = 0.02  # curves that differ by less than this fraction of the axis are dr
 TEXTS = {
     "learning-curves": (
         "Learning curves",
-        "The full model (with personal layers, each client's) on the test set, on each client's own (limited to its "
-        "classes, unless train.mask-fill is none), and the worst client's.",
+        "The full model (with personal layers, each client's) on the test set, on each client's own (classes that it "
+        "lacks masked by train.mask-fill), and the worst client's.",
     ),
     "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
     "loss": ("Training loss", "Mean over the round's clients, weighted by examples."),

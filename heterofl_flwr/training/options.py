@@ -42,7 +42,9 @@ class TrainOptions:
     proximal: NotNegative = 0.0
     """weight of FedProx's penalty on the distance from the received parameters"""
     mask_fill: Fill = "zero"
-    """value in the loss for logits of classes that the client lacks; auto: zero, or -inf with fidelity=fixed"""
+    """value for logits of classes that the client lacks, in its loss and local accuracy; auto: zero, or -inf with
+    fidelity=fixed
+    """
     augment: AugmentName = Field(default="none", exclude=True)
     """augmentation of images: a name in AUGMENTS"""
 

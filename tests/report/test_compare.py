@@ -69,7 +69,7 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
             ),
             {},
             [
-                ("HeteroFL: data.split=iid train.lr=0.05 server.slice-rule=prefix", "1"),
+                ("HeteroFL", "1"),
                 ("HeteroFL: train.lr=0.2", "2"),
                 ("FedRolex: data.split=non-iid-2 server.slice-rule=rolling", "1"),
             ],
@@ -104,7 +104,7 @@ def test_rows_name_the_method_and_what_is_no_default(tmp_path, settings, notes, 
     ("settings", "rows"),
     [
         ([{"lr": 0.1, "seed": 1}], ["another app: lr=0.1", "HeteroFL: mix=a1"]),
-        ([{"mix": "a1", "lr": 0.1}, {"mix": "a1"}], ["another app: lr=0.1", "another app: all", "HeteroFL: all"]),
+        ([{"mix": "a1", "lr": 0.1}, {"mix": "a1"}], ["another app: lr=0.1", "another app", "HeteroFL"]),
     ],
 )
 def test_runs_of_another_app_have_no_settings_but_their_own(tmp_path, settings, rows):
@@ -309,3 +309,20 @@ def test_an_unknown_metric_is_one_error_with_the_known_ones(folders, capsys):
     )
     assert main(["report", paths[0], "--metric", "f1", "--format", "latex"]) != 0
     assert "only a comparison has --metric, --format: found 1 run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("split", "metric", "remarks"),
+    [("non-iid-2", "local-accuracy", 1), ("iid", "local-accuracy", 0), ("non-iid-2", "global-accuracy", 0)],
+)
+def test_local_accuracies_with_different_masks_are_remarked_on(tmp_path, caplog, split, metric, remarks):
+    folders = []
+    for number, fill in enumerate(("zero", "none", "none")):
+        options = {"data": {"name": "digits", "split": split}, "train.mask-fill": fill}
+        folders.append(run(tmp_path / str(number), "a1", number, 0.5, **options))
+        record = make_record(3)
+        record.evaluate = {"global-accuracy": 0.5, "local-accuracy": 0.5}
+        folders[-1].append(record)
+    compare.write_comparison(folders, tmp_path / "page.html", [metric])
+    assert len(caplog.messages) == remarks
+    assert all("train.mask-fill: none, zero" in text for text in caplog.messages)

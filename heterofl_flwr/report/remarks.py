@@ -1,14 +1,22 @@
-"""Remarks on compared runs that are not finished, or that ended in different rounds."""
+"""Remarks on compared runs: not finished, ended in different rounds, or measured differently."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from heterofl_flwr.common.errors import counted, listed
 from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.client_metrics import LOCAL_ACCURACY, WORST_ACCURACY
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.settings.renamed import current_names
+from heterofl_flwr.settings.validate import flatten
 
 NUMBER = "num-rounds="
 """Part of a row's name that says how many rounds its runs have; folders of other apps need not have this setting."""
+
+FILL = "train.mask-fill"
+"""Setting that says how classes that a client lacks are masked, in its loss and in ``MASKED`` metrics."""
+
+MASKED = (LOCAL_ACCURACY, WORST_ACCURACY)
 
 
 def length_remarks(
@@ -28,6 +36,21 @@ def length_remarks(
     named = [f"{row}: {formatting.numbers(numbers)}" for row, numbers in ends.items() if numbers]
     several = [f"runs ended in different rounds ({listed(named)}): their values are not of one round"] if named else []
     return [*remarks.values(), *several]
+
+
+def mask_remarks(folders: Iterable[RunFolder], metrics: Iterable[str]) -> list[str]:
+    """Return a line if ``metrics`` has accuracies that the runs measured with different masks.
+
+    Runs whose data are split ``iid`` do not count, because their clients lack no classes.
+    """
+    settings = [current_names(flatten(folder.settings())) for folder in folders]
+    fills = {str(own[FILL]) for own in settings if FILL in own and own.get("data.split") != "iid"}
+    if len(fills) < 2 or not any(name.endswith(MASKED) for name in metrics):
+        return []
+    return [
+        f"classes that a client lacks were masked differently ({FILL}: {listed(sorted(fills))}): local and worst "
+        "accuracies of these runs are not comparable"
+    ]
 
 
 def _unfinished(folder: RunFolder, done: int) -> str:
