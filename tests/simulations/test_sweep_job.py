@@ -137,6 +137,15 @@ def test_a_resumed_job_has_the_incidental_settings_of_the_new_command(tiny, requ
     assert request_of(tiny).config == {**tiny.config, "run.resume": True}
 
 
+@pytest.mark.parametrize(("share", "number"), [("0.25", 0.25), ("2", 2), ("1.5", None)])
+def test_a_client_has_a_share_of_a_gpu_or_whole_gpus(share, number):
+    if number is not None:
+        assert job("engine=ray", f"engine.gpus={share}").engine.gpus == number
+        return
+    with pytest.raises(ConfigError, match=r"engine\.gpus: found 1\.5 .*expected a share such as 0\.25"):
+        job("engine=ray", f"engine.gpus={share}")
+
+
 @pytest.mark.parametrize("option", ["cpus=2", "parallel=3", "gpus=0.5"])
 def test_options_of_rays_actors_need_ray(option):
     with pytest.raises(ConfigError, match=rf"engine\.{option[:3]}.*found .*, but engine\.grid is local"):

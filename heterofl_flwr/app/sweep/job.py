@@ -20,7 +20,7 @@ from heterofl_flwr.app.server_app import MAY_DIFFER, RESUMED
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.files import to_json
-from heterofl_flwr.common.options import Count, NotNegative
+from heterofl_flwr.common.options import Count, Natural, ShareOrNone
 from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
@@ -62,7 +62,7 @@ class EngineOptions(Group):
     """number of virtual clients"""
     cpus: Count = 1
     """cores for each client"""
-    gpus: Annotated[NotNegative | _Auto, "a share such as 0.25, or a whole number"] = "auto"
+    gpus: Annotated[Natural | ShareOrNone | _Auto, "a share such as 0.25, or a whole number"] = "auto"
     """fraction of a GPU for each client, or a number of whole GPUs"""
     parallel: _CountOrAuto = "auto"
     """maximum number of clients at once"""
