@@ -54,7 +54,9 @@ def answer(app: ClientApp, messages: Sequence[Message], contexts: Sequence[Conte
         answers = _call(cohort, messages, contexts)
         if not (trouble := answers[0].trouble):
             return answers
-        logger.warning("%d messages are answered one by one, because together they failed:\n%s", len(messages), trouble)
+        cause = trouble.rstrip().rpartition("\n")[2]
+        logger.warning("%d messages are answered one by one, because together they failed: %s", len(messages), cause)
+        logger.info("%s", trouble)
     answers = []
     for message, context in zip(messages, contexts, strict=True):
         answers += _call(lambda messages, contexts: [app(messages[0], contexts[0])], [message], [context])
