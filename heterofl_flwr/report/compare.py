@@ -17,7 +17,7 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
-from heterofl_flwr.report.remarks import length_remarks, mask_remarks
+from heterofl_flwr.report.remarks import Histories, remarks
 from heterofl_flwr.report.summary import Cells, marked, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
 from heterofl_flwr.runs.folder import RunFolder
@@ -51,8 +51,6 @@ AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
     ),
 }
 """Label, number format and caption of each figure, by the quantity on its horizontal axis."""
-
-Histories = Mapping[RunFolder, Sequence[RoundRecord]]
 
 Rows = dict[str, dict[object, RunFolder]]
 """Runs by group, then by seed. ``group_runs`` makes the groups' names from settings that differ between runs."""
@@ -145,7 +143,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     histories = {folder: folder.history() for folder in folders}  # read each file once
     rows = group_runs(list(histories))
     table = compare_metrics(histories, rows, metrics) if metrics else compare_runs(histories, rows)
-    lines = length_remarks(histories, rows) + mask_remarks(folders, metrics or [row[2] for row in table[1]])
+    lines = remarks(histories, rows, metrics or [row[2] for row in table[1]])
     for text in lines:
         log.warning("%s", text)
     note = (

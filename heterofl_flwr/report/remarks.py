@@ -18,27 +18,35 @@ FILL = "train.mask-fill"
 
 MASKED = (LOCAL_ACCURACY, WORST_ACCURACY)
 
+Histories = Mapping[RunFolder, Sequence[RoundRecord]]
 
-def length_remarks(
-    histories: Mapping[RunFolder, Sequence[RoundRecord]], rows: Mapping[str, Mapping[object, RunFolder]]
-) -> list[str]:
+Rows = Mapping[str, Mapping[object, RunFolder]]
+"""Runs by the name of a row of a table, then by seed."""
+
+
+def remarks(histories: Histories, rows: Rows, metrics: Iterable[str]) -> list[str]:
+    """Return lines on runs whose values of ``metrics`` are not comparable."""
+    return _length_remarks(histories, rows) + _mask_remarks(histories, metrics)
+
+
+def _length_remarks(histories: Histories, rows: Rows) -> list[str]:
     """Return a line on each run that is not finished, and one if the other runs did not end in the same round.
 
     If names of rows say how many rounds their runs have, only the runs of one row are expected to end in one round.
     """
-    remarks = {folder: text for folder, records in histories.items() if (text := _unfinished(folder, len(records)))}
+    unfinished = {folder: text for folder, records in histories.items() if (text := _unfinished(folder, len(records)))}
     ends: dict[str, list[int]] = {}
     for row, runs in rows.items():
-        finished = [histories[run] for run in runs.values() if run not in remarks and histories[run]]
+        finished = [histories[run] for run in runs.values() if run not in unfinished and histories[run]]
         ends[row] = sorted({records[-1].server_round for records in finished})
     if any(NUMBER in row for row in rows) or len(set().union(*ends.values())) < 2:
         ends = {row: numbers for row, numbers in ends.items() if len(numbers) > 1}
     named = [f"{row}: {formatting.numbers(numbers)}" for row, numbers in ends.items() if numbers]
     several = [f"runs ended in different rounds ({listed(named)}): their values are not of one round"] if named else []
-    return [*remarks.values(), *several]
+    return [*unfinished.values(), *several]
 
 
-def mask_remarks(folders: Iterable[RunFolder], metrics: Iterable[str]) -> list[str]:
+def _mask_remarks(folders: Iterable[RunFolder], metrics: Iterable[str]) -> list[str]:
     """Return a line if ``metrics`` has accuracies that the runs measured with different masks.
 
     Runs whose data are split ``iid`` do not count, because their clients lack no classes.

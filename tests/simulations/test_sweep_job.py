@@ -171,7 +171,9 @@ def test_results_are_means_over_seeds_of_what_varies(tmp_path):
     for rounds, own in zip((2, 4, 9, 5), jobs[:4], strict=True):
         ran(own, rounds, finished=True)
     ran(jobs[4], 3)
-    table = [line.split() for line in list_results(jobs, rows).splitlines()[2:]]
+    *lines, remark = list_results(jobs, rows).splitlines()[2:]
+    assert remark.startswith("runs ended in different rounds (mix=d: 2, 4, 9, mix=e: 5)")
+    table = [line.split() for line in lines]
     assert [" ".join(line[:7]) for line in table] == [
         "mix=d 3 global-accuracy 50.0 % ± 36.1",
         "mix=e 1 global-accuracy 50.0 % 50.0 %",

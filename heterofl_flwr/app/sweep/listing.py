@@ -41,12 +41,13 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
-    """Return the comparison table of ``heterofl report`` for the finished jobs, with means over seeds.
+    """Return the comparison table and remarks of ``heterofl report`` for the finished jobs, with means over seeds.
 
     Jobs whose overrides differ only in the seed share a table row. The row shows ``run.metric`` or, if that is empty,
     the headline metric. ``rows`` contains the overrides of each job. Without finished jobs, return ''.
     """
     from heterofl_flwr.report.compare import compare_runs  # loads matplotlib
+    from heterofl_flwr.report.remarks import remarks
 
     everywhere = set(rows[0]).intersection(*rows)
     runs = defaultdict[str, dict[object, RunFolder]](dict)
@@ -58,7 +59,9 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
             name = " ".join(differing or texts) or run_title(job.settings)
             runs[name][job.settings.seed] = RunFolder(job.path)
             labels.add((name, result.label))
-    heads, table = compare_runs(
-        {folder: folder.history() for seeds in runs.values() for folder in seeds.values()}, runs
-    )
-    return render(heads, [row for row in table if (row[0], row[2]) in labels], "table") if runs else ""
+    if not runs:
+        return ""
+    histories = {folder: folder.history() for seeds in runs.values() for folder in seeds.values()}
+    heads, table = compare_runs(histories, runs)
+    shown = [row for row in table if (row[0], row[2]) in labels]
+    return "\n".join([render(heads, shown, "table"), *remarks(histories, runs, [row[2] for row in shown])])
