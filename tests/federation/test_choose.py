@@ -50,19 +50,6 @@ def test_each_entry_is_the_mean_over_those_that_held_it(rule, options):
         torch.testing.assert_close(state[name], expected)
 
 
-@pytest.mark.parametrize(("rule", "slices"), [("rolling", 1), ("random-level", 1), ("random-client", 2)])
-def test_slices_change_from_round_to_round(rule, slices):
-    strategy, grid, _ = run(rule)
-    federation = strategy.federation
-    small = [node for node in grid.get_node_ids() if federation.levels.rate(1, node) == 0.25]
-    assert (
-        len({federation.architecture.train_plan(1, 0.25, federation.nodes.partition(node)) for node in small}) == slices
-    )
-    place = federation.nodes.partition(small[0])
-    plans = [federation.architecture.train_plan(server_round, 0.25, place) for server_round in (1, 2)]
-    assert plans[0] != plans[1]
-
-
 @pytest.mark.parametrize("rule", get_args(SliceRule))
 def test_the_slice_of_a_client_is_that_of_its_rule_round_and_partition(rule):
     strategy = HeteroFL(build_normed, "a1-c1", slicing=Slicing(slice_rule=rule), seed=3)
