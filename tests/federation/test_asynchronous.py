@@ -2,6 +2,7 @@
 
 import time
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,7 @@ from heterofl_flwr.strategies import asynchronous, node_registration, time_budge
 from heterofl_flwr.transport import exchange
 from tests.core import twin
 from tests.federation import test_sharing
-from tests.federation.tiny import Keep, Named, Watched, add_one, build, crash, equal, make_app, play
+from tests.federation.tiny import Keep, Watched, add_one, build, crash, equal, make_app, play
 from tests.hostile.superlink import Clock
 
 FAST = DeviceProfile(macs_per_second=1.0, download=1e300, upload=1e300)
@@ -212,16 +213,13 @@ def slow_run_from(state, found, steps):
     return slow_run(Begun, sent, steps, lambda partition: 1.0 + partition, 3)
 
 
-class Silent(Watched):
-    """A grid on which these partitions never answer an instruction to train."""
+def silent(*partitions, **options):
+    """Return a grid type on which these partitions never answer an instruction to train."""
 
-    def __init__(self, *args, silent, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.silent = silent
+    def lost(grid, message):
+        return message.metadata.message_type == "train" and grid.partition_of(message) in partitions
 
-    def pull_messages(self, message_ids):
-        silent = [own.metadata.message_id for own in self.of("train") if self.partition_of(own) in self.silent]
-        return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
+    return partial(Watched, lost=lost, **options)
 
 
 class Ticks(Clock):
@@ -254,7 +252,7 @@ class TestWhoIsLost:
 
     def test_silent_clients_are_replaced_within_a_step_and_put_off(self):
         # More silent clients than places: without their replacement a step has nobody who trains.
-        options = {"mix": "a1", "nodes": 12, "grid": partial(Silent, silent={0, 1, 2}), "wrap": None}
+        options = {"mix": "a1", "nodes": 12, "grid": silent(0, 1, 2), "wrap": None}
         found = run(Buffered(size=2, concurrency=2), num_rounds=12, start={"timeout": 2.0}, **options)
         answered = [set(record.rates) - set(record.failures) for record in found.records]
         assert [len(partitions) for partitions in answered] == [2] * 12
@@ -262,7 +260,7 @@ class TestWhoIsLost:
         assert sorted(sent) == [0, 1, 2]  # each of the silent ones once
 
     def test_where_most_are_silent_they_are_named_and_the_others_go_on(self):
-        options = {"mix": "a1", "nodes": 4, "grid": partial(Silent, silent={1, 2, 3}), "wrap": None}
+        options = {"mix": "a1", "nodes": 4, "grid": silent(1, 2, 3), "wrap": None}
         found = run(Buffered(size=3, concurrency=3), num_rounds=3, start={"timeout": 0.5}, **options)
         assert [set(record.rates) - set(record.failures) for record in found.records] == [{0}] * 3
         assert {reason for record in found.records[1:] for reason in record.failures.values()} == {"no reply in time"}
@@ -270,13 +268,13 @@ class TestWhoIsLost:
 
     @pytest.mark.parametrize("min_replies", ["auto", 0.5, 1])
     def test_where_all_still_train_the_error_says_how_to_give_more_time(self, min_replies):
-        options = {"mix": "a1", "nodes": 2, "grid": partial(Silent, silent={0, 1}), "wrap": None}
+        options = {"mix": "a1", "nodes": 2, "grid": silent(0, 1), "wrap": None}
         options |= {"start": {"timeout": 0.2}, "min_replies": min_replies}
         with pytest.raises(AggregationError, match=rf"round 1: .* at least 1: give .* which is {min_replies}\)$"):
             run(Buffered(size=1, concurrency=2), num_rounds=1, **options)
 
     def test_a_silent_level_keeps_no_seat(self):
-        options = {"mix": "a1-c1", "nodes": 4, "grid": partial(Silent, silent={0, 1}), "wrap": None}
+        options = {"mix": "a1-c1", "nodes": 4, "grid": silent(0, 1), "wrap": None}
         found = run(Buffered(size=2, concurrency=4, quota=1), num_rounds=1, start={"timeout": 2.0}, **options)
         assert set(found.log.rates) == {2, 3}
 
@@ -294,18 +292,14 @@ class TestWhoIsLost:
         assert set(found.log.rates) == {0, 1, 2}
 
     def test_of_a_node_that_is_gone_nothing_is_waited_for(self):
-        class Leaving(Silent):
-            gone = False
-
-            def get_node_ids(self):
-                ids = list(super().get_node_ids())
-                return ids[1:] if self.gone else ids[:-1]
+        gone = []
 
         class Leave(RoundCallback):
             def on_round_end(self, progress):
-                Leaving.gone = True
+                gone.append(progress)
 
-        options = {"mix": "a1", "nodes": 5, "grid": partial(Leaving, silent={0}), "wrap": None, "callbacks": [Leave()]}
+        grid = silent(0, present=lambda grid, ids: ids[1:] if gone else ids[:-1])
+        options = {"mix": "a1", "nodes": 5, "grid": grid, "wrap": None, "callbacks": [Leave()]}
         found = run(Buffered(size=2, concurrency=4), num_rounds=3, **options)
         assert found.log.server_round == 3
         assert 0 not in found.strategy.federation.nodes.trained
@@ -313,21 +307,16 @@ class TestWhoIsLost:
 
 @pytest.mark.usefixtures("clock")
 def test_the_wait_for_nodes_takes_no_time_of_the_step(monkeypatch):
-    class Joining(Watched):
-        looks = 0
-
-        def get_node_ids(self):
-            self.looks += 1
-            return list(super().get_node_ids())[: None if self.looks > 1 else 1]
-
+    looks = count()
+    grid = partial(Watched, present=lambda grid, ids: ids if next(looks) else ids[:1])
     monkeypatch.setattr(node_registration, "POLL_SECONDS", 1.5)
-    found = run(Buffered(size=2, concurrency=2), num_rounds=1, grid=Joining, wrap=None, start={"timeout": 1.0})
+    found = run(Buffered(size=2, concurrency=2), num_rounds=1, grid=grid, wrap=None, start={"timeout": 1.0})
     assert len(found.log.rates) == 2
 
 
 def test_a_step_names_the_nodes_that_replied_and_none_that_still_trains():
     names, options = ("w", "x", "y", "z"), {"asynchronous": Buffered(size=1, concurrency=3)}
-    for record in play(make_app(), "a1", 4, 3, grid=partial(Named, names=names), **options).records:
+    for record in play(make_app(), "a1", 4, 3, grid=partial(Watched, names=names), **options).records:
         assert len(record.rates) == 1
         assert record.names == {partition: names[partition] for partition in record.rates}
         assert (record.answered, record.expected) == (1, 1)

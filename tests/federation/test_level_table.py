@@ -14,7 +14,7 @@ from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.global_model import GlobalModel
 from heterofl_flwr.federation.options import Options
-from tests.federation.tiny import Named, add_one, build, make_app, play
+from tests.federation.tiny import Watched, add_one, build, make_app, play
 
 MIXES = ["a1-b1-c1-d1-e1", "a1-e1", "a1-e9", "b2-c3"]
 NEVER = Evaluation(every=0)
@@ -90,7 +90,7 @@ def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_round
         return (task := Task(message, context, build)).reply(task.model(), num_examples=1, capacity=capacity)
 
     node_config = [{"level": level} if level else {} for level in said].__getitem__
-    options |= {"limits": limits, "grid": partial(Named, names=("alice", "bob", "carol")), "node_config": node_config}
+    options |= {"limits": limits, "grid": partial(Watched, names=("alice", "bob", "carol")), "node_config": node_config}
     log = play(make_app(train), mix, 3, num_rounds, **options).log
     assert log.names == {0: "alice", 1: "bob", 2: "carol"}
     return list(log.rates.values())

@@ -1,11 +1,12 @@
 """Waiting for clients, asking the new ones what they can hold, and asking nothing, or once, who does not evaluate."""
 
+import math
 import re
 import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
+from itertools import count
 
 import pytest
 from flwr.app import MetricRecord
@@ -30,24 +31,14 @@ def quick(monkeypatch):
     monkeypatch.setattr(node_registration, "POLL_SECONDS", 0.05)
 
 
-class Arriving(Watched):
-    """A grid whose nodes arrive: at each look, as many as ``steps`` says; in the end all."""
-
-    def __init__(self, app, num_nodes, steps, **kwargs):
-        super().__init__(app, num_nodes, **kwargs)
-        self._steps = list(steps)
-
-    def get_node_ids(self):
-        everyone = list(super().get_node_ids())
-        return everyone[: self._steps.pop(0)] if getattr(self, "_steps", None) else everyone
-
-
 def run(app=None, nodes=3, mix="a1-c1", **options):
     return play(app, mix, nodes, **options).strategy
 
 
 def arriving(*steps):
-    return lambda app, nodes, **options: Arriving(app, nodes, steps, **options)
+    """Return a grid type whose nodes arrive: at each look, as many as ``steps`` says; in the end all."""
+    left = list(steps)
+    return partial(Watched, present=lambda grid, ids: ids[: left.pop(0)] if left else ids)
 
 
 def test_a_first_round_waits_for_all_nodes_of_a_simulation():
@@ -73,39 +64,29 @@ def test_too_few_nodes_end_the_run_in_time(number, nodes, caplog):
     assert caplog.text.count(f"waiting up to 0.3 s for nodes: {number} connected, expected at least 2") == 1
 
 
-class Changing(tiny.Named):
-    """A grid of named nodes: how many of them are there at first, and after each training."""
+def changing(*counts):
+    """Return a type of grids of three named nodes: how many of them are there at first, and after each training."""
 
-    counts = (None,)
+    def present(grid, ids):
+        rounds = {message.content["config"]["server-round"] for message in grid.of("train")}
+        return ids[: counts[min(len(rounds), len(counts) - 1)]]
 
-    def __init__(self, *args, counts, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.counts = counts
-
-    def get_node_ids(self):
-        return list(super().get_node_ids())[: self.counts[0]]
-
-    def send_and_receive(self, messages, **options):
-        replies = list(super().send_and_receive(messages, **options))
-        if any(reply.metadata.message_type == "train" for reply in replies):
-            self.counts = self.counts[1:] or self.counts
-        return replies
+    return partial(Watched, names="xyz", present=present)
 
 
 def test_too_few_named_nodes_are_an_error_that_names_who_is_away_also_after_a_resume():
     start = r" connected after 0\.1 s, expected at least 2; away: "
     advice = r": start more of them \(flower-supernode; start_client for start_server\)"
     with pytest.raises(RoundError, match=rf"^1 node{start}y \(since round 2\), z \(since round 2\){advice}"):
-        play(None, "a1", 3, 3, grid=partial(Changing, names="xyz", counts=(3, 1)), wait=0.1)
-    half = play(None, "a1", 3, 1, grid=partial(tiny.Named, names="xyz"))
-    resumed = {"start": {"resume": half.progress[-1]}, "grid": partial(Changing, names="xyz", counts=(0,))}
+        play(None, "a1", 3, 3, grid=changing(3, 1), wait=0.1)
+    half = play(None, "a1", 3, 1, grid=partial(Watched, names="xyz"))
+    resumed = {"start": {"resume": half.progress[-1]}, "grid": changing(0)}
     with pytest.raises(RoundError, match=rf"^0 nodes{start}x, y, z{advice}"):
         play(None, "a1", 3, 2, wait=0.1, **resumed)
 
 
 def test_a_node_that_comes_back_for_the_evaluation_is_not_away_in_the_rounds_record():
-    grid = partial(Changing, names="xyz", counts=(3, 2, 3))
-    first, second = play(None, "a1", 3, 2, grid=grid, evaluation=Evaluation()).records
+    first, second = play(None, "a1", 3, 2, grid=changing(3, 2, 3), evaluation=Evaluation()).records
     assert (first.away, first.notes) == ({"z": 1}, ("away: z (since round 1)",))
     assert (second.away, second.notes) == ({}, ())
 
@@ -157,18 +138,14 @@ def test_whom_the_table_of_levels_names_need_not_say_anything():
     assert set(run(make_app(capability=None), limits=Limits(levels=ids)).log.rates.values()) == {1.0}
 
 
-class Leaving(Watched):
-    """A grid of which one node is away as soon as it was asked for the first time to do something of a kind."""
+def leaving(leaves_at, returns_at=math.inf):
+    """Return a grid type of which the first node is away as soon as it was first asked to do something of a kind."""
 
-    def __init__(self, *args, leaves_at, returns_at="", **kwargs):
-        super().__init__(*args, **kwargs)
-        self._leaves_at, self._returns_at = leaves_at, returns_at
+    def present(grid, ids):
+        rounds = {message.content["config"]["server-round"] for message in grid.of(leaves_at)}
+        return ids[1:] if rounds and max(rounds) < returns_at else ids
 
-    def get_node_ids(self):
-        first, *others = super().get_node_ids()
-        rounds = {message.content["config"]["server-round"] for message in self.of(self._leaves_at)}
-        away = rounds and (not self._returns_at or max(rounds) < self._returns_at)
-        return others if away else [first, *others]
+    return partial(Watched, present=present)
 
 
 def test_who_comes_back_is_asked_again_what_it_can_hold():
@@ -178,7 +155,7 @@ def test_who_comes_back_is_asked_again_what_it_can_hold():
         partition = context.node_config["partition-id"]
         return messages.answer(message, {"capacity": rate_of(next(levels[partition])), "partition": partition})
 
-    grid = partial(Leaving, leaves_at="train", returns_at=2)
+    grid = leaving("train", 2)
     records = play(make_app(capability=say), "a1-c1", 3, 3, grid=grid).records
     assert [record.rates.get(0) for record in records] == [1.0, None, 0.25]
 
@@ -189,7 +166,7 @@ def test_who_leaves_before_it_has_said_what_it_can_hold_is_forgotten():
             raise RuntimeError("the node ends")
         return answer_capability(message, context)
 
-    found = play(make_app(capability=say), "a1-c1", 3, grid=partial(Leaving, leaves_at="query.capability"))
+    found = play(make_app(capability=say), "a1-c1", 3, grid=leaving("query.capability"))
     assert (set(found.log.rates), found.log.failures) == ({1, 2}, {})
 
 
@@ -230,7 +207,7 @@ def test_who_fails_and_leaves_no_longer_counts_as_trained_when_another_takes_its
 
 def test_names_of_nodes_that_are_not_there_are_warned_of(caplog):
     limits = Limits(levels={"d": "c", "phone": "c"}, partitions={"tablet": 7})
-    play(make_app(capability=no_partition), "a1-c1", 4, grid=partial(tiny.Named, names="dcba"), limits=limits)
+    play(make_app(capability=no_partition), "a1-c1", 4, grid=partial(Watched, names="dcba"), limits=limits)
     for said in ("levels names phone, and no present node", "partitions names tablet, and no present node"):
         assert said in caplog.text
 
@@ -239,7 +216,7 @@ def no_partition(message, context):
     return tiny.bare_reply(message, config=config())
 
 
-@pytest.mark.parametrize(("grid", "warnings"), [(partial(tiny.Named, names="dcba"), 0), (Watched, 1)])
+@pytest.mark.parametrize(("grid", "warnings"), [(partial(Watched, names="dcba"), 0), (Watched, 1)])
 def test_without_partitions_names_or_ids_order_the_nodes(grid, warnings, caplog):
     found = play(make_app(capability=no_partition), "a1-c1", 4, grid=grid)
     ids = list(found.grid.get_node_ids())
@@ -369,24 +346,18 @@ def test_an_app_without_moments_in_a_later_round_is_asked_again_and_the_log_says
     assert "not asked again" not in caplog.text
 
 
-class Silent(Watched, tiny.Named):
-    """A grid of which some nodes do not answer some queries: ``lost`` has pairs of partition and round."""
+def is_query(message):
+    return message.metadata.message_type == "query.capability"
 
-    def __init__(self, *args, lost, names="", **kwargs):
-        super().__init__(*args, names=names, **kwargs)
-        self.lost = {*lost}
 
-    def send_and_receive(self, sent, *, timeout=None):
-        return super().send_and_receive([own for own in sent if not self.is_lost(own)], timeout=timeout)
+def silent(*pairs, names=""):
+    """Return a grid type of which some nodes do not answer some queries: ``pairs`` of partition and round."""
 
-    def is_lost(self, message):
+    def lost(grid, message):
         number = message.content["config"]["server-round"]
-        is_query = message.metadata.message_type == "query.capability"
-        return is_query and (self.partition_of(message), number) in self.lost
+        return is_query(message) and (grid.partition_of(message), number) in pairs
 
-
-def silent(*lost, **options):
-    return partial(Silent, lost=lost, **options)
+    return partial(Watched, names=names, lost=lost)
 
 
 def test_a_silent_node_is_left_out_and_asked_again(caplog):
@@ -430,14 +401,9 @@ def test_where_no_node_that_was_drawn_answers_the_error_names_them():
 
 
 def test_a_round_waits_for_one_of_the_nodes_that_were_drawn():
-    class Busy(Silent):
-        looks = 0
-
-        def is_lost(self, message):
-            self.looks += message.metadata.message_type == "query.capability"
-            return message.metadata.message_type == "query.capability" and self.looks < 6
-
-    found = play(None, "a1", 4, grid=partial(Busy, lost=(), names="wxyz"), fraction_train=0.5)
+    looks = count(1)
+    grid = partial(Watched, names="wxyz", lost=lambda grid, message: is_query(message) and next(looks) < 6)
+    found = play(None, "a1", 4, grid=grid, fraction_train=0.5)
     assert found.log.answered == 1
     assert "clients=1/2" in found.log.line()
     assert "; no answer to the capability query: " in found.log.line()
@@ -445,7 +411,7 @@ def test_a_round_waits_for_one_of_the_nodes_that_were_drawn():
 
 def test_who_leaves_joins_and_comes_back_is_named(caplog):
     caplog.set_level("INFO")
-    grid = partial(Leaving, leaves_at="train", returns_at=3)
+    grid = leaving("train", 3)
     found = play(None, "a1", 4, 4, grid=grid)
     assert [record.away for record in found.records] == [{}, {"partition 0": 2}, {"partition 0": 2}, {}]
     assert ["away: partition 0 (since round 2)" in record.notes for record in found.records] == [
@@ -490,35 +456,21 @@ def test_all_are_asked_in_windows_where_partitions_order_them(monkeypatch):
 
 def test_a_resumed_run_names_nodes_that_left_meanwhile(tmp_path):
     run = partial(play, None, "a1", node_config=lambda _: {"num-partitions": 4})
-    state = run(3, 2, grid=partial(tiny.Named, names="abc")).progress[-1]
+    state = run(3, 2, grid=partial(Watched, names="abc")).progress[-1]
     save_checkpoint(tmp_path, replace(state, nodes={**state.nodes, "d": 1}))
-    resumed = run(2, 3, grid=partial(tiny.Named, names="ac"), start={"resume": load_checkpoint(tmp_path)})
+    resumed = run(2, 3, grid=partial(Watched, names="ac"), start={"resume": load_checkpoint(tmp_path)})
     assert resumed.log.away == {"b": 3, "d": 1}
     assert (resumed.log.answered, resumed.log.expected) == (2, 4)
 
 
-class FirstComesLate(Watched):
-    """A grid of named nodes, of which the first joins after a round."""
-
-    late = True
-
-    def get_node_ids(self):
-        first, *others = super().get_node_ids()
-        return others if self.late and not self.of("train") else [first, *others]
-
-    def get_nodes(self):
-        names = zip(LocalGrid.get_node_ids(self), "abcd", strict=True)
-        return [SimpleNamespace(node_id=node_id, name=name) for node_id, name in names]
-
-
-def test_a_resumed_run_gives_named_nodes_the_seats_that_they_had(tmp_path, monkeypatch):
+def test_a_resumed_run_gives_named_nodes_the_seats_that_they_had(tmp_path):
     """Nodes were seated anew by name: they got other levels and partitions, and layers of theirs counted as lost."""
     app = make_app(capability=lambda message, context: messages.answer(message, {}))
-    run = partial(play, app, "a1-b1-c1", 4, grid=FirstComesLate)
-    whole, half = run(num_rounds=3), run(num_rounds=2)
+    run, named = partial(play, app, "a1-b1-c1", 4), partial(Watched, names="abcd")
+    late = partial(named, present=lambda grid, ids: ids if grid.of("train") else ids[1:])  # the first node
+    whole, half = run(num_rounds=3, grid=late), run(num_rounds=2, grid=late)
     save_checkpoint(tmp_path, half.progress[-1])
-    monkeypatch.setattr(FirstComesLate, "late", False)
-    again = run(num_rounds=3, start={"resume": load_checkpoint(tmp_path)})
+    again = run(num_rounds=3, grid=named, start={"resume": load_checkpoint(tmp_path)})
     assert (again.log.rates, again.log.names) == (whole.log.rates, whole.log.names)
     assert list(whole.log.names.values()) == ["b", "c", "d", "a"]
     assert tiny.equal(again.state, whole.state)

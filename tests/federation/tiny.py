@@ -140,36 +140,51 @@ def node_context(run_config: Mapping = MappingProxyType({}), **node) -> Context:
 
 
 class Watched(LocalGrid):
-    """A grid that keeps what was sent."""
+    """A grid that keeps what was sent, and what came back by ``send_and_receive``; its nodes may have ``names``.
 
-    def __init__(self, *args, **kwargs) -> None:
+    Functions of the grid change it: ``present`` says which nodes are there, ``lost`` which messages reach no client,
+    and ``change`` changes replies.
+    """
+
+    def __init__(self, *args, names="", present=None, lost=None, change=None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.sent: list[Message] = []
+        self.heard: list[Message] = []
+        self._names, self._present, self._lost, self._change = names, present, lost, change
+
+    def get_node_ids(self) -> Iterable[int]:
+        ids = super().get_node_ids()
+        return self._present(self, ids) if self._present else ids
+
+    def get_nodes(self) -> Iterable[SimpleNamespace]:
+        names = dict(zip(super().get_node_ids(), self._names, strict=False))
+        return [SimpleNamespace(node_id=node_id, name=names.get(node_id, "")) for node_id in self.get_node_ids()]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
         self.sent += messages
         return super().push_messages(messages)
 
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        lost = {own.metadata.message_id for own in self.sent if self._lost(self, own)} if self._lost else ()
+        return super().pull_messages([id_ for id_ in message_ids if id_ not in lost])
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        messages = [own for own in messages if not (self._lost and self._lost(self, own))]
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        for reply in replies if self._change else ():
+            self._change(self, reply)
+        self.heard += replies
+        return replies
+
     def of(self, kind: str) -> list[Message]:
         """Return the messages of a type."""
         return [message for message in self.sent if message.metadata.message_type == kind]
 
     def partition_of(self, message: Message) -> int:
-        """Return the partition of the node that a message went to."""
-        return list(LocalGrid.get_node_ids(self)).index(message.metadata.dst_node_id)  # also of nodes that are away
-
-
-class Named(LocalGrid):
-    """A grid whose nodes are registered under names."""
-
-    def __init__(self, *args, names: Iterable[str], **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._names = names
-
-    def get_nodes(self) -> Iterable[SimpleNamespace]:
-        pairs = zip(self.get_node_ids(), self._names, strict=False)  # some nodes may be away
-        return [SimpleNamespace(node_id=node_id, name=name) for node_id, name in pairs]
+        """Return the partition of the node that a message went to or came from; the node may be away."""
+        nodes = list(LocalGrid.get_node_ids(self))
+        return nodes.index({message.metadata.dst_node_id, message.metadata.src_node_id}.intersection(nodes).pop())
 
 
 class Shuffled(LocalGrid):

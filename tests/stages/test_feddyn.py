@@ -1,6 +1,7 @@
 """FedDyn: against a slow twin entry by entry, against the published form, after a break, and where it is misused."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from heterofl_flwr import HeteroFL, SecureSum
 from heterofl_flwr.stages.feddyn import FedDyn
 from tests.federation.tiny import Watched, equal, play
 from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, rounds_of
-from tests.stages.test_secure_sum import Lossy, of_two
+from tests.stages.test_secure_sum import is_lost, of_two
 
 ALPHA, STEPS = 0.3, 3
 
@@ -76,14 +77,20 @@ def test_a_run_that_goes_on_has_the_same_model():
 
 @pytest.mark.parametrize("phase", ["train", "reveal"])
 def test_after_a_secure_sum_that_stays_closed_clients_go_on_as_if_the_round_had_not_been(phase):
-    class Closed(Lossy):
-        lost = dict.fromkeys(range(3), phase)
-
-        def _loses(self, message):
-            return message.content["config"]["server-round"] == 1 and super()._loses(message)
+    def lost(grid, message):
+        in_first = message.content["config"]["server-round"] == 1
+        return in_first and is_lost(dict.fromkeys(range(3), phase), grid, message)
 
     options = {"build": build, "min_replies": 1, "node_config": of_two}
-    found = play(app, "a1", NODES, 3, grid=Closed, stages=[SecureSum(100.0, holders=2), FedDyn(ALPHA)], **options)
+    found = play(
+        app,
+        "a1",
+        NODES,
+        3,
+        grid=partial(Watched, lost=lost),
+        stages=[SecureSum(100.0, holders=2), FedDyn(ALPHA)],
+        **options,
+    )
     assert [record.stages["summed-clients"] for record in found.records] == [0, NODES, NODES]
     expected = play(app, "a1", NODES, 2, stages=[FedDyn(ALPHA)], **options)
     for name, own in found.state.items():

@@ -3,7 +3,6 @@
 import math
 import re
 from functools import cache, partial
-from typing import ClassVar
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ from heterofl_flwr.stages.server_stage import Needs, ServerStage
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import content_bytes, read_tensors
 from heterofl_flwr.transport.size_guard import JSON_GROWTH
-from tests.federation.tiny import Named, Tiny, Watched, adding, equal, make_app, play
+from tests.federation.tiny import Tiny, Watched, adding, equal, make_app, play
 from tests.secure.app import app, classes_of
 
 BOUND, NODES = 0.25, 7  # some changes are longer, and are cut off
@@ -36,38 +35,21 @@ ROWS = ["classifier.weight", "classifier.bias"]
 PHASES = ("keys", "shares", "train", "reveal")
 
 
-class Lossy(Watched):
-    """A grid that loses clients, by partition: from a phase of secure aggregation on; it keeps what others answer."""
-
-    lost: ClassVar[dict] = {}
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.heard = []
-
-    def send_and_receive(self, messages, *, timeout=None):
-        replies = list(super().send_and_receive([own for own in messages if not self._loses(own)], timeout=timeout))
-        self.heard += replies
-        return replies
-
-    def _loses(self, message):
-        phase = message.content["config"].get(KEY)
-        since = self.lost.get(self.partition_of(message))
-        return phase is not None and since is not None and PHASES.index(phase) >= PHASES.index(since)
+def is_lost(lost, grid, message):
+    """Whether a client is lost, by partition: from a phase of secure aggregation on."""
+    phase, since = message.content["config"].get(KEY), lost.get(grid.partition_of(message))
+    return phase is not None and since is not None and PHASES.index(phase) >= PHASES.index(since)
 
 
-class Tampered(Lossy):
-    """A grid on which some clients, by partition, send something else."""
+def tampering(tampers):
+    """Return a grid type on which some clients, by partition, send something else."""
 
-    tampers: ClassVar[dict] = {}
+    def change(grid, reply):
+        tamper = tampers.get(grid.partition_of(reply))
+        if tamper and not reply.has_error():
+            tamper(reply.content)
 
-    def send_and_receive(self, messages, *, timeout=None):
-        partitions = {node_id: number for number, node_id in enumerate(self.get_node_ids())}
-        for reply in super().send_and_receive(messages, timeout=timeout):
-            tamper = self.tampers.get(partitions[reply.metadata.src_node_id])
-            if tamper and not reply.has_error():
-                tamper(reply.content)
-            yield reply
+    return partial(Watched, change=change)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +64,7 @@ def of_two(partition):
 
 
 def run(*, lost=None, stages=(), mix=MIX, nodes=NODES, **options):
-    grid = options.pop("grid", type("Losing", (Lossy,), {"lost": lost or {}}))
+    grid = options.pop("grid", partial(Watched, lost=partial(is_lost, lost or {})))
     return play(app, mix=mix, nodes=nodes, grid=grid, stages=stages, min_replies=1, node_config=of_two, **options)
 
 
@@ -200,9 +182,7 @@ FALSE_MASKS = {
 
 @pytest.mark.parametrize(("faults", "phase"), [(FALSE_KEYS, "keys"), (ODD_MASKS, "train"), (FALSE_MASKS, "train")])
 def test_clients_whose_keys_or_reply_have_another_form_are_left_out(faults, phase):
-    tampers = {partition: tamper for partition, (tamper, _) in faults.items()}
-    grid = type("Odd", (Tampered,), {"tampers": tampers})
-    found = secure(grid=grid, holders=2)
+    found = secure(grid=tampering({partition: tamper for partition, (tamper, _) in faults.items()}), holders=2)
     assert list(found.log.failures) == list(faults)
     for partition, (_, cause) in faults.items():
         assert cause in found.log.failures[partition]
@@ -255,7 +235,7 @@ def grid_with_false_shares():
             false.first = False
 
     false.first = True
-    return type("Odd", (Tampered,), {"tampers": {4: false}})
+    return tampering({4: false})
 
 
 def test_a_client_that_reveals_false_shares_is_named_and_left_out_of_later_rounds():
@@ -275,18 +255,14 @@ def test_clients_that_could_take_part_in_a_skipped_round_are_no_failure():
 def test_the_bound_on_a_replys_size_has_room_for_the_shares_of_all_clients(monkeypatch):
     """Through a SuperLink, replies of 48 clients with 62 classes were refused as too large."""
 
-    class Sized(Watched):
-        def send_and_receive(self, messages, *, timeout=None):
-            messages = list(messages)
-            largest = {message.metadata.dst_node_id: strategy.largest_reply(message) for message in messages}
-            for reply in super().send_and_receive(messages, timeout=timeout):
-                size = JSON_GROWTH * len(reply.content["config"].deflate()) + content_bytes(reply.content)
-                assert size <= largest[reply.metadata.src_node_id]
-                yield reply
+    def check(grid, reply):
+        asked = {message.metadata.message_id: message for message in grid.sent}[reply.metadata.reply_to_message_id]
+        size = JSON_GROWTH * len(reply.content["config"].deflate()) + content_bytes(reply.content)
+        assert size <= strategy.largest_reply(asked)
 
     monkeypatch.setattr("heterofl_flwr.strategies.start.OTHER_BYTES", 7000)  # fewer than the shares of these clients
     strategy = HeteroFL(Tiny, MIX, stages=[SecureSum(BOUND, holders=2)], fraction_evaluate=0.0)
-    with Sized(app, NODES, node_config=of_two) as grid:
+    with Watched(app, NODES, node_config=of_two, change=check) as grid:
         strategy.start(grid, num_rounds=1)
     assert strategy.log.stages["summed-clients"] == NODES
 
@@ -465,7 +441,7 @@ def test_a_text_names_it_with_its_arguments(argument, cause):
 def test_an_app_that_answers_no_stages_is_named():
     fault = r"0 clients sent keys for SecureSum.*; x and 2 more: error .*its ClientApp is not converted"
     with pytest.raises(AggregationError, match=fault):
-        play(make_app(), mix="a1", stages=[SecureSum()], grid=partial(Named, names="xyz"))
+        play(make_app(), mix="a1", stages=[SecureSum()], grid=partial(Watched, names="xyz"))
 
 
 @pytest.mark.simulation
