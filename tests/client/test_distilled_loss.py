@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from heterofl_flwr import HeteroFL, Plan, Slicing, classic
+from heterofl_flwr import Plan, classic
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.transport import messages
@@ -78,14 +78,6 @@ def test_inputs_may_be_named_or_several():
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_all_widths_get_the_same_inputs():
-    task, (x, y) = by_message(1.0), batch()
-    model, before = task.model(), x.clone()
-    model.register_forward_pre_hook(lambda layer, inputs: (inputs[0].zero_(),))
-    task.loss(model, (x, y), F.cross_entropy)
-    assert torch.equal(x, before)
-
-
 @pytest.mark.parametrize(
     ("output", "form"),
     [(lambda logits: {"logits": logits}, "a dict"), (lambda logits: logits[..., None], r"\(7, 4, 1\)")],
@@ -113,8 +105,3 @@ def test_it_has_the_penalty_of_fedprox():
         number**2 * old.numel() for number, old in enumerate(received, 1)
     )
     torch.testing.assert_close(loss, expected)
-
-
-def test_there_are_no_rates_inside_if_slices_move():
-    strategy = HeteroFL(build, "a1-c1", slicing=Slicing(slice_rule="rolling"))
-    assert strategy.federation.architecture.nested_rates(1.0) == [1.0]

@@ -5,13 +5,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import DistillOptions, Evaluation, FedH2L, Limits, RoundCallback
+from heterofl_flwr import DistillOptions, Evaluation, FedH2L, Limits
 from heterofl_flwr.client import Task
 from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.transport import messages
 from tests.federation.grouped import grouped
-from tests.federation.tiny import Watched
+from tests.federation.tiny import Keep, Watched
 
 CLASSES, BATCH, NODES = 3, 4, 3
 
@@ -95,14 +95,9 @@ def test_a_metrics_function_gets_the_metrics_of_both_exchanges():
 
 
 def test_callbacks_see_the_progress_of_both_exchanges():
-    calls = []
-
-    class Count(RoundCallback):
-        def on_reply(self, what, done, total, failed):
-            calls.append((what, done, total))
-
-    play(callbacks=[Count()])
-    assert calls == [(what, done, NODES) for what in ("published", "trained") for done in range(NODES + 1)]
+    keep = Keep()
+    play(callbacks=[keep])
+    assert keep.replies == [(what, done, NODES, 0) for what in ("published", "trained") for done in range(NODES + 1)]
 
 
 @pytest.mark.parametrize("option", [{"limits": Limits(norm_bound=1.0)}, {"spare": 0.5}, {"upload": "int8"}])

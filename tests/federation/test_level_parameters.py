@@ -104,6 +104,7 @@ def test_a_resumed_run_goes_on_equally(tmp_path):
     assert equal(*(dict(sorted(found.strategy.chain.level_tensors(0.25).items())) for found in (whole, resumed)))
 
 
-def test_no_smaller_levels_are_trained_inside_a_client():
-    architecture = HeteroFL(build, MIX, slicing=Slicing(by_level=["classifier.bias"])).federation.architecture
+@pytest.mark.parametrize("options", [{"by_level": ["classifier.bias"]}, {"slice_rule": "rolling"}], ids=str)
+def test_no_smaller_levels_are_trained_inside_a_client(options):
+    architecture = HeteroFL(build, MIX, slicing=Slicing(**options)).federation.architecture
     assert architecture.nested_rates(1.0) == [1.0]

@@ -201,7 +201,10 @@ class Keep(RoundCallback):
     """A callback that keeps what it is handed."""
 
     def __init__(self) -> None:
-        self.progress = []
+        self.progress, self.replies = [], []
+
+    def on_reply(self, what, done, total, failed):
+        self.replies.append((what, done, total, failed))
 
     def on_round_end(self, progress):
         self.progress.append(progress)
@@ -221,7 +224,7 @@ def play(app=None, mix="a1", nodes=3, num_rounds=1, *, build=build, grid=Watched
         result = strategy.start(wrap(own) if wrap else own, num_rounds=num_rounds, **(start or {}))
     state = result.arrays.to_torch_state_dict()
     found = SimpleNamespace(strategy=strategy, log=strategy.log, state=state, result=result, grid=own)
-    found.progress, found.records = keep.progress, keep.records
+    found.progress, found.records, found.replies = keep.progress, keep.records, keep.replies
     return found
 
 

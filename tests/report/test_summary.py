@@ -95,11 +95,6 @@ def test_a_levels_value_of_an_earlier_round_names_its_round():
     assert cells == [["2 *", "0.5 *"], ["4 (round 1)", "-"]]
 
 
-def test_an_accuracy_that_an_app_gives_in_percent_is_not_multiplied():
-    records = [make(1, [1.0], evaluate={"accuracy": 97.5}, evaluate_by_level={"a": {"accuracy": 97.5}})]
-    assert (score_cells(records)[1][0][2], level_cells(records, None)[1][0][5]) == ("97.5", "97.5")
-
-
 def test_one_percent_beside_larger_accuracies_in_percent_is_not_all():
     levels = {"a": {"accuracy": 60.0, "top-accuracy": 80.0}, "b": {"accuracy": 1.0, "top-accuracy": 0.5}}
     records = [make(1, [1.0, 0.5], evaluate={"accuracy": 60.0}, evaluate_by_level=levels)]
