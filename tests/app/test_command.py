@@ -30,8 +30,7 @@ def test_the_commands_help_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("words", "status"),
-    [(["profile", "cifar11"], 2), (["settings"], 0), (["settings", "--format", "toml"], 0)],
+    ("words", "status"), [(["profile", "cifar11"], 2), (["settings"], 0), (["settings", "--format", "toml"], 0)]
 )
 def test_settings_are_listed_and_names_are_refused_before_torch_loads(words, status):
     code = (

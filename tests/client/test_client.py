@@ -215,14 +215,8 @@ class TestReply:
     @pytest.mark.parametrize(
         ("swapped", "text"),
         [
-            (
-                lambda message, context: (context, message, build),
-                "message is a Context, expected a Message",
-            ),
-            (
-                lambda message, context: (message, build, context),
-                "context is a type, expected a Context",
-            ),
+            (lambda message, context: (context, message, build), "message is a Context, expected a Message"),
+            (lambda message, context: (message, build, context), "context is a type, expected a Context"),
         ],
     )
     def test_swapped_arguments_are_named(self, swapped, text):

@@ -27,23 +27,27 @@ def clock(monkeypatch):
     return clock
 
 
-class Withholding(LocalGrid):
-    """A grid whose first node trains just in time, and then withholds all that it is asked for."""
+class Withholding(Watched):
+    """A grid whose clients train just in time. Its first node withholds other answers, and all nodes those of a kind.
 
-    def __init__(self, clock, model):
+    ``asked`` has the kinds of messages to the first node.
+    """
+
+    def __init__(self, clock, model, late=""):
         super().__init__(make_app(build=model), 4)
-        self.clock, self.asked = clock, []
+        self.clock, self.late, self.asked = clock, late, []
 
     def send_and_receive(self, sent, *, timeout=None):
         sent = list(sent)
-        kinds = {own.metadata.message_type for own in sent if own.metadata.dst_node_id == self.get_node_ids()[0]}
-        self.asked += sorted(kinds)
-        if kinds & {messages.QUERY_MOMENTS, "evaluate"}:
-            self.clock.sleep(timeout)
-            sent = [own for own in sent if own.metadata.dst_node_id != self.get_node_ids()[0]]
-        elif "train" in kinds:
-            self.clock.sleep(0.99 * timeout)
-        return super().send_and_receive(sent, timeout=None)
+        withheld = [own for own in sent if self.withholds(own)]
+        self.asked += {own.metadata.message_type for own in sent if self.partition_of(own) == 0}
+        if withheld or any(own.metadata.message_type == "train" for own in sent):
+            self.clock.sleep(timeout if withheld else 0.99 * timeout)
+        return super().send_and_receive([own for own in sent if own not in withheld])
+
+    def withholds(self, message):
+        kind, is_first = message.metadata.message_type, self.partition_of(message) == 0
+        return kind == self.late or (is_first and kind in (messages.QUERY_MOMENTS, "evaluate"))
 
 
 @pytest.mark.parametrize(
@@ -63,30 +67,15 @@ def test_no_node_holds_a_round_beyond_its_deadline(clock, model, withheld, fault
     assert list(strategy.log.evaluate_failures.values()) == [fault]
 
 
-class Slow(Withholding):
-    """A grid on which no node answers one kind of message in time."""
-
-    def __init__(self, clock, model, late):
-        super().__init__(clock, model)
-        self.late = late
-
-    def send_and_receive(self, sent, *, timeout=None):
-        sent = list(sent)
-        if {message.metadata.message_type for message in sent} == {self.late}:
-            self.clock.sleep(timeout)
-            return []
-        return super().send_and_receive(sent, timeout=timeout)
-
-
 def test_where_nobody_trains_in_time_the_error_says_how_to_give_more(clock):
     text = r"0 of 4 clients gave a usable reply, expected at least 2: give rounds more time \(engine\.timeout"
-    with Slow(clock, build, "train") as grid, pytest.raises(RoundError, match=text):
+    with Withholding(clock, build, "train") as grid, pytest.raises(RoundError, match=text):
         HeteroFL(build, "a1-b1").start(grid, num_rounds=1, timeout=SECONDS)
 
 
 def test_where_nobody_has_moments_in_time_the_round_keeps_its_model_without_an_evaluation(clock, caplog):
     strategy = HeteroFL(build_normed, "a1-b1", evaluation=Evaluation(nodes="all"))
-    with Slow(clock, build_normed, messages.QUERY_MOMENTS) as grid:
+    with Withholding(clock, build_normed, messages.QUERY_MOMENTS) as grid:
         result = strategy.start(grid, num_rounds=1, timeout=SECONDS)
     assert "none of 4 nodes gave usable static batch norm moments: give rounds more time (engine.timeout" in caplog.text
     assert len(strategy.log.evaluate_failures) == 4
@@ -100,7 +89,7 @@ def test_moments_are_asked_again_after_a_round_in_which_they_came_too_late(clock
             grid.late = None
 
     strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(nodes="all"), callbacks=[InTimeFromNowOn()])
-    with Slow(clock, build_normed, messages.QUERY_MOMENTS) as grid:
+    with Withholding(clock, build_normed, messages.QUERY_MOMENTS) as grid:
         strategy.start(grid, num_rounds=2, timeout=SECONDS)
     assert set(strategy.moments) == {1.0}
     assert strategy.log.evaluate_answers == 3  # the grid withholds one client

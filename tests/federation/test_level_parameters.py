@@ -5,13 +5,7 @@ import copy
 import pytest
 import torch
 
-from heterofl_flwr import (
-    Adam,
-    Evaluation,
-    HeteroFL,
-    LocalGrid,
-    Slicing,
-)
+from heterofl_flwr import Adam, Evaluation, HeteroFL, LocalGrid, Slicing
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core import Mix, Plan

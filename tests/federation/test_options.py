@@ -85,10 +85,7 @@ class Joint(CountingMean):
 
 
 CONFLICTS = {
-    "growth": (
-        {"growth": 2},
-        [({"shared": BODY}, "growth=0"), ({"stages": [FedDyn()]}, "growth=0")],
-    ),
+    "growth": ({"growth": 2}, [({"shared": BODY}, "growth=0"), ({"stages": [FedDyn()]}, "growth=0")]),
     "important": (
         {"slice_rule": "important"},
         [({"shared": BODY}, "slice_rule='prefix'"), ({"stages": [FedDyn()]}, "slice_rule='prefix'")],

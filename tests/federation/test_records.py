@@ -97,10 +97,7 @@ def test_a_record_holds_all_that_is_known_of_a_round():
     assert set(two.evaluate) == {"coverage", "local-accuracy", "worst-accuracy"}
     assert set(two.evaluate_by_level) == {"a", "c"}
     assert one.seconds > 0
-    assert (spy.progress[0].moments, set(spy.progress[1].moments)) == (
-        {},
-        set(moment_tensors(strategy.moments)),
-    )
+    assert (spy.progress[0].moments, set(spy.progress[1].moments)) == ({}, set(moment_tensors(strategy.moments)))
     values = {1.0: 8 * 3 + 3 * 8 + 8 * 4 + 4, 0.25: 2 * 3 + 3 * 2 + 2 * 4 + 4}
     headers = 6 * 128  # numpy's, for each array of the normed model
     assert one.bytes_down == 2 * (4 * values[1.0] + headers) + 2 * (4 * values[0.25] + headers)

@@ -9,15 +9,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
-from heterofl_flwr import (
-    Evaluation,
-    HeteroFL,
-    HeteroFLError,
-    LocalGrid,
-    Momentum,
-    RoundCallback,
-    elastic,
-)
+from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Momentum, RoundCallback, elastic
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError, RoundError, ShapeError
 from heterofl_flwr.federation.callbacks import RunState

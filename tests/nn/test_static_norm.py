@@ -226,12 +226,10 @@ def test_a_model_of_several_inputs_is_measured_on_all_of_them(batch):
 
 
 @pytest.mark.parametrize(
-    "batches",
-    [[], [torch.zeros(0, 3, 8, 8)], [("labels", torch.zeros(6))], [torch.full((6, 3, 8, 8), torch.nan)]],
+    "batches", [[], [torch.zeros(0, 3, 8, 8)], [("labels", torch.zeros(6))], [torch.full((6, 3, 8, 8), torch.nan)]]
 )
 def test_batches_that_cannot_be_measured_are_refused(batches):
     with pytest.raises(
-        DataError,
-        match=r"no examples|gave a batch of tuple without inputs|moments of features\.norm1 are not finite",
+        DataError, match=r"no examples|gave a batch of tuple without inputs|moments of features\.norm1 are not finite"
     ):
         collect_moments(CNN(3, hidden=(8, 8)), batches)

@@ -102,8 +102,7 @@ class Dies(RoundCallback):
 
 
 @pytest.mark.parametrize(
-    ("tracker", "end"),
-    [(WandB, ("finish", (), {"exit_code": 1})), (MLflow, ("end_run", (), {"status": "FAILED"}))],
+    ("tracker", "end"), [(WandB, ("finish", (), {"exit_code": 1})), (MLflow, ("end_run", (), {"status": "FAILED"}))]
 )
 def test_a_run_that_fails_ends_at_the_service(calls, tracker, end):
     """The next job of a sweep went on with the run of the one that had failed."""

@@ -80,10 +80,7 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
         (({}, {}), {"title": "HeteroFL on digits, a1"}, [("HeteroFL on digits, a1", "2")]),
         # A folder of an earlier version has the old name of a setting, one that is gone, and none that came later.
         (
-            (
-                {"server.slice-rule": "prefix", "server.growth": 0},
-                {"server.choose": "prefix", "train.factor": 0.1},
-            ),
+            ({"server.slice-rule": "prefix", "server.growth": 0}, {"server.choose": "prefix", "train.factor": 0.1}),
             {},
             [("all", "2")],
         ),

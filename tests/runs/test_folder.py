@@ -117,8 +117,7 @@ ENTRY = {"kind": "training-releases", "noise": 1.0, "clip": 1.0, "number": 1, "s
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", *(to_json([{**ENTRY, **forged}]) for forged in ({"noise": 0.0}, {"noise": "inf"}, {"number": -1}))],
+    "text", ["", *(to_json([{**ENTRY, **forged}]) for forged in ({"noise": 0.0}, {"noise": "inf"}, {"number": -1}))]
 )
 def test_releases_that_cannot_be_read_are_not_taken_for_none(used, text):
     (used.path / "privacy.json").write_text(text)

@@ -144,10 +144,7 @@ class Sends(ServerStage):
         ({"robust": Robust(), "aggregator": ProductMean}, "robust and aggregator both replace the counting mean"),
         ({"stages": [Scaffold()], "aggregator": ProductMean}, "expected aggregator=CountingMean"),
         ({"stages": [Momentum()], "aggregator": ProductMean}, "Momentum takes a step along the mean change entry"),
-        (
-            {"stages": [MovingAverage()], "aggregator": ProductMean},
-            "MovingAverage averages models entry by entry, but",
-        ),
+        ({"stages": [MovingAverage()], "aggregator": ProductMean}, "MovingAverage averages models entry by entry, but"),
         ({"privacy": Privacy(clip=1, noise=1), "weights": "examples"}, "Noise needs a mean in which each client"),
         ({"robust": Robust(), "weights": "examples"}, "outvotes others; expected weights='equal'"),
     ],

@@ -39,11 +39,7 @@ from tests.training.conftest import (
     train_slowly,
 )
 
-RUNNERS = {
-    "plain": train_plain,
-    "cohort": lambda jobs, options: Cohort(jobs, options).train(),
-    "seats": train_seated,
-}
+RUNNERS = {"plain": train_plain, "cohort": lambda jobs, options: Cohort(jobs, options).train(), "seats": train_seated}
 
 
 @pytest.fixture(params=RUNNERS)

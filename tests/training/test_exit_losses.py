@@ -85,8 +85,7 @@ def test_the_divergence_begins_as_in_the_authors_code():
 
 
 @pytest.mark.parametrize(
-    ("loss", "engine"),
-    [(None, "auto"), (mutual_loss, "auto"), (deepest_loss, "auto"), (mutual_loss, "cohort")],
+    ("loss", "engine"), [(None, "auto"), (mutual_loss, "auto"), (deepest_loss, "auto"), (mutual_loss, "cohort")]
 )
 def test_clients_train_the_exits_of_their_method_with_any_engine(loss, engine):
     build = with_exits(build_model("cnn", hidden=(4, 4), norm="none"))
