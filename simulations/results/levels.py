@@ -109,13 +109,14 @@ class Trained:
     def nearest(self, others: Sequence["Trained"], level: str) -> "Trained | None":
         """Return the configuration in ``others`` with the fewest different settings; None if there is none.
 
-        Only configurations with the same model and number of rounds, and with results for a common seed, are compared.
+        Only configurations with the same model, numbers of rounds and epochs, and with results for a common seed, are
+        compared.
         """
         differences: dict[Trained, int] = {}
         for other in others:
             if self.levels[level].keys() & other.levels.get(level, {}).keys():
                 keys = [key for key, value in self.settings.items() if value != other.settings.get(key)]
-                if not any(key.startswith(("num-rounds", "model.")) for key in keys):
+                if not any(key.startswith(("num-rounds", "train.epochs", "model.")) for key in keys):
                     differences[other] = len(keys)
         return min(differences, key=differences.__getitem__, default=None)
 

@@ -134,20 +134,24 @@ def test_a_mix_whose_clients_keep_layers_has_no_price(make_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mix", "alone", "clients", "baseline"),
+    ("mix", "alone", "clients", "epochs", "baseline"),
     [
-        ("a1-e1", "a1", 10, None),  # also the clients that cannot hold it
-        ("a1-e1", "a1-x1", 5, "equal participation"),
-        ("a1-e1", "a1-x1", 10, "equal work"),
-        ("a1-e1", "a1-x1", 20, None),
-        ("a1-e1", "a1-x3", 5, None),  # half of the clients that can hold it
-        ("a1-b1-c1-d1", "a1-x3", 3, "equal participation"),  # 2.5 of the 10, and a fraction of a client is rounded up
+        ("a1-e1", "a1", 10, 1, None),  # also the clients that cannot hold it
+        ("a1-e1", "a1-x1", 5, 1, "equal participation"),
+        ("a1-e1", "a1-x1", 10, 1, "equal work"),
+        ("a1-e1", "a1-x1", 10, 2, None),
+        ("a1-e1", "a1-x1", 20, 1, None),
+        ("a1-e1", "a1-x3", 5, 1, None),  # half of the clients that can hold it
+        ("a1-b1-c1-d1", "a1-x3", 3, 1, "equal participation"),  # 2.5 of the 10, and part of a client is rounded up
     ],
 )
-def test_a_level_alone_is_a_baseline_by_participation_or_by_work(make_run, tmp_path, mix, alone, clients, baseline):
-    # In the mix, 10 of 100 clients train in each round.
-    for name, own, number in (("mix", mix, 10), ("alone", alone, clients)):
-        run = make_run(name, points((2, 0.9)), num_rounds=2, mix=own, assignment="fix", clients=number)
+def test_a_level_alone_is_a_baseline_by_participation_or_by_work(
+    make_run, tmp_path, mix, alone, clients, epochs, baseline
+):
+    # In the mix, 10 of 100 clients train in each round, for an epoch.
+    for name, own, number, each in (("mix", mix, 10, 1), ("alone", alone, clients, epochs)):
+        options = {"num_rounds": 2, "assignment": "fix", "train__epochs": each}
+        run = make_run(name, points((2, 0.9)), mix=own, clients=number, **options)
         _set_levels(run, {"a": 0.5})
     (found,) = configurations(runs_in(tmp_path)).values()
     rows = {name: cell for _, name, _, cell, *_ in levels_table(found, "global-accuracy").rows}
