@@ -100,9 +100,10 @@ def _read_image_folders(folder: Path) -> dict[str, datasets.Dataset] | None:
     levels = range(int(has_splits), min(depths) - 1)
     level = next((level for level in levels if len({path.parts[level] for path in parts}) > 1), levels[0])
     names = {path.parts[level] for path in parts}
-    # A text beside an image, or in a folder of several classes, such as README.txt, is no table.
-    folders = {path.parent for path in parts}
-    tables = [path for path in files if path.suffix.lower() in TABLES]
+    # A file named as an image has its annotations. A text beside an image, or in a folder of several classes, such as
+    # README.txt, is no table either.
+    folders, stems = {path.parent for path in parts}, {path.with_suffix("") for path in parts}
+    tables = [path for path in files if path.suffix.lower() in TABLES and path.with_suffix("") not in stems]
     if has_splits:  # a table outside of them matters only if it says what the images are
         tables = [path for path in tables if len(path.parts) > 1 or path.stem.lower() == "metadata"]
     if any(path.suffix.lower() != ".txt" or (len(names) == 1 and path.parent not in folders) for path in tables):

@@ -194,12 +194,13 @@ def test_folders_above_or_below_the_classes_are_no_classes(tmp_path, place):
     assert (data.names, data.train.targets.tolist()) == (("cat", "dog"), [0, 0, 1])
 
 
+@pytest.mark.parametrize("annotation", ["{}.txt", "boxes_{}.txt", "{}.json"])
 @pytest.mark.parametrize("names", [("cat", "dog"), ("cat",)])
-def test_a_text_beside_each_image_changes_nothing(names, tmp_path):
+def test_annotations_beside_each_image_change_nothing(names, annotation, tmp_path):
     """A folder of images with annotations was read as a text for a language model."""
     for number, name in enumerate(names * 5):
         write(tmp_path / name / f"{number}.png", png(number))
-        write(tmp_path / name / f"{number}.txt", "0 0.5 0.5 1 1\n" * 100)
+        write(tmp_path / name / annotation.format(number), "[0.5, 0.5, 1, 1]\n" * 100)
     assert load_dataset(str(tmp_path)).names == names
 
 
