@@ -32,6 +32,8 @@ REMEDIES: Mapping[str, str] = {
     **{name: f"use {flower_name}" for name, flower_name in CLASSIC.items()},
     **dict.fromkeys(("server_learning_rate", "server_momentum"), "use stages=[Momentum(...)]"),
     **dict.fromkeys(("eta", "tau", "beta_1", "beta_2"), "use stages=[Adam(...)]"),
+    "weighted_by_key": "leave it out: the number of examples is num-examples among the metrics",
+    **dict.fromkeys(("arrayrecord_key", "configrecord_key"), "leave it out: the records are arrays and config"),
     "accept_failures": "use sampling=Sampling(min_replies=...)",
     "initial_parameters": "use start(initial_arrays=...)",
     "on_fit_config_fn": "use start(train_config=...)",
@@ -58,7 +60,7 @@ def explain_unknown(construct: Callable[Arguments, None]) -> Callable[Arguments,
     @wraps(construct)
     def explained(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> None:
         for name in keywords.keys() - parameters.keys():
-            near = get_close_matches(name, remedies, n=1)
+            near = get_close_matches(name, remedies, n=1, cutoff=0.8)
             remedy = remedies[near[0]] if near else f"it has {', '.join(names)}"
             raise TypeError(f"HeteroFL has no argument {name}: {remedy}")
         construct(*arguments, **keywords)

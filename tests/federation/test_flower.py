@@ -131,7 +131,9 @@ def test_a_users_config_cannot_have_what_the_strategy_sends(key, option):
         ("learning_rat", r"use training=Training\(learning_rate=...\)"),
         ("train_config", r"use start\(train_config=...\)"),
         ("resume", r"use start\(resume=...\)"),
+        ("weighted_by_key", "leave it out: the number of examples is num-examples"),
         ("zebra", "it has build, mix, fraction_train"),
+        ("extra", "it has build, mix, fraction_train"),  # not eta of a server optimiser
     ],
 )
 def test_an_unknown_argument_raises_an_error_with_the_right_one(name, remedy):
