@@ -130,6 +130,8 @@ class HeteroFL(Strategy):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
         check_count("num_rounds", num_rounds, 0)
         check_takes("evaluate_fn", evaluate_fn, "server_round", "parameters", "config")
+        check_takes("fit_metrics_aggregation_fn", fit_metrics_aggregation_fn, "metrics")
+        check_takes("evaluate_metrics_aggregation_fn", evaluate_metrics_aggregation_fn, "metrics")
         if inner.evaluation.levels == "last" and not num_rounds:
             raise ConfigError(
                 "evaluation.levels is 'last', and Flower does not tell the strategy which round is the last; expected "

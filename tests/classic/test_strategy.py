@@ -30,9 +30,10 @@ def begin(fakes, mix="a1-c1", server_round=1, **options):
     return strategy, manager, parameters, instructions
 
 
-def test_an_evaluate_fn_of_the_message_api_is_an_error():
-    with pytest.raises(ConfigError, match=r"is called as evaluate_fn\(server_round, parameters, config\), which fails"):
-        HeteroFL(build, evaluate_fn=lambda server_round, arrays: None)
+@pytest.mark.parametrize("name", ["evaluate_fn", "fit_metrics_aggregation_fn", "evaluate_metrics_aggregation_fn"])
+def test_a_function_of_the_message_api_is_an_error(name):
+    with pytest.raises(ConfigError, match=f"{name} is called as {name}.*, which fails: "):
+        HeteroFL(build, **{name: lambda first, second: None})
 
 
 def gain(before, after):
