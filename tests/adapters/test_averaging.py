@@ -185,6 +185,6 @@ def expected(state):
 @pytest.mark.parametrize(("upload", "tolerance"), [("float32", 1e-5), ("float16", 1e-2), ("int8", 0.2)])
 def test_a_round_averages_products(upload, tolerance):
     run = play(make_app(build=Adapted), MIX, 2, build=Adapted, aggregator=ProductMean, upload=upload)
-    found, before = run.state, run.strategy.federation.architecture.initial_state()
+    found, before = run.state, run.before
     torch.testing.assert_close(found[B] @ found[A], expected(before), atol=tolerance, rtol=0)
     torch.testing.assert_close(found["bias"], torch.full((2,), 1.5), atol=tolerance, rtol=0)

@@ -35,7 +35,7 @@ def run(num_rounds=2, **options):
 def test_each_entry_is_the_mean_over_the_clients_that_held_it(options):
     found = run(**options)
     assert found.log.failures == {}
-    for name, expected in twin(found.strategy.federation, found.grid.get_node_ids(), 2).items():
+    for name, expected in twin(found.federation, found.grid.get_node_ids(), 2).items():
         torch.testing.assert_close(found.state[name], expected)
     base, fresh = levels(), CASES["plain"]()
     assert all(torch.equal(base.model.get_parameter(name), fresh.get_parameter(name)) for name in base.frozen)

@@ -16,7 +16,6 @@ from heterofl_flwr import (
     Evaluation,
     Fidelity,
     HeteroFL,
-    LocalGrid,
     Momentum,
     RoundCallback,
     SimulatedDevices,
@@ -128,7 +127,7 @@ def test_models_clocks_and_times_are_the_slow_twins(steps):
         return (1.0, 0.25, 7.0, 2.5)[partition % 4]
 
     found = run(steps, work, num_rounds=8)
-    federation = found.strategy.federation
+    federation = found.federation
     model, ages, seconds = slow_run(federation.architecture, sent_by(found.grid), steps, work, 8)
     for name, own in model.items():
         np.testing.assert_allclose(found.state[name].numpy(), own, atol=1e-4, err_msg=name)
@@ -207,7 +206,7 @@ def slow_run_from(state, found, steps):
 
     class Begun:
         initial_state = staticmethod(lambda: state.state)
-        plan = found.strategy.federation.architecture.plan
+        plan = found.architecture.plan
 
     sent = [(step - state.server_round, *rest) for step, *rest in sent_by(found.grid)]
     return slow_run(Begun, sent, steps, lambda partition: 1.0 + partition, 3)
@@ -295,7 +294,7 @@ class TestWhoIsLost:
         options = {"mix": "a1", "nodes": 5, "grid": grid, "wrap": None, "callbacks": [Leave()]}
         found = run(Buffered(size=2, concurrency=4), num_rounds=3, **options)
         assert found.log.server_round == 3
-        assert 0 not in found.strategy.federation.nodes.trained
+        assert 0 not in found.federation.nodes.trained
 
 
 @pytest.mark.usefixtures("clock")
@@ -353,8 +352,8 @@ class Saves(HeteroFL):
 
 
 def test_a_hook_that_would_not_be_called_is_named():
-    with LocalGrid(make_app(), 3) as grid, pytest.raises(ConfigError, match="Saves overrides aggregate_train, which"):
-        Saves(build, "a1", asynchronous=Buffered(size=2, concurrency=3)).start(grid)
+    with pytest.raises(ConfigError, match="Saves overrides aggregate_train, which"):
+        play(kind=Saves, asynchronous=Buffered(size=2, concurrency=3))
 
 
 def test_levels_that_train_parts_beside_each_other_need_one_clock():

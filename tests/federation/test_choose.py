@@ -69,7 +69,7 @@ def test_a_level_is_evaluated_on_its_slice_and_moments():
 
     app, evaluation = make_app(build=build_normed, evaluate=evaluate), Evaluation(every=4, levels=True)
     found = play(app, "a1-c1", 3, 4, build=build_normed, slice_rule="rolling", evaluation=evaluation)
-    federation = found.strategy.federation
+    federation = found.federation
     plan = federation.architecture.plan(0.25).sliced(federation.evaluated_slice(4, 0.25))
     assert plan.axes["hidden.weight"][0].index == (3, 4)
     own = build_normed(0.25)

@@ -123,20 +123,15 @@ class SendsItsOwn(DropsReplies):
 
 @pytest.mark.parametrize("kind", [SendsFewer, DropsReplies, SendsItsOwn])
 def test_clients_that_a_subclass_leaves_out_are_no_fault(kind):
-    with LocalGrid(make_app(), 5) as grid:
-        strategy = kind(build, "a1", evaluation=Evaluation(nodes="all"))
-        result = strategy.start(grid, num_rounds=2)
-    log = strategy.log
+    found = play(kind=kind, nodes=5, num_rounds=2, evaluation=Evaluation(nodes="all"))
+    log = found.log
     assert (log.failures, log.evaluate_failures) == ({}, {})
     asked = 1 if kind is SendsFewer else 5  # whose message was dropped got nothing; dropped replies were sent
     assert list(log.rates) == list(range(asked))
     assert log.bytes_down == log.bytes_by_level["a"] == log.bytes_up == asked * slice_bytes()
     assert log.answered == 1
     assert (log.evaluate_answers, log.evaluate_asked) == (1, 1)
-    change = (
-        result.arrays.to_torch_state_dict()["hidden.bias"]
-        - strategy.federation.architecture.initial_state()["hidden.bias"]
-    )
+    change = found.state["hidden.bias"] - found.before["hidden.bias"]
     torch.testing.assert_close(change, torch.full((8,), 2.0))  # client 0 adds 1 in each round
 
 
@@ -146,10 +141,8 @@ def test_replies_that_a_subclass_does_not_wait_for_are_no_fault(taken):
         def aggregate_train(self, server_round, replies):
             return super().aggregate_train(server_round, list(islice(replies, taken)))
 
-    with LocalGrid(make_app(), 3) as grid:
-        strategy = EndsEarly(build, "a1", evaluation=NEVER)
-        strategy.start(grid, num_rounds=1)
-    assert (strategy.log.failures, strategy.log.answered) == ({}, taken)
+    log = play(kind=EndsEarly).log
+    assert (log.failures, log.answered) == ({}, taken)
 
 
 class DropsErrors(HeteroFL):
@@ -164,11 +157,9 @@ class ReadsAll(HeteroFL):
 
 
 def test_an_error_that_a_subclass_drops_is_a_failure_nonetheless():
-    with LocalGrid(make_app(odd={1: crash}), 4) as grid:
-        strategy = DropsErrors(build, "a1", evaluation=NEVER)
-        strategy.start(grid, num_rounds=1)
-    assert list(strategy.log.failures) == [1]
-    assert "the disk is full" in strategy.log.failures[1]
+    log = play(make_app(odd={1: crash}), nodes=4, kind=DropsErrors).log
+    assert list(log.failures) == [1]
+    assert "the disk is full" in log.failures[1]
 
 
 class ReadsOne(HeteroFL):
@@ -179,8 +170,8 @@ class ReadsOne(HeteroFL):
 
 @pytest.mark.parametrize(("kind", "number"), [(ReadsAll, 3), (ReadsOne, 1)])
 def test_a_subclass_that_reads_the_replies_first_learns_how(kind, number):
-    with LocalGrid(make_app(), 3) as grid, pytest.raises(ConfigError, match=rf"replies \({number}\) were read before"):
-        kind(build, "a1", evaluation=NEVER).start(grid, num_rounds=1)
+    with pytest.raises(ConfigError, match=rf"replies \({number}\) were read before"):
+        play(kind=kind)
 
 
 def test_without_evaluation_training_has_all_of_the_time():
@@ -239,7 +230,7 @@ def run(app=None, nodes=4, late=None, seconds=30, **options):
     found = play(
         app, nodes=nodes, grid=grid, start={"timeout": seconds}, **{"fraction_train": 0.75, "spare": 0.3} | options
     )
-    found.change = found.state["hidden.bias"] - found.strategy.federation.architecture.initial_state()["hidden.bias"]
+    found.change = found.state["hidden.bias"] - found.before["hidden.bias"]
     return found
 
 

@@ -35,7 +35,7 @@ class Odd(nn.Module):
 def test_parameters_of_odd_shapes_travel_and_count():
     app = make_app(adding(lambda partition: 1, build=Odd))
     found = play(app, "a1-c1", 3, 2, build=Odd, stages=[Momentum(server_momentum=0.5)])
-    before = found.strategy.federation.architecture.initial_state()
+    before = found.before
     assert found.log.failures == {}
     assert list(found.state) == list(before)
     for name, tensor in found.state.items():
@@ -51,7 +51,7 @@ def test_a_classifier_that_stays_has_no_rows_that_count():
 
     found = play(make_app(adding(labels=lambda partition: [1], build=frozen), build=frozen), build=frozen)
     assert found.log.failures == {}
-    assert found.strategy.federation.architecture.rows == []
+    assert found.architecture.rows == []
 
 
 def test_a_rate_without_a_model_is_the_clients_fault(caplog):

@@ -36,7 +36,7 @@ def test_frozen_parameters_do_not_travel_and_do_not_change():
     assert set(found.state) == {"1.weight", "1.bias"}
     for message in found.grid.of("train"):
         assert set(message.content["arrays"]) == {"1.weight", "1.bias"}
-    head = found.strategy.federation.architecture.initial_state()["1.bias"]
+    head = found.before["1.bias"]
     torch.testing.assert_close(found.state["1.bias"], head + 2 * 2.5)  # clients add 1 to 4
 
 

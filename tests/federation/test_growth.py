@@ -12,7 +12,7 @@ def test_levels_follow_the_rounds_up_to_each_clients_own_and_bytes_never_exceed_
     found, plain = (play(None, MIX, 6, 4, **options) for options in ({"growth": 1}, {}))
     rates = [list(record.rates.values()) for record in found.records]
     assert rates == [*ROUNDS, ROUNDS[-1]]
-    federation = found.strategy.federation
+    federation = found.federation
     sizes = {rate: federation.architecture.plan(rate).parameters for rate in (1.0, 0.5, 0.25)}
     for record, usual in zip(found.records, plain.records, strict=True):
         assert record.bytes_down <= usual.bytes_down

@@ -29,7 +29,7 @@ def test_rows_count_for_the_classes_of_their_head(by_level):
     """Where one head had values of each level, the mean had replies that were recorded as refused."""
     found = run(CLASSES, by_level=by_level)
     assert not found.log.failures
-    start = found.strategy.federation.architecture.initial_state()
+    start = found.before
     changes = {name: (found.state[name] - start[name])[:, 0] for name in ("main.weight", "aux.weight")}
     torch.testing.assert_close(changes["main.weight"], torch.tensor([1, 0, 1.5]))
     torch.testing.assert_close(changes["aux.weight"], torch.tensor([2.0, 1, 0, 0, 2]))

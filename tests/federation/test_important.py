@@ -23,7 +23,7 @@ def sorted_state(state):
 def test_channels_are_sorted_every_k_rounds_against_prefixes_of_sorted_models():
     """Rounds of prefixes, with the model sorted before the first and the third."""
     important = play(None, "a1-b1-c1", 6, 3, **IMPORTANT)
-    state = important.strategy.federation.architecture.initial_state()
+    state = important.before
     for number in (2, 1):
         start = {"initial_arrays": important.result.arrays.__class__(sorted_state(state))}
         state = play(None, "a1-b1-c1", 6, number, start=start).state
@@ -42,7 +42,7 @@ def test_tensors_of_stages_move_with_their_channels_and_resume_goes_on_equally(t
     resumed = run(num_rounds=3, start={"resume": RunFolder(tmp_path).load_checkpoint()})
     assert equal(*(dict(sorted(found.state.items())) for found in (whole, resumed)))
     stages = [progress.stages for progress in whole.progress]
-    order = whole.strategy.federation.architecture.channel_order
+    order = whole.architecture.channel_order
     found = order.find(whole.progress[1].state)
     assert found is not None
     before, after = (own["MovingAverage/hidden.weight"] for own in stages[1:])

@@ -25,7 +25,7 @@ def run(num_rounds=3, **options):
 
 def test_each_level_has_the_mean_of_its_clients_against_a_plain_loop():
     found = run()
-    federation = found.strategy.federation
+    federation = found.federation
     state = federation.architecture.initial_state()
     rates = [federation.levels.rate(1, node_id) for node_id in found.grid.get_node_ids()]
     plans = {rate: federation.architecture.plan(rate) for rate in rates}
@@ -54,7 +54,7 @@ def test_each_level_has_the_mean_of_its_clients_against_a_plain_loop():
 def test_rows_of_classes_count_for_clients_that_name_them():
     train = adding(lambda partition: 1, lambda partition: [partition % 4])
     found = play(make_app(train), "a1-c1", 4, by_level=["classifier.bias"])
-    start = found.strategy.federation.architecture.initial_state()["classifier.bias"]
+    start = found.before["classifier.bias"]
     level = found.strategy.chain.level_tensors(0.25)["classifier.bias"]
     assert torch.equal(found.state["classifier.bias"] != start, torch.tensor([True, True, False, False]))
     assert torch.equal(level != start, torch.tensor([False, False, True, True]))

@@ -110,7 +110,7 @@ def run(build, mix, odd=None, **options):
     """Run a round with one client for each part of the mix; return the state before and after."""
     app, clients = tiny.make_app(build=build, odd=odd), sum(Mix.parse(mix).counts)
     found = tiny.play(app, mix, clients, build=build, labels="none", min_available_nodes=clients, **options)
-    return found.strategy.federation.architecture.initial_state(), found.state
+    return found.before, found.state
 
 
 def change(before, after, name):

@@ -33,7 +33,7 @@ def test_merged_moments_are_those_of_all_data_in_one_place(moments):
     assert sorted(found.strategy.moments) == [0.25, 0.5, 1.0]
     for rate, merged in found.strategy.moments.items():
         model = build_normed(rate)
-        load_parameters(model, found.strategy.federation.architecture.plan(rate).extract(found.state))
+        load_parameters(model, found.architecture.plan(rate).extract(found.state))
         central = collect_moments(model, [inputs(partition) for partition in range(4)], kind=moments)
         for one, two in zip(merged.statistics("norm"), central.statistics("norm"), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)

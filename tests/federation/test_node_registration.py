@@ -221,7 +221,7 @@ def test_without_partitions_names_or_ids_order_the_nodes(grid, warnings, caplog)
     found = play(make_app(capability=no_partition), "a1-c1", 4, grid=grid)
     ids = list(found.grid.get_node_ids())
     ordered = sorted(ids) if warnings else ids[::-1]
-    assert [found.strategy.federation.nodes.partition(node_id) for node_id in ordered] == [0, 1, 2, 3]
+    assert [found.federation.nodes.partition(node_id) for node_id in ordered] == [0, 1, 2, 3]
     said = "4 nodes without a registered name, and with no partition-id"
     assert caplog.text.count(said) == warnings
 

@@ -161,9 +161,8 @@ class Adds(HeteroFL):
 
 def test_metrics_that_a_subclass_adds_are_in_the_record_of_the_round(caplog):
     spy = Spy()
-    strategy = Adds(build, "a1-c1", evaluation=Evaluation(), callbacks=[spy])
-    with caplog.at_level("INFO"), LocalGrid(make_app(), 4) as grid:
-        strategy.start(grid, num_rounds=1)
+    with caplog.at_level("INFO"):
+        run(spy, num_rounds=1, kind=Adds)
     (progress,) = spy.progress
     assert progress.record.train["spread"] == 3.0
     assert (progress.record.evaluate["best"], progress.record.comparable["local-accuracy"]) == (2.0, 0.25)
@@ -296,10 +295,10 @@ class TrainsInOddRounds(HeteroFL):
 
 def test_a_round_in_which_a_subclass_trains_nobody_has_a_record_of_its_own(caplog):
     spy = Spy()
-    with caplog.at_level("INFO"), LocalGrid(make_app(), 2) as grid:
-        TrainsInOddRounds(build, "a1", callbacks=[spy]).start(grid, num_rounds=3)
+    with caplog.at_level("INFO"):
+        run(spy, num_rounds=3, kind=TrainsInOddRounds)
     assert [progress.server_round for progress in spy.progress] == [1, 2, 3]
-    assert [list(progress.record.rates) for progress in spy.progress] == [[0, 1], [], [0, 1]]
+    assert [list(progress.record.rates) for progress in spy.progress] == [[0, 1, 2, 3], [], [0, 1, 2, 3]]
     assert spy.progress[1].record.evaluate == spy.progress[0].record.evaluate
     assert "round 2: clients=0/0" in caplog.text
 
@@ -337,7 +336,4 @@ class Schedules(HeteroFL):
 
 
 def test_the_record_has_the_learning_rate_of_an_overridden_config():
-    spy = Spy()
-    with LocalGrid(make_app(), 2) as grid:
-        Schedules(build, "a1", evaluation=Evaluation(every=0), callbacks=[spy]).start(grid, num_rounds=2)
-    assert [progress.record.learning_rate for progress in spy.progress] == [0.5, 0.25]
+    assert [record.learning_rate for record in play(kind=Schedules, num_rounds=2).records] == [0.5, 0.25]

@@ -16,7 +16,7 @@ def gains(robust, hostile=(0,), num_rounds=1, **options):
     """Return by how much each entry went up, where one client of six holds the whole model and may be hostile."""
     run = play(make_app(train, odd=dict.fromkeys(hostile, flip)), "a1-c5", 6, num_rounds, robust=robust, **options)
     assert run.log.failures == {}
-    before = run.strategy.federation.architecture.initial_state()
+    before = run.before
     return torch.cat([(run.state[name] - own).flatten() for name, own in before.items()])
 
 

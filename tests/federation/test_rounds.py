@@ -110,7 +110,7 @@ def test_rows_count_for_the_classes_of_a_reply(labels, gained):
         return lambda message, context: add_one(message, context, labels=labels)
 
     found = run(2, "a1", app=make_app(odd={0: knows([0, 1]), 1: knows([1, 3])}), labels=labels)
-    gain = found.state["classifier.bias"] - found.strategy.federation.architecture.initial_state()["classifier.bias"]
+    gain = found.state["classifier.bias"] - found.before["classifier.bias"]
     torch.testing.assert_close(gain, torch.tensor(gained))
 
 

@@ -54,7 +54,7 @@ def test_entries_that_nobody_held_keep_still(optimizer):
     found = run(8, optimizer, seed=3)
     assert min(max(one.rates.values()) for one in found.records) < 1  # in some rounds nobody held the full model
     for before, after in pairwise(found.progress):
-        largest = found.strategy.federation.architecture.plan(max(after.record.rates.values())).shapes["hidden.bias"][0]
+        largest = found.architecture.plan(max(after.record.rates.values())).shapes["hidden.bias"][0]
         kept = [name for name in after.stages if name.endswith("hidden.bias")]
         assert kept
         for one, two, names in ((before.state, after.state, ["hidden.bias"]), (before.stages, after.stages, kept)):

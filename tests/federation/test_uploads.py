@@ -30,7 +30,7 @@ def play_with(upload, train=descend, **options):
 def test_the_model_is_nearly_that_of_whole_replies(upload):
     exact, found = play_with("float32", num_rounds=3).state, play_with(upload, num_rounds=3)
     assert found.log.failures == {}
-    start = found.strategy.federation.architecture.initial_state()
+    start = found.before
     for name, tensor in exact.items():
         change = tensor - start[name]
         assert 0 < (found.state[name] - tensor).norm() < change.norm() * {"float16": 1e-3, "int8": 3e-2}[upload], name

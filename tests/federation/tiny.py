@@ -215,17 +215,45 @@ class Keep(RoundCallback):
         return [progress.record for progress in self.progress]
 
 
-def play(app=None, mix="a1", nodes=3, num_rounds=1, *, build=build, grid=Watched, wrap=None, start=None, **options):
-    """Return a run: strategy, log, state, result, records and grid; without evaluation, if none is asked for."""
+class Played(SimpleNamespace):
+    """A run: its strategy, log, state, result, progress, records, replies and grid."""
+
+    @property
+    def federation(self):
+        return self.strategy.federation
+
+    @property
+    def architecture(self):
+        return self.federation.architecture
+
+    @property
+    def before(self) -> dict[str, Tensor]:
+        """The global model before the first round."""
+        return self.architecture.initial_state()
+
+
+def play(
+    app=None,
+    mix="a1",
+    nodes=3,
+    num_rounds=1,
+    *,
+    build=build,
+    grid=Watched,
+    kind=HeteroFL,
+    wrap=None,
+    start=None,
+    **options,
+):
+    """Play a run of a strategy of a ``kind``; without evaluation, if none is asked for."""
     keep = Keep()
     node_config = options.pop("node_config", None)
     with grid(app or make_app(build=build), nodes, node_config=node_config) as own:
-        strategy = HeteroFL(build, mix, **grouped({"evaluation": NEVER, "callbacks": [keep], **options}))
+        strategy = kind(build, mix, **grouped({"evaluation": NEVER, "callbacks": [keep], **options}))
         result = strategy.start(wrap(own) if wrap else own, num_rounds=num_rounds, **(start or {}))
+    seen = {"progress": keep.progress, "records": keep.records, "replies": keep.replies}
     state = result.arrays.to_torch_state_dict()
-    found = SimpleNamespace(strategy=strategy, log=strategy.log, state=state, result=result, grid=own)
-    found.progress, found.records, found.replies = keep.progress, keep.records, keep.replies
-    return found
+    return Played(strategy=strategy, log=strategy.log, state=state, result=result, grid=own, **seen)
 
 
 def untimed(strategy):

@@ -45,7 +45,7 @@ def run(devices, app=None, mix="a1", nodes=4, num_rounds=1, **options):
 
 def gain(found):
     """Return by how much the model changed, which is by the same everywhere."""
-    start = found.strategy.federation.architecture.initial_state()["hidden.bias"]
+    start = found.before["hidden.bias"]
     return pytest.approx((found.state["hidden.bias"] - start).tolist(), abs=1e-5)
 
 
@@ -73,7 +73,7 @@ def twin(devices, record, sizes):
 def test_time_and_energy_are_those_of_the_slow_twin(deadline):
     devices = Devices(WILD, work, deadline=deadline)
     found = run(devices, None, "a1-c1", 6, 12, fraction_train=0.7)
-    arrays, plan = found.strategy.federation.architecture.initial_state(), found.strategy.federation.architecture.plan
+    arrays, plan = found.before, found.architecture.plan
     sizes = {rate: count_bytes(ArrayRecord(plan(rate).extract(arrays))) for rate in (1.0, 0.25)}
     for record in found.records:
         seconds, joules = twin(devices, record, sizes)

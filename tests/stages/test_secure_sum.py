@@ -77,7 +77,7 @@ plain_run, secure_run = cache(run), cache(secure)  # nobody changes what they re
 
 def in_clear(found, lost):
     """Return the counting mean of the fixed-point changes that clients in clear replied, and which entries count."""
-    federation = found.strategy.federation
+    federation = found.federation
     before = federation.architecture.initial_state()
     members = [number for number in range(len(found.log.rates)) if lost.get(number) not in ("keys", "shares")]
     aggregator = Aggregation(
@@ -111,7 +111,7 @@ def test_the_model_is_that_of_the_same_changes_in_clear(mix, rule):
     counted = found.log.stages
     assert counted["summed-clients"] == NODES
     expected = in_clear(plain, {})
-    before = plain.strategy.federation.architecture.initial_state()
+    before = plain.before
     for name, own in found.state.items():
         moved = own != before[name]
         assert moved.any()
@@ -218,7 +218,7 @@ def test_too_few_clients_before_training_end_the_run(phase, number):
 @pytest.mark.parametrize("phase", ["train", "reveal"])
 def test_too_few_clients_after_training_leave_the_model_as_it_is(phase):
     found = secure(lost=dict.fromkeys(range(3), phase))
-    assert equal(found.state, found.strategy.federation.architecture.initial_state())
+    assert equal(found.state, found.before)
     assert "100% of the model stays closed" in found.log.line()
     assert found.log.stages["summed-clients"] == 0
     assert found.strategy.chain.skipped  # so that tensors that clients keep for stages do not count
@@ -277,7 +277,7 @@ class Hurried(Watched):
 def test_a_round_with_spare_clients_waits_for_enough_replies_to_open_the_sum():
     found = secure(grid=Hurried, mix="a1", fraction_train=0.4, spare=1.0)  # 3 of 6 are needed; 5 open the sum
     assert found.log.stages["summed-clients"] == 5
-    assert not equal(found.state, found.strategy.federation.architecture.initial_state())
+    assert not equal(found.state, found.before)
 
 
 def test_a_client_masks_no_round_twice_though_its_server_and_its_context_are_new(tmp_path):
@@ -295,7 +295,7 @@ def test_a_client_masks_no_round_twice_though_its_server_and_its_context_are_new
 
 def test_a_mean_change_longer_than_the_norm_bound_is_not_used():
     found = run(stages=[SecureSum(BOUND, holders=2)], limits=Limits(norm_bound=1e-3))
-    assert equal(found.state, found.strategy.federation.architecture.initial_state())
+    assert equal(found.state, found.before)
 
 
 def test_a_client_logs_how_many_changes_were_cut(caplog):
