@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Momentum, RoundCallback
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.formatting import size
 from heterofl_flwr.federation.callbacks import RunState, is_true
@@ -266,6 +267,22 @@ def test_a_run_with_another_setup_is_not_resumed(changed, named):
     older = RunState(server_round=1, state=resume.state)  # without a setup
     play(**options, start={"resume": older})
     play(**options, start={"resume": resume})
+
+
+def test_a_run_goes_on_from_its_parameters_alone():
+    def train(message, context):
+        task = Task(message, context, build, seed_torch=True)
+        model = task.model()
+        with torch.no_grad():
+            model.hidden.bias += torch.rand_like(model.hidden.bias)
+        return task.reply(model, num_examples=1)
+
+    options = {"nodes": 5, "num_rounds": 3, "fraction_train": 0.4, "assignment": "dynamic"}
+    whole = play(make_app(train), **options)
+    resume = RunState(server_round=1, state=whole.progress[0].state)
+    resumed = play(make_app(train), **options, start={"resume": resume})
+    assert equal(resumed.state, whole.state)
+    assert resumed.log.rates == whole.log.rates
 
 
 class AddsBuffers(HeteroFL):
