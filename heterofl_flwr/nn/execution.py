@@ -1,6 +1,6 @@
-"""Running a model: its inputs, device, memory layout and threads."""
+"""Running a model: its inputs, device, state and threads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import isroutine
 
@@ -56,16 +56,6 @@ def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator
             yield from tensors_in(list(getattr(leaf, "__dict__", {}).values()), seen)
 
 
-def bears_channels_last(model: nn.Module) -> bool:
-    """Return True if channels-last convolutions of a model are safe on this processor.
-
-    Torch 2.14 has a bug on processors with AVX2 but without AVX512: the backward pass of a strided 1x1 convolution with
-    fewer than eight input channels writes outside its memory.
-    """
-    fewest = min((parameter.shape[1] for parameter in model.parameters() if parameter.shape[2:] == (1, 1)), default=8)
-    return fewest >= 8 or torch.backends.cpu.get_cpu_capability() != "AVX2"
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within this context, a model is in evaluation mode."""
@@ -78,33 +68,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """Convert convolution weights on a CPU to channels-last, if that is safe.
+def save_state(model: nn.Module) -> Callable[[], None]:
+    """Return a function that restores the modes, attributes and buffers that a model's modules have now."""
+    modules = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
 
-    Return pairs (converted weight, its previous tensor).
-    """
-    fit = bears_channels_last(model)
-    weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
-    homes = [weight.data for weight in weights]
-    for weight in weights:
-        # Not contiguous(memory_format=...): it leaves a weight with one input channel unchanged, because its strides
-        # fit both layouts. The outputs of its layer and of all layers after it would then be channels first.
-        weight.data = weight.data.to(memory_format=torch.channels_last)
-    return list(zip(weights, homes, strict=True))
+    @torch.no_grad()
+    def restore() -> None:
+        for module, attributes, buffers in modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, value in values:
+            buffer.copy_(value)
 
-
-@contextmanager
-def channels_last(model: nn.Module) -> Iterator[None]:
-    """Within this context, convolution weights on a CPU are in channels-last layout if ``to_channels_last`` allows it.
-
-    On exit, the values are copied into the original tensors, so that other references to these tensors see them.
-    """
-    homes = to_channels_last(model)
-    try:
-        yield
-    finally:
-        for weight, home in homes:
-            weight.data = home.copy_(weight.data)
+    return restore
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,10 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._pytree import tree_map_only
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.nn.execution import call, channels_last, tensors_in, to_double
+from heterofl_flwr.nn.execution import call, save_state, tensors_in, to_double
+from heterofl_flwr.nn.memory_format import in_channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 
 Batches = Iterable[torch.Tensor | Sequence[object] | Mapping[str, object]]
@@ -53,39 +55,34 @@ def collect_moments(model: nn.Module, batches: Batches, kind: Variant = "paper",
     Fidelity(moments=kind)
     if not batch_norms(model):
         return Moments(kind, {})
-    place = next(model.parameters(), torch.zeros(()))
-    number = 0
-    with torch.no_grad(), _restored(model), channels_last(model):
-        for module in model.modules():
-            # Not eval(), which calls train(): a model may override train() to freeze layers. Instance norm stays in
-            # training mode, or it would use running statistics, which with_static_norm removes.
-            module.training = isinstance(module, _InstanceNorm)
-        sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
-        inputs = (each for batch in batches if next(tensors_in(each := first_entry(batch))).numel())
-        for some in _alike(inputs, together):
-            for total in sums.values():
-                total.batches = len(some)
-            call(model, some[0] if len(some) == 1 else torch.cat(some))
-            number += len(some)
-    if not number:
+    inputs = (each for batch in batches if next(tensors_in(each := first_entry(batch))).numel())
+    groups = _alike(inputs, together)
+    first = next(groups, None)
+    if first is None:
         raise DataError("there are no examples to measure moments on")
-    return Moments(kind, {name: sums_of_layer.moments(number) for name, sums_of_layer in sums.items()})
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    restore = save_state(model)
     try:
-        yield
+        return in_channels_last(model, lambda: _measure(model, chain([first], groups), kind))
     finally:
-        for layer, attributes, buffers in before:
-            vars(layer).clear()
-            vars(layer).update(attributes)
-            layer._buffers.clear()
-            layer._buffers.update(buffers)
-        for buffer, value in values:
-            buffer.copy_(value)
+        restore()
+
+
+@torch.no_grad()
+def _measure(model: nn.Module, groups: Iterable[list[Any]], kind: Variant) -> Moments:
+    for module in model.modules():
+        # Not eval(), which calls train(): a model may override train() to freeze layers. Instance norm stays in
+        # training mode, or it would use running statistics, which with_static_norm removes.
+        module.training = isinstance(module, _InstanceNorm)
+    place = next(model.parameters(), torch.zeros(()))
+    sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
+    number = 0
+    for batches in groups:
+        for total in sums.values():
+            total.batches = len(batches)
+        joined = batches[0] if len(batches) == 1 else torch.cat(batches)
+        call(model, tree_map_only(torch.Tensor, torch.clone, joined))  # a model may change its inputs in place
+        number += len(batches)
+    return Moments(kind, {name: total.moments(number) for name, total in sums.items()})
 
 
 def first_entry(batch: object) -> object:

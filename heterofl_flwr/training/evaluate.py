@@ -1,6 +1,7 @@
 """Evaluation of a model on examples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.nn.execution import channels_last, device_of, evaluating, to_double
+from heterofl_flwr.nn.execution import device_of, evaluating, to_double
 from heterofl_flwr.nn.loss import Fill, class_mask, flatten_positions, mask_logits, masked_cross_entropy, perplexity
 from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.memory_format import in_channels_last
 from heterofl_flwr.nn.present_classes import MANY, PresentClasses, predict
 from heterofl_flwr.training.batches import batch_rows, explained_single, read_tokens
 from heterofl_flwr.training.options import EvaluateResult
@@ -67,16 +69,10 @@ def evaluate_each(
     """Return the result of ``evaluate`` for each pair (classes, fill), from one pass over the data."""
     if not len(split):
         return [EvaluateResult(0, 0.0, 0) for _ in maskings]
-    split, every = split.to(device_of(model)), [_Scores(classes, fill) for classes, fill in maskings]
-    numbers, sizes = list[int](), list[int]()
-    with explained_single(), evaluating(model), channels_last(model), torch.inference_mode():
-        for number, inputs, targets in _pieces(split, batch_size, seed, _count_rows(model, split)):
-            output = model(inputs.clone()).float()  # a model may change its inputs in place
-            (logits,), classes = flatten_positions([output], targets)
-            for scores in every:
-                scores.add(logits, classes)
-            numbers.append(number)
-            sizes.append(targets.numel())
+    split = split.to(device_of(model))
+    pieces = partial(_pieces, split, batch_size, seed, _count_rows(model, split))
+    with explained_single(), evaluating(model):
+        numbers, sizes, every = in_channels_last(model, partial(_score, model, pieces, maskings))
     batches, weights = torch.tensor(numbers), torch.tensor(sizes, dtype=torch.float64)
     counts = _sum_by(batches, weights)
     results = []
@@ -145,6 +141,24 @@ class _Scores:
             loss, (_, predicted) = masked_cross_entropy(masked, targets), predict(masked)
         self.losses.append(loss)
         self.correct.append((predicted == targets).sum())
+
+
+@torch.inference_mode()
+def _score(
+    model: nn.Module,
+    pieces: Callable[[], Iterable[tuple[int, Tensor, Tensor]]],
+    maskings: Sequence[tuple[Sequence[int] | Tensor | None, Fill]],
+) -> tuple[list[int], list[int], list[_Scores]]:
+    """Return the batch and the number of targets of each piece, and the scores of each masking."""
+    numbers, sizes, every = list[int](), list[int](), [_Scores(classes, fill) for classes, fill in maskings]
+    for number, inputs, targets in pieces():
+        output = model(inputs.clone()).float()  # a model may change its inputs in place
+        (logits,), classes = flatten_positions([output], targets)
+        for scores in every:
+            scores.add(logits, classes)
+        numbers.append(number)
+        sizes.append(targets.numel())
+    return numbers, sizes, every
 
 
 def _find_few(present: Tensor, fill: Fill, logits: Tensor) -> PresentClasses | None:

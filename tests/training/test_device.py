@@ -1,4 +1,4 @@
-"""Devices, layouts of memory, random states, and the C library's memory."""
+"""Devices, random states, and the C library's memory."""
 
 import ctypes
 import os
@@ -10,11 +10,9 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import nn
 
 from heterofl_flwr import training
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.nn.execution import bears_channels_last, channels_last
 from heterofl_flwr.training import TrainingJob, resolve_device
 from heterofl_flwr.training.device import arithmetic, give_back_gaps
 from tests.training.conftest import OPTIONS, images, small
@@ -94,31 +92,6 @@ def test_bfloat16_trains_on_a_cpu_and_float32_stays_exact(engine):
     assert {parameter.dtype for parameter in half} == {torch.float32}
     change = torch.cat([(new - old).flatten() for new, old in zip(half, plain, strict=True)])
     assert 0 < change.norm() < 0.05 * torch.cat([value.flatten() for value in plain]).norm()
-
-
-def test_convolutions_are_channels_last_inside_alone():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(6, 2))
-    before = {name: (value.data_ptr(), value.stride(), value.clone()) for name, value in model.state_dict().items()}
-    with suppress(KeyError), channels_last(model):
-        # With one input channel both layouts pass for channels last; the output follows the strides.
-        assert model[0].weight.stride() == (9, 1, 3, 1)
-        assert model[:2](torch.zeros(2, 1, 8, 8)).is_contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            model[1].weight[2, 3, 1, 0] = 7
-        raise KeyError
-    before["1.weight"][2][2, 3, 1, 0] = 7
-    for name, value in model.state_dict().items():
-        address, stride, expected = before[name]
-        assert (value.data_ptr(), value.stride()) == (address, stride)
-        assert torch.equal(value, expected)
-
-
-def test_thin_1x1_convolutions_stay_as_they_are_on_avx2(monkeypatch):
-    """Their backward pass corrupts the process's memory there."""
-    thin, wide = (nn.Sequential(nn.Conv2d(3, size, 3), nn.Conv2d(size, 9, 1, stride=2)) for size in (7, 8))
-    for processor, expected in (("AVX2", False), ("AVX512", True)):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda processor=processor: processor)
-        assert [bears_channels_last(thin), bears_channels_last(wide)] == [expected, True]
 
 
 def test_without_the_switch_nothing_is_changed(monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 from heterofl_flwr.adapters import lora
 from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data import Split
-from heterofl_flwr.nn import CNN, build_model
+from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.inner_widths import Nested
 from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
@@ -249,7 +249,6 @@ def transformer_jobs() -> list[TrainingJob]:
 
 METHODS = {
     "cnn": lambda: make_jobs(exact(small(norm="sbn", rate=0.5)), UNEQUAL),
-    "channels last": lambda: make_jobs(exact(lambda: CNN(3, 5, hidden=(16, 64))), UNEQUAL),
     "preresnet18": lambda: make_jobs(
         exact(partial(build_model("preresnet18", classes=5, hidden=(4,) * 4), 0.5)), UNEQUAL
     ),
@@ -264,7 +263,7 @@ METHODS = {
     "method", [pytest.param(name, marks=pytest.mark.slow) if name == "lora" else name for name in METHODS]
 )
 @pytest.mark.parametrize("engine", ["cohort", "seats"])
-def test_each_method_trains_together_as_alone(method, engine):
+def test_each_method_trains_together_as_alone(method, engine, channels_first):
     """In two rounds; clients have unequal numbers of examples, and last batches of other sizes."""
     ours, twins = METHODS[method](), METHODS[method]()
     for options in (OPTIONS, replace(OPTIONS, learning_rate=0.02)):

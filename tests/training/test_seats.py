@@ -25,6 +25,7 @@ from tests.training.test_cohort import Net, ReadsBack, Replaces, Tied, on_gpu, s
 from tests.training.test_engines import METHODS
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("channels_first")  # as in seats
 
 
 def drops() -> nn.Module:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from heterofl_flwr.nn.execution import bears_channels_last, named_tensors
+from heterofl_flwr.nn.execution import named_tensors
+from heterofl_flwr.nn.memory_format import suits_channels_last
 from heterofl_flwr.training.device import random_states
 from heterofl_flwr.training.engines.structure import describe
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
@@ -47,7 +48,7 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     for local in rest:
         if _forms(local) != _forms(model) or not all(map(torch.equal, model.buffers(), local.buffers())):
             raise IncompatibleError("the clients' models differ in their parameters or buffers")
-    fit = bears_channels_last(model)  # on a CPU, wide convolutions are faster channels last
+    fit = suits_channels_last(model)  # on a CPU, wide convolutions are faster channels last
     images = {
         id(layer.weight)
         for layer in model.modules()

@@ -1,7 +1,6 @@
 """The engine ``plain``: clients train one after the other, reproducibly bit for bit."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.nn.execution import channels_last, num_parameters
+from heterofl_flwr.nn.memory_format import in_channels_last
 from heterofl_flwr.training.batches import training_epochs
 from heterofl_flwr.training.device import give_back_gaps, seeded
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
@@ -21,14 +20,6 @@ Compute = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 STEPS_BETWEEN_GAPS = 50
 """Number of steps between two calls of ``give_back_gaps``, which returns free memory to the system."""
-
-
-CHANNELS_LAST = range(10_000, 1_000_000)
-"""Numbers of parameters for which a model trains in the channels-last memory format on a CPU, because it is faster.
-
-The paper's models in this range train 10 to 30 percent faster, larger models no faster. If several inputs of max
-pooling are equal, the memory format can decide which of them gets the gradient.
-"""
 
 
 class DivergedError(HeteroFLError):
@@ -45,7 +36,8 @@ def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
         with words.narrowed():
             return _run_steps(words.job, options, words.compute)
     masking = Masking(job.classes, options.mask_fill)
-    return _run_steps(job, options, partial(compute_loss, job.model, masking=masking, joint_loss=job.joint_loss))
+    compute = partial(compute_loss, job.model, masking=masking, joint_loss=job.joint_loss)
+    return in_channels_last(job.model, partial(_run_steps, job, options, compute))
 
 
 def _run_steps(job: TrainingJob, options: TrainOptions, compute: Compute) -> TrainResult:
@@ -53,8 +45,7 @@ def _run_steps(job: TrainingJob, options: TrainOptions, compute: Compute) -> Tra
     correct = torch.zeros((), dtype=torch.int64, device=device)
     epochs: list[Tensor] = []  # for each epoch, the losses of its steps
     sizes: list[int] = []
-    faster = num_parameters(model) in CHANNELS_LAST
-    with seeded(derive(job.seed, "model"), device), channels_last(model) if faster else nullcontext():
+    with seeded(derive(job.seed, "model"), device):
         sgd = ParameterSGD(model.parameters(), options, job.quadratic)
         for batches in training_epochs(job, options):
             losses = []

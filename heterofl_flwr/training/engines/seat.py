@@ -12,10 +12,10 @@ from torch import Tensor
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core.exchanged import copy_exchanged, first_names, shares_parameters
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.nn.execution import device_of, named_tensors, num_parameters, to_channels_last
+from heterofl_flwr.nn.execution import device_of, named_tensors
 from heterofl_flwr.training.batches import count_steps, training_epochs
 from heterofl_flwr.training.device import Draws, give_back_gaps
-from heterofl_flwr.training.engines.plain import CHANNELS_LAST, STEPS_BETWEEN_GAPS, build_result, check_losses
+from heterofl_flwr.training.engines.plain import STEPS_BETWEEN_GAPS, build_result, check_losses
 from heterofl_flwr.training.engines.replayed import Replayed
 from heterofl_flwr.training.engines.structure import describe
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
@@ -62,8 +62,6 @@ class Seat:
                 raise UnfitError(
                     "a copy of it differs, for example because one of its functions refers to the original"
                 )
-            if num_parameters(self._model) in CHANNELS_LAST:
-                to_channels_last(self._model)
             self._description, self._is_tried = describe(self._model), False
             self._tensors = list(named_tensors(self._model).values())
             self._sgd = ParameterSGD(self._model.parameters(), options, job.quadratic)
