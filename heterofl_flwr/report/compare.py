@@ -148,8 +148,9 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
         log.warning("%s", text)
     note = (
         "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals. The price is "
-        "client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix. A star: "
-        "too few clients evaluated, so the value is never the best."
+        "client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix. Where "
+        "clients keep layers, global accuracy is the mean over their own models. A star: too few clients evaluated, so "
+        "the value is never the best."
     )
     page = render_page(
         title="Comparison of runs",
