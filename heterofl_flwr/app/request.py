@@ -68,10 +68,10 @@ def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
     if texts := [key for key, value in changes.items() if isinstance(config[key], bool) and isinstance(value, str)]:
         faults = ", ".join(f"{key}: found {changes[key]!r}" for key in texts)
         raise ConfigError(f"{faults}; expected true or false, as in the app in {folder}")
-    parts = table["components"]
-    return Request(
-        config={**config, **changes}, app=folder, server=parts["serverapp"], client=parts["clientapp"], **how
-    )
+    parts, config = table["components"], {**config, **changes}
+    if parts["serverapp"] == SERVER_APP and not config.get("run.dir"):
+        config["run.dir"] = str(how["out"])  # else this package's own app writes no results on a grid of this package
+    return Request(config=config, app=folder, server=parts["serverapp"], client=parts["clientapp"], **how)
 
 
 def build_request(args: argparse.Namespace) -> Request:

@@ -78,13 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the app. Return ``FAILED`` if the run failed, else 0.
 
-    Without ``--app``, also print the results, and return ``FAILED`` if no client evaluated the global model in the last
-    evaluation by clients.
+    If the app is this package's own, also print the results, and return ``FAILED`` if no client evaluated the global
+    model in the last evaluation by clients.
     """
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.app import preflight, run_app
     from heterofl_flwr.app.main import FAILED
-    from heterofl_flwr.app.request import build_request
+    from heterofl_flwr.app.request import SERVER_APP, build_request
     from heterofl_flwr.report import RunFolder
     from heterofl_flwr.runs.origin import command
 
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return FAILED
-    return 0 if args.app else _report(request.out)
+    return _report(Path(str(request.config["run.dir"]))) if request.server == SERVER_APP else 0
 
 
 def _resume_command(args: argparse.Namespace, folder: Path, config: Mapping[str, object]) -> str:

@@ -105,6 +105,19 @@ def test_another_app_gets_only_what_is_said(asked):
     assert request.out.name.startswith("sample_app-")
 
 
+@pytest.mark.usefixtures("machine")
+def test_this_packages_app_writes_its_results_into_the_folder_when_it_is_named(tmp_path, capsys):
+    parts = '[tool.flwr.app.components]\nserverapp = "{0}.server_app:app"\nclientapp = "{0}.client_app:app"\n'
+    small = 'mix = "e"\nnum-rounds = 1\nmodel.hidden = "4,8"\ntrain.epochs = 1\nrun.callbacks = ""\nrun.dir = ""\n'
+    table = (SAMPLE / "pyproject.toml").read_text().partition("[tool.flwr.app.components]")[0]
+    (tmp_path / "pyproject.toml").write_text(
+        f"{table}{parts.format('heterofl_flwr.app')}[tool.flwr.app.config]\n{small}"
+    )
+    assert main(["run", "--app", ".", "--out", "mine"]) == 0
+    assert len(RunFolder("mine").history()) == 1
+    assert f"report: {tmp_path / 'mine' / 'report.html'}" in capsys.readouterr().out
+
+
 def test_settings_of_another_app_have_its_own_types(asked, tmp_path, capsys):
     table = (SAMPLE / "pyproject.toml").read_text()
     (tmp_path / "pyproject.toml").write_text(f"{table}data.root = 1\nshuffle = true\n")
