@@ -16,7 +16,7 @@ from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.validate import DEFAULTS, from_flat
 from heterofl_flwr.training.fedh2l import posteriors
 from heterofl_flwr.transport.messages import instruction
-from tests.app.runs import history_of, run_kept
+from tests.app.runs import run_kept
 from tests.federation.tiny import node_context
 
 CLIENTS = 5
@@ -98,15 +98,6 @@ def test_peers_teach_what_own_data_do_not_show(tmp_path):
     fedavg = 2 * CLIENTS * H2L["num-rounds"] * sum(parameter.numel() for parameter in mlp.parameters())
     assert with_peers.bytes_up + with_peers.bytes_down < 0.01 * fedavg
     assert h2l.report.exists()
-
-
-@pytest.mark.slow
-def test_a_resumed_run_equals_one_without_a_break(tmp_path):
-    small = {**H2L, "distill.models": f"{HERE}:small_cnn,mlp", "distill.steps": 2, "evaluate.every": 1}
-    run(tmp_path / "whole", **small)
-    run(tmp_path / "broken", **{**small, "num-rounds": 1})
-    run(tmp_path / "broken", **{**small, "run.resume": True})
-    assert history_of(tmp_path / "whole") == history_of(tmp_path / "broken")
 
 
 def test_posteriors_have_the_precision_of_the_run(tmp_path, monkeypatch):

@@ -103,20 +103,13 @@ def test_options_are_flowers_and_so_are_their_defaults():
             assert own.default == expected[name].default
 
 
-def _kind(given):
-    return type(given).__name__
-
-
-STAGES = (None, *OPTIMIZERS, Nesterov(0.9), MovingAverage(0.8))
-QUICK = ("MovingAverage",)
+STOPS = zip((None, *OPTIMIZERS, Nesterov(0.9)), (2, 1, 2, 3, 2, 1), strict=True)
 
 
 @pytest.mark.parametrize(
     ("stage", "stop"),
-    [
-        pytest.param(stage, stop, id=_kind(stage), marks=[pytest.mark.release] * (_kind(stage) not in QUICK))
-        for stage, stop in zip(STAGES, (2, 1, 2, 3, 2, 1, 2), strict=True)
-    ],
+    [(MovingAverage(0.8), 2), *(pytest.param(*own, marks=pytest.mark.release) for own in STOPS)],
+    ids=lambda own: type(own).__name__,
 )
 def test_a_run_that_goes_on_equals_one_that_never_stopped(stage, stop):
     options = {"build": build_normed, "evaluation": Evaluation(every=2, levels=True), "seed": 4}
