@@ -1,11 +1,10 @@
 """A data set that processes of one machine share: whose pages they map, what remains, what happens without room."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.load import _load, shared_dataset
 from heterofl_flwr.data.shared import VARIABLE, find, share
 from tests.data.files import image_folder, write_table
+from tests.test_files import files_of_at_most
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory is shared so on Linux alone"),
@@ -118,20 +118,9 @@ def test_neither_another_data_set_nor_other_memory_is_taken():
     assert find("digits") is None
 
 
-@contextmanager
-def small_files():
-    """Let this process write files of at most one page."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_without_room_each_process_loads_and_one_warning_says_why(caplog):
     expected, before = load_dataset("digits").train.inputs.clone(), memories("self")  # that of tests before this one
-    with small_files():
+    with files_of_at_most(4096):
         shares = shared_dataset("digits")
         shares.__enter__()
     assert [record.message for record in caplog.records] == [
