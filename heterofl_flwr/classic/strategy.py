@@ -32,8 +32,7 @@ from heterofl_flwr.classic.translation import (
     record_parameters,
     to_scalars,
 )
-from heterofl_flwr.common.errors import ConfigError, check_count
-from heterofl_flwr.common.user_code import check_takes
+from heterofl_flwr.common.errors import ConfigError, check_count, check_takes
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound

@@ -13,8 +13,9 @@
     └── UnsupportedLayerError  (TypeError)   a layer or a model cannot be sliced
 """
 
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -178,3 +179,15 @@ def check_count(name: str, value: object, least: int) -> None:
     """Raise ``ConfigError`` if ``value`` is not an integer, or is below ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r}; expected an integer of {least} or more")
+
+
+def check_takes(what: str, function: Callable[..., object] | None, *arguments: str) -> None:
+    """Raise ``ConfigError`` if ``function`` is neither None nor callable with these positional ``arguments``."""
+    if function is None:
+        return
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise ConfigError(f"{what} is called as {what}({', '.join(arguments)}), which fails: {error}") from None
+    except ValueError:  # some functions in C have no signature
+        pass

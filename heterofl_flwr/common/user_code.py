@@ -1,9 +1,8 @@
-"""Functions of a user: loading of those named as ``module:function``, and checks of their arguments.
+"""Loading of functions that a user names as ``module:function``.
 
 A module in the current folder is found only if a command line names it, or if code in this folder imports it.
 """
 
-import inspect
 import json
 import os
 import re
@@ -53,18 +52,6 @@ def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigE
     if not callable(function):
         raise kind(f"{what} is {reference!r}, which is {type(function).__name__}; expected a function")
     return function  # type: ignore[no-any-return]
-
-
-def check_takes(what: str, function: Callable[..., object] | None, *arguments: str) -> None:
-    """Raise ``ConfigError`` if ``function`` is neither None nor callable with these positional ``arguments``."""
-    if function is None:
-        return
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError as error:
-        raise ConfigError(f"{what} is called as {what}({', '.join(arguments)}), which fails: {error}") from None
-    except ValueError:  # some functions in C have no signature
-        pass
 
 
 def _allowed() -> tuple[str, list[str]]:

@@ -7,8 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError, counted, listed
-from heterofl_flwr.common.user_code import check_takes
+from heterofl_flwr.common.errors import ConfigError, ShapeError, check_takes, counted, listed
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.federation.callbacks import Progress, RunState, name_callbacks
 from heterofl_flwr.federation.round import Round

@@ -13,8 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
-from heterofl_flwr.common.errors import ConfigError, Fault, RoundError
-from heterofl_flwr.common.user_code import check_takes
+from heterofl_flwr.common.errors import ConfigError, Fault, RoundError, check_takes
 from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
