@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_path
-from heterofl_flwr.common.errors import ConfigError, extra
+from heterofl_flwr.common.errors import ConfigError, extra, name_faults
 
 SUMMARY = "make the report of a run, and print its tables"
 EXAMPLES = ""
@@ -61,3 +61,14 @@ def show_results(path: Path) -> None:
     folder = RunFolder(path)
     Console().print(summary_table(folder.history(), folder.costs(), folder.settings()))
     print(f"report: {folder.report}")
+
+
+def lost_evaluation(path: Path) -> str:
+    """Return an error message if no client replied in a run's last evaluation by clients; '' otherwise."""
+    from heterofl_flwr.report import RunFolder
+
+    last = next((record for record in reversed(RunFolder(path).history()) if record.evaluate_asked), None)
+    if last is None or last.evaluate_answers:
+        return ""
+    reasons = name_faults("partition", last.evaluate_failures)
+    return f"in round {last.server_round} no client evaluated the global model: {reasons}"

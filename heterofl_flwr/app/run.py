@@ -14,9 +14,9 @@ from types import MappingProxyType
 from typing import Any
 
 from heterofl_flwr.app.argument_types import read_count, read_path, read_share
-from heterofl_flwr.app.report import show_results
+from heterofl_flwr.app.report import lost_evaluation, show_results
 from heterofl_flwr.app.trust import add_trust
-from heterofl_flwr.common.errors import counted, extra, name_faults, printable
+from heterofl_flwr.common.errors import counted, extra, printable
 from heterofl_flwr.common.user_code import named_modules
 
 SUMMARY = "train, and leave a folder with everything about it"
@@ -125,13 +125,9 @@ def _resume_command(args: argparse.Namespace, folder: Path, config: Mapping[str,
 
 def _report(folder: Path) -> int:
     from heterofl_flwr.app.main import FAILED
-    from heterofl_flwr.report import RunFolder
 
     show_results(folder)
-    evaluated = next((record for record in reversed(RunFolder(folder).history()) if record.evaluate_asked), None)
-    if evaluated is None or evaluated.evaluate_answers:
-        return 0
-    reasons = name_faults("partition", evaluated.evaluate_failures)
-    text = f"heterofl: in round {evaluated.server_round} no client evaluated the global model: {reasons}"
-    print(printable(text), file=sys.stderr)
-    return FAILED
+    fault = lost_evaluation(folder)
+    if fault:
+        print(printable(f"heterofl: {fault}"), file=sys.stderr)
+    return FAILED if fault else 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from heterofl_flwr.app.request import Request
+from heterofl_flwr.app.run_app import RunError
 from heterofl_flwr.app.sweep import job as module
 from heterofl_flwr.app.sweep.job import Job, check_jobs, is_done, read_score, run_once
 from heterofl_flwr.app.sweep.listing import list_jobs, list_results
@@ -97,6 +98,24 @@ def test_a_job_that_is_done_is_not_run_again(tiny, request_of):
     assert (tiny.stage, is_done(tiny)) == ("begun", False)
     folder.note(finished="now")
     assert (tiny.stage, is_done(tiny), run_once(tiny)) == ("done", True, False)
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_job_whose_last_models_no_client_evaluated_has_failed(tiny, monkeypatch, answers):
+    """As ``heterofl run`` has: a function of the user's may fail on every client."""
+
+    def run(request):
+        record = {"seconds": 1.0, "learning_rate": 0.1, "rates": {0: 1.0}, "evaluate_asked": 2}
+        folder = ran(tiny, 1, finished=True)
+        failures = {0: "my metric fails"}
+        folder.append(RoundRecord(server_round=2, evaluate_answers=answers, evaluate_failures=failures, **record))
+
+    monkeypatch.setattr(module, "run_request", run)
+    if answers:
+        assert run_once(tiny)
+        return
+    with pytest.raises(RunError, match="in round 2 no client evaluated the global model: partition 0: my metric fails"):
+        run_once(tiny)
 
 
 def test_the_metric_is_the_last_one_of_the_evaluation(tiny):

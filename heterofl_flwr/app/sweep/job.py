@@ -14,8 +14,9 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from heterofl_flwr.app.preflight import check_task
+from heterofl_flwr.app.report import lost_evaluation
 from heterofl_flwr.app.request import Request
-from heterofl_flwr.app.run_app import run_request
+from heterofl_flwr.app.run_app import RunError, run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER, RESUMED
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
@@ -243,7 +244,7 @@ def check_jobs(jobs: Iterable[Job]) -> None:
 def run_once(job: Job) -> bool:
     """Run or resume a job, and return True; return False if it finished or diverged before.
 
-    Raise ``filelock.Timeout`` if another process runs the job.
+    Raise ``filelock.Timeout`` if another process runs the job, and ``RunError`` if no client evaluated its last models.
     """
     with FileLock(job.path.parent / LOCKS / job.path.name, blocking=False):  # released also if the process dies
         if is_done(job) or job.stage == DIVERGED:
@@ -259,6 +260,8 @@ def run_once(job: Job) -> bool:
             if DivergedError.__name__ in str(error):  # by name, because errors of clients arrive as text
                 folder.note(**{DIVERGED: True})
             raise
+    if fault := lost_evaluation(job.path):
+        raise RunError(f"{fault}; the job is done: to run it again, remove its folder")
     return True
 
 
