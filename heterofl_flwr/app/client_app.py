@@ -150,7 +150,7 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
     if math.isinf(masked.loss):  # train.mask-fill=-inf, and a target outside the client's classes
         metrics = {name: value for name, value in metrics.items() if name not in ("local-loss", "local-perplexity")}
     if workload.metric:
-        with torch.inference_mode():
+        with torch.no_grad():
             result = workload.metric(model, split.inputs.clone(), split.targets)
         metrics |= _read_users_metrics(result, metrics)
     return metrics

@@ -114,7 +114,7 @@ def _find_models(workload: Workload, rate: float) -> list[str]:
 
 def _check_output(workload: Workload, name: str, model: nn.Module) -> None:
     inputs, classes = workload.dataset.train.inputs[:2].clone(), workload.dataset.classes
-    with torch.inference_mode(), kept_random_state():
+    with torch.no_grad(), kept_random_state():
         output = for_evaluation(model, None)(inputs)
     if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] >= classes:
         return

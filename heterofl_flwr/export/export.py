@@ -119,7 +119,7 @@ def export_model(
 
 def _run(name: str, run: Run, inputs: Inputs, remedy: str) -> object:
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             return run(tree_map(torch.clone, inputs))  # a model may change its inputs in place
     except Exception as error:  # raised by the model's code, a guard of torch or the runtime
         raise HeteroFLError(f"{name} does not run on the inputs: {first_line(error)}; {remedy}") from error

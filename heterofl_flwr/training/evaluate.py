@@ -143,7 +143,7 @@ class _Scores:
         self.correct.append((predicted == targets).sum())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _score(
     model: nn.Module,
     pieces: Callable[[], Iterable[tuple[int, Tensor, Tensor]]],

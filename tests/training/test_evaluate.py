@@ -1,5 +1,6 @@
 import importlib
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -171,3 +172,19 @@ def test_targets_that_are_no_classes_are_an_error_with_many_classes(target):
     targets = torch.tensor([0, target])
     with pytest.raises(DataError, match=f"targets do not fit {MANY} classes"):
         evaluate(nn.Identity(), Split(torch.zeros(2, MANY), targets), classes=[0, 1])
+
+
+def test_tensors_that_a_models_code_keeps_can_be_trained_with_later():
+    """As tables of positions do, which code computes once for all models."""
+
+    @cache
+    def table() -> torch.Tensor:
+        return torch.arange(1.0, 4.0)
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * table()
+
+    split = Split(torch.ones(4, 2), torch.tensor([0, 1, 2, 0]))
+    evaluate(Scaled(2, 3), split)
+    train(Scaled(2, 3), split, OPTIONS, seed=0)
