@@ -333,6 +333,15 @@ def test_slow_levels_keep_their_seats():
     assert all(set(record.rates.values()) == {1.0, 0.5, 0.25} for record in kept)
 
 
+def test_a_reply_that_waits_for_another_level_does_not_wait_for_its_own():
+    def work(partition):
+        return (1.0, 2.0, 3.0, 90.0, 4.0)[partition]
+
+    record = run(Buffered(size=4, concurrency=5, quota=2), work, 1, mix="a4-b1", nodes=5).log
+    assert record.rates == {0: 1.0, 1: 1.0, 2: 1.0, 4: 0.5}
+    assert record.simulated_seconds == 4
+
+
 def test_real_time_changes_nothing_on_simulated_devices(monkeypatch):
     def work(partition):
         return 50.0 if partition == 0 else 1.0 + partition
