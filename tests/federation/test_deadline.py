@@ -39,11 +39,11 @@ class Withholding(Watched):
 
     def send_and_receive(self, sent, *, timeout=None):
         sent = list(sent)
-        withheld = [own for own in sent if self.withholds(own)]
-        self.asked += {own.metadata.message_type for own in sent if self.partition_of(own) == 0}
-        if withheld or any(own.metadata.message_type == "train" for own in sent):
+        withheld = [message for message in sent if self.withholds(message)]
+        self.asked += {message.metadata.message_type for message in sent if self.partition_of(message) == 0}
+        if withheld or any(message.metadata.message_type == "train" for message in sent):
             self.clock.sleep(timeout if withheld else 0.99 * timeout)
-        return super().send_and_receive([own for own in sent if own not in withheld])
+        return super().send_and_receive([message for message in sent if message not in withheld])
 
     def withholds(self, message):
         kind, is_first = message.metadata.message_type, self.partition_of(message) == 0

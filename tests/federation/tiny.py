@@ -166,11 +166,11 @@ class Watched(LocalGrid):
         return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        lost = {own.metadata.message_id for own in self.sent if self._lost(self, own)} if self._lost else ()
+        lost = {sent.metadata.message_id for sent in self.sent if self._lost(self, sent)} if self._lost else ()
         return super().pull_messages([id_ for id_ in message_ids if id_ not in lost])
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        messages = [own for own in messages if not (self._lost and self._lost(self, own))]
+        messages = [message for message in messages if not (self._lost and self._lost(self, message))]
         replies = list(super().send_and_receive(messages, timeout=timeout))
         for reply in replies if self._change else ():
             self._change(self, reply)
