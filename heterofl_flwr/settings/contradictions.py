@@ -62,8 +62,6 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
          "but with server.strategy=fedh2l the exchange of posteriors is not simulated; expected ''"),
         ("devices.deadline", devices.deadline and not devices.profile,
          "expected devices.profile to name the devices too"),
-        ("distill.models", settings.distill.models and server.strategy != "fedh2l",
-         f"but with server.strategy={server.strategy} all clients have slices of model.name; expected ''"),
         ("sample.spare", sample.spare and server.strategy != "heterofl",
          f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
         ("server.by-level", server.by_level and settings.train.distill != "none",
@@ -100,7 +98,8 @@ def unused_rules(
     inner, exits = train.distill not in ("none", "ordered"), train.exits != "last"  # ordered: labels alone
     teaching = "train.distill=all, sandwich or drawn"
     for is_used, by, keys in (
-        (fedh2l, "server.strategy=fedh2l", "distill.seed-size distill.seed-batch distill.steps distill.labels"),
+        (fedh2l, "server.strategy=fedh2l", "distill.models distill.seed-size distill.seed-batch distill.steps"),
+        (fedh2l, "server.strategy=fedh2l", "distill.labels"),
         (fedh2l or inner or exits, f"{teaching}, train.exits or fedh2l", "distill.temperature distill.weight"),
         (inner, teaching, "distill.label-share"),
         (exits, "train.exits", "distill.ramp"),

@@ -16,7 +16,16 @@ from heterofl_flwr.settings.auto_values import OTHER
 from heterofl_flwr.settings.definitions import EngineSettings
 from heterofl_flwr.settings.renamed import from_stored
 from heterofl_flwr.settings.server_stages import STAGES, parse_stages
-from heterofl_flwr.settings.validate import DEFAULTS, SPECS, accepts, flatten, from_flat, read_config, to_flat
+from heterofl_flwr.settings.validate import (
+    DEFAULTS,
+    SPECS,
+    accepts,
+    flatten,
+    from_flat,
+    read_config,
+    to_flat,
+    unused_settings,
+)
 from heterofl_flwr.settings.value_types import AUTO
 from heterofl_flwr.settings.without_torch import to_toml
 from heterofl_flwr.stages.server_stage import ServerStage
@@ -183,6 +192,11 @@ def test_an_unknown_key_is_rejected_with_the_nearest():
 )
 def test_settings_that_contradict_one_another_are_rejected(key, value, others):
     assert complaint({key: value, **others}).startswith(f"{key}: found {value!r}, ")
+
+
+def test_a_sweep_leaves_out_the_architectures_of_fedh2l_where_clients_have_slices():
+    assert "distill.models" in unused_settings({"distill.models": "cnn,mlp"})
+    assert "distill.models" not in unused_settings({"distill.models": "cnn,mlp", "server.strategy": "fedh2l"})
 
 
 AVERAGING = {"assignment": "dynamic", "train.upload": "int8", "train.distill": "all"}
