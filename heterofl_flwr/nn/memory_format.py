@@ -15,10 +15,10 @@ T = TypeVar("T")
 def in_channels_last(model: nn.Module, compute: Callable[[], T]) -> T:
     """Return ``compute()``, called while a model's convolution weights on a CPU are channels-last.
 
-    They stay channels-first if ``suits_channels_last`` is False. If the model's first forward pass fails, for example
-    because ``Tensor.view`` needs activations that are channels-first, the model's state is restored and ``compute`` is
-    called again with channels-first weights. At the end, the values are copied into the original tensors, so that other
-    references to these tensors see them.
+    They stay channels-first if ``suits_channels_last`` is False. If ``compute`` fails before a second forward pass, for
+    example because ``Tensor.view`` needs channels-first activations or gradients, the model's state is restored and
+    ``compute`` is called again with channels-first weights. At the end, the values are copied into the original
+    tensors, so that other references to these tensors see them.
     """
     weights = [p for p in model.parameters() if p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
     takes_hooks = not isinstance(model, torch.jit.ScriptModule)
@@ -30,11 +30,11 @@ def in_channels_last(model: nn.Module, compute: Callable[[], T]) -> T:
         # fit both layouts. The outputs of its layer and of all layers after it would then be channels first.
         weight.data = weight.data.to(memory_format=torch.channels_last)
     passes: list[bool] = []
-    hook = model.register_forward_hook(lambda *_: passes.append(True) if not passes else None)
+    hook = model.register_forward_pre_hook(lambda *_: passes.append(True) if len(passes) < 2 else None)
     try:
         return compute()
     except RuntimeError:
-        if passes:
+        if len(passes) > 1:
             raise
         restore()
         torch.set_rng_state(random_state)
