@@ -89,3 +89,9 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("needs the folder 'shared' beside the repository")
     return path
+
+
+@pytest.fixture
+def channels_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions of ``plain`` stay channels-first, as those in seats."""
+    monkeypatch.setattr("heterofl_flwr.nn.memory_format.suits_channels_last", lambda model: False)

@@ -51,7 +51,7 @@ def test_clients_learn_together_what_each_learns_alone(sizes):
     assert alone.record.train_by_level == together.record.train_by_level
 
 
-def test_clients_of_all_levels_train_in_seats_what_each_learns_alone(sizes):
+def test_clients_of_all_levels_train_in_seats_what_each_learns_alone(sizes, channels_first):
     alone = last_round(1, **{"engine.name": "plain"})
     together = last_round(50, by_rate=False, **{"engine.name": "seats"})
     assert set(sizes) == {CLIENTS}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Reading, Split
-from heterofl_flwr.nn import CNN, memory_format
+from heterofl_flwr.nn import CNN
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.seats import Hall, Round
@@ -109,12 +109,6 @@ def train_seated(jobs: list[TrainingJob], options: TrainOptions, most: int = 3, 
     results = side_by_side.train()
     assert not side_by_side._alone
     return results
-
-
-@pytest.fixture
-def channels_first(monkeypatch) -> None:
-    """Convolutions of ``plain`` stay channels-first, as those in seats."""
-    monkeypatch.setattr(memory_format, "suits_channels_last", lambda model: False)
 
 
 @pytest.fixture
