@@ -25,7 +25,7 @@ PARTS = ("train", "test")
 COLUMNAR = (".csv", ".tsv", ".parquet", ".arrow")
 TABLES = (*COLUMNAR, ".txt", ".json", ".jsonl")
 SEPARATORS = ";\t|"
-"""Separators that some CSV files have in place of commas."""
+"""Separators in CSV files, other than commas."""
 
 INDEXES = ("Unnamed: ", "__index_level_")
 """Name prefixes of the columns in which pandas stores row numbers."""

@@ -17,7 +17,7 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
-from heterofl_flwr.report.remarks import Histories, remarks
+from heterofl_flwr.report.remarks import Histories, Rows, remarks
 from heterofl_flwr.report.summary import Cells, marked, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs, read_mix
 from heterofl_flwr.runs.folder import RunFolder
@@ -51,9 +51,6 @@ AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
     ),
 }
 """Label, number format and caption of each figure, by the quantity on its horizontal axis."""
-
-Rows = dict[str, dict[object, RunFolder]]
-"""Runs by group, then by seed. ``group_runs`` makes the groups' names from settings that differ between runs."""
 
 Places = Mapping[int, tuple[float, float]]
 """Points of a run's curve by round: place on the horizontal axis, and value."""

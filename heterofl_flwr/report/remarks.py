@@ -20,8 +20,8 @@ MASKED = (LOCAL_ACCURACY, WORST_ACCURACY)
 
 Histories = Mapping[RunFolder, Sequence[RoundRecord]]
 
-Rows = Mapping[str, Mapping[object, RunFolder]]
-"""Runs by the name of a row of a table, then by seed."""
+Rows = dict[str, dict[object, RunFolder]]
+"""Runs by the name of a table's row, then by seed."""
 
 
 def remarks(histories: Histories, rows: Rows, metrics: Iterable[str]) -> list[str]:

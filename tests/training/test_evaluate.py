@@ -187,4 +187,4 @@ def test_tensors_that_a_models_code_keeps_can_be_trained_with_later():
 
     split = Split(torch.ones(4, 2), torch.tensor([0, 1, 2, 0]))
     evaluate(Scaled(2, 3), split)
-    train(Scaled(2, 3), split, OPTIONS, seed=0)
+    assert train(Scaled(2, 3), split, OPTIONS, seed=0).examples == len(split)
