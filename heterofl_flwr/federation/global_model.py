@@ -27,7 +27,7 @@ from heterofl_flwr.core.slice_plan import Plan, shared_part
 from heterofl_flwr.core.slice_rules import CLIENT_RULES, NESTED_RULES
 from heterofl_flwr.federation.architecture import Architecture, State
 from heterofl_flwr.federation.options import Options
-from heterofl_flwr.nn.buffers import find_channel_tables, find_random_buffers
+from heterofl_flwr.nn.buffers import find_channel_tables, find_random_constants
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.exits import Exits, find_untrained
 from heterofl_flwr.nn.measure_moments import batch_norms
@@ -59,11 +59,11 @@ class GlobalModel(Architecture):
         self.personal = self.shared != ALL
         self.model = self.build(mix.global_rate)
         self._frozen_values = frozen_parameters(self.model)
-        if drawn := find_random_buffers(self.model, self.build, mix.global_rate):
+        if drawn := find_random_constants(self.model, self.build, mix.global_rate):
             logger.warning(
-                "build gives the buffers %s other values in each call, and buffers are not sent, so clients compute "
-                "with other values than the server: hold them in parameters with requires_grad=False, and let build "
-                "return heterofl_flwr.core.exchange_frozen(model)",
+                "build gives %s other values in each call, and only parameters are sent, so clients compute with other "
+                "values than the server: hold them in parameters with requires_grad=False, and let build return "
+                "heterofl_flwr.core.exchange_frozen(model)",
                 listed(drawn),
             )
         self.global_plan = self.plan(mix.global_rate)

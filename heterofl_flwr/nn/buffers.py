@@ -82,30 +82,43 @@ def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
 
 
 def _find_renewed(model: nn.Module) -> set[int]:
-    """Return the ids of the buffers that clients compute anew: statistics of norm layers, vectors of spectral norm."""
+    """Return the ids of the tensors that clients compute anew: statistics of norm layers, those of spectral norm."""
     renewed: set[int] = set()
     for layer in model.modules():
         if isinstance(layer, _NormBase | _SpectralNorm):
             renewed.update(map(id, layer.buffers()))
-        renewed.update(id(getattr(layer, f"{hook.name}_{end}")) for hook in _older_norms(layer) for end in "uv")
+        for hook in _older_norms(layer):
+            renewed.update(id(getattr(layer, hook.name + end)) for end in ("", "_u", "_v"))
     return renewed
 
 
-def find_random_buffers(model: nn.Module, build: Build, rate: float) -> list[str]:
-    """Return the names of buffers that have other values in another model of ``build``, such as random projections.
+def find_random_constants(model: nn.Module, build: Build, rate: float) -> list[str]:
+    """Return the names of buffers and attributes with other values in another model of ``build``.
 
-    ``model`` is a result of ``build(rate)``. Statistics of norm layers and vectors of spectral norm are left out.
+    Examples are random projections. ``model`` is a result of ``build(rate)``. Statistics of norm layers and vectors of
+    spectral norm are left out.
     """
     renewed = _find_renewed(model)
-    buffers = {
-        name: buffer for name, buffer in model.named_buffers() if id(buffer) not in renewed and not buffer.is_meta
+    constants = {
+        name: tensor for name, tensor in _constants(model).items() if id(tensor) not in renewed and not tensor.is_meta
     }
-    if not buffers:
+    if not constants:
         return []
     with kept_random_state(derive(0, "buffers")):
         random.random(), np.random.random()  # noqa: NPY002 - so that these generators give other numbers too
-        others = dict(build(rate).named_buffers())
-    return [name for name, buffer in buffers.items() if name in others and not _are_equal(buffer, others[name])]
+        others = _constants(build(rate))
+    return [name for name, tensor in constants.items() if name in others and not _are_equal(tensor, others[name])]
+
+
+def _constants(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers of a model and the tensors in attributes that are not computed from parameters."""
+    attributes = {
+        f"{path}.{name}".lstrip("."): value
+        for path, layer in model.named_modules()
+        for name, value in vars(layer).items()
+        if isinstance(value, Tensor) and not value.requires_grad
+    }
+    return {**attributes, **dict(model.named_buffers())}
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:

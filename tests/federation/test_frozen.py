@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from heterofl_flwr import HeteroFL, Slicing
 from heterofl_flwr.common.errors import ConfigError
@@ -85,5 +86,21 @@ def test_random_buffers_are_warned_of(caplog, draw, warns):
         return model
 
     HeteroFL(build, "a1")
-    warnings = [line for line in caplog.messages if "build gives the buffers projection other values in each" in line]
+    warnings = [line for line in caplog.messages if "build gives projection other values in each call" in line]
     assert len(warnings) == warns
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "norm",
+    [nn.utils.spectral_norm, nn.utils.weight_norm, partial(prune.random_unstructured, name="weight", amount=0.5)],
+)
+def test_random_attributes_are_warned_of_unless_computed_from_parameters(caplog, norm):
+    def build(rate):
+        model = nn.Sequential(norm(nn.Linear(3, 4)))
+        model.order = torch.randperm(99)
+        return model
+
+    HeteroFL(build, "a1")
+    drawn = "0.weight_mask, order" if isinstance(norm, partial) else "order"
+    assert f"build gives {drawn} other values in each call" in caplog.text
