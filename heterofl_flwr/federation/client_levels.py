@@ -79,7 +79,7 @@ class Levels:
         # The rate follows from the seat (position by name and id), not from the reports of other nodes.
         if not self._nodes.update(present, names, server_round) or self._assignment != "fix":
             return
-        rates, node_ids = self._nodes.seat_rates, sorted(self._nodes.order, key=self._nodes.seat)
+        rates, node_ids = self._nodes.seats.rates, sorted(self._nodes.order, key=self._nodes.seats.__getitem__)
         if joining := [node_id for node_id in node_ids if node_id not in rates]:
             taken = [rates[node_id] for node_id in node_ids if node_id in rates]
             rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
@@ -98,13 +98,13 @@ class Levels:
     def assigned_rate(self, server_round: int, node_id: int) -> float:
         """Return a client's rate in a round, before ``Slicing.growth`` is applied to it."""
         node = self._nodes[node_id]
-        place = self._nodes.seat(node_id) if node.partition is None else node.partition
+        place = self._nodes.seats[node_id] if node.partition is None else node.partition
         if self._assignment == "dynamic":
             return dynamic_rate(
                 self._mix, seed=self._seed, server_round=server_round, partition=place, capacity=node.holds
             )
         if node.partition is None and node.capacity is None:
-            return min(self._nodes.seat_rates[node_id], node.limit)
+            return min(self._nodes.seats.rates[node_id], node.limit)
         if node.num_partitions is None:  # cycle through the mix: a joining client changes no other client's level
             number = len(self._mix.parts)
             place %= number

@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import count, filterfalse
 from typing import NamedTuple
 
 from heterofl_flwr.common.errors import RoundError, counted, listed
 from heterofl_flwr.federation.capability import Capability
+from heterofl_flwr.federation.node_numbers import PartitionNumbers, Seats, by_name
 from heterofl_flwr.federation.round_record import RoundRecord
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,12 @@ class Nodes(Mapping[int, Capability]):
     """Registry of the clients by node id.
 
     Each client has two numbers. The *partition* seeds its random draws. The *seat* determines the level of a client
-    that reports neither partition nor capacity. Seats depend on the names and ids of the nodes alone. Therefore no
-    answer of a client changes the level of another client.
+    that reports neither partition nor capacity.
 
     Attributes
     ----------
+    seats : Seats
+        Seats of the present nodes.
     present : set[int]
         Ids of the nodes in Flower's grid.
     order : list[int]
@@ -47,21 +48,17 @@ class Nodes(Mapping[int, Capability]):
     """
 
     def __init__(self, reserved: Iterable[int] = ()) -> None:
-        self._reserved = frozenset(reserved)  # partitions in ``Limits.partitions``: no other node gets them
+        self.seats, self._partitions = Seats(), PartitionNumbers(reserved)
         self.present: set[int] = set()
         self._names: dict[int, str] = {}
         self._capabilities: dict[int, Capability] = {}
-        self._partitions: dict[int, int] = {}
-        self._seats: dict[int, int] = {}
         self._unnamed: set[int] = set()  # present nodes without a registered name
-        self._faulty: set[int] = set()  # nodes without a usable answer; their own partition is not known
         self._ungreeted: set[int] = set()  # present nodes whose arrival has never been in ``changes``
         self.order: list[int] = []
         self.unanswered: set[int] = set()
         self.demoted: set[str] = set()
         self.changes: list[str] = []
         self.away: dict[str, int] = {}
-        self.seat_rates: dict[int, float] = {}
         self.trained: set[int] = set()  # clients with an aggregated reply
         self.remarks: set[tuple[str, int]] = set()  # (remark, node id) of remarks on replies that were logged
         self.has_new_capacity = False  # True after a reply has changed a client's capacity
@@ -70,7 +67,6 @@ class Nodes(Mapping[int, Capability]):
         self._trained_before: set[int] = set()  # partitions of clients that trained before the run was resumed
         self._dealt_before = 0  # ``dealt()`` of the run that is resumed
         self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
-        self._seated_before: dict[str, tuple[int, float]] = {}  # ``seated()`` of it, for nodes that have not come yet
         self.own_rates: dict[int, float] = {}  # rates of clients that store parameters or tensors of stages
         # By partition of a sampled client: the latest round whose reply is in a mean; at first the round before it was
         # sampled. A client's state is stored by partition, so this holds for a client that comes back as another node.
@@ -101,13 +97,8 @@ class Nodes(Mapping[int, Capability]):
         self._names.update(names)
         unnamed = came.difference(self._names)
         self._unnamed = self._unnamed - gone | unnamed
-        self.order = self._by_name(present)
-        if joined := came.difference(self._seats):  # new nodes may get the seats of nodes that left
-            for node_id in self._seats.keys() - present:
-                del self._seats[node_id]
-                self.seat_rates.pop(node_id, None)
-            self._seat_as_before(joined)
-            _number(self._seats, [node_id for node_id in self.order if node_id not in self._seats])
+        self.order = by_name(present, self._names)
+        self.seats.update(self.order, self._names)
         self._ungreeted = self._ungreeted - gone | came
         self._greet(came - unnamed)
         if self._named_before:
@@ -115,25 +106,13 @@ class Nodes(Mapping[int, Capability]):
             self.away |= {name: since or server_round for name, since in before.items() if name not in names_now}
         return True
 
-    def _seat_as_before(self, joined: Iterable[int]) -> None:
-        """Give nodes the seats and rates that they had in the run that is resumed, unless others have these seats."""
-        taken = {*self._seats.values()}
-        for node_id in joined if self._seated_before else ():
-            seat, rate = self._seated_before.pop(self.registered_name(node_id), (None, 0.0))
-            if seat is not None and seat not in taken:
-                self._seats[node_id], self.seat_rates[node_id] = seat, rate
-
     def register(self, answers: Mapping[int, Capability], faulty: Collection[int] = ()) -> None:
         """Register the answers to the capability query; ``faulty`` nodes gave no usable answer.
 
         Raise ``RoundError`` if the number of partitions differs from the number before the run was resumed.
         """
-        # A client that reports no partition, or the partition of another client, gets a free number: its seat if all
-        # nodes have names and the seat is free, else the lowest free number. Without names, the number follows from
-        # random node ids, and the run cannot be repeated exactly.
-        if answers.keys() - self._partitions.keys():  # new clients may get the partitions of nodes that left
-            for node_id in self._partitions.keys() - self.present:
-                del self._partitions[node_id]
+        if not all(node_id in self._partitions for node_id in answers):
+            self._partitions.remove_absent(self.present)
         self._capabilities.update(answers)
         for node_id in self._replied.keys() & answers.keys():
             restore = self._replied[node_id]
@@ -144,9 +123,7 @@ class Nodes(Mapping[int, Capability]):
         self.unanswered -= answers.keys()
         earlier = {node_id: self.name(node_id) for node_id in answers}
         self.demoted.difference_update(earlier.values())
-        self._faulty.difference_update(answers)
-        self._faulty.update(node_id for node_id in faulty if answers[node_id].partition is None)
-        self._number_partitions(answers, faulty)
+        self._partitions.assign(answers, faulty, self._names, self.seats if self.all_named else None)
         self._greet(answers, earlier)
         # In the run that is resumed, a partition that follows from a random node id may have been another client's.
         sure = {
@@ -180,38 +157,6 @@ class Nodes(Mapping[int, Capability]):
             since = [self.away.pop(key) for key in {earlier.get(node_id, name), name} & self.away.keys()]
             self.changes.append(f"back: {name}, away since round {min(since)}" if since else f"joined: {name}")
 
-    def _number_partitions(self, answers: Mapping[int, Capability], faulty: Collection[int]) -> None:
-        claimed = {partition: node for node, partition in self._partitions.items() if node not in answers}
-        unnumbered = []
-        for node_id in sorted(answers):
-            partition = answers[node_id].partition
-            if partition is None or claimed.setdefault(partition, node_id) != node_id:
-                if partition is not None:
-                    both = [self._names.get(number) or f"node {number}" for number in (node_id, claimed[partition])]
-                    logger.warning("%s says partition %s, which %s has", both[0], partition, both[1])
-                unnumbered.append(node_id)
-            else:
-                self._partitions[node_id] = partition
-        # A returning client gets its earlier partition again, unless another client reports it.
-        for node_id in unnumbered:
-            if node_id in self._partitions and claimed.setdefault(self._partitions[node_id], node_id) != node_id:
-                del self._partitions[node_id]
-        unnumbered = [node_id for node_id in unnumbered if node_id not in self._partitions]
-        # The fault of a faulty node is reported elsewhere, and may be the reason why it has no partition.
-        if unnamed := sum(node_id not in self._names and node_id not in faulty for node_id in unnumbered):
-            logger.warning(
-                "%s without a registered name, and with no partition-id or that of another node, got partitions by "
-                "random node id: this run cannot be repeated exactly. A ClientApp that calls answer_queries reports "
-                "the partition-id of its node config; give each node its own partition-id",
-                counted(unnamed, "node"),
-            )
-        if self.all_named:  # the number must not depend on which nodes have answered before
-            taken = {*self._partitions.values(), *self._reserved}
-            seats = {node_id: self._seats[node_id] for node_id in unnumbered if self._seats[node_id] not in taken}
-            self._partitions.update(seats)
-            unnumbered = [node_id for node_id in unnumbered if node_id not in seats]
-        _number(self._partitions, self._by_name(unnumbered), self._reserved)
-
     def forget(self, node_ids: Iterable[int]) -> None:
         """Delete the capabilities of clients; the clients are queried again, and no longer count as trained."""
         for node_id in node_ids:
@@ -239,16 +184,14 @@ class Nodes(Mapping[int, Capability]):
 
     def seated(self) -> dict[str, tuple[int, float]]:
         """Return the seat of each node with a registered name, and the rate of this seat (0 without such rates)."""
-        named = {node_id: seat for node_id, seat in self._seats.items() if node_id in self._names}
-        seats = {self._names[node_id]: (seat, self.seat_rates.get(node_id, 0.0)) for node_id, seat in named.items()}
-        return {**self._seated_before, **seats}
+        return self.seats.by_name(self._names)
 
     def load(
         self, trained: Iterable[int], dealt: int, named: Mapping[str, int], seated: Mapping[str, tuple[int, float]]
     ) -> None:
         """Store the results of the methods of these names (and ``have_trained()``) from the run that is resumed."""
         self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
-        self._seated_before = dict(seated)
+        self.seats.load(seated)
 
     def set_capacity(self, node_id: int, capacity: float, rate: float) -> None:
         """Store the capacity that a client of this rate reported in a reply; the client is no longer ``demoted``.
@@ -271,13 +214,9 @@ class Nodes(Mapping[int, Capability]):
         """Return the partition of a client, which seeds its random draws."""
         return self._partitions[node_id]
 
-    def seat(self, node_id: int) -> int:
-        """Return the seat of a client, which determines its level if it reports neither partition nor capacity."""
-        return self._seats[node_id]
-
     def name(self, node_id: int) -> str:
         """Return the registered name of a node, or else ``partition N`` or ``node ID``."""
-        partition = None if node_id in self._faulty else self._partitions.get(node_id)
+        partition = self._partitions.known(node_id)
         return self._names.get(node_id) or (f"node {node_id}" if partition is None else f"partition {partition}")
 
     def registered_name(self, node_id: int) -> str:
@@ -320,13 +259,3 @@ class Nodes(Mapping[int, Capability]):
         """Return the ``num_partitions`` that all clients report; 0 unless they all report the same number."""
         numbers = {capability.num_partitions or 0 for capability in self._capabilities.values()}
         return numbers.pop() if len(numbers) == 1 else 0
-
-    def _by_name(self, node_ids: Iterable[int]) -> list[int]:
-        # Two sorts, of numbers and of text, are twice as fast as one of pairs.
-        return sorted(sorted(node_ids), key=lambda node_id: self._names.get(node_id, ""))
-
-
-def _number(numbers: dict[int, int], node_ids: Iterable[int], reserved: Iterable[int] = ()) -> None:
-    """Add each node to ``numbers``, with the lowest number that is neither taken nor ``reserved``."""
-    taken = {*numbers.values(), *reserved}
-    numbers.update(zip(node_ids, filterfalse(taken.__contains__, count()) if taken else count(), strict=False))

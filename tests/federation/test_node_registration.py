@@ -254,11 +254,11 @@ class TestNodes:
     def test_who_was_away_for_a_moment_has_its_numbers_again(self):
         nodes, silent = Nodes(), {node: Capability() for node in range(4)}
         register(nodes, silent)
-        nodes.seat_rates.update(dict.fromkeys(range(4), 0.5))
+        nodes.seats.rates.update(dict.fromkeys(range(4), 0.5))
         nodes.forget([0, 1])
         register(nodes, {1: Capability()}, [1, 2, 3])
         register(nodes, {0: Capability()}, range(4))
-        assert [(nodes.partition(own), nodes.seat(own), nodes.seat_rates[own]) for own in range(4)] == [
+        assert [(nodes.partition(own), nodes.seats[own], nodes.seats.rates[own]) for own in range(4)] == [
             (own, own, 0.5) for own in range(4)
         ]
         nodes.forget([1])
