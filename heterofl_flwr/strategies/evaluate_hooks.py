@@ -111,18 +111,18 @@ class EvaluationHooks(RoundHooks):
         By default, these are the clients' metrics as means weighted by examples; the accuracy of the worst client; and
         the coverage.
         """
-        opened, current, function = self.round_messages, self.current, self._evaluate_metrics_fn
+        opened, current = self.round_messages, self.current
         if not isinstance(current, EvaluationRound):
             return None
 
         def read(node_id: int, reply: Message) -> None:
             sender = self.federation.nodes.name(node_id)
             current.answers[node_id] = reading.read_metrics(reply, self.options.limits.examples, sender)
-            self._keep_metrics(node_id, reply, function, "evaluate_metrics_aggr_fn")
+            self._evaluate_metrics.keep(node_id, reply)
 
         opened.read(current, replies, read)
         current.close()
         opened.current = None
-        return (
-            self._aggregate_metrics(function, current.global_answers(), self.log.evaluate) if current.answers else None
-        )
+        if not current.answers:
+            return None
+        return self._evaluate_metrics.aggregate(current.global_answers(), self.log, self.log.evaluate)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, stack, zeros
 
@@ -25,10 +25,10 @@ from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply
 from heterofl_flwr.strategies.arguments import FEDAVG
+from heterofl_flwr.strategies.metrics_function import MetricsFn
 from heterofl_flwr.strategies.round_messages import read_each
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.strategies.time_budget import PUBLISH_SHARE, Budget
-from heterofl_flwr.strategies.train_hooks import MetricsFn
 from heterofl_flwr.training.fedh2l import DistillOptions, check_posteriors
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import check_sizes, count_bytes, read_tensors
@@ -172,13 +172,10 @@ class FedH2L(FederationStrategy):
             opened.sent.append(message)
         return list(opened.sent)
 
-    def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
-        """Store a reply's records for ``function``; in a training round, add the metrics of the publishing reply."""
-        super()._keep_metrics(node_id, reply, function, argument)
-        if function is not None and isinstance(self.current, Round):
-            records = self.round_messages.records[node_id]
-            learned = reading.find_record(records, messages.METRICS, MetricRecord) or MetricRecord()
-            records[messages.METRICS] = MetricRecord({**self._publish_metrics[node_id], **learned})
+    def add_reply(self, node_id: int, reply: Message) -> None:
+        """Read a client's reply of the second exchange, and add it to the open round."""
+        super().add_reply(node_id, reply)
+        self._train_metrics.add_earlier(node_id, self._publish_metrics[node_id])
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return a reply of the second exchange, with the client's metrics from both exchanges."""

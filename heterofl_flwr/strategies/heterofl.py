@@ -14,8 +14,8 @@ from heterofl_flwr.stages.asynchronous import Buffered, check_levels
 from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
+from heterofl_flwr.strategies.metrics_function import MetricsFn
 from heterofl_flwr.strategies.start import FederationStrategy
-from heterofl_flwr.strategies.train_hooks import MetricsFn
 
 
 class HeteroFL(FederationStrategy):

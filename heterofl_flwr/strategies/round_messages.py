@@ -35,8 +35,6 @@ class RoundMessages:
         Clients without a reply to the training message, because the reply is late or the node has gone.
     sent
         Messages of the current exchange.
-    records
-        Records of each client's reply, without arrays, for a user's metrics function.
     """
 
     def __init__(self, server_round: int, timeout: float, *, timed: bool = False) -> None:
@@ -44,7 +42,6 @@ class RoundMessages:
         self._budget = Budget(timeout) if timed else None
         self.silent: set[int] = set()
         self.sent: list[Message] = []
-        self.records: dict[int, RecordDict] = {}
         self.current: Round | EvaluationRound | None = None
         self._received: dict[str, int | Fault] = {}  # size of the reply in bytes, or its fault, by message id
         self._watched: Generator[Message, None, None] | None = None  # replies of the current exchange
@@ -59,7 +56,7 @@ class RoundMessages:
         self.current = current
         if isinstance(current, Round):
             self.silent = current.silent
-        self.sent, self.records, self._received = [], {}, {}
+        self.sent, self._received = [], {}
 
     def restrict(self, sent: Iterable[Message]) -> None:
         """Remove from the round all clients that have no message in ``sent``; replace the messages of the others."""

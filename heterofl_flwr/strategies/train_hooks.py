@@ -2,28 +2,28 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from reprlib import repr as shown
 from typing import ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
-from heterofl_flwr.common.errors import ConfigError, Fault, RoundError, check_takes
+from heterofl_flwr.common.errors import ConfigError, Fault, RoundError
 from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
 from heterofl_flwr.federation.round import Round
-from heterofl_flwr.federation.round_record import RoundRecord, check_metrics
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.moments import MomentsByRate
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.client_stage import Fields, State, TrainReply
 from heterofl_flwr.stages.privacy_accountant import Spent
+from heterofl_flwr.strategies.metrics_function import MetricsFn, MetricsFunction
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import RoundMessages
 from heterofl_flwr.strategies.stage_queries import StageQueries
@@ -35,9 +35,6 @@ from heterofl_flwr.transport.relay import crosses_superlink
 from heterofl_flwr.transport.slices import Slices
 
 logger = logging.getLogger(__name__)
-
-MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
-"""Function of the records of all replies, and of the key of the number of examples; it returns metrics or None."""
 
 
 class FailedRound(RoundError, AggregationError):
@@ -79,10 +76,9 @@ class RoundHooks(Strategy):
         evaluate_metrics_aggr_fn: MetricsFn | None,
         callbacks: Sequence[RoundCallback],
     ) -> None:
-        check_takes("train_metrics_aggr_fn", train_metrics_aggr_fn, "records", "weighting_key")
-        check_takes("evaluate_metrics_aggr_fn", evaluate_metrics_aggr_fn, "records", "weighting_key")
         self.federation, self.options = federation, federation.options
-        self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
+        self._train_metrics = MetricsFunction("train_metrics_aggr_fn", train_metrics_aggr_fn)
+        self._evaluate_metrics = MetricsFunction("evaluate_metrics_aggr_fn", evaluate_metrics_aggr_fn)
         self.callbacks, self._schedule = check_callbacks(callbacks), self.options.training.schedule
         self.spent = Spent(self.options.privacy)  # for all runs of this strategy: a release cannot be undone
         buffered = self.options.asynchronous
@@ -99,7 +95,8 @@ class RoundHooks(Strategy):
         self.chain.load({})
         self.log = RoundRecord.empty(0)
         self.moments = MomentsByRate()
-        self._warned_of: set[str] = set()  # arguments named in warnings of ``_keep_metrics``
+        self._train_metrics.reset()
+        self._evaluate_metrics.reset()
         self._have_moments: bool | None = None  # None until a query has shown whether clients have moments
         self.round_messages = RoundMessages(0, self.timeout)
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
@@ -278,25 +275,7 @@ class RoundHooks(Strategy):
         """Read a client's training reply, and add it to the open round."""
         current = self.open_round()
         current.add(node_id, self._read_train_reply(node_id, reply, current))
-        self._keep_metrics(node_id, reply, self._train_metrics_fn, "train_metrics_aggr_fn")
-
-    def _keep_metrics(self, node_id: int, reply: Message, function: MetricsFn | None, argument: str) -> None:
-        """Store a reply's records, without arrays, to call ``function`` with them later.
-
-        If ``function`` is None, warn once that metrics that are lists are left out. ``argument`` is the name of the
-        strategy's argument for ``function``.
-        """
-        if function is not None:
-            self.round_messages.records[node_id] = RecordDict(
-                {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
-            )
-        elif argument not in self._warned_of and (names := reading.list_metrics(reply)):
-            self._warned_of.add(argument)
-            logger.warning(
-                "clients report lists as metrics (%s), which are left out: only a function in %s gets lists",
-                shown(names),
-                argument,
-            )
+        self._train_metrics.keep(node_id, reply)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         plan, most = current.slices[node_id].plan, self.options.limits.examples
@@ -306,21 +285,6 @@ class RoundHooks(Strategy):
         """Close the round; return the new global model and the training metrics."""
         current = self.open_round()
         state = current.close()
-        metrics = self._aggregate_metrics(self._train_metrics_fn, current.answers, self.log.train)
+        metrics = self._train_metrics.aggregate(current.answers, self.log, self.log.train)
         self.round_messages.current = None
         return pack_tensors(state), metrics
-
-    def _aggregate_metrics(
-        self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
-    ) -> MetricRecord | None:
-        """Call the user's metrics ``function``; return its result, and write its numbers to ``means``.
-
-        If ``function`` is None or no client replied, return ``means``.
-        """
-        if function is None or not node_ids:
-            return MetricRecord(dict(means))
-        metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)
-        check_metrics(metrics, "a metrics_aggr_fn")
-        if metrics is not None:
-            self.log.note_computed(means, metrics)
-        return metrics
