@@ -1,7 +1,6 @@
 """A round of training."""
 
 import logging
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -16,21 +15,13 @@ from heterofl_flwr.federation.architecture import State
 from heterofl_flwr.federation.client_levels import Sampled, failed_levels
 from heterofl_flwr.federation.client_metrics import Answer, majority_means
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.reply_remarks import ReplyRemarks
 from heterofl_flwr.federation.round_record import RoundRecord, server_names
 from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Fields, TrainReply
 from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.stages.server_stage import RoundContext, Update
-
-CLOCK_SECONDS = 2.0
-"""Maximum difference of a client's clock from the server's without a warning; a SuperLink refuses a clock 5 s ahead."""
-
-UNCHANGED = (
-    "sent back the parameters that they were sent, so they trained nothing: see that they have a batch (with "
-    "drop_last=True, fewer examples than batch_size give none), that the optimizer has the parameters of task.model(), "
-    "and that reply gets this model"
-)
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +41,8 @@ class Round:
         For each valid reply: the client's number of examples, and its metrics.
     silent
         Clients without a reply to this round's message, because the reply is late or the node has gone.
+    remarks
+        Remarks on valid replies.
     log
         The record of the round.
     """
@@ -81,7 +74,7 @@ class Round:
         self.slices: dict[int, Sampled] = {}
         self.answers: dict[int, Answer] = {}
         self._sent_bytes = Counter[int]()
-        self._remarks: dict[str, list[int]] = defaultdict(list)  # clients by a remark on their replies
+        self.remarks = ReplyRemarks(server_round, nodes)
         self.silent: set[int] = set()
         self._faults: dict[int, Fault] = {}
         self._capacities: dict[int, float] = {}  # new capacities; ``close`` stores them after the stages have run
@@ -169,23 +162,10 @@ class Round:
         self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **server_names(staleness, reply.metrics)}
         self.log.bytes_up += reply.num_bytes
         if reply.num_examples and self._is_unchanged(sampled, reply):
-            self._remarks[UNCHANGED].append(node_id)
+            self.remarks.note_unchanged(node_id)
         if capacity is not None and capacity != nodes[node_id].capacity:
             logger.info("%s says that it can hold rate %g now", nodes.name(node_id), capacity)
             self._capacities[node_id] = capacity
-
-    def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Record a remark if a reply's time shows that the client's clock is wrong.
-
-        ``sent_at`` is the time of the message on the server's clock, ``replied_at`` the time of the reply on the
-        client's clock. The clock is wrong if ``replied_at`` is more than ``CLOCK_SECONDS`` before ``sent_at`` or more
-        than ``CLOCK_SECONDS`` after the present.
-        """
-        ahead, behind = replied_at - time.time(), sent_at - replied_at
-        if max(ahead, behind) > CLOCK_SECONDS:
-            way = "ahead of" if ahead > behind else "behind"
-            text = f"replied by a clock over {CLOCK_SECONDS:g} s {way} the server's: set it (timedatectl set-ntp true)"
-            self._remarks[text].append(node_id)
 
     def _is_unchanged(self, sampled: Sampled, reply: TrainReply) -> bool:
         if reply.form != FULL_PRECISION:
@@ -259,10 +239,7 @@ class Round:
         for level, hint in hints.items():
             self.log.notes = (*self.log.notes, f"no client of level {level} could train")
             logger.warning("round %d: %s", self.server_round, hint)
-        for remark, node_ids in self._remarks.items():
-            if names := [nodes.name(node_id) for node_id in node_ids if (remark, node_id) not in nodes.remarks]:
-                logger.warning("round %d: %s %s", self.server_round, listed(names), remark)
-            nodes.remarks.update((remark, node_id) for node_id in node_ids)
+        self.remarks.write()
         state = self._chain.close()
         self._count_replies()
         for node_id, capacity in self._capacities.items():

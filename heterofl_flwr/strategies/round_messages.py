@@ -111,7 +111,7 @@ class RoundMessages:
         def read_timed(node_id: int, reply: Message) -> None:
             read(node_id, reply)
             if isinstance(current, Round):
-                current.note_clock(node_id, ids[node_id].created_at, reply.metadata.created_at)
+                current.remarks.note_clock(node_id, ids[node_id].created_at, reply.metadata.created_at)
 
         for node_id, fault in read_each(self.sent, replies, read_timed):
             if fault is None:
