@@ -2,19 +2,16 @@
 
 import json
 import os
-import platform
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from heterofl_flwr import __version__
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import (
     CLIENT_STATES,
@@ -31,7 +28,7 @@ from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import COSTS, ModelCosts
 from heterofl_flwr.runs.history import read_history
 from heterofl_flwr.runs.lock import acquire_lock
-from heterofl_flwr.runs.origin import command, commit, machine
+from heterofl_flwr.runs.origin import add_start
 from heterofl_flwr.settings.validate import flatten
 from heterofl_flwr.stages.privacy_accountant import Releases
 
@@ -144,17 +141,7 @@ class RunFolder:
         if resume and not self.has_checkpoint:
             self.rewind(0)
         before = self._read() if resume else {}
-        then = before.get("about", {})
-        versions = {name: metadata.version(name) for name in ("flwr", "torch")}
-        versions = {"heterofl-flwr": __version__, "python": platform.python_version(), **versions}
-        earlier = then.get("versions", {})
-        for name, now in versions.items():
-            versions[name] = ", ".join(dict.fromkeys([*earlier.get(name, now).split(", "), now]))
-        facts = {**then, "command": command(), **(about or {}), "versions": versions}
-        started = datetime.now().astimezone().isoformat(timespec="seconds")
-        for name, now in (("starts", started), ("commits", commit()), ("machines", machine())):
-            facts[name] = [*then.get(name, []), now]  # one entry for each start
-        self._write({**before, "settings": settings, "about": facts})
+        self._write({**before, "settings": settings, "about": add_start(before.get("about", {}), about or {})})
 
     def check(
         self,

@@ -1,4 +1,4 @@
-"""Origin of a result: the command, the commit of the code, and the machine."""
+"""Origin of a result: the command, the commit and versions of the code, and the machine."""
 
 import os
 import platform
@@ -7,16 +7,35 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from datetime import datetime
 from functools import cache
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from heterofl_flwr import __version__
 
 UNKNOWN = "unknown"
 CHANGED = "-dirty"  # suffix of the commit if files of the package differ from it
 COMMAND = "HETEROFL_COMMAND"  # environment variable with the user's command, for the processes of a run
 
 PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def add_start(before: Mapping[str, Any], facts: Mapping[str, object]) -> dict[str, Any]:
+    """Return the facts of a run with those of its present start; ``before`` has the facts of earlier starts."""
+    versions = {name: metadata.version(name) for name in ("flwr", "torch")}
+    versions = {"heterofl-flwr": __version__, "python": platform.python_version(), **versions}
+    earlier = before.get("versions", {})
+    for name, now in versions.items():
+        versions[name] = ", ".join(dict.fromkeys([*earlier.get(name, now).split(", "), now]))
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    start = {"starts": started, "commits": commit(), "machines": machine()}
+    lists = {name: [*before.get(name, []), now] for name, now in start.items()}  # one entry for each start
+    return {**before, "command": command(), **facts, "versions": versions, **lists}
 
 
 def command() -> str:

@@ -42,7 +42,7 @@ def test_settings_are_kept(folder):
 def test_settings_name_all_versions_that_trained(used, monkeypatch):
     version = used.about()["versions"]["flwr"]
     for installed in ("9.8", "9.8", "9.9"):
-        monkeypatch.setattr("heterofl_flwr.runs.folder.metadata.version", lambda name, now=installed: now)
+        monkeypatch.setattr("heterofl_flwr.runs.origin.metadata.version", lambda name, now=installed: now)
         used.start(SETTINGS, resume=True)
     assert used.about()["versions"]["flwr"] == f"{version}, 9.8, 9.9"
 
