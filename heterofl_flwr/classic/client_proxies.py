@@ -7,12 +7,13 @@ from typing import TypeVar
 
 from flwr.app import Message
 from flwr.common import Code, EvaluateRes, FitIns, FitRes, GetPropertiesIns, GetPropertiesRes, Status
-from flwr.server.client_manager import ClientManager
+from flwr.server.client_manager import ClientManager, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 
 from heterofl_flwr.classic.translation import Reply, fail, moment_names, record_parameters, to_reply, to_scalars
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.compat import set_metadata
 from heterofl_flwr.transport.relay import crosses_superlink
@@ -43,6 +44,16 @@ class Clients:
             hasattr(proxy, "bridge") or crosses_superlink(getattr(proxy, "grid", None))
             for proxy in self.proxies.values()
         )
+
+    def connect(self, manager: ClientManager) -> None:
+        """Take the clients from ``manager``; warn, once in a run, if its class has a ``sample`` of its own."""
+        if self.manager is None and type(manager).sample is not SimpleClientManager.sample:
+            host_log.warning(
+                "HeteroFL samples the clients of a round itself and never calls %s.sample: to choose others, leave "
+                "clients out in an overridden configure_fit or configure_evaluate",
+                type(manager).__name__,
+            )
+        self.manager = manager
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the connected clients."""

@@ -1,13 +1,12 @@
 """``HeteroFL`` for Flower's classic API."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any, NoReturn, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.common import (
-    ConfigRecordValues,
     EvaluateIns,
     EvaluateRes,
     FitIns,
@@ -30,9 +29,11 @@ from heterofl_flwr.classic.translation import (
     name_arrays,
     read_parameters,
     record_parameters,
+    reported_metrics,
+    to_config,
     to_scalars,
 )
-from heterofl_flwr.common.errors import ConfigError, check_count, check_takes
+from heterofl_flwr.common.errors import ConfigError, check_count, check_seconds, check_takes
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
@@ -128,6 +129,7 @@ class HeteroFL(Strategy):
         if lacks := sorted({name for name, is_set in unsupported.items() if is_set} | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
         check_count("num_rounds", num_rounds, 0)
+        check_seconds("round_timeout", round_timeout)
         check_takes("evaluate_fn", evaluate_fn, "server_round", "parameters", "config")
         check_takes("fit_metrics_aggregation_fn", fit_metrics_aggregation_fn, "metrics")
         check_takes("evaluate_metrics_aggregation_fn", evaluate_metrics_aggregation_fn, "metrics")
@@ -138,10 +140,11 @@ class HeteroFL(Strategy):
             )
         self.federation = self._inner.federation
         self._inner.num_rounds, self._inner.timeout = num_rounds, round_timeout
-        self._evaluate_fn = evaluate_fn
-        self._fit_config_fn, self._evaluate_config_fn = on_fit_config_fn, on_evaluate_config_fn
-        self._initial_parameters = initial_parameters
-        self._fit_metrics_fn, self._evaluate_metrics_fn = fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn
+        self.evaluate_fn = evaluate_fn
+        self.on_fit_config_fn, self.on_evaluate_config_fn = on_fit_config_fn, on_evaluate_config_fn
+        self.initial_parameters = initial_parameters
+        self.fit_metrics_aggregation_fn = fit_metrics_aggregation_fn
+        self.evaluate_metrics_aggregation_fn = evaluate_metrics_aggregation_fn
         self._inner.clients = Clients(self.federation)
         self._sent: dict[int, Message] = {}
 
@@ -163,9 +166,9 @@ class HeteroFL(Strategy):
             self._inner.reset()
             self._inner.clients = Clients(self.federation)
         self._inner.summary()
-        if self._initial_parameters is None:
+        if self.initial_parameters is None:
             return record_parameters(pack_tensors(self.federation.architecture.initial_state()))
-        arrays, model = read_parameters(self._initial_parameters), self.federation.architecture.model
+        arrays, model = read_parameters(self.initial_parameters), self.federation.architecture.model
         known = self._names, list(exchanged_parameters(model)), list(model.state_dict())  # shared; all; with buffers
         names = next((names for names in known if len(names) == len(arrays)), None)
         if names is None:
@@ -180,7 +183,7 @@ class HeteroFL(Strategy):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Return a ``FitIns`` with the client's slice of the model for each sampled client."""
-        config, grid = self._config(self._fit_config_fn, server_round), self._grid(client_manager)
+        config, grid = self._config(self.on_fit_config_fn, server_round), self._grid(client_manager)
         ensure_identity()
         sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_TRAIN, FitIns)
@@ -198,14 +201,14 @@ class HeteroFL(Strategy):
         arrays, _ = self._inner.aggregate_train(server_round, to_replies(self._sent, answers, failures))
         host_log.info("%s", self.log.line())
         counted = [answers[number] for number in current.answers]
-        metrics = self._aggregated(self._fit_metrics_fn, counted, self.log.train)
+        metrics = self._aggregated(self.fit_metrics_aggregation_fn, counted, self.log.train)
         return record_parameters(arrays or ArrayRecord()), metrics
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Return an ``EvaluateIns`` with the model for each sampled client."""
-        config, grid = self._config(self._evaluate_config_fn, server_round), self._grid(client_manager)
+        config, grid = self._config(self.on_evaluate_config_fn, server_round), self._grid(client_manager)
         ensure_identity()
         sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_EVALUATE, EvaluateIns)
@@ -222,18 +225,18 @@ class HeteroFL(Strategy):
         means = self._inner.aggregate_evaluate(server_round, to_replies(self._sent, answers, failures))
         if means is None or not isinstance(current, EvaluationRound):
             return None, {}
-        loss = self.log.evaluate.get("loss")
+        loss, function = self.log.evaluate.get("loss"), self.evaluate_metrics_aggregation_fn
         counted = [answers[number] for number in current.global_answers()]
-        metrics = self._aggregated(self._evaluate_metrics_fn, counted, self.log.evaluate)
-        return loss, {key: value for key, value in metrics.items() if self._evaluate_metrics_fn or key != "loss"}
+        metrics = self._aggregated(function, counted, self.log.evaluate)
+        return loss, {key: value for key, value in metrics.items() if function or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
         """Evaluate the global model with ``evaluate_fn``. Return None if no ``evaluate_fn`` was given."""
-        if self._evaluate_fn is None:
+        if self.evaluate_fn is None:
             return None
         evaluated = record_parameters(self._inner.evaluated_arrays(self._record(parameters)))
         with refusing_unmeasured("evaluate_fn"):
-            return self._evaluate_fn(server_round, parameters_to_ndarrays(evaluated), {})
+            return self.evaluate_fn(server_round, parameters_to_ndarrays(evaluated), {})
 
     @property
     def _names(self) -> list[str]:
@@ -243,13 +246,13 @@ class HeteroFL(Strategy):
         return name_arrays(self._names, read_parameters(parameters))
 
     def _config(self, config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
-        config = dict(config_fn(server_round)) if config_fn else {}
+        config = to_config(config_fn(server_round) if config_fn else {})
         proximal = {PROXIMAL_MU} if self._inner.options.training.proximal_mu else set()
         messages.check_own_keys(config, RESERVED | proximal)
-        return ConfigRecord(cast("dict[str, ConfigRecordValues]", config))
+        return config
 
     def _grid(self, client_manager: ClientManager) -> Grid:
-        self._inner.clients.manager = client_manager
+        self._inner.clients.connect(client_manager)
         return cast("Grid", self._inner.clients)
 
     def _instructions(
@@ -289,6 +292,8 @@ class HeteroFL(Strategy):
     ) -> dict[str, Scalar]:
         if function is None or not answers:
             return dict(means)
-        metrics = function([(answer.num_examples, answer.metrics) for answer in answers])
+        metrics = function([(answer.num_examples, reported_metrics(answer)) for answer in answers])
+        if not isinstance(metrics, Mapping):
+            raise ConfigError(f"a metrics_aggregation_fn returned {metrics!r}; expected a dictionary of metrics")
         self.log.note_computed(means, metrics)
         return metrics

@@ -11,9 +11,11 @@ from heterofl_flwr import client
 from heterofl_flwr.classic.translation import from_scalars, record_parameters, to_message
 from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.client.outgoing import check_types
 from heterofl_flwr.client.queries import measure_moments
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.measure_moments import Batches
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.transport import messages
@@ -42,6 +44,8 @@ class Task(client.Task):
         *,
         seed_torch: bool = False,
     ) -> None:
+        check_types(("parameters", parameters, list), ("config", config, Mapping), ("context", context, Context))
+        check_build(build)
         record = from_scalars(config)
         super().__init__(to_message(parameters, record, build), context, build, seed_torch=seed_torch)
 
@@ -81,6 +85,11 @@ class Task(client.Task):
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")
         if taken := sorted({messages.LABELS, messages.CAPACITY}.intersection(metrics or {})):
             raise ConfigError(f"metrics has {taken[0]}, which is an argument of reply; expected another name")
+        if self.asks_for_moments:
+            raise ConfigError(
+                "this call of fit asks for batch norm moments, and reply returns a model: before training, check "
+                "task.asks_for_moments, and return task.moments(batches)"
+            )
         num_examples = messages.count_examples(num_examples)  # raises before the client's state is saved
         contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
         config = dict(contents.config)

@@ -5,6 +5,7 @@ then the batch norm moments, rate by rate in the order of layers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from reprlib import repr as shown
 from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -34,8 +35,32 @@ _PROPERTIES = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
 
 
+def to_config(scalars: object) -> ConfigRecord:
+    """Return a user's config for clients as a record; raise ``ConfigError`` if it is not a mapping to scalars."""
+    if not isinstance(scalars, Mapping):
+        raise ConfigError(f"the config for clients is {shown(scalars)}; expected a dictionary")
+    for key, value in scalars.items():
+        if not isinstance(value, bool | bytes | float | int | str):
+            raise ConfigError(
+                f"the config for clients has {key}={shown(value)}; expected a bool, bytes, float, int or str, the "
+                f"types that Flower sends to a NumPyClient"
+            )
+    return ConfigRecord(dict(scalars))
+
+
+def reported_metrics(answer: FitRes | EvaluateRes) -> dict[str, Scalar]:
+    """Return the metrics in an answer, without the labels and the capacity that ``Task.reply`` adds to them."""
+    added = {messages.LABELS, messages.CAPACITY} if isinstance(answer, FitRes) else set()
+    return {key: value for key, value in answer.metrics.items() if key not in added}
+
+
 def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]:
     """Return the arrays in ``parameters``, without copying the bytes."""
+    if not isinstance(parameters, Parameters):
+        raise ConfigError(
+            f"initial_parameters, or what an overridden aggregate_fit returns, is a {type(parameters).__name__}; "
+            f"expected Parameters, as from ndarrays_to_parameters(arrays)"
+        )
     with reading_arrays(sender):
         arrays = [read_npy(data) for data in parameters.tensors]
     pairs = zip(arrays, parameters.tensors, strict=True)
@@ -139,13 +164,13 @@ def fail(message: Message, reason: str) -> Message:
 def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) -> RecordDict:
     if isinstance(answer, GetPropertiesRes):
         return RecordDict({messages.CONFIG: _read_config(answer.properties, _PROPERTIES, sender)})
-    content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
     # Records hold no bool. As a number, a bool is averaged as in the Message API.
-    numbers = {key: +value for key, value in answer.metrics.items() if isinstance(value, int | float)}
-    numbers.pop(messages.CAPACITY, None)
+    numbers = {key: +value for key, value in reported_metrics(answer).items() if isinstance(value, int | float)}
+    content = RecordDict()
     if isinstance(answer, EvaluateRes):
         numbers["loss"] = answer.loss
     else:
+        content[messages.CONFIG] = _read_config(answer.metrics, {messages.LABELS}, sender)
         record = messages.MOMENTS if names else messages.ARRAYS
         expected = names or list(reading.array_records(message.content)[messages.ARRAYS])
         content[record] = name_arrays(expected, read_parameters(answer.parameters, sender), sender)

@@ -30,6 +30,14 @@ class Contents(NamedTuple):
     num_examples: int
 
 
+def check_types(*arguments: tuple[str, object, type]) -> None:
+    """Raise ``ConfigError`` if an argument, given by its name, value and type, has another type."""
+    for name, value, expected in arguments:
+        if not isinstance(value, expected):
+            fault = f"{name} is a {type(value).__name__}, expected a {expected.__name__}"
+            raise ConfigError(f"{fault}: check the order of the arguments")
+
+
 def read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:
     """Return a client's classes as integers; by head (output layer) if ``labels`` is a mapping."""
     if isinstance(labels, Mapping):

@@ -19,6 +19,7 @@ from heterofl_flwr.client.node_config import new_capacity
 from heterofl_flwr.client.outgoing import (
     Contents,
     check_penalty,
+    check_types,
     labels_config,
     read_classes,
     trained_tensors,
@@ -70,10 +71,7 @@ class Task:
     """
 
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:
-        for name, value, expected in (("message", message, Message), ("context", context, Context)):
-            if not isinstance(value, expected):
-                fault = f"{name} is a {type(value).__name__}, expected a {expected.__name__}"
-                raise ConfigError(f"{fault}: check the order of the arguments")
+        check_types(("message", message, Message), ("context", context, Context))
         check_build(build)
         self.message, self.context, self.build = message, context, build
         self.instruction = Instruction.of(message)

@@ -181,6 +181,12 @@ def check_count(name: str, value: object, least: int) -> None:
         raise ConfigError(f"{name} is {value!r}; expected an integer of {least} or more")
 
 
+def check_seconds(name: str, value: object) -> None:
+    """Raise ``ConfigError`` if ``value`` is not a number of 0 or more."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+        raise ConfigError(f"{name} is {value!r}; expected a number of seconds, such as 3600")
+
+
 def check_takes(what: str, function: Callable[..., object] | None, *arguments: str) -> None:
     """Raise ``ConfigError`` if ``function`` is neither None nor callable with these positional ``arguments``."""
     if function is None:

@@ -210,8 +210,8 @@ class GlobalModel(Architecture):
         checked = {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
         if fault := next(value_faults(checked), None):
             raise RoundError(
-                f"the global model is not usable: {fault}; expected finite numbers in initial_arrays, and from code "
-                f"that changes the model between rounds"
+                f"the global model is not usable: {fault}; expected finite numbers in initial_arrays "
+                f"(initial_parameters in the classic API), and from code that changes the model between rounds"
             )
         return checked
 
@@ -237,9 +237,9 @@ def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tenso
     for name, parameter in frozen.items():
         if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
             raise ConfigError(
-                f"initial_arrays or resume has other values of {name} than build gives it. It is frozen "
-                f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
-                f"return heterofl_flwr.core.exchange_frozen(model)"
+                f"initial_arrays (initial_parameters in the classic API) or resume has other values of {name} than "
+                f"build gives it. It is frozen (requires_grad=False), so nodes take it from build: load the same "
+                f"checkpoint there, or let build return heterofl_flwr.core.exchange_frozen(model)"
             )
 
 

@@ -173,11 +173,11 @@ class Evaluation:
 
     def due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round ends with an evaluation."""
-        return self.every > 0 and (server_round % self.every == 0 or server_round == num_rounds)
+        return self.every > 0 and (server_round % self.every == 0 or server_round >= num_rounds > 0)
 
     def levels_due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round also evaluates the model of each level."""
-        return server_round == num_rounds if self.levels == "last" else self.levels
+        return server_round >= num_rounds if self.levels == "last" else self.levels
 
 
 @group

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError, check_takes, counted, listed
+from heterofl_flwr.common.errors import ConfigError, ShapeError, check_seconds, check_takes, counted, listed
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.federation.callbacks import Progress, RunState, name_callbacks
 from heterofl_flwr.federation.round import Round
@@ -66,6 +66,7 @@ class FederationStrategy(EvaluationHooks):
             ``num_rounds``.
         """
         check_arguments(num_rounds, initial_arrays, resume)
+        check_seconds("timeout", timeout)
         check_takes("evaluate_fn", evaluate_fn, "server_round", "arrays")
         check_takes("should_stop", should_stop, "server_round", "result")
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()

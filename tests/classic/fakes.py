@@ -57,8 +57,8 @@ class Fake(ClientProxy):
         raise NotImplementedError
 
 
-def manager_of(*clients):
-    manager = SimpleClientManager()
+def manager_of(*clients, kind=SimpleClientManager):
+    manager = kind()
     for client in clients:
         manager.register(client)
     return manager

@@ -99,7 +99,13 @@ def test_a_users_config_cannot_replace_fedproxs_weight():
         ("fit_metrics_aggr_fn", r"did you mean fit_metrics_aggregation_fn\?"),
         ("norm_bound", r"use limits=Limits\(norm_bound=...\)"),
         ("fraction_fits", "use fraction_train"),
-        ("accept_failures", r"use sampling=Sampling\(min_replies=...\)"),
+        *(
+            (name, r"use sampling=Sampling\(min_replies=...\)")
+            for name in ("accept_failures", "min_completion_rate_fit")
+        ),
+        ("beta", r"use averaging=Averaging\(robust=Robust\(...\)\)"),
+        ("inplace", "leave it out"),
+        ("eta_l", r"use training=Training\(learning_rate=...\)"),
     ],
 )
 def test_an_unknown_argument_raises_an_error_with_the_one_of_this_api(name, remedy):

@@ -215,6 +215,7 @@ def infinite():
     ("start", "said"),
     [
         *(({"num_rounds": own}, f"num_rounds is {own!r}; expected an integer of 0 or more") for own in ("3", -1, None)),
+        ({"num_rounds": 3, "timeout": None}, "timeout is None; expected a number of seconds"),
         ({"num_rounds": 3, "resume": RunState(server_round=4, state={})}, "after round 4; expected num_rounds"),
         ({"initial_arrays": ArrayRecord(Tiny(0.5).state_dict())}, r"hidden.weight .* \(4, 3\)"),
         *(
