@@ -51,7 +51,7 @@ class EvaluationRound:
         silent: Collection[int],
     ) -> None:
         self._federation, self._options, self._log = federation, federation.options, log
-        self._server_round = server_round
+        self.server_round = server_round
         levels = self._options.evaluation.levels_due(server_round, num_rounds)
         rates = {node_id: picked for node_id in sampled if (picked := self._pick_rates(node_id, levels=levels))}
         self._is_global = {node_id: self._has_global_model(client_rates) for node_id, client_rates in rates.items()}
@@ -66,7 +66,7 @@ class EvaluationRound:
 
     def _pick_rates(self, node_id: int, *, levels: bool) -> Rates:
         if self._federation.architecture.personal:
-            return (self._federation.levels.rate(self._server_round, node_id),)
+            return (self._federation.levels.rate(self.server_round, node_id),)
         capacity = None if self._options.evaluation.nodes == "all" else self._federation.nodes[node_id].holds
         rates = tuple(rate for rate in self._federation.mix.all_rates if capacity is None or rate <= capacity)
         return rates if levels else rates[:1]
@@ -100,7 +100,7 @@ class EvaluationRound:
     def _note_failure(self, node_id: int, verb: str, reason: str) -> None:
         nodes = self._federation.nodes
         nodes.record_failure(node_id, reason, self._log.evaluate_failures, self._log.names)
-        logger.warning("round %d: %s %s %s", self._server_round, nodes.name(node_id), verb, reason)
+        logger.warning("round %d: %s %s %s", self.server_round, nodes.name(node_id), verb, reason)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
         """Remove a client without recording a failure.
@@ -122,7 +122,7 @@ class EvaluationRound:
                 "round %d: the clients were asked to evaluate each level's model (Evaluation(levels=...)), and "
                 "reported none: let evaluate loop over rate, model in task.models(), and name each metric by the "
                 "rate, such as metrics[f'accuracy/{rate}']",
-                self._server_round,
+                self.server_round,
             )
         middle = self._summarise(answers, None, medians)
         log.evaluate_medians = {name: middle[name] for name in middle if name.rpartition("/")[2] != WORST_ACCURACY}
@@ -140,7 +140,7 @@ class EvaluationRound:
             logger.warning(
                 "round %d: only %d of %s evaluated; metrics of this round are never the best (with "
                 "fraction_evaluate=0.0, the server evaluates alone)",
-                self._server_round,
+                self.server_round,
                 log.evaluate_answers,
                 counted(log.evaluate_asked, "client"),
             )
@@ -184,7 +184,7 @@ class EvaluationRound:
                 logger.warning(
                     "round %d: fewer than half of the clients reported %s, which is left out: let all clients report "
                     "it, or name it otherwise than ...%s",
-                    self._server_round,
+                    self.server_round,
                     listed(dropped),
                     ", ...".join(HEADLINE_KINDS),
                 )

@@ -81,7 +81,7 @@ class PartitionNumbers:
     def __contains__(self, node_id: int) -> bool:
         return node_id in self._numbers
 
-    def known(self, node_id: int) -> int | None:
+    def get(self, node_id: int) -> int | None:
         """Return the partition of a node; None if it has none, or gave no usable answer."""
         return None if node_id in self._faulty else self._numbers.get(node_id)
 

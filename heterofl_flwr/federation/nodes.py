@@ -216,7 +216,7 @@ class Nodes(Mapping[int, Capability]):
 
     def name(self, node_id: int) -> str:
         """Return the registered name of a node, or else ``partition N`` or ``node ID``."""
-        partition = self._partitions.known(node_id)
+        partition = self._partitions.get(node_id)
         return self._names.get(node_id) or (f"node {node_id}" if partition is None else f"partition {partition}")
 
     def registered_name(self, node_id: int) -> str:

@@ -1,7 +1,7 @@
 """Flower's hooks of evaluation: ``configure_evaluate`` and ``aggregate_evaluate``."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
@@ -41,22 +41,8 @@ class EvaluationHooks(RoundHooks):
             federation, self.log, server_round, sampled, num_rounds=self.num_rounds, silent=opened.silent
         )
         opened.open(current)
-        rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)
-        moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
         slices = Slices(federation.architecture, self.evaluated_arrays(arrays), self.chain.level_tensors)
-
-        def make_message(kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
-            rates = current.rates[node_id]
-            client = client_config(federation, server_round, node_id, rates[0], self.callbacks)
-            full_config = {**config, **client, **extra, messages.RATES: list(rates)}
-            if rates[0] == federation.mix.global_rate:
-                full_config |= moved
-            record = slices.level_arrays(federation.architecture.plan(rates[0]), rates[0])
-            message = instruction(kind, node_id, record, full_config)
-            if self.options.slicing.by_level and len(rates) > 1:
-                message.content[messages.LEVELS] = slices.level_parameters(rates[1:])
-            return message
-
+        make_message = partial(self._evaluate_message, current, slices, config)
         self._collect_moments(opened, current, grid, make_message)
 
         @cache
@@ -64,11 +50,33 @@ class EvaluationHooks(RoundHooks):
             return pack_moments({rate: self.moments[rate] for rate in rates})
 
         for node_id, rates in current.rates.items():
-            message = make_message(MessageType.EVALUATE, node_id, {})
+            message = make_message(MessageType.EVALUATE, node_id)
             if self.moments:
                 message.content[messages.MOMENTS] = moments(rates)
             opened.sent.append(message)
         return list(opened.sent)
+
+    def _evaluate_message(
+        self,
+        current: EvaluationRound,
+        slices: Slices,
+        config: ConfigRecord,
+        kind: str,
+        node_id: int,
+        extra: Mapping[str, object] = {},
+    ) -> Message:
+        """Return a client's message of type ``kind``: the model of its largest rate, and the config with ``extra``."""
+        federation, slicing, rates = self.federation, self.options.slicing, current.rates[node_id]
+        client = client_config(federation, current.server_round, node_id, rates[0], self.callbacks)
+        full_config = {**config, **client, **extra, messages.RATES: list(rates)}
+        if rates[0] == federation.mix.global_rate and federation.evaluated_rule != "prefix":
+            full_config[messages.SLICE_RULE] = federation.evaluated_rule
+            full_config[messages.WINDOW] = window_number(current.server_round, slicing.roll_by)
+        record = slices.level_arrays(federation.architecture.plan(rates[0]), rates[0])
+        message = instruction(kind, node_id, record, full_config)
+        if slicing.by_level and len(rates) > 1:
+            message.content[messages.LEVELS] = slices.level_parameters(rates[1:])
+        return message
 
     def _collect_moments(
         self,
