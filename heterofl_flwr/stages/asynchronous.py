@@ -53,8 +53,8 @@ def check_levels(options: Buffered, trained: Sequence[Plan]) -> None:
         largest_first(set(trained))
 
 
-class Seats:
-    """The ``size`` seats of a step, one for each reply. For each level, ``quota`` seats are reserved."""
+class Slots:
+    """The ``size`` slots of a step, one for each reply. For each level, ``quota`` slots are reserved."""
 
     def __init__(self, size: int, quota: int) -> None:
         self._size, self._quota = size, quota
@@ -62,22 +62,22 @@ class Seats:
 
     @property
     def all_taken(self) -> bool:
-        """Whether no seat is free."""
+        """Whether no slot is free."""
         return self._taken.total() >= self._size
 
-    def has_seat(self, rate: float, pending: Collection[float]) -> bool:
-        """Whether a reply of this rate may take a seat.
+    def has_slot(self, rate: float, pending: Collection[float]) -> bool:
+        """Whether a reply of this rate may take a slot.
 
-        A level with fewer than ``quota`` seats may take any free seat. Any other level must leave enough seats free for
+        A level with fewer than ``quota`` slots may take any free slot. Any other level must leave enough slots free for
         the levels in ``pending`` to reach ``quota``. ``pending`` has the rates of all other replies that may come.
         """
         reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending))
-        if self._taken[rate] < self._quota:  # a reserved seat of this level
+        if self._taken[rate] < self._quota:  # a reserved slot of this level
             reserved = 0
         return self._taken.total() + reserved < self._size
 
     def take(self, rate: float) -> None:
-        """Take a seat for a reply of this rate."""
+        """Take a slot for a reply of this rate."""
         self._taken[rate] += 1
 
 

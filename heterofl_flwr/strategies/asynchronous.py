@@ -14,7 +14,7 @@ from heterofl_flwr.federation.client_levels import Sampled
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.nn.execution import torch_threads
-from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
+from heterofl_flwr.stages.asynchronous import Asynchronous, Slots
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import reply_or_fault
 from heterofl_flwr.strategies.time_budget import OVERDUE_SHARE
@@ -52,7 +52,7 @@ class Steps:
                 )
         self._strategy, self._stage, self._grid, self._config = strategy, stage, grid, config
         self._training: dict[str, _Turn] = {}  # by message id, in the order of sending
-        self._waiting: list[tuple[_Turn, Message]] = []  # replies that wait for a seat in a later step
+        self._waiting: list[tuple[_Turn, Message]] = []  # replies that wait for a slot in a later step
         # In simulated time, a client may be slow for any number of seconds; it is never silent.
         self._may_be_silent = strategy.is_remote(grid) or not isinstance(grid, Costs)
         self._patience = math.inf  # seconds from a client's message until its reply is overdue
@@ -72,16 +72,16 @@ class Steps:
         current = self._open(server_round, slices, time.monotonic() - longest)
         began, timeout = time.monotonic(), budget.remaining(share)  # the wait for nodes does not count
         self._patience = OVERDUE_SHARE * timeout if self._may_be_silent else math.inf
-        seats = Seats(options.size, options.quota)
-        self._seat(current, seats)
-        while not seats.all_taken:
+        slots = Slots(options.size, options.quota)
+        self._fill(current, slots)
+        while not slots.all_taken:
             self._send(current, slices, began)
             seconds = began + timeout - time.monotonic()
             if not self._training or seconds <= 0:
                 break
             for reply in first_replies(self._grid, self._training, min(seconds, self._seconds_to_overdue())):
                 self._waiting.append((self._training.pop(reply.metadata.reply_to_message_id), reply))
-            self._seat(current, seats)
+            self._fill(current, slots)
         nodes, busy = self._strategy.federation.nodes, [turn.node_id for turn in self._busy()]
         self._stage.training = [nodes.partition(node_id) for node_id in busy]
         for node_id in busy:
@@ -134,26 +134,26 @@ class Steps:
         return current
 
     @torch_threads(1)  # as in rounds (RoundMessages.watch)
-    def _seat(self, current: Round, seats: Seats) -> None:
+    def _fill(self, current: Round, slots: Slots) -> None:
         """Add waiting replies to the step, or refuse them.
 
-        A faulty or too stale reply is refused. Any other reply is added if ``seats`` has a seat for its rate; without a
-        seat, the reply waits for a later step.
+        A faulty or too stale reply is refused. Any other reply is added if ``slots`` has a slot for its rate; without a
+        slot, the reply waits for a later step.
         """
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
             turn, reply = waiting.popleft()
             rate, result = turn.sampled.rate, self._too_stale(turn.sampled) or reply_or_fault(reply)
             later = [later_turn.sampled.rate for later_turn in (*self._expected(), *(pair[0] for pair in waiting))]
-            if not isinstance(result, Fault) and not seats.has_seat(rate, later):
+            if not isinstance(result, Fault) and not slots.has_slot(rate, later):
                 self._waiting.append((turn, reply))
                 continue
-            waiting, self._waiting = deque([*self._waiting, *waiting]), []  # another level's seat may be free now
+            waiting, self._waiting = deque([*self._waiting, *waiting]), []  # another level's slot may be free now
             current.note_sent(turn.node_id, turn.num_bytes)
             try:
                 if not isinstance(result, Fault):
                     self._strategy.add_reply(turn.node_id, result)
-                    seats.take(rate)
+                    slots.take(rate)
             except ReplyError as error:
                 result = Fault(short(str(error)), "rejected")
             if isinstance(result, Fault):
