@@ -7,7 +7,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core.aggregator import CheckedReply, OpenAggregator, Version
-from heterofl_flwr.core.check_reply import check_reply
+from heterofl_flwr.core.check_reply import check_model, check_reply
 from heterofl_flwr.core.counting_mean import CountingMean
 from heterofl_flwr.core.label_rows import LabelRows, Labels
 from heterofl_flwr.core.slice_plan import Plan
@@ -118,7 +118,9 @@ class Aggregation:
         """Return the new global state in new tensors. Call this once."""
         self._check_open()
         self._has_result = True
-        return self._aggregator.result()
+        new = self._aggregator.result()
+        check_model(new, self._state, f"{type(self._aggregator).__name__}.result")
+        return new
 
     def holders(self, name: str) -> Tensor:
         """Return, for each entry of the parameter ``name``, the total weight of the replies in the entry's mean."""

@@ -1,4 +1,4 @@
-"""The check of a client's reply: its names, shapes, dtypes and values."""
+"""Checks of a client's reply, and of a model from a user's code: names, shapes, dtypes and values."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.common.errors import ReplyError, RoundError
 from heterofl_flwr.common.named_tensors import norm_between
 from heterofl_flwr.core.slice_plan import Plan
 
@@ -52,6 +52,21 @@ def check_reply(
 def check_names(plan: Plan, names: Collection[str]) -> None:
     """Raise ``ReplyError`` if ``names`` differ from the plan's parameters."""
     _raise_if_any(list(_name_faults(plan, names)))
+
+
+def check_model(new: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raise ``RoundError`` if the model ``new`` has NaN, infinity, or other names, shapes or dtypes than ``state``.
+
+    The message names ``source``, which returned the model, and up to five faults.
+    """
+    faults = [f"{name} is missing" for name in state.keys() - new.keys()]
+    for name, tensor in new.items():
+        if (like := state.get(name)) is None:
+            faults.append(f"{name} is no parameter")
+        else:
+            faults += _tensor_faults(name, tensor, tuple(like.shape), like.dtype)
+    if faults := faults or list(value_faults(new)):
+        raise RoundError(f"{source} returned a model that is not usable: {'; '.join(sorted(faults)[:_SHOWN])}")
 
 
 def _raise_if_any(faults: Sequence[str]) -> None:

@@ -7,11 +7,11 @@ from typing import SupportsFloat, TypeVar
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, RoundError
-from heterofl_flwr.common.named_tensors import entries_under, name_misfits
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.aggregator import OpenAggregator
-from heterofl_flwr.core.check_reply import LARGEST_ENTRY, value_faults
+from heterofl_flwr.core.check_reply import LARGEST_ENTRY, check_model
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.stages.chain_checks import Kind, check_chain, overrides
 from heterofl_flwr.stages.client_stage import Fields, State, write_stages
@@ -144,9 +144,9 @@ class Chain:
         for stage in self.stages:
             if not overrides(stage, "on_mean"):
                 continue
-            new = _expect(dict, stage.on_mean(new, holders, self._context), f"{stage_name(stage)}.on_mean")
-            if fault := name_misfits(new, self._context.state) or next(value_faults(new), None):
-                raise RoundError(f"{stage_name(stage)}.on_mean returned a model that is not usable: {fault}")
+            source = f"{stage_name(stage)}.on_mean"
+            new = _expect(dict, stage.on_mean(new, holders, self._context), source)
+            check_model(new, self._context.state, source)
         del self._aggregation, self._context
         self.broadcast = {}
         return new
@@ -154,7 +154,10 @@ class Chain:
     def evaluated(self, state: State) -> State:
         """Return the model to evaluate and save: ``state``, as changed by the stages."""
         for stage in self.stages:
-            state = stage.evaluated(state)
+            if overrides(stage, "evaluated"):
+                source, trained = f"{stage_name(stage)}.evaluated", state
+                state = _expect(dict, stage.evaluated(trained), source)
+                check_model(state, trained, source)
         return state
 
     def level_tensors(self, rate: float) -> State:

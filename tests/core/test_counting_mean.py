@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, RoundError
 from heterofl_flwr.core import Aggregation, Axis, CountingMean, Plan, Robust, RobustMean, counting_mean, prefix
 from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.counting_mean import empty_sum
@@ -109,6 +109,26 @@ def test_a_result_is_given_once():
         aggregator.result()
     with pytest.raises(HeteroFLError, match="has given its result"):
         aggregator.add(plan, reply)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda own: own / 0, "body contains NaN or infinity"),
+        (lambda own: own[:1], r"body has shape \(1, .*, expected"),
+        (lambda own: own.double(), "body is torch.float64, expected torch.float32"),
+    ],
+)
+def test_an_aggregator_of_ones_own_returns_a_usable_model(change, fault):
+    class Own(CountingMean):
+        def result(self):
+            return {name: change(tensor) for name, tensor in super().result().items()}
+
+    state, plan, (reply, *_) = strategies.three_replies()
+    aggregation = Aggregation(state, aggregator=Own)
+    aggregation.add(plan, reply)
+    with pytest.raises(RoundError, match=rf"Own\.result returned a model that is not usable: {fault}"):
+        aggregation.result()
 
 
 def test_the_memory_does_not_grow_with_the_replies(monkeypatch):

@@ -175,6 +175,21 @@ class Listens(ClientStage):
     pass
 
 
+class Widens(ServerStage):
+    def on_mean(self, new, holders, context):
+        return new | {"hidden.bias": new["hidden.bias"].numpy()} | {"classifier.bias": new["classifier.bias"].double()}
+
+
+class Averages(ServerStage):
+    def evaluated(self, state):
+        return {name: tensor / 0 for name, tensor in state.items()}
+
+
+class Forgetful(ServerStage):
+    def evaluated(self, state):
+        self.average = state
+
+
 class Misspells(ServerStage):
     def client(self):
         return Listens()
@@ -198,9 +213,12 @@ class Drops(ServerStage):
     [
         (Forgets(), "Forgets.on_mean returned NoneType; expected dict"),
         (Drops(), "Drops.on_reply returned NoneType; expected Update"),
-        (Ruins(), "Ruins.on_mean returned a model that is not usable: hidden.weight contains NaN or infinity"),
-        (Flattens(), r"Flattens.on_mean returned .* not usable: hidden.weight: \(24,\), expected \(8, 3\)"),
-        (Loses(), r"Loses.on_mean returned .* not usable: hidden.bias: None, expected \(8,\)"),
+        (Ruins(), "Ruins.on_mean returned a model that is not usable: .*hidden.weight contains NaN or infinity"),
+        (Flattens(), r"Flattens.on_mean returned .* not usable: hidden.weight has shape \(24,\), expected \(8, 3\)"),
+        (Loses(), "Loses.on_mean returned .* not usable: hidden.bias is missing"),
+        (Widens(), "usable: classifier.bias is torch.float64, expected .*32; hidden.bias is ndarray, expected a"),
+        (Averages(), "Averages.evaluated returned a model that is not usable: .* contains NaN or infinity"),
+        (Forgetful(), "Forgetful.evaluated returned NoneType; expected dict"),
         (Misspells(), r"Misspells.broadcast: hidden.weightt is \(8, 3\); expected the name and shape of a parameter"),
     ],
 )
