@@ -49,6 +49,11 @@ class ClientChain:
         stages = [stage for stage in self.stages if (type(stage).penalty, type(stage).quadratic) != defaults]
         return [stage.registered_name for stage in stages]
 
+    @property
+    def stateful(self) -> list[str]:
+        """Names of the stages that keep tensors on the client."""
+        return [stage.registered_name for stage in self.stages if stage.stateful]
+
     def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
         """Return the update after all stages, and store the stages' new state.
 
@@ -90,8 +95,8 @@ class StageRunner(ClientChain):
         Function that returns the parameters in the message.
     broadcast : Mapping[str, Tensor]
         Tensors from the server's stages, named ``stage/parameter``.
-    tensors : dict[str, Tensor]
-        Tensors that stages keep from message to message.
+    tensors : dict[str, Tensor] | None
+        Tensors that stages keep from message to message; None if this client has saved none.
     node : Context
         The client's context.
 
@@ -106,7 +111,7 @@ class StageRunner(ClientChain):
         instruction: Instruction,
         received: Callable[[], Mapping[str, Tensor]],
         broadcast: Mapping[str, Tensor],
-        tensors: dict[str, Tensor],
+        tensors: dict[str, Tensor] | None,
         node: Context,
     ) -> None:
         self._instruction, self.notes = instruction, load_notes(node)
@@ -115,19 +120,18 @@ class StageRunner(ClientChain):
             seed=instruction.seed,
             config=instruction.config,
             broadcast=broadcast,
-            state=tensors,
+            state=tensors or {},
             round_state=self.notes,
             node_config=node.node_config,
             records=NodeFiles.of(node.node_config),
         )
         super().__init__(read_stages(instruction.config), context)
+        if self.stateful and tensors is None:
+            check_not_lost(instruction, f"the tensors that {', '.join(self.stateful)} keeps")
 
     @cached_property
     def own_penalty(self) -> Penalty:
         """Penalty of the stages, without FedProx."""
-        stateful = [stage.registered_name for stage in self.stages if stage.stateful]
-        if stateful and not self.state:
-            check_not_lost(self._instruction, f"the tensors that {', '.join(stateful)} keeps")
         quadratics: list[Quadratic] = []
         terms: list[Term] = []
         for stage in self.stages:

@@ -87,13 +87,13 @@ class Task:
             host_log.info("round %d: %s at level %s (rate %g)", server_round, kind, level, self.rate)
 
     @cached_property
-    def _saved(self) -> dict[str, Tensor]:
-        return load_tensors(self.context, self.instruction) or {}
+    def _saved(self) -> dict[str, Tensor] | None:
+        return load_tensors(self.context, self.instruction)
 
     @cached_property
     def _stages(self) -> StageRunner:
         broadcast = read_record(self.message, messages.BROADCAST)
-        tensors = entries_under(STAGES, self._saved)
+        tensors = None if self._saved is None else entries_under(STAGES, self._saved)
         return StageRunner(self.instruction, self._received, broadcast, tensors, self.context)
 
     @property
@@ -264,13 +264,13 @@ class Task:
         parameters, travels = self._issued.parameters_of(model), self.instruction.travels
         personal = {name: sent_tensor(parameter) for name, parameter in parameters.items() if not travels(name)}
         stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.state.items()}
-        if (personal or stages) and not self.instruction.drops_out:
+        if (personal or self._stages.stateful) and not self.instruction.drops_out:
             save_tensors(self.context, self.instruction, personal | stages)
 
     def _load(self) -> Iterator[tuple[float, nn.Module]]:
         instruction, state = self.instruction, self._received()
         if instruction.is_partial:
-            saved = {name: tensor for name, tensor in self._saved.items() if not name.startswith(STAGES)}
+            saved = {name: tensor for name, tensor in (self._saved or {}).items() if not name.startswith(STAGES)}
             state = {**personal_state(instruction, self.build, saved), **state}
         for rate, model in load_models(instruction, self.build, state, self.message):
             if self._seed_torch:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from heterofl_flwr.client import Task
 from heterofl_flwr.client.stages import ClientChain
-from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.nn.penalty import Penalty, Quadratic
 from heterofl_flwr.stages.client_stage import (
     ClientContext,
@@ -18,6 +19,8 @@ from heterofl_flwr.stages.client_stage import (
     read_stages,
     write_stages,
 )
+from heterofl_flwr.stages.server_stage import ServerStage
+from tests.federation.tiny import build, make_app, play
 
 
 @client_stage("sample-stage")
@@ -173,3 +176,41 @@ def test_a_penalty_is_that_of_parameters_that_are_trained_and_were_received():
     assert Quadratic(0.5, center)(model) == 0.0
     with pytest.raises(ConfigError, match=r"Sequential has none of the parameters .* not a wrapper of it"):
         Quadratic(0.5, center)(nn.Sequential(model))
+
+
+@client_stage("late-stage")
+@dataclass(frozen=True)
+class Late(ClientStage):
+    stateful = True
+    since: int
+
+    def on_update(self, update, context):
+        if context.config["server-round"] >= self.since:
+            context.state.update(update.tensors)
+        return update
+
+
+class KeepsLate(ServerStage):
+    def __init__(self, since):
+        self.since = since
+
+    def client(self):
+        return Late(self.since)
+
+
+def train_without_penalty(message, context):
+    task = Task(message, context, build)
+    task.penalty_used = True  # as a loop that computes FedProx's term itself
+    model = task.model()
+    with torch.no_grad():
+        model.hidden.bias += 0.1
+    return task.reply(model, num_examples=1)
+
+
+def test_tensors_are_lost_only_if_a_client_has_saved_some():
+    """A stage that keeps nothing in its first rounds failed, and a loop without task.penalty never noticed a loss."""
+    app = make_app(train_without_penalty)
+    first = play(app, stages=[KeepsLate(2)], num_rounds=3)
+    assert not first.log.failures
+    with pytest.raises(RoundError, match="the tensors that late-stage keeps are gone"):
+        play(app, stages=[KeepsLate(2)], num_rounds=4, start={"resume": first.progress[-1]})
