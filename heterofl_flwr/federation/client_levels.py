@@ -179,8 +179,12 @@ class Levels:
 
     def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
         """Return, for each entry of the parameter ``name``, the number of registered clients that hold and train it."""
-        rates = [self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)]
-        plans = [self._architecture.plan(rate) for rate in rates if name not in self._architecture.untrained(rate)]
+        rates = {node_id: self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)}
+        plans = [
+            self._architecture.train_plan(server_round, rate, self._nodes.partition(node_id))
+            for node_id, rate in rates.items()
+            if name not in self._architecture.untrained(rate)
+        ]
         return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))
 
 

@@ -85,6 +85,21 @@ def test_a_reported_capacity_counts_from_the_next_round_on():
     assert rates == [1.0, 0.0625]
 
 
+@pytest.mark.parametrize("rule", ["prefix", "rolling", "random-level", "random-client"])
+def test_a_stage_counts_the_holders_of_the_slices_of_its_round(rule):
+    """Of slices that move, it got the counts of the first channels."""
+
+    class Compares(ServerStage):
+        def on_mean(self, new, holders, context):
+            equal_counts.extend(torch.equal(holders(name), context.holders(name)) for name in new)
+            return new
+
+    equal_counts = []
+    run(4, "b1-c1", num_rounds=3, stages=[Compares()], slice_rule=rule, global_rate="" if rule == "prefix" else "a")
+    assert equal_counts
+    assert all(equal_counts)
+
+
 @pytest.mark.parametrize(
     ("level", "replied", "expected"),
     [("a", "e", [1.0, 0.0625, 0.0625]), (None, "e", [1.0, 0.0625, 0.0625]), ("e", "a", [0.0625, 1.0, 0.0625])],
