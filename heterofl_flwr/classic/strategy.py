@@ -26,11 +26,11 @@ from heterofl_flwr.classic.client_proxies import Clients, collect_answers, to_re
 from heterofl_flwr.classic.translation import (
     PROXIMAL_MU,
     RESERVED,
+    check_scalars,
     name_arrays,
     read_parameters,
     record_parameters,
     reported_metrics,
-    to_config,
     to_scalars,
 )
 from heterofl_flwr.common.errors import ConfigError, check_count, check_seconds, check_takes
@@ -246,10 +246,10 @@ class HeteroFL(Strategy):
         return name_arrays(self._names, read_parameters(parameters))
 
     def _config(self, config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
-        config = to_config(config_fn(server_round) if config_fn else {})
+        config = check_scalars("the config for clients", config_fn(server_round) if config_fn else {})
         proximal = {PROXIMAL_MU} if self._inner.options.training.proximal_mu else set()
         messages.check_own_keys(config, RESERVED | proximal)
-        return config
+        return ConfigRecord({**config})
 
     def _grid(self, client_manager: ClientManager) -> Grid:
         self._inner.clients.connect(client_manager)

@@ -8,7 +8,7 @@ from flwr.common import Context, NDArrays, Scalar, parameters_to_ndarrays
 from torch import nn
 
 from heterofl_flwr import client
-from heterofl_flwr.classic.translation import from_scalars, record_parameters, to_message
+from heterofl_flwr.classic.translation import check_scalars, from_scalars, record_parameters, to_message
 from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.outgoing import check_types
@@ -83,7 +83,8 @@ class Task(client.Task):
         """
         if isinstance(labels, Mapping):  # the strategy would ignore them and average the rows of all classes
             raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")
-        if taken := sorted({messages.LABELS, messages.CAPACITY}.intersection(metrics or {})):
+        metrics = check_scalars("metrics", metrics or {})
+        if taken := sorted({messages.LABELS, messages.CAPACITY}.intersection(metrics)):
             raise ConfigError(f"metrics has {taken[0]}, which is an argument of reply; expected another name")
         if self.asks_for_moments:
             raise ConfigError(
@@ -91,7 +92,7 @@ class Task(client.Task):
                 "task.asks_for_moments, and return task.moments(batches)"
             )
         num_examples = messages.count_examples(num_examples)  # raises before the client's state is saved
-        contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
+        contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics), capacity)
         config = dict(contents.config)
         if messages.LABELS in config:
             config[messages.LABELS] = ",".join(map(str, cast("Sequence[int]", config[messages.LABELS])))

@@ -35,17 +35,17 @@ _PROPERTIES = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
 
 
-def to_config(scalars: object) -> ConfigRecord:
-    """Return a user's config for clients as a record; raise ``ConfigError`` if it is not a mapping to scalars."""
+def check_scalars(what: str, scalars: object) -> dict[str, Scalar]:
+    """Return a user's config or metrics; raise ``ConfigError`` if they are not a mapping to scalars."""
     if not isinstance(scalars, Mapping):
-        raise ConfigError(f"the config for clients is {shown(scalars)}; expected a dictionary")
+        raise ConfigError(f"{what} is {shown(scalars)}; expected a dictionary")
     for key, value in scalars.items():
         if not isinstance(value, bool | bytes | float | int | str):
             raise ConfigError(
-                f"the config for clients has {key}={shown(value)}; expected a bool, bytes, float, int or str, the "
-                f"types that Flower sends to a NumPyClient"
+                f"{what} has {key}={shown(value)}; expected a bool, bytes, float, int or str, the types that Flower "
+                f"sends in the classic API"
             )
-    return ConfigRecord(dict(scalars))
+    return dict(scalars)
 
 
 def reported_metrics(answer: FitRes | EvaluateRes) -> dict[str, Scalar]:

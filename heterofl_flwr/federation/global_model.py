@@ -203,8 +203,8 @@ class GlobalModel(Architecture):
         personal = exchanged_parameters(self.model).keys() - self.dtypes.keys() if self.personal else set()
         if unused := personal & tensors.keys():
             logger.warning(
-                "initial_arrays has %s, which clients do not get: these parameters stay with them, and begin with the "
-                "values that build gives them",
+                "the initial model has %s, which clients do not get: these parameters stay with them, and begin with "
+                "the values that build gives them",
                 listed(unused),
             )
         checked = {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}

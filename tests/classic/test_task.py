@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from flwr.common import parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation, Sampling
@@ -91,6 +92,8 @@ def test_the_penalty_is_that_of_the_message_api():
     [
         ({"metrics": {"capacity": 0.25}}, "metrics has capacity, which is an argument of reply; expected another name"),
         ({"labels": {"classifier": [0, 1]}}, "labels is by head, which the classic API does not carry"),
+        ({"metrics": {"loss": torch.tensor(0.5)}}, r"metrics has loss=tensor\(0.5000\); expected a bool, bytes, float"),
+        ({"metrics": {"losses": [0.5]}}, r"metrics has losses=\[0.5\]; expected a bool, bytes, float, int or str"),
         ({"num_examples": "3"}, "num_examples is '3'; expected a whole number"),
     ],
 )

@@ -66,8 +66,8 @@ def test_what_is_shared_is_averaged_and_the_rest_stays(shared):
 def test_initial_values_of_what_stays_with_clients_are_not_used_and_named(caplog):
     arrays = ArrayRecord(build(1.0).state_dict())
     tiny.play(make_app(train, judge), nodes=2, num_rounds=2, shared=BODY, start={"initial_arrays": arrays})
-    (line,) = [line for line in caplog.messages if "initial_arrays" in line]
-    assert line.startswith("initial_arrays has classifier.bias, classifier.weight, which clients do not get")
+    (line,) = [line for line in caplog.messages if "initial model" in line]
+    assert line.startswith("the initial model has classifier.bias, classifier.weight, which clients do not get")
 
 
 def test_rows_of_a_shared_classifier_count_by_label():
