@@ -33,6 +33,10 @@ PROXIMAL_MU = "proximal_mu"
 
 _PROPERTIES = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
+_OTHER_ARRAYS = (
+    "let the server and this client have the same build, and an overridden aggregate_fit return one array for each "
+    "parameter in what super().aggregate_fit returns"
+)
 
 
 def check_scalars(what: str, scalars: object) -> dict[str, Scalar]:
@@ -75,8 +79,8 @@ def record_parameters(*records: ArrayRecord) -> Parameters:
 def name_arrays(names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER) -> ArrayRecord:
     """Return a record of named arrays; raise ``ReplyError`` if the numbers of arrays and names differ."""
     if len(arrays) != len(names):
-        cause = "" if sender == SERVER else f"; {messages.NOT_CONVERTED}"
-        raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}{cause}")
+        cause = _OTHER_ARRAYS if sender == SERVER else messages.NOT_CONVERTED
+        raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}; {cause}")
     return ArrayRecord(dict(zip(names, arrays, strict=True)))
 
 

@@ -6,7 +6,7 @@ from functools import cache, partial
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
-from heterofl_flwr.common.errors import HeteroFLError
+from heterofl_flwr.common.errors import HeteroFLError, RoundError
 from heterofl_flwr.core.slice_rules import window_number
 from heterofl_flwr.federation.collect_moments import CollectedMoments
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
@@ -121,6 +121,11 @@ class EvaluationHooks(RoundHooks):
         """
         opened, current = self.round_messages, self.current
         if not isinstance(current, EvaluationRound):
+            if any(True for _ in replies):
+                raise RoundError(
+                    "no evaluation of this round was configured: let an overridden configure_evaluate call "
+                    "super().configure_evaluate"
+                )
             return None
 
         def read(node_id: int, reply: Message) -> None:

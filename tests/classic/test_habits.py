@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flwr.common import EvaluateRes, ndarrays_to_parameters
+from flwr.common import EvaluateIns, EvaluateRes, ndarrays_to_parameters
 from flwr.server.client_manager import SimpleClientManager
 
 from heterofl_flwr import Evaluation, Sampling
@@ -90,6 +90,14 @@ def test_a_managers_own_sample_is_not_called_with_a_warning(caplog):
     caplog.clear()
     Session().round()
     assert "sample" not in caplog.text
+
+
+def test_results_of_an_evaluation_of_a_subclass_alone_are_an_error():
+    session = Session()
+    session.round()
+    asked = [(proxy, EvaluateIns(session.parameters, {})) for proxy in session.manager.all().values()]
+    with pytest.raises(RoundError, match=r"no evaluation .* was configured: .* call super\(\).configure_evaluate"):
+        session.strategy.aggregate_evaluate(2, evaluate_all(asked), [])
 
 
 def test_a_run_longer_than_it_was_told_evaluates_after_its_last_round():

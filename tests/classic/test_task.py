@@ -20,7 +20,7 @@ def config(rate=1.0, task="train", **values):
 @pytest.mark.parametrize(
     ("arrays", "told", "named"),
     [
-        (parameters_of(build(1.0))[:3], config(), "the server sent 3 arrays, expected 4"),
+        (parameters_of(build(1.0))[:3], config(), "the server sent 3 arrays, expected 4; let the server and this"),
         (parameters_of(build(0.5)), config(), r"hidden.bias: \(4,\), expected \(8,\)"),
         (parameters_of(build(1.0)), {"lr": 0.1}, "the server's strategy is not HeteroFL: .*classic.HeteroFL"),
     ],

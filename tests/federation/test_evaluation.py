@@ -5,11 +5,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Error, Message, MetricRecord
+from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 
-from heterofl_flwr import Evaluation
+from heterofl_flwr import Evaluation, HeteroFL
 from heterofl_flwr.client import Task
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.nn import collect_moments, with_static_norm
@@ -29,6 +29,16 @@ def test_every_k_rounds_and_after_the_last(every, num_rounds, rounds):
     found = run(num_rounds=num_rounds, every=every, evaluate_fn=lambda number, _: central.append(number))
     assert list(found.result.evaluate_metrics_clientapp) == rounds
     assert central == ([0, *rounds] if every else [])
+
+
+def test_replies_to_an_evaluation_of_a_subclass_alone_are_an_error():
+    class Own(HeteroFL):
+        def configure_evaluate(self, server_round, arrays, config, grid):
+            content = RecordDict({"arrays": arrays, "config": config})
+            return [Message(content, node_id, "evaluate") for node_id in grid.get_node_ids()]
+
+    with pytest.raises(RoundError, match=r"no evaluation .* was configured: .* call super\(\).configure_evaluate"):
+        play(kind=Own, evaluation=Evaluation())
 
 
 def test_all_nodes_evaluate_the_global_model():
