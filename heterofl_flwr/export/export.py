@@ -206,7 +206,8 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
     for leaf in tree_leaves(example):
         dynamic[leaf] = {axis: Dim.DYNAMIC for axis in axes if axis < leaf.dim()}
     try:
-        program = torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
+        with model.register_forward_hook(lambda layer, arguments, output: _plain(output)):
+            program = torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch and the model's code raise various errors
         raise HeteroFLError(
             f"torch.export cannot make a program of {type(model).__name__}: {_describe(error)}. {_REMEDY}"
@@ -215,6 +216,14 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
     return program
+
+
+def _plain(output: object) -> object:
+    """Return a mapping as a ``dict``, and a named tuple as a ``tuple``.
+
+    A program that returns other classes, such as those of transformers, is loaded only where their code is.
+    """
+    return dict(output) if isinstance(output, Mapping) else tuple(output) if isinstance(output, tuple) else output
 
 
 def compare(name: str, run: Run, inputs: Inputs, expected: Sequence[Tensor], tolerance: float = TOLERANCE) -> None:

@@ -3,6 +3,7 @@
 import sys
 import warnings
 import zipfile
+from collections import OrderedDict, namedtuple
 from tempfile import TemporaryDirectory
 from unittest.mock import Mock
 
@@ -147,6 +148,12 @@ def test_axes_and_outputs_that_are_not_there_raise(options, message, tmp_path):
     """They were ignored."""
     with pytest.raises(ConfigError, match=message):
         export_model(*small(), tmp_path / "c", formats=["pt2"], **options)
+
+
+@pytest.mark.parametrize(("returned", "plain"), [(OrderedDict, dict), (namedtuple("Outputs", "total"), tuple)])
+def test_a_program_is_loaded_without_the_classes_that_the_model_returns(returned, plain, tmp_path):
+    export_model(Then(lambda self, x: returned(total=x.sum(1))), torch.ones(2, 3), tmp_path / "e", formats=["pt2"])
+    assert type(torch.export.load(tmp_path / "e" / "model.pt2").module()(torch.ones(2, 3))) is plain
 
 
 @pytest.mark.parametrize("inputs", [torch.randn(4, 3), (torch.randn(4, 3), torch.randn(4, 1))])
