@@ -57,7 +57,7 @@ def axes_by_name(
 
 @register(nn.Linear, nn.Embedding, nn.EmbeddingBag)
 @register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-@register(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _InstanceNorm)
+@register(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _InstanceNorm, nn.PReLU)
 def prefix_of_every_axis(full_layer: nn.Module, local: nn.Module) -> dict[str, Axes]:
     """Slicing rule: keep the first entries of every axis."""
     return axes_by_name(full_layer, local, lambda name: {}, recurse=False)

@@ -61,6 +61,7 @@ CASES = {
     "batch norm 2d": Case(lambda n: nn.BatchNorm2d(2 * n), _image(2)),
     "instance norm 2d": Case(lambda n: nn.InstanceNorm2d(2 * n, affine=True), _image(2)),
     "group norm": Case(lambda n: nn.GroupNorm(n, 2 * n), _image(2), any_choice=False),
+    "prelu": Case(lambda n: nn.PReLU(2 * n), _image(2)),
     "embedding": Case(lambda n: nn.Embedding(11, 3 * n, padding_idx=0), lambda n: (5,), out_axis=-1),
     "embedding bag": Case(lambda n: nn.EmbeddingBag(11, 3 * n), lambda n: (5, 4), out_axis=-1),
     "lstm both ways, deep": _recurrent(lambda n: nn.LSTM(3 * n, 2 * n, 3, **BOTH_WAYS), out_parts=2),
