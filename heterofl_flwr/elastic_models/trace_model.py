@@ -145,6 +145,8 @@ class Tracer:
                 )
         self._used: set[str] = set()  # parameters and buffers that at least one operator used
         self._calls: list[tuple[Step, list[tuple[torch.Size, Rows | None]]]] = []
+        self._flow: list[Call] = []
+        self._returned: list[Tensor] = []  # all outputs of the model
         self._normalises = False
 
     def trace(self, example_inputs: object, outputs: Sequence[str]) -> Traced:
@@ -166,6 +168,7 @@ class Tracer:
             raise UnsupportedLayerError(
                 f"{skeleton.place} cannot be traced: {_explain(error, skeleton.at_work[1])}"
             ) from error
+        self._returned += tensors_in(output)
         if names:
             named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
             if missing := [name for name in names if named.get(name) is None]:
@@ -184,6 +187,7 @@ class Tracer:
 
     def _record(self, called: Call) -> None:
         follow(self._trace, called)
+        self._flow.append(called)
         tensors = self._skeleton.names_in(called)
         self._used.update(tensors)
         if called.name not in QUIET:
@@ -197,6 +201,7 @@ class Tracer:
         trace = self._trace
         trace.listening = False
         unused = _pin_unused(self._skeleton.model, trace, self._used)
+        _pin_unreturned(self._skeleton.model, trace, self._flow, self._returned)
         parameters = [trace.rows(parameter) for parameter in self._skeleton.model.parameters()]
         rows = [row for rows_of in parameters for row in rows_of if row is not None]
         _pin_tables(trace, rows)
@@ -238,6 +243,27 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
         for name in idle
     )
     return list(dict.fromkeys(outermost))
+
+
+def _pin_unreturned(model: nn.Module, trace: Trace, calls: Sequence[Call], returned: Sequence[Tensor]) -> None:
+    """Keep results in full that no operator reads and the model does not return, such as ``self.logits = head(x)``.
+
+    Other code may read them. Their channels are cut only with those of a parameter on which an output depends, as the
+    last state of an LSTM is.
+    """
+    needed = set(map(id, returned))
+    read = needed.union(id(tensor) for called in calls for tensor in called.inputs)
+    for called in reversed(calls):
+        # An operator in place may write into a view of a tensor that is needed.
+        if called.name.endswith("_") or not needed.isdisjoint(map(id, called.outputs)):
+            needed.update(map(id, called.inputs))
+    busy = [row for tensor in model.parameters() if id(tensor) in needed for row in trace.rows(tensor)]
+    roots = np.concatenate([[0], *(trace.positions.roots(row) for row in busy if row is not None)])
+    for result in (tensor for called in calls for tensor in called.outputs if id(tensor) not in read):
+        for row in trace.rows(result):
+            if row is not None:
+                why = "the code computes a tensor that no output of the model depends on"
+                trace.pin(row[~np.isin(trace.positions.roots(row), roots)], why=why)
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:

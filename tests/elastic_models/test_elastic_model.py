@@ -328,6 +328,20 @@ def test_the_logits_of_each_exit_keep_all_classes():
         assert torch.equal(build(1.0).eval()(X.relu()), model.eval()(X.relu()))
 
 
+def test_results_that_the_model_does_not_return_stay_whole():
+    """Logits for a loss of their own were cut, so a small model could not answer the last classes."""
+
+    def keeping(self, x):
+        x = self.first(x)
+        self.logits = self.head(self.hidden(x).relu())
+        return self.last(self.memory(x[None])[0])
+
+    layers = {"first": nn.Linear(3, 12), "hidden": nn.Linear(12, 8), "head": nn.Linear(8, 5)}
+    small = elastic(Then(keeping, **layers, memory=nn.GRU(12, 8), last=nn.Linear(8, 2)), X)(0.5)
+    assert (small.hidden.weight.shape, small.head.weight.shape) == ((4, 6), (5, 4))
+    assert small.memory.hidden_size == 4  # its last state is no result of its own
+
+
 def test_a_batch_norm_without_tensors_is_measured_at_each_width():
     norm = nn.BatchNorm1d(20, affine=False, track_running_stats=False)
     build = elastic(nn.Sequential(nn.Linear(3, 20), norm, nn.Linear(20, 2)), X)
