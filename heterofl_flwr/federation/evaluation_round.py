@@ -135,7 +135,7 @@ class EvaluationRound:
             scores[WORST_ACCURACY], log.worst_client = min(accuracies)
         if len(accuracies) > 1:
             log.accuracy_deciles = tuple(quantiles([pair[0] for pair in accuracies], n=10, method="inclusive"))
-        if self._note_coverage():
+        if self._note_coverage(scores):
             log.partial = tuple(scores)
             logger.warning(
                 "round %d: only %d of %s evaluated; metrics of this round are never the best (with "
@@ -144,16 +144,25 @@ class EvaluationRound:
                 log.evaluate_answers,
                 counted(log.evaluate_asked, "client"),
             )
-        log.evaluate = {**scores, **log.evaluate}  # a client's metric "coverage" cannot replace the server's
+        log.evaluate = {**scores, **log.evaluate}
         return dict(log.evaluate)
 
     def global_answers(self) -> list[int]:
         """Return the clients that have evaluated the global model or, with personal parameters, their own model."""
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
-    def _note_coverage(self) -> bool:
-        """Record ``coverage``, ``evaluate_asked`` and ``evaluate_answers``; return ``few_answered`` of the record."""
+    def _note_coverage(self, scores: Collection[str]) -> bool:
+        """Record ``coverage``, ``evaluate_asked`` and ``evaluate_answers``; return ``few_answered`` of the record.
+
+        Warn if the metrics of clients, ``scores``, have that name too.
+        """
         log, sampled = self._log, self._is_global
+        if "coverage" in scores:
+            logger.warning(
+                "round %d: the metric coverage of clients is left out, because the server's own has this name: name it "
+                "otherwise",
+                self.server_round,
+            )
         if not sampled:
             return False
         answered = len(self.global_answers())

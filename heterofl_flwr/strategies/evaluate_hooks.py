@@ -10,6 +10,7 @@ from heterofl_flwr.common.errors import HeteroFLError, RoundError
 from heterofl_flwr.core.slice_rules import window_number
 from heterofl_flwr.federation.collect_moments import CollectedMoments
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.moments import MomentsByRate
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import RoundMessages, read_each
@@ -36,6 +37,8 @@ class EvaluationHooks(RoundHooks):
         opened, nodes = self.messages_of(server_round), federation.nodes
         before = nodes.notes()
         _, sampled = NodeRegistration(grid, federation, server_round, opened.budget).sample("evaluate")
+        if self.log.server_round != server_round:  # a subclass has left out the training of this round
+            self.log = RoundRecord.empty(server_round)
         nodes.note_in(self.log, before)
         current = EvaluationRound(
             federation, self.log, server_round, sampled, num_rounds=self.num_rounds, silent=opened.silent

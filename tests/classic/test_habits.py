@@ -100,6 +100,19 @@ def test_results_of_an_evaluation_of_a_subclass_alone_are_an_error():
         session.strategy.aggregate_evaluate(2, evaluate_all(asked), [])
 
 
+def test_a_round_that_a_subclass_does_not_train_has_its_own_evaluation():
+    class Judge(Fake):
+        def evaluate(self, ins, timeout, group_id):
+            return EvaluateRes(OK, float(ins.config["server-round"]), 1, {"best": ins.config["server-round"]})
+
+    session = Session(Judge("0"), Judge("1"))
+    session.round()
+    asked = session.strategy.configure_evaluate(2, session.parameters, session.manager)
+    loss, metrics = session.strategy.aggregate_evaluate(2, evaluate_all(asked), [])
+    assert (loss, metrics) == (2.0, {"best": 2.0, "coverage": 1.0})
+    assert session.strategy.log.server_round == 2
+
+
 def test_a_run_longer_than_it_was_told_evaluates_after_its_last_round():
     session = Session(evaluation=Evaluation(every=3), num_rounds=4)
     assert [session.round(number)[2] is not None for number in range(1, 6)] == [False, False, True, True, True]

@@ -113,3 +113,11 @@ def test_a_metric_of_half_of_the_clients_counts():
     assert headline([record]) == "perplexity"
     record, _ = play(evaluate, nodes=5)  # 2 of 5
     assert record.evaluate == {"coverage": 1.0, "f1": 0.5}
+
+
+def test_a_metric_with_the_name_of_the_servers_is_left_out_with_a_warning(caplog):
+    def evaluate(message, context):
+        return Task(message, context, tiny.build).reply(num_examples=10, metrics={"coverage": 0.9, "f1": 0.5})
+
+    assert play(evaluate, nodes=2)[0].evaluate == {"coverage": 1.0, "f1": 0.5}
+    assert "the metric coverage of clients is left out" in caplog.text
