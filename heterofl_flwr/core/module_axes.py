@@ -146,7 +146,7 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
             f"of each parameter; rules exist for {', '.join(sorted(rule_type.__name__ for rule_type in RULES))}"
         )
     try:
-        ruled = (rule or prefix_of_every_axis)(full_layer, local)
+        ruled = (rule or prefix_of_every_axis)(full_layer, local) or {}  # of a rule without return, too
     except ShapeError as error:
         raise ShapeError(f"layer {where} of type {kind}: {error}") from error
     parameters = dict(full_layer.named_parameters(remove_duplicate=False)) if rule else ruled

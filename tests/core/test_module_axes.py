@@ -122,7 +122,12 @@ def test_a_rule_serves_subclasses_and_the_nearest_one_wins():
 
 @pytest.mark.parametrize(
     ("axes", "found"),
-    [({}, "None"), ({"kernel": (Axis(4, 3),)}, ".*local_size=3"), ({"kernel": (Axis(5, 2),)}, ".*size=5")],
+    [
+        ({}, "None"),
+        (None, "None"),
+        ({"kernel": (Axis(4, 3),)}, ".*local_size=3"),
+        ({"kernel": (Axis(5, 2),)}, ".*size=5"),
+    ],
 )
 def test_a_rule_that_does_not_fit_the_models_raises(axes, found):
     register(Gain)(lambda full, local: axes)
