@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, check_takes
 from heterofl_flwr.common.options import Decay, NotNegative, Positive, Share, group
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.randomness import generator
@@ -76,7 +76,8 @@ class Devices:
         Profiles by level or rate. A rate without a profile uses the profile of the next larger rate. If no larger
         rate has a profile, it uses the profile of the largest rate.
     work : Workload
-        Function that returns the number of multiplications of a client in a round, such as a ``TrainingCost``.
+        Function ``(kind, partition, rate, examples)`` that returns the number of multiplications of a client in a
+        round, such as a ``TrainingCost``. ``kind`` is the type of the message, such as ``train``.
     deadline : float
         Simulated seconds that a round waits for replies.
     """
@@ -89,6 +90,7 @@ class Devices:
             )
         if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
             raise ConfigError(f"deadline is {deadline!r}; expected a number of seconds above 0")
+        check_takes("work", work, "kind", "partition", "rate", "examples")
         self.work = work
         self.deadline = deadline
         self._profiles = {rate_of(level): profile for level, profile in profiles.items()}

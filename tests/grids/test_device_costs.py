@@ -87,6 +87,13 @@ def test_a_deadline_is_a_time_above_0(deadline):
         Devices(EDGE, nothing, deadline=deadline)
 
 
+def test_the_work_is_a_function_of_four_arguments():
+    with pytest.raises(
+        ConfigError, match=r"work is called as work\(kind, partition, rate, examples\), which fails: too"
+    ):
+        Devices(EDGE, lambda turn: 1000.0)
+
+
 @pytest.mark.parametrize("rate", [1.0, 0.5, 0.3])
 def test_training_takes_three_forward_passes_of_each_example(rate):
     before = torch.get_rng_state()
