@@ -86,10 +86,11 @@ class Task(client.Task):
         metrics = check_scalars("metrics", metrics or {})
         if taken := sorted({messages.LABELS, messages.CAPACITY}.intersection(metrics)):
             raise ConfigError(f"metrics has {taken[0]}, which is an argument of reply; expected another name")
-        if self.asks_for_moments:
+        if not self.instruction.is_training:
             raise ConfigError(
-                "this call of fit asks for batch norm moments, and reply returns a model: before training, check "
-                "task.asks_for_moments, and return task.moments(batches)"
+                f"this call is for {self.instruction.kind}, and reply returns a trained model: before training, check "
+                f"task.asks_for_moments, and return task.moments(batches); from evaluate, return (loss, number of "
+                f"examples, metrics)"
             )
         num_examples = messages.count_examples(num_examples)  # raises before the client's state is saved
         contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics), capacity)

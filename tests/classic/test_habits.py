@@ -147,8 +147,10 @@ def test_a_task_names_the_argument_that_is_another(order, fault):
         Task(*(arguments[place] for place in order))
 
 
-def test_a_model_is_no_reply_to_a_query_of_moments():
-    told = config(task="moments", moments_kind="fixed")
-    task = Task(parameters_of(build_normed(1.0)), told, node_context(), build_normed)
-    with pytest.raises(ConfigError, match=r"asks for batch norm moments, .* return task.moments\(batches\)"):
+@pytest.mark.parametrize(
+    ("kind", "remedy"), [("moments", r"return task.moments\(batches\)"), ("evaluate", r"return \(loss, number of exam")]
+)
+def test_a_model_answers_training_alone(kind, remedy):
+    task = Task(parameters_of(build_normed(1.0)), config(task=kind), node_context(), build_normed)
+    with pytest.raises(ConfigError, match=f"this call is for .*{kind}, and reply returns a trained model: .*{remedy}"):
         task.reply(task.model(), num_examples=1)
