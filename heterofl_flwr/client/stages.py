@@ -68,7 +68,9 @@ class ClientChain:
                 raise ConfigError(f"{name} returned {type(update).__name__}; expected Outgoing")
             if context.state and not stage.stateful:
                 raise ConfigError(f"{name} keeps state; expected stateful = True in {type(stage).__name__}")
-            self.state |= {f"{stage.registered_name}/{key}": tensor for key, tensor in context.state.items()}
+            start = f"{stage.registered_name}/"
+            others = {key: tensor for key, tensor in self.state.items() if not key.startswith(start)}
+            self.state = others | {f"{start}{key}": tensor for key, tensor in context.state.items()}
         return update
 
     def answer(self) -> dict[str, object]:

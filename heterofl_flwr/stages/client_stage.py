@@ -41,7 +41,7 @@ class Outgoing:
     tensors
         The trained parameters by name; a stage may replace them by the encoding that ``form`` names.
     form, scales
-        Name of the encoding, such as ``int8``, and its step sizes.
+        Name of the encoding (``float32``, ``float16``, ``int8`` or ``masked``), and its step sizes.
     labels
         The classes of the client's data; None for all. Of the classifier, only the rows of these classes are averaged.
     num_examples, metrics

@@ -36,7 +36,7 @@ class Update:
         The client's weight in the mean. A client without examples has weight 0: its update is checked, but not
         averaged.
     form, scales
-        Name of the encoding, such as ``int8``, and its step sizes.
+        Name of the encoding (``float32``, ``float16``, ``int8`` or ``masked``), and its step sizes.
     client
         Id of the client in this round.
     fields

@@ -124,6 +124,24 @@ def test_a_users_stage_keeps_its_state_where_nothing_was_trained():
     assert list(chain.state) == ["counting-stage/number"]
 
 
+def test_a_stage_may_drop_what_it_keeps():
+    """A tensor that a stage had removed came back in the next round."""
+
+    @client_stage("dropping-stage")
+    @dataclass(frozen=True)
+    class Drops(ClientStage):
+        stateful = True
+
+        def on_update(self, update, context):
+            context.state.pop("number")
+            return update
+
+    kept = {"dropping-stage/number": torch.ones(1), "other-stage/number": torch.ones(1)}
+    chain = ClientChain([Drops()], context(state=kept))
+    chain.on_update(Outgoing(tensors={}))
+    assert list(chain.state) == ["other-stage/number"]
+
+
 def test_state_of_another_slice_is_refused():
     with pytest.raises(ReplyError, match=r"stores w of shape \(2,\) on this client, expected \(3,\): .* keep its rate"):
         replace(context(), state={"w": torch.ones(2)}).stored("w", torch.ones(3))
