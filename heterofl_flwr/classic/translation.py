@@ -34,8 +34,8 @@ PROXIMAL_MU = "proximal_mu"
 _PROPERTIES = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
 _OTHER_ARRAYS = (
-    "let the server and this client have the same build, and an overridden aggregate_fit return one array for each "
-    "parameter in what super().aggregate_fit returns"
+    "let the server and this client have the same build, and an overridden initialize_parameters or aggregate_fit "
+    "return one array for each parameter, as parameters_of(model) does"
 )
 
 

@@ -7,7 +7,7 @@ from flwr.server.client_manager import SimpleClientManager
 
 from heterofl_flwr import Evaluation, Sampling
 from heterofl_flwr.classic import HeteroFL, Task, parameters_of
-from heterofl_flwr.common.errors import ConfigError, RoundError
+from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from tests.classic.fakes import OK, Fake, evaluate_all, fit_all, manager_of
 from tests.classic.test_task import config
 from tests.federation.tiny import build, build_normed, node_context
@@ -90,6 +90,16 @@ def test_a_managers_own_sample_is_not_called_with_a_warning(caplog):
     caplog.clear()
     Session().round()
     assert "sample" not in caplog.text
+
+
+def test_a_model_of_a_subclass_with_buffers_is_refused_with_a_remedy():
+    class Own(HeteroFL):
+        def initialize_parameters(self, client_manager):
+            return ndarrays_to_parameters([tensor.numpy() for tensor in build_normed(1.0).state_dict().values()])
+
+    strategy, manager = Own(build_normed, "a1", sampling=Sampling(wait=0.0)), manager_of(Fake("0"), Fake("1"))
+    with pytest.raises(ReplyError, match=r"9 arrays, expected 6; .* initialize_parameters .* parameters_of\(model\)"):
+        strategy.configure_fit(1, strategy.initialize_parameters(manager), manager)
 
 
 def test_results_of_an_evaluation_of_a_subclass_alone_are_an_error():
