@@ -177,7 +177,7 @@ class Evaluation:
 
     def levels_due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round also evaluates the model of each level."""
-        return server_round >= num_rounds if self.levels == "last" else self.levels
+        return server_round >= num_rounds > 0 if self.levels == "last" else self.levels
 
 
 @group
