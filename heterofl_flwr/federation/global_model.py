@@ -27,7 +27,7 @@ from heterofl_flwr.core.slice_plan import Plan, shared_part
 from heterofl_flwr.core.slice_rules import CLIENT_RULES, NESTED_RULES
 from heterofl_flwr.federation.architecture import Architecture, State
 from heterofl_flwr.federation.options import Options
-from heterofl_flwr.nn.buffers import find_channel_tables, find_random_constants
+from heterofl_flwr.nn.buffers import find_channel_tables, find_other_values, find_random_constants
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.exits import Exits, find_untrained
 from heterofl_flwr.nn.measure_moments import batch_norms
@@ -102,6 +102,13 @@ class GlobalModel(Architecture):
         """
         model = self.build(rate)
         plan = Plan.of(self.model, model)
+        if others := find_other_values(self.model, model):
+            logger.warning(
+                "build(%g) gives %s other values than build(%g), and neither frozen parameters nor buffers are sent, "
+                "so levels train with different ones: draw random ones before the layers that shrink, or from a "
+                "torch.Generator of their own",
+                *(rate, listed(others), self.mix.global_rate),
+            )
         if self.options.slicing.slice_rule != "prefix":
             self._check_moving(model, rate)
             plan.check_groups()

@@ -148,6 +148,13 @@ def find_changed(model: nn.Module, before: Mapping[str, Tensor]) -> list[str]:
     return [name for name in before.keys() & after.keys() if not _are_equal(before[name].to(after[name]), after[name])]
 
 
+def find_other_values(full_model: nn.Module, local: nn.Module) -> list[str]:
+    """Return the names of unsent tensors (``copy_unsent``) that have equal shapes in both models, and other values."""
+    shapes = {name: tensor.shape for name, tensor in local.state_dict().items()}
+    whole = {name for name, tensor in full_model.state_dict().items() if tensor.shape == shapes.get(name)}
+    return find_changed(local, {name: tensor for name, tensor in copy_unsent(full_model).items() if name in whole})
+
+
 def count_batches(model: nn.Module) -> dict[str, int]:
     """Return the number of batches in the running statistics of each batch norm layer, by the layer's name."""
     return {

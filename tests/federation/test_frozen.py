@@ -104,3 +104,20 @@ def test_random_attributes_are_warned_of_unless_computed_from_parameters(caplog,
     HeteroFL(build, "a1")
     drawn = "0.weight_mask, order" if isinstance(norm, partial) else "order"
     assert f"build gives {drawn} other values in each call" in caplog.text
+
+
+@pytest.mark.parametrize("seeded", ["base", "build"])
+def test_frozen_values_that_follow_the_rate_are_warned_of(caplog, seeded):
+    """One seed at the start of ``build`` gave each level another base, because the adapter before it draws less."""
+
+    def build(rate):
+        torch.manual_seed(0)
+        adapter = nn.Linear(3, width(8, rate))
+        if seeded == "base":
+            torch.manual_seed(1)
+        base = nn.Linear(3, 3).requires_grad_(False)
+        return nn.ModuleList([adapter, base, nn.Linear(width(8, rate), 4)])
+
+    HeteroFL(build, "a1-c1").federation.architecture.plan(0.25)
+    warns = "build(0.25) gives 1.bias, 1.weight other values than build(1), and neither" in caplog.text
+    assert warns == (seeded == "build")
