@@ -7,6 +7,7 @@ from inspect import signature
 from typing import ParamSpec
 
 from flwr.app import ArrayRecord
+from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, check_count
 from heterofl_flwr.common.options import is_group, specs
@@ -71,6 +72,10 @@ def explain_unknown(construct: Callable[Arguments, None]) -> Callable[Arguments,
     return explained
 
 
+def _holds_tensors(state: object) -> bool:
+    return isinstance(state, Mapping) and all(isinstance(tensor, Tensor) for tensor in state.values())
+
+
 def check_arguments(num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None) -> None:
     """Raise ``ConfigError`` if arguments of ``start`` are wrong or contradict one another."""
     check_count("num_rounds", num_rounds, 0)
@@ -80,6 +85,11 @@ def check_arguments(num_rounds: int, initial_arrays: ArrayRecord | None, resume:
         raise ConfigError(
             f"resume is of type {type(resume).__name__}; expected the state of a run, such as "
             f"RunFolder(path).load_checkpoint()"
+        )
+    if resume is not None and not _holds_tensors(resume.state):
+        raise ConfigError(
+            f"resume.state is of type {type(resume.state).__name__}; expected tensors by name, such as "
+            f"arrays.to_torch_state_dict()"
         )
     if resume is not None and resume.server_round > num_rounds:
         raise ConfigError(

@@ -5,6 +5,7 @@ import time
 import weakref
 from functools import cache, partial
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
@@ -236,6 +237,10 @@ def infinite():
         *(
             ({"num_rounds": 3, "resume": own}, f"resume is of type {type(own).__name__}; expected the state of a run")
             for own in ("runs/a", {"server_round": 1})
+        ),
+        *(
+            ({"resume": RunState(server_round=1, state=state)}, f"state is of type {type(state).__name__}; expected")
+            for state in (ArrayRecord(Tiny(1.0).state_dict()), {"hidden.weight": np.zeros(3)}, [torch.zeros(3)])
         ),
         ({"initial_arrays": infinite()}, r"not usable: hidden\.bias contains NaN or infinity; .* initial_arrays"),
         ({"evaluate_fn": lambda *_: 0.5}, "evaluate_fn returned 0.5; expected a MetricRecord, or None"),
