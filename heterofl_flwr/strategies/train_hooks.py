@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from numbers import Real
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -155,7 +156,7 @@ class RoundHooks(Strategy):
             rate = config.get(messages.LEARNING_RATE)
             return float(rate) if isinstance(rate, int | float) else 0.0
         value = self._schedule(server_round)
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if not isinstance(value, Real) or not 0 <= value < math.inf:
             raise ConfigError(f"learning_rate({server_round}) returned {value!r}; expected a number of 0 or more")
         return float(value)
 

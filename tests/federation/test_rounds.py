@@ -269,6 +269,10 @@ def test_a_schedule_that_gives_no_learning_rate_is_named(found):
         play(learning_rate=lambda _: found)
 
 
+def test_a_schedule_may_give_a_number_of_numpy():
+    assert play(learning_rate=lambda _: np.float32(0.25)).log.learning_rate == 0.25
+
+
 def test_a_round_of_clients_that_count_no_example_fails():
     def zero(message, context):
         return (task := Task(message, context, build)).reply(task.model(), num_examples=0)
