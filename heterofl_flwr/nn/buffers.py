@@ -149,8 +149,11 @@ def find_changed(model: nn.Module, before: Mapping[str, Tensor]) -> list[str]:
 
 
 def find_other_values(full_model: nn.Module, local: nn.Module) -> list[str]:
-    """Return the names of unsent tensors (``copy_unsent``) that have equal shapes in both models, and other values."""
-    shapes = {name: tensor.shape for name, tensor in local.state_dict().items()}
+    """Return the names of unsent tensors (``copy_unsent``) that have equal shapes in both models, and other values.
+
+    Tensors of one element, such as a divisor that follows the rate, are left out.
+    """
+    shapes = {name: tensor.shape for name, tensor in local.state_dict().items() if tensor.numel() > 1}
     whole = {name for name, tensor in full_model.state_dict().items() if tensor.shape == shapes.get(name)}
     return find_changed(local, {name: tensor for name, tensor in copy_unsent(full_model).items() if name in whole})
 

@@ -114,15 +114,16 @@ def test_a_result_is_given_once():
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda own: own / 0, "body contains NaN or infinity"),
-        (lambda own: own[:1], r"body has shape \(1, .*, expected"),
-        (lambda own: own.double(), "body is torch.float64, expected torch.float32"),
+        (lambda name, own: {name: own / 0}, "body contains NaN or infinity"),
+        (lambda name, own: {name: own[:1]}, r"body has shape \(1, .*, expected"),
+        (lambda name, own: {name: own.double()}, "body is torch.float64, expected torch.float32"),
+        (lambda name, own: {f"my_{name}": own}, "body is missing; .*; my_body is no parameter"),
     ],
 )
 def test_an_aggregator_of_ones_own_returns_a_usable_model(change, fault):
     class Own(CountingMean):
         def result(self):
-            return {name: change(tensor) for name, tensor in super().result().items()}
+            return {key: own for old in super().result().items() for key, own in change(*old).items()}
 
     state, plan, (reply, *_) = strategies.three_replies()
     aggregation = Aggregation(state, aggregator=Own)

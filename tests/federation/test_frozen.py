@@ -116,7 +116,9 @@ def test_frozen_values_that_follow_the_rate_are_warned_of(caplog, seeded):
         if seeded == "base":
             torch.manual_seed(1)
         base = nn.Linear(3, 3).requires_grad_(False)
-        return nn.ModuleList([adapter, base, nn.Linear(width(8, rate), 4)])
+        model = nn.ModuleList([adapter, base, nn.Linear(width(8, rate), 4)])
+        model.register_buffer("divisor", torch.tensor([rate]))
+        return model
 
     HeteroFL(build, "a1-c1").federation.architecture.plan(0.25)
     warns = "build(0.25) gives 1.bias, 1.weight other values than build(1), and neither" in caplog.text
