@@ -10,7 +10,7 @@ from heterofl_flwr.common.files import to_json
 from heterofl_flwr.core.levels import LEVELS, level_name
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder, page
-from heterofl_flwr.runs import folder as run_folders
+from heterofl_flwr.runs import origin
 from heterofl_flwr.runs.costs import LevelCost
 from heterofl_flwr.settings.validate import from_flat, to_flat
 
@@ -42,7 +42,7 @@ def costs(global_rate: float) -> ModelCosts:
 @pytest.fixture
 def make_run(tmp_path, monkeypatch) -> MakeRun:
     """Return a function that makes a run folder: settings, what was evaluated by round, and where it stopped."""
-    monkeypatch.setattr(run_folders, "machine", lambda: "a machine, 2 cores, no GPU")
+    monkeypatch.setattr(origin, "machine", lambda: "a machine, 2 cores, no GPU")
 
     def make(
         name: str = "run",
@@ -59,7 +59,7 @@ def make_run(tmp_path, monkeypatch) -> MakeRun:
         given = {**usual, **named}
         given = {key.replace("_", "-"): own for key, own in given.items()}
         concrete = from_flat(given)
-        monkeypatch.setattr(run_folders, "commit", lambda: commit)
+        monkeypatch.setattr(origin, "commit", lambda: commit)
         folder = RunFolder(tmp_path / "runs" / name)
         folder.start(to_flat(concrete) | {"run.dir": str(folder.path), "data.root": str(tmp_path / "data")})
         folder.write_costs(costs(concrete.mix.global_rate))
