@@ -66,13 +66,17 @@ def check_model(new: Mapping[str, Tensor], state: Mapping[str, Tensor], source: 
         else:
             faults += _tensor_faults(name, tensor, tuple(like.shape), like.dtype)
     if faults := faults or list(value_faults(new)):
-        raise RoundError(f"{source} returned a model that is not usable: {'; '.join(sorted(faults)[:_SHOWN])}")
+        raise RoundError(f"{source} returned a model that is not usable: {_shown(sorted(faults))}")
 
 
 def _raise_if_any(faults: Sequence[str]) -> None:
     if faults:
-        rest = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise ReplyError(f"reply refused: {'; '.join(faults[:_SHOWN])}{rest}")
+        raise ReplyError(f"reply refused: {_shown(faults)}")
+
+
+def _shown(faults: Sequence[str]) -> str:
+    rest = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    return f"{'; '.join(faults[:_SHOWN])}{rest}"
 
 
 def _name_faults(plan: Plan, names: Collection[str]) -> Iterator[str]:

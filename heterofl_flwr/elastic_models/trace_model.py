@@ -259,10 +259,10 @@ def _pin_unreturned(model: nn.Module, trace: Trace, calls: Sequence[Call], retur
             needed.update(map(id, called.inputs))
     busy = [row for tensor in model.parameters() if id(tensor) in needed for row in trace.rows(tensor)]
     roots = np.concatenate([[0], *(trace.positions.roots(row) for row in busy if row is not None)])
+    why = "the code computes a tensor that no output of the model depends on"
     for result in (tensor for called in calls for tensor in called.outputs if id(tensor) not in read):
         for row in trace.rows(result):
             if row is not None:
-                why = "the code computes a tensor that no output of the model depends on"
                 trace.pin(row[~np.isin(trace.positions.roots(row), roots)], why=why)
 
 

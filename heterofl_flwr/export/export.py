@@ -221,7 +221,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 def _plain(output: object) -> object:
     """Return a mapping as a ``dict``, and a named tuple as a ``tuple``.
 
-    A program that returns other classes, such as those of transformers, is loaded only where their code is.
+    A program that returns an object of transformers, for example, cannot be loaded without transformers.
     """
     return dict(output) if isinstance(output, Mapping) else tuple(output) if isinstance(output, tuple) else output
 
