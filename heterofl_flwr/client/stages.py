@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.client.load_model import check_not_lost
 from heterofl_flwr.client.state import NodeFiles, load_notes
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, check_returned
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
 from heterofl_flwr.stages.client_stage import ClientContext, ClientStage, Outgoing, RespondingStage, State
@@ -63,9 +63,7 @@ class ClientChain:
             if stage.stateful and not update.num_examples:
                 continue
             context, name = self.context_of(stage, total_step), f"{type(stage).__name__}.on_update"
-            update = stage.on_update(update, context)
-            if not isinstance(update, Outgoing):
-                raise ConfigError(f"{name} returned {type(update).__name__}; expected Outgoing")
+            update = _checked(stage.on_update(update, context), name)
             if context.state and not stage.stateful:
                 raise ConfigError(f"{name} keeps state; expected stateful = True in {type(stage).__name__}")
             start = f"{stage.registered_name}/"
@@ -78,8 +76,22 @@ class ClientChain:
         answers: dict[str, object] = {}
         for stage in self.stages:
             if isinstance(stage, RespondingStage):
-                answers |= stage.answer(self.context_of(stage))
+                answer: object = stage.answer(self.context_of(stage))
+                if not isinstance(answer, Mapping):
+                    found = f"{type(stage).__name__}.answer returned {type(answer).__name__}"
+                    raise ConfigError(f"{found}; expected a mapping")
+                answers |= answer
         return answers
+
+
+def _checked(update: object, source: str) -> Outgoing:
+    """Return the result of ``on_update``. Raise ``ConfigError`` if it, or one of its attributes, has a wrong type."""
+    checked = check_returned(Outgoing, update, source)
+    for name, kind in {"tensors": Mapping, "form": str, "metrics": Mapping, "fields": Mapping}.items():
+        if not isinstance(value := getattr(checked, name), kind):
+            found = f"{source} returned an Outgoing whose {name} is of type {type(value).__name__}"
+            raise ConfigError(f"{found}; expected {kind.__name__}")
+    return checked
 
 
 def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) -> Tensor | float:

@@ -18,7 +18,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+Expected = TypeVar("Expected")
 
 __all__ = [
     "ConfigError",
@@ -197,3 +199,10 @@ def check_takes(what: str, function: Callable[..., object] | None, *arguments: s
         raise ConfigError(f"{what} is called as {what}({', '.join(arguments)}), which fails: {error}") from None
     except ValueError:  # some functions in C have no signature
         pass
+
+
+def check_returned(kind: type[Expected], result: object, source: str) -> Expected:
+    """Return ``result``, which ``source`` returned; raise ``ConfigError`` if it is not an instance of ``kind``."""
+    if not isinstance(result, kind):
+        raise ConfigError(f"{source} returned {type(result).__name__}; expected {kind.__name__}")
+    return result

@@ -20,7 +20,10 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
     """Return the axes of each exchanged parameter of ``local``. A tied parameter occurs only under its first name."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
-        raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
+        raise ShapeError(
+            f"the local model has parameters that the global model lacks: {listed(unknown)}; expected a build(rate) "
+            f"whose layers have the same names at all rates"
+        )
     if empty := [name for name, shape in shapes.items() if 0 in shape and 0 not in expected[name]]:
         raise ShapeError(
             f"parameters {', '.join(empty[:5])} of the local model have no entries: round its widths up, as "

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import SupportsFloat, TypeVar
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, check_returned
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.aggregator import OpenAggregator
@@ -17,8 +17,6 @@ from heterofl_flwr.stages.chain_checks import Kind, check_chain, overrides
 from heterofl_flwr.stages.client_stage import Fields, State, write_stages
 from heterofl_flwr.stages.conversation import Conversation, Questions
 from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update, stage_name
-
-Expected = TypeVar("Expected")
 
 
 class Chain:
@@ -119,7 +117,7 @@ class Chain:
         if reads and update.version is not None:
             context = replace(context, state=update.version.state)
         for stage in stages:
-            update = _expect(Update, stage.on_reply(update, context), f"{stage_name(stage)}.on_reply")
+            update = check_returned(Update, stage.on_reply(update, context), f"{stage_name(stage)}.on_reply")
         equal = [stage_name(stage) for stage in self.stages if stage.needs.equal_weights]
         if equal and update.weight not in (0, 1):
             raise ConfigError(
@@ -145,7 +143,7 @@ class Chain:
             if not overrides(stage, "on_mean"):
                 continue
             source = f"{stage_name(stage)}.on_mean"
-            new = _expect(dict, stage.on_mean(new, holders, self._context), source)
+            new = check_returned(dict, stage.on_mean(new, holders, self._context), source)
             check_model(new, self._context.state, source)
         del self._aggregation, self._context
         self.broadcast = {}
@@ -156,7 +154,7 @@ class Chain:
         for stage in self.stages:
             if overrides(stage, "evaluated"):
                 source, trained = f"{stage_name(stage)}.evaluated", state
-                state = _expect(dict, stage.evaluated(trained), source)
+                state = check_returned(dict, stage.evaluated(trained), source)
                 check_model(state, trained, source)
         return state
 
@@ -181,7 +179,7 @@ class Chain:
     def state(self) -> dict[str, Tensor]:
         """Return the stages' tensors for a checkpoint, named ``stage/name``."""
         return {
-            f"{stage_name(stage)}/{key}": _expect(Tensor, tensor, f"{stage_name(stage)}.state, under {key!r},")
+            f"{stage_name(stage)}/{key}": check_returned(Tensor, tensor, f"{stage_name(stage)}.state, under {key!r},")
             for stage in self.stages
             for key, tensor in stage.state().items()
         }
@@ -232,9 +230,3 @@ def _to_float(value: SupportsFloat, source: str) -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{source} returned {type(value).__name__}; expected a number") from error
-
-
-def _expect(kind: type[Expected], result: object, source: str) -> Expected:
-    if not isinstance(result, kind):
-        raise ConfigError(f"{source} returned {type(result).__name__}; expected {kind.__name__}")
-    return result

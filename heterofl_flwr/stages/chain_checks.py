@@ -9,7 +9,7 @@ from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import Weights
 from heterofl_flwr.stages.client_stage import CLIENT_METHODS, CLIENT_STAGES
 from heterofl_flwr.stages.conversation import Conversation
-from heterofl_flwr.stages.server_stage import ServerStage, stage_name
+from heterofl_flwr.stages.server_stage import Needs, ServerStage, stage_name
 
 Kind = Literal["counting", "robust", "asynchronous", "other"]
 """Kind of mean that a chain uses."""
@@ -87,8 +87,10 @@ def overrides(stage: ServerStage, method: str) -> bool:
 
 
 def _faults_of_class(stage: ServerStage) -> Iterator[str]:
-    """Yield error texts for methods of a stage that are never called, and for an unsuitable client half."""
+    """Yield error texts for ``needs``, for methods of a stage that are never called, and for its client half."""
     name, client = stage_name(stage), stage.client()
+    if not isinstance(stage.needs, Needs):
+        yield f"{name}.needs is {stage.needs!r}; expected an instance, such as Needs(steps=True)"
     for method in (method for method in CLIENT_METHODS if callable(getattr(type(stage), method, None))):
         yield f"{name}.{method} is not called on the server; it belongs in a ClientStage, which {name}.client() returns"
     if client is None:

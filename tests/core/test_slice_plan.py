@@ -201,7 +201,11 @@ def test_names_and_patterns_without_a_parameter_are_refused():
 GROUPS = "groups must shrink with the channels and keep their size"
 LAZY = nn.Sequential(nn.LazyLinear(4))
 NOT_OF = {
-    "deeper": (_mlp(4, depth=1), _mlp(2, depth=2), r"that the global model lacks: 2\.0\.weight, 2\.0\.bias"),
+    "deeper": (
+        _mlp(4, depth=1),
+        _mlp(2, depth=2),
+        r"global model lacks: 2\.0\.bias, 2\.0\.weight; expected a build",
+    ),
     "wider": (_mlp(2), _mlp(4), "layer 0 of type Linear: an axis of 2 entries cannot keep 4"),
     "lazy": (LAZY, LAZY, r"parameters 0\.weight, .* have no shape yet: run one batch"),
     "complex": (*[nn.Linear(2, 3, dtype=torch.complex64)] * 2, "parameters weight, bias are complex, and only real"),

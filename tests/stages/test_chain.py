@@ -13,7 +13,7 @@ from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.client_stage import ClientStage, client_stage
 from heterofl_flwr.stages.secure_sum import SecureSum
-from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
+from heterofl_flwr.stages.server_stage import Needs, RoundContext, ServerStage, Update
 from tests.federation.grouped import grouped
 from tests.federation.tiny import build, equal, play
 
@@ -111,6 +111,10 @@ class Unnamed(ServerStage):
         return Unregistered()
 
 
+class Asks(ServerStage):
+    needs = Needs
+
+
 class Sends(ServerStage):
     def broadcast(self, context):
         return {}
@@ -124,6 +128,7 @@ class Sends(ServerStage):
             r"Pulls.penalty is not called on the server; it belongs in a ClientStage, which Pulls.cl",
         ),
         ({"stages": [Unnamed()]}, r"Unnamed.client\(\) returns Unregistered, without a name; expected @client_stage"),
+        ({"stages": [Asks()]}, r"Asks.needs is <class .*Needs'>; expected an instance, such as Needs\(steps=True\)"),
         ({"stages": [Sends()]}, r"Sends.broadcast is not called, as Sends.client\(\) returns None"),
         (
             {"stages": [Scaffold()], "privacy": Privacy(clip=1, noise=1)},

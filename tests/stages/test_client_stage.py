@@ -15,6 +15,7 @@ from heterofl_flwr.stages.client_stage import (
     ClientContext,
     ClientStage,
     Outgoing,
+    RespondingStage,
     client_stage,
     read_stages,
     write_stages,
@@ -111,6 +112,48 @@ class Counts(ClientStage):
 def test_state_without_stateful_is_an_error():
     with pytest.raises(ConfigError, match="stateful = True in Counts"):
         ClientChain([Counts()], context()).on_update(Outgoing(tensors={}))
+
+
+@client_stage("returning-stage")
+@dataclass(frozen=True)
+class Returns(RespondingStage):
+    returned = None
+
+    def on_update(self, update, context):
+        return self.returned
+
+    def answer(self, context):
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("returned", "fault"),
+    [
+        (None, "Returns.on_update returned NoneType; expected Outgoing"),
+        (
+            Outgoing(tensors=[torch.ones(2)]),
+            "an Outgoing whose tensors is of type list; expected Mapping",
+        ),
+        (
+            Outgoing(tensors={}, form=8),
+            "an Outgoing whose form is of type int; expected str",
+        ),
+        (
+            Outgoing(tensors={}, metrics=0.5),
+            "an Outgoing whose metrics is of type float; expected Mapping",
+        ),
+        (
+            Outgoing(tensors={}, fields=["norm"]),
+            "an Outgoing whose fields is of type list; expected Mapping",
+        ),
+    ],
+)
+def test_what_a_client_stage_may_not_return_is_named(returned, fault):
+    stage = type("Returns", (Returns,), {"returned": returned})()
+    with pytest.raises(ConfigError, match=fault):
+        ClientChain([stage], context()).on_update(Outgoing(tensors={}))
+    with pytest.raises(ConfigError, match=r"Returns.answer returned .*; expected a mapping"):
+        ClientChain([stage], context()).answer()
 
 
 def test_a_users_stage_keeps_its_state_where_nothing_was_trained():
