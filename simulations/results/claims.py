@@ -65,15 +65,23 @@ def _levels_exclusive(job: Job, metric: str) -> Iterator[Sequence[Key]]:
 
 def _level_exclusive(job: Job, metric: str) -> Iterator[Sequence[Key]]:
     """Yield the ``_exclusive`` job of the level in ``metric``, for a Fix mix."""
-    whole, _, level = metric.partition(OF_LEVEL)
+    level = metric.partition(OF_LEVEL)[2]
     if job.assignment == "fix":
-        yield [(_exclusive(job, rate_of(level)), whole)]
+        yield from _alone_in(_exclusive(job, rate_of(level)), job, metric)
 
 
 def _level_alone(job: Job, metric: str) -> Iterator[Sequence[Key]]:
     """Yield the job of all clients at the level in ``metric``."""
-    whole, _, level = metric.partition(OF_LEVEL)
-    yield [(replace(job, mix=level), whole)]
+    yield from _alone_in(replace(job, mix=metric.partition(OF_LEVEL)[2]), job, metric)
+
+
+def _alone_in(alone: Job, job: Job, metric: str) -> Iterator[Sequence[Key]]:
+    """Yield the job of a level alone with its metric on all clients' test data, as measured inside a mix.
+
+    IID data of all clients are the whole test set: the global metric is equal there, and has values of more rounds.
+    """
+    if _levels(job):
+        yield [(alone, metric.partition(OF_LEVEL)[0] if job.split == "iid" else metric)]
 
 
 def _changed(field: str, value: object, *others: object, splits: Sequence[str] = ("iid", "noniid")) -> Others:

@@ -119,9 +119,8 @@ def reached(configurations: Sequence[Configuration]) -> list[Reached]:
 
 
 def reached_by_levels(configurations: Sequence[Configuration]) -> list[Reached]:
-    """Return the results of each level's model inside a mix, in global accuracy."""
-    mixes = [(one, one.runs[0].settings.mix.rates) for one in configurations]
-    pairs = [(one, level_name(rate)) for one, rates in mixes if len(rates) > 1 for rate in rates]
+    """Return the results of each level's model on all clients' test data, in global accuracy."""
+    pairs = [(one, level_name(rate)) for one in configurations for rate in one.runs[0].settings.mix.rates]
     return [own for one, level in pairs if (own := _reach(one, f"global-accuracy{OF_LEVEL}{level}"))]
 
 

@@ -94,19 +94,42 @@ def test_a_claim_holds_only_where_the_whole_interval_does(page, dynamic, fix, ve
     assert row.split(" | ")[4] == verdict
 
 
+def add_level(folder, level, value):
+    """Give the last record of a run the accuracy of a level's model on all clients' test data."""
+    history = folder.path / "history.jsonl"
+    *earlier, last = history.read_text(encoding="utf-8").splitlines()
+    last = json.dumps({**json.loads(last), "evaluate_by_level": {level: {"global-accuracy": value}}})
+    history.write_text("\n".join([*earlier, last, ""]), encoding="utf-8")
+
+
+def rows_of_levels(folder):
+    """Return the summary line of a claim on levels, and the cells of its comparisons."""
+    title = "Each level gains by taking part, compared with all clients at that level"
+    lines = claims_page(reached_in(folder), {}, "").splitlines()
+    (summary,) = (line for line in lines if line.startswith(f"| {title}"))
+    return summary, [line.split(" | ") for line in lines if "accuracy of e" in line]
+
+
 def test_a_level_is_compared_by_best_rounds_only_if_it_was_evaluated_in_them(make_run, tmp_path):
     for seed, value in enumerate(HIGH):
         evaluated = {100: {"global-accuracy": 0.995}, 200: {"global-accuracy": value}}
         make_run(f"alone-{seed}", evaluated, seed=seed)
-        history = make_run(f"mix-{seed}", evaluated, seed=seed, mix="b1-e1").path / "history.jsonl"
-        *earlier, last = history.read_text(encoding="utf-8").splitlines()
-        last = json.dumps({**json.loads(last), "evaluate_by_level": {"e": {"global-accuracy": LOW[0]}}})
-        history.write_text("\n".join([*earlier, last, ""]), encoding="utf-8")
-    title = "Each level gains by taking part, compared with all clients at that level"
-    lines = claims_page(reached_in(tmp_path / "runs"), {}, "").splitlines()
-    assert f"| {title} | does not hold: 1 | not run |" in lines
-    (row,) = (line for line in lines if "accuracy of e" in line)
-    assert row.split(" | ")[3:] == ["-0.60 [-0.85, -0.35]", "does not hold", "0.33", "-", "-", "- |"]
+        add_level(make_run(f"mix-{seed}", evaluated, seed=seed, mix="b1-e1"), "e", LOW[0])
+    summary, (row,) = rows_of_levels(tmp_path / "runs")
+    assert summary.endswith("| does not hold: 1 | not run |")
+    assert row[3:] == ["-0.60 [-0.85, -0.35]", "does not hold", "0.33", "-", "-", "- |"]
+
+
+def test_a_level_of_a_non_iid_mix_is_compared_with_the_level_alone_on_the_same_test_data(make_run, tmp_path):
+    split = {"data.split": "non-iid-2"}
+    for seed, value in enumerate(HIGH):
+        evaluated = {400: {"global-accuracy": value}}  # on the test set
+        add_level(make_run(f"alone-{seed}", evaluated, seed=seed, **split), "e", LOW[seed])
+        add_level(make_run(f"mix-{seed}", evaluated, seed=seed, mix="b1-e1", **split), "e", LOW[seed])
+        add_level(make_run(f"idle-{seed}", evaluated, seed=seed, mix="e1-x1", **split), "e", LOW[seed])
+    _, (row,) = rows_of_levels(tmp_path / "runs")
+    assert row[1] == "b-e (dynamic) against e"
+    assert row[3].startswith("+0.00 ")
 
 
 def test_an_interval_is_noted_as_wide_only_where_a_number_agrees(make_run, tmp_path, printed):
