@@ -188,6 +188,15 @@ def seconds_to(curve: Curve, accuracy: float) -> float:
     return next((at for at, own in zip(times, smoothed(curve), strict=True) if own >= accuracy), math.inf)
 
 
+def share_of_time(curve: Curve, base: Curve) -> str:
+    """Return the share of the simulated time of ``base`` after which ``curve`` reaches its final accuracy, as text.
+
+    The text is ``>`` and the share at which ``curve`` ends if it ends before that.
+    """
+    at, total = seconds_to(curve, smoothed(base)[-1]), base[-1]["simulated"]
+    return f"{at / total:.2f}" if math.isfinite(at) else f"> {curve[-1]['simulated'] / total:.2f}"
+
+
 def at_time(curve: Curve, seconds: float) -> Array:
     """Return each level's accuracy in percent at a simulated time, by linear interpolation between evaluations."""
     times = [own["simulated"] for own in curve]
@@ -205,9 +214,7 @@ def page(found: Curves, study: Study) -> str:
         levels = {method: np.array(list(map(at_time, own, ends))) for method, own in curves.items()}  # (seeds, levels)
         means = {method: own.mean(1) for method, own in levels.items()}
         for method, own in curves.items():
-            pairs = zip(own, curves[first], strict=True)
-            times = [seconds_to(curve, smoothed(base)[-1]) / base[-1]["simulated"] for curve, base in pairs]
-            reached = ", ".join(f"{one:.2f}" if math.isfinite(one) else "never" for one in times)
+            reached = ", ".join(map(share_of_time, own, curves[first]))
             change = "" if method == first else show_difference(summarise(list(means[method] - means[first])), 1)
             each = (f"{accuracy:.0f}" for accuracy in levels[method].mean(0))
             rows.append([f"{split}, {pace}", method, reached, f"{means[method].mean():.1f}", change, *each])

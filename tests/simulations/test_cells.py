@@ -8,7 +8,7 @@ import pytest
 from heterofl_flwr import Buffered
 from heterofl_flwr.data import load_dataset
 from simulations import asynchronous, robust
-from simulations.asynchronous import Cell, Study, at_time, run_cell, seconds_to
+from simulations.asynchronous import Cell, Study, at_time, run_cell, seconds_to, share_of_time
 
 CURVE = [
     {"round": number, "simulated": seconds, **dict.fromkeys("abcde", share)}
@@ -19,6 +19,11 @@ CURVE = [
 @pytest.mark.parametrize(("accuracy", "expected"), [(30.0, 4.0), (30.1, 8.0), (60.0, 8.0), (60.1, math.inf)])
 def test_the_time_to_an_accuracy_is_that_of_means_of_three(accuracy, expected):
     assert seconds_to(CURVE, accuracy) == expected
+
+
+@pytest.mark.parametrize(("rounds", "expected"), [(4, "1.00"), (3, "> 0.50")])
+def test_an_accuracy_that_a_run_did_not_reach_has_the_share_of_time_at_its_end(rounds, expected):
+    assert share_of_time(CURVE[:rounds], CURVE) == expected
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(1.0, 10.0), (3.0, 40.0), (5.0, 70.0), (8.0, 100.0)])
