@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from heterofl_flwr.common.errors import listed
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
@@ -40,7 +41,10 @@ TEXTS = {
         "The full model (with personal layers, each client's) on the test set, on each client's own (classes that it "
         "lacks masked by train.mask-fill), and the worst client's.",
     ),
-    "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
+    "levels": (
+        "{kind} by level",
+        "Each level's own model, cut from the global one (with personal layers, each client's).",
+    ),
     "loss": ("Training loss", "Mean over the round's clients, weighted by examples."),
     "clients": (
         "Accuracies of clients",
@@ -51,10 +55,10 @@ TEXTS = {
     "classes": ("Classes of each client", "Its training examples by class; where it has none, the figure is blank."),
     "confusion": ("Confusion matrix, round {round}", "Percent of each class's test examples; of the full model."),
     "time": ("Time of a round", "On the wall clock, with evaluation."),
-    "bytes": ("Bytes sent", "Both ways, beside FedAvg with the full-size model on the same clients."),
+    "bytes": ("Bytes sent", "Both ways."),
     "for-time": ("{kind} over simulated time", "Of training on the simulated devices; evaluation takes no time."),
 }
-"""Title and caption of each figure, in the order of the page."""
+"""Title and caption of each figure, in the order of the page; ``_remarks`` adds to captions."""
 
 
 class Drawing(NamedTuple):
@@ -86,12 +90,21 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, counts: C
         "bytes": _draw_bytes(records, costs, rounds),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
     }
-    drawings = [
-        Drawing(name, TEXTS[name][0].format(kind=kind.capitalize(), round=counts.server_round), TEXTS[name][1], figure)
-        for name, figure in drawn.items()
-        if figure
-    ]
+    remarks, drawings = _remarks(records, costs, counts), []
+    for name, figure in drawn.items():
+        title, caption = TEXTS[name]
+        title = title.format(kind=kind.capitalize(), round=counts.server_round)
+        drawings += [Drawing(name, title, caption + remarks.get(name, ""), figure)] if figure else []
     return drawings + list(_draw_users_metrics(records, rounds))
+
+
+def _remarks(records: Sequence[RoundRecord], costs: ModelCosts | None, counts: ClassCounts) -> dict[str, str]:
+    """Return what captions have only in some runs, by figure."""
+    untested = [name for name, row in zip(counts.names, counts.confusion, strict=False) if not any(row)]
+    return {
+        "confusion": f" No test examples: {listed(untested)}." if untested else "",
+        "bytes": " Beside it FedAvg with the full-size model on the same clients." if savings(records, costs) else "",
+    }
 
 
 def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:

@@ -132,6 +132,21 @@ def test_captions_say_how_many_metrics_of_the_app_have_no_figure(record):
     ]
 
 
+def captions(*arguments):
+    return {drawing.name: drawing.caption for drawing in draw_run(*arguments)}
+
+
+def test_a_caption_names_fedavg_only_if_it_is_drawn(records, costs):
+    found = [captions(records, known, ClassCounts())["bytes"] for known in (None, costs.model())]
+    assert ["FedAvg" in caption for caption in found] == [False, True]
+
+
+@pytest.mark.parametrize(("row", "remark"), [((0, 1), ""), ((0, 0), " No test examples: two.")])
+def test_a_caption_names_classes_without_test_examples(records, row, remark):
+    counts = ClassCounts(names=("one", "two"), confusion=((3, 1), row))
+    assert captions(records, None, counts)["confusion"].endswith(f"of the full model.{remark}")
+
+
 def test_bytes_lie_below_those_of_fedavg(records, costs):
     sent, full = figures(records, costs)["bytes"].axes[0].lines
     assert full.get_label() == "full-size FedAvg"
