@@ -58,7 +58,7 @@ class ProductMean(CountingMean):
         plan, weight = reply.plan, reply.weight
         if plan not in self._other_plans:
             adapted = {name for names in self._factors for name in names}
-            self._other_plans[plan] = Plan({name: axes for name, axes in plan.axes.items() if name not in adapted})
+            self._other_plans[plan] = plan.without(adapted)
         self._add_to_sums(reply, {name: reply.tensors[name] for name in self._other_plans[plan].axes})
         self._holders.add(plan, reply.rows, weight)
         for (name_a, name_b), factors in self._factors.items():

@@ -11,8 +11,7 @@ from torch import nn
 from heterofl_flwr.adapters import peft_layers as layers
 from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.core.layer_rules import register
-from heterofl_flwr.core.levels import exact_rate
-from heterofl_flwr.core.widths import width
+from heterofl_flwr.core.levels import exact_rate, width
 
 if TYPE_CHECKING:
     from peft import PeftModel

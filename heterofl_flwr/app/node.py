@@ -38,15 +38,11 @@ class AppTask(Task):
 
     @property
     def options(self) -> TrainOptions:
-        """Training options from the settings and the message.
-
-        With ``proximal``, the engines add a penalty that acts on all parameters. If clients have personal parameters,
-        ``proximal`` is 0, and ``training_job`` adds FedProx's penalty for the received parameters only.
-        """
+        """Training options from the settings and the message; ``training_job`` has FedProx's penalty."""
         return replace(
             self.workload.settings.train,
             learning_rate=reading.read_value(self.config, messages.LEARNING_RATE, float),
-            proximal=0.0 if self.workload.personal else self.instruction.proximal_mu,
+            proximal=0.0,
             augment=self.workload.facts.augment,
         )
 
@@ -73,15 +69,10 @@ class AppTask(Task):
         return self.model().to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the job of training ``model`` on this client's data.
-
-        The job has the penalties of the stages. If clients have personal parameters, it also has FedProx's penalty,
-        which the engine adds otherwise.
-        """
+        """Return the job of training ``model`` on this client's data, with the penalties of FedProx and the stages."""
         data = self.data
-        self.penalty_used = True  # the engines add the penalties of ``options`` and of the job
-        penalty = self._stages.penalty if self.workload.personal else self._stages.own_penalty
-        quadratic, terms = penalty.quadratic, penalty.terms
+        self.penalty_used = True  # the engines add the penalties of the job
+        quadratic, terms = self._stages.penalty.quadratic, self._stages.penalty.terms
         if quadratic and not quadratic.covers(model):
             terms, quadratic = (*terms, quadratic), None
         return TrainingJob(

@@ -144,10 +144,10 @@ class StageRunner(ClientChain):
             check_not_lost(instruction, f"the tensors that {', '.join(self.stateful)} keeps")
 
     @cached_property
-    def own_penalty(self) -> Penalty:
-        """Penalty of the stages, without FedProx."""
-        quadratics: list[Quadratic] = []
-        terms: list[Term] = []
+    def penalty(self) -> Penalty:
+        """Penalty of FedProx and of the stages."""
+        strength, terms = self._instruction.proximal_mu, list[Term]()
+        quadratics = [Quadratic(strength, self._context.received())] if strength else []
         for stage in self.stages:
             context = self.context_of(stage)
             if type(stage).penalty is not ClientStage.penalty:
@@ -155,12 +155,3 @@ class StageRunner(ClientChain):
             elif (quadratic := stage.quadratic(context)) is not None:
                 quadratics.append(quadratic)
         return Penalty.of(quadratics, terms)
-
-    @cached_property
-    def penalty(self) -> Penalty:
-        """Penalty of FedProx and of the stages."""
-        penalty, strength = self.own_penalty, self._instruction.proximal_mu
-        if strength:
-            quadratics = [Quadratic(strength, self._context.received()), *filter(None, [penalty.quadratic])]
-            penalty = Penalty.of(quadratics, penalty.terms)
-        return penalty

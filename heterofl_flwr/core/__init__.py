@@ -7,12 +7,11 @@ from heterofl_flwr.core.counting_mean import CountingMean
 from heterofl_flwr.core.exchanged import exchange_frozen
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import register
-from heterofl_flwr.core.levels import LEVELS
+from heterofl_flwr.core.levels import LEVELS, width
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.core.robust import Robust, RobustMean
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.core.slice_rules import prefix
-from heterofl_flwr.core.widths import width
 
 __all__ = [
     "LEVELS",

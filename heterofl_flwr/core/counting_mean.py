@@ -11,6 +11,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.axes import Axes
+from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.slice_plan import Place, Plan, Region, is_prefix
 
 Count = float | Tensor
@@ -20,14 +21,9 @@ Weights = Literal["equal", "examples"]
 """Weight of a client in a mean: 1 (equal), or the client's number of examples (examples)."""
 
 
-def sum_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype in which a parameter is summed over clients: float32 or wider."""
-    return torch.promote_types(parameter.dtype, torch.float32)
-
-
 def empty_sum(parameter: Tensor) -> Tensor:
     """Return an uninitialised tensor for a parameter's sum over clients."""
-    dtype = sum_dtype(parameter)
+    dtype = exchanged_dtype(parameter)
     if parameter.device.type != "cpu":
         return torch.empty_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
     # Page faults at the first write to a large sum are most of the cost of an aggregation. numpy asks Linux for huge
@@ -172,7 +168,7 @@ class Holders:
     def holders(self, name: str) -> Tensor:
         """Return, for each entry of the parameter ``name``, the total weight of the clients that hold the entry."""
         old = self._state[name]
-        return held_by(torch.empty_like(old, dtype=sum_dtype(old)), self.counts(name))
+        return held_by(torch.empty_like(old, dtype=exchanged_dtype(old)), self.counts(name))
 
 
 class CountingMean:

@@ -17,7 +17,8 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import group, specs
 from heterofl_flwr.core.aggregator import CheckedReply
-from heterofl_flwr.core.counting_mean import Holders, sum_dtype
+from heterofl_flwr.core.counting_mean import Holders
+from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.levels import exact_fraction
 from heterofl_flwr.core.slice_plan import Plan, Region
 
@@ -83,7 +84,7 @@ class RobustMean:
         changes = {}
         for name, axes in reply.plan.axes.items():
             old = Region(self._state[name], axes).read()
-            change = reply.tensors[name].to(old.device, sum_dtype(old)) - old
+            change = reply.tensors[name].to(old.device, exchanged_dtype(old)) - old
             if name in reply.rows:
                 is_absent = torch.ones(len(change), dtype=torch.bool)
                 is_absent[reply.rows[name]] = False
@@ -115,7 +116,7 @@ class RobustMean:
         """
         holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]
-        stack = old.new_full((len(holders), *old.shape), math.nan, dtype=sum_dtype(old))
+        stack = old.new_full((len(holders), *old.shape), math.nan, dtype=exchanged_dtype(old))
         for row, (plan, changes) in zip(stack, holders, strict=True):
             Region(row, plan.axes[name]).write(changes[name])
         return stack.flatten(1) if old.dim() else stack.unsqueeze(1)

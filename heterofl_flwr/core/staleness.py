@@ -11,7 +11,8 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.aggregator import CheckedReply, Version
 from heterofl_flwr.core.axes import Axis, within
-from heterofl_flwr.core.counting_mean import CountingMean, sum_dtype
+from heterofl_flwr.core.counting_mean import CountingMean
+from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 LEAST = 1e-3
@@ -115,7 +116,7 @@ class StaleMean(CountingMean):
         """Return (current slice + the client's change) times the staleness factor, entry by entry."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
-        local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))
+        local = moved.to(exchanged_dtype(moved)).add_(tensor.to(moved.device))
         outer = 1.0
         for inner, share in shares.items():
             if name in inner.axes:

@@ -11,10 +11,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError, check_count, listed
-from heterofl_flwr.core.levels import exact_rate
+from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.core.slice_rules import prefix
-from heterofl_flwr.core.widths import width
 from heterofl_flwr.elastic_models.channels import kept_positions
 from heterofl_flwr.elastic_models.check_slice import Step, check_slice
 from heterofl_flwr.elastic_models.cut_layers import Slice, adjust_layers, attach_scaler

@@ -26,18 +26,7 @@ _SUMS = (
     *("norm", "linalg_vector_norm"),
 )
 _SEARCHES = (
-    "argmax",
-    "argmin",
-    "max",
-    "min",
-    "median",
-    "mode",
-    "topk",
-    "sort",
-    "kthvalue",
-    "argsort",
-    "cummax",
-    "cumsum",
+    *("argmax", "argmin", "max", "min", "median", "mode", "topk", "sort", "kthvalue", "argsort", "cummax", "cumsum"),
 )
 _POOLS = (
     *("avg_pool{}d", "max_pool{}d_with_indices", "_adaptive_avg_pool{}d", "adaptive_max_pool{}d"),

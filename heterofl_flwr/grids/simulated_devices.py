@@ -8,26 +8,14 @@ from flwr.app import Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
 from heterofl_flwr.grids.device_costs import Devices, Turn
+from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import content_bytes
 from heterofl_flwr.transport.compat import make_message, set_metadata
-from heterofl_flwr.transport.messages import (
-    ASSIGNED_RATE,
-    DROPS_OUT,
-    METRICS,
-    NUM_EXAMPLES,
-    PARTITION,
-    RATE,
-    SEED,
-    SERVER_ROUND,
-    SIMULATED,
-    WORK,
-    LocalFault,
-)
 from heterofl_flwr.transport.reading import read_config, read_optional, read_value
 from heterofl_flwr.transport.relay import Relay
 
-AWAY = f"{SIMULATED}not available"
-DROPPED_OUT = f"{SIMULATED}dropped out"
+AWAY = f"{messages.SIMULATED}not available"
+DROPPED_OUT = f"{messages.SIMULATED}dropped out"
 
 
 @dataclass(slots=True)
@@ -173,17 +161,19 @@ class SimulatedDevices(Relay):
         write that too: it saves no state.
         """
         config = read_config(message)
-        seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
-        rate = read_value(config, RATE, float)
-        turn = Turn(seed, server_round, partition, read_optional(config, ASSIGNED_RATE, float) or rate)
+        seed, server_round, partition = (
+            read_value(config, key, int) for key in (messages.SEED, messages.SERVER_ROUND, messages.PARTITION)
+        )
+        rate = read_value(config, messages.RATE, float)
+        turn = Turn(seed, server_round, partition, read_optional(config, messages.ASSIGNED_RATE, float) or rate)
         if (share := self._devices.step_share(turn)) < 1:
-            config[WORK] = share
+            config[messages.WORK] = share
         if self._devices.drops_out(turn):
-            config[DROPS_OUT] = True
+            config[messages.DROPS_OUT] = True
         flight = _Flight(turn, rate, message.metadata.message_type, self.seconds, content_bytes(message.content))
         if self._devices.is_away(turn):
             set_metadata(message, message_id=f"away-{next(self._numbers)}")
-            flight.reply = Message(LocalFault(AWAY, "unsent"), reply_to=message)
+            flight.reply = Message(messages.LocalFault(AWAY, "unsent"), reply_to=message)
         return flight
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
@@ -201,10 +191,10 @@ class SimulatedDevices(Relay):
         work = devices.work(flight.kind, turn.partition, flight.rate, examples) * devices.step_share(turn) * done
         seconds, joules = devices.costs(turn, work, flight.down, up)
         if seconds > devices.deadline:
-            fault = f"{SIMULATED}later than the deadline of {devices.deadline:g} s"
+            fault = f"{messages.SIMULATED}later than the deadline of {devices.deadline:g} s"
         flight.takes = min(seconds, devices.deadline)
         self._joules += joules
-        return make_message(reply.metadata, error=LocalFault(fault, "simulated")) if fault else reply
+        return make_message(reply.metadata, error=messages.LocalFault(fault, "simulated")) if fault else reply
 
 
 def is_training(message: Message) -> bool:
@@ -214,6 +204,6 @@ def is_training(message: Message) -> bool:
 
 def examples_of(reply: Message) -> int | None:
     """Return the number of examples that a reply states, or None if it states no valid number."""
-    metrics = None if reply.has_error() else reply.content.get(METRICS)
-    examples = metrics.get(NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
+    metrics = None if reply.has_error() else reply.content.get(messages.METRICS)
+    examples = metrics.get(messages.NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
     return examples if isinstance(examples, int) and examples >= 0 else None

@@ -1,8 +1,9 @@
-"""Checks that a model works without its last blocks."""
+"""Checks that a model works without its last blocks, and detection of code that counts or names the last blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, first_line, listed
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.nn.depth_roles import CountedError, Watch, watching
 from heterofl_flwr.nn.execution import call, tensors_in
 from heterofl_flwr.nn.stacks import drop_blocks, find_stacks
 
@@ -31,6 +31,59 @@ def refusing_layers_of(model: nn.Module) -> Iterator[None]:
             f"a copy of {type(model).__name__} uses {listed(used)} of the model given: a function or hook in it refers "
             f"to the model. Write a method instead, or give a function from a rate to the model"
         )
+
+
+class CountedError(TypeError):
+    """Error that a watched stack of blocks raises when code calls ``len`` on it.
+
+    It is a ``TypeError``, because ``[*blocks]`` calls ``len`` only as a hint, and ignores a ``TypeError`` of ``len``.
+    """
+
+
+class Watch:
+    """Recorder of the stacks of blocks whose length the model's code needs."""
+
+    def __init__(self) -> None:
+        self.counted: set[str] = set()  # names of stacks
+        self._inside = False  # True while the container's __getitem__ runs, which calls len itself
+
+    def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
+        """Return a subclass of ``container`` that detects code which needs the container's length.
+
+        A negative index or step adds ``name`` to ``counted``. ``len`` raises ``CountedError`` until the name is in
+        ``counted``.
+        """
+
+        def length(stack: Any) -> int:
+            if name not in self.counted and not self._inside:
+                raise CountedError(name)
+            return len(stack._modules)
+
+        def item(stack: Any, index: Any) -> object:
+            numbers = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)
+            if any(isinstance(number, int) and number < 0 for number in numbers):
+                self.counted.add(name)
+            self._inside = True
+            try:
+                return getattr(container, "__getitem__")(stack, index)  # noqa: B009  # nn.Module itself has none
+            finally:
+                self._inside = False
+
+        return type(container.__name__, (container,), {"__len__": length, "__getitem__": item})
+
+
+@contextmanager
+def watching(model: nn.Module, stacks: Collection[str]) -> Iterator[Watch]:
+    """Context manager that observes the stacks with these names in a model."""
+    watch = Watch()
+    classes = [(stack, type(stack)) for stack in map(model.get_submodule, stacks)]
+    for name, (stack, kind) in zip(stacks, classes, strict=True):
+        stack.__class__ = watch.spy(name or "(the model itself)", kind)
+    try:
+        yield watch
+    finally:
+        for stack, kind in classes:
+            stack.__class__ = kind
 
 
 @kept_random_state()

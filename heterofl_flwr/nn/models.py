@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
 from heterofl_flwr.core.layer_rules import register
-from heterofl_flwr.core.widths import width
+from heterofl_flwr.core.levels import width
 from heterofl_flwr.nn.layers import make_norm, make_scaler
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet, PreResNet
 from heterofl_flwr.nn.transformer import Transformer

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.widths import width
+from heterofl_flwr.core.levels import width
 from heterofl_flwr.nn.layers import make_norm, make_scaler
 
 

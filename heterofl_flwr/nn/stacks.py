@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from heterofl_flwr.core.widths import width
+from heterofl_flwr.core.levels import width
 
 _STACKS = nn.Sequential, nn.ModuleList
 """Types of containers whose children can be dropped."""

@@ -12,7 +12,7 @@ from heterofl_flwr.common.errors import DataError, ShapeError
 from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.layer_rules import axes_by_name, register
-from heterofl_flwr.core.widths import width
+from heterofl_flwr.core.levels import width
 from heterofl_flwr.nn.layers import make_scaler
 
 

@@ -15,8 +15,7 @@ from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
-from heterofl_flwr.secure.rings import open_rings, parts_by_slice
-from heterofl_flwr.secure.roster import Part, Roster
+from heterofl_flwr.secure.roster import Part, Roster, open_rings, parts_by_slice
 
 Fill = Callable[[Roster, Plan, int], crypto.Words]
 """Function that returns the client's change as integers: multiples of the fixed-point step.

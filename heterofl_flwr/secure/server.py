@@ -13,8 +13,7 @@ from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.client import Dealt, Masked
 from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
 from heterofl_flwr.secure.overlaps import COUNTS, add_part, as_state, classes_of, whole
-from heterofl_flwr.secure.rings import open_rings, parts_by_slice
-from heterofl_flwr.secure.roster import Part, Roster
+from heterofl_flwr.secure.roster import Part, Roster, open_rings, parts_by_slice
 
 KEY_PART: Part = 0
 """Number used as ``Part`` for a client's private key. All other parts stand for the client's seeds."""

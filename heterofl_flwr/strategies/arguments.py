@@ -76,28 +76,25 @@ def _holds_tensors(state: object) -> bool:
     return isinstance(state, Mapping) and all(isinstance(tensor, Tensor) for tensor in state.values())
 
 
+def _wrong_type(name: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(f"{name} is of type {type(value).__name__}; expected {expected}")
+
+
 def check_arguments(num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None) -> None:
     """Raise ``ConfigError`` if arguments of ``start`` are wrong or contradict one another."""
     check_count("num_rounds", num_rounds, 0)
     if resume is not None and initial_arrays is not None:
         raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
-    if not isinstance(resume, RunState | None):
-        raise ConfigError(
-            f"resume is of type {type(resume).__name__}; expected the state of a run, such as "
-            f"RunFolder(path).load_checkpoint()"
-        )
-    if resume is not None and not _holds_tensors(resume.state):
-        raise ConfigError(
-            f"resume.state is of type {type(resume.state).__name__}; expected tensors by name, such as "
-            f"arrays.to_torch_state_dict()"
-        )
-    if resume is not None and resume.server_round > num_rounds:
+    if not isinstance(initial_arrays, ArrayRecord | None):
+        raise _wrong_type("initial_arrays", initial_arrays, "an ArrayRecord, such as ArrayRecord(model.state_dict())")
+    if resume is None:
+        return
+    if not isinstance(resume, RunState):
+        raise _wrong_type("resume", resume, "the state of a run, such as RunFolder(path).load_checkpoint()")
+    if not _holds_tensors(resume.state):
+        raise _wrong_type("resume.state", resume.state, "tensors by name, such as arrays.to_torch_state_dict()")
+    if resume.server_round > num_rounds:
         raise ConfigError(
             f"resume is the state after round {resume.server_round}; expected num_rounds of that or more, found "
             f"{num_rounds}"
-        )
-    if initial_arrays is not None and not isinstance(initial_arrays, ArrayRecord):
-        raise ConfigError(
-            f"initial_arrays is of type {type(initial_arrays).__name__}; expected an ArrayRecord, such as "
-            f"ArrayRecord(model.state_dict())"
         )

@@ -13,7 +13,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.axes import build_channel_axis
 from heterofl_flwr.core.channel_order import ChannelOrder
-from heterofl_flwr.core.widths import width
+from heterofl_flwr.core.levels import width
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.transformer import TransformerShape

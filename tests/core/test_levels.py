@@ -10,9 +10,8 @@ from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.assignment import grown_rate
-from heterofl_flwr.core.levels import LEVELS, exact_rate, level_name, rate_of
+from heterofl_flwr.core.levels import LEVELS, exact_rate, level_name, rate_of, width
 from heterofl_flwr.core.mix import Mix
-from heterofl_flwr.core.widths import width
 from heterofl_flwr.federation.options import Slicing
 
 
