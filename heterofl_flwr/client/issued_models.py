@@ -53,16 +53,16 @@ class IssuedModels:
         these parameters. Warn of tensors that training has changed and that are not sent, and of frozen batch norms.
         """
         parameters = dict(model.named_parameters())
-        if missing := sorted(set(self._names) - parameters.keys()):
+        if missing := set(self._names) - parameters.keys():
             raise ConfigError(
-                f"the model has lost parameters since task.model() returned it ({', '.join(missing[:3])}): wrap or "
+                f"the model has lost parameters since task.model() returned it ({listed(missing)}): wrap or "
                 f"change a model in build, not afterwards"
             )
         trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
         if unsent := [name for name in trained if name not in self._names]:
             warn_once(
                 f"parameters are trained here and not sent, because build returns no such parameters, or returns them "
-                f"with requires_grad=False: {', '.join(unsent[:3])}"
+                f"with requires_grad=False: {listed(unsent)}"
             )
         if changed := find_changed(model, self._issued[model].unsent):
             warn_once(

@@ -1,6 +1,7 @@
-"""Atomic writes, strict JSON, and errors that name the file."""
+"""Atomic writes, locks of folders, strict JSON, and errors that name the file."""
 
 import json
+import logging
 import math
 import os
 import secrets
@@ -9,9 +10,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+
+logger = logging.getLogger(__name__)
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
 """Exceptions from reading a damaged or forged file; deeply nested JSON raises ``RecursionError``."""
@@ -115,6 +119,25 @@ def remove(path: Path) -> None:
         path.unlink()
     except OSError as error:
         raise HeteroFLError(f"cannot remove {path}: {error.strerror or error}; grant access to its folder") from error
+
+
+def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
+    """Make a folder and acquire its lock.
+
+    Raise ``ConfigError`` if another process has the lock. With ``shared``, several callers in this process can hold the
+    lock. On a file system without locks, only log a warning.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.resolve() / ".lock", blocking=False, thread_local=False, is_singleton=shared)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"another process runs in {folder}: let it end, or end it (flwr stop), or choose another folder"
+        ) from error
+    except (OSError, NotImplementedError) as error:  # such as a network file system without locks
+        logger.warning("%s cannot be locked (%s): let no other run write there", folder, error)
+    return lock
 
 
 def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:

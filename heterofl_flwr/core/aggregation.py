@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, listed
 from heterofl_flwr.core.aggregator import CheckedReply, OpenAggregator, Version
 from heterofl_flwr.core.check_reply import check_model, check_reply
 from heterofl_flwr.core.counting_mean import CountingMean
@@ -134,7 +134,7 @@ class Aggregation:
         tensors = {name: self._state[name] for name in plan.axes}
         integers = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not tensor.is_floating_point()]
         if integers:
-            raise ConfigError(f"only floating point can be averaged; leave {', '.join(integers[:5])} out of the plan")
+            raise ConfigError(f"only floating point can be averaged; leave {listed(integers)} out of the plan")
         self._plans.add(plan)
 
     def _check_open(self) -> None:

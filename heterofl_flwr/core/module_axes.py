@@ -26,7 +26,7 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
         )
     if empty := [name for name, shape in shapes.items() if 0 in shape and 0 not in expected[name]]:
         raise ShapeError(
-            f"parameters {', '.join(empty[:5])} of the local model have no entries: round its widths up, as "
+            f"parameters {listed(empty)} of the local model have no entries: round its widths up, as "
             f"heterofl_flwr.core.width does, so that one channel is left at the smallest rate"
         )
     layers = dict(local.named_modules(remove_duplicate=False))
@@ -114,10 +114,10 @@ def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of each parameter. A tied parameter is listed under each of its names."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if lazy := [name for name, parameter in named.items() if is_lazy(parameter)]:
-        raise ShapeError(f"parameters {', '.join(lazy[:5])} have no shape yet: run one batch through the model first")
+        raise ShapeError(f"parameters {listed(lazy)} have no shape yet: run one batch through the model first")
     if complex_ones := [name for name, parameter in named.items() if parameter.is_complex()]:
         raise ShapeError(
-            f"parameters {', '.join(complex_ones[:5])} are complex, and only real numbers are averaged: hold real and "
+            f"parameters {listed(complex_ones)} are complex, and only real numbers are averaged: hold real and "
             f"imaginary parts in a real parameter (torch.view_as_complex)"
         )
     return {name: tuple(parameter.shape) for name, parameter in named.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 
 
@@ -29,7 +29,7 @@ def generator(seed: int, *purpose: int | str) -> random.Random:
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
     """Context manager that restores the global random states of torch, NumPy and Python on exit.
 
-    With ``seed``, torch's generators are seeded on entry.
+    With ``seed``, the generators are seeded on entry.
     """
     # If the states were not restored, whoever knows the seed could compute later draws, for example privacy noise.
     cuda = torch.cuda.is_initialized()
@@ -40,6 +40,8 @@ def kept_random_state(seed: int | None = None) -> Iterator[None]:
             torch.default_generator.manual_seed(seed)
             if cuda:
                 torch.cuda.manual_seed_all(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
             yield
         finally:
@@ -56,12 +58,12 @@ def seed_torch(seed: int) -> None:
 
 
 def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -> dict[str, Tensor]:
-    """Build a model with torch seeded, and return copies of its exchanged parameters."""
+    """Build a model with all generators seeded, and return copies of its exchanged parameters."""
     with kept_random_state(seed):
         model = build(rate)
     named = exchanged_parameters(model).items()
     if meta := [name for name, parameter in named if parameter.is_meta]:
         raise ConfigError(
-            f"build({rate:g}) returns {', '.join(meta[:3])} on the meta device, which holds no values: build on a CPU"
+            f"build({rate:g}) returns {listed(meta)} on the meta device, which holds no values: build on a CPU"
         )
     return {name: value.detach().to(exchanged_dtype(value), copy=True) for name, value in named}

@@ -8,7 +8,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import DataError, listed
 from heterofl_flwr.data.dataset import Dataset, Reading, Split
 from heterofl_flwr.data.known import SOURCES, Facts, short_name
-from heterofl_flwr.data.normalise import Normal
+from heterofl_flwr.data.transforms import Normal
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import DataError
-from heterofl_flwr.data.augment import AugmentName
+from heterofl_flwr.common.errors import DataError, listed
 from heterofl_flwr.data.dataset import Dataset, Split
-from heterofl_flwr.data.normalise import Normal, as_floats, measure, normalise_
 from heterofl_flwr.data.splits import hold_out
+from heterofl_flwr.data.transforms import AugmentName, Normal, as_floats, measure, normalise_
 
 MOST_EXPECTED = 1000
 """If there are no class names, a label above this number and above the number of training examples is an error."""
@@ -67,10 +66,10 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
     train, test = raws[0], raws[-1]
     if isinstance(train.labels[0], str):  # number the names in alphabetical order
         names = tuple(sorted(map(str, set(train.labels))))
-        if strange := sorted(map(str, set(test.labels) - set(train.labels))):
+        if strange := set(test.labels) - set(train.labels):
             raise DataError(
-                f"{test.place}: found {', '.join(strange[:5])}, which the train split lacks; expected its classes "
-                f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+                f"{test.place}: found {listed(map(str, strange))}, which the train split lacks; expected its classes "
+                f"{listed(names, 10)}"
             )
         return _number([raw.labels for raw in raws], names), len(names), names
     splits = [[int(label) for label in raw.labels] for raw in raws]

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import DataError
-from heterofl_flwr.data.augment import AUGMENTS, AugmentName
-from heterofl_flwr.data.normalise import Normal
+from heterofl_flwr.data.transforms import AUGMENTS, AugmentName, Normal
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from PIL import Image
 
-from heterofl_flwr.common.errors import DataError
+from heterofl_flwr.common.errors import DataError, listed
 from heterofl_flwr.data.convert import Raw, Values, to_dataset
 from heterofl_flwr.data.dataset import Dataset
 from heterofl_flwr.data.known import Columns, Source
@@ -40,7 +40,7 @@ def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Da
     missing = [split for split in PARTS if split not in splits]
     if missing and list(splits) != ["train"]:
         raise DataError(
-            f"{place} has no {' and no '.join(missing)} split, only {', '.join(sorted(splits)[:10])}: expected train "
+            f"{place} has no {' and no '.join(missing)} split, only {listed(splits, 10)}: expected train "
             "and test, or train alone; a function can make them (module:function)"
         )
     parts = (part for part in PARTS if part in splits)
@@ -61,7 +61,7 @@ def _read_folder(folder: Path) -> Any:
     except Exception as error:  # missing files, damaged files and several configurations all raise different errors
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         text = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-        files = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+        files = listed((file.name for file in folder.iterdir()), 10) or "nothing"
         raise DataError(
             f"{folder} cannot be read ({text}). It holds {files}; expected "
             f"train/<class>/*.png and test/<class>/*.png, or train and test files of equal columns as .parquet or "

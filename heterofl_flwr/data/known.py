@@ -6,9 +6,8 @@ from types import MappingProxyType
 from typing import Self
 
 from heterofl_flwr.common.errors import DataError
-from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Dataset
-from heterofl_flwr.data.normalise import Normal
+from heterofl_flwr.data.transforms import AugmentName, Normal
 
 
 @dataclass(frozen=True, slots=True)

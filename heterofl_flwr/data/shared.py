@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.data.dataset import Dataset, Reading, Split
-from heterofl_flwr.data.normalise import Normal
+from heterofl_flwr.data.transforms import Normal
 
 log = logging.getLogger(__name__)
 

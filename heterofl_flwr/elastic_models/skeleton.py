@@ -1,7 +1,6 @@
 """A copy of a model for tracing, without the values of tensors."""
 
 import copy
-import random
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -9,7 +8,6 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import transformer
@@ -164,8 +162,6 @@ class Skeleton:
             layer.training = mode and not isinstance(layer, _NormBase)
         inputs = without_values(example_inputs)
         with ExitStack() as stack, kept_random_state(0), torch.no_grad(), torch.device("meta"):
-            random.seed(0)
-            np.random.seed(0)  # noqa: NPY002 - the model's code may draw from the old generator
             if torch.backends.opt_einsum.enabled:  # the order of products would depend on widths
                 stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             if self.says_tracing:

@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, counted, first_line, short
+from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, counted, first_line, listed, short
 from heterofl_flwr.common.files import writing
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Run, Traced, formats_named
 from heterofl_flwr.nn.execution import call, named_tensors
@@ -165,7 +165,7 @@ def _check_statistics(model: nn.Module) -> None:
     needing = [(name, layer) for name, layer in layers if isinstance(layer, _BatchNorm) or layer.track_running_stats]
     if without := [name for name, layer in needing if not is_measured(layer)]:
         raise ConfigError(
-            f"norms have no statistics in {counted(len(without), 'layer')} ({', '.join(without[:3])}), so the "
+            f"norms have no statistics in {counted(len(without), 'layer')} ({listed(without)}), so the "
             f"model's outputs would be wrong or depend on the batch: pass moments=, measured by "
             f"heterofl_flwr.nn.collect_moments or by the run (strategy.moments[rate])"
         )

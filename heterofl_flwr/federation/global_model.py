@@ -123,17 +123,16 @@ class GlobalModel(Architecture):
         rule = self.options.slicing.slice_rule
         if tables := find_channel_tables(self.model, local):
             raise ConfigError(
-                f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
-                f"have a value for each channel. They are not sent: build({rate:g}) has those of the first channels, "
-                f"but a client would train other channels. Expected slice_rule='prefix', or a parameter "
-                f"(torch.nn.Parameter) in place of the buffer"
+                f"slice_rule is {rule!r}, but the model's buffers {listed(tables)} have a value for each channel. "
+                f"They are not sent: build({rate:g}) has those of the first channels, but a client would train other "
+                f"channels. Expected slice_rule='prefix', or a parameter (torch.nn.Parameter) in place of the buffer"
             )
         frozen, values = frozen_parameters(local), self._frozen_values
         if cut := [name for name, parameter in frozen.items() if parameter.shape != values[name].shape]:
             raise ConfigError(
-                f"slice_rule is {rule!r}, but the frozen parameters {', '.join(cut[:5])} "
-                f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
-                f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
+                f"slice_rule is {rule!r}, but the frozen parameters {listed(cut)} are not sent, and build({rate:g}) "
+                f"holds the first of their entries. Expected slice_rule='prefix', or a build that returns "
+                f"heterofl_flwr.core.exchange_frozen(model)"
             )
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:

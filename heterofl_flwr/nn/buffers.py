@@ -1,9 +1,7 @@
 """Functions on the buffers of models. Clients and server do not exchange buffers."""
 
-import random
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -105,7 +103,6 @@ def find_random_constants(model: nn.Module, build: Build, rate: float) -> list[s
     if not constants:
         return []
     with kept_random_state(derive(0, "buffers")):
-        random.random(), np.random.random()  # noqa: NPY002 - so that these generators give other numbers too
         others = _constants(build(rate))
     return [name for name, tensor in constants.items() if name in others and not _are_equal(tensor, others[name])]
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import (
     CLIENT_STATES,
+    acquire_lock,
     append_line,
     files_by_round,
     reading,
@@ -27,7 +28,6 @@ from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import COSTS, ModelCosts
 from heterofl_flwr.runs.history import read_history
-from heterofl_flwr.runs.lock import acquire_lock
 from heterofl_flwr.runs.origin import add_start
 from heterofl_flwr.settings.validate import flatten
 from heterofl_flwr.stages.privacy_accountant import Releases

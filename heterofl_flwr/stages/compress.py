@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ReplyError, ShapeError
+from heterofl_flwr.common.errors import ReplyError, ShapeError, listed
 from heterofl_flwr.common.named_tensors import name_misfits
 from heterofl_flwr.common.options import group
 from heterofl_flwr.core.check_reply import check_reply
@@ -137,5 +137,5 @@ def _scales_by_name(plan: Plan, scales: Tensor) -> dict[str, Tensor]:
         raise ReplyError(f"reply refused: its scales are {form}, expected torch.float32 of shape {expected}")
     by_name = dict(zip(rows, scales.split(list(rows.values())), strict=True))
     if wrong := [name for name, steps in by_name.items() if not (steps.isfinite() & (steps >= 0)).all()]:
-        raise ReplyError(f"reply refused: scales of {', '.join(wrong[:5])} are no finite numbers from 0 up")
+        raise ReplyError(f"reply refused: scales of {listed(wrong)} are no finite numbers from 0 up")
     return by_name

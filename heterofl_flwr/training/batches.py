@@ -9,8 +9,8 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 from heterofl_flwr.data.dataset import Reading, Split
+from heterofl_flwr.data.transforms import AUGMENTS, AugmentName
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024

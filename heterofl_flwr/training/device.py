@@ -54,8 +54,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     Afterwards they are restored, except the generator of MPS.
     """
     with kept_random_state(seed):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - models may draw
         if device.type == "mps":
             torch.mps.manual_seed(seed)
         yield

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Count, Decay, NotNegative, Positive, group
 from heterofl_flwr.core.levels import exact_fraction
-from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Split
+from heterofl_flwr.data.transforms import AugmentName
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 

@@ -9,7 +9,7 @@ from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data import Dataset, Reading, Split, load_dataset
 from heterofl_flwr.data.align import Terms, align
 from heterofl_flwr.data.known import Facts
-from heterofl_flwr.data.normalise import Normal
+from heterofl_flwr.data.transforms import Normal
 from tests.data.files import SIZE, png, write
 
 TIME = 1_700_000_000  # float32 has no number between it and this one plus 64

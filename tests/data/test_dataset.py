@@ -6,7 +6,7 @@ from torchvision.transforms import functional as F
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data import Dataset, Split
-from heterofl_flwr.data.augment import PADDING, crop_flip
+from heterofl_flwr.data.transforms import PADDING, crop_flip
 
 
 def split(number: int = 4, classes: int = 2, shape: tuple[int, ...] = (3,)) -> Split:
