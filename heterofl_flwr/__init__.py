@@ -44,7 +44,6 @@ if TYPE_CHECKING:
         client_stage as client_stage,
     )
     from heterofl_flwr.stages.feddyn import FedDyn as FedDyn
-    from heterofl_flwr.stages.moving_average import MovingAverage as MovingAverage
     from heterofl_flwr.stages.privacy_accountant import Privacy as Privacy
     from heterofl_flwr.stages.scaffold import Scaffold as Scaffold
     from heterofl_flwr.stages.secure_sum import SecureSum as SecureSum
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
         Adagrad as Adagrad,
         Adam as Adam,
         Momentum as Momentum,
+        MovingAverage as MovingAverage,
         Nesterov as Nesterov,
         Yogi as Yogi,
     )
@@ -95,11 +95,10 @@ _HOMES = {
         "stages.asynchronous": "Buffered",
         "stages.client_stage": "ClientContext ClientStage Outgoing client_stage",
         "stages.feddyn": "FedDyn",
-        "stages.moving_average": "MovingAverage",
         "stages.privacy_accountant": "Privacy",
         "stages.scaffold": "Scaffold",
         "stages.secure_sum": "SecureSum",
-        "stages.server_optimizer": "Adagrad Adam Momentum Nesterov Yogi",
+        "stages.server_optimizer": "Adagrad Adam Momentum MovingAverage Nesterov Yogi",
         "stages.server_stage": "Needs RoundContext ServerStage StatefulStage Update",
         "strategies.fedh2l": "FedH2L",
         "strategies.heterofl": "HeteroFL",

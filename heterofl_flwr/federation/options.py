@@ -22,10 +22,9 @@ from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.chain_checks import Kind
 from heterofl_flwr.stages.client_stage import FULL_PRECISION
-from heterofl_flwr.stages.clip import Clip
+from heterofl_flwr.stages.clip import Clip, Noise
 from heterofl_flwr.stages.compress import Compress, Upload
 from heterofl_flwr.stages.level_parameters import LevelParameters
-from heterofl_flwr.stages.noise import Noise
 from heterofl_flwr.stages.privacy_accountant import Privacy, Spent
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.stages.untrained import Untrained

@@ -8,10 +8,9 @@ from types import MappingProxyType
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.stages.feddyn import FedDyn
-from heterofl_flwr.stages.moving_average import MovingAverage
 from heterofl_flwr.stages.scaffold import Scaffold
 from heterofl_flwr.stages.secure_sum import SecureSum
-from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Nesterov, Yogi
+from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, MovingAverage, Nesterov, Yogi
 from heterofl_flwr.stages.server_stage import ServerStage
 
 STAGES: Mapping[str, type[ServerStage]] = MappingProxyType(

@@ -1,7 +1,7 @@
-"""Server optimisers: a step of the global model along the mean change of a round.
+"""Server optimisers, which step along the mean change of a round, and a moving average of the global model.
 
-The formulas are those of Flower (Hsu et al., 2019; Reddi et al., 2020), except in ``Nesterov``. If no client of a round
-holds an entry, the entry keeps its value and its moments.
+The optimisers' formulas are those of Flower (Hsu et al., 2019; Reddi et al., 2020), except in ``Nesterov``. If no
+client of a round holds an entry, the entry keeps its value, its moments and its average.
 """
 
 import math
@@ -125,3 +125,27 @@ class Yogi(Adam):
         mean = self.beta_1 * moments[FIRST] + (1 - self.beta_1) * change
         second = moments[SECOND] - (1 - self.beta_2) * square * torch.sign(moments[SECOND] - square)
         return self.eta * mean / (second.sqrt() + self.tau), {FIRST: mean, SECOND: second}
+
+
+@with_options
+class MovingAverage(StatefulStage):
+    """Exponential average of the models of all rounds: ``average = decay * average + (1 - decay) * model``.
+
+    The average is evaluated, saved and exported. It does not change training. It starts with the model after the first
+    round. Entries that no client holds in a round keep their average.
+    """
+
+    decay: Decay = 0.9
+    """weight of the previous average"""
+
+    @torch.no_grad()
+    def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
+        """Update the average; return the model unchanged."""
+        for name, tensor in new.items():
+            average = self.tensors.get(name, tensor)
+            self.tensors[name] = torch.where(holders(name) > 0, average.lerp(tensor, 1 - self.decay), average)
+        return new
+
+    def evaluated(self, state: State) -> State:
+        """Return the average. Before the first round there is none, and the result is ``state``."""
+        return dict(self.tensors) or state

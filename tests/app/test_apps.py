@@ -17,7 +17,7 @@ from heterofl_flwr.report import Recorder, RunFolder, console
 from heterofl_flwr.runs import recorder
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings.validate import DEFAULTS, from_flat
-from heterofl_flwr.stages import noise
+from heterofl_flwr.stages import clip
 from heterofl_flwr.transport.compat import JsonFormatter
 from heterofl_flwr.transport.relay import Relay
 from tests.app.runs import CLIENT_APP, run_rounds
@@ -186,8 +186,8 @@ def test_releases_of_rounds_that_are_repeated_count_as_well(tmp_path, monkeypatc
     settings = {"clients": 2, "num_rounds": 2, "run__dir": str(tmp_path), "train__labels": "none"}
     settings |= {"privacy__clip": 1.0, "privacy__noise": 1.0}
     shown = []
-    released, evaluate = noise.released, HeteroFL.aggregate_evaluate
-    monkeypatch.setattr(noise, "released", lambda *given: shown.append(1) or released(*given))
+    released, evaluate = clip.released, HeteroFL.aggregate_evaluate
+    monkeypatch.setattr(clip, "released", lambda *given: shown.append(1) or released(*given))
     for last in (1, 2):
 
         def die_in_last(strategy, number, replies, last=last):
