@@ -328,7 +328,7 @@ class TestReply:
             model.classifier.bias += 1
         model.hidden.requires_grad_(True)
         task.reply(model, num_examples=1)
-        assert "hidden.weight, hidden.bias" in caplog.text
+        assert "hidden.bias, hidden.weight" in caplog.text
 
     def test_what_training_changes_and_no_client_sends_is_warned_of(self, caplog):
         def tracking(rate):

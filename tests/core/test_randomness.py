@@ -65,7 +65,7 @@ def test_an_initial_state_depends_on_its_seed_alone():
 
 
 def test_a_model_without_values_is_no_initial_state():
-    with pytest.raises(ConfigError, match=r"build\(0.5\) returns weight, bias on the meta device"):
+    with pytest.raises(ConfigError, match=r"build\(0.5\) returns bias, weight on the meta device"):
         initial_state(lambda rate: torch.nn.Linear(2, 3, device="meta"), 0.5, 0)
 
 
