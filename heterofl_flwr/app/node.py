@@ -38,7 +38,7 @@ class AppTask(Task):
 
     @property
     def options(self) -> TrainOptions:
-        """Training options from the settings and the message; ``training_job`` has FedProx's penalty."""
+        """Training options from the settings and the message, without ``proximal``, which is in ``training_job``."""
         return replace(
             self.workload.settings.train,
             learning_rate=reading.read_value(self.config, messages.LEARNING_RATE, float),

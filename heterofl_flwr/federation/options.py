@@ -24,10 +24,9 @@ from heterofl_flwr.stages.chain_checks import Kind
 from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.stages.clip import Clip, Noise
 from heterofl_flwr.stages.compress import Compress, Upload
-from heterofl_flwr.stages.level_parameters import LevelParameters
+from heterofl_flwr.stages.level_parameters import LevelParameters, Untrained
 from heterofl_flwr.stages.privacy_accountant import Privacy, Spent
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
-from heterofl_flwr.stages.untrained import Untrained
 
 Assignment = Literal["fix", "dynamic"]
 

@@ -1,6 +1,7 @@
-"""Parameters that each level averages only among its clients (NeFL, Kang et al., 2023)."""
+"""Parameters that some levels do not train, or that each level averages alone (NeFL, Kang et al., 2023)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -10,7 +11,25 @@ from heterofl_flwr.core.exchanged import is_shared
 from heterofl_flwr.core.label_rows import LabelRows
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import State
-from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage, Update
+from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, ServerStage, StatefulStage, Update
+
+
+def trained_plan(update: Update, context: RoundContext) -> Plan:
+    """Return a client's plan without the parameters that it does not train."""
+    return update.plan.without(context.untrained(update.rate))
+
+
+class Untrained(ServerStage):
+    """Average each parameter only over the clients that train it."""
+
+    reads_replies = False
+
+    def on_reply(self, update: Update, context: RoundContext) -> Update:
+        """Remove from the update the parameters that its client does not train."""
+        if not context.untrained(update.rate):
+            return update
+        plan = trained_plan(update, context)
+        return replace(update, plan=plan, tensors={name: update.tensors[name] for name in plan.axes})
 
 
 class LevelParameters(StatefulStage):

@@ -25,6 +25,7 @@ from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound, fits
 from heterofl_flwr.stages.client_stage import Fields, RespondingStage, State
 from heterofl_flwr.stages.conversation import Conversation, Questions
+from heterofl_flwr.stages.level_parameters import trained_plan
 from heterofl_flwr.stages.secure_sum_client import (
     CLIENTS,
     DIGESTS,
@@ -44,7 +45,6 @@ from heterofl_flwr.stages.secure_sum_client import (
     list_of,
 )
 from heterofl_flwr.stages.server_stage import Needs, RoundContext, Update
-from heterofl_flwr.stages.untrained import trained_plan
 
 logger = logging.getLogger(__name__)
 
