@@ -124,12 +124,14 @@ def _tables(
     costs: ModelCosts | None,
     counts: ClassCounts,
 ) -> Iterator[Table]:
+    levels, kind = summary.level_cells(records, costs), headline_kind(records)
+    shown = kind.capitalize() if kind in levels[0] else "Metrics"
     note = (
         "MACs: multiplications of one forward pass. Clients: share of all that were asked. "
-        f"{headline_kind(records).capitalize()}: of each level's own model, on clients' data; the full model, also on "
-        "the server's data, is under Metrics. Bytes down: mean of a client's training messages, measured."
+        f"{shown}: of each level's own model, on clients' data; the full model, also on the server's data, is under "
+        "Metrics. Bytes down: mean of a client's training messages, measured."
     )
-    yield "Levels", summary.level_cells(records, costs), note, ()
+    yield "Levels", levels, note, ()
     metrics = summary.score_cells(records)
     note = (
         "Best: the best round by each metric itself, chosen on the data it is measured on; of clients' metrics other "

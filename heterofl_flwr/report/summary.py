@@ -93,12 +93,13 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
     }
     curves = {level: level_points(records, level, kind) for level in levels(records, costs).values()}
     kind_name = formatting.score_name(kind, chain.from_iterable(values for _, values in curves.values()))
+    main = [kind] if not names or any(values for _, values in curves.values()) else []  # a regression may have none
     rows = []
     for rate, level in levels(records, costs).items():
         rounds, values = curves[level]
         older = f" (round {rounds[-1]})" if rounds and rounds[-1] < evaluated else ""
         final = formatting.score(kind_name, values[-1] if values else None)
-        score = marked(final + older, bool(few & set(rounds[-1:])))
+        score = [marked(final + older, bool(few & set(rounds[-1:])))] if main else []
         share = formatting.percent(drawn[rate] / (drawn.total() or 1))
         parameters = macs = formatting.NOTHING
         if cost := by_rate.get(rate):
@@ -109,8 +110,8 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
             marked(formatting.score(shown, metrics.get(name)), name in metrics and evaluated in few)
             for name, shown in names.items()
         ]
-        rows.append([level, f"{rate:g}", parameters, macs, share, score, *scores_added, size])
-    return ("level", "rate", "parameters", "MACs", "clients", kind, *names, "bytes down"), rows
+        rows.append([level, f"{rate:g}", parameters, macs, share, *score, *scores_added, size])
+    return ("level", "rate", "parameters", "MACs", "clients", *main, *names, "bytes down"), rows
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:

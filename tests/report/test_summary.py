@@ -88,6 +88,13 @@ def test_metrics_of_a_users_own_are_columns_of_the_levels():
     ]
 
 
+def test_a_regression_has_no_column_of_an_accuracy_that_nobody_measured():
+    heads, (row,) = level_cells([make(1, [1.0], evaluate_by_level={"a": {"mse": 0.5}})], None)
+    assert heads[4:] == ("clients", "mse", "bytes down")
+    assert row[4:] == ["100.0 %", "0.5", "-"]
+    assert "accuracy" in level_cells([make(1, [1.0])], None)[0]  # nothing was evaluated yet
+
+
 def test_a_levels_value_of_an_earlier_round_names_its_round():
     first = make(1, [1.0, 0.5], evaluate_by_level={"a": {"local-loss": 3.0}, "b": {"local-loss": 4.0}})
     last = make(2, [1.0], evaluate_by_level={"a": {"local-loss": 2.0, "f1": 0.5}}, evaluate_asked=3, evaluate_answers=1)
