@@ -78,8 +78,8 @@ class ClientChain:
             if isinstance(stage, RespondingStage):
                 answer: object = stage.answer(self.context_of(stage))
                 if not isinstance(answer, Mapping):
-                    found = f"{type(stage).__name__}.answer returned {type(answer).__name__}"
-                    raise ConfigError(f"{found}; expected a mapping")
+                    source = f"{type(stage).__name__}.answer"
+                    raise ConfigError(f"{source} returned {type(answer).__name__}; expected a mapping")
                 answers |= answer
         return answers
 
@@ -89,8 +89,8 @@ def _checked(update: object, source: str) -> Outgoing:
     checked = check_returned(Outgoing, update, source)
     for name, kind in {"tensors": Mapping, "form": str, "metrics": Mapping, "fields": Mapping}.items():
         if not isinstance(value := getattr(checked, name), kind):
-            found = f"{source} returned an Outgoing whose {name} is of type {type(value).__name__}"
-            raise ConfigError(f"{found}; expected {kind.__name__}")
+            fault = f"an Outgoing whose {name} is of type {type(value).__name__}; expected {kind.__name__}"
+            raise ConfigError(f"{source} returned {fault}")
     return checked
 
 
