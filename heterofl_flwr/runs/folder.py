@@ -63,11 +63,12 @@ class RunFolder:
     Parameters
     ----------
     path : str | Path
-        Path of the folder. It is created when something is written.
+        Path of the folder. It is created when something is written. A relative path is below the current folder of the
+        process; with ``flwr run`` this is the folder in which its SuperLink was started.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # messages name it to users who are in another folder than the process
         self.classes = self.path / "classes.json"
         self.events = self.path / "events"
         self.figures = self.path / "figures"

@@ -1,5 +1,6 @@
 import math
 import os
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -45,6 +46,17 @@ def test_settings_name_all_versions_that_trained(used, monkeypatch):
         monkeypatch.setattr("heterofl_flwr.runs.origin.metadata.version", lambda name, now=installed: now)
         used.start(SETTINGS, resume=True)
     assert used.about()["versions"]["flwr"] == f"{version}, 9.8, 9.9"
+
+
+def test_a_relative_path_is_named_in_full(tmp_path, monkeypatch):
+    """Under ``flwr run`` the process is in the folder in which its SuperLink was started, not in that of the app."""
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("runs/app")
+    folder.start(SETTINGS)
+    monkeypatch.chdir(tmp_path / "runs")
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'runs' / 'app'} holds another run")):
+        folder.start({})
+    folder.unlock()
 
 
 def test_another_run_is_not_overwritten(used):
