@@ -65,7 +65,10 @@ class Scaffold(StatefulStage):
     def broadcast(self, context: RoundContext) -> State:
         """Return the control variate ``c`` for the clients; begin this round's mean of gradients."""
         if context.learning_rate <= 0:
-            raise ConfigError("Scaffold divides by the learning rate, which is 0: expected learning_rate=")
+            raise ConfigError(
+                "Scaffold divides by the learning rate of the clients, and the server sends none: expected "
+                "HeteroFL(training=Training(learning_rate=0.05)), or lr in the train_config of start"
+            )
         zeros = {name: torch.zeros_like(tensor) for name, tensor in context.state.items()}
         self._gradients = Aggregation(zeros, context.rows, extra_rows=context.extra_rows)
         return {name: self.tensors.get(name, zero) for name, zero in zeros.items()}

@@ -11,7 +11,7 @@ from heterofl_flwr.common.errors import Fault, RoundError, counted, listed
 from heterofl_flwr.federation.capability import Capability
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round_record import host_log
-from heterofl_flwr.federation.sampling import Purpose
+from heterofl_flwr.federation.sampling import Participation, Purpose
 from heterofl_flwr.federation.start_summary import warn_of_mix, warn_of_names, warn_of_untrained
 from heterofl_flwr.strategies.round_messages import query
 from heterofl_flwr.strategies.time_budget import QUERY_SHARE, Budget
@@ -24,10 +24,23 @@ QUERY_SECONDS = 120.0
 AGAIN_SECONDS = 5.0
 """Seconds to wait for nodes that did not answer an earlier query; a later answer counts in the next round."""
 
+LEAST_NODES = {
+    "min_available_nodes": "min_available_nodes, sample.min-nodes, or min_available_clients in the classic API",
+    "min_train_nodes": "min_train_nodes, or min_fit_clients in the classic API",
+    "min_evaluate_nodes": "min_evaluate_nodes, or min_evaluate_clients in the classic API",
+}
+"""Options that set the number of nodes that a round waits for, each with its other names."""
+
 WINDOW = 1000
 """Number of queries sent at once."""
 
 POLL_SECONDS = 0.5
+
+
+def least_nodes(sampling: Participation) -> list[str]:
+    """Return the options that require ``sampling.available`` nodes, with all their names."""
+    found = [names for option, names in LEAST_NODES.items() if getattr(sampling, option) == sampling.available]
+    return found or [LEAST_NODES["min_available_nodes"]]
 
 
 class NodeRegistration:
@@ -116,7 +129,7 @@ class NodeRegistration:
             f"{counted(number, 'node')} connected after {sampling.wait:g} s, expected at least {sampling.available}"
             f"{missing}: start more of them (flower-supernode; start_client for start_server), simulate more (flwr run "
             f". --federation-config 'num-supernodes=20'), wait longer (Sampling(wait=...) or sample.wait), or ask for "
-            f"fewer (min_available_nodes, sample.min-nodes, or min_available_clients in the classic API)"
+            f"fewer ({' and '.join(least_nodes(sampling))})"
         )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:

@@ -85,6 +85,23 @@ def test_too_few_named_nodes_are_an_error_that_names_who_is_away_also_after_a_re
         play(None, "a1", 3, 2, wait=0.1, **resumed)
 
 
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({}, "min_available_nodes, sample.min-nodes, or min_available_clients in the classic API"),
+        ({"min_train_nodes": 9}, "min_train_nodes, or min_fit_clients in the classic API"),
+        (
+            {"min_train_nodes": 9, "min_evaluate_nodes": 9},
+            "min_train_nodes, or min_fit_clients in the classic API and min_evaluate_nodes, or min_evaluate_clients in "
+            "the classic API",
+        ),
+    ],
+)
+def test_too_few_nodes_are_an_error_that_names_the_option_that_asked_for_more(asked, named):
+    with pytest.raises(RoundError, match=rf"or ask for fewer \({re.escape(named)}\)$"):
+        play(None, "a1", 1, 1, wait=0.1, **asked)
+
+
 def test_a_node_that_comes_back_for_the_evaluation_is_not_away_in_the_rounds_record():
     first, second = play(None, "a1", 3, 2, grid=changing(3, 2, 3), evaluation=Evaluation()).records
     assert (first.away, first.notes) == ({"z": 1}, ("away: z (since round 1)",))

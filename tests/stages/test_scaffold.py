@@ -130,7 +130,8 @@ def test_a_reply_with_a_wrong_length_of_its_steps_is_rejected(step, cause):
 
 
 def test_misuse_is_named():
-    with pytest.raises(ConfigError, match=r"Scaffold divides by the learning rate.*learning_rate="):
+    remedies = r"expected HeteroFL\(training=.*, or lr in the train_config of start"
+    with pytest.raises(ConfigError, match=rf"Scaffold divides by the learning rate.*: {remedies}"):
         run(learning_rate=None)
     with pytest.raises(AggregationError, match=r"scaffold: .* add task.penalty\(model\) to the loss"):
         run(app=make_app(steps_of, with_penalty=False))
