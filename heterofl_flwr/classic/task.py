@@ -9,6 +9,7 @@ from torch import nn
 
 from heterofl_flwr import client
 from heterofl_flwr.classic.translation import check_scalars, from_scalars, record_parameters, to_message
+from heterofl_flwr.client.imports import check_imports
 from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.outgoing import check_types
@@ -114,5 +115,6 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
 
     Set ``moments=True`` if your ``fit`` checks ``task.asks_for_moments``.
     """
+    check_imports()
     properties = cast("dict[str, Scalar]", read_capability(context))
     return {**properties, messages.MOMENTS: True} if moments else properties

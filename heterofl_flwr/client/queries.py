@@ -7,6 +7,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
+from heterofl_flwr.client.imports import check_imports
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.stages import ClientChain
 from heterofl_flwr.client.state import NodeFiles, load_notes, save_notes
@@ -73,6 +74,7 @@ def answer_capability(
 
     ``capacity`` is the argument of ``answer_queries``.
     """
+    check_imports()
     fields = read_capability(context)
     if capacity is not None and messages.CAPACITY not in fields:
         fields[messages.CAPACITY] = rate_of(capacity(context))

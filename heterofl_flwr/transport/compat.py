@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import flwr
 from flwr.app import Message
 from flwr.app.message import make_message as make_message
-from flwr.common.config import get_project_config as get_project_config
+from flwr.common.config import get_project_config as get_project_config, get_project_dir
 from flwr.common.constant import SUPERLINK_NODE_ID as SUPERLINK_NODE_ID, ErrorCode as ErrorCode
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest as ConfirmMessageReceivedRequest,
@@ -84,6 +84,11 @@ def set_log_format(log: str) -> None:
 def runs_on_node() -> bool:
     """Whether a SuperNode started this process to run the ClientApp."""
     return Path(sys.argv[0]).stem == "flwr-clientapp"
+
+
+def apps_folder() -> Path:
+    """Return the folder into which Flower installs apps."""
+    return get_project_dir("publisher/name", "0", "0").parent.absolute()
 
 
 def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:

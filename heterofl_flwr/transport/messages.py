@@ -114,7 +114,8 @@ NOT_CONVERTED = (
     "its ClientApp is not converted: let it call answer_queries(app, build) once, and for each message make "
     "task = Task(message, context, build), train task.model() and return task.reply(...) (heterofl_flwr.client); a "
     "NumPyClient needs heterofl_flwr.classic: its HeteroFL, its Task, and in get_properties its properties_of; if it "
-    "is converted, the SuperLink of an earlier flwr run still has its old code: end it"
+    "is converted, the SuperLink of an earlier flwr run was started in another folder, and clients import from there "
+    "first: end it"
 )
 
 SIMULATED = "simulated: "

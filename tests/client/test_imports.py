@@ -1,0 +1,72 @@
+"""A client that has imported modules of another app, as with the SuperLink of an earlier ``flwr run``."""
+
+import importlib
+import sys
+
+import pytest
+from flwr.app import Message, RecordDict
+
+from heterofl_flwr.classic import properties_of
+from heterofl_flwr.client.queries import answer_capability
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.compat import ensure_identity
+from tests.federation.tiny import node_context
+
+NAMES = ("imported_app", "imported_app.client", "imported_app.task")
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Return the folder of the SuperLink and the one of the app, in the order of ``sys.path``; each has the app."""
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
+    both = tmp_path / "superlink", tmp_path / "home" / "apps" / "me.app.1.0.0.12345678"
+    for folder in both:
+        (folder / "imported_app").mkdir(parents=True)
+        for name in ("__init__", "client", "task"):
+            (folder / "imported_app" / f"{name}.py").write_text("rate = 1\n")
+    monkeypatch.setattr(sys, "path", [*map(str, both), *sys.path])
+    yield both
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+def answer(context):
+    ensure_identity()
+    query = Message(RecordDict(), dst_node_id=7, message_type=messages.QUERY_CAPABILITY)
+    return dict(answer_capability(query, context).content["config"])
+
+
+BOTH_APIS = answer, properties_of
+
+
+def ask_in_both_apis():
+    for ask in BOTH_APIS:
+        assert ask(node_context(partition_id=3))[messages.PARTITION] == 3
+
+
+@pytest.mark.parametrize("changed", ["client", "task"])
+def test_modules_of_another_app_are_an_error(folders, changed):
+    other, app = folders
+    (app / "imported_app" / f"{changed}.py").write_text("rate = 0.5\n")
+    ask_in_both_apis()  # nothing of the app is imported
+    for name in NAMES:
+        importlib.import_module(name)
+    file = other / "imported_app" / f"{changed}.py"
+    for ask in BOTH_APIS:
+        with pytest.raises(ConfigError, match=rf"runs code of another app: .* and {file} there differ") as caught:
+            ask(node_context())
+        assert f"({app})" in str(caught.value)
+
+
+def test_equal_modules_and_those_of_the_app_are_no_error(folders, monkeypatch):
+    other, app = folders
+    (app / "random.py").write_text("not the one of Python")
+    for name in NAMES:
+        importlib.import_module(name)
+    ask_in_both_apis()
+    monkeypatch.setattr(sys, "path", [str(app), str(other), *sys.path[2:]])
+    (app / "imported_app" / "task.py").write_text("rate = 0.5\n")
+    for name in NAMES:
+        importlib.reload(sys.modules[name])
+    ask_in_both_apis()
