@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -32,6 +33,9 @@ _REMEDIES = {
     "float32, and train in half precision with torch.autocast",
 }
 """Remedies for errors that torch and Flower raise in client apps, by words in the error's text."""
+
+_WRAPPER = "Exception ClientAppException occurred. Message: "
+"""Text with which Flower begins the error of a ClientApp, twice in a simulation."""
 
 GONE = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
 """Error codes by which the SuperLink or a SuperNode reports that a node or a client process has gone."""
@@ -172,8 +176,20 @@ def fault_of(error: Error) -> Fault:
     """Return the ``Fault`` in an error reply."""
     if isinstance(error, messages.LocalFault):
         return Fault(error.reason or "", error.kind)
-    reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
+    reason = short(explained(f"error {error.code}: {cause_of(error.reason or '') or 'no reason given'}"))
     return Fault(reason, "gone" if error.code in GONE else "failed")
+
+
+def cause_of(reason: str) -> str:
+    """Return the error of a ClientApp without the errors in which Flower wraps it, and without a traceback of Ray.
+
+    The type is in front of the error if the traceback has it. Other texts are returned unchanged.
+    """
+    _, wrapped, cause = reason.removesuffix("'>").rpartition(_WRAPPER)
+    if not (wrapped and cause):
+        return reason
+    line = re.search(rf"^([\w.]+): {re.escape(cause)}$", reason, re.MULTILINE)
+    return f"{line[1].rpartition('.')[2]}: {cause}" if line else cause
 
 
 def explained(fault: str) -> str:
