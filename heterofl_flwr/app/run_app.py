@@ -16,6 +16,7 @@ from heterofl_flwr.app.client_resources import open_grid
 from heterofl_flwr.app.request import Request
 from heterofl_flwr.app.workload import load_workload, shared_data
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, printable, without_numbers
+from heterofl_flwr.common.files import make_folder
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.queued import QueuedGrid
@@ -44,7 +45,7 @@ def run_request(request: Request, *, log: bool = False) -> None:
     """
     path = request.out / LOG
     RunFolder(request.out).refuse_links()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     try:
         with _flower_log(file, shown=log):

@@ -121,13 +121,23 @@ def remove(path: Path) -> None:
         raise HeteroFLError(f"cannot remove {path}: {error.strerror or error}; grant access to its folder") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder with its parents; raise ``HeteroFLError`` on failure."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HeteroFLError(
+            f"cannot create {folder}: {error.strerror or error}; grant access, or choose another folder"
+        ) from error
+
+
 def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
     """Make a folder and acquire its lock.
 
     Raise ``ConfigError`` if another process has the lock. With ``shared``, several callers in this process can hold the
     lock. On a file system without locks, only log a warning.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = FileLock(folder.resolve() / ".lock", blocking=False, thread_local=False, is_singleton=shared)
     try:
         lock.acquire()

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.files import to_json
 from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.runs.folder import RunFolder
@@ -100,6 +100,13 @@ def test_a_folder_is_locked_once_and_unlocked(folder):
             pass
     with folder.lock():
         assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    folder = RunFolder(tmp_path / "file" / "run")
+    with pytest.raises(HeteroFLError, match=f"cannot create {folder.path}: Not a dir.*choose another"), folder.lock():
+        pass
 
 
 @pytest.mark.parametrize("linked", ["models", "clients", "clients/00001", "report.html", "logs/flower.log"])
