@@ -65,6 +65,8 @@ def test_equal_modules_and_those_of_the_app_are_no_error(folders, monkeypatch):
     for name in NAMES:
         importlib.import_module(name)
     ask_in_both_apis()
+    (other / "imported_app" / "client.py").write_text("rate = 0.25  # edited during the run")
+    ask_in_both_apis()
     monkeypatch.setattr(sys, "path", [str(app), str(other), *sys.path[2:]])
     (app / "imported_app" / "task.py").write_text("rate = 0.5\n")
     for name in NAMES:
