@@ -11,6 +11,7 @@ from typing import Any
 from flwr.cli.app_cmd.publish import _collect_file_paths, _validate_app_name, _validate_files
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
+from flwr.clientapp.client_app import ClientAppException
 from flwr.common.config import flatten_dict
 from flwr.common.logger import ConsoleHandler
 from flwr.common.serde import message_to_proto

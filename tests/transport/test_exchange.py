@@ -2,9 +2,9 @@
 
 import pytest
 from flwr.app import Error
-from flwr.clientapp.client_app import ClientAppException
 
 from heterofl_flwr.transport.exchange import fault_of
+from tests.flower_internals import ClientAppException
 
 
 def reason_of(error):
