@@ -44,6 +44,7 @@ READERS = (
 
 ALLOWED = {
     "transport.compat": ["importlib", "pathlib"],  # modules of Flower by their literal names; the name of the process
+    "client.imports": ["pathlib"],  # compares files of modules that Python has imported
     "client.state": ["pathlib", "read_bytes"],  # the folder that `states-path` names
     "training.device": ["ctypes", "os"],  # the C library's setting of memory that is given back; the environment
 }

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--out", "file/below"], "Not a directory: '"),
+        (["--out", "file/below"], "/file/below: Not a directory; grant access, or choose another folder"),
         (["--out", "x" * 300], "File name too long"),
         (["--resume", "file"], "file is no folder of a run"),
         (["lr=1"], "lr: no setting has this name; did you mean train.lr?"),
@@ -60,7 +60,7 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "logs").touch()
     assert main(["run", "--out", "run"]) == 2
-    assert re.search(r"^heterofl: .*File exists: '.*/run/logs'\n$", capsys.readouterr().err, re.MULTILINE)
+    assert re.search(r"^heterofl: cannot create .*/run/logs: File exists; grant", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(started):
