@@ -39,8 +39,8 @@ POLL_SECONDS = 0.5
 
 def least_nodes(sampling: Participation) -> list[str]:
     """Return the options that require ``sampling.available`` nodes, with all their names."""
-    found = [names for option, names in LEAST_NODES.items() if getattr(sampling, option) == sampling.available]
-    return found or [LEAST_NODES["min_available_nodes"]]
+    requiring = [names for option, names in LEAST_NODES.items() if getattr(sampling, option) == sampling.available]
+    return requiring or [LEAST_NODES["min_available_nodes"]]
 
 
 class NodeRegistration:
