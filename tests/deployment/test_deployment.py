@@ -147,10 +147,11 @@ class Follower(Processes):
         match = re.search(r"Successfully started run (\d+)", self.log(log))
         return match[1] if match else None
 
-    def wait_for_instruction(self, number: int) -> None:
-        """Wait until the phone has so many instructions to train."""
-        received = "Receiving: train message"
-        self.wait_for(lambda: self.log("phone").count(received) >= number, "an instruction", LONGEST)
+    def wait_for_last_round(self, run: subprocess.Popen[bytes], number: int = 1) -> None:
+        """Wait until the phone begins to train in the last round, for the ``number``-th time."""
+        begins = f"round {ROUNDS}: train at level"
+        self.wait_for(lambda: self.log("phone").count(begins) >= number or run.poll() is not None, begins, LONGEST)
+        assert run.poll() is None, self.log("phone")
 
     def answer(self, path: str) -> int:
         """Return the status of the answer to a request through the open port, its path as it is written here."""
@@ -170,18 +171,18 @@ def ended(tmp_path_factory):
         nodes = follower.prepare()
         command = follower.page.take("flwr run")
         config = {**flatten(tomllib.loads(follower.page.files["first.toml"])), **QUICK}
-        follower.submit(command, "killed", config)
+        killed = follower.submit(command, "killed", config)
         strangers = follower.start_strangers()
         answers = {path: follower.answer(path) for path in (*SPELLINGS, "/v1/fleet/pull-messages")} if NGINX else {}
         codes = {name: process.wait(LONGEST) for name, process in strangers.items()}
-        follower.wait_for_instruction(ROUNDS)
+        follower.wait_for_last_round(killed)
         health = json.loads(follower.do("curl"))
         (server,) = follower.numbers_of("flwr-serverapp")
         os.kill(server, signal.SIGKILL)
         first_round = run.history()
         deadline = max(3 * first_round[-1].seconds, 15.0)
         resumed = follower.submit(command, "resumed", {**config, "run.resume": True, "engine.timeout": deadline})
-        follower.wait_for_instruction(ROUNDS + 1)  # the last round has two
+        follower.wait_for_last_round(resumed, 2)
         kill(nodes["phone"])
         resumed.wait(LONGEST)
         runs = json.loads(follower.do("flwr ls"))["runs"]
@@ -197,13 +198,15 @@ def test_every_command_of_the_page_was_run(ended):
 
 
 def test_a_run_serves_its_health(ended):
-    expected = {"status": "ok", "round": 1, "rounds": ROUNDS, "clients": "2/2", "failing": [], "away": {}}
+    (first,) = ended.first_round
+    clients = f"{first.answered}/{first.expected}"
+    expected = {"status": "ok", "round": 1, "rounds": ROUNDS, "clients": clients, "failing": [], "away": {}}
     assert {key: ended.health[key] for key in expected} == expected
 
 
 def test_logs_have_the_time_on_the_server_and_the_round_on_nodes(ended):
     assert re.search(r"\d\d:\d\d:\d\d\S* ?: +.*Metrics: http", ended.logs["resumed"])
-    assert all(f"round 1: train at level {level}" in ended.logs[name] for name, level in zip(NAMES, "ca", strict=True))
+    assert all(f": train at level {level}" in ended.logs[name] for name, level in zip(NAMES, "ca", strict=True))
 
 
 def test_the_run_completes_though_its_server_and_a_node_die(ended):
