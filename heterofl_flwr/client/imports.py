@@ -19,17 +19,18 @@ def check_imports() -> None:
     apps, folders = apps_folder(), [Path(entry).absolute() for entry in sys.path]
     position = next((number for number, folder in enumerate(folders) if folder.parent == apps), 0)
     app, earlier = folders[position], folders[:position]
-    for folder in earlier:
-        sources = {folder / path.relative_to(app): path for path in app.rglob("*.py")}
-        modules = [module for module in [*sys.modules.values()] if isinstance(module, ModuleType)]
-        imported = {vars(module).get("__file__") for module in modules}  # getattr could import a lazy module
-        wrong = [str(file) for file, source in sources.items() if str(file) in imported and not _equal(file, source)]
-        if wrong:
-            raise ConfigError(
-                f"the client runs code of another app: Ray imports first from the folder in which the SuperLink was "
-                f"started, and {listed(wrong)} there differ from the app's own ({app}). End this SuperLink, then start "
-                f"flwr run in the folder of the app; if you changed these files just now, start it again"
-            )
+    if not earlier:
+        return
+    modules = [module for module in [*sys.modules.values()] if isinstance(module, ModuleType)]
+    imported = {vars(module).get("__file__") for module in modules}  # getattr could import a lazy module
+    sources = {folder / path.relative_to(app): path for path in app.rglob("*.py") for folder in earlier}
+    wrong = [str(file) for file, source in sources.items() if str(file) in imported and not _equal(file, source)]
+    if wrong:
+        raise ConfigError(
+            f"the client runs code of another app: Ray imports first from the folder in which the SuperLink was "
+            f"started, and {listed(wrong)} there differ from the app's own ({app}). End this SuperLink, then start "
+            f"flwr run in the folder of the app; if you changed these files just now, start it again"
+        )
 
 
 @cache  # an edit after the import does not matter
