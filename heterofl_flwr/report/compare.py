@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from matplotlib.ticker import FuncFormatter
 
 from heterofl_flwr.common.errors import ConfigError, counted
@@ -15,7 +16,7 @@ from heterofl_flwr.common.files import to_json, write_text
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report.drawing import to_png
-from heterofl_flwr.report.figures import Drawing, draw_curves
+from heterofl_flwr.report.figures import Band, Drawing, Points, draw_curves
 from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.remarks import Histories, Rows, remarks
 from heterofl_flwr.report.summary import Cells, marked, price_text
@@ -42,13 +43,9 @@ QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.2
 LEAST_SEEDS = 3
 
 AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
-    "round": ("round", None, "{}; means over seeds."),
-    "bytes": ("bytes sent", formatting.size, "{} over what clients received and sent; means over seeds."),
-    "MACs": (
-        "multiplications",
-        formatting.count,
-        "{} over the multiplications of all trainings, of one example each; means over seeds.",
-    ),
+    "round": ("round", None, "{}"),
+    "bytes": ("bytes sent", formatting.size, "{} over what clients received and sent"),
+    "MACs": ("multiplications", formatting.count, "{} over the multiplications of all trainings, of one example each"),
 }
 """Label, number format and caption of each figure, by the quantity on its horizontal axis."""
 
@@ -57,6 +54,8 @@ Places = Mapping[int, tuple[float, float]]
 
 MOST_CURVES = 18
 """Largest number of curves in a figure; more would look alike."""
+
+SEEDS = "; means over seeds, shaded from the lowest seed to the highest."
 
 CLIENTS = "engine.clients"
 """Key of the number of clients. It is a setting of sweeps, but not of runs."""
@@ -236,17 +235,18 @@ def _costs(runs: Mapping[object, RunFolder], histories: Histories) -> tuple[str,
 
 def _draw(histories: Histories, rows: Rows) -> Iterator[Drawing]:
     metric = next(filter(None, map(headline, histories.values())), "")
-    curves = {unit: dict[str, tuple[list[float], list[float]]]() for unit in AXES}
+    curves: dict[str, dict[str, Points]] = {unit: {} for unit in AXES}
+    bands: dict[str, dict[str, Band]] = {unit: {} for unit in AXES}
     for name, runs in islice(zip(_short_names(rows), rows.values(), strict=True), MOST_CURVES):
         seeds = [_places(folder, histories[folder], metric) for folder in runs.values()]
         for unit in AXES:
-            curves[unit][name] = _mean_curve([places.get(unit, {}) for places in seeds])
+            curves[unit][name], bands[unit][name] = _over_seeds([places.get(unit, {}) for places in seeds])
     left_out = f" The first {MOST_CURVES} of {len(rows)} rows." if len(rows) > MOST_CURVES else ""
     for unit, (label, form, caption) in AXES.items():
-        if figure := draw_curves(curves[unit], metric, label, join=False):
+        if figure := draw_curves(curves[unit], metric, label, bands[unit]):
             if form:
                 figure.axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form(value)))
-            yield Drawing(unit.lower(), f"{metric} over {unit}", caption.format(metric) + left_out, figure)
+            yield Drawing(unit.lower(), f"{metric} over {unit}", caption.format(metric) + SEEDS + left_out, figure)
 
 
 def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> dict[str, Places]:
@@ -268,14 +268,15 @@ def _places(folder: RunFolder, records: Sequence[RoundRecord], metric: str) -> d
     }
 
 
-def _mean_curve(seeds: Sequence[Places]) -> tuple[list[float], list[float]]:
-    """Return the horizontal and the vertical coordinates of the mean of the seeds' curves.
+def _over_seeds(seeds: Sequence[Places]) -> tuple[Points, Band]:
+    """Return the mean of the seeds' curves, and the lowest and highest values.
 
-    The mean curve has one point for each round that all seeds have.
+    Both have one point for each round that all seeds have.
     """
-    pairs = [[places[number] for places in seeds] for number in seeds[0] if all(number in places for places in seeds)]
-    means = [(fmean(place for place, _ in pair), fmean(value for _, value in pair)) for pair in pairs]
-    return [place for place, _ in means], [value for _, value in means]
+    rounds = [number for number in seeds[0] if all(number in places for places in seeds)]
+    by_round = np.array([[places[number] for places in seeds] for number in rounds]).reshape(-1, len(seeds), 2)
+    places, values = by_round[..., 0], by_round[..., 1]
+    return (places.mean(1).tolist(), values.mean(1).tolist()), (values.min(1).tolist(), values.max(1).tolist())
 
 
 def _short_names(rows: Rows) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ from heterofl_flwr.runs.scores import SCOPES, USUAL, headline_kind, pick_metric
 
 Points = tuple[Sequence[float], Sequence[float]]
 Curves = Mapping[str, Points]
+Band = tuple[Sequence[float], Sequence[float]]
+"""The lowest and the highest value at each place of a curve."""
 
 TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 FEW = 30  # curves with fewer points than this have a mark at each point
@@ -173,25 +175,31 @@ def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
     }
 
 
-def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", *, join: bool = True) -> Figure | None:
+def draw_curves(
+    curves: Curves, ylabel: str, xlabel: str = "round", bands: Mapping[str, Band] | None = None
+) -> Figure | None:
     """Return a figure of named curves over rounds or another quantity; None if no value can be drawn.
 
-    The vertical axis may leave out a steep beginning. With ``join``, curves that look the same are drawn as one.
+    The vertical axis may leave out a steep beginning. Around a curve, the band of its name is shaded. Without
+    ``bands``, curves that look the same are drawn as one.
     """
     drawn = {
-        name: (places, [value if abs(value) < LARGEST else math.nan for value in values])
+        name: (places, _drawable(values))
         for name, (places, values) in curves.items()
         if any(abs(value) < LARGEST for value in values)
     }
     if not drawn:
         return None
-    low, high = _axis_range([values for _, values in drawn.values()])
+    shaded = {name: (_drawable(lows), _drawable(highs)) for name, (lows, highs) in (bands or {}).items()}
+    low, high = _axis_range([*(values for _, values in drawn.values()), *chain(*shaded.values())])
     figure, axes = new_axes(xlabel, ylabel)
-    shown = _join_alike(drawn, ALIKE * (high - low)) if join else drawn
+    shown = _join_alike(drawn, ALIKE * (high - low)) if bands is None else drawn
     for number, (name, (places, values)) in enumerate(shown.items()):
         colour, dash = series(number)
         mark = "o" if len(places) < FEW else ""
         axes.plot(places, values, dash, color=colour, label=name, marker=mark, markersize=3)
+        if name in shaded:
+            axes.fill_between(places, *shaded[name], color=colour, alpha=0.15, linewidth=0)
     room = 0.06 * (high - low) or 0.02 * abs(high) or 1
     axes.set_ylim(low - room, high + room)
     if ylabel.endswith("accuracy") and high <= 1:  # an app's own accuracy may be in percent already
@@ -201,6 +209,10 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", *, join: boo
     axes.margins(x=0.02)
     add_legend(axes)
     return figure
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    return [value if abs(value) < LARGEST else math.nan for value in values]
 
 
 def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:

@@ -115,11 +115,17 @@ def test_runs_of_another_app_have_no_settings_but_their_own(tmp_path, settings, 
 
 
 def test_curves_are_means_over_seeds_and_as_many_as_can_be_told_apart(folders, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(compare, "draw_curves", lambda curves, *_, **__: drawn.append(curves))
+    drawn, shaded = [], []
+
+    def draw(curves, _metric, _label, bands):
+        drawn.append(curves)
+        shaded.append(bands)
+
+    monkeypatch.setattr(compare, "draw_curves", draw)
     compare.write_comparison(folders, tmp_path / "page.html", ())
     rounds, bytes_sent, _ = drawn
     assert rounds == {"mix=a1": ([1, 2], pytest.approx([0.5, 0.6])), "mix=e1": ([1, 2], pytest.approx([0.4, 0.5]))}
+    assert shaded[0]["mix=a1"] == tuple(map(pytest.approx, ([0.4, 0.5], [0.6, 0.7])))
     sent = [[own.bytes_down + own.bytes_up for own in folder.history()] for folder in folders[:3]]
     one, two = map(fmean, zip(*sent, strict=True))
     assert bytes_sent["mix=a1"][0] == pytest.approx([one, one + two])

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError
@@ -184,9 +185,19 @@ def test_values_of_a_run_that_diverged_early_and_accuracies_in_percent_are_in_th
     assert low < min(values) < max(values) < high
 
 
+def test_bands_are_shaded_and_on_the_axis_without_what_cannot_be_drawn():
+    curves = {"a": ([1, 2, 3], [0.5, 0.6, 0.7]), "b": ([1, 2, 3], [0.5, 0.6, 0.7])}
+    axes = draw_curves(curves, "loss", bands={"a": ([0.1, 0.2, math.nan], [0.9, 2.0, math.inf])}).axes[0]
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    (shade,) = axes.collections
+    assert shade.get_facecolor()[0, :3] == pytest.approx(to_rgb(axes.lines[0].get_color()))
+    assert [shade.get_datalim(axes.transData).y0, shade.get_datalim(axes.transData).y1] == [0.1, 2.0]
+    assert axes.get_ylim()[0] < 0.1 < 2.0 < axes.get_ylim()[1]
+
+
 def test_long_names_that_differ_in_the_middle_differ_in_the_legend():
     names = [f"{'x' * 40} lr={rate} {'y' * 40}" for rate in (0.1, 0.2)]
-    figure = draw_curves({name: ([1, 2], [1.0, 2.0]) for name in names}, "loss", join=False)
+    figure = draw_curves({name: ([1, 2], [1.0, 2.0]) for name in names}, "loss", bands={})
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert [text.replace("\n", " ") for text in texts] == names
     assert max(len(line) for text in texts for line in text.splitlines()) <= 48
