@@ -81,18 +81,15 @@ def crop_flip(
         )
         for size in ([number] if sizes is None else sizes)
     ]
-    top, x_start = torch.cat([shift for shift, _ in draws], dim=1).to(inputs.device)
-    mirrored = torch.cat([flip for _, flip in draws]).to(inputs.device)
-    rows = top[:, None] + torch.arange(height, device=inputs.device)  # (number, height)
-    across = torch.arange(width, device=inputs.device)
-    columns = x_start[:, None] + torch.where(mirrored.bool(), across.flip(0), across)  # (number, width)
-    image = torch.arange(number, device=inputs.device)[:, None, None, None]
-    channel = torch.arange(channels, device=inputs.device)[:, None, None]
+    top, left = torch.cat([shift for shift, _ in draws], dim=1).to(inputs.device)
+    mirrored = torch.cat([flip for _, flip in draws]).bool().to(inputs.device)  # (number, 1)
     padded = inputs.new_zeros(number, channels, height + 2 * PADDING, width + 2 * PADDING)
     if black is not None:
         padded += black[:, None, None]
     padded[:, :, PADDING:-PADDING, PADDING:-PADDING] = inputs
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (number, channels, top, left, height, width)
+    shifted = windows[torch.arange(number, device=inputs.device), :, top, left]
+    return torch.where(mirrored[..., None, None], shifted.flip(3), shifted)
 
 
 Augment = Callable[[Tensor, torch.Generator, Tensor | None, Sequence[int] | None], Tensor]
