@@ -52,8 +52,8 @@ CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, di
 ConfigFn = Callable[[int], dict[str, Scalar]]
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
 
-LACKS = frozenset({"asynchronous", "callbacks"})
-"""Arguments of ``heterofl_flwr.HeteroFL`` that the classic API does not support."""
+LACKS = frozenset({"asynchronous", "callbacks", "resume", "should_stop"})
+"""Arguments of ``heterofl_flwr.HeteroFL`` and of its ``start`` that the classic API does not support."""
 
 
 class _Strategy(heterofl.HeteroFL):
@@ -131,6 +131,8 @@ class HeteroFL(Strategy):
         check_count("num_rounds", num_rounds, 0)
         check_seconds("round_timeout", round_timeout)
         check_takes("evaluate_fn", evaluate_fn, "server_round", "parameters", "config")
+        check_takes("on_fit_config_fn", on_fit_config_fn, "server_round")
+        check_takes("on_evaluate_config_fn", on_evaluate_config_fn, "server_round")
         check_takes("fit_metrics_aggregation_fn", fit_metrics_aggregation_fn, "metrics")
         check_takes("evaluate_metrics_aggregation_fn", evaluate_metrics_aggregation_fn, "metrics")
         if inner.evaluation.levels == "last" and not num_rounds:
@@ -140,9 +142,8 @@ class HeteroFL(Strategy):
             )
         self.federation = self._inner.federation
         self._inner.num_rounds, self._inner.timeout = num_rounds, round_timeout
-        self.evaluate_fn = evaluate_fn
+        self.evaluate_fn, self.initial_parameters = evaluate_fn, initial_parameters
         self.on_fit_config_fn, self.on_evaluate_config_fn = on_fit_config_fn, on_evaluate_config_fn
-        self.initial_parameters = initial_parameters
         self.fit_metrics_aggregation_fn = fit_metrics_aggregation_fn
         self.evaluate_metrics_aggregation_fn = evaluate_metrics_aggregation_fn
         self._inner.clients = Clients(self.federation)

@@ -26,13 +26,18 @@ def read_capability(context: Context) -> dict[str, object]:
     fields: dict[str, object] = {}
     rate_key = messages.NODE_LEVEL if messages.NODE_LEVEL in node else messages.NODE_RATE
     if rate_key in node:
-        try:
-            fields[messages.CAPACITY] = rate_of(node[rate_key])
-        except ConfigError as error:
-            # The server may not know which node this is.
-            named = f" ({key}={node[key]})" if (key := messages.NODE_PARTITION) in node else ""
-            raise ConfigError(f"{rate_key} in the node config{named}: {error}") from None
+        # The server may not know which node this is.
+        named = f" ({key}={node[key]})" if (key := messages.NODE_PARTITION) in node else ""
+        fields[messages.CAPACITY] = read_rate(node[rate_key], f"{rate_key} in the node config{named}")
     return {**fields, **_read_partition(node)}
+
+
+def read_rate(level: str | float, source: str) -> float:
+    """Return the rate of a level; an error names its source."""
+    try:
+        return rate_of(level)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def _read_partition(node: UserConfig) -> dict[str, int]:
@@ -64,7 +69,7 @@ def new_capacity(capacity: str | float | None, context: Context, instruction: In
     the instruction's rate. That is the case if the node has been restarted with a smaller rate.
     """
     if capacity is not None:
-        return {messages.CAPACITY: rate_of(capacity)}
+        return {messages.CAPACITY: read_rate(capacity, "capacity")}
     if not instruction.is_training:
         return {}
     try:

@@ -8,13 +8,14 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.client.imports import check_imports
-from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.client.node_config import read_capability, read_rate
+from heterofl_flwr.client.outgoing import check_types
 from heterofl_flwr.client.stages import ClientChain
 from heterofl_flwr.client.state import NodeFiles, load_notes, save_notes
 from heterofl_flwr.client.task import Task
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, check_takes
 from heterofl_flwr.core.fidelity import Variant
-from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.measure_moments import Batches, collect_moments
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.client_stage import ClientContext
@@ -55,6 +56,11 @@ def answer_queries(
         raise ConfigError(
             "answer_queries takes either build, or build_from, a function of the context that returns build"
         )
+    check_types(("app", app, ClientApp))
+    if build is not None:
+        check_build(build)
+    for name, function in {"data": data, "build_from": build_from, "capacity": capacity}.items():
+        check_takes(name, function, "context")
 
     def moments(message: Message, context: Context) -> Message:
         function = build_from(context) if build_from and data else build
@@ -77,7 +83,7 @@ def answer_capability(
     check_imports()
     fields = read_capability(context)
     if capacity is not None and messages.CAPACITY not in fields:
-        fields[messages.CAPACITY] = rate_of(capacity(context))
+        fields[messages.CAPACITY] = read_rate(capacity(context), "capacity(context)")
     return messages.answer(message, fields)
 
 

@@ -15,9 +15,10 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from reprlib import repr as shown
 from typing import Literal, TypeVar
 
 Expected = TypeVar("Expected")
@@ -193,12 +194,21 @@ def check_takes(what: str, function: Callable[..., object] | None, *arguments: s
     """Raise ``ConfigError`` if ``function`` is neither None nor callable with these positional ``arguments``."""
     if function is None:
         return
+    call = f"{what}({', '.join(arguments)})"
+    if not callable(function):
+        raise ConfigError(f"{what} is {shown(function)}; expected a function, called as {call}")
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
-        raise ConfigError(f"{what} is called as {what}({', '.join(arguments)}), which fails: {error}") from None
+        raise ConfigError(f"{what} is called as {call}, which fails: {error}") from None
     except ValueError:  # some functions in C have no signature
         pass
+
+
+def check_list(what: str, names: object, example: str) -> None:
+    """Raise ``ConfigError`` if ``names`` is not a collection of texts; a single text is an error too."""
+    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{what} is {shown(names)}; expected a list of names, such as [{example!r}]")
 
 
 def check_returned(kind: type[Expected], result: object, source: str) -> Expected:

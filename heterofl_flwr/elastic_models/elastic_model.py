@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError, check_count, listed
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError, check_count, check_list, listed
 from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.core.slice_rules import prefix
@@ -176,6 +176,8 @@ def elastic(
     """
     exact_rate(global_rate)
     check_count("multiple_of", multiple_of, 1)
+    check_list("fixed", fixed, "head.*")
+    check_list("outputs", outputs, "logits")
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is {shown(model)}; expected a module, such as Net() of a class Net")
     if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:

@@ -12,7 +12,16 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, counted, first_line, listed, short
+from heterofl_flwr.common.errors import (
+    ConfigError,
+    DataError,
+    HeteroFLError,
+    check_list,
+    counted,
+    first_line,
+    listed,
+    short,
+)
 from heterofl_flwr.common.files import writing
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Run, Traced, formats_named
 from heterofl_flwr.nn.execution import call, named_tensors
@@ -252,6 +261,7 @@ def compare(name: str, run: Run, inputs: Inputs, expected: Sequence[Tensor], tol
 
 
 def _name_outputs(returned: object, names: Sequence[str], number: int) -> Sequence[str]:
+    check_list("outputs", names, "logits")
     if not isinstance(returned, Mapping) or not all(isinstance(value, Tensor) for value in returned.values()):
         if names and len(names) != number:
             raise ConfigError(f"outputs is {', '.join(names)}; expected {counted(number, 'name')}, as many as outputs")

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError, extra
+from heterofl_flwr.common.errors import ConfigError, ShapeError, check_list, extra
 from heterofl_flwr.common.files import reading
 from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.core.exchanged import first_names
@@ -152,6 +152,7 @@ runtime.
 
 def formats_named(names: Sequence[str]) -> dict[str, Format]:
     """Return the named export formats; raise an error if a format is unknown or needs a missing package."""
+    check_list("formats", names, "onnx")
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         raise ConfigError(f"formats are {', '.join(unknown) or 'none'}; expected some of {', '.join(FORMATS)}")

@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, Us
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError, check_count, without_numbers
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, check_count, check_takes, without_numbers
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.grids.call_app import Envelope
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
@@ -166,6 +166,7 @@ class QueuedGrid(Grid):
         seed: int = 0,
     ) -> None:
         check_count("num_nodes", num_nodes, 1)
+        check_takes("node_config", node_config, "partition")
         if callable(cohort):
             self._cohort = cohort
         else:

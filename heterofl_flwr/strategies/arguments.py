@@ -42,7 +42,8 @@ REMEDIES: Mapping[str, str] = {
     "initial_parameters": "use start(initial_arrays=...)",
     "on_fit_config_fn": "use start(train_config=...)",
     "on_evaluate_config_fn": "use start(evaluate_config=...)",
-    **{name: f"use start({name}=...)" for name in ("evaluate_fn", "num_rounds", "initial_arrays", "train_config")},
+    **{name: f"use start({name}=...)" for name in ("evaluate_fn", "num_rounds", "initial_arrays")},
+    "train_config": "use start(train_config=...), or on_fit_config_fn in the classic API",
     **{name: f"use start({name}=...)" for name in ("evaluate_config", "should_stop", "resume")},
 }
 """Arguments of Flower's strategies and of ``start`` that ``HeteroFL`` lacks, each with a remedy for the error message.

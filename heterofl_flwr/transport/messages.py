@@ -185,6 +185,8 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
     Raise ``ConfigError`` for metrics other than numbers or lists of numbers, and for another number of examples among
     them.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"metrics is {shown(values)}; expected a dictionary, such as {{'loss': 0.5}}")
     metrics = MetricRecord()
     for key, value in values.items():
         try:

@@ -122,7 +122,7 @@ def test_metrics_functions_get_what_flower_gives_them():
     ("name", "value"),
     [
         *(("callbacks", ()), ("asynchronous", ()), ("training.upload", "int8"), ("sampling.spare", 0.5)),
-        ("slicing.by_level", ["hidden.*"]),
+        *(("slicing.by_level", ["hidden.*"]), ("resume", None), ("should_stop", None)),
     ],
 )
 def test_what_the_classic_api_has_no_place_for_is_refused(name, value):

@@ -36,6 +36,12 @@ def test_a_function_of_the_message_api_is_an_error(name):
         HeteroFL(build, **{name: lambda first, second: None})
 
 
+@pytest.mark.parametrize("name", ["on_fit_config_fn", "on_evaluate_config_fn", "evaluate_fn"])
+def test_a_config_in_place_of_its_function_is_an_error(name):
+    with pytest.raises(ConfigError, match=rf"{name} is {{'lr': 0\.1}}; expected a function, called as {name}\(server_"):
+        HeteroFL(build, **{name: {"lr": 0.1}})
+
+
 def gain(before, after):
     return [new - old for old, new in zip(parameters_to_ndarrays(before), parameters_to_ndarrays(after), strict=True)]
 
@@ -105,6 +111,7 @@ def test_a_users_config_cannot_replace_fedproxs_weight():
         ),
         ("beta", r"use averaging=Averaging\(robust=Robust\(...\)\)"),
         ("inplace", "leave it out"),
+        ("train_config", r"use start\(train_config=...\), or on_fit_config_fn in the classic API"),
         ("eta_l", r"use training=Training\(learning_rate=...\)"),
     ],
 )

@@ -206,6 +206,10 @@ class TestReply:
                 num_examples=3, metrics={"accuracy": np.float32(0.5), "loss": value}
             )
 
+    def test_metrics_without_names_are_an_error(self):
+        with pytest.raises(ConfigError, match=r"metrics is \[1\.0\]; expected a dictionary, such as {'loss': 0\.5}"):
+            task_of(instruction(kind="evaluate")).reply(num_examples=3, metrics=[1.0])
+
     def test_a_metric_may_repeat_the_number_of_examples_and_not_contradict_it(self):
         values = {"num-examples": 3.0}
         assert task_of(instruction(kind="evaluate")).reply(num_examples=3, metrics=values).content["metrics"] == values
@@ -427,8 +431,22 @@ class TestQueries:
             (node_context(rate=0.3), 0.3),
         ):
             assert app(asked, context).content["config"]["capacity"] == rate
-        with pytest.raises(ConfigError, match="'z' is no level: expected one of a"):
+        with pytest.raises(ConfigError, match=r"capacity\(context\): 'z' is no level: expected one of a"):
             app(asked, node_context())
+        with pytest.raises(ConfigError, match="capacity: 'z' is no level"):
+            task_of(instruction(kind="evaluate")).reply(num_examples=3, capacity="z")
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            ((build, ClientApp()), "app is a type, expected a ClientApp: check the order of the arguments"),
+            ((ClientApp(), build_normed(1.0)), "build is a model"),
+            ((ClientApp(), build, [inputs(0)]), r"data is .*; expected a function, called as data\(context\)"),
+        ],
+    )
+    def test_arguments_of_another_type_are_refused_before_a_message_comes(self, arguments, text):
+        with pytest.raises(ConfigError, match=text):
+            answer_queries(*arguments)
 
     def test_the_model_may_depend_on_the_run_config(self):
         app, seen = ClientApp(), []

@@ -196,6 +196,12 @@ def test_models_that_cannot_be_copied_or_followed_are_refused(kind):
         elastic(model, X)
 
 
+@pytest.mark.parametrize("name", ["fixed", "outputs"])
+def test_a_text_in_place_of_a_list_of_names_is_an_error(name):
+    with pytest.raises(ConfigError, match=f"{name} is 'head'; expected a list of names, such as"):
+        elastic(nn.Linear(3, 2), torch.zeros(1, 3), **{name: "head"})
+
+
 def test_layers_without_shapes_are_named():
     """The error was torch's, of a method of a tensor."""
     with pytest.raises(UnsupportedLayerError, match=r"parameters 0\.bias, 0\.weight have no shape yet: run one batch"):

@@ -298,6 +298,9 @@ def test_invalid_or_missing_formats_raise(tmp_path, monkeypatch):
     for names, found in ((["onnx", "tflite"], "tflite; expected some of safetensors, pt2, onnx"), ([], "none")):
         with pytest.raises(ConfigError, match=f"formats are {found}"):
             export_model(*small(), tmp_path / "c", formats=names)
+    for name in ("formats", "outputs"):
+        with pytest.raises(ConfigError, match=f"{name} is 'onnx'; expected a list of names"):
+            export_model(*small(), tmp_path / "c", **{"formats": ["pt2"], name: "onnx"})
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"onnxscript.*heterofl-flwr\[export\].*\(safetensors,pt2\)"):
         export_model(*small(), tmp_path / "c")

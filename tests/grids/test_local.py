@@ -176,6 +176,7 @@ def test_messages_to_a_closed_grid_or_to_unknown_nodes_raise(ask):
         ({"client_app": print}, "expected a ClientApp or the import path of one"),
         ({"client_app": "raises_on_import:app"}, "no data set here"),  # what the module raises is not hidden
         ({"cohort": 0}, "cohort is 0; expected an integer of 1 or more"),
+        ({"node_config": {"level": "a"}}, r"expected a function, called as node_config\(partition\)"),
     ],
 )
 def test_invalid_arguments_raise(changes, complaint):
