@@ -122,19 +122,21 @@ def pick(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
 
 
 def _explain(kind: Any, error: ValidationError) -> Exception:
-    options = {key: field for name, field in specs(kind).items() for key in (name, str(field.alias))}
+    names = {str(field.alias): name for name, field in specs(kind).items()}
     faults: dict[str, str] = {}
     for entry in error.errors(include_url=False):
-        name, cause = str(next(iter(entry["loc"]), "")), entry.get("ctx", {}).get("error")
+        name, *place = map(str, entry["loc"] or ("",))
+        name, cause = names.get(name, name), entry.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):
-            faults[name] = str(cause)
+            faults[name] = f"{name}: {cause}" if name else str(cause)
         elif entry["type"] in ("missing", "unexpected_keyword_argument"):
             near = [] if entry["type"] == "missing" else get_close_matches(name, specs(kind), n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(specs(kind))}"
             return TypeError(f"{kind.__name__}: {entry['msg'].lower()}, {name}; {hint}")
         else:
-            faults.setdefault(name, f"{name} is {entry['input']!r}, expected {expected(options[name])}")
-    return ConfigError(f"{kind.__name__}: {'; '.join(faults[name] for name in (*options, '') if name in faults)}")
+            verb = "has" if any(part.isdigit() for part in place) else "is"  # an entry of a list, or the value itself
+            faults.setdefault(name, f"{name} {verb} {entry['input']!r}, expected {expected(specs(kind)[name])}")
+    return ConfigError(f"{kind.__name__}: {'; '.join(faults[name] for name in (*specs(kind), '') if name in faults)}")
 
 
 _BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}", "lt": "less than {:g}"}

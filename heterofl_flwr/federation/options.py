@@ -186,7 +186,7 @@ class Options:
     slicing: Annotated[InstanceOf[Slicing], "Slicing(...), or leave it out"] = Slicing()
     training: Annotated[InstanceOf[Training], "Training(...), or leave it out"] = Training()
     averaging: Annotated[InstanceOf[Averaging], "Averaging(...), or leave it out"] = Averaging()
-    stages: Annotated[Sequence[ServerStage], "a list of stages"] = ()
+    stages: Annotated[Sequence[ServerStage], "a list of stages, such as [Adam()]"] = ()
     limits: Annotated[InstanceOf[Limits], "Limits(...), or leave it out"] = Limits()
     privacy: Annotated[InstanceOf[Privacy], "Privacy(...), or leave it out"] = Privacy()
     evaluation: Annotated[InstanceOf[Evaluation], "Evaluation(...), or leave it out"] = Evaluation()

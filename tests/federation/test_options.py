@@ -43,7 +43,12 @@ INVALID = [
     *((Slicing, {own: 9}, f"{own} is 9.*, expected slice_rule='important'") for own in ("rank_every", "rank_margin")),
     (Slicing, {"roll_by": 9, "slice_rule": "important"}, "roll_by is 9, expected slice_rule='rolling'"),
     (DistillOptions, {"seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
-    (Capability, {"capacity": 1.5, "partition": -1}, "1.5 is not usable: .*; partition is -1, expected"),
+    (Limits, {"largest_level": "z"}, "Limits: largest_level: 'z' is no level"),
+    (
+        Capability,
+        {"capacity": 1.5, "partition": -1},
+        "capacity: a rate of 1.5 is not usable: .*; partition is -1",
+    ),
 ]
 STRATEGY = [
     *(({"seed": own}, f"seed is {own!r}; expected an integer of less than 2") for own in (2**63, 1.5, "x", True)),
@@ -60,7 +65,8 @@ STRATEGY = [
         ({"shared": (), **own}, r"shared is \(\), so there are no")
         for own in ({"proximal_mu": 1.0}, {"stages": [Adam()]})
     ),
-    ({"stages": [3]}, "expected a list of stages"),
+    ({"stages": [Adam]}, r"stages has <class .*Adam'>, expected a list of stages, such as \[Adam\(\)\]"),
+    ({"stages": Adam()}, r"stages is .*, expected a list of stages, such as \[Adam\(\)\]"),
     ({"privacy": None}, r"privacy is None, expected Privacy\(\.\.\.\), or leave it out"),
     ({"mix": "a1-x1", "assignment": "dynamic"}, "some clients take no part, always the same ones"),
     *(
