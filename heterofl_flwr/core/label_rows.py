@@ -113,7 +113,10 @@ class LabelRows:
 
     def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
         if missing := [name for name in names if name not in state or state[name].dim() == 0]:
-            raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
+            raise ConfigError(
+                f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows; expected some of "
+                f"{listed(state)}"
+            )
         self.sizes = {name: state[name].shape[0] for name in names}
         self._extra_rows = extra_rows
 
@@ -146,7 +149,10 @@ class LabelRows:
         no class: all rows after the last row of the shortest parameter.
         """
         if cut := [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]:
-            raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
+            raise ReplyError(
+                f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them: leave out of "
+                f"label_rows what shrinks with the rate, or let build(rate) keep all rows"
+            )
         number = min(sizes.values())
         try:
             classes = class_numbers(labels, number)

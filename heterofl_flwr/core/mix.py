@@ -2,6 +2,7 @@
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -43,7 +44,7 @@ class Mix:
         if isinstance(text, Mix):
             return text
         if not isinstance(text, str):
-            raise ConfigError(f"the mix is {text!r}, which is no text; {_EXAMPLES}")
+            raise ConfigError(f"the mix is {reprlib.repr(text)}, which is no text; {_EXAMPLES}")
         parts = [part.strip() for part in text.split("-")]
         matches = [_PART.fullmatch(part) for part in parts]
         # "a-1" is more often a typo of "a1" than a second part of rate 1.

@@ -146,7 +146,8 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
         raise UnsupportedLayerError(
             f"layer {where} of type {kind}: no rule says which entries a smaller one keeps ({shapes}). Add a rule: "
             f"@heterofl_flwr.core.register({kind}), a function of the full and the local layer that returns the axes "
-            f"of each parameter; rules exist for {', '.join(sorted(rule_type.__name__ for rule_type in RULES))}"
+            f"of each parameter (heterofl_flwr.core.axes_between(full.weight.shape, local.weight.shape), if the first "
+            f"entries stay); rules exist for {', '.join(sorted(rule_type.__name__ for rule_type in RULES))}"
         )
     try:
         ruled = (rule or prefix_of_every_axis)(full_layer, local) or {}  # of a rule without return, too

@@ -125,7 +125,8 @@ class GlobalModel(Architecture):
             raise ConfigError(
                 f"slice_rule is {rule!r}, but the model's buffers {listed(tables)} have a value for each channel. "
                 f"They are not sent: build({rate:g}) has those of the first channels, but a client would train other "
-                f"channels. Expected slice_rule='prefix', or a parameter (torch.nn.Parameter) in place of the buffer"
+                f"channels. Expected slice_rule='prefix', or a parameter with requires_grad=False in place of the "
+                f"buffer and a build that returns heterofl_flwr.core.exchange_frozen(model)"
             )
         frozen, values = frozen_parameters(local), self._frozen_values
         if cut := [name for name, parameter in frozen.items() if parameter.shape != values[name].shape]:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from contextlib import nullcontext
 from functools import wraps
+from reprlib import repr as shown
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,7 +35,7 @@ def check_build(build: Build) -> None:
     try:
         signature = inspect.signature(build)
     except TypeError:
-        raise ConfigError(f"build is {build!r}; {expected}") from None
+        raise ConfigError(f"build is {shown(build)}; {expected}") from None
     try:
         signature.bind(1.0)
     except TypeError as error:
@@ -49,10 +50,12 @@ def called_with_rate(build: Build) -> Build:
     def called(rate: float) -> nn.Module:
         try:
             model = build(rate)
-        except TypeError as error:
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"build({rate:g}) fails ({first_line(error)}): its argument is a rate, which scales the widths, as in "
-                f"heterofl_flwr.core.width(64, rate)"
+                f"heterofl_flwr.core.width(64, rate), or width(64, rate, heads) where heads or groups divide it"
             ) from error
         if not isinstance(model, nn.Module):
             raise ConfigError(f"build({rate:g}) returns a {type(model).__name__}; expected a torch.nn.Module")

@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -145,6 +145,8 @@ def read_levels(text: str) -> Mapping[float, Rates] | None:
 def _parse_levels(pairs: Iterable[tuple[str | float, tuple[Any, Any]]]) -> dict[float, Rates]:
     parsed: dict[float, Rates] = {}
     for level, rates in pairs:
+        if not isinstance(rates, Sequence) or len(rates) != 2:
+            raise ConfigError(f"levels[{level!r}] is {rates!r}; expected its width and depth rate, such as (0.7, 0.75)")
         rate, (width_rate, depth_rate) = rate_of(level), rates
         if rate in parsed:
             raise ConfigError(f"level {level} is given twice: leave one of them out")

@@ -62,17 +62,17 @@ class Costs:
     ----------
     build : Callable[[float], nn.Module]
         Function from a rate to a new model.
-    mix : Mix
+    mix : str | Mix
         The run's mix.
     example : torch.Tensor
         A batch with one example.
     """
 
-    def __init__(self, build: Build, mix: Mix, example: Tensor) -> None:
-        self.build, self.mix = build, mix
+    def __init__(self, build: Build, mix: str | Mix, example: Tensor) -> None:
+        self.build, self.mix = build, Mix.parse(mix)
         self._example = example
         self._costs: dict[float, LevelCost] = {}
-        self.add(mix.all_rates)
+        self.add(self.mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
         """Measure the model of each rate in ``rates``, unless it is measured already; return whether any was new."""

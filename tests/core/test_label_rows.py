@@ -70,8 +70,12 @@ def test_labels_that_name_no_whole_rows_are_refused():
     plan = Plan.between(state, {"body": (2, 2), "linear.weight": (3, 2), "linear.bias": (3,)})
     aggregator = Aggregation(state, label_rows=["linear.weight", "linear.bias"])
     sub = {**reply, "linear.weight": torch.ones(3, 2), "linear.bias": torch.ones(3)}
-    with pytest.raises(ReplyError, match=r"rows of linear\.weight, linear\.bias belong to classes, .* only some"):
+    with pytest.raises(
+        ReplyError, match=r"rows of linear\.weight, linear\.bias belong to classes, .*let build\(rate\)"
+    ):
         aggregator.add(plan, sub, labels=[1])
+    with pytest.raises(ConfigError, match=r"names head, which the model lacks .*; expected some of body, linear\.bias"):
+        Aggregation(state, label_rows=["head"])
 
 
 def test_all_faults_of_a_reply_are_named_at_once():

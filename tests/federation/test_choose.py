@@ -11,8 +11,8 @@ from torch import nn
 from heterofl_flwr import Evaluation, HeteroFL, Slicing, Windowed
 from heterofl_flwr.client import Task
 from heterofl_flwr.client.load_model import load_parameters
-from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core import Mix, width
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
+from heterofl_flwr.core import axes_between, exchange_frozen, register, width
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_rules import SliceRule, make_slice_function
 from heterofl_flwr.nn import build_model, collect_moments
@@ -94,7 +94,7 @@ def test_a_runs_model_of_a_level_is_the_slice_that_was_evaluated_also_after_a_re
         return task.reply(num_examples=1, metrics={"loss": 1.0})
 
     def run(**start):
-        recorder = Recorder(tmp_path, costs=Costs(build_normed, Mix.parse("a1-c1"), inputs(0)))
+        recorder = Recorder(tmp_path, costs=Costs(build_normed, "a1-c1", inputs(0)))
         options = {"build": build_normed, "slice_rule": "rolling", "evaluation": Evaluation(levels=True)}
         options |= {"callbacks": [recorder], "start": start, "node_config": lambda partition: config}
         play(make_app(build=build_normed, evaluate=evaluate), "a1-c1", 3, 4, **options)
@@ -123,6 +123,25 @@ def test_tables_by_channel_that_would_not_move_are_refused():
     with pytest.raises(ConfigError, match=text):  # a node may have a smaller rate than the mix
         HeteroFL(Waves, "a1", slicing=Slicing(slice_rule="rolling")).federation.architecture.plan(0.25)
     assert HeteroFL(Waves, "a1-c1").federation.architecture.plan(0.25).parameters == 2 * 3 + 3
+
+
+def test_a_table_that_is_a_frozen_parameter_moves():
+    """What the errors of a table in a buffer, and of a parameter without a rule, say to do."""
+
+    class Held(nn.Module):
+        def __init__(self, rate):
+            super().__init__()
+            self.head, self.table = nn.Linear(width(8, rate), 3), nn.Parameter(Waves(rate).table, requires_grad=False)
+
+    def build(rate):
+        return exchange_frozen(Held(rate))
+
+    slicing = Slicing(slice_rule="rolling")
+    with pytest.raises(UnsupportedLayerError, match=r"core\.axes_between\(full\.weight\.shape, local\.weight\.shape\)"):
+        HeteroFL(build, "a1-c1", slicing=slicing)
+    register(Held)(lambda full, local: {"table": axes_between(full.table.shape, local.table.shape)})
+    plan = HeteroFL(build, "a1-c1", slicing=slicing).federation.architecture.plan(0.25)
+    assert plan.parameters == 2 * 3 + 3 + 6 * 2
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,8 +6,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from heterofl_flwr.client.load_model import load_parameters
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exchanged_parameters
-from heterofl_flwr.nn.build import new_model
+from heterofl_flwr.nn.build import called_with_rate, new_model
 from heterofl_flwr.nn.models import MODELS, build_model
 
 OPTIONS = {"mlp": {"hidden": (8, 8)}, "lenet": {}, "transformer": {"vocabulary": 50}}
@@ -25,6 +27,14 @@ def test_a_model_built_to_be_loaded_equals_one_with_initial_values(name):
     assert loaded.state_dict().keys() == full.state_dict().keys()
     assert all(torch.equal(tensor, full.state_dict()[key]) for key, tensor in loaded.state_dict().items())
     assert loaded.training
+
+
+def test_a_function_that_fails_at_a_rate_is_named_with_it():
+    """``width(8, rate)`` is 1 at e, which the groups do not divide."""
+    build = called_with_rate(lambda rate: nn.Conv2d(4, width(8, rate), 1, groups=4))
+    with pytest.raises(ConfigError, match=r"build\(0\.0625\) fails \(ValueError: .* or width\(64, rate, heads\)"):
+        build(0.0625)
+    assert called_with_rate(lambda rate: nn.Conv2d(4, width(8, rate, 4), 1, groups=4))(0.0625).out_channels == 4
 
 
 def test_a_users_model_has_what_its_buffers_depend_on():

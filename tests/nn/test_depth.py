@@ -99,6 +99,12 @@ def test_wrong_levels_are_refused_before_a_model_is_built(levels):
         shallow(stack(), "1.*", X, levels=levels)
 
 
+@pytest.mark.parametrize("rates", [0.5, (0.7,), (1, 1, 1)])
+def test_a_level_has_a_width_and_a_depth_rate(rates):
+    with pytest.raises(ConfigError, match=r"levels\['b'\] is .*; expected its width and depth rate, such as \(0\.7, 0"):
+        shallow(stack(), "1.*", X, levels={"a": (1, 1), "b": rates})
+
+
 def test_levels_are_read_from_text():
     assert read_levels("width") is None
     assert read_levels("depth") == {}
