@@ -2,7 +2,7 @@
 
 import sys
 from filecmp import cmp
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -16,12 +16,17 @@ def check_imports() -> None:
     Ray lets the simulated clients of ``flwr run`` import first from the folder in which the SuperLink was started. If
     modules in this folder have the names of the app's modules, the clients run them.
     """
-    apps, folders = apps_folder(), [Path(entry).absolute() for entry in sys.path]
+    _check(frozenset(sys.modules), tuple(sys.path))
+
+
+@lru_cache(maxsize=1)  # a process looks again only after it has imported more modules, or found wrong ones
+def _check(names: frozenset[str], path: tuple[str, ...]) -> None:
+    apps, folders = apps_folder(), [Path(entry).absolute() for entry in path]
     position = next((number for number, folder in enumerate(folders) if folder.parent == apps), 0)
     app, earlier = folders[position], folders[:position]
     if not earlier:
         return
-    modules = [module for module in [*sys.modules.values()] if isinstance(module, ModuleType)]
+    modules = [module for name in names if isinstance(module := sys.modules.get(name), ModuleType)]
     imported = {vars(module).get("__file__") for module in modules}  # getattr could import a lazy module
     sources = {folder / path.relative_to(app): path for path in app.rglob("*.py") for folder in earlier}
     wrong = [str(file) for file, source in sources.items() if str(file) in imported and not _equal(file, source)]

@@ -7,6 +7,7 @@ from functools import cache, cached_property, partial
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor, nn
 
+from heterofl_flwr.client.imports import check_imports
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.client.issued_models import IssuedModels
 from heterofl_flwr.client.load_model import (
@@ -242,6 +243,7 @@ class Task:
         capacity: str | float | None,
     ) -> Contents:
         self._check_open()
+        check_imports()  # again, because training may have imported more modules
         update = Outgoing(tensors={}, labels=read_classes(labels), num_examples=num_examples, metrics=metrics)
         records, config = dict[str, ArrayRecord](), new_capacity(capacity, self.context, self.instruction)
         if self.instruction.is_evaluation and not (model is None and capacity is None):

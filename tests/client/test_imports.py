@@ -8,10 +8,10 @@ from flwr.app import Message, RecordDict
 
 from heterofl_flwr.classic import properties_of
 from heterofl_flwr.client.queries import answer_capability
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.compat import ensure_identity
-from tests.federation.tiny import node_context
+from tests.federation.tiny import add_one, make_app, node_context, play
 
 NAMES = ("imported_app", "imported_app.client", "imported_app.task")
 
@@ -72,3 +72,13 @@ def test_equal_modules_and_those_of_the_app_are_no_error(folders, monkeypatch):
     for name in NAMES:
         importlib.reload(sys.modules[name])
     assert partitions() == [3, 3]
+
+
+def test_a_module_that_training_imports_is_compared_before_the_reply(folders):
+    def train(message, context):
+        importlib.import_module("imported_app.client")
+        return add_one(message, context)
+
+    (folders[1] / "imported_app" / "client.py").write_text("rate = 0.5\n")
+    with pytest.raises(RoundError, match=r"the client runs code of another app: .*client\.py there differ"):
+        play(make_app(train), "a1", 2)
