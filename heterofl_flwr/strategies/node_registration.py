@@ -213,5 +213,6 @@ class NodeRegistration:
         names = listed(map(self._nodes.name, self._nodes.unanswered))
         raise RoundError(
             f"{usable} of {queried} answered the capability query, expected at least {least}; no answer of "
-            f"{names}: see the logs of these nodes, restart them, or give them more time ({self._more})"
+            f"{names}: give them more time ({self._more}). In a simulation the machine is busy: run fewer clients at "
+            f"once, or end other programs. In a deployment, see the logs of these nodes, and restart them"
         )
