@@ -76,7 +76,9 @@ def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
     path, public = folder / name, folder / f"{name}.pub"
     for old in (path, public):
         if old.exists():
-            raise ConfigError(f"{old} exists: a node keeps its key; choose another name, or remove it first")
+            raise ConfigError(
+                f"{old} exists: a node keeps its key; choose another name, or remove {name} and {public.name}"
+            )
     return path, public
 
 
@@ -138,7 +140,7 @@ def _read_authority(key: Path, certificate: Path) -> tuple[EllipticCurvePrivateK
     try:
         authority_key = serialization.load_pem_private_key(key.read_bytes(), password=None)
         authority = x509.load_pem_x509_certificate(certificate.read_bytes())
-    except (ValueError, TypeError) as error:  # TypeError: a key with a password
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a key with a password
         raise ConfigError(f"{key} and {certificate} cannot be read: {error}; put them back, or remove both") from error
     if not isinstance(authority_key, EllipticCurvePrivateKey) or authority.public_key() != authority_key.public_key():
         raise ConfigError(f"{certificate} does not match {key.name}: put back the right files, or remove both")

@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--model and --inputs go together: the function that builds the model, and one for its inputs"
         )
+    if not args.folder.is_dir():
+        raise ConfigError(f"there is no folder {args.folder}; expected the folder of a run")
     folder, rows, run_name = RunFolder(args.folder), [], args.folder.resolve().name
     out = args.out or args.folder / "exports"
     read_source = of_users_app if args.model else of_settings

@@ -100,6 +100,16 @@ def test_a_key_of_the_authority_that_cannot_be_read_is_named(folder, encryption,
         write_certificates(folder, HOSTS, 30)
 
 
+@pytest.mark.parametrize("name", ["ca.key", "ca.crt"])
+def test_a_lost_file_of_the_authority_is_named_with_a_remedy(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ConfigError, match=r"cannot be read: .*; put them back, or remove both"):
+        write_certificates(folder, HOSTS, 30)
+    for other in ("ca.key", "ca.crt"):
+        (folder / other).unlink(missing_ok=True)
+    write_certificates(folder, HOSTS, 30)
+
+
 def test_private_keys_are_for_their_owner_alone(folder):
     write_node_key(folder, "phone")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
@@ -142,5 +152,8 @@ def test_a_command_that_cannot_write_every_key_writes_none(tmp_path, capsys):
     assert f"its connection in Flower's config.toml:\n  {command}" in capsys.readouterr().out
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(["keys", str(tmp_path), "--host", "localhost", "--node", "camera", "--node", "phone"]) == MISUSED
-    assert "phone exists: a node keeps its key" in capsys.readouterr().err
+    assert (
+        "phone exists: a node keeps its key; choose another name, or remove phone and phone.pub"
+        in capsys.readouterr().err
+    )
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -125,6 +125,11 @@ def test_a_level_alone_may_go_elsewhere(run, tmp_path, capsys):
     assert "has no model 'b'; expected one of a, c" in rejected(capsys, run, "--level", "b")
 
 
+@pytest.mark.parametrize("options", [[], ["--model", "task:build", "--inputs", "task:example"]])
+def test_a_folder_that_is_not_there_is_named(capsys, tmp_path, options):
+    assert f"there is no folder {tmp_path / 'none'}" in rejected(capsys, tmp_path / "none", *options)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
