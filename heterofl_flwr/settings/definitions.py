@@ -205,7 +205,7 @@ class EngineSettings(Group):
 class DevicesSettings(Group):
     """Simulated devices: time, energy and failures."""
 
-    profile: value_types.Text = ""
+    profile: value_types.Profile = ""
     """device profiles by level: edge (bundled; its numbers are assumptions), or 'module:function', your function that
     returns a mapping from levels to DeviceProfile
     """
@@ -228,7 +228,7 @@ class RunSettings(Group):
     """
     callbacks: value_types.Callbacks = ("tensorboard",)
     """callbacks that get the record of each round"""
-    metrics_address: value_types.Text = ""
+    metrics_address: value_types.Address = ""
     """address at which the server serves the run's metrics and health over HTTP, such as 127.0.0.1:9090; '': none"""
     log: Literal["text", "json"] = "text"
     """format of the ServerApp's log lines under 'flwr run': text, or one JSON object a line"""

@@ -113,7 +113,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read: {error}; expected a TOML file of settings") from error
 
 
 def _read_value(text: str) -> object:

@@ -1,5 +1,6 @@
 """Types of settings, with descriptions of their values for error messages."""
 
+import re
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
@@ -46,6 +47,14 @@ _join = PlainSerializer(lambda values: ",".join(map(str, values)), return_type=s
 _different = check(lambda values: len(set(values)) == len(values))
 
 Text = Annotated[str, "a text"]
+Profile = Annotated[
+    str, check(lambda name: name in ("", "edge") or ":" in name), "edge, 'module:function', or '' for none"
+]
+Address = Annotated[
+    str,
+    check(lambda address: re.fullmatch(r"(.+:[0-9]{1,5})?", address)),
+    "host:port such as 127.0.0.1:9090, or '' for none",
+]
 Integers = Annotated[tuple[Count, ...], BeforeValidator(_split_integers), _join]
 Widths = Annotated[Integers, "widths such as '64,128,256,512', or '' for the model's own"]
 Rounds = Annotated[

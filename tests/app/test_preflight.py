@@ -29,6 +29,9 @@ pytestmark = pytest.mark.usefixtures("machine")
         (["--out", "x" * 300], "File name too long"),
         (["--resume", "file"], "file is no folder of a run"),
         (["lr=1"], "lr: no setting has this name; did you mean train.lr?"),
+        (["--config", "none.toml"], "No such file or directory: 'none.toml'; expected a TOML file of settings"),
+        (["run.metrics-address=9090"], "found 9090 (int), expected host:port such as 127.0.0.1:9090, or '' for none"),
+        (["devices.profile=egde"], "found 'egde' (str), expected edge, 'module:function', or '' for none"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
         (
             ["model.name=transformer"],
