@@ -43,18 +43,18 @@ def read_rate(level: str | float, source: str) -> float:
 def _read_partition(node: UserConfig) -> dict[str, int]:
     """Return the partition and number of partitions, if the node's config has them, as entries for a message."""
     fields: dict[str, int] = {}
-    for field, key in (
-        (messages.PARTITION, messages.NODE_PARTITION),
-        (messages.NUM_PARTITIONS, messages.NODE_NUM_PARTITIONS),
+    for field, key, least in (
+        (messages.PARTITION, messages.NODE_PARTITION, 0),
+        (messages.NUM_PARTITIONS, messages.NODE_NUM_PARTITIONS, 1),
     ):
         if key in node:
             value = node[key]
             if isinstance(value, str) and value.isdecimal():
                 value = int(value)  # Flower's start_simulation writes numbers as text
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigError(f"the node config has {key}={value!r}; expected a whole number")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"the node config has {key}={value!r}; expected a whole number of {least} or more")
             fields[field] = value
-    if len(fields) == 2 and not 0 <= fields[messages.PARTITION] < (number := fields[messages.NUM_PARTITIONS]):
+    if len(fields) == 2 and fields[messages.PARTITION] >= (number := fields[messages.NUM_PARTITIONS]):
         raise ConfigError(
             f"the node config has {messages.NODE_PARTITION}={fields[messages.PARTITION]} and "
             f"{messages.NODE_NUM_PARTITIONS}={number}; expected a {messages.NODE_PARTITION} from 0 to {number - 1}"

@@ -404,6 +404,9 @@ class TestQueries:
             ({"capacity": "c"}, "the node config has capacity='c', .* write level="),
             ({"Partition_ID": 3}, "write partition-id="),
             ({"partition_id": "first"}, "partition-id='first'; expected a whole number"),
+            ({"partition_id": -1}, "partition-id=-1; expected a whole number of 0 or more"),
+            ({"partition_id": -1, "num_partitions": 4}, "partition-id=-1; expected a whole number of 0 or more"),
+            ({"partition_id": 0, "num_partitions": 0}, "num-partitions=0; expected a whole number of 1 or more"),
             ({"partition_id": 4, "num_partitions": 4}, "partition-id=4 and num-partitions=4; expected .* from 0 to 3"),
         ],
     )
