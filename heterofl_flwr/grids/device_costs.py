@@ -86,7 +86,8 @@ class Devices:
         values = profiles.values() if isinstance(profiles, Mapping) else ()
         if not values or not all(isinstance(profile, DeviceProfile) for profile in values):
             raise ConfigError(
-                f"device profiles are {profiles!r}; expected a mapping from levels to DeviceProfile, such as EDGE"
+                f"device profiles are {profiles!r}; expected a mapping from levels to DeviceProfile, such as "
+                "{'a': DeviceProfile(macs_per_second=1e9, download=1e6, upload=1e6)}"
             )
         if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
             raise ConfigError(f"deadline is {deadline!r}; expected a number of seconds above 0")

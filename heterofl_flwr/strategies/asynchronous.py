@@ -47,8 +47,8 @@ class Steps:
             if getattr(type(strategy), name) is not getattr(RoundHooks, name):
                 raise ConfigError(
                     f"{type(strategy).__name__} overrides {name}, which is not called where rounds do not wait: "
-                    f"expected learning_rate= for a schedule and callbacks= for what comes after a step, or rounds "
-                    f"that wait (asynchronous.size=0)"
+                    f"expected training=Training(learning_rate=...) for a schedule and callbacks= for what comes after "
+                    f"a step, or rounds that wait (asynchronous.size=0)"
                 )
         self._strategy, self._stage, self._grid, self._config = strategy, stage, grid, config
         self._training: dict[str, _Turn] = {}  # by message id, in the order of sending

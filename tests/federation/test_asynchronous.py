@@ -361,7 +361,9 @@ class Saves(HeteroFL):
 
 
 def test_a_hook_that_would_not_be_called_is_named():
-    with pytest.raises(ConfigError, match="Saves overrides aggregate_train, which"):
+    with pytest.raises(
+        ConfigError, match=r"Saves overrides aggregate_train, which .*training=Training\(learning_rate=...\) for a"
+    ):
         play(kind=Saves, asynchronous=Buffered(size=2, concurrency=3))
 
 
