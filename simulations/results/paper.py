@@ -127,12 +127,7 @@ def name_of(run: Run) -> str:
 VARIABLE = "HETEROFL_PAPER"
 FILES = ("tables.csv", "ablation_iid.csv", "ablation_noniid.csv")
 BASELINES = ("standalone", "fedavg", "lg-fedavg")
-"""Rows that the paper copies from Liang et al. (2020), which cannot be compared with our runs.
-
-Their global accuracy is measured on the averaged model and on the ensemble, instead of the mean over the clients'
-models. Their MLP ends in a softmax before the cross-entropy. Their means are unweighted. Their LG-FedAvg starts from a
-model of FedAvg.
-"""
+"""Rows that the paper copies from Liang et al. (2020), which our runs do not reproduce: results/contradictions.md."""
 
 TABLES = {"7": "MNIST", "8": "CIFAR10", "9": "WikiText2", "4": "Ablation, IID", "5": "Ablation, non-IID"}
 """Tables of the paper by number, in the order of importance. Tables 1 to 3 are rows of 7 to 9, so they are left out."""
