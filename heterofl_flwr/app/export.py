@@ -79,12 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
     names = ",".join(args.formats or FORMATS).split(",")
     formats = list(formats_named([name.strip() for name in names]))  # before anything is loaded
-    if bool(args.model) != bool(args.inputs):
-        raise ConfigError(
-            "--model and --inputs go together: the function that builds the model, and one for its inputs"
-        )
-    if not args.folder.is_dir():
-        raise ConfigError(f"there is no folder {args.folder}; expected the folder of a run")
+    _check(args)
     folder, rows, run_name = RunFolder(args.folder), [], args.folder.resolve().name
     out = args.out or args.folder / "exports"
     read_source = of_users_app if args.model else of_settings
@@ -111,6 +106,16 @@ def run(args: argparse.Namespace) -> int:
         write_text(out / name / PAGE, page)
     print(f"\n{formatting.render(heads, rows, 'table')}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ``ConfigError`` for arguments that do not fit each other, and for a folder that is not there."""
+    if bool(args.model) != bool(args.inputs):
+        raise ConfigError(
+            "--model and --inputs go together: the function that builds the model, and one for its inputs"
+        )
+    if not args.folder.is_dir():
+        raise ConfigError(f"there is no folder {args.folder}; expected the folder of a run")
 
 
 def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:

@@ -2,11 +2,11 @@
 
 import math
 import re
-import reprlib
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Real
+from reprlib import repr as shown
 from types import MappingProxyType
 
 from heterofl_flwr.common.errors import ConfigError
@@ -27,7 +27,7 @@ def exact_rate(rate: float | str | Fraction) -> Fraction:
     try:
         exact = rate if isinstance(rate, Fraction) else exact_fraction(text if _NUMBER.fullmatch(text) else "none")
     except (ValueError, ArithmeticError):
-        raise ConfigError(f"{reprlib.repr(rate)} is no rate: expected a number above 0 and up to 1") from None
+        raise ConfigError(f"{shown(rate)} is no rate: expected a number above 0 and up to 1") from None
     if exact > 1 or not float(exact) > 0:  # as a float it must be above 0 too
         raise ConfigError(f"a rate of {rate} is not usable: expected a number above 0 and up to 1")
     return exact
@@ -46,7 +46,7 @@ def rate_of(level: str | float) -> float:
     except ConfigError:
         rates = ", ".join(f"{letter} ({rate:g})" for letter, rate in LEVELS.items())
         raise ConfigError(
-            f"{reprlib.repr(level)} is no level: expected one of {rates} or a rate above 0 and up to 1"
+            f"{shown(level)} is no level: expected one of {rates} or a rate above 0 and up to 1"
         ) from None
 
 

@@ -2,9 +2,9 @@
 
 import math
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from reprlib import repr as shown
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import LEVELS, exact_rate, level_name, rate_of
@@ -44,7 +44,7 @@ class Mix:
         if isinstance(text, Mix):
             return text
         if not isinstance(text, str):
-            raise ConfigError(f"the mix is {reprlib.repr(text)}, which is no text; {_EXAMPLES}")
+            raise ConfigError(f"the mix is {shown(text)}, which is no text; {_EXAMPLES}")
         parts = [part.strip() for part in text.split("-")]
         matches = [_PART.fullmatch(part) for part in parts]
         # "a-1" is more often a typo of "a1" than a second part of rate 1.

@@ -13,6 +13,7 @@ from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import Any
 
+from heterofl_flwr.common.address import split_address
 from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.common.files import to_json
 from heterofl_flwr.core.levels import level_name
@@ -55,7 +56,7 @@ class Monitor(RoundCallback):
         with extra("prometheus", "leave the metrics address empty (run.metrics-address)"):
             self._client: Any = import_module("prometheus_client")
             self._core: Any = import_module("prometheus_client.core")
-        self._bound, self.address, self._limit = _split(address), address, timeout + wait
+        self._bound, self.address, self._limit = split_address(address), address, timeout + wait
         self._server: _Server | None = None
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
@@ -199,13 +200,6 @@ def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, 
         for name, value in values.items()
         if name.endswith(HEADLINE_KINDS)
     }
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = str(address).rpartition(":")
-    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise ConfigError(f"the metrics address is {address!r}; expected host:port, such as 127.0.0.1:9090")
-    return host, int(port)
 
 
 def _text(seconds: float) -> str:

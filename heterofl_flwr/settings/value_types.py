@@ -1,10 +1,10 @@
 """Types of settings, with descriptions of their values for error messages."""
 
-import re
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
 
+from heterofl_flwr.common.address import split_address
 from heterofl_flwr.common.options import KEYS, Count, check
 from heterofl_flwr.core.mix import Mix
 from heterofl_flwr.data.splits import KINDS, check_kind
@@ -52,7 +52,7 @@ Profile = Annotated[
 ]
 Address = Annotated[
     str,
-    check(lambda address: re.fullmatch(r"(.+:[0-9]{1,5})?", address)),
+    check(lambda text: [text and split_address(text)]),  # the function's error says what is wrong
     "host:port such as 127.0.0.1:9090, or '' for none",
 ]
 Integers = Annotated[tuple[Count, ...], BeforeValidator(_split_integers), _join]

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from reprlib import repr as short_repr
+from reprlib import repr as shown
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -217,7 +217,7 @@ def read_stages(config: Fields) -> list[ClientStage]:
     names = config.get(KEY, "")
     listed = names.split(",") if isinstance(names, str) and names else []
     if not isinstance(names, str) or len(set(listed)) < len(listed):
-        raise ReplyError(f"the server sent {short_repr(names)} as {KEY}, expected different names with commas")
+        raise ReplyError(f"the server sent {shown(names)} as {KEY}, expected different names with commas")
     return [_read_stage(name, config) for name in listed]
 
 
@@ -225,8 +225,8 @@ def _read_stage(name: str, config: Fields) -> ClientStage:
     kind = CLIENT_STAGES.get(name)
     if kind is None:
         raise ReplyError(
-            f"the server asks for the client stage {short_repr(name)}, which this client does not know: import the "
-            f"module with @client_stage({short_repr(name)}) in the client app; it knows {', '.join(CLIENT_STAGES)}"
+            f"the server asks for the client stage {shown(name)}, which this client does not know: import the "
+            f"module with @client_stage({shown(name)}) in the client app; it knows {', '.join(CLIENT_STAGES)}"
         )
     types = _field_types(kind)
     values = {key: _read_field(f"{name}.{key}", config.get(f"{name}.{key}"), hint) for key, hint in types.items()}
@@ -240,5 +240,5 @@ def _read_field(key: str, value: object, kind: type[Value]) -> Value:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise ReplyError(f"the server sent {short_repr(value)} as {key}, expected a finite {kind.__name__}")
+        raise ReplyError(f"the server sent {shown(value)} as {key}, expected a finite {kind.__name__}")
     return value

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("machine")
         (["lr=1"], "lr: no setting has this name; did you mean train.lr?"),
         (["--config", "none.toml"], "No such file or directory: 'none.toml'; expected a TOML file of settings"),
         (["run.metrics-address=9090"], "found 9090 (int), expected host:port such as 127.0.0.1:9090, or '' for none"),
+        (["run.metrics-address=localhost:99999"], "the metrics address is 'localhost:99999'; expected host:port"),
         (["devices.profile=edges"], "found 'edges' (str), expected edge, 'module:function', or '' for none"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
         (

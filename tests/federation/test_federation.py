@@ -67,10 +67,14 @@ def test_a_rate_without_a_model_is_the_clients_fault(caplog):
     node_config = [{"rate": 0.3}, {}, {}].__getitem__
     found = play(make_app(train), "a1-c1", 3, 2, build=some, node_config=node_config, label_rows=())
     assert found.log.rates == {0: 0.25, 1: 0.25, 2: 0.25}
-    (failure,) = found.log.failures.items()
-    assert failure[0] == 1
-    assert "the capacity it reports is not usable: build(0.4) fails (ValueError: no model of 0.4)" in failure[1]
-    expected = r"1 of 3 new nodes .* smallest rate, 0.25: partition 0: .* not usable: build\(0.3\) fails .*no model"
+    remedy = (
+        "its argument is a rate, which scales the widths, as in heterofl_flwr.core.width(64, rate), or width(64, rate, "
+        "heads) where heads or groups divide it"
+    )
+    fault = f"the capacity it reports is not usable: build(0.4) fails (ValueError: no model of 0.4): {remedy}"
+    assert found.log.failures == {1: fault}
+    unusable = r"not usable: build\(0.3\) fails \(ValueError: no model of 0.3\)"
+    expected = rf"1 of 3 new nodes .* smallest rate, 0.25: partition 0: .* {unusable}"
     assert re.search(expected, caplog.text)
     dynamic = play(make_app(build=some), "a1-c1", 3, build=some, node_config=node_config, assignment="dynamic")
     assert dynamic.log.rates[0] == 0.25

@@ -164,7 +164,11 @@ def test_a_node_that_was_restarted_with_a_smaller_level_trains_at_it(fails):
 @pytest.mark.parametrize(
     ("mix", "levels", "named"),
     [
-        ("a1", {"levels": {"bob": "q"}, "largest_level": 2}, "levels: 'q' is no level.*; largest_level: 2.0 is no"),
+        (
+            "a1",
+            {"levels": {"bob": "q"}, "largest_level": 2},
+            "levels: 'q' is no level.*; largest_level: 2.0 is no level",
+        ),
         ("a1", {"levels": "phone"}, "levels is 'phone', expected different names with a level each"),
         ("b1-e1", {"levels": {"bob": "a"}}, "levels: bob above the mix's largest level, b: expected levels within"),
         (
