@@ -77,7 +77,7 @@ main("own_data:load", "e")
 
 # Every module that can be imported, then what needs an extra.
 PARTS = """
-import importlib, pkgutil, torch
+import importlib, pkgutil
 import heterofl_flwr
 from heterofl_flwr.common.errors import MissingExtraError
 
@@ -87,17 +87,15 @@ for module in pkgutil.walk_packages(heterofl_flwr.__path__, "heterofl_flwr."):
     except ImportError as error:
         print("fails:", module.name, isinstance(error, MissingExtraError))
 
-from heterofl_flwr.data import Split, load_dataset, splits
+from heterofl_flwr.data import load_dataset
 from heterofl_flwr.export.formats import formats_named
 from heterofl_flwr.grids import RayGrid
 from heterofl_flwr.report import MLflow, Monitor, TensorBoard, WandB, RunFolder
 
-images = Split(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
 for name, call in {
     "digits": lambda: load_dataset("digits"),
     "folder": lambda: load_dataset("."),
     "hub": lambda: load_dataset("user/set"),
-    "dirichlet": lambda: splits.dirichlet(images.targets, 0.5, 1, 0),
     "lora": lambda: heterofl_flwr.lora(None),
     "ray": lambda: RayGrid("own_data:app", 2),
     "onnx": lambda: formats_named(["onnx"]),
@@ -128,7 +126,7 @@ def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     assert fails == {"data.folder"} | drawing | sweeps | ray
     needs = dict(re.findall(r"^needs: (\w+) .*pip install 'heterofl-flwr\[(\w+)\]'", "\n".join(lines), re.MULTILINE))
     assert needs == {
-        **dict.fromkeys(("digits", "folder", "hub", "dirichlet"), "data"),
+        **dict.fromkeys(("digits", "folder", "hub"), "data"),
         **dict.fromkeys(("page", "tensorboard"), "report"),
         "ray": "simulation",
         "sweep": "sweeps",

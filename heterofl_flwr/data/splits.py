@@ -1,14 +1,14 @@
 """Partitions of examples among clients, and the test examples of data without a test split."""
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, DataError, check_count, counted, extra
+from heterofl_flwr.common.errors import ConfigError, DataError, check_count, counted
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset
@@ -18,6 +18,9 @@ HELD_OUT = 5
 
 LEAST = 2
 """Smallest number of training examples of a client in a Dirichlet split: batch norm needs two."""
+
+MOST_DRAWS = 11
+"""Number of draws of a Dirichlet split after which it is an error that some client has fewer examples."""
 
 _KIND = re.compile(
     r"iid|non-iid-(?P<classes>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)"
@@ -177,23 +180,22 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
 
 
 def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return the example indices of each client, drawn by flwr-datasets' ``DirichletPartitioner``."""
-    with extra("data"):  # imported here because they load slowly
-        from datasets import Dataset as Table  # type: ignore[import-untyped]
-        from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
-
-    seed = derive(seed, "split", "dirichlet")
-    try:
-        partitioner = DirichletPartitioner(clients, "label", alpha, min_partition_size=LEAST, seed=seed)
-        partitioner.dataset = Table.from_dict({"label": targets.numpy(), "row": range(len(targets))})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the partitioner warns whenever it repeats a draw
-            return tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
-    except ValueError as error:
+    """Return the example indices of each client, with the draws of flwr-datasets' ``DirichletPartitioner``."""
+    generator = np.random.default_rng(derive(seed, "split", "dirichlet"))
+    classes = [torch.nonzero(targets == name).flatten() for name in targets.unique()]
+    for _ in range(MOST_DRAWS):
+        shares = [generator.dirichlet([alpha] * clients).cumsum() * len(rows) for rows in classes]
+        parts = _cut(classes, [torch.from_numpy(ends).long() for ends in shares])
+        if min(map(len, parts)) >= LEAST:
+            break
+    else:
         raise DataError(
             f"{len(targets)} examples cannot be split for {clients} clients by dirichlet-{alpha:g}: use fewer clients "
-            f"or a larger alpha; each client has {LEAST} or more ({error})"
-        ) from error
+            f"or a larger alpha; each client has {LEAST} or more, which {MOST_DRAWS} draws did not give"
+        )
+    for rows in parts:
+        generator.shuffle(rows.numpy())
+    return parts
 
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -201,13 +203,14 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
     if dataset.owners is None:
         raise ConfigError(f"split is natural, but {dataset.name} does not say whose each example is: use another split")
     train, test = dataset.owners
-    names, sizes = train.unique(return_counts=True)
+    names, owners = train.unique(return_inverse=True)
     if clients > (number := len(names)):
         raise DataError(
             f"{clients} clients are too many for the {number} owners of {dataset.name}: use {number} or fewer"
         )
-    rows = train.argsort(stable=True).split(sizes.tolist())[:clients]
-    tested = tuple(torch.nonzero(test == name).flatten() for name in names[:clients])
+    known = torch.nonzero(torch.isin(test, names[:clients])).flatten()
+    rows = _group(torch.arange(len(train)), owners, number)[:clients]
+    tested = _group(known, torch.searchsorted(names, test[known]), clients)
     if not any(map(len, tested)):
         raise DataError(f"no client of {clients} has test examples: use more clients, or data with a test split")
     return rows, tested
@@ -220,16 +223,33 @@ def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tenso
     rounding.
     """
     generator = _generator(seed, "shares")
-    parts: list[list[Tensor]] = [[] for _ in rows]
-    for name in targets.unique().tolist():
-        counts = torch.tensor([int((targets[mine] == name).sum()) for mine in rows])
+    owners = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(mine) for mine in rows]))
+    dealt, classes, ends = targets[torch.cat(list(rows))], [], []
+    for name in targets.unique():
+        counts = owners[dealt == name].bincount(minlength=len(rows))
         tested = torch.nonzero(test_targets == name).flatten()
-        tested = tested[torch.randperm(len(tested), generator=generator)]
+        classes.append(tested[torch.randperm(len(tested), generator=generator)])
         # Rounding the running total, not each share, assigns every example once.
-        ends = (counts.cumsum(0).double() / counts.sum() * len(tested)).round().long()
-        for mine, part in zip(parts, tested.tensor_split(ends[:-1]), strict=True):
-            mine.append(part)
-    return tuple(torch.cat(mine) for mine in parts)
+        ends.append((counts.cumsum(0).double() / counts.sum() * len(tested)).round().long())
+    return _cut(classes, ends)
+
+
+def _cut(classes: Sequence[Tensor], ends: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return each client's rows: of each class, the rows from the end of the client before up to the client's end.
+
+    ``ends`` has an entry for each class, of shape (clients,). The last client gets the remaining rows.
+    """
+    clients, owners = len(ends[0]), []
+    for rows, end in zip(classes, ends, strict=True):
+        sizes = torch.cat([end[:-1], torch.tensor([len(rows)])]).diff(prepend=torch.tensor([0]))
+        owners.append(torch.arange(clients).repeat_interleave(sizes))
+    return _group(torch.cat(list(classes)), torch.cat(owners), clients)
+
+
+def _group(rows: Tensor, owners: Tensor, number: int) -> tuple[Tensor, ...]:
+    """Return the rows of each owner, from 0 to ``number - 1``, in their order."""
+    sizes = owners.bincount(minlength=number).tolist()
+    return tuple(rows[owners.argsort(stable=True)].split(sizes))
 
 
 def hold_out(place: str, groups: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Which client holds which examples."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import datasets
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, DataError
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split, split_dataset
 from heterofl_flwr.data.splits import check_kind, dirichlet, iid, matching_shares, matching_test, noniid
 
@@ -110,6 +112,26 @@ def test_dirichlet_deals_test_rows_by_shares_of_train_rows():
         expected = torch.bincount(train[mine], minlength=10) / sizes[0] * sizes[1]
         assert (torch.bincount(test[theirs], minlength=10) - expected).abs().max() <= 1
         assert set(test[theirs].tolist()) <= set(train[mine].tolist())
+
+
+@pytest.mark.parametrize(("alpha", "clients"), [(0.3, 20), (5.0, 50), (100.0, 1)])
+def test_dirichlet_gives_the_partitions_of_flwr_datasets(alpha, clients):
+    """With 20 clients, the first draws give some client fewer than two examples."""
+    from flwr_datasets.partitioner import DirichletPartitioner  # here, as it loads what draws figures
+
+    targets, seed = 2 * uneven(600, classes=3), derive(7, "split", "dirichlet")
+    partitioner = DirichletPartitioner(clients, "class", alpha, min_partition_size=2, seed=seed)
+    partitioner.dataset = datasets.Dataset.from_dict({"class": targets.tolist(), "row": range(600)})
+    with warnings.catch_warnings(record=True) as repeated:
+        warnings.simplefilter("always")
+        expected = [partitioner.load_partition(client)["row"][:] for client in range(clients)]
+    assert bool(repeated) == (clients == 20)
+    assert [rows.tolist() for rows in dirichlet(targets, alpha, clients, seed=7)] == expected
+
+
+def test_a_dirichlet_split_that_leaves_clients_with_too_few_examples_raises_an_error():
+    with pytest.raises(DataError, match=r"by dirichlet-0.1: .* each client has 2 or more, which 11 draws did not give"):
+        dirichlet(uneven(100), 0.1, 30, seed=0)
 
 
 def owned(train_owners, test_owners):
