@@ -135,7 +135,8 @@ class Levels:
 
     def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
         """Return ``node_ids`` without clients that cannot train; raise ``RoundError`` if no client is left."""
-        idle = {node_id for node_id in self._nodes if not self.can_train(node_id)}  # only nodes that have answered
+        answered = self._nodes if self._mix.idle or self._assignment == "dynamic" else ()
+        idle = {node_id for node_id in answered if not self.can_train(node_id)}
         trainable = [node_id for node_id in node_ids if node_id not in idle] if idle else list(node_ids)
         if not trainable:
             reason = (

@@ -149,10 +149,10 @@ class Federation:
         """
         if self._evaluated_before is not None and not self.nodes:
             return self._evaluated_before
-        capacities = [node.holds for node in self.nodes.values()]
-        all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
-        rule = self.options.slicing.slice_rule
-        return rule if rule not in NESTED_RULES and (all_hold or self.options.evaluation.nodes == "all") else "prefix"
+        rule, capacities = self.options.slicing.slice_rule, (node.holds for node in self.nodes.values())
+        moves, is_for_all = rule not in NESTED_RULES, self.options.evaluation.nodes == "all"
+        all_hold = moves and (is_for_all or all(rate is None or rate >= self.mix.global_rate for rate in capacities))
+        return rule if all_hold else "prefix"
 
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
         """Return the function that selects the slice to evaluate at ``rate``.
