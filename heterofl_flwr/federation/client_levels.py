@@ -4,19 +4,22 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
 from heterofl_flwr.common.errors import Fault, ReplyError, RoundError, counted, without_numbers
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, grown_rate, joining_rates
+from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.levels import exact_rate, level_name
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.core.slice_rules import NESTED_RULES
+from heterofl_flwr.core.slice_rules import CLIENT_RULES, NESTED_RULES
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.nodes import Nodes
 from heterofl_flwr.federation.sampling import Purpose, draw
+from heterofl_flwr.stages.server_stage import HolderCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +181,30 @@ class Levels:
             or options.slicing.slice_rule not in NESTED_RULES
         )
 
-    def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """Return, for each entry of the parameter ``name``, the number of registered clients that hold and train it."""
-        rates = {node_id: self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)}
-        plans = [
-            self._architecture.train_plan(server_round, rate, self._nodes.partition(node_id))
-            for node_id, rate in rates.items()
-            if name not in self._architecture.untrained(rate)
-        ]
-        return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))
+    def count_holders(self, server_round: int, state: Mapping[str, Tensor]) -> HolderCounts:
+        """Return a function of a parameter's name: for each entry, the number of clients that hold and train it.
+
+        The function counts all registered clients when it is first called.
+        """
+
+        @cache
+        def clients() -> Counter[tuple[float, int]]:
+            has_own = self._options.slicing.slice_rule in CLIENT_RULES  # else clients of equal rate hold equal slices
+            return Counter(
+                (self.rate(server_round, node_id), self._nodes.partition(node_id) if has_own else 0)
+                for node_id in self._nodes
+                if self.can_train(node_id)
+            )
+
+        def count(name: str) -> Tensor:
+            holding = Counter[Axes]()
+            for (rate, partition), number in clients().items():
+                axes = self._architecture.train_plan(server_round, rate, partition).axes
+                if name in axes and name not in self._architecture.untrained(rate):
+                    holding[axes[name]] += number
+            return held_by(state[name].float(), holding)
+
+        return count
 
 
 def failed_levels(slices: Mapping[int, Sampled], faults: Mapping[int, Fault]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -94,7 +93,7 @@ class Round:
             state=self._state,
             rows=architecture.rows,
             untrained=architecture.untrained,
-            holders=partial(self._federation.levels.count_holders, self.server_round, self._state),
+            holders=self._federation.levels.count_holders(self.server_round, self._state),
             by_label=not architecture.ignores_labels,
             extra_rows=self._options.averaging.fidelity.extra_rows == "fixed",
             grid=(privacy.clip, privacy.step) if privacy.noise else None,

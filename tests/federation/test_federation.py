@@ -1,17 +1,20 @@
 """What the strategies share: plans by rate, rows that count, and models of odd shapes."""
 
 import re
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr import HeteroFL, Momentum
+from heterofl_flwr import HeteroFL, Momentum, Slicing
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import width
+from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.federation import global_model
+from heterofl_flwr.federation.capability import Capability
 from tests.federation.tiny import adding, build, make_app, play
 
 
@@ -86,6 +89,21 @@ def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):
     for number in range(1, 21):
         model.plan(number / 20)
     assert model.plan.cache_info().currsize == 4
+
+
+@pytest.mark.parametrize("rule", ["prefix", "rolling", "random-client"])
+def test_clients_are_counted_once_for_the_holders_of_all_parameters(rule, monkeypatch):
+    federation = HeteroFL(build, "a1-c1", slicing=Slicing(slice_rule=rule)).federation
+    federation.register({node_id: Capability(partition=node_id) for node_id in range(5)})
+    state, levels, asked = federation.architecture.initial_state(), federation.levels, []
+    plans = [federation.architecture.train_plan(7, levels.rate(7, node_id), node_id) for node_id in range(5)]
+    rate = levels.rate
+    monkeypatch.setattr(levels, "rate", lambda *args: asked.append(args) or rate(*args))
+    count = levels.count_holders(7, state)
+    assert asked == []
+    for name, tensor in state.items():
+        assert torch.equal(count(name), held_by(tensor, Counter(plan.axes[name] for plan in plans)))
+    assert asked == [(7, node_id) for node_id in range(5)]
 
 
 def test_a_model_whose_widths_ignore_the_rate_is_warned_of(caplog):

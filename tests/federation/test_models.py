@@ -133,7 +133,7 @@ def test_heads_that_a_client_does_not_train_do_not_count():
     assert federation.architecture.untrained(1.0) == {"exits.0.head.linear.weight", "exits.0.head.linear.bias"}
     assert federation.architecture.untrained(0.5) == set()
     federation.register({node: Capability(partition=node) for node in (0, 1)})
-    counts = federation.levels.count_holders(1, federation.architecture.initial_state(), "exits.0.head.linear.bias")
+    counts = federation.levels.count_holders(1, federation.architecture.initial_state())("exits.0.head.linear.bias")
     assert counts.unique().tolist() == [1]  # of those who train it, as in the mean
     before, after = run(with_depth, "a1-b1")
     assert change(before, after, "exits.0.head.linear.bias") == [2.0]  # client 1's alone
