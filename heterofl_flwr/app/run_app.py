@@ -22,6 +22,7 @@ from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.transport.compat import NO_FUNCTION, load_app
+from heterofl_flwr.transport.exchange import cause_of
 from heterofl_flwr.transport.relay import Relay
 
 LOG = Path("logs", "flower.log")
@@ -117,12 +118,13 @@ class Checked(Relay):
         if any(sign in reason for sign in SHORT_OF_MEMORY):
             fewer = "resume with fewer clients at once (--parallel; in a sweep, engine.parallel), or "
             raise OutOfMemoryError(
-                f"a client ran out of memory: {reason}; {'' if isinstance(self._queued, LocalGrid) else fewer}start a "
-                f"run with a smaller model, batch or cohort (engine.cohort)"
+                f"a client ran out of memory: {cause_of(reason)}; "
+                f"{'' if isinstance(self._queued, LocalGrid) else fewer}start a run with a smaller model, batch or "
+                f"cohort (engine.cohort)"
             )
         # A strategy can do without answers to queries, and without evaluation if the app has no function for it.
         if not call[1].startswith(MessageType.QUERY) and NO_FUNCTION.format("evaluate") not in reason:
-            self._bad.setdefault(call, []).append(reason)
+            self._bad.setdefault(call, []).append(cause_of(reason))
         return reply
 
 

@@ -48,7 +48,7 @@ def as_flower_error() -> Iterator[None]:
     try:
         yield
     except RoundError as error:
-        raise FailedRound(str(error)) from error
+        raise FailedRound(str(error)).with_traceback(error.__traceback__) from None  # the log has it once
 
 
 class RoundHooks(Strategy):

@@ -29,6 +29,7 @@ _REMEDIES = {
     "size mismatch": messages.NOT_CONVERTED,
     NO_FUNCTION.format("query"): messages.NOT_CONVERTED,
     "get_properties": messages.NOT_CONVERTED,
+    "Node Unavailable": "see the log of its SuperNode, and start it again",
     "must have the same dtype": "build has parameters in another precision than the data: let build make them in "
     "float32, and train in half precision with torch.autocast",
 }
@@ -36,6 +37,9 @@ _REMEDIES = {
 
 _WRAPPER = "Exception ClientAppException occurred. Message: "
 """Text with which Flower begins the error of a ClientApp, twice in a simulation."""
+
+_RAISED = re.compile(r"^<class '(?:[\w<>]+\.)*(\w+)'>:<'(.*)'>$", re.DOTALL)
+"""Text of an error that a ClientApp raised on a SuperNode."""
 
 GONE = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
 """Error codes by which the SuperLink or a SuperNode reports that a node or a client process has gone."""
@@ -183,11 +187,11 @@ def fault_of(error: Error) -> Fault:
 def cause_of(reason: str) -> str:
     """Return the error of a ClientApp without the errors in which Flower wraps it, and without a traceback of Ray.
 
-    The type is in front of the error if the traceback has it. Other texts are returned unchanged.
+    The type is in front of the error if it is known. Other texts are returned unchanged.
     """
     _, wrapped, cause = reason.removesuffix("'>").rpartition(_WRAPPER)
     if not (wrapped and cause):
-        return reason
+        return _RAISED.sub(r"\1: \2", reason)
     line = re.search(rf"^([\w.]+): {re.escape(cause)}$", reason, re.MULTILINE)
     return f"{line[1].rpartition('.')[2]}: {cause}" if line else cause
 

@@ -3,6 +3,7 @@
 import pytest
 from flwr.app import Error
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.transport.exchange import fault_of
 from tests.flower_internals import ClientAppException
 
@@ -32,6 +33,16 @@ def test_an_error_of_a_simulated_client_is_named_without_its_wrappers(error):
     cause = str(error).replace("\n", "\n    ")
     assert fault_of(Error(2, reason_of(ClientAppException(str(error))))).reason == f"error 2: {cause}"
     assert fault_of(Error(2, reason_of(by_ray(error, 7)))).reason == f"error 2: {type(error).__name__}: {cause}"
+
+
+def test_an_error_on_a_supernode_is_named_without_its_wrapper():
+    reason = fault_of(Error(2, reason_of(ConfigError("found 'c',\nexpected '>'")))).reason
+    assert reason == "error 2: ConfigError: found 'c',\n    expected '>'"
+
+
+def test_a_node_that_is_gone_has_a_remedy():
+    reason = fault_of(Error(5, "Error: Node Unavailable")).reason
+    assert reason.endswith("; see the log of its SuperNode, and start it again")
 
 
 @pytest.mark.parametrize("reason", ["the node is gone", "", None])
