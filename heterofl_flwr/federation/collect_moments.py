@@ -82,16 +82,16 @@ class CollectedMoments:
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
         """Return, for each rate, the sum of the clients' moments or, with ``privacy.noise``, the noisy mean.
 
-        If no client gave usable moments, there are two cases. If ``needed`` is True, and a client was refused for
-        another reason than silence, raise ``RoundError``. Otherwise, return an empty dictionary. With noise, record
-        the privacy spent in ``spent`` and ``log``.
+        If no client gave usable moments, there are two cases. If ``needed`` is True, and clients were refused, of which
+        none was silent, raise ``RoundError``. Otherwise, return an empty dictionary. With noise, record the privacy
+        spent in ``spent`` and ``log``.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self.faults, self._options.privacy
         message = f"none of {counted(len(self.norms), 'node')} gave usable static batch norm moments"
         if faults and not moments and needed:
-            if {*faults.values()} == {SILENT}:
-                logger.warning("%s: %s", message, MORE_TIME)
+            if SILENT in faults.values():  # a silent client may have moments
+                logger.warning("%s: %s; %s", message, MORE_TIME, name_faults("", faults))
             else:
                 raise RoundError(f"{message}: {ANSWER_MOMENTS}; {name_faults('', faults)}")
         if not faults and not moments:

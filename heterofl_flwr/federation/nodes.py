@@ -227,10 +227,13 @@ class Nodes(Mapping[int, Capability]):
         return self._names.get(node_id, "")
 
     def record_failure(self, node_id: int, reason: str, failures: dict[int, str], names: dict[int, str]) -> int:
-        """Store ``reason`` in ``failures`` and the registered name in ``names``, by partition; return the partition."""
-        partition = self.partition(node_id)
+        """Store ``reason`` in ``failures``, by partition; return the partition.
+
+        Also store the node's name in ``names`` if it is registered, or if the node's own partition is not known.
+        """
+        partition, name = self.partition(node_id), self.name(node_id)
         failures[partition] = reason
-        if name := self.registered_name(node_id):
+        if name != f"partition {partition}":
             names[partition] = name
         return partition
 

@@ -53,7 +53,8 @@ class RoundRecord:
         ``answered`` is the number of clients with a usable reply. ``expected`` is the number of clients that would
         take part if no node were missing; in asynchronous runs, it is the number of replies in a step.
     names
-        The registered names of the clients in ``rates``, ``failures`` and ``evaluate_failures``, by partition.
+        The registered names of the clients in ``rates``, ``failures`` and ``evaluate_failures``, by partition; the ids
+        of failed ones without a usable answer to the capability query.
     away
         The nodes that left, by name, each with the first round in which it was away.
     unanswered

@@ -1,7 +1,9 @@
 """A round's deadline, for which replies it waits, how many it needs, and clients that a subclass leaves out."""
 
+import re
 import time
 from itertools import islice
+from traceback import format_exception
 
 import pytest
 import torch
@@ -33,8 +35,8 @@ class Withholding(Watched):
     ``asked`` has the kinds of messages to the first node.
     """
 
-    def __init__(self, clock, model, late=""):
-        super().__init__(make_app(build=model), 4)
+    def __init__(self, clock, model, late="", **handlers):
+        super().__init__(make_app(build=model, **handlers), 4)
         self.clock, self.late, self.asked = clock, late, []
 
     def send_and_receive(self, sent, *, timeout=None):
@@ -69,8 +71,9 @@ def test_no_node_holds_a_round_beyond_its_deadline(clock, model, withheld, fault
 
 def test_where_nobody_trains_in_time_the_error_says_how_to_give_more(clock):
     text = r"0 of 4 clients gave a usable reply, expected at least 2: give rounds more time \(engine\.timeout"
-    with Withholding(clock, build, "train") as grid, pytest.raises(RoundError, match=text):
+    with Withholding(clock, build, "train") as grid, pytest.raises(RoundError, match=text) as info:
         HeteroFL(build, "a1-b1").start(grid, num_rounds=1, timeout=SECONDS)
+    assert len(re.findall(text, "".join(format_exception(info.value)))) == 1  # Flower's log has the whole traceback
 
 
 def test_where_nobody_has_moments_in_time_the_round_keeps_its_model_without_an_evaluation(clock, caplog):
@@ -81,6 +84,18 @@ def test_where_nobody_has_moments_in_time_the_round_keeps_its_model_without_an_e
     assert len(strategy.log.evaluate_failures) == 4
     before = strategy.federation.architecture.initial_state()["hidden.bias"]
     assert not torch.equal(result.arrays.to_torch_state_dict()["hidden.bias"], before)
+
+
+def test_a_client_without_moments_ends_no_run_in_which_others_may_have_some(clock, caplog):
+    class OneAnswers(Withholding):
+        def withholds(self, message):
+            return super().withholds(message) and self.partition_of(message) != 1
+
+    strategy = HeteroFL(build_normed, "a1-b1", evaluation=Evaluation(nodes="all"))
+    with OneAnswers(clock, build_normed, messages.QUERY_MOMENTS, moments=crash) as grid:
+        strategy.start(grid, num_rounds=1, timeout=SECONDS)
+    assert "give rounds more time (engine.timeout" in caplog.text
+    assert "partition 1: error 2: RuntimeError: the disk is full" in caplog.text
 
 
 def test_moments_are_asked_again_after_a_round_in_which_they_came_too_late(clock):

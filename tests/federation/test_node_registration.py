@@ -146,6 +146,13 @@ def test_with_fewer_answers_than_a_round_needs_it_ends(caplog, good, least, need
     assert "partition" not in re.search("gave no usable answer.*", caplog.text).group()  # theirs are not known
 
 
+def test_a_node_without_a_usable_answer_that_fails_has_one_name():
+    app = make_app(odd={2: tiny.crash}, capability=answers_of(0, 1))
+    line = run(app).log.line()
+    (name,) = re.findall(r"failed: (node \d+)", line)
+    assert f"at the smallest rate: {name}" in line
+
+
 def test_at_one_size_there_is_nothing_to_say():
     assert set(run(make_app(capability=None), mix="b1").log.rates.values()) == {0.5}
 
