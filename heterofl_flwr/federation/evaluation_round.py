@@ -138,8 +138,8 @@ class EvaluationRound:
         if self._note_coverage(scores):
             log.partial = tuple(scores)
             logger.warning(
-                "round %d: only %d of %s evaluated; metrics of this round are never the best (with "
-                "fraction_evaluate=0.0, the server evaluates alone)",
+                "round %d: only %d of %s evaluated; metrics of this round are never the best (in code, the server "
+                "evaluates alone with fraction_evaluate=0.0 and an evaluate_fn)",
                 self.server_round,
                 log.evaluate_answers,
                 counted(log.evaluate_asked, "client"),

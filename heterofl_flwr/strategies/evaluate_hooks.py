@@ -1,5 +1,6 @@
 """Flower's hooks of evaluation: ``configure_evaluate`` and ``aggregate_evaluate``."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 
@@ -20,6 +21,8 @@ from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import pack_moments
 from heterofl_flwr.transport.messages import client_config, instruction
 from heterofl_flwr.transport.slices import Slices
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationHooks(RoundHooks):
@@ -141,4 +144,12 @@ class EvaluationHooks(RoundHooks):
         opened.current = None
         if not current.answers:
             return None
-        return self._evaluate_metrics.aggregate(current.global_answers(), self.log, self.log.evaluate)
+        node_ids = current.global_answers()
+        metrics = self._evaluate_metrics.aggregate(node_ids, self.log, self.log.evaluate)
+        if any(current.answers[node_id][0] for node_id in node_ids) and not self.log.evaluate.keys() - {"coverage"}:
+            logger.warning(
+                "round %d: the clients that evaluated the full model reported no number that measures it: let evaluate "
+                "reply with some, such as metrics={'local-accuracy': 0.9}",
+                server_round,
+            )
+        return metrics

@@ -16,6 +16,10 @@ from heterofl_flwr.nn import collect_moments, with_static_norm
 from tests.federation.tiny import bare_reply, build, build_normed, config, crash, inputs, make_app, play
 
 
+def mine(records, key):
+    return MetricRecord({"mine": 1.0})
+
+
 def run(app=None, nodes=2, num_rounds=1, evaluate_fn=None, **evaluation):
     options = {"evaluation": Evaluation(**evaluation), "start": {"evaluate_fn": evaluate_fn}}
     return play(app, "a1-c1", nodes, num_rounds, **options)
@@ -101,6 +105,15 @@ def test_metrics_that_are_lists_are_in_no_mean_and_go_to_the_users_function(capl
     assert "by-class" not in caplog.text
     assert play(app, **options).log.evaluate == {"coverage": 1.0, "accuracy": 0.5}
     assert caplog.text.count("by-class") == 1
+
+
+@pytest.mark.parametrize(("number", "function", "warns"), [(4, None, True), (0, None, False), (4, mine, False)])
+def test_clients_that_evaluate_without_a_metric_are_a_warning(caplog, number, function, warns):
+    def evaluate(message, context):
+        return Task(message, context, build).reply(num_examples=number)
+
+    play(make_app(evaluate=evaluate), evaluate_metrics_aggr_fn=function, evaluation=Evaluation())
+    assert ("reported no number that measures it" in caplog.text) == warns
 
 
 def test_where_no_node_is_capable_the_run_goes_on(caplog):
