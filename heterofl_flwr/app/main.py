@@ -95,7 +95,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     top = parser()
     args, words = top.parse_known_args(arguments)
     if wrong := [word for word in words if word.startswith("-") or "=" not in word or "set" not in args]:
-        hint = "; a setting is one word, such as train.lr=0.05" if "set" in args else ""
+        hint = "; a setting is one word with its value, such as train.lr=0.05" if "set" in args else ""
         top.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     if words:  # argparse does not say whether a word came before or after an option
         by_option, by_word = (dict(text.partition("=")[::2] for text in texts) for texts in (args.set, words))

@@ -147,8 +147,9 @@ def load_node_data(context: Context, workload: Workload) -> NodeData:
     partition, number = node.get(messages.PARTITION), node.get(messages.NUM_PARTITIONS)
     if not isinstance(partition, int) or not isinstance(number, int):
         raise ConfigError(
-            "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for "
-            "a part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
+            f"this node does not know its data: its node config has {', '.join(context.node_config) or 'nothing'}; "
+            f"expected partition-id and num-partitions, such as --node-config 'partition-id=0 num-partitions=10', for "
+            f"a part of data.name, or data-path, such as --node-config 'data-path=\"/path/to/folder\"', for its own"
         )
     return workload.part(partition, number)
 

@@ -309,7 +309,7 @@ def test_a_node_may_have_data_of_its_own(tmp_path):
 
 
 def test_a_node_that_does_not_know_its_data_is_told_how():
-    with pytest.raises(ConfigError, match="--node-config 'partition-id=0 num-partitions=10'"):
+    with pytest.raises(ConfigError, match=r"has level; .* --node-config 'partition-id=0 num-partitions=10'"):
         load_node_data(node_context(SMALL, level="b"), load_workload(SMALL))
     with pytest.raises(RoundError, match="num-partitions='many'; expected a whole number"):
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
