@@ -34,7 +34,7 @@ Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[float, str]:
     """Return the names of all levels of a run by rate, the largest rate first."""
-    names = {rate: level_name(rate) for record in records for rate in record.rates.values()}
+    names = {rate: level_name(rate) for rate in {rate for record in records for rate in record.rates.values()}}
     names |= {cost.rate: cost.level for cost in (costs.levels if costs else ())}
     return dict(sorted(names.items(), reverse=True))
 

@@ -104,15 +104,15 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
 
 def scores(records: Sequence[RoundRecord]) -> list[Score]:
     """Return the final and best values of each metric, in the order of appearance."""
-    results = []
+    results, comparable = [], [(record.server_round, record.comparable) for record in records]
     for name in dict.fromkeys(name for record in records for name in record.evaluate):
         final = next(record for record in reversed(records) if name in record.evaluate)
         best, best_round = None, None
-        for record in records:
-            value = record.comparable.get(name)
+        for server_round, metrics in comparable:
+            value = metrics.get(name)
             # The first value is the best until a better one follows, also if it is NaN.
             if value is not None and (best is None or is_better(value, best, mode_of(name))):
-                best, best_round = value, record.server_round
+                best, best_round = value, server_round
         worst = final.worst_client if name == WORST_ACCURACY else None
         finals, statistic = {"": final.evaluate[name]}, ""
         if name in final.evaluate_medians:
