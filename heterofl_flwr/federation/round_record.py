@@ -4,7 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from reprlib import repr as shown
 from typing import TypeVar
 
@@ -182,7 +182,7 @@ class RoundRecord:
 
     def to_json(self) -> dict[str, object]:
         """Return the record as a dict for JSON."""
-        return asdict(self)
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def line(self) -> str:
         """Return the round's log line: clients by level, bytes sent to each client, bytes received, failures, notes."""

@@ -59,16 +59,16 @@ class Recorder(RoundCallback):
         if not self.folder.started:
             self.folder.start({})
         self.folder.hold()
-        records = self.folder.history()
         if first_round > 1:
             self._resume(first_round)
-        elif records:
+        records = self.folder.history()
+        if first_round == 1 and records:
             raise ConfigError(
                 f"{self.folder.path} holds rounds up to {records[-1].server_round} already: "
                 f"resume the run, or choose another folder"
             )
         if self._costs:
-            self._costs.add([rate for record in self.folder.history() for rate in record.rates.values()])
+            self._costs.add([rate for record in records for rate in record.rates.values()])
             self.folder.write_costs(self._costs.model())
         self.folder.note(num_rounds=num_rounds, finished=None)
 
