@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count, filterfalse
 
-from heterofl_flwr.common.errors import counted
+from heterofl_flwr.common.errors import counted, listed
 from heterofl_flwr.federation.capability import Capability
 
 logger = logging.getLogger(__name__)
@@ -105,19 +105,21 @@ class PartitionNumbers:
         self._faulty.update(node_id for node_id in faulty if answers[node_id].partition is None)
         unnumbered = self._take_reported(answers, names)
         # The fault of a faulty node is reported elsewhere, and may be the reason why it has no partition.
-        if unnamed := sum(node_id not in names and node_id not in faulty for node_id in unnumbered):
-            logger.warning(
-                "%s without a registered name, and with no partition-id or that of another node, got partitions by "
-                "random node id: this run cannot be repeated exactly. A ClientApp that calls answer_queries reports "
-                "the partition-id of its node config; give each node its own partition-id",
-                counted(unnamed, "node"),
-            )
+        unnamed = [node_id for node_id in unnumbered if node_id not in names and node_id not in faulty]
         if seats is not None:  # the number must not depend on which nodes have answered before
             taken = {*self._numbers.values(), *self._reserved}
             free = {node_id: seats[node_id] for node_id in unnumbered if seats[node_id] not in taken}
             self._numbers.update(free)
             unnumbered = [node_id for node_id in unnumbered if node_id not in free]
         _number(self._numbers, by_name(unnumbered, names), self._reserved)
+        if unnamed:
+            logger.warning(
+                "%s without a registered name, and with no partition-id or that of another node, got partitions by "
+                "random node id (%s): this run cannot be repeated exactly. A ClientApp that calls answer_queries "
+                "reports the partition-id of its node config; give each node its own partition-id",
+                counted(len(unnamed), "node"),
+                listed(f"node {node_id}: partition {self._numbers[node_id]}" for node_id in unnamed),
+            )
 
     def _take_reported(self, answers: Mapping[int, Capability], names: Mapping[int, str]) -> list[int]:
         """Assign the partitions that nodes report; return the nodes that have none yet."""

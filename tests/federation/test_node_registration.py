@@ -248,6 +248,7 @@ def test_without_partitions_names_or_ids_order_the_nodes(grid, warnings, caplog)
     assert [found.federation.nodes.partition(node_id) for node_id in ordered] == [0, 1, 2, 3]
     said = "4 nodes without a registered name, and with no partition-id"
     assert caplog.text.count(said) == warnings
+    assert (f"node {ordered[1]}: partition 1" in caplog.text) == bool(warnings)
 
 
 def register(nodes, answers, present=None):
