@@ -1,7 +1,7 @@
 """``classes.json``: numbers of training examples and of predictions by class."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -68,4 +68,5 @@ def read_counts(folder: RunFolder) -> ClassCounts:
 
 def write_counts(folder: RunFolder, **counts: Any) -> None:
     """Write fields of ``ClassCounts`` into ``classes.json``; all other fields keep their values."""
-    write_atomic(folder.classes, to_json(asdict(replace(read_counts(folder), **counts))).encode())
+    found = replace(read_counts(folder), **counts)
+    write_atomic(folder.classes, to_json({each.name: getattr(found, each.name) for each in fields(found)}).encode())

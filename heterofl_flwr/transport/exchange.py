@@ -164,8 +164,8 @@ def pause_after(seconds: float) -> float:
 def pulled(grid: Grid, message_ids: Collection[str]) -> list[Message]:
     """Poll the grid once; return the replies to ``message_ids`` that have arrived."""
     # reply_to_message_id is the only id by which an error reply of the SuperLink refers to its message.
-    replies = grid.pull_messages(message_ids)
-    return [reply for reply in replies if reply.metadata.reply_to_message_id in message_ids]
+    replies, asked = grid.pull_messages(message_ids), {*message_ids}
+    return [reply for reply in replies if reply.metadata.reply_to_message_id in asked]
 
 
 def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> list[Message]:
