@@ -200,8 +200,9 @@ def test_every_command_of_the_page_was_run(ended):
 def test_a_run_serves_its_health(ended):
     (first,) = ended.first_round
     clients = f"{first.answered}/{first.expected}"
-    expected = {"status": "ok", "round": 1, "rounds": ROUNDS, "clients": clients, "failing": [], "away": {}}
+    expected = {"status": "ok", "round": 1, "rounds": ROUNDS, "clients": clients, "away": {}}
     assert {key: ended.health[key] for key in expected} == expected
+    assert [node["name"] for node in ended.health["failing"]] == [*first.unanswered]  # on a slow machine, one may be
 
 
 def test_logs_have_the_time_on_the_server_and_the_round_on_nodes(ended):
