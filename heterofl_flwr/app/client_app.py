@@ -1,7 +1,5 @@
 """The ClientApp for ``flwr run``."""
 
-import atexit
-import gc
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +14,7 @@ from heterofl_flwr.app.node import AppTask, release_models
 from heterofl_flwr.client.node_config import partition_of
 from heterofl_flwr.client.queries import answer_capability, answer_moments, answer_stages
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
+from heterofl_flwr.common.fast_exit import exit_fast
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
@@ -36,7 +35,7 @@ class CohortApp(ClientApp):
 
 app = CohortApp()
 
-atexit.register(gc.freeze)  # a faster exit (see app/main.py), because a SuperNode may start a process for each message
+exit_fast()  # a SuperNode may start a process for each message
 
 app.query("capability")(answer_capability)
 app.query("stages")(answer_stages)

@@ -1,8 +1,6 @@
 """The command ``heterofl``. Subcommands load torch only when they run."""
 
 import argparse
-import atexit
-import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +10,7 @@ from types import MappingProxyType, ModuleType
 from heterofl_flwr import __version__
 from heterofl_flwr.app import export, keys, profile, report, run, settings, supernode, sweep
 from heterofl_flwr.common.errors import HeteroFLError, printable
+from heterofl_flwr.common.fast_exit import exit_fast
 from heterofl_flwr.common.user_code import allow_modules, named_modules
 
 COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
@@ -72,7 +71,7 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``heterofl`` with ``arguments``, by default those of the process; return its exit code."""
     if arguments is None:
-        atexit.register(gc.freeze)  # else Python searches torch's objects for garbage at exit, for half a second
+        exit_fast()
     words = sys.argv[1:] if arguments is None else arguments
 
     def work() -> int:
