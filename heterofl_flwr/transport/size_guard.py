@@ -178,7 +178,7 @@ class Guarded(Relay):
             request = compat.PullObjectRequest(node=self._superlink.node, run_id=self.run.run_id, object_id=id_)
             response = compat.runtime_client(self._superlink).PullObject(request)
             if not response.object_found:
-                raise ReplyError("the SuperLink has lost some of the reply")
+                raise ReplyError("its node stopped while it sent (see the log of its SuperNode)")
             if not response.object_available:
                 return False
             announced.add(response.object_content)
