@@ -17,6 +17,7 @@ from flwr.common.logger import ConsoleHandler
 from flwr.common.serde import message_to_proto
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectResponse
+from flwr.server.compat.grid_client_proxy import GridClientProxy
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_id,

@@ -10,7 +10,15 @@ from flwr.common import Code, EvaluateRes, FitIns, FitRes, GetPropertiesIns, Get
 from flwr.server.client_manager import ClientManager, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 
-from heterofl_flwr.classic.translation import Reply, fail, moment_names, record_parameters, to_reply, to_scalars
+from heterofl_flwr.classic.translation import (
+    Reply,
+    error_text,
+    fail,
+    moment_names,
+    record_parameters,
+    to_reply,
+    to_scalars,
+)
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round_record import host_log
@@ -111,7 +119,7 @@ def to_replies(
     Flower does not tell which client raised an error, so each error reply lists up to three of the round's errors.
     """
     unnamed = [failure for failure in failures if isinstance(failure, BaseException)]
-    errors: list[str] = sorted({f"{type(error).__name__}: {error}"[:300] for error in unnamed})
+    errors: list[str] = sorted({error_text(error)[:300] for error in unnamed})
     for number, message in sent.items():
         if number in answers:
             yield to_reply(message, answers[number])

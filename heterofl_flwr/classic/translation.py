@@ -4,6 +4,7 @@ Arrays of the classic API have no names, so their order identifies them: first t
 then the batch norm moments, rate by rate in the order of layers.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from reprlib import repr as shown
 from typing import cast
@@ -20,7 +21,7 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import read_npy, reading_arrays
 from heterofl_flwr.transport.compat import ensure_identity
-from heterofl_flwr.transport.exchange import explained
+from heterofl_flwr.transport.exchange import cause_of, explained
 from heterofl_flwr.transport.messages import SERVER, LocalFault
 
 Reply = FitRes | EvaluateRes | GetPropertiesRes
@@ -30,6 +31,9 @@ RESERVED = messages.RESERVED | {messages.TASK}
 
 PROXIMAL_MU = "proximal_mu"
 """Key of the config in Flower's classic ``FedProx``."""
+
+_ERROR_REPLY = re.compile(r"Message contains an Error \(reason: (.*)\)\. It originated during .*", re.DOTALL)
+"""Text of the error that Flower raises in place of a client's error reply."""
 
 _PROPERTIES = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
@@ -151,13 +155,19 @@ def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] =
     parameters, and have the names of the parameters in ``message``.
     """
     if isinstance(answer, Exception):
-        return fail(message, f"{type(answer).__name__}: {answer}")
+        return fail(message, error_text(answer))
     if (code := answer.status.code) != Code.OK:
         return fail(message, answer.status.message or code.name)
     try:
         return Message(_read(message, answer, names, f"node {message.metadata.dst_node_id}"), reply_to=message)
     except (ReplyError, TypeError) as error:  # TypeError: a value of a type that records do not allow
         return Message(LocalFault(short(str(error)), "rejected"), reply_to=message)
+
+
+def error_text(error: BaseException) -> str:
+    """Return the type and text of an error; of an error reply, the text of the client's own error."""
+    reply = _ERROR_REPLY.fullmatch(str(error))
+    return cause_of(reply[1]) if reply else f"{type(error).__name__}: {error}"
 
 
 def fail(message: Message, reason: str) -> Message:

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from flwr.app import Error, Message
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.client_manager import SimpleClientManager
 
@@ -11,9 +12,11 @@ import heterofl_flwr
 from heterofl_flwr import Evaluation, Sampling
 from heterofl_flwr.classic import HeteroFL, Task, parameters_of
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.transport.compat import ErrorCode
 from tests.classic.fakes import Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.grouped import grouped
 from tests.federation.tiny import build, build_normed, node_context
+from tests.flower_internals import GridClientProxy
 
 FAILED = Status(Code.FIT_NOT_IMPLEMENTED, "fit is not there")
 
@@ -194,6 +197,23 @@ def test_failures_are_listed_by_client_where_flower_names_one():
     strategy.aggregate_fit(1, fit_all(instructions)[:1], [*pairs, ValueError("gone")])
     said = ["fit is not there", "FIT_NOT_IMPLEMENTED", "no result; ValueError: gone"]
     assert list(strategy.log.failures.values()) == said
+
+
+class Crashing:
+    """A grid whose clients all raise one error, as Flower's SuperNodes report it."""
+
+    def send_and_receive(self, messages):
+        reason = "<class 'flwr.clientapp.exception.ClientAppException'>:<'\nException ClientAppException occurred. "
+        reason += "Message: the disk is full'>"
+        return [Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=sent) for sent in messages]
+
+
+def test_an_error_is_that_of_the_client_without_flowers_texts_around_it():
+    strategy, _, _, instructions = begin(clients(3), "a1", min_replies=1)
+    with pytest.raises(ValueError, match="Message contains an Error") as raised:
+        GridClientProxy(1, Crashing(), 1).fit(instructions[0][1], 1.0, 1)
+    strategy.aggregate_fit(1, fit_all(instructions)[:1], [raised.value])
+    assert [*strategy.log.failures.values()] == ["no result; the disk is full"] * 2
 
 
 def test_who_is_dropped_by_a_subclass_has_not_failed(caplog):
