@@ -12,6 +12,7 @@ from heterofl_flwr.app.request import WINDOW
 from heterofl_flwr.app.sweep.blocks import combine_blocks
 from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.sweep.job import LAUNCH
+from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.auto_values import PRESETS
@@ -73,6 +74,14 @@ def test_each_data_set_and_each_model_has_an_option():
     options = {group: {name for own, name in OPTIONS if own == group} for group in GROUPS}
     assert options["data"] == PRESETS.keys()
     assert options["model"] == {"auto", *MODELS}
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+@pytest.mark.parametrize("method", ["depthfl", "scalefl"])
+def test_the_levels_of_a_method_that_cuts_stages_have_four_depths(method, data):
+    (settings,) = settings_of(f"data={data}", f"method={method}")
+    build = Workload(settings).build
+    assert [len(build(rate).exits) for rate in settings.mix.rates] == [4, 3, 2, 1]
 
 
 NUMBERS = {f"table{number}": jobs for number, jobs in {1: 24, 2: 24, 3: 12, 4: 34, 5: 50, 7: 62, 8: 62, 9: 31}.items()}
