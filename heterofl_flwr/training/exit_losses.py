@@ -57,7 +57,8 @@ def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
     """Return the factor of the divergence in the loss of round ``server_round``.
 
     Let t be the number of earlier rounds. With ``mutual`` (DepthFL), the factor is ``exp(-5 (1 - t / rounds)^2)`` while
-    t is below ``rounds``, and then 1. With ``deepest`` (ScaleFL), it is 0 while t is below ``rounds``, and then 1.
+    t is below ``rounds``, and then 1. With ``deepest`` (ScaleFL), it is 0 while t is below ``rounds``, and then 1; in
+    the authors' code it is still 0 where t equals ``rounds``.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":

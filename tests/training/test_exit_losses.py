@@ -75,13 +75,20 @@ def test_teachers_get_no_gradient(loss):
     assert all(own.grad.isfinite().all() for own in logits)
 
 
-def test_the_divergence_begins_as_in_the_authors_code():
+def test_the_divergence_grows_as_in_depthfls_baseline():
     assert [ramp_up("mutual", 1 + done, 300) for done in (0, 150, 300, 999)] == pytest.approx(
         [math.exp(-5), math.exp(-5 * 0.25), 1, 1]
     )
+
+
+def test_the_divergence_from_the_deepest_exit_begins_after_the_ramp():
     assert [ramp_up("deepest", server_round, 25) for server_round in (1, 25, 26)] == [0, 0, 1]
     assert [ramp_up("deepest", server_round, 0.07 * 100) for server_round in (7, 8)] == [0, 1]
-    assert ramp_up("mutual", 1, 0) == ramp_up("deepest", 1, 0) == 1
+
+
+@pytest.mark.parametrize("exits", ["mutual", "deepest"])
+def test_without_a_ramp_the_divergence_counts_from_the_first_round(exits):
+    assert ramp_up(exits, 1, 0) == 1
 
 
 @pytest.mark.parametrize(
