@@ -142,7 +142,7 @@ def elastic(
         The width of each group of channels is rounded up to a multiple of this number. In attention, the width of
         one head is rounded.
     global_rate : float
-        The largest rate of the mix.
+        The rate of the global model, which by default is the largest rate of the mix.
     scaler : bool | None
         Whether a ``Scaler`` follows each linear layer, convolution, embedding and ``nn.MultiheadAttention`` whose
         output shrinks. In training, the Scaler divides the output by ``rate / global_rate`` (section 3.3). Add
