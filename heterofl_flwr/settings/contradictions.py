@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
+from heterofl_flwr.core.slice_rules import NESTED_RULES
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
@@ -57,6 +58,7 @@ def _model_rules(settings: Settings, values: Mapping[str, object]) -> Iterable[C
 
 def _server_rules(settings: Settings) -> Iterable[Contradiction]:
     server, devices, sample = settings.server, settings.devices, settings.sample
+    moves = server.strategy == "heterofl" and server.slice_rule not in NESTED_RULES
     return (
         ("devices.profile", devices.profile and server.strategy == "fedh2l",
          "but with server.strategy=fedh2l the exchange of posteriors is not simulated; expected ''"),
@@ -66,6 +68,9 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
          f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
         ("server.by-level", server.by_level and settings.train.distill != "none",
          f"but train.distill={settings.train.distill} trains smaller levels inside a client's model; expected ''"),
+        ("server.slice-rule", moves and settings.train.distill != "none",
+         f"but train.distill={settings.train.distill} trains the first channels of a client's slice, which are no "
+         f"smaller level's where slices move; expected {' or '.join(map(repr, NESTED_RULES))}"),
         ("run.resume", settings.run.resume and not settings.run.dir,
          "expected run.dir to name the folder of the run to go on with"),
     )  # fmt: skip

@@ -168,6 +168,8 @@ def test_an_unknown_key_is_rejected_with_the_nearest():
         ("model.shrink", "depth", {"server.strategy": "fedh2l"}),
         ("model.ensemble", True, {}),
         ("server.slice-rule", "rolling", {"model.shrink": "depth"}),
+        ("server.slice-rule", "rolling", {"train.distill": "drawn"}),
+        ("server.slice-rule", "random-client", {"train.distill": "ordered"}),
         ("train.exits", "mutual", {"model.shrink": "depth", "train.distill": "all"}),
         ("model.scaler", False, {"model.name": "mlp"}),
         ("model.scaler", False, {"model.name": "net:build"}),
