@@ -67,8 +67,8 @@ def lost_evaluation(path: Path) -> str:
     """Return an error message if no client replied in a run's last evaluation by clients; '' otherwise."""
     from heterofl_flwr.report import RunFolder
 
-    last = next((record for record in reversed(RunFolder(path).history()) if record.evaluate_asked), None)
-    if last is None or last.evaluate_answers:
+    record = next((one for one in reversed(RunFolder(path).history()) if one.evaluate_asked), None)
+    if record is None or record.evaluate_answers:
         return ""
-    reasons = name_faults("partition", last.evaluate_failures)
-    return f"in round {last.server_round} no client evaluated the global model: {reasons}"
+    reasons = name_faults("partition", record.evaluate_failures)
+    return f"in round {record.server_round} no client evaluated the global model: {reasons}"

@@ -33,7 +33,7 @@ PROXIMAL_MU = "proximal_mu"
 """Key of the config in Flower's classic ``FedProx``."""
 
 _ERROR_REPLY = re.compile(r"Message contains an Error \(reason: (.*)\)\. It originated during .*", re.DOTALL)
-"""Text of the error that Flower raises in place of a client's error reply."""
+"""Text of Flower's exception for a client's error reply."""
 
 _PROPERTIES = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"

@@ -208,9 +208,9 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
         raise DataError(
             f"{clients} clients are too many for the {number} owners of {dataset.name}: use {number} or fewer"
         )
-    known = torch.nonzero(torch.isin(test, names[:clients])).flatten()
+    test_rows = torch.nonzero(torch.isin(test, names[:clients])).flatten()
     rows = _group(torch.arange(len(train)), owners, number)[:clients]
-    tested = _group(known, torch.searchsorted(names, test[known]), clients)
+    tested = _group(test_rows, torch.searchsorted(names, test[test_rows]), clients)
     if not any(map(len, tested)):
         raise DataError(f"no client of {clients} has test examples: use more clients, or data with a test split")
     return rows, tested

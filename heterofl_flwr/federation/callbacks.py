@@ -146,11 +146,11 @@ def check_callbacks(callbacks: object) -> tuple[RoundCallback, ...]:
     expected = "expected a list of objects of subclasses of RoundCallback, such as [KeepBest()]"
     if not isinstance(callbacks, Iterable):
         raise ConfigError(f"callbacks is {shown(callbacks)}; {expected}")
-    found = tuple(callbacks)
-    for callback in found:
+    given = tuple(callbacks)
+    for callback in given:
         if not isinstance(callback, RoundCallback):
             raise ConfigError(f"callbacks has {shown(callback)}; {expected}")
-    return found
+    return given
 
 
 def progress_text(what: str, done: int, total: int, failed: int) -> str:

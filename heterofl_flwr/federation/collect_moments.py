@@ -82,8 +82,8 @@ class CollectedMoments:
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
         """Return, for each rate, the sum of the clients' moments or, with ``privacy.noise``, the noisy mean.
 
-        If no client gave usable moments, there are two cases. If ``needed`` is True, and clients were refused, of which
-        none was silent, raise ``RoundError``. Otherwise, return an empty dictionary. With noise, record the privacy
+        If no client gave usable moments, there are two cases. If ``needed`` is True, clients were refused, and none of
+        them was silent, raise ``RoundError``. Otherwise, return an empty dictionary. With noise, record the privacy
         spent in ``spent`` and ``log``.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}

@@ -75,8 +75,8 @@ class Console(RoundCallback):
         """Print the numbers of the first and the final round, and the size of the model."""
         size = sum(value.numel() for value in state.values())
         model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
-        left = f"rounds {first_round} to" if first_round <= num_rounds else "no round is left of"
-        self._print(f"{left} {num_rounds}, {model}")
+        rounds = f"rounds {first_round} to" if first_round <= num_rounds else "no round is left of"
+        self._print(f"{rounds} {num_rounds}, {model}")
         self._num_rounds = num_rounds
         self._begin_round(first_round)
 

@@ -68,5 +68,5 @@ def read_counts(folder: RunFolder) -> ClassCounts:
 
 def write_counts(folder: RunFolder, **counts: Any) -> None:
     """Write fields of ``ClassCounts`` into ``classes.json``; all other fields keep their values."""
-    found = replace(read_counts(folder), **counts)
-    write_atomic(folder.classes, to_json({each.name: getattr(found, each.name) for each in fields(found)}).encode())
+    merged = replace(read_counts(folder), **counts)
+    write_atomic(folder.classes, to_json({each.name: getattr(merged, each.name) for each in fields(merged)}).encode())
