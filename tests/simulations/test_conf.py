@@ -96,7 +96,7 @@ NUMBERS |= {
     "lora": 2 + 2,
     "mask-fill": 2 * 4 * 3,
 }
-NUMBERS |= {"ratio": 2 * 2 * 7, "search": 37, "depthfl-cifar100": 6, "fiarse-cifar10": 3, "race": 2}
+NUMBERS |= {"ratio": 2 * 2 * 7, "search": 36, "depthfl-cifar100": 6, "fiarse-cifar10": 3, "race": 2}
 NUMBERS |= {"all": 31 * 5 + 10 * 9 * 5 + (17 - 3) * 2 + (25 - 3) * 2}
 QUICK = {"table1", "figure2", "choice", "lora"}
 LONG = {"all", "baselines", "compare", "depth", "family", "family-cifar10", "search"}  # seconds to compose
