@@ -84,6 +84,14 @@ def test_the_levels_of_a_method_that_cuts_stages_have_four_depths(method, data):
     assert [len(build(rate).exits) for rate in settings.mix.rates] == [4, 3, 2, 1]
 
 
+@pytest.mark.parametrize(("experiment", "decay"), [("depthfl-cifar100", 0.001), ("fiarse-cifar10", 0.0)])
+def test_the_settings_of_other_papers_tables_have_their_hyperparameters(experiment, decay):
+    for settings in settings_of(f"experiment={experiment}"):
+        train = settings.train
+        assert (train.momentum, train.weight_decay, train.clip) == (0, decay, 0)
+        assert (train.mask_fill, train.labels) == ("none", "none")
+
+
 NUMBERS = {f"table{number}": jobs for number, jobs in {1: 24, 2: 24, 3: 12, 4: 34, 5: 50, 7: 62, 8: 62, 9: 31}.items()}
 NUMBERS |= {f"figure{number}": PAIRS for number in range(2, 9)}
 NUMBERS |= {"figure9": 4 * 2 * 2, "figure10": 4 * 2 * 2, "figure11": 4 * 2}
