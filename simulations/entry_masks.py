@@ -1,7 +1,10 @@
-"""FIARSE as published (Wu et al., NeurIPS 2024), to compare with its structured form, ``method=fiarse``.
+"""FIARSE's masks of single entries (Wu et al., NeurIPS 2024), to compare with its structured form, ``method=fiarse``.
 
 A client of rate r uses the r**2 weights of each layer that are largest in magnitude, wherever they are. So it holds,
 computes and exchanges the whole model: single entries make a slice sparse, not small. Biases and norms are not masked.
+
+The authors' code has one threshold for all layers, or one for each stage of a ResNet, and masks biases of linear layers
+too. Its mask has booleans, through which torch passes no gradient, so the paper's factor of the gradient has no effect.
 
 The block ``entries`` of ``conf/experiment/family-cifar10.yaml`` trains this model.
 """
